@@ -1,0 +1,71 @@
+"""Evaluate the forecast on the test split, beside baselines fitted on the training split.
+
+    python jobs/evaluate.py --config jobs/configs/demo.yaml
+
+Writes metrics.json, tables.md, cases.csv and evaluation.png.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lesioncast.config import Config, ConfigError, load_config
+from lesioncast.evaluation.assess import Context, assess
+from lesioncast.evaluation.baselines import BaselineError
+from lesioncast.evaluation.output import TABLES, write_assessment
+from lesioncast.forecasting.engine import bundle_remark, require_fit, trial_remarks
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.heldout import draw_counts, held_out, measure
+from lesioncast.forecasting.notice import RESEARCH_USE
+from lesioncast.start import cluster, configure_logging, job_parser
+from lesioncast.training.bundle import load_bundle
+from lesioncast.training.errors import TrainingError
+from storage import StorageError, open_store
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    parser = job_parser(__doc__ or "")
+    parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
+    parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
+    parser.add_argument("--out", type=Path, help="where files go (default: <root>/evaluation)")
+    args = parser.parse_args(argv)
+    configure_logging()
+    try:
+        evaluate(load_config(args.config, args.overrides), args)
+    except ConfigError as error:
+        parser.error(str(error))
+    except (StorageError, TrainingError, ForecastError, BaselineError) as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+def evaluate(config: Config, args: argparse.Namespace) -> None:
+    """Measure outcomes and draw ensembles on Ray, then score and write."""
+    store = open_store((args.store or config.paths.store).absolute())
+    path = (args.bundle or config.paths.bundle).absolute()
+    out = (args.out or config.paths.evaluation).absolute()
+    bundle = load_bundle(path)
+    require_fit(bundle, store)
+    cases = held_out(store, config.evaluation)
+    remarks = (bundle_remark(path), *trial_remarks(Path(store.table.bids)))
+    context = Context(
+        store.spec.arms, store.spec.spacing, bundle.digest, config.seed, (RESEARCH_USE, *remarks)
+    )
+    with cluster(config.ray):
+        train, test = measure(store, cases, workers=config.evaluation.workers)
+        counts = draw_counts(store, cases, path, settings=config.evaluation, seed=config.seed)
+    assessment = assess(
+        train, test, counts, forced=cases.forced, context=context, settings=config.evaluation
+    )
+    write_assessment(assessment, out, forced=cases.forced, case=test.case)
+    logger.info("%s", out / TABLES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

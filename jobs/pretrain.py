@@ -1,0 +1,51 @@
+"""Stage 1: train the UNet on the store's training split, w096 FLAIR and NET2 given the arm.
+
+    python jobs/pretrain.py --config jobs/configs/demo.yaml
+
+The same command again resumes from the last checkpoint, or says that the run is finished.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lesioncast.config import ConfigError, load_config
+from lesioncast.start import cluster, configure_logging, job_parser
+from lesioncast.training.errors import TrainingError
+from lesioncast.training.fit import discard, train
+from lesioncast.training.ingest import training_cases
+from lesioncast.training.stages import Experiment, pretraining
+from storage import StorageError, open_store
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    parser = job_parser(__doc__)
+    parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
+    parser.add_argument("--out", type=Path, help="where runs are kept (default: <root>/runs)")
+    parser.add_argument("--fresh", action="store_true", help="discard this run and start over")
+    args = parser.parse_args(argv)
+    configure_logging()
+    try:
+        config = load_config(args.config, args.overrides)
+        store = open_store((args.store or config.paths.store).absolute())
+        cases = training_cases(store, config.arms)
+        runs = (args.out or config.paths.runs).absolute()
+        stage = pretraining(config.pretrain, Experiment(config.model, cases, runs, config.seed))
+        if args.fresh:
+            discard(stage)
+        with cluster(config.ray):
+            train(stage)
+    except ConfigError as error:
+        parser.error(str(error))
+    except (StorageError, TrainingError) as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""What a simulated trial says of itself: the descriptions, sidecars and tables of its BIDS form."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lesioncast.arms import PAPER_ARMS
+from lesioncast.cohort.disease import TRIALS, Patient
+from lesioncast.cohort.settings import CohortSettings
+from lesioncast.cohort.template import REGIONS
+
+GENERATOR = 1  # raise it when the same settings no longer make the same subjects
+DERIVATIVES = {
+    "lesions": "T2, gadolinium-enhancing, and new and enlarging T2 (NET2) lesions, as observed",
+    "synthseg": "Regions by FreeSurfer id in the manner of SynthSeg, taken from the simulation",
+    "truth": "True counterfactuals: the NET2 lesions of each period under every arm, by rank",
+}
+
+_BIDS_VERSION = "1.10.1"
+_WEEKS = {"w000": 0, "w048": 48, "w096": 96}
+_PAPER = "https://arxiv.org/abs/2508.07006"
+
+_README = f"""\
+A simulated multiple-sclerosis trial: no real patient is in it.
+
+Anatomy comes from the ICBM152 2009a templates (as shipped with nilearn), moved and bent for each
+subject. Lesions and treatment effects come from a structural causal model; under each arm its
+activity rates and mean lesion counts are those of Table 1 of {_PAPER}.
+Sessions are w000 (before treatment), w048 and w096. The NET2 mask of w048 shows what is new since
+w000, that of w096 what is new since w048.
+
+How well the past predicts the future is a setting here (predictability), so the ease of a task on
+this data is no evidence about real disease.
+
+derivatives/truth holds what no real trial can know: a rank map and a lesion count per arm for each
+period. The NET2 mask under an arm is 0 < rank <= count. No model may read it.
+"""
+
+_PART_README = """\
+{}.
+
+Part of a simulated trial: no real patient is in it. The files follow from the settings in the
+trial's dataset_description.json; ../../README says how.
+"""
+
+_COLUMNS = {
+    "age": {"Description": "Age at w000", "Units": "year"},
+    "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
+    "disease_duration": {"Description": "Time since first symptoms at w000", "Units": "year"},
+    "edss": {"Description": "Expanded Disability Status Scale at w000 (0 to 10)"},
+    "relapses": {"Description": "Relapses in the two years before w000"},
+    "treatment_arm": {
+        "Description": "Arm to which the participant was assigned at w000",
+        "Levels": {arm.name: f"efficacy: {arm.efficacy}" for arm in PAPER_ARMS},
+    },
+    "trial": {
+        "Description": "Trial that enrolled the participant; scanner contrast depends on it",
+        "Levels": {name: f"simulated after {name}" for name in TRIALS},
+    },
+}
+
+_SESSION_COLUMNS = {
+    "weeks": {"Description": "Time since assignment to the arm", "Units": "week"},
+    "age": {"Description": "Age at the session", "Units": "year"},
+}
+
+# Sidecars apply to every file below them with the same suffix and entities (BIDS inheritance).
+_SIDECARS = {
+    "lesions/desc-T2_mask.json": {
+        "Type": "Lesion",
+        "Description": "T2-hyperintense lesions at the session",
+    },
+    "lesions/desc-Gad_mask.json": {
+        "Type": "Lesion",
+        "Description": "Gadolinium-enhancing lesions at the session",
+    },
+    "lesions/desc-NET2_mask.json": {
+        "Type": "Lesion",
+        "Description": "T2 lesions that are new or enlarging since the previous session",
+    },
+    "synthseg/desc-synthseg_dseg.json": {"Description": "Regions by FreeSurfer id"},
+    "truth/desc-ranks_dseg.json": {
+        "Description": "Rank of each possible new lesion since the previous session; an arm shows "
+        "those with rank <= LesionCounts[arm]",
+    },
+}
+
+_ACQUISITION = {"Modality": "MR", "MRAcquisitionType": "2D", "SkullStripped": True}
+_HARDWARE = (
+    "Manufacturer",
+    "ManufacturersModelName",
+    "DeviceSerialNumber",
+    "StationName",
+    "SoftwareVersions",
+    "ReceiveCoilName",
+    "ReceiveCoilActiveElements",
+    "MatrixCoilMode",
+    "CoilCombinationMethod",
+    "PulseSequenceType",
+    "SequenceName",
+    "PulseSequenceDetails",
+    "InstitutionName",
+    "InstitutionAddress",
+    "InstitutionalDepartmentName",
+)
+
+
+def fingerprint(settings: CohortSettings) -> dict[str, Any]:
+    """What determines each subject: trials that differ only in size have the same fingerprint."""
+    known = dataclasses.asdict(settings) | {"generator": GENERATOR}
+    del known["subjects"]
+    as_stored: dict[str, Any] = json.loads(json.dumps(known))
+    return as_stored
+
+
+def shared_files(settings: CohortSettings) -> dict[str, str]:
+    """Files about the trial as a whole, by path below its root.
+
+    dataset_description.json comes last: where it is, the others are.
+    """
+    derivatives: dict[str, str] = {}
+    for name, purpose in DERIVATIVES.items():
+        derivatives[f"derivatives/{name}/README"] = _PART_README.format(purpose)
+        derivatives[f"derivatives/{name}/dataset_description.json"] = _derivative(name, purpose)
+    for sidecar, content in _SIDECARS.items():
+        derivatives[f"derivatives/{sidecar}"] = _json({"SpatialReference": "orig"} | content)
+    return {
+        "README": _README,
+        "FLAIR.json": _json(_ACQUISITION | dict.fromkeys(_HARDWARE, "none (simulated)")),
+        "participants.json": _json(_COLUMNS),
+        "sessions.json": _json(_SESSION_COLUMNS),
+        **derivatives,
+        "derivatives/synthseg/desc-synthseg_dseg.tsv": _region_table(),
+        "dataset_description.json": _json(
+            {
+                "Name": "Simulated multiple-sclerosis trial",
+                "BIDSVersion": _BIDS_VERSION,
+                "DatasetType": "raw",
+                "License": "CC0",
+                "GeneratedBy": [_generator("lesioncast")],
+                "ReferencesAndLinks": [_PAPER],
+                "SimulatedWith": fingerprint(settings),
+            }
+        ),
+    }
+
+
+def participant_table(rows: Iterable[tuple[str, Patient]]) -> str:
+    """participants.tsv."""
+    lines = ["\t".join(["participant_id", *_COLUMNS])]
+    for name, patient in rows:
+        known = patient.covariates() | {"treatment_arm": patient.arm, "trial": patient.trial}
+        lines.append("\t".join([name, *(str(known[column]) for column in _COLUMNS)]))
+    return "\n".join(lines) + "\n"
+
+
+def session_table(age: float) -> str:
+    """sessions.tsv of a subject who is `age` years old at w000."""
+    lines = ["session_id\tweeks\tage"]
+    for session, weeks in _WEEKS.items():
+        lines.append(f"ses-{session}\t{weeks}\t{age + weeks * 7 / 365.25:.1f}")
+    return "\n".join(lines) + "\n"
+
+
+def _region_table() -> str:
+    names: dict[int, str] = {}
+    for name, (left, right) in REGIONS.items():
+        names |= {left: name} if left == right else {left: f"left {name}", right: f"right {name}"}
+    rows = [f"{index}\t{names[index]}" for index in sorted(names)]
+    return "\n".join(["index\tname", *rows]) + "\n"
+
+
+def _derivative(name: str, purpose: str) -> str:
+    return _json(
+        {
+            "Name": purpose,
+            "BIDSVersion": _BIDS_VERSION,
+            "DatasetType": "derivative",
+            "License": "CC0",
+            "GeneratedBy": [_generator(name)],
+            "SourceDatasets": [{"URL": "../../"}],
+        }
+    )
+
+
+def _generator(name: str) -> dict[str, Any]:
+    try:
+        installed = version("lesioncast")
+    except PackageNotFoundError:
+        installed = "unpackaged"
+    return {"Name": name, "Version": installed, "Description": "Simulated by lesioncast"}
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -1,0 +1,161 @@
+"""One closed, typed configuration for every job: each room's settings under its own key.
+
+root: $LESIONCAST_ROOT (default ~/lesioncast) / name, where a job keeps what it makes.
+"""
+
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.cohort.settings import CohortSettings
+from lesioncast.diffusion.controlnet import ControlConfig
+from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
+from lesioncast.start import RaySettings
+from lesioncast.training.settings import TrainSettings
+from storage.settings import StoreSettings
+
+
+class ConfigError(ValueError):
+    """A configuration file or override that cannot be used; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the jobs of one configuration keep what they make, below `root`."""
+
+    root: Path
+
+    @property
+    def bids(self) -> Path:
+        """The simulated trial, or a link to a real one."""
+        return self.root / "bids"
+
+    @property
+    def store(self) -> Path:
+        """The Zarr store."""
+        return self.root / "store.zarr"
+
+    @property
+    def runs(self) -> Path:
+        """Checkpoints and logs of both training stages."""
+        return self.root / "runs"
+
+    @property
+    def bundle(self) -> Path:
+        """What training hands to forecasting and serving."""
+        return self.root / "bundle"
+
+    @property
+    def forecasts(self) -> Path:
+        """Forecasts as a BIDS derivative."""
+        return self.root / "forecasts"
+
+    @property
+    def evaluation(self) -> Path:
+        """Tables, figures and per-case predictions."""
+        return self.root / "evaluation"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a job may be told; see the class of each field."""
+
+    name: str
+    cohort: CohortSettings
+    store: StoreSettings
+    pretrain: TrainSettings
+    finetune: TrainSettings
+    seed: int = 0
+    arms: tuple[str, ...] = PAPER_ARM_NAMES
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    forecast: ForecastSettings = field(default_factory=ForecastSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
+
+    @property
+    def paths(self) -> Paths:
+        """Default folders of this configuration's jobs."""
+        root = os.environ.get("LESIONCAST_ROOT", "~/lesioncast")
+        return Paths(Path(root).expanduser().absolute() / self.name)
+
+    @property
+    def model(self) -> ModelConfig:
+        """What shapes the weights."""
+        return ModelConfig(self.arms, self.unet, self.control, self.schedule, self.objective)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with overrides such as `pretrain.steps=50`.
+
+    Raises `ConfigError` for a file that is missing, a key nobody knows (naming its neighbours) or a
+    value of the wrong kind.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: expected keys such as name and cohort, got {type(raw).__name__}"
+        )
+    for override in overrides:
+        _override(raw, override)
+    return parse(Config, raw, source=str(path))
+
+
+Parsed = typing.TypeVar("Parsed")
+
+
+def parse(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) -> Parsed:
+    """`raw` as the dataclass `kind`, closed to unknown keys; errors name `source` and the key."""
+    _refuse_unknown(kind, raw, source=source, prefix="")
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as error:
+        problems = (
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}"
+            for problem in error.errors()
+        )
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set takes key=value, such as pretrain.steps=50; got {override!r}")
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+    section[last] = yaml.safe_load(value)
+
+
+def _refuse_unknown(kind: Any, raw: Mapping[str, Any], *, source: str, prefix: str) -> None:
+    hints = typing.get_type_hints(kind)
+    known = {each.name for each in dataclasses.fields(kind)}
+    for key, value in raw.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3) or sorted(known)
+            raise ConfigError(f"{source}: unknown key {prefix}{key}; nearest: {', '.join(near)}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            _refuse_unknown(hints[key], value, source=source, prefix=f"{prefix}{key}.")

@@ -1,0 +1,97 @@
+"""The ControlNet of stage 2: a trainable copy of the encoder that sees the patient's images.
+
+Zhang et al. 2023, figure 3, in voxel space: the hint keeps the resolution of z_t.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lesioncast.diffusion.blocks import fold, zeroed
+from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """How the condition c_f [b, channels, s, h, w] enters.
+
+    `hint_widths` are the hidden widths of the hint encoder (3x3 convolutions, SiLU between); its
+    last convolution starts at zero where `zero_hint`. `burden` adds the share of lesion voxels and
+    the mean of each condition channel to the copy's embedding: normalised feature maps lose how
+    many lesions a patient has, which small networks do not recover in a short training.
+    """
+
+    channels: int = 7
+    hint_widths: tuple[int, ...] = ()
+    zero_hint: bool = True
+    burden: bool = False
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What the condition becomes once per patient: it depends on no t, arm or seed."""
+
+    features: Tensor
+    burden: Tensor | None
+
+
+def burden_features(condition: Tensor) -> Tensor:
+    """[b, 2 * channels] from c_f [b, channels, s, h, w]: present or null, and the log share.
+
+    For a -1 / +1 mask the share is that of lesion voxels; a null channel gives two zeros.
+    """
+    present = condition.flatten(2).any(2).to(condition.dtype)
+    share = (condition.flatten(2).mean(2) + 1) / 2
+    return torch.cat([present, present * (share.clamp(min=0) + 1e-5).log10().add(3)], dim=1)
+
+
+class ControlNet(nn.Module):
+    """A copy of the encoder whose outputs reach the frozen UNet through zero convolutions."""
+
+    def __init__(self, config: ControlConfig, unet: UNetConfig) -> None:
+        super().__init__()
+        self.patch = unet.patch
+        self.encoder = Encoder(unet)
+        channels = config.channels * unet.slices * unet.patch**2
+        widths = (channels, *config.hint_widths, unet.widths[0])
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(width_in, width_out, 3, padding=1), nn.SiLU()]
+        self.hint = nn.Sequential(*layers[:-1])
+        if config.zero_hint:
+            zeroed(self.hint[-1])
+        self.burden = (
+            nn.Sequential(
+                nn.Linear(2 * config.channels, unet.embedding),
+                nn.SiLU(),
+                nn.Linear(unet.embedding, unet.embedding),
+            )
+            if config.burden
+            else None
+        )
+        self.zero_skips = nn.ModuleList(zeroed(nn.Conv2d(w, w, 1)) for w in unet.skip_widths())
+        self.zero_middle = zeroed(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
+
+    @classmethod
+    def from_unet(cls, config: ControlConfig, unet: UNet) -> "ControlNet":
+        """A ControlNet whose encoder starts from the trained UNet's."""
+        control = cls(config, unet.config)
+        control.encoder.load_state_dict(unet.encoder.state_dict())
+        return control
+
+    def encode(self, condition: Tensor) -> Hint:
+        """The hint of c_f [b, channels, s, h, w]: computed once, shared over t, arms and seeds."""
+        burden = self.burden(burden_features(condition)) if self.burden else None
+        return Hint(self.hint(fold(condition, self.patch)), burden)
+
+    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint) -> Residuals:
+        """What to add to the UNet's skips and middle for z [b, 2, s, h, w]."""
+        embedding = self.encoder.embedding(logsnr, arm)
+        if hint.burden is not None:
+            embedding = embedding + hint.burden
+        skips, middle = self.encoder(z, embedding, hint.features)
+        return Residuals(
+            [zero(skip) for zero, skip in zip(self.zero_skips, skips, strict=True)],
+            self.zero_middle(middle),
+        )

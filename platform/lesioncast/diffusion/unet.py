@@ -1,0 +1,173 @@
+"""The treatment-conditioned UNet of stage 1 (paper, section 2; encoder path of ADM).
+
+`Encoder` is the contraction path with its time and arm embedding: the UNet owns one, and the
+ControlNet of stage 2 trains a copy of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lesioncast.diffusion.blocks import Block, Up, fold, sinusoidal, unfold, zeroed
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the network; the defaults are the paper's.
+
+    `patch` > 1 folds patch x patch voxels into channels before the first convolution, which makes
+    small machines faster; the paper's is 1. `attention_stages` counts stages from 0.
+    """
+
+    slices: int = 15
+    arms: int = 6
+    patch: int = 1
+    widths: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
+    down_blocks: int = 2
+    attention_stages: tuple[int, ...] = (4, 5)
+    head_dim: int = 64
+    groups: int = 32
+    target_channels: int = 2
+
+    def __post_init__(self) -> None:
+        uneven = [width for width in self.widths if width % self.groups]
+        if uneven:
+            raise ValueError(f"widths must be multiples of groups={self.groups}, got {uneven}")
+
+    @property
+    def folded_channels(self) -> int:
+        """Channels of a folded target: target_channels * slices * patch^2."""
+        return self.target_channels * self.slices * self.patch**2
+
+    @property
+    def embedding(self) -> int:
+        """Width of the time and arm embedding."""
+        return 4 * self.widths[0]
+
+    @property
+    def null_arm(self) -> int:
+        """Row of the arm table that means "no arm given"."""
+        return self.arms
+
+    def skip_widths(self) -> list[int]:
+        """Widths of the encoder's skip tensors, first to last."""
+        widths = [self.widths[0]]
+        for stage, width in enumerate(self.widths):
+            widths += [width] * self.down_blocks
+            if stage < len(self.widths) - 1:
+                widths.append(width)
+        return widths
+
+    def block(self, stage: int, width_in: int) -> Block:
+        """One block of `stage`, with attention where the stage has it."""
+        return Block(
+            width_in,
+            self.widths[stage],
+            embedding=self.embedding,
+            groups=self.groups,
+            head_dim=self.head_dim if stage in self.attention_stages else None,
+        )
+
+
+class Embedding(nn.Module):
+    """logsnr through sinusoids and an MLP, plus a learned row per arm (section 2, stage 1)."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.width = config.widths[0]
+        self.time = nn.Sequential(
+            nn.Linear(self.width, config.embedding),
+            nn.SiLU(),
+            nn.Linear(config.embedding, config.embedding),
+        )
+        self.arm = nn.Embedding(config.arms + 1, config.embedding)
+
+    def forward(self, logsnr: Tensor, arm: Tensor) -> Tensor:
+        embedding: Tensor = self.time(sinusoidal(logsnr, self.width)) + self.arm(arm)
+        return embedding
+
+
+class Encoder(nn.Module):
+    """The contraction path and the middle block."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.patch = config.patch
+        self.embedding = Embedding(config)
+        self.conv_in = nn.Conv2d(config.folded_channels, config.widths[0], 3, padding=1)
+        self.steps = nn.ModuleList()
+        width = config.widths[0]
+        for stage, stage_width in enumerate(config.widths):
+            for _ in range(config.down_blocks):
+                self.steps.append(config.block(stage, width))
+                width = stage_width
+            if stage < len(config.widths) - 1:
+                self.steps.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+        self.middle = Block(
+            width, width, embedding=config.embedding, groups=config.groups, head_dim=None
+        )
+
+    def forward(
+        self, z: Tensor, embedding: Tensor, hint: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Skips and the middle of z [b, c, s, h, w]; `hint` is added after the first layer."""
+        features = self.conv_in(fold(z, self.patch))
+        if hint is not None:
+            features = features + hint
+        skips = [features]
+        for step in self.steps:
+            features = step(features, embedding) if isinstance(step, Block) else step(features)
+            skips.append(features)
+        return skips, self.middle(features, embedding)
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What a ControlNet adds to the UNet: one tensor per skip, one for the middle."""
+
+    skips: Sequence[Tensor]
+    middle: Tensor
+
+
+class UNet(nn.Module):
+    """Predicts v (or eps, x) of FLAIR and NET2 at week 96, jointly, from z_t, logsnr and arm."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.steps = nn.ModuleList()
+        skips = config.skip_widths()
+        width = config.widths[-1]
+        for stage in reversed(range(len(config.widths))):
+            for _ in range(config.down_blocks + 1):
+                self.steps.append(config.block(stage, width + skips.pop()))
+                width = config.widths[stage]
+            if stage > 0:
+                self.steps.append(Up(width))
+        self.out = nn.Sequential(
+            nn.GroupNorm(config.groups, width),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
+        )
+
+    def forward(
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: Residuals | None = None
+    ) -> Tensor:
+        """The prediction [b, 2, s, h, w] for z of that shape, logsnr [b], arm [b] (row numbers)."""
+        embedding = self.encoder.embedding(logsnr, arm)
+        skips, features = self.encoder(z, embedding)
+        if residuals is not None:
+            skips = [a + b for a, b in zip(skips, residuals.skips, strict=True)]
+            features = features + residuals.middle
+        for step in self.steps:
+            if isinstance(step, Block):
+                features = step(torch.cat([features, skips.pop()], dim=1), embedding)
+            else:
+                features = step(features)
+        # In bfloat16 the step next to -1 is 1/128: a lesion probability of 1 in 1000 would be lost.
+        with torch.autocast(z.device.type, enabled=False):
+            folded = self.out(features.float())
+        return unfold(folded, slices=self.config.slices, patch=self.config.patch)

@@ -1,0 +1,1 @@
+"""From masks to numbers: lesions, ensembles, metrics, baselines, the report and its figure."""

@@ -1,0 +1,147 @@
+"""Three panels of one evaluation: the ladder of arms, the ROC curve, calibration."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from lesioncast.evaluation.ensembles import wilson_interval
+from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION, Method, by_key
+from lesioncast.evaluation.outcomes import Cases
+from lesioncast.evaluation.report import POOLED
+
+Record = Mapping[str, Any]
+Floats = npt.NDArray[np.float64]
+
+INK, DIM, RULE = "#1c2026", "#6b7380", "#d9dde3"
+STYLE = {
+    ENSEMBLE: ("#c8321e", "ControlNet ensemble", 2.2),
+    REGRESSION: ("#2f6f9f", "regression on image scalars", 1.4),
+    ARM_RATE: ("#8a929d", "arm rate", 1.4),
+}
+BINS = 8
+
+
+def evaluation_figure(
+    record: Record, cases: Cases, methods: Sequence[Method], *, variant: str = "plain"
+) -> Figure:
+    """The figure of an evaluation; `record` is what metrics.json holds."""
+    figure = Figure(figsize=(13.2, 4.7), facecolor="white")
+    ladder, roc, calibration = figure.subplots(1, 3, gridspec_kw={"wspace": 0.28})
+    figure.subplots_adjust(left=0.055, right=0.985, top=0.89, bottom=0.25)
+    _ladder(ladder, record["ladder"])
+    _roc(roc, cases, methods, record["variants"][variant]["activity"][POOLED])
+    _calibration(calibration, cases, methods)
+    note = " ".join(record["notices"])
+    size = f"{record['cases']['test']} test cases, {record['samples']} samples a case."
+    figure.text(0.012, 0.025, f"{size} {note}", color=DIM, fontsize=7.5, wrap=True)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=150)
+    partial.replace(path)
+
+
+def _clean(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=11, weight="bold", pad=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=DIM, labelsize=8.5, length=0)
+    axes.grid(color=RULE, lw=0.6, alpha=0.7)
+    axes.set_axisbelow(True)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+
+
+def _legend(axes: Axes, **place: Any) -> None:
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=1.6, **place)
+
+
+def _ladder(axes: Axes, ladder: Record | None) -> None:
+    _clean(axes, "Same patients, every arm")
+    axes.set_ylabel("P(active), mean", color=DIM, fontsize=9)
+    if ladder is None:
+        axes.text(0.5, 0.5, "not drawn", ha="center", color=DIM, fontsize=9)
+        return
+    names, rows = list(ladder["arms"]), list(ladder["arms"].values())
+    place = np.arange(len(rows))
+    chance = np.array([row["p_active"]["value"] for row in rows])
+    axes.set(xlim=(-0.6, len(rows) - 0.4), xticks=place)
+    axes.set_xticklabels([name.capitalize() for name in names], rotation=30, ha="right")
+    label = f"forecast, {ladder['cases']} cases"
+    axes.bar(place, chance, 0.56, color=STYLE[ENSEMBLE][0], alpha=0.85, label=label)
+    for x, row in zip(place, rows, strict=True):
+        if row["p_active"]["low"] is not None:
+            axes.plot([x, x], [row["p_active"]["low"], row["p_active"]["high"]], color=INK, lw=1.2)
+    known = [x for x, row in enumerate(rows) if row["train_rate"] is not None]
+    axes.scatter(
+        known,
+        [rows[x]["train_rate"] for x in known],
+        marker="D",
+        s=26,
+        color="white",
+        edgecolor=INK,
+        zorder=3,
+        label="training patients of the arm",
+    )
+    _legend(axes, loc="upper right")
+
+
+def _roc(axes: Axes, cases: Cases, methods: Sequence[Method], pooled: Record) -> None:
+    _clean(axes, "Who becomes active")
+    axes.set_xlabel("false positive rate", color=DIM, fontsize=9)
+    axes.set_ylabel("true positive rate", color=DIM, fontsize=9)
+    axes.plot([0, 1], [0, 1], color=RULE, lw=1, ls=(0, (4, 4)))
+    if not cases.active.any() or cases.active.all():
+        axes.text(0.5, 0.5, "undefined: one class only", ha="center", color=DIM, fontsize=9)
+        return
+    for key, (color, label, width) in STYLE.items():
+        scores = by_key(methods, key).scores
+        assert scores is not None
+        false, true, _ = roc_curve(cases.active, scores[0])
+        area = pooled["methods"][key]["auc"]["value"]
+        axes.plot(false, true, color=color, lw=width, label=f"{label}, AUC {area:.3f}")
+    _legend(axes, loc="lower right")
+
+
+def _calibration(axes: Axes, cases: Cases, methods: Sequence[Method]) -> None:
+    _clean(axes, "Does the probability hold")
+    axes.set_xlabel("forecast P(active)", color=DIM, fontsize=9)
+    axes.set_ylabel("share active", color=DIM, fontsize=9)
+    axes.plot([0, 1], [0, 1], color=RULE, lw=1, ls=(0, (4, 4)))
+    for key in (REGRESSION, ENSEMBLE):
+        color, label, width = STYLE[key]
+        scores = by_key(methods, key).scores
+        assert scores is not None
+        bins = reliability(cases.active, scores[0], bins=BINS)
+        forecast, share, low, high = np.transpose(bins)
+        axes.plot(forecast, share, color=color, lw=width, marker="o", ms=4, label=label)
+        if key == ENSEMBLE:
+            axes.vlines(forecast, low, high, color=color, lw=1, alpha=0.6)
+    _legend(axes, loc="upper left")
+
+
+def reliability(
+    active: npt.NDArray[np.bool_], probability: Floats, *, bins: int
+) -> list[tuple[float, float, float, float]]:
+    """(mean probability, share active, its Wilson interval) of about equally many cases a bin.
+
+    Cases with equal probability stay together, so there may be fewer than `bins`.
+    """
+    edges = np.unique(np.quantile(probability, np.linspace(0, 1, bins + 1)[1:-1]))
+    place = np.searchsorted(edges, probability, side="left")
+    rows = []
+    for index in np.unique(place):
+        here = place == index
+        share = float(active[here].mean())
+        mean = float(probability[here].mean())
+        rows.append((mean, share, *wilson_interval(share, int(here.sum()))))
+    return rows

@@ -1,0 +1,123 @@
+"""The forecast and its baselines, brought to one form so that one code scores them all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.evaluation.baselines import (
+    ArmStatistics,
+    ScalarModel,
+    arm_statistics,
+    fit_scalar_model,
+    monte_carlo,
+    of_arm,
+)
+from lesioncast.evaluation.metrics import crps
+from lesioncast.evaluation.outcomes import Cases
+
+Floats = npt.NDArray[np.float64]
+
+ENSEMBLE = "ensemble"
+ARM_RATE = "arm_rate"
+REGRESSION = "regression"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What one method says of each case; None where it does not answer.
+
+    `scores` [run, n] for activity (more than one run only for a random method, whose metrics are
+    averaged over its runs), `counts` [n] expected lesions, `crps` [n] of its count distribution.
+    """
+
+    key: str
+    label: str
+    scores: Floats | None = None
+    counts: Floats | None = None
+    crps: Floats | None = None
+
+
+def ensemble_methods(counts: Floats, true: Floats) -> tuple[Method, ...]:
+    """The forecast from the lesions of its samples, `counts` [n, k] (paper: the mean count).
+
+    The second takes the mean of log(1 + count), which is what a squared log error asks for.
+    """
+    samples = counts.shape[1]
+    return (
+        Method(
+            ENSEMBLE,
+            f"ControlNet ensemble ({samples} samples)",
+            scores=(counts > 0).mean(axis=1)[None],
+            counts=counts.mean(axis=1),
+            crps=crps(true, counts),
+        ),
+        Method(
+            "ensemble_log_mean",
+            "ControlNet ensemble, mean of log counts",
+            counts=np.expm1(np.log1p(counts).mean(axis=1)),
+        ),
+    )
+
+
+def baseline_methods(
+    train: Cases, test: Cases, *, arms: tuple[str, ...], runs: int, seed: int
+) -> tuple[Method, ...]:
+    """The paper's Monte Carlo, the training statistics of the arm, and the regression."""
+    statistics = arm_statistics(train.arm, train.count, arms=len(arms))
+    rate = of_arm(statistics.activity, test.arm, arms)
+    model = fit_scalar_model(train.scalars, train.arm, train.count, arms=len(arms))
+    return (
+        Method(
+            "monte_carlo",
+            f"Monte Carlo from the arm's rate (mean of {runs} runs)",
+            scores=monte_carlo(rate, runs=runs, seed=seed),
+        ),
+        *_arm_methods(statistics, train, test, arms=arms),
+        _regression(model, test),
+    )
+
+
+def _arm_methods(
+    statistics: ArmStatistics, train: Cases, test: Cases, *, arms: tuple[str, ...]
+) -> tuple[Method, ...]:
+    return (
+        Method(
+            ARM_RATE,
+            "Arm rate and arm mean",
+            scores=of_arm(statistics.activity, test.arm, arms)[None],
+            counts=of_arm(statistics.mean_count, test.arm, arms),
+            crps=_climatology_crps(train, test),
+        ),
+        Method(
+            "arm_log_mean",
+            "Arm mean of log counts",
+            counts=np.expm1(of_arm(statistics.mean_log_count, test.arm, arms)),
+        ),
+    )
+
+
+def _climatology_crps(train: Cases, test: Cases) -> Floats | None:
+    """CRPS with the arm's training counts as the forecast; None where an arm has fewer than 2."""
+    score = np.zeros(len(test.count))
+    for arm in np.unique(test.arm):
+        known, asked = train.count[train.arm == arm], test.arm == arm
+        if len(known) < 2:
+            return None
+        score[asked] = crps(test.count[asked], np.tile(known, (asked.sum(), 1)))
+    return score
+
+
+def _regression(model: ScalarModel, test: Cases) -> Method:
+    return Method(
+        REGRESSION,
+        "Logistic and ridge regression on image scalars",
+        scores=model.probability(test.scalars, test.arm)[None],
+        counts=model.count(test.scalars, test.arm),
+    )
+
+
+def by_key(methods: Sequence[Method], key: str) -> Method:
+    """The method called `key`."""
+    return next(method for method in methods if method.key == key)

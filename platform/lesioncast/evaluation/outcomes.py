@@ -1,0 +1,84 @@
+"""Outcomes and scalars of a store's cases, measured once and counted in either way."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.evaluation.scalars import Measured, measure_case
+from lesioncast.slab import CHANNELS, SESSIONS
+from storage import Case, open_store
+
+Chunk = tuple[int, ...]
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Cases with an outcome, in rows: arm index [n], scalars [n, scalar], true lesions [n]."""
+
+    subjects: tuple[str, ...]
+    arm: npt.NDArray[np.int64]
+    scalars: npt.NDArray[np.float64]
+    count: npt.NDArray[np.float64]
+
+    @property
+    def active(self) -> npt.NDArray[np.bool_]:
+        return self.count > 0
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Cases in rows, with their true lesions at w096 counted as drawn and after the opening."""
+
+    case: tuple[int, ...]
+    subjects: tuple[str, ...]
+    arm: npt.NDArray[np.int64]
+    scalars: npt.NDArray[np.float64]
+    plain: npt.NDArray[np.float64]
+    opened: npt.NDArray[np.float64]
+
+    def cases(self, *, opening: bool) -> Cases:
+        """With the true count taken one way or the other."""
+        return Cases(self.subjects, self.arm, self.scalars, self.opened if opening else self.plain)
+
+
+def evaluable(cases: Sequence[Case]) -> list[Case]:
+    """Those whose arm and whose lesions at w096 are known."""
+    row, column = SESSIONS.index("w096"), CHANNELS.index("net2")
+    return [case for case in cases if case.arm is not None and case.present[row, column]]
+
+
+def chunked(cases: Sequence[Case]) -> list[Chunk]:
+    """Case indices in pieces of one task."""
+    return [
+        tuple(case.index for case in cases[start : start + CHUNK])
+        for start in range(0, len(cases), CHUNK)
+    ]
+
+
+def build_measurer(store: Path) -> Callable[[Chunk], list[Measured]]:
+    """What a Ray actor holds: an open store, from which it measures cases."""
+    opened = open_store(store)
+
+    def measure_chunk(chunk: Chunk) -> list[Measured]:
+        return [measure_case(index, opened.read(index), opened.spec.spacing) for index in chunk]
+
+    return measure_chunk
+
+
+def outcomes_of(cases: Sequence[Case], measured: Sequence[Measured]) -> Outcomes:
+    """The table of `cases`, each with its entry of `measured`, which needs an outcome."""
+    by_case = {entry.case: entry for entry in measured}
+    rows = [by_case[case.index] for case in cases]
+    lesions = [entry.outcome for entry in rows if entry.outcome is not None]
+    return Outcomes(
+        case=tuple(case.index for case in cases),
+        subjects=tuple(case.subject for case in cases),
+        arm=np.array([case.arm_index for case in cases], np.int64),
+        scalars=np.array([entry.scalars for entry in rows], np.float64),
+        plain=np.array([found.plain for found in lesions], np.float64),
+        opened=np.array([found.opened for found in lesions], np.float64),
+    )

@@ -1,0 +1,215 @@
+"""All figures of one evaluation as plain numbers: what metrics.json holds.
+
+A group is `pooled` or an arm. Every estimate is {value, low, high, defined}; null is undefined.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.evaluation import metrics
+from lesioncast.evaluation.ensembles import monte_carlo_error
+from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION, Method, by_key
+from lesioncast.evaluation.metrics import Estimate, estimate, estimate_difference
+from lesioncast.evaluation.outcomes import Cases
+from lesioncast.evaluation.published import AP, AUC, LOG_MSE
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Record = dict[str, Any]
+
+POOLED = "pooled"
+WITHIN = "auc_within"
+POINT = {AP: metrics.average_precision, AUC: metrics.roc_auc}
+RESAMPLED = {AP: metrics.resampled_ap, AUC: metrics.resampled_auc}
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn: `draws` resamples of the cases, seeded."""
+
+    draws: int
+    seed: int
+
+    def weights(self, cases: int) -> Floats:
+        return metrics.resamples(cases, draws=self.draws, seed=self.seed)
+
+
+def groups(cases: Cases, arms: Sequence[str]) -> Iterator[tuple[str, Bools]]:
+    """(name, member [n]) of the pooled cases and of each arm that has any."""
+    yield POOLED, np.ones(len(cases.arm), bool)
+    for index, name in enumerate(arms):
+        if (member := cases.arm == index).any():
+            yield name, member
+
+
+def activity_record(
+    cases: Cases, methods: Sequence[Method], *, arms: Sequence[str], bootstrap: Bootstrap
+) -> Record:
+    """AP, AUC and Brier score of every method that scores activity, in every group."""
+    record: Record = {}
+    for name, member in groups(cases, arms):
+        weights = bootstrap.weights(int(member.sum()))
+        active = cases.active[member]
+        record[name] = {
+            "cases": len(active),
+            "positives": int(active.sum()),
+            "methods": {
+                method.key: _activity_scores(active, method.scores[:, member], weights)
+                for method in methods
+                if method.scores is not None
+            },
+        }
+        if name == POOLED:
+            _add_within(record[name]["methods"], cases, methods, weights)
+    return record
+
+
+def _activity_scores(active: Bools, scores: Floats, weights: Floats) -> Record:
+    record: Record = {
+        metric: estimate(
+            _run_mean([POINT[metric](active, score) for score in scores]),
+            _over_runs(RESAMPLED[metric], active, scores),
+            weights,
+        ).as_dict()
+        for metric in POINT
+    }
+    squared = np.mean((scores - active) ** 2, axis=0)
+    record["brier"] = _mean_estimate(squared, weights).as_dict()
+    record["mean"] = float(scores.mean())
+    return record
+
+
+def _run_mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _over_runs(
+    score: Callable[[Bools, Floats, Floats], Floats], active: Bools, runs: Floats
+) -> metrics.Resampled:
+    """The score's mean over the runs of a random method, in every resample."""
+    return lambda weights: np.mean([score(active, run, weights) for run in runs], axis=0)
+
+
+def _mean_estimate(values: Floats, weights: Floats) -> Estimate:
+    def resampled(weights: Floats) -> Floats:
+        return metrics.resampled_mean(values, weights)
+
+    return estimate(metrics.unresampled(resampled, len(values)), resampled, weights)
+
+
+def _add_within(record: Record, cases: Cases, methods: Sequence[Method], weights: Floats) -> None:
+    """AUC over pairs of the same arm: chance for whoever knows nothing but the arm."""
+    for method in methods:
+        if method.scores is None or len(method.scores) > 1:
+            continue
+        resampled = _within(cases, method.scores[0])
+        value = metrics.unresampled(resampled, len(cases.arm))
+        record[method.key][WITHIN] = estimate(value, resampled, weights).as_dict()
+
+
+def _within(cases: Cases, score: Floats) -> metrics.Resampled:
+    return lambda weights: metrics.resampled_auc_within(cases.active, score, cases.arm, weights)
+
+
+def count_record(
+    cases: Cases, methods: Sequence[Method], *, arms: Sequence[str], bootstrap: Bootstrap
+) -> Record:
+    """Log-count MSE, CRPS and mean count of every method that counts, in every group."""
+    record: Record = {}
+    for name, member in groups(cases, arms):
+        weights = bootstrap.weights(int(member.sum()))
+        true = cases.count[member]
+        record[name] = {
+            "cases": len(true),
+            "true_mean": float(true.mean()),
+            "methods": {
+                method.key: _count_scores(true, method, member, weights)
+                for method in methods
+                if method.counts is not None
+            },
+        }
+    return record
+
+
+def _count_scores(true: Floats, method: Method, member: Bools, weights: Floats) -> Record:
+    assert method.counts is not None
+    counts = method.counts[member]
+    errors = metrics.log_count_errors(true, counts)
+    record: Record = {
+        LOG_MSE: _mean_estimate(errors, weights).as_dict(),
+        "mean": float(counts.mean()),
+    }
+    if method.crps is not None:
+        record["crps"] = _mean_estimate(method.crps[member], weights).as_dict()
+    return record
+
+
+def difference_record(
+    cases: Cases, methods: Sequence[Method], *, bootstrap: Bootstrap
+) -> list[Record]:
+    """Pooled paired differences, forecast minus arm statistics and minus regression."""
+    weights = bootstrap.weights(len(cases.arm))
+    forecast = by_key(methods, ENSEMBLE)
+    rows = []
+    for key in (ARM_RATE, REGRESSION):
+        against = _pooled(cases, by_key(methods, key))
+        for metric, resampled in _pooled(cases, forecast).items():
+            gap = estimate_difference(resampled, against[metric], weights)
+            rows.append({"metric": metric, "of": ENSEMBLE, "minus": key, **gap.as_dict()})
+    return rows
+
+
+def _pooled(cases: Cases, method: Method) -> dict[str, metrics.Resampled]:
+    assert method.scores is not None
+    assert method.counts is not None
+    errors = metrics.log_count_errors(cases.count, method.counts)
+    return {
+        AUC: _over_runs(metrics.resampled_auc, cases.active, method.scores),
+        AP: _over_runs(metrics.resampled_ap, cases.active, method.scores),
+        WITHIN: _within(cases, method.scores[0]),
+        LOG_MSE: lambda weights: metrics.resampled_mean(errors, weights),
+    }
+
+
+def variant_record(
+    cases: Cases, methods: Sequence[Method], *, arms: Sequence[str], bootstrap: Bootstrap
+) -> Record:
+    """One way of counting, scored in full."""
+    return {
+        "activity": activity_record(cases, methods, arms=arms, bootstrap=bootstrap),
+        "count": count_record(cases, methods, arms=arms, bootstrap=bootstrap),
+        "differences": difference_record(cases, methods, bootstrap=bootstrap),
+    }
+
+
+def ladder_record(
+    counts: Floats, *, arms: Sequence[str], train_rate: Floats, bootstrap: Bootstrap
+) -> Record:
+    """Mean P(active) and mean count of the same cases forced onto every arm.
+
+    `counts` [arm, n, k] lesions of sample k, the same K seeds for every case and arm; `train_rate`
+    [arm] is what was observed of the patients who received the arm. The interval is over cases;
+    `mc_error` is over seeds, which all cases share, so averaging over cases does not shrink it.
+    """
+    weights = bootstrap.weights(counts.shape[1])
+    active = counts > 0
+    record: Record = {"cases": counts.shape[1], "samples": counts.shape[2], "arms": {}}
+    for index, name in enumerate(arms):
+        observed = float(train_rate[index])
+        record["arms"][name] = {
+            "p_active": _mean_estimate(active[index].mean(axis=1), weights).as_dict(),
+            "mc_error": monte_carlo_error(active[index].mean(axis=0)),
+            "count_mean": float(counts[index].mean()),
+            "train_rate": None if np.isnan(observed) else observed,
+        }
+    rates = [row["p_active"]["value"] for row in record["arms"].values()]
+    record["falling"] = all(first > last for first, last in zip(rates, rates[1:], strict=False))
+    record["first_minus_last"] = _mean_estimate(
+        active[0].mean(axis=1) - active[-1].mean(axis=1), weights
+    ).as_dict()
+    return record

@@ -1,0 +1,103 @@
+"""A few numbers read off a case's images and masks: what a simple baseline may know of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.evaluation.lesions import Lesions, components, measure
+from lesioncast.slab import CHANNELS, MASKS, SESSIONS
+
+FLAIR = CHANNELS.index("flair")
+NEW_SIGNAL = 3.0  # robust standard deviations above the usual w048 - w000 difference
+VOLUMES = (
+    ("w000", "t2"),
+    ("w048", "t2"),
+    ("w000", "gad"),
+    ("w048", "gad"),
+    ("w048", "net2"),
+)
+COUNTS = (("w000", "gad"), ("w048", "gad"), ("w048", "net2"))
+SCALARS = (
+    *(f"{channel}_volume_{session}" for session, channel in VOLUMES),
+    *(f"{channel}_count_{session}" for session, channel in COUNTS),
+    "flair_gain",
+)
+
+
+class Arrays(Protocol):
+    """What is read of a case: shapes as in `lesioncast.slab.encode`."""
+
+    @property
+    def flair(self) -> npt.NDArray[np.float16]: ...
+    @property
+    def masks(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def present(self) -> npt.NDArray[np.bool_]: ...
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case: its scalars [scalar] as in `SCALARS` and its observed w096 lesions, if any."""
+
+    case: int
+    scalars: npt.NDArray[np.float64]
+    outcome: Lesions | None
+
+
+def measure_case(case: int, arrays: Arrays, spacing: tuple[float, float, float]) -> Measured:
+    """The scalars and the outcome of one case, voxels of `spacing` (s, h, w) mm."""
+    outcome = _mask(arrays, "w096", "net2")
+    return Measured(
+        case=case,
+        scalars=image_scalars(arrays, spacing),
+        outcome=None if outcome is None else measure(outcome, spacing),
+    )
+
+
+def image_scalars(arrays: Arrays, spacing: tuple[float, float, float]) -> npt.NDArray[np.float64]:
+    """log(1 + volume in mm3) and log(1 + count) of the masks and the FLAIR gain, [scalar].
+
+    NaN where a case lacks the channel. Nothing of w096 enters.
+    """
+    voxel = float(np.prod(spacing))
+    values = [
+        *(_of_mask(_mask(arrays, *key), lambda mask: voxel * float(mask.sum())) for key in VOLUMES),
+        *(_of_mask(_mask(arrays, *key), lambda mask: components(mask)[1]) for key in COUNTS),
+        _flair_gain(arrays, voxel),
+    ]
+    return np.log1p(np.array(values, np.float64))
+
+
+def _mask(arrays: Arrays, session: str, channel: str) -> npt.NDArray[np.bool_] | None:
+    row = SESSIONS.index(session)
+    if not arrays.present[row, CHANNELS.index(channel)]:
+        return None
+    return np.asarray(arrays.masks[row, MASKS.index(channel)], bool)
+
+
+def _of_mask(
+    mask: npt.NDArray[np.bool_] | None, number: Callable[[npt.NDArray[np.bool_]], float]
+) -> float:
+    return np.nan if mask is None else number(mask)
+
+
+def _flair_gain(arrays: Arrays, voxel: float) -> float:
+    """Summed rise of FLAIR from w000 to w048 where it is unusual, in mm3 x robust sd.
+
+    The scanner's overall change between the sessions is taken out as the median over the
+    foreground (above the mean intensity, which leaves the air out).
+    """
+    first, second = SESSIONS.index("w000"), SESSIONS.index("w048")
+    if not (arrays.present[first, FLAIR] and arrays.present[second, FLAIR]):
+        return np.nan
+    before, after = (arrays.flair[row].astype(np.float32) for row in (first, second))
+    foreground = (before > before.mean()) & (after > after.mean())
+    rise = (after - before)[foreground]
+    if not rise.size:
+        return 0.0
+    rise -= np.median(rise)
+    scale = 1.4826 * np.median(np.abs(rise)) + 1e-6
+    return float(voxel * np.clip(rise / scale - NEW_SIGNAL, 0, None).sum())

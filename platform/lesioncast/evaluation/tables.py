@@ -1,0 +1,159 @@
+"""The evaluation for people: Markdown from the record in metrics.json. A dash is undefined."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lesioncast.evaluation.published import AP, AUC, LOG_MSE, SOURCE, published
+from lesioncast.evaluation.report import POOLED, WITHIN
+
+Record = Mapping[str, Any]
+
+DASH = "–"
+NAMES = {
+    AP: "average precision",
+    AUC: "AUC",
+    WITHIN: "AUC within arms",
+    LOG_MSE: "log-count MSE",
+    "crps": "CRPS of the count",
+    "brier": "Brier score",
+}
+VARIANTS = {
+    "plain": "Lesions counted as drawn",
+    "opened": "Opening applied to forecast and truth",
+    "opened_forecast": "Opening applied to the forecast only",
+}
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """A figure, or a dash where it is undefined."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def with_interval(estimate: Record | None) -> str:
+    """`.812 (.760 to .861)`; without the interval where it is undefined."""
+    if estimate is None or estimate["value"] is None:
+        return DASH
+    if estimate["low"] is None:
+        return number(estimate["value"])
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report_text(record: Record) -> str:
+    """tables.md."""
+    sections = [_opening_words(record), _ladder(record["ladder"])]
+    for key, variant in record["variants"].items():
+        sections += [f"## {VARIANTS[key]}", *_variant(variant, record["methods"])]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _opening_words(record: Record) -> str:
+    element = " x ".join(str(size) for size in record["opening"]["element"])
+    words = [
+        "# Evaluation on the test split",
+        *(f"{notice}" for notice in record["notices"]),
+        f"{record['cases']['test']} test cases, {record['cases']['train']} training cases for the "
+        f"baselines, {record['samples']} samples a case on its own arm, bundle "
+        f"`{record['bundle'][:12]}`, seed {record['seed']}. Brackets: 95 % percentile bootstrap "
+        f"over cases, {record['bootstrap']} resamples; none where fewer than 95 % of the "
+        f"resamples define the figure. {DASH}: undefined.",
+        f"The paper's opening element of 1 x 5 x 5 mm is {element} voxels here"
+        + (", so it removes nothing." if record["opening"]["idle"] else "."),
+    ]
+    return "\n\n".join(words)
+
+
+def _variant(variant: Record, methods: Mapping[str, str]) -> list[str]:
+    return [
+        _pooled(variant, methods),
+        _differences(variant["differences"], methods),
+        *(_by_arm(variant["activity"], methods, metric) for metric in (AP, AUC)),
+        _by_arm(variant["count"], methods, LOG_MSE),
+        _counts(variant["count"], methods),
+    ]
+
+
+def _pooled(variant: Record, methods: Mapping[str, str]) -> str:
+    activity, count = variant["activity"][POOLED], variant["count"][POOLED]
+    columns = (AP, AUC, WITHIN, "brier", LOG_MSE, "crps")
+    rows = []
+    for key, label in methods.items():
+        scores = {**activity["methods"].get(key, {}), **count["methods"].get(key, {})}
+        rows.append([label, *(with_interval(scores.get(column)) for column in columns)])
+    head = ["method", *(NAMES[column] for column in columns)]
+    title = f"### Pooled: {activity['positives']} of {activity['cases']} cases active"
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def _differences(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
+    body = [[NAMES[row["metric"]], methods[row["minus"]], with_interval(row)] for row in rows]
+    return "### The forecast minus a baseline, paired, pooled\n\n" + table(
+        ["metric", "minus", "difference"], body
+    )
+
+
+def _by_arm(groups: Record, methods: Mapping[str, str], metric: str) -> str:
+    """One metric, arms in rows, methods in columns, the paper's own figures last."""
+    first = next(iter(groups.values()))["methods"]
+    keys = [key for key in methods if metric in first.get(key, {})]
+    rows = []
+    for name, group in groups.items():
+        cells = [with_interval(group["methods"][key][metric]) for key in keys]
+        size = f"{group['positives']} of {group['cases']}" if "positives" in group else None
+        rows.append([name, size or str(group["cases"]), *cells, _published(metric, name)])
+    size = "active" if metric in (AP, AUC) else "cases"
+    head = [
+        "group",
+        size,
+        *(methods[key] for key in keys),
+        "published model, baseline (other data)",
+    ]
+    return f"### {NAMES[metric]} by arm\n\n{table(head, rows)}\n\nPublished: {SOURCE}."
+
+
+def _published(metric: str, group: str) -> str:
+    figures = published(metric, group)
+    return DASH if figures is None else f"{figures[0]:.3f}, {figures[1]:.3f}"
+
+
+def _counts(groups: Record, methods: Mapping[str, str]) -> str:
+    keys = [key for key in methods if key in groups[POOLED]["methods"]]
+    rows = [
+        [
+            name,
+            number(group["true_mean"], digits=2),
+            *(number(group["methods"][key]["mean"], digits=2) for key in keys),
+        ]
+        for name, group in groups.items()
+    ]
+    head = ["group", "observed", *(methods[key] for key in keys)]
+    return f"### Mean lesion count\n\n{table(head, rows)}"
+
+
+def _ladder(ladder: Record | None) -> str:
+    if ladder is None:
+        return ""
+    rows = [
+        [
+            arm,
+            with_interval(row["p_active"]),
+            number(row["mc_error"]),
+            number(row["count_mean"], digits=2),
+            number(row["train_rate"]),
+        ]
+        for arm, row in ladder["arms"].items()
+    ]
+    head = ["arm", "mean P(active)", "Monte Carlo error", "mean count", "training rate of the arm"]
+    falls = "falls" if ladder["falling"] else "does not fall"
+    return (
+        "## The same patients under every arm\n\n"
+        f"{ladder['cases']} test cases forced onto each arm, {ladder['samples']} samples on the "
+        f"same seeds. P(active) {falls} at every step from first to last arm; first minus last "
+        f"{with_interval(ladder['first_minus_last'])}. The training rate is of other patients, "
+        f"those who received the arm.\n\n{table(head, rows)}"
+    )

@@ -1,0 +1,120 @@
+"""Which samples make a forecast, and how they become ensembles.
+
+A sample is named by (case, arm, seed). Seed k depends on the run's seed and on k alone: arms and
+cases share it, so that arms are compared on common random numbers and an ensemble of 32 begins
+with the ensemble of 16.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.evaluation.ensembles import Ensemble
+from lesioncast.evaluation.lesions import Lesions, measure
+
+Masks = npt.NDArray[np.bool_]
+Draw = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64], Sequence[int]], Masks]
+"""(condition [n, 7, s, h, w], arm [n], seeds [n]) -> NET2 masks [n, s, h, w]."""
+Condition = Callable[[int], npt.NDArray[np.float32]]
+"""case index -> condition [7, s, h, w]."""
+
+
+class Request(NamedTuple):
+    """One ensemble asked for: a case index under an arm index."""
+
+    case: int
+    arm: int
+
+
+class Sample(NamedTuple):
+    """One sample asked for."""
+
+    case: int
+    arm: int
+    seed: int
+
+
+Batch = tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The samples of one batch: masks packed along w, and what was counted of each."""
+
+    packed: npt.NDArray[np.uint8]
+    width: int
+    lesions: tuple[Lesions, ...]
+
+    def masks(self) -> Masks:
+        """[n, s, h, w]."""
+        return np.unpackbits(self.packed, axis=-1, count=self.width).astype(bool)
+
+
+def sample_seeds(seed: int, samples: int) -> tuple[int, ...]:
+    """The seeds of samples 0 .. samples - 1 of a run with `seed`; each fits 63 bits."""
+    return tuple(
+        int(np.random.SeedSequence((seed, k)).generate_state(1, np.uint64)[0] >> 1)
+        for k in range(samples)
+    )
+
+
+def plan(requests: Sequence[Request], seeds: Sequence[int], *, batch_size: int) -> list[Batch]:
+    """All samples of the requests, request by request, cut into batches of one forward pass."""
+    samples = [Sample(*request, seed) for request in requests for seed in seeds]
+    return [
+        tuple(samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)
+    ]
+
+
+class Sampler:
+    """Draws batches with one model and counts lesions where the masks are made."""
+
+    def __init__(
+        self, draw: Draw, condition: Condition, *, spacing: tuple[float, float, float]
+    ) -> None:
+        self._draw = draw
+        self._condition = condition
+        self._spacing = spacing
+
+    def __call__(self, batch: Batch) -> Drawn:
+        read = {case: self._condition(case) for case in {sample.case for sample in batch}}
+        masks = self._draw(
+            np.stack([read[sample.case] for sample in batch]),
+            np.array([sample.arm for sample in batch], np.int64),
+            [sample.seed for sample in batch],
+        )
+        return Drawn(
+            packed=np.packbits(masks, axis=-1),
+            width=masks.shape[-1],
+            lesions=tuple(measure(mask, self._spacing) for mask in masks),
+        )
+
+
+def ensembles(
+    requests: Sequence[Request], seeds: Sequence[int], drawn: Iterable[Drawn]
+) -> Iterator[Ensemble]:
+    """One ensemble a request, in order, from the batches of `plan` in order.
+
+    No more than one ensemble's masks are held at a time.
+    """
+    flat = _unbatched(drawn)
+    for request in requests:
+        masks, lesions = zip(*islice(flat, len(seeds)), strict=True)
+        yield Ensemble(
+            case=request.case,
+            arm=request.arm,
+            seeds=tuple(seeds),
+            plain=np.array([found.plain for found in lesions], np.int64),
+            opened=np.array([found.opened for found in lesions], np.int64),
+            volume=np.array([found.volume for found in lesions], np.float64),
+            probability=np.mean(masks, axis=0, dtype=np.float32),
+        )
+
+
+def _unbatched(drawn: Iterable[Drawn]) -> Iterator[tuple[Masks, Lesions]]:
+    for batch in drawn:
+        yield from zip(batch.masks(), batch.lesions, strict=True)

@@ -1,0 +1,87 @@
+"""The real thing behind the `Draw` seam: a bundle's networks and a store's cases."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lesioncast.forecasting.draws import Condition, Draw, Sampler
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.slab import CONDITION, encode
+from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
+from storage import Store, open_store
+
+
+def build_sampler(bundle: Path, store: Path, *, device: str) -> Sampler:
+    """What a Ray actor holds: the networks on `device` and the open store.
+
+    On the CPU one thread a process: the actors are the parallelism. Raises ForecastError where the
+    bundle and the store do not fit.
+    """
+    if device == "cpu":
+        torch.set_num_threads(1)
+    loaded, opened = load_bundle(bundle, device=device), open_store(store)
+    require_fit(loaded, opened)
+    return Sampler(
+        bundle_draw(loaded, device=device), store_condition(opened), spacing=opened.spec.spacing
+    )
+
+
+def device_of(gpus_per_worker: float) -> str:
+    """Where the actors' networks live."""
+    return "cuda" if gpus_per_worker > 0 else "cpu"
+
+
+def require_fit(bundle: Bundle, store: Store) -> None:
+    """Raises ForecastError where the store holds other slabs or arms than the bundle knows."""
+    for name, wanted, got in (
+        ("slab", bundle.slab, store.spec.slab),
+        ("spacing", bundle.spacing, store.spec.spacing),
+        ("arms", bundle.config.arms, store.spec.arms),
+    ):
+        if wanted != got:
+            raise ForecastError(
+                f"{store.path}: expected the bundle's {name} {wanted}, got {got}; convert the "
+                f"data with the configuration that {bundle.path} was trained with"
+            )
+
+
+def store_condition(store: Store) -> Condition:
+    """c_f of a case by its index; absent channels are null."""
+
+    def condition(index: int) -> npt.NDArray[np.float32]:
+        arrays = store.read(index)
+        return encode(arrays.flair, arrays.masks, arrays.present, channels=CONDITION)
+
+    return condition
+
+
+def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
+    """Masks from the bundle's networks with the sampler that it was shipped with."""
+
+    def draw(
+        condition: npt.NDArray[np.float32], arm: npt.NDArray[np.int64], seeds: Sequence[int]
+    ) -> npt.NDArray[np.bool_]:
+        masks = bundle.model.draw(
+            torch.from_numpy(condition).to(device),
+            torch.from_numpy(arm).to(device),
+            seeds,
+            bundle.sampler,
+        )
+        return masks.cpu().numpy()
+
+    return draw
+
+
+def bundle_remark(bundle: Path) -> str:
+    """What the bundle's own record says of the data it learned from."""
+    data = str(json.loads((bundle / METRICS_FILE).read_text()).get("data", "data not recorded"))
+    return f"Trained on {data.rstrip('.')}."
+
+
+def trial_remarks(bids: Path) -> tuple[str, ...]:
+    """Says so where the subjects themselves are simulated: their true futures lie beside them."""
+    return ("The subjects are simulated.",) if (bids / "derivatives" / "truth").is_dir() else ()

@@ -1,0 +1,248 @@
+"""One subject under every arm, in the manner of the paper's figure 3."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec, SubplotSpec
+from scipy import ndimage
+
+from lesioncast.arms import PAPER_ARMS
+from lesioncast.forecasting.view import View, choose_slices, crop, for_display, window
+
+BACKGROUND = "#0c0e12"
+TEXT = "#f2f3f5"
+DIM = "#9aa1ab"
+TRACK = "#23272f"
+OBSERVED = "#3fd0ff"
+HEAT = LinearSegmentedColormap.from_list(
+    "heat", ["#5c0a12", "#b3190f", "#ee5a1c", "#fca42d", "#ffe36b", "#fffbe0"]
+)
+LEAST_SCALE = 0.2
+PANEL_INCHES = 1.95
+HEADER_INCHES, STRIP_INCHES, FOOTER_INCHES = 0.95, 0.95, 1.0
+GREYS = LinearSegmentedColormap.from_list("greys", [BACKGROUND, "#ffffff"])
+WORDS = {"NE": "no proven", "LE": "low", "MiE": "mild", "MoE": "moderate", "HE": "high"}
+EFFICACY = {
+    arm.name: f"{WORDS[arm.efficacy]} efficacy" for arm in PAPER_ARMS if arm.efficacy in WORDS
+}
+
+Record = Mapping[str, Any]
+
+
+def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
+    """FLAIR at w048, then one column an arm: slices with the probability of a lesion in colour.
+
+    `record` is the subject's summary. All columns show the same slices on one colour scale; the
+    observed lesions are outlined under the arm received, the only one they belong to.
+    """
+    shown = choose_slices(view, slices)
+    window_hw = crop(view, shown)
+    figure, grid = _canvas(view, window_hw, rows=len(shown), columns=1 + len(view.probability))
+    scale, grey = Normalize(0, _top(view, shown)), Normalize(*window(view))
+    _head_column(figure.add_subplot(grid[0, 0]))
+    for column, arm in enumerate(view.probability, 1):
+        _arm_column(figure.add_subplot(grid[0, column]), arm, record["arms"][arm])
+    for row, index in enumerate(shown, 1):
+        flair = for_display(view.flair[index][window_hw], view.spacing, order=3)
+        axes = _slice(figure, grid[row, 0], flair, grey)
+        _orientation(axes, view.heights[index])
+        for column, arm in enumerate(view.probability, 1):
+            axes = _slice(figure, grid[row, column], flair, grey)
+            _heat(axes, view.probability[arm][index][window_hw], view, scale)
+            if record["arms"][arm]["received"]:
+                _outline(axes, view, index, window_hw)
+    _words(figure, record, outlined=_outlined(view, shown, record))
+    _scale_bar(figure, scale)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=160, facecolor=figure.get_facecolor())
+    partial.replace(path)
+
+
+def _canvas(
+    view: View, window_hw: tuple[slice, slice], *, rows: int, columns: int
+) -> tuple[Figure, GridSpec]:
+    height, width = (
+        (part.stop - part.start) * size
+        for part, size in zip(window_hw, view.spacing[1:], strict=True)
+    )
+    panel = PANEL_INCHES * height / width
+    tall = HEADER_INCHES + STRIP_INCHES + rows * panel + FOOTER_INCHES
+    figure = Figure(figsize=(columns * PANEL_INCHES + 0.5, tall), facecolor=BACKGROUND)
+    grid = GridSpec(
+        rows + 1,
+        columns,
+        figure,
+        height_ratios=[STRIP_INCHES, *[panel] * rows],
+        left=0.25 / figure.get_figwidth(),
+        right=1 - 0.25 / figure.get_figwidth(),
+        top=1 - HEADER_INCHES / tall,
+        bottom=FOOTER_INCHES / tall,
+        wspace=0.03,
+        hspace=0.02,
+    )
+    return figure, grid
+
+
+def _top(view: View, shown: list[int]) -> float:
+    """The upper end of the colour scale: the highest probability shown, to the next 10%."""
+    highest = max(float(each[shown].max()) for each in view.probability.values())
+    return min(1.0, max(LEAST_SCALE, math.ceil(highest * 10) / 10))
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_axis_off()
+    axes.set_facecolor(BACKGROUND)
+
+
+def _head_column(axes: Axes) -> None:
+    _bare(axes)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.text(0.03, 0.82, "FLAIR, week 48", color=TEXT, fontsize=11, weight="bold", va="center")
+    axes.text(0.03, 0.55, "the last scan before the forecast", color=DIM, fontsize=8, va="center")
+    axes.text(0.97, 0.34, "P(active)", color=DIM, fontsize=8, va="center", ha="right")
+    axes.text(0.97, 0.10, "lesions expected", color=DIM, fontsize=8, va="center", ha="right")
+
+
+def _arm_column(axes: Axes, arm: str, record: Record) -> None:
+    """Name, P(active) as number and bar with its Wilson interval, expected count."""
+    _bare(axes)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    chance, count = record["p_active"], record["count"]
+    axes.text(0.03, 0.82, arm.capitalize(), color=TEXT, fontsize=11, weight="bold", va="center")
+    received = ["received"] if record["received"] else []
+    note = " · ".join([*filter(None, [EFFICACY.get(arm)]), *received])
+    color = OBSERVED if record["received"] else DIM
+    axes.text(0.03, 0.58, note, color=color, fontsize=8, va="center")
+    axes.text(
+        0.03, 0.34, f"{chance['value']:.0%}", color=TEXT, fontsize=10, weight="bold", va="center"
+    )
+    _bar(axes, chance)
+    axes.text(0.03, 0.10, f"{count['mean']:.1f}", color=TEXT, fontsize=10, va="center")
+    quantiles = count["quantiles"]
+    axes.text(
+        0.32,
+        0.10,
+        f"{quantiles['0.05']}–{quantiles['0.95']} in 90%",
+        color=DIM,
+        fontsize=8,
+        va="center",
+    )
+
+
+def _bar(axes: Axes, chance: Record) -> None:
+    left, length, y = 0.32, 0.63, 0.34
+    axes.plot([left, left + length], [y, y], color=TRACK, lw=5, solid_capstyle="round")
+    end = left + length * chance["value"]
+    if chance["value"] > 0:
+        axes.plot([left, end], [y, y], color=HEAT(0.55), lw=5, solid_capstyle="round")
+    interval = [left + length * chance[side] for side in ("low", "high")]
+    axes.plot(interval, [y, y], color=TEXT, lw=1.1)
+    axes.plot(end, y, "|", color=TEXT, ms=7, mew=1.4)
+
+
+def _slice(
+    figure: Figure, place: SubplotSpec, flair: npt.NDArray[np.float32], grey: Normalize
+) -> Axes:
+    axes = figure.add_subplot(place)
+    _bare(axes)
+    axes.imshow(flair, cmap=GREYS, norm=grey, interpolation="bilinear")
+    return axes
+
+
+def _heat(axes: Axes, plane: npt.NDArray[np.float32], view: View, scale: Normalize) -> None:
+    """Probability in heat colours; nothing is drawn where no sample has a lesion."""
+    smooth = np.clip(for_display(plane, view.spacing, order=3), 0, 1)
+    share = np.clip(np.asarray(scale(smooth), np.float32), 0, 1)
+    colours = HEAT(share)
+    colours[..., 3] = 0.92 * np.clip((share - 0.04) / 0.2, 0, 1)
+    axes.imshow(colours, interpolation="bilinear")
+
+
+def _outline(axes: Axes, view: View, index: int, window_hw: tuple[slice, slice]) -> None:
+    if view.observed is None or not view.observed[index][window_hw].any():
+        return
+    plane = for_display(view.observed[index][window_hw].astype(np.float32), view.spacing, order=1)
+    smooth = ndimage.gaussian_filter(plane, 1.0)  # takes the stairs off; one voxel stays visible
+    axes.contour(smooth, levels=[0.4 * smooth.max()], colors=OBSERVED, linewidths=1.1)
+
+
+def _orientation(axes: Axes, height: float) -> None:
+    """R and L as a radiologist expects them, and the slice's position."""
+    place: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": DIM}
+    axes.text(0.02, 0.98, "R", va="top", ha="left", **place)
+    axes.text(0.98, 0.98, "L", va="top", ha="right", **place)
+    axes.text(0.02, 0.02, f"z {height:+.0f} mm", va="bottom", ha="left", **place)
+
+
+def _outlined(view: View, shown: list[int], record: Record) -> str:
+    """What the outline is, where there is something that it could enclose."""
+    if view.observed is None or record["received_arm"] is None:
+        return ""
+    number = record["observed_lesions"]
+    if not number:
+        return "No lesion was observed at week 96. "
+    here = "" if view.observed[shown].any() else ", none in these slices"
+    return f"Outline: lesions observed at week 96 ({number} in the slab{here}). "
+
+
+def _words(figure: Figure, record: Record, *, outlined: str) -> None:
+    tall, wide = figure.get_figheight(), figure.get_figwidth()
+    left = 0.3 / wide
+    figure.text(
+        left,
+        1 - 0.36 / tall,
+        f"{record['subject']}   New and enlarging T2 lesions forecast for week 96, by treatment",
+        color=TEXT,
+        fontsize=14,
+        weight="bold",
+        va="center",
+    )
+    figure.text(left, 1 - 0.68 / tall, _subtitle(record), color=DIM, fontsize=9.5, va="center")
+    for row, line in enumerate(_footer(record, outlined)):
+        figure.text(left, (0.68 - 0.18 * row) / tall, line, color=DIM, fontsize=8, va="center")
+
+
+def _subtitle(record: Record) -> str:
+    received = record["received_arm"]
+    return (
+        f"{record['samples']} samples an arm on the same seeds · "
+        f"{f'received {received}' if received else 'arm received not known'} · "
+        "slices with the highest forecast probability, the same in every column"
+    )
+
+
+def _footer(record: Record, outlined: str) -> list[str]:
+    remarks = record["notices"][3:]
+    return [
+        "PREDICTED, NOT OBSERVED. Research use only; not a medical device. " + " ".join(remarks),
+        "Columns other than the arm received are counterfactual: arm and trial may be confounded. "
+        f"Bundle {record['bundle'][:12]}.",
+        f"{outlined}Radiological convention: the patient's right is on the left. "
+        "White whisker: 95% Wilson interval.",
+    ]
+
+
+def _scale_bar(figure: Figure, scale: Normalize) -> None:
+    tall, wide = figure.get_figheight(), figure.get_figwidth()
+    axes = figure.add_axes((1 - 3.1 / wide, 0.62 / tall, 2.8 / wide, 0.09 / tall))
+    bar = figure.colorbar(ScalarMappable(scale, HEAT), cax=axes, orientation="horizontal")
+    bar.outline.set_visible(False)
+    top = float(scale.vmax or 1)
+    bar.set_ticks([0, top / 2, top])
+    bar.set_ticklabels([f"{tick:.0%}" for tick in (0, top / 2, top)])
+    axes.tick_params(colors=DIM, labelsize=8, length=0, pad=3)
+    axes.set_title("share of samples with a lesion here", color=DIM, fontsize=8, pad=4)

@@ -1,0 +1,110 @@
+"""One page for a newcomer: what was run, what came out, and what it is not."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lesioncast.evaluation.report import POOLED, WITHIN
+from lesioncast.evaluation.tables import NAMES, number, table, with_interval
+from lesioncast.forecasting.derivative import figure_path
+
+Record = Mapping[str, Any]
+
+
+def evaluation_section(record: Record, *, heading: str, figure: str | None = None) -> str:
+    """The headline of an evaluation: pooled metrics beside the baselines, and the ladder."""
+    variant = record["variants"]["plain"]
+    activity, count = variant["activity"][POOLED], variant["count"][POOLED]
+    rows = [
+        [
+            label,
+            *(with_interval(activity["methods"][key].get(m)) for m in ("auc", WITHIN, "ap")),
+            with_interval(count["methods"].get(key, {}).get("log_mse")),
+        ]
+        for key, label in record["methods"].items()
+        if key in activity["methods"]
+    ]
+    head = ["method", NAMES["auc"], NAMES[WITHIN], NAMES["ap"], NAMES["log_mse"]]
+    parts = [
+        f"## {heading}",
+        f"{record['cases']['test']} held-out subjects, {activity['positives']} of them active at "
+        f"week 96; {record['samples']} samples each; bundle `{record['bundle'][:12]}`.",
+        table(head, rows),
+        _gaps(variant["differences"], record["methods"]),
+        _ladder_line(record["ladder"]),
+        f"![evaluation]({figure})" if figure else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _gaps(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
+    lines = [
+        f"- {NAMES[row['metric']]}, {methods[row['of']]} minus {methods[row['minus']]}: "
+        f"**{with_interval(row)}**"
+        for row in rows
+        if row["metric"] == "auc"
+    ]
+    return "Paired on the same subjects (95 % bootstrap interval):\n\n" + "\n".join(lines)
+
+
+def _ladder_line(ladder: Record | None) -> str:
+    if ladder is None:
+        return ""
+    steps = ", ".join(
+        f"{arm} {number(row['p_active']['value'])}" for arm, row in ladder["arms"].items()
+    )
+    falls = "It falls at every step." if ladder["falling"] else "It does not fall at every step."
+    return (
+        f"Mean P(active) of the same {ladder['cases']} subjects under every arm: {steps}. {falls} "
+        f"First minus last arm {with_interval(ladder['first_minus_last'])}."
+    )
+
+
+def forecast_section(record: Record, *, heading: str, figure: str | None = None) -> str:
+    """One subject's forecast as a table, with its figure."""
+    received, observed = record["received_arm"], record["observed_lesions"]
+    rows = [
+        [
+            f"**{arm}** (received)" if row["received"] else arm,
+            f"{row['p_active']['value']:.2f} "
+            f"({row['p_active']['low']:.2f} to {row['p_active']['high']:.2f})",
+            f"{row['count']['mean']:.2f} ({row['count']['sd']:.2f})",
+            _difference(row["minus_reference"]["p_active"]),
+            _difference(row["minus_reference"]["count"]),
+        ]
+        for arm, row in record["arms"].items()
+    ]
+    reference = record["reference_arm"]
+    head = [
+        "arm",
+        "P(active)",
+        "lesions, mean (sd)",
+        f"P(active) minus {reference} (MC error)",
+        f"lesions minus {reference} (MC error)",
+    ]
+    truth = "not known" if observed is None else f"{observed} lesions in the slab"
+    parts = [
+        f"## {heading}",
+        f"{record['subject']}: received {received or 'an arm that is not known'}; observed at week "
+        f"96: {truth}. {record['samples']} samples an arm on the same seeds; bundle "
+        f"`{record['bundle'][:12]}`.",
+        f"![forecast of {record['subject']}]({figure})" if figure else "",
+        table(head, rows),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _difference(gap: Record) -> str:
+    return f"{gap['value']:+.2f} ({gap['mc_error']:.2f})"
+
+
+def page(title: str, sections: Sequence[str], *, notices: Sequence[str]) -> str:
+    """The whole page as Markdown, notices first."""
+    warning = "\n".join(f"> {notice}" for notice in dict.fromkeys(notices))
+    return "\n\n".join([f"# {title}", warning, *sections]) + "\n"
+
+
+def relative_figure(forecasts: Path, subject: str, *, page_folder: Path) -> str:
+    """The link to a subject's figure from a page in `page_folder`."""
+    return Path(os.path.relpath(figure_path(forecasts, subject), page_folder)).as_posix()

@@ -1,0 +1,120 @@
+"""What the ensembles of one subject say, arm by arm and against a reference arm, as JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lesioncast.evaluation.ensembles import (
+    Ensemble,
+    monte_carlo_error,
+    p_active,
+    paired_difference,
+    wilson_interval,
+)
+from lesioncast.evaluation.lesions import opening_element
+from lesioncast.forecasting.notice import POSITIVITY, PREDICTED, RESEARCH_USE
+
+Record = dict[str, Any]
+
+SCHEMA = 1
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a forecast was made with: digests of bundle and case, the run's seed, remarks."""
+
+    bundle: str
+    case: str
+    seed: int
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose forecast it is: `sub-...`, the arm received if known, true w096 lesions if observed."""
+
+    name: str
+    arm: str | None
+    observed_lesions: int | None
+
+
+def summarise(
+    subject: Subject,
+    by_arm: Mapping[str, Ensemble],
+    *,
+    reference: str,
+    opening: bool,
+    spacing: Sequence[float],
+    provenance: Provenance,
+) -> Record:
+    """One subject's forecast in numbers; `by_arm` holds ensembles on the same seeds."""
+    seeds = by_arm[reference].seeds
+    against = by_arm[reference]
+    return {
+        "schema": SCHEMA,
+        "subject": subject.name,
+        "target": "new and enlarging T2 lesions at w096 since w048",
+        "notices": [PREDICTED, RESEARCH_USE, POSITIVITY, *provenance.remarks],
+        "bundle": provenance.bundle,
+        "case": provenance.case,
+        "seed": provenance.seed,
+        "samples": len(seeds),
+        "seeds": list(seeds),
+        "opening": {"element": list(opening_element(spacing)), "applied": opening},
+        "received_arm": subject.arm,
+        "observed_lesions": subject.observed_lesions,
+        "reference_arm": reference,
+        "arms": {
+            arm: {
+                "received": arm == subject.arm,
+                **arm_record(ensemble, opening=opening),
+                "minus_reference": difference_record(ensemble, against, opening=opening),
+            }
+            for arm, ensemble in by_arm.items()
+        },
+    }
+
+
+def arm_record(ensemble: Ensemble, *, opening: bool) -> Record:
+    """P(active) with its Wilson interval, and the spread of lesion count and volume."""
+    counts = ensemble.counts(opening=opening)
+    share = p_active(counts)
+    low, high = wilson_interval(share, len(counts))
+    quantiles = np.quantile(counts, QUANTILES, method="inverted_cdf")
+    return {
+        "p_active": {"value": share, "low": low, "high": high},
+        "count": {
+            "mean": float(counts.mean()),
+            "mc_error": monte_carlo_error(counts),
+            "sd": float(counts.std(ddof=1)),
+            "quantiles": {
+                f"{level:.2f}": int(value)
+                for level, value in zip(QUANTILES, quantiles, strict=True)
+            },
+        },
+        "count_mean_unopened": float(ensemble.plain.mean()),
+        "count_mean_opened": float(ensemble.opened.mean()),
+        "volume_mm3": {
+            "mean": float(ensemble.volume.mean()),
+            "mc_error": monte_carlo_error(ensemble.volume),
+        },
+    }
+
+
+def difference_record(ensemble: Ensemble, reference: Ensemble, *, opening: bool) -> Record:
+    """Arm minus reference on the same seeds, each with its Monte Carlo standard error."""
+    if ensemble.seeds != reference.seeds:
+        raise ValueError(
+            f"expected both arms on the same seeds, got {len(ensemble.seeds)} and "
+            f"{len(reference.seeds)} that differ; draw them in one forecast"
+        )
+    counts, others = ensemble.counts(opening=opening), reference.counts(opening=opening)
+    active, active_error = paired_difference(counts > 0, others > 0)
+    count, count_error = paired_difference(counts, others)
+    return {
+        "p_active": {"value": active, "mc_error": active_error},
+        "count": {"value": count, "mc_error": count_error},
+    }

@@ -1,0 +1,49 @@
+"""The model card of a bundle, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lesioncast.training.bundle import BundleConfig
+
+CARD = """# Forecasts of new MS lesions
+
+Given FLAIR and lesion masks at weeks 0 and 48 and a treatment arm, the two networks of this bundle
+draw masks of the new and enlarging T2 lesions (NET2) at week 96: the method of arXiv 2508.07006.
+
+**For research only. Not a medical device, not for decisions about patients.**
+
+- Data: {data}
+- Arms: {arms}. In the paper the arms come from different trials, so that arm and scanner are
+  confounded; a counterfactual answer holds only for patients who could have been given that arm.
+- Slab: {slab} voxels (s, h, w) of {spacing} mm.
+- Sampler: {solver}, {num_steps} steps, guidance {guidance}.
+- Weights: moving averages of the parameters, float32.
+
+| stage | steps | loss at the end |
+|---|---|---|
+{stages}
+
+`config.json` shapes the networks, `metrics.json` holds how each stage went, `manifest.json` the
+sha256 of every file. Load with `lesioncast.training.bundle.load_bundle`.
+"""
+
+
+def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
+    """What a reader must know before using the weights."""
+    stages = [
+        f"| {name} | {stage['step']} | {stage['loss']:.4g} |"
+        for name, stage in metrics["stages"].items()
+    ]
+    return CARD.format(
+        data=metrics["data"],
+        arms=", ".join(config.model.arms),
+        slab=" x ".join(map(str, config.slab)),
+        spacing=" x ".join(f"{size:g}" for size in config.spacing),
+        solver=config.sampler.solver,
+        num_steps=config.sampler.num_steps,
+        guidance=config.sampler.guidance,
+        stages="\n".join(stages),
+    )

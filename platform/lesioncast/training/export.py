@@ -1,0 +1,55 @@
+"""From the end of stage 2 to a bundle."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.training.bundle import BundleConfig, save_bundle
+from lesioncast.training.checkpoint import EMA, Checkpoint
+from lesioncast.training.errors import TrainingError
+from lesioncast.training.files import read_json
+from lesioncast.training.fit import finished
+from lesioncast.training.progress import read_metrics
+from lesioncast.training.stages import CONTROL, UNET, Stage
+from storage import Store
+
+logger = logging.getLogger(__name__)
+
+
+def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerConfig) -> str:
+    """Write the bundle of a finished stage 2 to `path`; returns its digest."""
+    last = finished(stage)
+    assert stage.pretrained is not None
+    digest = save_bundle(
+        path,
+        BundleConfig(stage.experiment.model, store.spec.slab, store.spec.spacing, sampler),
+        unet=stage.pretrained.tensors(EMA, UNET),
+        control=last.tensors(EMA, CONTROL),
+        metrics={
+            "data": describe_data(store, len(stage.experiment.cases.cases)),
+            "seed": stage.experiment.seed,
+            "stages": {"pretrain": _how_it_went(stage.pretrained), "finetune": _how_it_went(last)},
+        },
+    )
+    logger.info("bundle %s (%s)", path, digest[:12])
+    return digest
+
+
+def describe_data(store: Store, cases: int) -> str:
+    """What the weights were trained on, as far as the store's BIDS folder still tells."""
+    bids = Path(store.table.bids)
+    description = bids / "dataset_description.json"
+    name = read_json(description)["Name"] if description.is_file() else "a BIDS trial"
+    simulated = (bids / "derivatives" / "truth").is_dir()
+    warning = "; simulated patients, which is no evidence about real ones" if simulated else ""
+    return f"{cases} training cases of {name}{warning}."
+
+
+def _how_it_went(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    run = checkpoint.folder.parent
+    last = [line for line in read_metrics(run) if line["step"] == checkpoint.step]
+    if not last:
+        raise TrainingError(f"{run}: its metrics do not reach step {checkpoint.step}")
+    return {**last[-1], "settings": checkpoint.identity[run.name]}

@@ -1,0 +1,74 @@
+"""Folders of safetensors and JSON with the sha256 of each file, whole or not at all."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of the named files of a folder."""
+    return {name: digest_of(folder / name) for name in names}
+
+
+def altered_file(folder: Path, digests: Mapping[str, str]) -> str | None:
+    """The first of the files that is missing or has another sha256 than recorded, if any."""
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file() or digest_of(path) != digest:
+            return name
+    return None
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `target` in one step, unless the block raises.
+
+    An older `target` is replaced.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    retired = target.with_name(f".{target.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        target.rename(retired)
+    partial.rename(target)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Named tensors as safetensors."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose name begins with `prefix`, by the rest of their name, on the CPU."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in load_file(path).items()
+        if name.startswith(prefix)
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text())

@@ -1,0 +1,107 @@
+"""One stage from the driver: prepare the nodes, run the workers, come back with a checkpoint."""
+
+import logging
+import os
+import shutil
+
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchTrainer
+
+from lesioncast.training.checkpoint import Checkpoint, checkpoints, require_same_run
+from lesioncast.training.errors import TrainingError
+from lesioncast.training.ingest import fill, prepare_nodes, read_in_process
+from lesioncast.training.loop import train_loop_per_worker
+from lesioncast.training.settings import TrainSettings
+from lesioncast.training.stages import Stage
+
+logger = logging.getLogger(__name__)
+
+
+def train(stage: Stage) -> Checkpoint:
+    """The stage's last checkpoint; what is missing is trained, a finished run is left as it is.
+
+    Raises ChangedSettingsError where the run was begun with other settings, TrainingError where the
+    workers end without the last checkpoint.
+    """
+    for checkpoint in checkpoints(stage.folder)[-1:]:
+        require_same_run(checkpoint, stage.identity)
+        if checkpoint.step == stage.settings.steps:
+            logger.info(
+                "%s: finished already, at step %d (%s); --fresh trains it again",
+                stage.name,
+                checkpoint.step,
+                checkpoint.folder,
+            )
+            return checkpoint
+    run_workers(stage)
+    return finished(stage)
+
+
+def finished(stage: Stage) -> Checkpoint:
+    """The checkpoint after the last step. Raises TrainingError where there is none yet."""
+    for checkpoint in checkpoints(stage.folder)[-1:]:
+        if checkpoint.step == stage.settings.steps:
+            return checkpoint
+    raise TrainingError(
+        f"{stage.folder}: expected a checkpoint at step {stage.settings.steps}, got none; "
+        f"run jobs/{stage.name}.py first"
+    )
+
+
+def discard(stage: Stage) -> None:
+    """Remove the run with its checkpoints and log, to start over."""
+    if stage.folder.exists():
+        shutil.rmtree(stage.folder)
+
+
+def run_workers(stage: Stage) -> None:
+    """Train on Ray, or in this process where `workers` is 0."""
+    settings = stage.settings
+    # Two seconds by default: a report would wait that long for the controller to look.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if settings.workers:
+        prepare_nodes(stage.experiment.cases, accelerator_type=settings.accelerator_type)
+    else:
+        fill(stage.experiment.cases, read_in_process)
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={"stage": stage},
+        scaling_config=scaling(settings),
+        run_config=RunConfig(
+            name=stage.name,
+            storage_path=str(stage.experiment.runs),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            # Mypy sees the signature of Train v1.
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise root_cause(error, stage) from error
+
+
+def root_cause(error: WorkerGroupError, stage: Stage) -> TrainingError:
+    """What stopped the workers: our own error where one of them raised it, since the others may
+    only have lost their connection to it."""
+    failures = list(error.worker_failures.values())
+    own = [failure for failure in failures if isinstance(failure, TrainingError)]
+    return own[0] if own else TrainingError(f"{stage.name} stopped: {failures[0]!r}")
+
+
+def scaling(settings: TrainSettings) -> ScalingConfig:
+    """One worker per GPU of the wanted type, or workers on CPUs alone."""
+    return ScalingConfig(
+        num_workers=settings.workers,
+        use_gpu=settings.accelerator_type is not None,
+        accelerator_type=settings.accelerator_type,
+        resources_per_worker={"CPU": settings.threads},
+    )

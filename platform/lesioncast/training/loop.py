@@ -1,0 +1,166 @@
+"""The training loop of both stages (paper, section 3), as every worker runs it."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import ray.train
+import ray.train.collective
+import torch
+from ray.train import CheckpointUploadMode
+from torch import Tensor, nn
+
+from lesioncast.diffusion.objective import diffusion_loss
+from lesioncast.slab import CONDITION
+from lesioncast.training import noise
+from lesioncast.training.checkpoint import checkpoints, prune, resume, save_checkpoint
+from lesioncast.training.dataset import Batch, Cases, ahead
+from lesioncast.training.ingest import fill, read_in_process
+from lesioncast.training.optimisation import learning_rate
+from lesioncast.training.order import batch_rows
+from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
+from lesioncast.training.settings import TrainSettings
+from lesioncast.training.stages import Stage
+from lesioncast.training.state import TrainState, initial_state
+from lesioncast.training.worker import (
+    Worker,
+    autocast,
+    data_parallel,
+    mean_over_workers,
+    this_worker,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Train `config["stage"]`, a Stage, from its last checkpoint to its last step."""
+    stage: Stage = config["stage"]
+    settings = stage.settings
+    worker = this_worker(settings)
+    cases = Cases.open(fill(stage.experiment.cases, read_in_process))
+    state = resumed_state(stage, worker)
+    networks = data_parallel(state.networks, worker)
+    # DDP averages the gradients of the workers, whose shares of a batch may differ by one case.
+    share = len(worker.positions) * worker.world_size / settings.batch_size
+    window = Window(stage.name)
+    for step, batch in batches(stage, cases, worker, first=state.step):
+        with autocast(settings, worker):
+            loss = share * batch_loss(networks, batch, step, stage=stage, worker=worker)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
+        state.update(settings)
+        window.record(state.step, loss, norm)
+        if due(state, settings.log_every, settings) or checkpoint_due(state, settings):
+            report(stage, state, worker=worker, window=window)
+
+
+def batch_loss(
+    networks: nn.Module, batch: Batch, step: int, *, stage: Stage, worker: Worker
+) -> Tensor:
+    """Equation 3 on this worker's share of the batch, with the step's own t and noise."""
+    t = noise.stratified_t(stage.experiment.seed, step, batch_size=stage.settings.batch_size)
+    eps = noise.gaussian(
+        stage.experiment.seed,
+        step,
+        positions=worker.positions,
+        shape=tuple(batch.x.shape[1:]),
+        device=worker.device,
+    )
+
+    def network(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
+        prediction: Tensor = networks(z_t, logsnr_t, batch.arm, batch.condition)
+        return prediction
+
+    return diffusion_loss(
+        network,
+        batch.x,
+        t=torch.from_numpy(t[worker.positions]).to(worker.device),
+        noise=eps,
+        schedule=stage.experiment.model.schedule,
+        objective=stage.objective,
+    )
+
+
+def batches(
+    stage: Stage, cases: Cases, worker: Worker, *, first: int
+) -> Iterator[tuple[int, Batch]]:
+    """(step, this worker's share of its batch) for every step from `first`, read one ahead."""
+    settings = stage.settings
+
+    def read(step: int) -> Batch:
+        rows = batch_rows(
+            cases.active,
+            step,
+            seed=stage.experiment.seed,
+            batch_size=settings.batch_size,
+            balanced=settings.balanced,
+        )
+        drops = noise.drops(
+            stage.experiment.seed,
+            step,
+            batch_size=settings.batch_size,
+            channels=len(CONDITION),
+            arm_drop=settings.arm_drop,
+            condition_drop=settings.condition_drop,
+            channel_drop=settings.channel_drop,
+        )
+        return cases.batch(
+            rows[worker.positions],
+            drops.at(worker.positions),
+            null_arm=stage.experiment.model.unet.null_arm,
+            conditioned=stage.conditioned,
+        )
+
+    for step, batch in ahead(read, range(first, settings.steps)):
+        yield step, batch.to(worker.device)
+
+
+def resumed_state(stage: Stage, worker: Worker) -> TrainState:
+    """The state at the run's newest checkpoint, or before the first step."""
+    state = initial_state(stage.build().to(worker.device).train(), stage.settings)
+    # Rank 0 decides, since workers on a network disk may not see a new folder at the same time.
+    for checkpoint in ray.train.collective.broadcast_from_rank_zero(checkpoints(stage.folder)[-1:]):
+        resume(state, checkpoint)
+    if worker.leads:
+        logger.info("%s: step %d of %d", stage.name, state.step, stage.settings.steps)
+        rewind_metrics(stage.folder, state.step)
+    return state
+
+
+def due(state: TrainState, every: int, settings: TrainSettings) -> bool:
+    """Whether something done every so many steps, and after the last one, is due."""
+    return state.step % every == 0 or state.step == settings.steps
+
+
+def checkpoint_due(state: TrainState, settings: TrainSettings) -> bool:
+    """Whether this step ends with a checkpoint."""
+    return due(state, settings.checkpoint_every, settings)
+
+
+def report(stage: Stage, state: TrainState, *, worker: Worker, window: Window) -> None:
+    """Log and report the steps since the last report, and save a checkpoint where one is due."""
+    settings = stage.settings
+    metrics = window.close(batch_size=settings.batch_size)
+    metrics["loss"] = mean_over_workers(metrics["loss"], worker)
+    metrics["learning_rate"] = learning_rate(state.step - 1, settings)
+    checkpoint = None
+    if worker.leads:
+        logger.info("%s: %s", stage.name, progress_line(metrics, steps=settings.steps))
+        append_metrics(stage.folder, metrics)
+        if checkpoint_due(state, settings):
+            checkpoint = commit(stage, state)
+    ray.train.report(
+        metrics, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
+    )
+
+
+def commit(stage: Stage, state: TrainState) -> ray.train.Checkpoint:
+    """Save a checkpoint in the run's folder, for Ray Train to take note of where it is.
+
+    Ray Train removes those beyond `keep`, except in local mode (no workers).
+    """
+    saved = save_checkpoint(stage.folder, state, stage.identity)
+    if stage.settings.workers == 0:
+        prune(stage.folder, keep=stage.settings.keep)
+    return ray.train.Checkpoint.from_directory(str(saved.folder))

@@ -1,0 +1,73 @@
+"""The random numbers of a step, keyed on (seed, step, place in the batch).
+
+A case gets the same t, noise and drops whichever worker computes it, and after a resume.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lesioncast.training.order import Rows, Stream, generator
+
+
+@dataclass(frozen=True)
+class Drops:
+    """What each case of a batch loses: `arm` [b], `channels` [b, c] of its condition."""
+
+    arm: npt.NDArray[np.bool_]
+    channels: npt.NDArray[np.bool_]
+
+    def at(self, positions: Rows) -> "Drops":
+        """The drops of the cases at `positions`."""
+        return Drops(self.arm[positions], self.channels[positions])
+
+
+def stratified_t(seed: int, step: int, *, batch_size: int) -> npt.NDArray[np.float32]:
+    """One t in [0, 1) a case, one from each of `batch_size` equal parts, [batch_size].
+
+    Each is uniform, and together they cover the noise levels evenly, which lowers the variance of
+    the loss: t_i = (u + i / B) mod 1 (Kingma et al. 2021, appendix I.1).
+    """
+    u = generator(Stream.TIME, seed, step).random()
+    t = (u + np.arange(batch_size) / batch_size) % 1
+    # Rounding to float32 must not reach 1.
+    return np.minimum(t.astype(np.float32), np.float32(1 - 2**-24))
+
+
+def drops(
+    seed: int,
+    step: int,
+    *,
+    batch_size: int,
+    channels: int,
+    arm_drop: float,
+    condition_drop: float,
+    channel_drop: float,
+) -> Drops:
+    """Arm, condition (all channels) and single channels fall away independently."""
+    u = generator(Stream.DROPS, seed, step).random((batch_size, 2 + channels))
+    whole = u[:, 1] < condition_drop
+    return Drops(u[:, 0] < arm_drop, whole[:, None] | (u[:, 2:] < channel_drop))
+
+
+def gaussian(
+    seed: int,
+    step: int,
+    *,
+    positions: Rows,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    """Standard normal eps of the cases at `positions`, [len(positions), *shape].
+
+    Drawn on `device`: the same on any worker with such a device, not across kinds of device.
+    """
+    eps = torch.empty(len(positions), *shape, device=device)
+    source = torch.Generator(device)
+    for row, position in enumerate(positions):
+        key = generator(Stream.NOISE, seed, step, int(position)).integers(2**62)
+        eps[row].normal_(generator=source.manual_seed(int(key)))
+    return eps

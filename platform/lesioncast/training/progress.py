@@ -1,0 +1,98 @@
+"""How a run goes: a line for people, a JSON line for programs, and the stop at a bad loss."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lesioncast.training.errors import NonFiniteLossError
+
+METRICS = "metrics.jsonl"
+
+Metrics = dict[str, float]  # by name; "step" counts the steps done
+
+
+@dataclass
+class Window:
+    """The steps since the last report; their losses stay on the device until it is due."""
+
+    name: str
+    began: float = field(default_factory=time.monotonic)
+    steps: list[int] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+
+    def record(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Note the loss of the `step`-th step (from 1) and its gradient's norm before clipping."""
+        self.steps.append(step)
+        self.losses.append(loss.detach())
+        self.norms.append(norm.detach())
+
+    def close(self, *, batch_size: int) -> Metrics:
+        """The means and rates of the window; a new one begins.
+
+        Raises NonFiniteLossError for the first step whose loss or gradient is not finite.
+        """
+        losses = torch.stack(self.losses).tolist()
+        norms = torch.stack(self.norms).tolist()
+        self._require_finite(losses, norms)
+        now = time.monotonic()
+        rate = len(losses) / (now - self.began)
+        metrics = {
+            "step": self.steps[-1],
+            "loss": sum(losses) / len(losses),
+            "gradient_norm": sum(norms) / len(norms),
+            "steps_per_s": rate,
+            "cases_per_s": rate * batch_size,
+        }
+        self.began, self.steps, self.losses, self.norms = now, [], [], []
+        return metrics
+
+    def _require_finite(self, losses: list[float], norms: list[float]) -> None:
+        for step, loss, norm in zip(self.steps, losses, norms, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise NonFiniteLossError(
+                    f"{self.name}: the loss is {loss} and its gradient norm {norm} at step {step}; "
+                    f"lower {self.name}.learning_rate, or set {self.name}.precision to float32, "
+                    "and run again: it resumes from the last checkpoint"
+                )
+
+
+def progress_line(metrics: Mapping[str, float], *, steps: int) -> str:
+    """Such as `step 120/600  loss 0.0123  3.1 steps/s  2 min left`."""
+    rate = metrics["steps_per_s"]
+    left = duration((steps - metrics["step"]) / rate)
+    return f"step {metrics['step']}/{steps}  loss {metrics['loss']:.4f}  {rate:.3g} steps/s  {left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would choose, such as `2 min left`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min left"
+    return f"{seconds / 3600:.1f} h left"
+
+
+def append_metrics(run: Path, metrics: Mapping[str, float]) -> None:
+    """Add one line to the run's metrics.jsonl."""
+    with (run / METRICS).open("a") as log:
+        log.write(json.dumps(metrics) + "\n")
+
+
+def read_metrics(run: Path) -> list[Metrics]:
+    """The lines of a run's metrics.jsonl, none where it has not begun."""
+    path = run / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def rewind_metrics(run: Path, step: int) -> None:
+    """Forget the lines after `step`, which a resumed run writes again."""
+    kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= step]
+    run.mkdir(parents=True, exist_ok=True)
+    (run / METRICS).write_text("".join(json.dumps(metrics) + "\n" for metrics in kept))

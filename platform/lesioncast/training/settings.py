@@ -1,0 +1,79 @@
+"""How one stage is trained."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# These say where and how a stage runs; all others shape its weights and may not change midway.
+OPERATIONAL = (
+    "workers",
+    "threads",
+    "accelerator_type",
+    "checkpoint_every",
+    "log_every",
+    "keep",
+    "max_failures",
+)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One stage's optimisation, and the workers it runs on.
+
+    `batch_size` counts the cases of one step over all workers. `warmup` steps of linear rise to
+    `learning_rate` precede a cosine to zero. `ema` is the decay of the averaged weights once warm.
+    `arm_drop`, `condition_drop` and `channel_drop` are the rates at which a case loses its arm, all
+    of its condition, and each condition channel on its own. `balanced` takes as many inactive as
+    active cases each epoch. `flair_weight`, where given, replaces the objective's for this stage:
+    0 trains NET2 alone.
+
+    `workers` 0 trains in the calling process. `threads` are CPUs per worker; with an
+    `accelerator_type` such as A100 each worker also gets one such GPU. `keep` checkpoints stay on
+    disk. `max_failures` restarts from the last checkpoint follow lost workers.
+    """
+
+    steps: int
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    warmup: int = 1000
+    ema: float = 0.9999
+    gradient_clip: float = 1.0
+    arm_drop: float = 0.1
+    condition_drop: float = 0.0
+    channel_drop: float = 0.0
+    balanced: bool = False
+    flair_weight: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    workers: int = 2
+    threads: int = 1
+    accelerator_type: str | None = None
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    keep: int = 2
+    max_failures: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "threads", "checkpoint_every", "log_every", "keep"):
+            _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        for name in ("warmup", "workers", "max_failures"):
+            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        for name in ("learning_rate", "gradient_clip"):
+            _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in ("ema", "arm_drop", "condition_drop", "channel_drop"):
+            _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
+        _require(
+            self.workers <= self.batch_size,
+            "workers",
+            f"at most one per case of a batch ({self.batch_size})",
+            self.workers,
+        )
+        _require(
+            self.precision in ("float32", "bfloat16"),
+            "precision",
+            "float32 or bfloat16",
+            self.precision,
+        )
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:  # noqa: FBT001
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -1,0 +1,135 @@
+"""The two stages of the paper (section 2) as networks to train and what a run of them is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.unet import UNet
+from lesioncast.training.checkpoint import EMA, Checkpoint
+from lesioncast.training.ingest import CaseCache
+from lesioncast.training.settings import OPERATIONAL, TrainSettings
+
+# Where the networks of both stages keep their weights in a checkpoint.
+UNET, CONTROL = "unet.", "control."
+
+
+class UNetAlone(nn.Module):
+    """Stage 1: the UNet learns w096 FLAIR and NET2 jointly, given the arm."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: None) -> Tensor:
+        """The prediction [b, 2, s, h, w]."""
+        prediction: Tensor = self.unet(z, logsnr, arm)
+        return prediction
+
+
+class ControlledUNet(nn.Module):
+    """Stage 2: the ControlNet learns to steer the frozen UNet by the patient's images."""
+
+    def __init__(self, unet: UNet, control: ControlNet) -> None:
+        super().__init__()
+        self.unet = unet.eval()
+        self.unet.requires_grad_(requires_grad=False)
+        self.control = control
+
+    def train(self, mode: bool = True) -> "ControlledUNet":  # noqa: FBT001, FBT002
+        """The UNet stays in evaluation mode."""
+        super().train(mode)
+        self.unet.eval()
+        return self
+
+    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: Tensor) -> Tensor:
+        """The prediction [b, 2, s, h, w]; `condition` is c_f [b, 7, s, h, w]."""
+        residuals = self.control(z, logsnr, arm, self.control.encode(condition))
+        prediction: Tensor = self.unet(z, logsnr, arm, residuals)
+        return prediction
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What both stages share: networks, cases, the folder of runs, and the seed."""
+
+    model: ModelConfig
+    cases: CaseCache
+    runs: Path
+    seed: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's run: `name` is its folder among the runs; `networks` builds what is trained.
+
+    `pretrained` is the checkpoint of stage 1 that stage 2 builds upon.
+    """
+
+    name: str
+    networks: Callable[["Stage"], nn.Module]
+    settings: TrainSettings
+    experiment: Experiment
+    pretrained: Checkpoint | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its checkpoints and its log."""
+        return self.experiment.runs / self.name
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the networks see the patient's images."""
+        return self.pretrained is not None
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """The model's objective, with this stage's own weight of FLAIR where it has one."""
+        objective, weight = self.experiment.model.objective, self.settings.flair_weight
+        return objective if weight is None else replace(objective, flair_weight=weight)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that shapes the weights, as JSON; resuming with another identity is refused."""
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in OPERATIONAL}
+        return {
+            "seed": self.experiment.seed,
+            self.name: settings,
+            "model": asdict(self.experiment.model),
+            "cases": self.experiment.cases.digest,
+            "pretrained": dict(self.pretrained.digests) if self.pretrained else None,
+        }
+
+    def build(self) -> nn.Module:
+        """The networks at the start of the run: the same on every worker."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.experiment.seed)
+            return self.networks(self)
+
+
+def pretraining(settings: TrainSettings, experiment: Experiment) -> Stage:
+    """Stage 1."""
+    return Stage("pretrain", _unet_alone, settings, experiment)
+
+
+def finetuning(settings: TrainSettings, experiment: Experiment, pretrained: Checkpoint) -> Stage:
+    """Stage 2, on the averaged weights of a stage 1."""
+    return Stage("finetune", _controlled_unet, settings, experiment, pretrained)
+
+
+def _unet_alone(stage: Stage) -> nn.Module:
+    return UNetAlone(UNet(stage.experiment.model.unet))
+
+
+def _controlled_unet(stage: Stage) -> nn.Module:
+    assert stage.pretrained is not None
+    model = stage.experiment.model
+    unet = UNet(model.unet)
+    unet.load_state_dict(stage.pretrained.tensors(EMA, UNET))
+    return ControlledUNet(unet, ControlNet.from_unet(model.control, unet))

@@ -1,0 +1,69 @@
+"""One training process among its peers, as Ray Train starts it."""
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.v2._internal.execution import context, train_fn_utils
+from torch import nn
+
+from lesioncast.training.order import Rows, positions_of
+from lesioncast.training.settings import TrainSettings
+
+# Both say what each report holds, which our own line has said. Ray 2.60 names the first by its file
+# and not by its module, so that LoggingConfig does not reach it; the second is that of local mode.
+REPORT_LOGS = (str(context.__file__), train_fn_utils.__name__)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker's place among all, its device, and the places in a batch that it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    positions: Rows
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one worker that writes files and logs."""
+        return self.rank == 0
+
+
+def this_worker(settings: TrainSettings) -> Worker:
+    """This process's part; sets its number of CPU threads and silences Ray's line per report."""
+    torch.set_num_threads(settings.threads)
+    for name in REPORT_LOGS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    run = ray.train.get_context()
+    rank, world_size = run.get_world_rank(), run.get_world_size()
+    positions = positions_of(rank, world_size=world_size, batch_size=settings.batch_size)
+    return Worker(rank, world_size, ray.train.torch.get_device(), positions)
+
+
+def data_parallel(networks: nn.Module, worker: Worker) -> nn.Module:
+    """The networks in DDP where there are several workers."""
+    if worker.world_size == 1:
+        return networks
+    prepared: nn.Module = ray.train.torch.prepare_model(
+        networks, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+    )
+    return prepared
+
+
+def mean_over_workers(value: float, worker: Worker) -> float:
+    """The mean of a number that every worker has; all must call it."""
+    if worker.world_size == 1:
+        return value
+    total = torch.tensor(value, device=worker.device)
+    torch.distributed.all_reduce(total)
+    return float(total) / worker.world_size
+
+
+def autocast(settings: TrainSettings, worker: Worker) -> AbstractContextManager[object]:
+    """bfloat16 in matrix products and convolutions, if the settings say so."""
+    enabled = settings.precision == "bfloat16"
+    return torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=enabled)

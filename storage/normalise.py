@@ -1,0 +1,43 @@
+"""Intensities of FLAIR onto [-1, 1], whatever the scanner's scale."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.layout import BACKGROUND
+
+
+def foreground_of(image: npt.NDArray[Any], brain: npt.NDArray[Any] | None) -> npt.NDArray[np.bool_]:
+    """Where an image shows tissue: inside the brain mask if there is one, else where not zero."""
+    return np.asarray(image != 0 if brain is None else brain != 0)
+
+
+def scale_flair(
+    image: npt.NDArray[Any],
+    foreground: npt.NDArray[np.bool_],
+    *,
+    percentiles: tuple[float, float],
+    clear_background: bool,
+) -> npt.NDArray[np.float32]:
+    """Map the two percentiles of the foreground linearly to -1 and 1, and clip.
+
+    The percentiles (numpy's linear definition) are those of the foreground of the whole volume, so
+    a voxel's value does not depend on the slab that is cut. `clear_background` sets every voxel
+    outside the foreground to -1; without it they are scaled and clipped like the rest. Raises
+    ValueError where the foreground is empty or the percentiles coincide.
+    """
+    values = image[foreground].astype(np.float32)
+    if not values.size:
+        raise ValueError("expected voxels of tissue, got none")
+    low, high = np.percentile(values, percentiles)
+    if not high > low:
+        raise ValueError(f"expected contrast, got {low:g} at both percentiles {percentiles}")
+    scaled = image.astype(np.float32)
+    scaled -= np.float32(low)
+    scaled *= np.float32(2 / (high - low))
+    scaled -= 1
+    np.clip(scaled, -1, 1, out=scaled)
+    if clear_background:
+        scaled[~foreground] = BACKGROUND
+    return scaled

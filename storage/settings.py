@@ -1,0 +1,80 @@
+"""What a store is to hold, and where a trial keeps its files."""
+
+from dataclasses import dataclass, field
+
+from storage.layout import SESSIONS
+
+_ANAT = "{subject}/ses-{session}/anat/{subject}_ses-{session}"
+
+
+@dataclass(frozen=True)
+class BidsLayout:
+    """Where a trial keeps each input, as globs under the BIDS root.
+
+    `{subject}` stands for the participant_id (`sub-0001`), `{session}` for the session's label.
+    `sessions` are the trial's own labels for w000, w048 and w096, in that order.
+    """
+
+    sessions: tuple[str, str, str] = SESSIONS
+    arm_column: str = "treatment_arm"
+    trial_column: str = "trial"
+    flair: str = f"{_ANAT}*_FLAIR.nii*"
+    t2: str = f"derivatives/lesions/{_ANAT}*_label-L_desc-T2_mask.nii*"
+    gad: str = f"derivatives/lesions/{_ANAT}*_label-L_desc-Gad_mask.nii*"
+    net2: str = f"derivatives/lesions/{_ANAT}*_label-L_desc-NET2_mask.nii*"
+    parcellation: str = f"derivatives/synthseg/{_ANAT}*_desc-synthseg_dseg.nii*"
+    brain_mask: str = f"derivatives/brainmask/{_ANAT}*_desc-brain_mask.nii*"
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """The size of a slab, how volumes get onto it, and how cases are split and stored.
+
+    `slab` is (s, h, w) in voxels and `spacing` (s, h, w) in mm; the slab is axial. `resample` lets
+    volumes of another spacing in (images linearly, masks nearest); without it they are refused.
+    `split` gives the shares of train, val and test. `cases_per_shard` cases share one file.
+    `brain_height` is where the slab's centre lies between the bottom (0) and the top (1) of a brain
+    mask, if a subject has one: 0.55 has the lateral ventricles in the middle of the slab.
+    `percentiles` of the foreground become -1 and 1; `apply_brain_mask` sets FLAIR outside a brain
+    mask to -1, as in a skull-stripped image. Affines of one subject's files may differ by
+    `affine_tolerance` mm at the corners of the volume.
+    """
+
+    slab: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    resample: bool
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    cases_per_shard: int = 32
+    brain_height: float = 0.55
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    apply_brain_mask: bool = True
+    affine_tolerance: float = 0.1
+    bids: BidsLayout = field(default_factory=BidsLayout)
+
+    def __post_init__(self) -> None:
+        _require(min(self.slab) > 0, "store.slab", "three positive sizes (s, h, w)", self.slab)
+        _require(min(self.spacing) > 0, "store.spacing", "three positive mm", self.spacing)
+        _require(
+            min(self.split) >= 0 and abs(sum(self.split) - 1) < 1e-9,
+            "store.split",
+            "shares of train, val and test that sum to 1",
+            self.split,
+        )
+        _require(
+            self.cases_per_shard > 0, "store.cases_per_shard", "1 or more", self.cases_per_shard
+        )
+        _require(
+            0 < self.brain_height < 1, "store.brain_height", "a share in (0, 1)", self.brain_height
+        )
+        low, high = self.percentiles
+        _require(
+            0 <= low < high <= 100, "store.percentiles", "0 <= low < high <= 100", self.percentiles
+        )
+        _require(
+            self.affine_tolerance > 0, "store.affine_tolerance", "mm above 0", self.affine_tolerance
+        )
+
+
+def _require(holds: bool, key: str, expected: str, got: object) -> None:  # noqa: FBT001
+    if not holds:
+        raise ValueError(f"{key}: expected {expected}, got {got}.")

@@ -1,0 +1,101 @@
+"""A store as a source for Ray Data (`ray.data.read_zarr` reads Zarr 2 only)."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ray.data import DataContext
+from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from storage.layout import array_specs
+from storage.store import open_arrays, open_store, take_rows
+
+DEFAULT_COLUMNS = ("case", "flair", "masks", "present", "arm")
+_SCALARS = {"case": 8, "arm": 8}  # int64, bytes
+
+
+class ZarrDatasource(Datasource):
+    """Cases of a store as rows with numeric tensor columns: `ray.data.read_datasource(source)`.
+
+    `columns` name arrays of the store (`flair`, `masks` packed as stored, `parcellation`,
+    `present`), `case` (the case's index) and `arm` (its arm index, -1 if unknown). `cases` are the
+    indices to read, all by default; a block holds cases of as few files as their order allows.
+    Raises StoreError where the store cannot be read, ValueError for a column that it has not.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        columns: Sequence[str] = DEFAULT_COLUMNS,
+        cases: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._store = open_store(path)
+        self._columns = tuple(columns)
+        self._cases = [case.index for case in self._store.cases] if cases is None else list(cases)
+        if not self._cases:
+            raise ValueError(f"expected cases of {path} to read, got an empty list")
+        known = array_specs(self._store.spec.slab)
+        if unknown := set(columns) - set(known) - set(_SCALARS):
+            raise ValueError(
+                f"expected columns in ({', '.join((*known, *_SCALARS))}), got {sorted(unknown)}"
+            )
+        sizes = _SCALARS | {name: array.bytes_per_case for name, array in known.items()}
+        self._row_bytes = sum(sizes[name] for name in self._columns)
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all rows."""
+        return self._row_bytes * len(self._cases)
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
+    ) -> list[ReadTask]:
+        """Runs of cases, one task each, in blocks of at most Ray Data's target size."""
+        context = data_context or DataContext.get_current()
+        target = context.target_max_block_size or self.estimate_inmemory_data_size()
+        rows_per_block = max(1, target // max(1, self._row_bytes))
+        runs = np.array_split(np.array(self._cases), min(max(1, parallelism), len(self._cases)))
+        return [self._task(run.tolist(), rows_per_block, per_task_row_limit) for run in runs]
+
+    def _task(self, cases: list[int], rows_per_block: int, row_limit: int | None) -> ReadTask:
+        chosen = [self._store.cases[index] for index in cases]
+        read = partial(
+            _read_blocks,
+            self._store.path,
+            columns=self._columns,
+            rows=[case.row for case in chosen],
+            scalars={"case": cases, "arm": [case.arm_index for case in chosen]},
+            rows_per_block=rows_per_block,
+        )
+        size = self._row_bytes * len(cases)
+        metadata = BlockMetadata(
+            num_rows=len(cases), size_bytes=size, exec_stats=None, task_exec_stats=None
+        )
+        return ReadTask(read, metadata, per_task_row_limit=row_limit)
+
+
+def _read_blocks(
+    path: Path,
+    *,
+    columns: tuple[str, ...],
+    rows: list[int],
+    scalars: dict[str, list[int]],
+    rows_per_block: int,
+) -> Iterator[Block]:
+    """Arrow tables of whole rows; what it is given is small, the case table stays in the driver."""
+    arrays = open_arrays(path)
+    for first in range(0, len(rows), rows_per_block):
+        part = slice(first, first + rows_per_block)
+        batch = {
+            name: np.array(scalars[name][part], np.int64)
+            if name in scalars
+            else take_rows(arrays[name], rows[part])
+            for name in columns
+        }
+        yield BlockAccessor.batch_to_block(batch)

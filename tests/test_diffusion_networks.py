@@ -1,0 +1,110 @@
+"""The UNet and the ControlNet: the paper's sizes and the properties that stage 2 rests on."""
+
+import pytest
+import torch
+from torch import nn
+
+from lesioncast.diffusion.blocks import fold, unfold
+from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.unet import UNet, UNetConfig
+
+TINY = UNetConfig(
+    slices=3, arms=2, patch=2, widths=(8, 16), attention_stages=(1,), head_dim=8, groups=4
+)
+PAPER_CONTROL = ControlConfig(hint_widths=(32, 96, 96, 256))
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def randomise(module: nn.Module) -> None:
+    """Moves every parameter off its initial value, zero-initialised ones included."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+
+
+def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(batch, 2, 3, 8, 8, generator=generator)
+    condition = torch.randn(batch, 7, 3, 8, 8, generator=generator)
+    return z, torch.linspace(-4, 4, batch), torch.arange(batch) % 3, condition
+
+
+def test_the_paper_preset_has_the_papers_589_million_parameters() -> None:
+    with torch.device("meta"):
+        unet = parameters(UNet(UNetConfig()))
+        control = parameters(ControlNet(PAPER_CONTROL, UNetConfig()))
+    assert round(unet / 1e6, 2) == 433.46
+    assert round(control / 1e6, 2) == 155.67
+    assert round((unet + control) / 1e6) == 589
+
+
+def test_attention_sits_at_16_and_8_voxels_of_a_256_voxel_slab() -> None:
+    config = UNetConfig()
+    assert [256 // 2**stage for stage in config.attention_stages] == [16, 8]
+
+
+def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> None:
+    volume = torch.arange(2 * 2 * 3 * 4 * 4.0).reshape(2, 2, 3, 4, 4)
+    assert torch.equal(fold(volume, 1), volume.reshape(2, 6, 4, 4))
+    assert fold(volume, 2).shape == (2, 24, 2, 2)
+    assert torch.equal(unfold(fold(volume, 2), slices=3, patch=2), volume)
+
+
+@pytest.mark.parametrize("burden", [False, True])
+def test_an_untrained_controlnet_changes_nothing_to_the_last_bit(burden: bool) -> None:
+    unet = UNet(TINY)
+    randomise(unet)
+    control = ControlNet.from_unet(ControlConfig(burden=burden), unet)
+    z, logsnr, arm, condition = inputs()
+    with torch.no_grad():
+        residuals = control(z, logsnr, arm, control.encode(condition))
+        assert torch.equal(unet(z, logsnr, arm, residuals), unet(z, logsnr, arm))
+
+
+def test_a_controlnet_starts_as_a_copy_of_the_unets_encoder() -> None:
+    unet = UNet(TINY)
+    randomise(unet)
+    control = ControlNet.from_unet(ControlConfig(), unet)
+    ours, theirs = control.encoder.state_dict(), unet.encoder.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_gradients_reach_the_controlnet_through_the_frozen_unet() -> None:
+    unet = UNet(TINY)
+    randomise(unet)
+    unet.requires_grad_(False)
+    control = ControlNet.from_unet(ControlConfig(), unet)
+    z, logsnr, arm, condition = inputs()
+    residuals = control(z, logsnr, arm, control.encode(condition))
+    unet(z, logsnr, arm, residuals).square().mean().backward()
+    assert all(parameter.grad is None for parameter in unet.parameters())
+    assert all(zero.weight.grad.abs().sum() > 0 for zero in control.zero_skips)
+
+
+def test_the_arm_and_the_null_arm_each_change_the_prediction() -> None:
+    unet = UNet(TINY)
+    randomise(unet)
+    z, logsnr, _, _ = inputs(1)
+    with torch.no_grad():
+        rows = [unet(z, logsnr, torch.tensor([arm])) for arm in (0, 1, TINY.null_arm)]
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+
+
+def test_the_burden_counts_lesions_and_tells_an_absent_channel_from_an_empty_one() -> None:
+    unet = UNet(TINY)
+    control = ControlNet.from_unet(ControlConfig(channels=1, burden=True), unet)
+    empty, one, absent = (torch.full((1, 1, 3, 8, 8), value) for value in (-1.0, -1.0, 0.0))
+    one[0, 0, 0, 0, 0] = 1.0
+    with torch.no_grad():
+        burdens = [control.encode(condition).burden for condition in (empty, one, absent)]
+    assert not torch.equal(burdens[0], burdens[1])
+    assert not torch.equal(burdens[0], burdens[2])
+
+
+def test_widths_that_groups_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"multiples of groups=32, got \[48\]"):
+        UNetConfig(widths=(32, 48))

@@ -1,0 +1,135 @@
+"""Schedule, objective and sampler against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from lesioncast.diffusion.objective import (
+    ObjectiveConfig,
+    diffusion_loss,
+    predicted_x,
+    squared_error,
+    unweighted_probability,
+    voxel_weight,
+    x_weight,
+)
+from lesioncast.diffusion.sampler import SamplerConfig, logsnr_grid, sample
+from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at
+
+PAPER = ScheduleConfig()
+
+
+def test_the_schedule_is_the_interpolated_shifted_cosine() -> None:
+    t = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    cosine = -2 * torch.log(torch.tan(math.pi * t / 2))
+    expected = cosine + t * 2 * math.log(1 / 2) + (1 - t) * 2 * math.log(1 / 8)
+    assert torch.allclose(logsnr_at(t, PAPER), expected, atol=3e-3)
+
+
+def test_the_schedule_falls_and_ends_where_the_truncation_says() -> None:
+    levels = logsnr_at(torch.linspace(0, 1, 101, dtype=torch.float64), PAPER)
+    assert (levels.diff() < 0).all()
+    assert levels[0].item() == pytest.approx(15 + PAPER.shift_data, abs=1e-6)
+    assert levels[-1].item() == pytest.approx(-15 + PAPER.shift_noise, abs=1e-6)
+
+
+def test_the_process_preserves_variance() -> None:
+    alpha, sigma = alpha_sigma(torch.linspace(-10, 10, 21))
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones(21))
+
+
+@pytest.mark.parametrize("kind", ["v", "eps", "x"])
+def test_a_perfect_prediction_recovers_x_and_costs_nothing(kind: str) -> None:
+    x, noise = torch.randn(3, 2, 1, 4, 4), torch.randn(3, 2, 1, 4, 4)
+    logsnr = torch.tensor([-3.0, 0.0, 3.0])
+    alpha, sigma = (value[:, None, None, None, None] for value in alpha_sigma(logsnr))
+    perfect = {"v": alpha * noise - sigma * x, "eps": noise, "x": x}[kind]
+    z = alpha * x + sigma * noise
+    assert torch.allclose(predicted_x(perfect, z, logsnr, kind=kind), x, atol=1e-4)
+    assert squared_error(perfect, x, noise, logsnr, kind=kind).max() < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["v", "eps", "x"])
+def test_the_squared_error_is_that_of_x_hat_whatever_is_predicted(kind: str) -> None:
+    x, noise, guess = (torch.randn(3, 2, 1, 4, 4, dtype=torch.float64) for _ in range(3))
+    logsnr = torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
+    alpha, sigma = (value[:, None, None, None, None] for value in alpha_sigma(logsnr))
+    x_hat = predicted_x(guess, alpha * x + sigma * noise, logsnr, kind=kind)
+    error = squared_error(guess, x, noise, logsnr, kind=kind)
+    assert torch.allclose(error, (x - x_hat) ** 2)
+
+
+def test_min_snr_caps_the_weight_at_gamma() -> None:
+    logsnr = torch.tensor([-2.0, 0.0, math.log(5.0), 4.0])
+    weight = x_weight(logsnr, ObjectiveConfig(weighting="min_snr", min_snr_gamma=5.0))
+    assert weight.tolist() == pytest.approx([math.exp(-2), 1.0, 5.0, 5.0])
+
+
+def test_lesions_weigh_tenfold_on_the_net2_channels_only() -> None:
+    x = torch.full((1, 2, 1, 2, 2), -1.0)
+    x[0, :, 0, 0, 0] = 1.0
+    weight = voxel_weight(x, ObjectiveConfig(lesion_weight=10.0, flair_weight=0.5))
+    assert weight[0, 0].eq(0.5).all()
+    assert weight[0, 1].flatten().tolist() == [10.0, 1.0, 1.0, 1.0]
+
+
+def test_the_lesion_weights_bias_is_undone_exactly() -> None:
+    p = torch.linspace(0, 1, 11)
+    q = 10 * p / (10 * p + 1 - p)
+    assert torch.allclose(unweighted_probability(2 * q - 1, 10.0), 2 * p - 1, atol=1e-6)
+
+
+def test_the_loss_of_a_network_that_predicts_zero_is_the_weighted_power_of_its_target() -> None:
+    x, noise = torch.full((2, 2, 1, 2, 2), -1.0), torch.zeros(2, 2, 1, 2, 2)
+    loss = diffusion_loss(
+        lambda z, _: torch.zeros_like(z),
+        x,
+        t=torch.tensor([0.3, 0.6]),
+        noise=noise,
+        schedule=PAPER,
+        objective=ObjectiveConfig(prediction="x", weighting="x"),
+    )
+    assert loss.item() == pytest.approx(1.0)
+
+
+def gaussian_denoiser(mean: float, deviation: float):  # type: ignore[no-untyped-def]
+    """E[x | z_t] for x ~ N(mean, deviation^2), in closed form."""
+
+    def denoise(z: torch.Tensor, logsnr: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = (value[:, None] for value in alpha_sigma(logsnr))
+        gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
+        return mean + gain * (z - alpha * mean)
+
+    return denoise
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm2m", "ancestral", "sde2m"])
+def test_every_solver_recovers_a_gaussian_given_enough_steps(solver: str) -> None:
+    drawn = sample(
+        gaussian_denoiser(0.3, 0.5),
+        shape=(64,),
+        seeds=range(400),
+        schedule=PAPER,
+        sampler=SamplerConfig(solver=solver, num_steps=200, grid="logsnr"),  # type: ignore[arg-type]
+    )
+    assert drawn.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert drawn.std().item() == pytest.approx(0.5, rel=0.04)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "sde2m"])
+def test_a_seed_names_a_sample_regardless_of_its_batch_mates(solver: str) -> None:
+    def draw(seeds: list[int]) -> torch.Tensor:
+        sampler = SamplerConfig(solver=solver, num_steps=5)  # type: ignore[arg-type]
+        denoise = gaussian_denoiser(0.0, 1.0)
+        return sample(denoise, shape=(4,), seeds=seeds, schedule=PAPER, sampler=sampler)
+
+    assert torch.equal(draw([3, 7, 11])[1], draw([7])[0])
+    assert not torch.equal(draw([3, 7])[0], draw([3, 7])[1])
+
+
+def test_the_grid_runs_from_noise_to_data_inside_its_bounds() -> None:
+    sampler = SamplerConfig(num_steps=9, grid="t", logsnr_min=-8, logsnr_max=6)
+    levels = logsnr_grid(PAPER, sampler)
+    assert (levels.diff() >= 0).all()
+    assert (levels[0].item(), levels[-1].item()) == (-8, 6)

@@ -1,0 +1,77 @@
+"""Lesions are components of touching voxels; the opening keeps its size in millimetres."""
+
+import numpy as np
+import pytest
+
+from lesioncast.evaluation.lesions import (
+    lesion_count,
+    lesion_volumes,
+    measure,
+    opened,
+    opening_element,
+)
+
+MM1 = (3.0, 1.0, 1.0)
+MM3 = (3.0, 3.0, 3.0)
+
+
+def mask_of(*boxes: tuple[slice, slice, slice]) -> np.ndarray:
+    mask = np.zeros((4, 20, 20), bool)
+    for box in boxes:
+        mask[box] = True
+    return mask
+
+
+def test_voxels_that_share_only_a_corner_are_one_lesion() -> None:
+    mask = mask_of()
+    mask[1, 5, 5] = mask[2, 6, 6] = True
+    assert lesion_count(mask, MM1) == 1
+
+
+def test_voxels_one_apart_are_two_lesions() -> None:
+    mask = mask_of()
+    mask[1, 5, 5] = mask[1, 5, 7] = True
+    assert lesion_count(mask, MM1) == 2
+
+
+def test_an_empty_mask_has_no_lesion() -> None:
+    assert lesion_count(mask_of(), MM1) == 0
+    assert lesion_count(mask_of(), MM1, opening=True) == 0
+    assert lesion_volumes(mask_of(), MM1).size == 0
+
+
+@pytest.mark.parametrize(
+    ("spacing", "element"),
+    [
+        ((3.0, 1.0, 1.0), (1, 5, 5)),  # the paper's
+        ((3.0, 0.72, 0.72), (1, 7, 7)),
+        ((3.0, 1.5, 1.5), (1, 3, 3)),
+        ((3.0, 2.0, 2.0), (1, 3, 3)),
+        ((3.0, 3.0, 3.0), (1, 1, 1)),
+        ((3.0, 6.0, 6.0), (1, 1, 1)),
+        ((3.0, 1.0, 3.0), (1, 5, 1)),
+    ],
+)
+def test_the_opening_is_five_millimetres_in_odd_voxels_and_never_below_one(
+    spacing: tuple[float, float, float], element: tuple[int, int, int]
+) -> None:
+    assert opening_element(spacing) == element
+
+
+def test_the_opening_keeps_a_lesion_of_its_own_size_and_removes_a_narrower_one() -> None:
+    wide, narrow = np.s_[1:2, 2:7, 2:7], np.s_[2:3, 10:15, 10:14]
+    mask = mask_of(wide, narrow)
+    assert lesion_count(mask, MM1) == 2
+    assert lesion_count(mask, MM1, opening=True) == 1
+    assert np.array_equal(opened(mask, MM1), mask_of(wide))
+
+
+def test_the_opening_does_nothing_where_a_voxel_is_as_large_as_the_element() -> None:
+    mask = mask_of(np.s_[1:2, 2:3, 2:3])
+    assert lesion_count(mask, MM3, opening=True) == 1
+
+
+def test_volumes_are_in_cubic_millimetres() -> None:
+    mask = mask_of(np.s_[0:1, 0:2, 0:2], np.s_[2:4, 10:11, 10:11])
+    assert lesion_volumes(mask, MM1).tolist() == [12.0, 6.0]
+    assert measure(mask, MM1).volume == 18.0

@@ -1,0 +1,224 @@
+"""A whole evaluation on made-up outcomes: an oracle is perfect, a shuffled forecast is chance."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.evaluation.assess import Assessment, Context, Tally, assess
+from lesioncast.evaluation.figure import reliability
+from lesioncast.evaluation.outcomes import Outcomes
+from lesioncast.evaluation.output import write_assessment
+from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.evaluation.tables import DASH, report_text, with_interval
+
+ARMS = PAPER_ARM_NAMES
+RATE = np.array([0.6, 0.55, 0.5, 0.35, 0.25, 0.0])
+SETTINGS = EvaluationSettings(samples=8, bootstrap=100, monte_carlo_runs=8)
+SAMPLES = SETTINGS.samples
+MM1 = (3.0, 1.0, 1.0)
+MM3 = (3.0, 3.0, 3.0)
+
+
+def outcomes(cases: int, *, seed: int, first: int = 0) -> Outcomes:
+    """Each patient has a burden, which one scalar shows and which decides activity with the arm."""
+    rng = np.random.default_rng([seed, 7])
+    arm = np.arange(cases) % len(ARMS)
+    burden = rng.random(cases)
+    active = burden < RATE[arm]
+    count = (active * (1 + rng.poisson(2, cases))).astype(float)
+    return Outcomes(
+        case=tuple(range(first, first + cases)),
+        subjects=tuple(f"sub-{first + row:04d}" for row in range(cases)),
+        arm=arm,
+        scalars=burden[:, None],
+        plain=count,
+        opened=np.maximum(count - 1, 0),
+    )
+
+
+def certain(test: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """Every sample of a case says the same count; opening takes one lesion."""
+    return {
+        (case, int(arm)): np.tile([[count], [max(count - 1, 0)]], SAMPLES).astype(int)
+        for case, arm, count in zip(test.case, test.arm, counts, strict=True)
+    }
+
+
+def assessed(
+    test: Outcomes,
+    counts: Tally,
+    *,
+    forced: tuple[int, ...] = (),
+    spacing: tuple[float, float, float] = MM3,
+) -> Assessment:
+    context = Context(ARMS, spacing, "f" * 64, 0, ("Research use only.",))
+    train = outcomes(600, seed=1)
+    return assess(train, test, counts, forced=forced, context=context, settings=SETTINGS)
+
+
+TEST = outcomes(240, seed=2, first=1000)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> dict:
+    return assessed(TEST, certain(TEST, TEST.plain)).record
+
+
+@pytest.fixture(scope="module")
+def shuffled() -> dict:
+    mixed = np.random.default_rng(9).permutation(TEST.plain)
+    return assessed(TEST, certain(TEST, mixed)).record
+
+
+def pooled(record: dict, method: str, metric: str) -> dict:
+    variant = record["variants"]["plain"]
+    for part in ("activity", "count"):
+        scores = variant[part]["pooled"]["methods"].get(method, {})
+        if metric in scores:
+            return scores[metric]
+    raise KeyError(metric)
+
+
+def test_an_oracle_has_perfect_scores_everywhere(oracle: dict) -> None:
+    for metric, perfect in {"auc": 1, "ap": 1, "auc_within": 1, "log_mse": 0, "crps": 0}.items():
+        assert pooled(oracle, "ensemble", metric)["value"] == pytest.approx(perfect)
+        assert pooled(oracle, "ensemble", metric)["low"] == pytest.approx(perfect)
+    assert pooled(oracle, "ensemble", "brier")["value"] == 0
+    assert pooled(oracle, "ensemble_log_mean", "log_mse")["value"] == pytest.approx(0)
+
+
+def test_a_shuffled_forecast_is_chance_and_loses_to_the_arm_rate(shuffled: dict) -> None:
+    auc = pooled(shuffled, "ensemble", "auc")
+    assert auc["low"] < 0.5 < auc["high"]
+    assert pooled(shuffled, "ensemble", "ap")["value"] == pytest.approx(0.38, abs=0.09)
+    gap = next(
+        row
+        for row in shuffled["variants"]["plain"]["differences"]
+        if (row["metric"], row["minus"]) == ("auc", "arm_rate")
+    )
+    assert gap["high"] < 0
+
+
+def test_baselines_rank_as_they_must(oracle: dict) -> None:
+    """Monte Carlo is below the arm's rate, which is below a scalar that shows the burden."""
+    aucs = [
+        pooled(oracle, key, "auc")["value"] for key in ("monte_carlo", "arm_rate", "regression")
+    ]
+    assert aucs == sorted(aucs)
+    assert pooled(oracle, "arm_rate", "auc_within")["value"] == pytest.approx(0.5)
+    assert pooled(oracle, "regression", "auc_within")["value"] > 0.9
+    log_mse = [
+        pooled(oracle, key, "log_mse")["value"]
+        for key in ("arm_rate", "arm_log_mean", "regression")
+    ]
+    assert log_mse == sorted(log_mse, reverse=True)
+
+
+def test_baselines_do_not_depend_on_the_forecast(oracle: dict, shuffled: dict) -> None:
+    for key in ("monte_carlo", "arm_rate", "regression"):
+        assert pooled(oracle, key, "auc") == pooled(shuffled, key, "auc")
+
+
+def test_an_arm_without_active_cases_is_undefined_and_says_how_many(oracle: dict) -> None:
+    group = oracle["variants"]["plain"]["activity"]["ocrelizumab"]
+    assert (group["cases"], group["positives"]) == (40, 0)
+    for method in group["methods"].values():
+        assert method["auc"]["value"] is None
+        assert method["ap"]["value"] is None
+    lines = [line for line in report_text(oracle).splitlines() if line.startswith("| ocrelizumab")]
+    assert f"| 0 of 40 | {DASH} |" in lines[0]
+
+
+def test_published_figures_stand_in_a_column_of_their_own(oracle: dict) -> None:
+    text = report_text(oracle)
+    assert "published model, baseline (other data)" in text
+    placebo = next(
+        line for line in text.splitlines() if line.startswith("| placebo | ") and " of " in line
+    )
+    assert placebo.endswith("| 0.783, 0.513 |")
+
+
+def test_counts_are_reported_with_and_without_the_opening_where_it_does_something() -> None:
+    counts = certain(TEST, TEST.plain)
+    fine = assessed(TEST, counts, spacing=MM1).record
+    assert list(fine["variants"]) == ["plain", "opened", "opened_forecast"]
+    means = {
+        name: (
+            variant["count"]["pooled"]["true_mean"],
+            variant["count"]["pooled"]["methods"]["ensemble"]["mean"],
+        )
+        for name, variant in fine["variants"].items()
+    }
+    plain, opened = TEST.plain.mean(), TEST.opened.mean()
+    assert means["plain"] == pytest.approx((plain, plain))
+    assert means["opened"] == pytest.approx((opened, opened))
+    assert means["opened_forecast"] == pytest.approx((plain, opened))
+    coarse = assessed(TEST, counts).record
+    assert list(coarse["variants"]) == ["plain"]
+    assert coarse["opening"] == {"mm": 5.0, "element": [1, 1, 1], "idle": True}
+
+
+def ladder_counts() -> tuple[dict, tuple[int, ...]]:
+    """Cases 1000 to 1011 under every arm: sample k is active where k / 8 is below the rate."""
+    counts = certain(TEST, TEST.plain)
+    forced = TEST.case[:12]
+    for case in forced:
+        for arm, rate in enumerate(np.linspace(1, 0, len(ARMS))):
+            active = (np.arange(SAMPLES) / SAMPLES < rate).astype(int)
+            counts[case, arm] = np.stack([active, active])
+    return counts, forced
+
+
+def test_the_ladder_is_the_mean_p_active_of_the_same_cases_under_each_arm() -> None:
+    counts, forced = ladder_counts()
+    ladder = assessed(TEST, counts, forced=forced).record["ladder"]
+    rates = [row["p_active"]["value"] for row in ladder["arms"].values()]
+    assert rates == pytest.approx([1.0, 7 / 8, 5 / 8, 4 / 8, 2 / 8, 0.0])
+    assert ladder["falling"]
+    assert ladder["cases"] == 12
+    assert ladder["first_minus_last"]["value"] == pytest.approx(1.0)
+
+
+def test_the_ladders_error_is_over_seeds_since_all_cases_share_them() -> None:
+    counts, forced = ladder_counts()
+    ladder = assessed(TEST, counts, forced=forced).record["ladder"]
+    half = ladder["arms"]["interferon"]["mc_error"]  # four of eight seeds, in every case
+    assert half == pytest.approx(np.std([1, 1, 1, 1, 0, 0, 0, 0], ddof=1) / np.sqrt(8))
+
+
+def test_a_perfectly_calibrated_forecast_lies_on_the_diagonal() -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.random(20000)
+    for mean, share, low, high in reliability(rng.random(20000) < chance, chance, bins=5):
+        assert share == pytest.approx(mean, abs=0.025)
+        assert low < share < high
+
+
+def test_reliability_keeps_equal_probabilities_together() -> None:
+    chance = np.repeat([0.0, 1.0], [90, 10])
+    rows = reliability(chance > 0, chance, bins=8)
+    assert [row[:2] for row in rows] == [(0.0, 0.0), (1.0, 1.0)]
+
+
+def test_an_interval_is_shown_only_where_there_is_one() -> None:
+    assert with_interval({"value": 0.81234, "low": 0.7, "high": 0.9}) == "0.812 (0.700 to 0.900)"
+    assert with_interval({"value": 0.5, "low": None, "high": None}) == "0.500"
+    assert with_interval({"value": None, "low": None, "high": None}) == DASH
+
+
+def test_an_evaluation_is_written_whole(tmp_path: Path) -> None:
+    counts, forced = ladder_counts()
+    assessment = assessed(TEST, counts, forced=forced)
+    write_assessment(assessment, tmp_path, forced=forced, case=TEST.case)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"metrics.json", "tables.md", "cases.csv", "evaluation.png"}
+    assert json.loads((tmp_path / "metrics.json").read_text())["samples"] == SAMPLES
+    rows = (tmp_path / "cases.csv").read_text().splitlines()
+    assert len(rows) == 241
+    assert rows[1].startswith("sub-1000,placebo,")
+    assert rows[1].split(",")[-6:] == ["1.0000", "0.8750", "0.6250", "0.5000", "0.2500", "0.0000"]
+    assert rows[-1].endswith(",,,,,,")
+    assert (tmp_path / "evaluation.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,123 @@
+"""Samples are named by case, arm and seed; arms and cases share the seeds."""
+
+import numpy as np
+import pytest
+from tiny_forecast import RATE, SLAB, fake_draw
+
+from lesioncast.evaluation.ensembles import Ensemble
+from lesioncast.forecasting.draws import Request, Sampler, ensembles, plan, sample_seeds
+from lesioncast.forecasting.summary import Provenance, Subject, summarise
+
+SPACING = (3.0, 2.0, 2.0)
+
+
+def active_patient(case: int) -> np.ndarray:
+    return np.full((7, *SLAB), 1.0 if case == 1 else -1.0, np.float32)
+
+
+def sampler() -> Sampler:
+    return Sampler(fake_draw, active_patient, spacing=SPACING)
+
+
+def drawn(requests: list[Request], seeds: tuple[int, ...], *, batch_size: int) -> list[Ensemble]:
+    batches = plan(requests, seeds, batch_size=batch_size)
+    return list(ensembles(requests, seeds, map(sampler(), batches)))
+
+
+def test_a_seed_depends_on_the_runs_seed_and_its_place_alone() -> None:
+    assert sample_seeds(3, 32)[:16] == sample_seeds(3, 16)
+    assert not set(sample_seeds(3, 64)) & set(sample_seeds(4, 64))
+    assert len(set(sample_seeds(0, 1000))) == 1000
+    assert all(0 <= seed < 2**63 for seed in sample_seeds(0, 100))
+
+
+def test_every_case_and_arm_is_asked_for_on_the_same_seeds() -> None:
+    seeds = sample_seeds(0, 5)
+    samples = [
+        s for batch in plan([Request(0, 0), Request(4, 2)], seeds, batch_size=3) for s in batch
+    ]
+    assert [sample.seed for sample in samples[:5]] == [sample.seed for sample in samples[5:]]
+    assert {(sample.case, sample.arm) for sample in samples} == {(0, 0), (4, 2)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_ensembles_do_not_depend_on_the_batches(batch_size: int) -> None:
+    requests, seeds = [Request(0, 0), Request(1, 0), Request(1, 2)], sample_seeds(0, 6)
+    found = drawn(requests, seeds, batch_size=batch_size)
+    for ensemble, whole in zip(found, drawn(requests, seeds, batch_size=18), strict=True):
+        assert (ensemble.case, ensemble.arm, ensemble.seeds) == (whole.case, whole.arm, seeds)
+        assert np.array_equal(ensemble.plain, whole.plain)
+        assert np.array_equal(ensemble.probability, whole.probability)
+
+
+def test_the_probability_is_the_share_of_samples_at_each_voxel() -> None:
+    (ensemble,) = drawn([Request(1, 1)], sample_seeds(0, 10), batch_size=4)
+    share = np.mean(ensemble.plain > 0)
+    assert 0 < share < 1
+    assert ensemble.probability.dtype == np.float32
+    assert ensemble.probability[2, 10, 3] == pytest.approx(share)
+    assert np.count_nonzero(ensemble.probability) == 4
+    assert ensemble.volume.tolist() == (48.0 * (ensemble.plain > 0)).tolist()
+
+
+def test_a_lost_batch_is_noticed() -> None:
+    requests, seeds = [Request(0, 0), Request(1, 0)], sample_seeds(0, 4)
+    batches = plan(requests, seeds, batch_size=4)[:1]
+    with pytest.raises(ValueError, match="not enough values"):
+        list(ensembles(requests, seeds, map(sampler(), batches)))
+
+
+def forecast(samples: int, seed: int) -> dict:
+    arms = ("placebo", "avonex", "ocrelizumab")
+    requests = [Request(1, arm) for arm in range(3)]
+    found = drawn(requests, sample_seeds(seed, samples), batch_size=16)
+    return summarise(
+        Subject("sub-02", "avonex", 1),
+        dict(zip(arms, found, strict=True)),
+        reference="placebo",
+        opening=False,
+        spacing=SPACING,
+        provenance=Provenance("b" * 64, "c" * 64, seed),
+    )
+
+
+def test_a_summary_says_what_was_drawn() -> None:
+    record = forecast(200, seed=0)
+    for rate, row in zip(RATE, record["arms"].values(), strict=True):
+        assert row["p_active"]["low"] < rate < row["p_active"]["high"]
+        assert row["count"]["mean"] == row["p_active"]["value"]  # never more than one lesion
+        assert row["count"]["quantiles"]["0.05"] in (0, 1)
+    assert [row["received"] for row in record["arms"].values()] == [False, True, False]
+    assert record["arms"]["placebo"]["minus_reference"]["count"] == {"value": 0.0, "mc_error": 0.0}
+    assert "Predicted, not observed." in record["notices"]
+
+
+def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:
+    """Common random numbers: active under avonex (.5) only where active under placebo (.8)."""
+    record = forecast(400, seed=1)
+    gap = record["arms"]["avonex"]["minus_reference"]["p_active"]
+    assert gap["value"] == pytest.approx(-0.3, abs=0.07)
+    assert gap["mc_error"] == pytest.approx(np.sqrt(0.3 * 0.7 / 400), rel=0.1)
+    assert gap["mc_error"] < np.sqrt((0.8 * 0.2 + 0.5 * 0.5) / 400) * 0.8
+
+
+def test_the_paired_error_is_the_spread_over_runs() -> None:
+    gaps = [
+        forecast(60, seed)["arms"]["avonex"]["minus_reference"]["p_active"] for seed in range(40)
+    ]
+    spread = np.std([gap["value"] for gap in gaps], ddof=1)
+    assert spread == pytest.approx(np.mean([gap["mc_error"] for gap in gaps]), rel=0.35)
+
+
+def test_arms_on_different_seeds_are_not_paired() -> None:
+    first = drawn([Request(1, 0)], sample_seeds(0, 4), batch_size=4)[0]
+    other = drawn([Request(1, 1)], sample_seeds(1, 4), batch_size=4)[0]
+    with pytest.raises(ValueError, match="same seeds"):
+        summarise(
+            Subject("sub-02", None, None),
+            {"placebo": first, "avonex": other},
+            reference="placebo",
+            opening=False,
+            spacing=SPACING,
+            provenance=Provenance("b", "c", 0),
+        )

@@ -1,0 +1,133 @@
+"""The two jobs end to end on a tiny store, with networks of random weights behind a real bundle."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_forecast import SLAB, SPEC, write_store
+
+from jobs import evaluate, forecast
+from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.evaluation.tables import report_text
+from lesioncast.forecasting.draws import Sample
+from lesioncast.forecasting.engine import build_sampler, require_fit
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.page import evaluation_section
+from lesioncast.training.bundle import BundleConfig, load_bundle, save_bundle
+from storage import open_store
+
+UNET = UNetConfig(
+    slices=SLAB[0], arms=3, widths=(8, 16), down_blocks=1, attention_stages=(), groups=4
+)
+CONFIG = {
+    "name": "tiny",
+    "arms": list(SPEC.arms),
+    "cohort": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
+    "store": {"slab": list(SLAB), "spacing": list(SPEC.spacing), "resample": False},
+    "unet": {"slices": SLAB[0], "arms": 3, "widths": [8, 16], "groups": 4, "attention_stages": []},
+    "pretrain": {"steps": 1},
+    "finetune": {"steps": 1},
+    "forecast": {"samples": 3, "subjects": 2, "batch_size": 4, "workers": 1},
+    "evaluation": {
+        "samples": 3, "counterfactual_subjects": 2, "bootstrap": 100, "monte_carlo_runs": 2,
+        "workers": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of four test and eight training cases, a bundle, a configuration."""
+    folder = tmp_path_factory.mktemp("jobs")
+    write_store(folder / "store.zarr", folder / "bids", test=4, train=8)
+    (folder / "bids/derivatives/truth").mkdir(parents=True)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    write_bundle(folder / "bundle")
+    return folder
+
+
+def write_bundle(path: Path) -> None:
+    torch.manual_seed(0)
+    unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET)
+    with torch.no_grad():
+        for parameter in unet.parameters():  # the last convolution begins at zero
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    config = BundleConfig(
+        ModelConfig(SPEC.arms, UNET, objective=ObjectiveConfig(lesion_weight=1.0)),
+        SLAB,
+        SPEC.spacing,
+        SamplerConfig(num_steps=3),
+    )
+    metrics = {"data": "8 training cases of a made-up trial.", "stages": {}}
+    save_bundle(path, config, unet=unet.state_dict(), control=control.state_dict(), metrics=metrics)
+
+
+def given(root: Path, *extra: str) -> list[str]:
+    paths = ["--store", str(root / "store.zarr"), "--bundle", str(root / "bundle")]
+    return ["--config", str(root / "tiny.yaml"), *paths, *extra]
+
+
+@pytest.mark.ray
+def test_the_forecast_job_writes_every_named_subject(ray_cluster: None, root: Path) -> None:
+    out = root / "forecasts"
+    assert forecast.main(given(root, "--out", str(out), "--subjects", "sub-03,sub-02")) == 0
+    assert {path.name for path in out.glob("sub-*")} == {"sub-02", "sub-03"}
+    record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
+    assert list(record["arms"]) == list(SPEC.arms)
+    assert record["bundle"] == load_bundle(root / "bundle").digest
+    assert "Trained on 8 training cases of a made-up trial." in record["notices"]
+    assert "The subjects are simulated." in record["notices"]
+    assert len(list(out.rglob("*_probseg.nii.gz"))) == 6
+
+
+@pytest.mark.ray
+def test_the_evaluation_job_writes_tables_that_can_be_made_again(
+    ray_cluster: None, root: Path
+) -> None:
+    out = root / "evaluation"
+    assert evaluate.main(given(root, "--out", str(out))) == 0
+    record = json.loads((out / "metrics.json").read_text())
+    assert record["cases"] == {"train": 8, "test": 4}
+    assert record["variants"]["plain"]["activity"]["pooled"]["positives"] == 2
+    assert list(record["variants"]) == ["plain", "opened", "opened_forecast"]
+    assert report_text(record) == (out / "tables.md").read_text()
+    section = evaluation_section(record, heading="Evaluation", figure="evaluation.png")
+    assert "4 held-out subjects, 2 of them active" in section
+
+
+def test_a_seed_names_a_mask_whatever_the_batch(root: Path) -> None:
+    sampler = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
+    batch = tuple(Sample(case, arm, 10 * case + arm) for case in (1, 2) for arm in range(3))
+    together = sampler(batch).masks()
+    assert together.any()
+    alone = np.concatenate([sampler((sample,)).masks() for sample in batch])
+    assert np.mean(together != alone) < 1e-3  # float32 sums differ in order only
+
+
+@pytest.mark.parametrize("name", ["slab", "spacing", "arms"])
+def test_a_bundle_for_other_slabs_or_arms_is_refused(root: Path, name: str) -> None:
+    store = open_store(root / "store.zarr")
+    bundle = load_bundle(root / "bundle")
+    if name == "arms":
+        bundle = replace(bundle, config=replace(bundle.config, arms=("a", "b", "c")))
+    else:
+        bundle = replace(bundle, **{name: (9, 9, 9)})
+    with pytest.raises(ForecastError, match=rf"bundle's {name} .*convert"):
+        require_fit(bundle, store)
+
+
+def test_what_is_missing_ends_a_job_with_a_sentence(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert forecast.main(given(root, "--subjects", "sub-99")) == 1
+    assert "sub-99" in caplog.text
+    assert evaluate.main([*given(root), "--bundle", str(root / "nothing")]) == 1
+    assert "nothing: expected a bundle" in caplog.text

@@ -1,0 +1,221 @@
+"""Whole runs of both stages, in this process and on two workers of a cluster."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from tiny_training import SETTINGS, random_rows, tiny_cache, tiny_experiment
+from torch import Tensor, nn
+
+from lesioncast.training.checkpoint import Checkpoint, checkpoints
+from lesioncast.training.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
+from lesioncast.training.fit import discard, finished, train
+from lesioncast.training.progress import read_metrics
+from lesioncast.training.stages import (
+    CONTROL,
+    UNET,
+    Stage,
+    _controlled_unet,
+    finetuning,
+    pretraining,
+)
+
+
+class Spoilt(nn.Module):
+    """Networks that do something else than predict at one of their forward passes."""
+
+    def __init__(self, networks: nn.Module, at: int, fault: Callable[[], float]) -> None:
+        super().__init__()
+        self.networks, self.at, self.fault, self.passes = networks, at, fault, 0
+
+    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: Tensor) -> Tensor:
+        self.passes += 1
+        factor = self.fault() if self.passes == self.at else 1.0
+        prediction: Tensor = self.networks(z, logsnr, arm, condition)
+        return prediction * factor
+
+    def named_parameters(self, *args: object, **kwargs: object):  # type: ignore[no-untyped-def, override]
+        return self.networks.named_parameters(*args, **kwargs)
+
+
+def spoilt(stage: Stage, *, at: int, fault: Callable[[], float]) -> Stage:
+    """`stage` whose networks fail at their `at`-th pass."""
+    return replace(stage, networks=lambda own: Spoilt(stage.networks(own), at, fault))
+
+
+def interrupt() -> float:
+    raise KeyboardInterrupt
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    files = sorted(checkpoint.folder.glob("*.safetensors"))
+    return {f"{path.stem}/{k}": v for path in files for k, v in load_file(path).items()}
+
+
+def both_stages(runs: Path, settings=SETTINGS) -> tuple[Checkpoint, Stage]:  # type: ignore[no-untyped-def]
+    experiment = tiny_experiment(runs)
+    pretrained = train(pretraining(settings, experiment))
+    return pretrained, finetuning(settings, experiment, pretrained)
+
+
+@pytest.mark.parametrize("pass_of_failure", [4, 6])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, pass_of_failure: int) -> None:
+    _, stage = both_stages(tmp_path / "whole")
+    whole = train(stage)
+
+    _, stage = both_stages(tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        train(spoilt(stage, at=pass_of_failure, fault=interrupt))
+    assert [found.step for found in checkpoints(stage.folder)] == [3]
+    resumed = train(stage)
+
+    expected, found = tensors(whole), tensors(resumed)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    lines = [
+        [(line["step"], line["loss"]) for line in read_metrics(at.folder.parent)]
+        for at in (whole, resumed)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_stage_two_leaves_the_unet_as_stage_one_averaged_it(tmp_path: Path) -> None:
+    pretrained, stage = both_stages(tmp_path)
+    last = train(stage)
+    networks = stage.build()
+    kept = networks.get_submodule("unet").state_dict()
+    for name, tensor in pretrained.tensors("ema", UNET).items():
+        assert torch.equal(kept[name], tensor), name
+    trained = last.tensors("weights")
+    assert trained
+    assert all(name.startswith(CONTROL) for name in trained)
+    start = dict(networks.named_parameters())
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in trained.items())
+
+
+def test_a_frozen_unet_keeps_its_weights_through_a_training_step(tmp_path: Path) -> None:
+    _, stage = both_stages(tmp_path)
+    built: list[nn.Module] = []
+
+    def remember(own: Stage) -> nn.Module:
+        built.append(_controlled_unet(own))
+        return built[0]
+
+    train(replace(stage, networks=remember))
+    before, after = stage.build().get_submodule("unet"), built[0].get_submodule("unet")
+    assert not after.training
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(old, new), name
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tmp_path: Path) -> None:
+    stage = spoilt(pretraining(SETTINGS, tiny_experiment(tmp_path)), at=5, fault=lambda: torch.nan)
+    with pytest.raises(NonFiniteLossError, match="pretrain: the loss is nan .* at step 5;"):
+        train(stage)
+    assert [found.step for found in checkpoints(stage.folder)] == [3]
+
+
+def test_a_finished_run_says_so_and_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    last = train(stage)
+    written = (last.folder / "state.json").stat().st_mtime_ns
+    with caplog.at_level("INFO", "lesioncast"):
+        again = train(stage)
+    assert again == last
+    assert (last.folder / "state.json").stat().st_mtime_ns == written
+    assert caplog.messages[-1].startswith("pretrain: finished already, at step 6")
+    discard(stage)
+    assert checkpoints(stage.folder) == []
+    with pytest.raises(TrainingError, match=r"got none; run jobs/pretrain.py first"):
+        finished(stage)
+
+
+def test_settings_that_changed_since_the_checkpoint_are_refused_by_name(tmp_path: Path) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    train(stage)
+    other = replace(SETTINGS, steps=9, learning_rate=0.5, log_every=1, checkpoint_every=9)
+    with pytest.raises(ChangedSettingsError) as refusal:
+        train(replace(stage, settings=other))
+    message = str(refusal.value)
+    assert "pretrain.steps was 6, is 9; pretrain.learning_rate was 0.01, is 0.5. Set" in message
+    assert "--fresh" in message
+
+
+def test_other_cases_are_another_run(tmp_path: Path) -> None:
+    train(pretraining(SETTINGS, tiny_experiment(tmp_path)))
+    other = tiny_experiment(tmp_path, tiny_cache(tmp_path, random_rows(seed=1), "other"))
+    with pytest.raises(ChangedSettingsError, match='cases was "tiny", is "other"'):
+        train(pretraining(SETTINGS, other))
+
+
+def test_an_altered_checkpoint_is_named(tmp_path: Path) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        train(spoilt(stage, at=5, fault=interrupt))
+    ema = checkpoints(stage.folder)[-1].folder / "ema.safetensors"
+    content = bytearray(ema.read_bytes())
+    content[-1] ^= 1
+    ema.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"step_000003/ema.safetensors: missing or altered"):
+        train(stage)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint_every=1)
+    stage = pretraining(settings, tiny_experiment(tmp_path))
+    train(stage)
+    assert [found.step for found in checkpoints(stage.folder)] == [5, 6]
+
+
+def test_a_stage_may_train_net2_alone(tmp_path: Path) -> None:
+    stage = pretraining(replace(SETTINGS, flair_weight=0.0), tiny_experiment(tmp_path))
+    assert stage.objective.flair_weight == 0
+    assert stage.experiment.model.objective.flair_weight == 1
+    train(stage)
+    out = checkpoints(stage.folder)[-1].tensors("exp_avg")["unet.out.2.weight"]
+    flair, net2 = out.chunk(2)  # rows are channels of [c, s], patch 1
+    assert not flair.any()
+    assert net2.any()
+
+
+def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, precision="bfloat16", steps=2)
+    last = train(pretraining(settings, tiny_experiment(tmp_path)))
+    assert {tensor.dtype for tensor in last.tensors("weights").values()} == {torch.float32}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:::ray.data.context")  # Ray Data warns of its own defaults
+def test_two_workers_of_which_one_dies_end_where_one_process_ends(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    alone = train(pretraining(SETTINGS, tiny_experiment(tmp_path / "alone")))
+
+    settings = replace(SETTINGS, workers=2, max_failures=1, batch_size=4)
+    stage = pretraining(settings, tiny_experiment(tmp_path / "shared"))
+    marker = tmp_path / "died"
+
+    def die_once() -> float:
+        if ray.train.get_context().get_world_rank() == 1 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return 1.0
+
+    together = train(spoilt(stage, at=5, fault=die_once))
+    assert marker.exists()
+    assert json.loads((together.folder / "state.json").read_text())["step"] == 6
+    expected, found = alone.tensors("weights"), together.tensors("weights")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

@@ -1,0 +1,94 @@
+"""A store of a few seconds with outcomes, and a draw that stands for the networks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from synthetic_bids import ARMS, Geometry, head, path_of, write_volume
+
+from lesioncast.slab import CONDITION
+from storage import BidsLayout, Store, StoreSpec, open_store, pack_masks
+from storage.bids import Source
+from storage.cases import Case, CaseTable, encode_table
+from storage.grid import Grid, to_slab
+from storage.layout import CASE_TABLE
+from storage.nifti import read_volume
+from storage.store import create_arrays, open_arrays
+
+SLAB = (5, 16, 16)
+GEOMETRY = Geometry(axes="LPS", tilt=9.0)
+SPEC = StoreSpec(arms=ARMS, slab=SLAB, spacing=GEOMETRY.spacing)
+LAYOUT = BidsLayout()
+NET2_W048 = CONDITION.index(("w048", "net2"))
+RATE = np.array([0.8, 0.5, 0.1])  # by arm, of a patient who was active at w048
+
+
+def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Store:
+    """Cases with arms in turn on a skewed, LPS grid, odd ones active at w048 and w096; first those
+    of the test split.
+    """
+    cases = test + train
+    create_arrays(path, SPEC, rows=cases, rows_per_shard=cases)
+    arrays = open_arrays(path, mode="r+")
+    table = []
+    for index in range(cases):
+        flair = head(GEOMETRY.shape, seed=index)
+        source = path_of(bids, f"sub-{index + 1:02d}", "w048", "flair")
+        write_volume(source, flair, GEOMETRY)
+        case = _case(index, _grid(source), "test" if index < test else "train")
+        slab = to_slab(flair.astype(np.float32), case.grid, order=1)
+        arrays["flair"][index] = np.stack([slab / 450 - 1] * 3).astype(np.float16)
+        arrays["masks"][index] = pack_masks(_masks(active=index % 2 == 1))
+        arrays["present"][index] = case.present
+        table.append(case)
+    content = encode_table(CaseTable("inputs", str(bids), tuple(table), ()))
+    (path / CASE_TABLE).write_bytes(content)
+    return open_store(path)
+
+
+def _grid(path: Path) -> Grid:
+    """A crop that begins at (2, 1, -1) of the file's canonical volume: one column is padded."""
+    header = read_volume(Source("sub", "w048", "flair", path)).header
+    return Grid(header, GEOMETRY.shape, SLAB, scale=(1.0, 1.0, 1.0), offset=(2.0, 1.0, -1.0))
+
+
+def _case(index: int, grid: Grid, split: str) -> Case:
+    present = np.ones((3, 4), bool)
+    present[0, 3] = False
+    return Case(
+        index=index,
+        row=index,
+        subject=f"sub-{index + 1:02d}",
+        arm=ARMS[index % len(ARMS)],
+        arm_index=index % len(ARMS),
+        trial=None,
+        split=split,
+        covariates={},
+        grid=grid,
+        present=present,
+        parcellation=False,
+        digests={"flair": f"{index:064d}"},
+    )
+
+
+def _masks(*, active: bool) -> npt.NDArray[np.bool_]:
+    masks = np.zeros((3, 3, *SLAB), bool)
+    if active:
+        masks[1, 2, 2, 4:6, 4:6] = True
+        masks[2, 2, 2, 10:12, 3:5] = True
+    return masks
+
+
+def fake_draw(
+    condition: npt.NDArray[np.float32], arm: npt.NDArray[np.int64], seeds: Sequence[int]
+) -> npt.NDArray[np.bool_]:
+    """One lesion where the seed's uniform number is below the arm's rate, for patients active at
+    w048; a seed's number is the same whatever the arm, so arms are nested.
+    """
+    masks = np.zeros((len(seeds), *SLAB), bool)
+    for row, seed in enumerate(seeds):
+        rate = RATE[arm[row]] if (condition[row, NET2_W048] > 0).any() else 0.05
+        if np.random.default_rng(seed).random() < rate:
+            masks[row, 2, 10:12, 3:5] = True
+    return masks
