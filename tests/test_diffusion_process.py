@@ -9,8 +9,8 @@ from lesioncast.diffusion.objective import (
     ObjectiveConfig,
     diffusion_loss,
     predicted_x,
-    squared_error,
     unweighted_probability,
+    voxel_error,
     voxel_weight,
     x_weight,
 )
@@ -46,8 +46,9 @@ def test_a_perfect_prediction_recovers_x_and_costs_nothing(kind: str) -> None:
     alpha, sigma = (value[:, None, None, None, None] for value in alpha_sigma(logsnr))
     perfect = {"v": alpha * noise - sigma * x, "eps": noise, "x": x}[kind]
     z = alpha * x + sigma * noise
-    assert torch.allclose(predicted_x(perfect, z, logsnr, kind=kind), x, atol=1e-4)
-    assert squared_error(perfect, x, noise, logsnr, kind=kind).max() < 1e-9
+    objective = ObjectiveConfig(prediction=kind)  # type: ignore[arg-type]
+    assert torch.allclose(predicted_x(perfect, z, logsnr, objective), x, atol=1e-4)
+    assert voxel_error(perfect, x, noise, logsnr, objective).max() < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["v", "eps", "x"])
@@ -55,9 +56,42 @@ def test_the_squared_error_is_that_of_x_hat_whatever_is_predicted(kind: str) -> 
     x, noise, guess = (torch.randn(3, 2, 1, 4, 4, dtype=torch.float64) for _ in range(3))
     logsnr = torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
     alpha, sigma = (value[:, None, None, None, None] for value in alpha_sigma(logsnr))
-    x_hat = predicted_x(guess, alpha * x + sigma * noise, logsnr, kind=kind)
-    error = squared_error(guess, x, noise, logsnr, kind=kind)
+    objective = ObjectiveConfig(prediction=kind)  # type: ignore[arg-type]
+    x_hat = predicted_x(guess, alpha * x + sigma * noise, logsnr, objective)
+    error = voxel_error(guess, x, noise, logsnr, objective)
     assert torch.allclose(error, (x - x_hat) ** 2)
+
+
+def test_odds_are_bayes_rule_for_a_binary_voxel() -> None:
+    prior, logsnr = 0.02, torch.tensor([-1.0], dtype=torch.float64)
+    objective = ObjectiveConfig(prediction="odds", base_log_odds=math.log(prior / (1 - prior)))
+    alpha, sigma = (value.item() for value in alpha_sigma(logsnr))
+    z = torch.linspace(-3, 3, 7, dtype=torch.float64).expand(1, 2, 1, 1, 7)
+    lesion, none = (torch.exp(-((z - side * alpha) ** 2) / (2 * sigma**2)) for side in (1, -1))
+    posterior = prior * lesion / (prior * lesion + (1 - prior) * none)
+    x_hat = predicted_x(torch.zeros_like(z), z, logsnr, objective)
+    assert torch.allclose(x_hat[:, 1], 2 * posterior[:, 1] - 1)
+    assert torch.equal(x_hat[:, 0], torch.zeros_like(z[:, 0]))
+
+
+def test_cross_entropy_and_squared_error_have_the_same_minimiser() -> None:
+    x = torch.full((1, 2, 1, 1, 1000), -1.0, dtype=torch.float64)
+    x[..., :30] = 1.0  # 3 % lesions at pure noise: the best log odds are log(0.03 / 0.97)
+    logsnr, noise = torch.tensor([-40.0], dtype=torch.float64), torch.zeros_like(x)
+    guesses = torch.linspace(-2, 2, 401, dtype=torch.float64)
+    for loss in ("squared", "cross_entropy"):
+        objective = ObjectiveConfig(prediction="odds", mask_loss=loss, base_log_odds=-3.0)  # type: ignore[arg-type]
+        losses = [
+            voxel_error(torch.full_like(x, guess.item()), x, noise, logsnr, objective)[:, 1].mean()
+            for guess in guesses
+        ]
+        best = guesses[torch.stack(losses).argmin()].item() - 3.0
+        assert best == pytest.approx(math.log(0.03 / 0.97), abs=0.01)
+
+
+def test_cross_entropy_without_odds_is_refused() -> None:
+    with pytest.raises(ValueError, match="cross_entropy needs prediction odds, got v"):
+        ObjectiveConfig(mask_loss="cross_entropy")
 
 
 def test_min_snr_caps_the_weight_at_gamma() -> None:

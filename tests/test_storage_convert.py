@@ -9,6 +9,7 @@ import pytest
 import ray.data
 import synthetic_bids as bids
 
+from jobs import convert as convert_job
 from storage import StorageError, Store, open_store, pack_masks
 from storage.convert import convert
 from storage.plan import Conversion, finished_store, plan_conversion
@@ -26,6 +27,7 @@ pytestmark = [
 SETTINGS = StoreSettings((5, 12, 13), (3.0, 2.0, 2.0), resample=False, cases_per_shard=3)
 SUBJECTS = 8
 REFUSED = "sub-03"
+DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 
 
 def planned(root: Path, *, seed: int = 0) -> Conversion:
@@ -153,7 +155,7 @@ def test_progress_tells_rate_and_time_left(
 def test_the_exit_code_tells_of_refusals_and_failure(
     root: Path, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    flags = ["--config", "jobs/configs/demo.yaml", "--store", str(store.path)]
+    flags = ["--config", str(DEMO), "--store", str(store.path)]
     for key, value in {
         "store.slab": [5, 12, 13], "store.spacing": [3.0, 2.0, 2.0], "store.resample": "false",
         "store.split": [0.8, 0.1, 0.1], "store.cases_per_shard": 3, "arms": list(bids.ARMS),

@@ -7,9 +7,7 @@ FLAIR lies in [-1, 1]; masks become -1 / +1; a channel that a case lacks is all 
 import numpy as np
 import numpy.typing as npt
 
-SESSIONS = ("w000", "w048", "w096")
-CHANNELS = ("flair", "t2", "gad", "net2")
-MASKS = CHANNELS[1:]
+from storage.layout import CHANNELS, MASKS, SESSIONS
 
 # c_f and x, in the order in which the network receives them (MODEL: w000 + w048 -> w096).
 CONDITION = (

@@ -49,7 +49,7 @@ class Model:
         """x_hat [b, 2, s, h, w] given the condition's hint and the arm."""
         residuals = self.control(z, logsnr, arm, hint)
         prediction = self.unet(z, logsnr, arm, residuals).float()
-        return predicted_x(prediction, z, logsnr, kind=self.config.objective.prediction)
+        return predicted_x(prediction, z, logsnr, self.config.objective)
 
     def denoiser(self, condition: Tensor, arm: Tensor, *, guidance: float) -> Denoiser:
         """x_hat under classifier-free guidance (Ho and Salimans 2022), clamped to [-1, 1].

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, per_sample
 
@@ -19,31 +20,55 @@ FLAIR, NET2 = 0, 1
 class ObjectiveConfig:
     """The loss of both stages.
 
-    `weighting` is the factor on the squared x error at each noise level: `min_snr` is
-    min(SNR, gamma) (Hang et al. 2023), `v` is SNR + 1 (plain v-prediction), `x` is 1.
-    `lesion_weight` multiplies the squared error of NET2 voxels on the NET2 channels (paper,
-    section 3); `flair_weight` multiplies that of the FLAIR channels.
+    `prediction` is what the network's output means: v, eps or x, or `odds`: FLAIR as x and NET2 as
+    the log odds of a lesion before the voxel's own evidence, to which Bayes' rule adds the evidence
+    in closed form (`log_odds`), counted from `base_log_odds`. `weighting` is the factor on the
+    squared x error at each noise level: `min_snr` is min(SNR, gamma) (Hang et al. 2023), `v` is
+    SNR + 1 (plain v-prediction), `x` is 1. `mask_loss` scores NET2 by the squared x error or,
+    with `odds`, by cross entropy, which has the same minimiser. `lesion_weight` multiplies the loss
+    of NET2 voxels on the NET2 channels (paper, section 3), `flair_weight` that of FLAIR.
     """
 
-    prediction: Literal["v", "eps", "x"] = "v"
+    prediction: Literal["v", "eps", "x", "odds"] = "v"
     weighting: Literal["min_snr", "v", "x"] = "min_snr"
     min_snr_gamma: float = 5.0
+    mask_loss: Literal["squared", "cross_entropy"] = "squared"
+    base_log_odds: float = -6.0
     lesion_weight: float = 10.0
     flair_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.lesion_weight < 1:
             raise ValueError(f"lesion_weight must be 1 or more, got {self.lesion_weight}")
+        if self.mask_loss == "cross_entropy" and self.prediction != "odds":
+            raise ValueError(
+                f"mask_loss cross_entropy needs prediction odds, got {self.prediction}; "
+                "use mask_loss squared"
+            )
 
 
-def predicted_x(prediction: Tensor, z_t: Tensor, logsnr_t: Tensor, *, kind: str) -> Tensor:
-    """x_hat from the network's output (Salimans and Ho 2022, appendix D). [b, ...] as `z_t`."""
+def log_odds(odds: Tensor, z_t: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """Log odds of a lesion given z_t: the network's, plus the evidence of the voxel itself.
+
+    For x in {-1, 1}: log N(z; alpha, sigma^2) - log N(z; -alpha, sigma^2) = 2 alpha z / sigma^2.
+    """
     alpha, sigma = (per_sample(value, z_t) for value in alpha_sigma(logsnr_t))
-    if kind == "v":
+    return objective.base_log_odds + odds + 2 * alpha * z_t / sigma**2
+
+
+def predicted_x(
+    prediction: Tensor, z_t: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig
+) -> Tensor:
+    """x_hat from the network's output (Salimans and Ho 2022, appendix D). [b, 2, s, h, w]."""
+    alpha, sigma = (per_sample(value, z_t) for value in alpha_sigma(logsnr_t))
+    if objective.prediction == "v":
         return alpha * z_t - sigma * prediction
-    if kind == "eps":
+    if objective.prediction == "eps":
         return (z_t - sigma * prediction) / alpha
-    return prediction
+    if objective.prediction == "x":
+        return prediction
+    mask = log_odds(prediction[:, NET2], z_t[:, NET2], logsnr_t, objective)
+    return torch.stack([prediction[:, FLAIR], torch.tanh(mask / 2)], dim=1)
 
 
 def x_weight(logsnr_t: Tensor, objective: ObjectiveConfig) -> Tensor:
@@ -62,16 +87,24 @@ def voxel_weight(x: Tensor, objective: ObjectiveConfig) -> Tensor:
     return weight
 
 
-def squared_error(
-    prediction: Tensor, x: Tensor, noise: Tensor, logsnr_t: Tensor, *, kind: str
+def voxel_error(
+    prediction: Tensor, x: Tensor, noise: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig
 ) -> Tensor:
-    """(x - x_hat)^2 written in the predicted quantity, so that no division loses precision."""
+    """(x - x_hat)^2, or cross entropy on NET2; as `x` [b, 2, s, h, w].
+
+    Written in the predicted quantity, so that no division loses precision.
+    """
     alpha, sigma = (per_sample(value, x) for value in alpha_sigma(logsnr_t))
-    if kind == "v":
+    if objective.prediction == "v":
         return sigma**2 * (prediction - (alpha * noise - sigma * x)) ** 2
-    if kind == "eps":
+    if objective.prediction == "eps":
         return (sigma / alpha) ** 2 * (prediction - noise) ** 2
-    return (prediction - x) ** 2
+    z_t = alpha * x + sigma * noise
+    error = (predicted_x(prediction, z_t, logsnr_t, objective) - x) ** 2
+    if objective.mask_loss == "squared":
+        return error
+    odds = log_odds(prediction[:, NET2], z_t[:, NET2], logsnr_t, objective)
+    return torch.stack([error[:, FLAIR], functional.softplus(-x[:, NET2] * odds)], dim=1)
 
 
 def diffusion_loss(
@@ -87,7 +120,7 @@ def diffusion_loss(
     logsnr_t = logsnr_at(t, schedule)
     alpha, sigma = (per_sample(value, x) for value in alpha_sigma(logsnr_t))
     prediction = network(alpha * x + sigma * noise, logsnr_t).float()
-    error = squared_error(prediction, x, noise, logsnr_t, kind=objective.prediction)
+    error = voxel_error(prediction, x, noise, logsnr_t, objective)
     weight = per_sample(x_weight(logsnr_t, objective), x) * voxel_weight(x, objective)
     return (weight * error).mean()
 

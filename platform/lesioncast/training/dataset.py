@@ -65,8 +65,9 @@ class Cases:
         x = torch.from_numpy(self._encode(rows, TARGET))
         condition = None
         if conditioned:
-            kept = ~drops.channels[:, :, None, None, None]  # [b, c] -> [b, c, s, h, w]
-            condition = torch.from_numpy(self._encode(rows, CONDITION) * kept)
+            encoded = self._encode(rows, CONDITION)
+            encoded[drops.channels] = 0  # [b, c] picks whole channels of [b, c, s, h, w]
+            condition = torch.from_numpy(encoded)
         return Batch(x, torch.from_numpy(arm.astype(np.int64)), condition)
 
     def _encode(self, rows: Rows, channels: Channels) -> npt.NDArray[np.float32]:
