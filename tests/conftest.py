@@ -10,7 +10,7 @@ from lesioncast.start import RaySettings, cluster
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray cluster with its own temporary directory; started once, for tests that need it."""
+    """A local Ray cluster with its own temporary directory, started once for all tests."""
     address = os.environ.pop("RAY_ADDRESS", None)
     with cluster(RaySettings(num_cpus=4, object_store_mb=300)):
         yield

@@ -7,6 +7,7 @@ from torch import nn
 from lesioncast.diffusion.blocks import fold, unfold
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.diffusion.voxels import VoxelHead, greatest, smoothed
 
 TINY = UNetConfig(
     slices=3, arms=2, patch=2, widths=(8, 16), attention_stages=(1,), head_dim=8, groups=4
@@ -108,3 +109,18 @@ def test_the_burden_counts_lesions_and_tells_an_absent_channel_from_an_empty_one
 def test_widths_that_groups_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"multiples of groups=32, got \[48\]"):
         UNetConfig(widths=(32, 48))
+
+
+def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
+    volume = torch.zeros(1, 5, 5, 5)
+    volume[0, 2, 2, 2] = 64.0
+    assert smoothed(volume)[0, 2, 2, 1:4].tolist() == [4.0, 8.0, 4.0]
+    assert smoothed(torch.ones(1, 3, 4, 5)).eq(1).all()
+    pooled = nn.functional.max_pool3d(volume, 3, stride=1, padding=1)
+    assert torch.equal(greatest(volume), pooled)
+
+
+def test_the_voxel_head_starts_as_the_identity() -> None:
+    head = VoxelHead(4, 8)
+    net2, z = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    assert torch.equal(head(net2, z, torch.zeros(2), torch.randn(2, 8)), net2)

@@ -113,7 +113,7 @@ def _write(cache: CaseCache, batches: Iterable[Rows], folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     row_of = {case: row for row, case in enumerate(cache.cases)}
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, np.memmap[Any, Any]] = {}
     missing = set(cache.cases)
     for batch in batches:
         arrays = arrays or _allocate(partial, batch, len(cache.cases))
@@ -126,10 +126,12 @@ def _write(cache: CaseCache, batches: Iterable[Rows], folder: Path) -> None:
             f"{cache.store}: expected cases {sorted(missing)[:8]}, got none of them"
         )
     np.save(partial / "active.npy", _active(arrays["masks"]))
+    for array in arrays.values():
+        array.flush()
     partial.rename(folder)
 
 
-def _allocate(folder: Path, batch: Rows, cases: int) -> dict[str, Array]:
+def _allocate(folder: Path, batch: Rows, cases: int) -> dict[str, np.memmap[Any, Any]]:
     return {
         name: np.lib.format.open_memmap(
             folder / f"{name}.npy",
