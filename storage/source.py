@@ -14,6 +14,7 @@ from storage.store import open_arrays, open_store, take_rows
 
 DEFAULT_COLUMNS = ("case", "flair", "masks", "present", "arm")
 _SCALARS = {"case": 8, "arm": 8}  # int64, bytes
+_TASK_BYTES = 2**25  # a smaller task costs more to start than to read
 
 
 class ZarrDatasource(Datasource):
@@ -60,7 +61,9 @@ class ZarrDatasource(Datasource):
         context = data_context or DataContext.get_current()
         target = context.target_max_block_size or self.estimate_inmemory_data_size()
         rows_per_block = max(1, target // max(1, self._row_bytes))
-        runs = np.array_split(np.array(self._cases), min(max(1, parallelism), len(self._cases)))
+        worthwhile = -(-self.estimate_inmemory_data_size() // _TASK_BYTES)
+        tasks = max(1, min(parallelism, worthwhile, len(self._cases)))
+        runs = np.array_split(np.array(self._cases), tasks)
         return [self._task(run.tolist(), rows_per_block, per_task_row_limit) for run in runs]
 
     def _task(self, cases: list[int], rows_per_block: int, row_limit: int | None) -> ReadTask:

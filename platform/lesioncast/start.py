@@ -16,10 +16,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RaySettings:
-    """The local cluster a job starts when it finds none: CPUs and object store in MB."""
+    """The local cluster a job starts when it finds none: CPUs and object store in MB.
+
+    Ray Train asks the dashboard whether a run's controller lives, and complains each second where
+    there is none.
+    """
 
     num_cpus: int = 2
     object_store_mb: int = 400
+    dashboard: bool = True
 
 
 def job_parser(doc: str) -> argparse.ArgumentParser:
@@ -44,6 +49,7 @@ def configure_logging() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def source_tree() -> Path:
@@ -83,6 +89,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -99,7 +106,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
                 address="local",
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
-                include_dashboard=False,
+                include_dashboard=settings.dashboard,
                 runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_import_path())}},
                 logging_level=logging.WARNING,
             )

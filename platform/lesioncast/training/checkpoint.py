@@ -69,10 +69,12 @@ def save_checkpoint(run: Path, state: TrainState, identity: Identity) -> Checkpo
 
 def checkpoints(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run, oldest first."""
-    return [_opened(path.parent) for path in sorted(run.glob(f"step_*/{STATE}"))]
+    found = [open_checkpoint(path.parent) for path in run.glob(f"step_*/{STATE}")]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def _opened(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, not verified yet."""
     record = read_json(folder / STATE)
     return Checkpoint(folder, record["step"], record["identity"], record["sha256"])
 

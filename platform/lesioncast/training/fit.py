@@ -4,15 +4,18 @@ import logging
 import os
 import shutil
 
-from ray.train import (
+# The public names below ray.train are these, but mypy takes them for those of version 1.
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.callback import RayTrainCallback
+from ray.train.v2.api.config import (
     CheckpointConfig,
     FailureConfig,
     LoggingConfig,
     RunConfig,
     ScalingConfig,
-    WorkerGroupError,
 )
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from lesioncast.training.checkpoint import Checkpoint, checkpoints, require_same_run
 from lesioncast.training.errors import TrainingError
@@ -70,7 +73,7 @@ def run_workers(stage: Stage) -> None:
         prepare_nodes(stage.experiment.cases, accelerator_type=settings.accelerator_type)
     else:
         fill(stage.experiment.cases, read_in_process)
-    trainer = TorchTrainer(
+    trainer = trainer_class()(
         train_loop_per_worker,
         train_loop_config={"stage": stage},
         scaling_config=scaling(settings),
@@ -79,22 +82,40 @@ def run_workers(stage: Stage) -> None:
             storage_path=str(stage.experiment.runs),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            # Mypy sees the signature of Train v1.
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
         trainer.fit()
-    except WorkerGroupError as error:
+    except TrainingFailedError as error:
         raise root_cause(error, stage) from error
 
 
-def root_cause(error: WorkerGroupError, stage: Stage) -> TrainingError:
-    """What stopped the workers: our own error where one of them raised it, since the others may
-    only have lost their connection to it."""
-    failures = list(error.worker_failures.values())
+class OwnClusterTrainer(TorchTrainer):
+    """Without the actor that clears up after a dead controller, for a cluster that ends with us.
+
+    It asks the dashboard every second whether the controller lives, and warns where there is none.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
+def trainer_class() -> type[TorchTrainer]:
+    """Ray Train's own on a cluster that RAY_ADDRESS names, whose nodes may be preempted."""
+    if os.environ.get("RAY_ADDRESS"):
+        return TorchTrainer
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    return OwnClusterTrainer
+
+
+def root_cause(error: TrainingFailedError, stage: Stage) -> TrainingError:
+    """What stopped the run: our own error where one worker raised it, since the others may only
+    have lost their connection to it."""
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     own = [failure for failure in failures if isinstance(failure, TrainingError)]
-    return own[0] if own else TrainingError(f"{stage.name} stopped: {failures[0]!r}")
+    return own[0] if own else TrainingError(f"{stage.name} stopped: {[*failures, error][0]!r}")
 
 
 def scaling(settings: TrainSettings) -> ScalingConfig:

@@ -25,9 +25,8 @@ import ray.data
 from ray.data.block import BlockAccessor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lesioncast.slab import CHANNELS, MASKS, SESSIONS
 from lesioncast.training.errors import TrainingError
-from storage import Case, Store
+from storage import CHANNELS, MASKS, SESSIONS, Case, Store
 from storage.source import ZarrDatasource
 
 COLUMNS = ("flair", "masks", "present", "arm")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 from lesioncast.diffusion.objective import diffusion_loss
 from lesioncast.slab import CONDITION
 from lesioncast.training import noise
-from lesioncast.training.checkpoint import checkpoints, prune, resume, save_checkpoint
+from lesioncast.training.checkpoint import (
+    checkpoints,
+    open_checkpoint,
+    prune,
+    resume,
+    save_checkpoint,
+)
 from lesioncast.training.dataset import Batch, Cases, ahead
 from lesioncast.training.ingest import fill, read_in_process
 from lesioncast.training.optimisation import learning_rate
@@ -120,8 +127,9 @@ def resumed_state(stage: Stage, worker: Worker) -> TrainState:
     """The state at the run's newest checkpoint, or before the first step."""
     state = initial_state(stage.build().to(worker.device).train(), stage.settings)
     # Rank 0 decides, since workers on a network disk may not see a new folder at the same time.
-    for checkpoint in ray.train.collective.broadcast_from_rank_zero(checkpoints(stage.folder)[-1:]):
-        resume(state, checkpoint)
+    newest = [str(checkpoint.folder) for checkpoint in checkpoints(stage.folder)[-1:]]
+    for folder in ray.train.collective.broadcast_from_rank_zero(newest):
+        resume(state, open_checkpoint(Path(folder)))
     if worker.leads:
         logger.info("%s: step %d of %d", stage.name, state.step, stage.settings.steps)
         rewind_metrics(stage.folder, state.step)
