@@ -1,10 +1,12 @@
 """Schedule, objective and sampler against closed forms."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from lesioncast.config import load_config
 from lesioncast.diffusion.objective import (
     ObjectiveConfig,
     diffusion_loss,
@@ -18,6 +20,7 @@ from lesioncast.diffusion.sampler import SamplerConfig, logsnr_grid, sample
 from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at
 
 PAPER = ScheduleConfig()
+DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 
 
 def test_the_schedule_is_the_interpolated_shifted_cosine() -> None:
@@ -149,6 +152,19 @@ def test_every_solver_recovers_a_gaussian_given_enough_steps(solver: str) -> Non
     )
     assert drawn.mean().item() == pytest.approx(0.3, abs=0.02)
     assert drawn.std().item() == pytest.approx(0.5, rel=0.04)
+
+
+@pytest.mark.parametrize("deviation", [0.3, 0.5, 1.0])
+def test_the_demos_sampler_keeps_the_spread_within_two_percent(deviation: float) -> None:
+    config = load_config(DEMO)
+    drawn = sample(
+        gaussian_denoiser(0.0, deviation),
+        shape=(1024,),
+        seeds=range(400),
+        schedule=config.schedule,
+        sampler=config.sampler,
+    )
+    assert drawn.std().item() == pytest.approx(deviation, rel=0.02)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "sde2m"])
