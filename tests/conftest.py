@@ -12,7 +12,7 @@ from lesioncast.start import RaySettings, cluster
 def ray_cluster() -> Iterator[None]:
     """A local Ray cluster with its own temporary directory, started once for all tests."""
     address = os.environ.pop("RAY_ADDRESS", None)
-    with cluster(RaySettings(num_cpus=4, object_store_mb=300, dashboard=False)):
+    with cluster(RaySettings(num_cpus=4, object_store_mb=300)):
         yield
     if address is not None:
         os.environ["RAY_ADDRESS"] = address

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from storage.layout import CHANNELS, MASKS, SESSIONS
 
+__all__ = ["CHANNELS", "CONDITION", "MASKS", "SESSIONS", "TARGET", "Channels", "encode"]
+
 # c_f and x, in the order in which the network receives them (MODEL: w000 + w048 -> w096).
 CONDITION = (
     ("w000", "flair"),
@@ -44,5 +46,5 @@ def encode(
         if channel == "flair":
             encoded[row] = flair[k]
         else:
-            encoded[row] = 2.0 * masks[k, MASKS.index(channel)] - 1.0
+            encoded[row] = np.where(masks[k, MASKS.index(channel)], np.float32(1), np.float32(-1))
     return encoded

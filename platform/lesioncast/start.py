@@ -16,15 +16,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RaySettings:
-    """The local cluster a job starts when it finds none: CPUs and object store in MB.
-
-    Ray Train asks the dashboard whether a run's controller lives, and complains each second where
-    there is none.
-    """
+    """The local cluster a job starts when it finds none: CPUs and object store in MB."""
 
     num_cpus: int = 2
     object_store_mb: int = 400
-    dashboard: bool = True
 
 
 def job_parser(doc: str) -> argparse.ArgumentParser:
@@ -89,6 +84,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -106,7 +102,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
                 address="local",
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
-                include_dashboard=settings.dashboard,
+                include_dashboard=False,
                 runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_import_path())}},
                 logging_level=logging.WARNING,
             )
