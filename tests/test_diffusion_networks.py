@@ -7,7 +7,7 @@ from torch import nn
 from lesioncast.diffusion.blocks import fold, unfold
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.diffusion.voxels import VoxelHead, greatest, smoothed
+from lesioncast.diffusion.voxels import VoxelPerceptron, greatest, smoothed, surroundings
 
 TINY = UNetConfig(
     slices=3, arms=2, patch=2, widths=(8, 16), attention_stages=(1,), head_dim=8, groups=4
@@ -53,11 +53,11 @@ def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> No
     assert torch.equal(unfold(fold(volume, 2), slices=3, patch=2), volume)
 
 
-@pytest.mark.parametrize("burden", [False, True])
-def test_an_untrained_controlnet_changes_nothing_to_the_last_bit(burden: bool) -> None:
+@pytest.mark.parametrize("config", [ControlConfig(), ControlConfig(burden=True, voxels=4)])
+def test_an_untrained_controlnet_changes_nothing_to_the_last_bit(config: ControlConfig) -> None:
     unet = UNet(TINY)
     randomise(unet)
-    control = ControlNet.from_unet(ControlConfig(burden=burden), unet)
+    control = ControlNet.from_unet(config, unet)
     z, logsnr, arm, condition = inputs()
     with torch.no_grad():
         residuals = control(z, logsnr, arm, control.encode(condition))
@@ -120,7 +120,14 @@ def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
     assert torch.equal(greatest(volume), pooled)
 
 
-def test_the_voxel_head_starts_as_the_identity() -> None:
-    head = VoxelHead(4, 8)
-    net2, z = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    assert torch.equal(head(net2, z, torch.zeros(2), torch.randn(2, 8)), net2)
+def test_a_voxel_perceptron_starts_at_zero() -> None:
+    perceptron = VoxelPerceptron(5, 4, embedding=8)
+    assert perceptron(torch.randn(2, 3, 4, 4, 5), torch.randn(2, 8)).eq(0).all()
+
+
+def test_surroundings_keep_each_voxels_own_condition_first() -> None:
+    condition = torch.randn(2, 7, 3, 4, 4)
+    seen = surroundings(condition)
+    assert seen.shape == (2, 3, 4, 4, 14)
+    assert torch.equal(seen[..., :7], condition.movedim(1, -1))
+    assert torch.equal(seen[0, ..., 8], smoothed(smoothed(condition[:1, 1]))[0])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import fold, zeroed
 from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
+from lesioncast.diffusion.voxels import VoxelPerceptron, surroundings
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,15 @@ class ControlConfig:
     `hint_widths` are the hidden widths of the hint encoder (3x3 convolutions, SiLU between); its
     last convolution starts at zero where `zero_hint`. `burden` adds the share of lesion voxels and
     the mean of each condition channel to the copy's embedding: normalised feature maps lose how
-    many lesions a patient has, which small networks do not recover in a short training.
+    many lesions a patient has, which small networks do not recover in a short training. `voxels` is
+    the width of a `VoxelPerceptron` that reads the condition voxel by voxel; 0 leaves it out.
     """
 
     channels: int = 7
     hint_widths: tuple[int, ...] = ()
     zero_hint: bool = True
     burden: bool = False
+    voxels: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Hint:
 
     features: Tensor
     burden: Tensor | None
+    voxels: Tensor | None
 
 
 def burden_features(condition: Tensor) -> Tensor:
@@ -70,6 +74,11 @@ class ControlNet(nn.Module):
             if config.burden
             else None
         )
+        self.voxels = (
+            VoxelPerceptron(2 * config.channels, config.voxels, embedding=unet.embedding)
+            if config.voxels
+            else None
+        )
         self.zero_skips = nn.ModuleList(zeroed(nn.Conv2d(w, w, 1)) for w in unet.skip_widths())
         self.zero_middle = zeroed(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
 
@@ -83,7 +92,8 @@ class ControlNet(nn.Module):
     def encode(self, condition: Tensor) -> Hint:
         """The hint of c_f [b, channels, s, h, w]: computed once, shared over t, arms and seeds."""
         burden = self.burden(burden_features(condition)) if self.burden else None
-        return Hint(self.hint(fold(condition, self.patch)), burden)
+        voxels = surroundings(condition) if self.voxels else None
+        return Hint(self.hint(fold(condition, self.patch)), burden, voxels)
 
     def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint) -> Residuals:
         """What to add to the UNet's skips and middle for z [b, 2, s, h, w]."""
@@ -94,4 +104,5 @@ class ControlNet(nn.Module):
         return Residuals(
             [zero(skip) for zero, skip in zip(self.zero_skips, skips, strict=True)],
             self.zero_middle(middle),
+            self.voxels(hint.voxels, embedding).float() if self.voxels else None,
         )

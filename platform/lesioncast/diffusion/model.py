@@ -79,12 +79,14 @@ class Model:
         self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
     ) -> Tensor:
         """One NET2 mask per row: condition [n, channels, s, h, w], arm [n] -> bool [n, s, h, w]."""
-        x = sample(
-            self.denoiser(condition, arm, guidance=sampler.guidance),
-            shape=(self.config.unet.target_channels, *condition.shape[2:]),
-            seeds=seeds,
-            schedule=self.config.schedule,
-            sampler=sampler,
-            device=condition.device,
-        )
+        reduced = sampler.precision == "bfloat16"
+        with torch.autocast(condition.device.type, dtype=torch.bfloat16, enabled=reduced):
+            x = sample(
+                self.denoiser(condition, arm, guidance=sampler.guidance),
+                shape=(self.config.unet.target_channels, *condition.shape[2:]),
+                seeds=seeds,
+                schedule=self.config.schedule,
+                sampler=sampler,
+                device=condition.device,
+            )
         return x[:, NET2] > 0

@@ -24,7 +24,8 @@ class SamplerConfig:
 
     `grid` spaces the steps evenly in t or in logsnr, between `logsnr_min` and `logsnr_max` where
     these lie inside the schedule's range. `guidance` is 0 unconditional, 1 conditional, above 1
-    exaggerated: uncond + guidance * (cond - uncond); the literature's w is guidance - 1.
+    exaggerated: uncond + guidance * (cond - uncond); the literature's w is guidance - 1. In
+    `precision` bfloat16 the networks run under autocast; z stays in float32.
     """
 
     solver: Solver = "ancestral"
@@ -33,6 +34,7 @@ class SamplerConfig:
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
     guidance: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import Block, Up, fold, sinusoidal, unfold, zeroed
-from lesioncast.diffusion.voxels import VoxelHead
+from lesioncast.diffusion.voxels import VoxelPerceptron, neighbourhood
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class UNetConfig:
 
     `patch` > 1 folds patch x patch voxels into channels before the first convolution, which makes
     small machines faster; the paper's is 1. `attention_stages` counts stages from 0. `head` is the
-    width of a `VoxelHead` that refines the NET2 output; 0 is the paper's plain output.
+    width of a `VoxelPerceptron` that refines the NET2 output; 0 is the paper's plain output.
     """
 
     slices: int = 15
@@ -128,10 +128,11 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Residuals:
-    """What a ControlNet adds to the UNet: one tensor per skip, one for the middle."""
+    """What a ControlNet adds to the UNet: one tensor per skip, one for the middle, and to NET2."""
 
     skips: Sequence[Tensor]
     middle: Tensor
+    net2: Tensor | None = None
 
 
 class UNet(nn.Module):
@@ -155,7 +156,9 @@ class UNet(nn.Module):
             nn.SiLU(),
             zeroed(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
         )
-        self.head = VoxelHead(config.head, config.embedding) if config.head else None
+        self.head = (
+            VoxelPerceptron(5, config.head, embedding=config.embedding) if config.head else None
+        )
 
     def forward(
         self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: Residuals | None = None
@@ -173,9 +176,14 @@ class UNet(nn.Module):
                 features = step(features)
         # In bfloat16 the step next to -1 is 1/128: a lesion probability of 1 in 1000 would be lost.
         with torch.autocast(z.device.type, enabled=False):
-            folded = self.out(features.float())
-            out = unfold(folded, slices=self.config.slices, patch=self.config.patch)
-            if self.head is None:
-                return out
-            net2 = self.head(out[:, 1], z[:, 1], logsnr, embedding.float())
-        return torch.stack([out[:, 0], net2], dim=1)
+            out = unfold(
+                self.out(features.float()), slices=self.config.slices, patch=self.config.patch
+            )
+            flair, net2 = out.unbind(1)
+            if residuals is not None and residuals.net2 is not None:
+                net2 = net2 + residuals.net2
+            if self.head is not None:
+                near = neighbourhood(z[:, 1], logsnr)
+                seen = torch.cat([net2.unsqueeze(-1), near], dim=-1)
+                net2 = net2 + self.head(seen, embedding.float())
+        return torch.stack([flair, net2], dim=1)

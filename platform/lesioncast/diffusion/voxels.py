@@ -1,7 +1,7 @@
-"""A head that is the same for every voxel: it refines NET2 from the evidence of the neighbourhood.
+"""What is the same for every voxel: small perceptrons that read a voxel and its neighbourhood.
 
 Folded slices share no weights, so each would have to learn on its own that lesions are coherent
-blobs; a small network then draws as many lesion voxels as there should be, but scattered.
+blobs inside the brain; a small network then draws the right number of voxels, but scattered.
 """
 
 from collections.abc import Callable
@@ -50,20 +50,26 @@ def neighbourhood(z: Tensor, logsnr: Tensor) -> Tensor:
     return torch.stack([own, near, smoothed(near), greatest(near)], dim=-1)
 
 
-class VoxelHead(nn.Module):
-    """A small perceptron on each voxel's output, its neighbourhood's evidence and the embedding."""
+def surroundings(condition: Tensor) -> Tensor:
+    """Each voxel's condition and the average of its surroundings.
 
-    def __init__(self, width: int, embedding: int) -> None:
+    c_f [b, channels, s, h, w] -> [b, s, h, w, 2 * channels].
+    """
+    near = smoothed(smoothed(condition.flatten(0, 1))).reshape(condition.shape)
+    return torch.cat([condition, near], dim=1).movedim(1, -1).contiguous()
+
+
+class VoxelPerceptron(nn.Module):
+    """One hidden layer on the features of each voxel and the sample's embedding; starts at zero."""
+
+    def __init__(self, features: int, width: int, *, embedding: int) -> None:
         super().__init__()
-        self.read = nn.Linear(5, width)
+        self.read = nn.Linear(features, width)
         self.embed = nn.Linear(embedding, width)
         self.write = zeroed(nn.Linear(width, 1))
 
-    def forward(self, net2: Tensor, z: Tensor, logsnr: Tensor, embedding: Tensor) -> Tensor:
-        """The refined `net2` [b, s, h, w], given z_t's NET2 channel of that shape."""
-        with torch.no_grad():
-            evidence = neighbourhood(z, logsnr)
-        hidden = self.read(torch.cat([net2.unsqueeze(-1), evidence], dim=-1))
-        hidden = functional.silu(hidden + self.embed(embedding)[:, None, None, None])
-        refined: Tensor = net2 + self.write(hidden).squeeze(-1)
-        return refined
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """[b, s, h, w] from features [b, s, h, w, f] and the embedding [b, e]."""
+        hidden = self.read(features) + self.embed(embedding)[:, None, None, None]
+        written: Tensor = self.write(functional.silu(hidden)).squeeze(-1)
+        return written

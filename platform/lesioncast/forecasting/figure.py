@@ -1,6 +1,7 @@
 """One subject under every arm, in the manner of the paper's figure 3."""
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#5c0a12", "#b3190f", "#ee5a1c", "#fca42d", "#ffe36b", "#fffbe0"]
 )
 LEAST_SCALE = 0.2
+FOOTER_WIDTH = 145  # characters that fit beside the scale bar
 PANEL_INCHES = 1.95
 HEADER_INCHES, STRIP_INCHES, FOOTER_INCHES = 0.95, 0.95, 1.0
 GREYS = LinearSegmentedColormap.from_list("greys", [BACKGROUND, "#ffffff"])
@@ -213,7 +215,7 @@ def _words(figure: Figure, record: Record, *, outlined: str) -> None:
     )
     figure.text(left, 1 - 0.68 / tall, _subtitle(record), color=DIM, fontsize=9.5, va="center")
     for row, line in enumerate(_footer(record, outlined)):
-        figure.text(left, (0.68 - 0.18 * row) / tall, line, color=DIM, fontsize=8, va="center")
+        figure.text(left, (0.74 - 0.17 * row) / tall, line, color=DIM, fontsize=8, va="center")
 
 
 def _subtitle(record: Record) -> str:
@@ -227,8 +229,9 @@ def _subtitle(record: Record) -> str:
 
 def _footer(record: Record, outlined: str) -> list[str]:
     remarks = record["notices"][3:]
+    first = "PREDICTED, NOT OBSERVED. Research use only; not a medical device. " + " ".join(remarks)
     return [
-        "PREDICTED, NOT OBSERVED. Research use only; not a medical device. " + " ".join(remarks),
+        *textwrap.wrap(first, FOOTER_WIDTH),
         "Columns other than the arm received are counterfactual: arm and trial may be confounded. "
         f"Bundle {record['bundle'][:12]}.",
         f"{outlined}Radiological convention: the patient's right is on the left. "
