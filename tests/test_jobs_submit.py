@@ -36,13 +36,17 @@ CONFIG = {
     "name": "tiny",
     "arms": list(ARMS),
     "cohort": {"subjects": 8},
-    "store": {"slab": [3, 8, 8], "spacing": [3.0, 2.0, 2.0], "resample": False},
+    "store": {
+        "slab": [3, 8, 8], "spacing": [3.0, 2.0, 2.0], "resample": False, "split": [0.7, 0.0, 0.3],
+    },
     "unet": {
         "slices": 3, "arms": 3, "widths": [8, 16], "down_blocks": 1, "attention_stages": [],
         "groups": 4,
     },
     "pretrain": {"steps": 3, "batch_size": 4, "warmup": 1, "workers": 2, "log_every": 1},
-    "finetune": {"steps": 3},
+    "finetune": {"steps": 3, "batch_size": 4, "warmup": 1, "workers": 2, "log_every": 1},
+    "sampler": {"solver": "ddim", "num_steps": 2},
+    "forecast": {"samples": 2, "subjects": 1},
 }  # fmt: skip
 
 
@@ -169,3 +173,8 @@ def test_a_submitted_job_trains_with_as_many_workers_as_the_cluster_has_cpus(
     output = submitter.submit("python", "jobs/pretrain.py", *given, "--out", runs)
     assert "step 3/3  loss 0." in output
     assert (tmp_path / "runs/pretrain/step_000003/state.json").is_file()
+    bundle = ["--bundle", str(tmp_path / "bundle")]
+    submitter.submit("python", "jobs/finetune.py", *given, *bundle, "--out", runs)
+    forecasts = tmp_path / "forecasts"
+    submitter.submit("python", "jobs/forecast.py", *given, *bundle, "--out", str(forecasts))
+    assert list(forecasts.glob("sub-*/ses-w048/anat/*_probseg.nii.gz"))
