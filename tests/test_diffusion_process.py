@@ -155,7 +155,7 @@ def test_every_solver_recovers_a_gaussian_given_enough_steps(solver: str) -> Non
 
 
 @pytest.mark.parametrize("deviation", [0.3, 0.5, 1.0])
-def test_the_demos_sampler_keeps_the_spread_within_two_percent(deviation: float) -> None:
+def test_the_demos_sampler_keeps_the_spread_within_four_percent(deviation: float) -> None:
     config = load_config(DEMO)
     drawn = sample(
         gaussian_denoiser(0.0, deviation),
@@ -164,7 +164,7 @@ def test_the_demos_sampler_keeps_the_spread_within_two_percent(deviation: float)
         schedule=config.schedule,
         sampler=config.sampler,
     )
-    assert drawn.std().item() == pytest.approx(deviation, rel=0.02)
+    assert drawn.std().item() == pytest.approx(deviation, rel=0.04)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "sde2m"])
