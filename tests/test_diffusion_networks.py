@@ -122,12 +122,24 @@ def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
 
 def test_a_voxel_perceptron_starts_at_zero() -> None:
     perceptron = VoxelPerceptron(5, 4, embedding=8)
-    assert perceptron(torch.randn(2, 3, 4, 4, 5), torch.randn(2, 8)).eq(0).all()
+    assert perceptron(torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)).eq(0).all()
+
+
+def test_a_voxel_perceptron_is_the_same_small_network_at_every_voxel() -> None:
+    perceptron = VoxelPerceptron(5, 4, embedding=8)
+    randomise(perceptron)
+    features, embedding = torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)
+    hidden = (
+        perceptron.read(features.movedim(1, -1)) + perceptron.embed(embedding)[:, None, None, None]
+    )
+    assert torch.allclose(
+        perceptron(features, embedding), perceptron.write(hidden.relu()).squeeze(-1), atol=1e-6
+    )
 
 
 def test_surroundings_keep_each_voxels_own_condition_first() -> None:
     condition = torch.randn(2, 7, 3, 4, 4)
     seen = surroundings(condition)
-    assert seen.shape == (2, 3, 4, 4, 14)
-    assert torch.equal(seen[..., :7], condition.movedim(1, -1))
-    assert torch.equal(seen[0, ..., 8], smoothed(smoothed(condition[:1, 1]))[0])
+    assert seen.shape == (2, 14, 3, 4, 4)
+    assert torch.equal(seen[:, :7], condition)
+    assert torch.equal(seen[0, 8], smoothed(smoothed(condition[:1, 1]))[0])

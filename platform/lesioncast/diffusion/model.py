@@ -14,6 +14,7 @@ from lesioncast.diffusion.objective import (
     predicted_x,
     unweighted_probability,
 )
+from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.sampler import SamplerConfig, sample
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
@@ -79,8 +80,7 @@ class Model:
         self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
     ) -> Tensor:
         """One NET2 mask per row: condition [n, channels, s, h, w], arm [n] -> bool [n, s, h, w]."""
-        reduced = sampler.precision == "bfloat16"
-        with torch.autocast(condition.device.type, dtype=torch.bfloat16, enabled=reduced):
+        with autocast(sampler.precision, condition.device):
             x = sample(
                 self.denoiser(condition, arm, guidance=sampler.guidance),
                 shape=(self.config.unet.target_channels, *condition.shape[2:]),

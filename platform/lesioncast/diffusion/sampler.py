@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lesioncast.diffusion.objective import Denoiser
+from lesioncast.diffusion.precision import Precision
 from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, per_sample
 
 Solver = Literal["ancestral", "ddim", "dpm2m", "sde2m"]
@@ -34,7 +35,7 @@ class SamplerConfig:
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
     guidance: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

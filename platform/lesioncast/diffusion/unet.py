@@ -184,6 +184,6 @@ class UNet(nn.Module):
                 net2 = net2 + residuals.net2
             if self.head is not None:
                 near = neighbourhood(z[:, 1], logsnr)
-                seen = torch.cat([net2.unsqueeze(-1), near], dim=-1)
+                seen = torch.cat([net2.unsqueeze(1), near], dim=1)
                 net2 = net2 + self.head(seen, embedding.float())
         return torch.stack([flair, net2], dim=1)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.forecasting.draws import Condition, Draw, Sampler
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.slab import CONDITION, encode
@@ -25,6 +26,7 @@ def build_sampler(bundle: Path, store: Path, *, device: str) -> Sampler:
         torch.set_num_threads(1)
     loaded, opened = load_bundle(bundle, device=device), open_store(store)
     require_fit(loaded, opened)
+    warn_if_slow(loaded.sampler.precision, torch.device(device))
     return Sampler(
         bundle_draw(loaded, device=device), store_condition(opened), spacing=opened.spec.spacing
     )

@@ -19,7 +19,15 @@ from lesioncast.forecasting.derivative import (
     write_json,
     write_probability,
 )
-from lesioncast.forecasting.draws import Batch, Drawn, Request, ensembles, plan, sample_seeds
+from lesioncast.forecasting.draws import (
+    Batch,
+    Drawn,
+    Request,
+    Seeds,
+    ensembles,
+    plan,
+    seeds_of,
+)
 from lesioncast.forecasting.engine import build_sampler, device_of
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.figure import forecast_figure, save
@@ -54,10 +62,10 @@ def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> 
 
 def forecast_batches(
     cases: Sequence[Case], *, arms: int, settings: ForecastSettings, seed: int
-) -> tuple[list[Request], tuple[int, ...], list[Batch]]:
-    """Every case under every arm on the same seeds: requests, seeds and batches."""
+) -> tuple[list[Request], dict[int, Seeds], list[Batch]]:
+    """Every case under every arm on the same seeds: requests, seeds by case, and batches."""
     requests = [Request(case.index, arm) for case in cases for arm in range(arms)]
-    seeds = sample_seeds(seed, settings.samples)
+    seeds = seeds_of(cases, seed=seed, samples=settings.samples)
     return requests, seeds, plan(requests, seeds, batch_size=settings.batch_size)
 
 

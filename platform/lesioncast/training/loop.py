@@ -12,6 +12,7 @@ from ray.train import CheckpointUploadMode
 from torch import Tensor, nn
 
 from lesioncast.diffusion.objective import diffusion_loss
+from lesioncast.diffusion.precision import autocast
 from lesioncast.slab import CONDITION
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import (
@@ -31,7 +32,6 @@ from lesioncast.training.stages import Stage
 from lesioncast.training.state import TrainState, initial_state
 from lesioncast.training.worker import (
     Worker,
-    autocast,
     data_parallel,
     mean_over_workers,
     this_worker,
@@ -52,7 +52,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     share = len(worker.positions) * worker.world_size / settings.batch_size
     window = Window(stage.name)
     for step, batch in batches(stage, cases, worker, first=state.step):
-        with autocast(settings, worker):
+        with autocast(settings.precision, worker.device):
             loss = share * batch_loss(networks, batch, step, stage=stage, worker=worker)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
