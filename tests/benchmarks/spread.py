@@ -25,7 +25,7 @@ def row(name: str, schedule: ScheduleConfig, sampler: SamplerConfig) -> str:
     grid = f"{sampler.grid} {sampler.logsnr_min:g} to {sampler.logsnr_max:g}"
     errors = [spread_error(deviation, schedule, sampler) for deviation in DEVIATIONS]
     errors += [
-        share_error(share, voxels, schedule, sampler, batches=8)
+        share_error(share, voxels, schedule, sampler, batches=1024 // sampler.num_steps)
         for share, voxels in product((0.01, 0.1), (1, 40))
     ]
     figures = " | ".join(f"{100 * error:+.1f}" for error in errors)
