@@ -42,7 +42,7 @@ def main() -> None:
         for grid, solver in product(("t", "logsnr"), get_args(Solver)):
             sampler = SamplerConfig(solver=solver, num_steps=num_steps, grid=grid)  # type: ignore[arg-type]
             print(row(name, configs[name].schedule, sampler))
-    for variance in (0.25, 0.5, 1.0):
+    for variance in (0.0, 0.25, 1.0):
         sampler = SamplerConfig(grid="logsnr", variance=variance)
         print(row("paper", configs["paper"].schedule, sampler))
 

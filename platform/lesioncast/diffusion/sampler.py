@@ -35,11 +35,11 @@ class SamplerConfig:
 
     solver: Solver = "ancestral"
     num_steps: int = 256
-    grid: Literal["t", "logsnr"] = "t"
+    grid: Literal["t", "logsnr"] = "logsnr"
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
     eta: float = 1.0
-    variance: float = 0.0
+    variance: float = 0.5
     guidance: float = 1.0
     guidance_interval: tuple[float, float] = (-20.0, 20.0)
     precision: Literal["float32", "bfloat16"] = "float32"
