@@ -97,7 +97,7 @@ def test_the_arm_and_the_null_arm_each_change_the_prediction() -> None:
 
 def test_the_burden_counts_lesions_and_tells_an_absent_channel_from_an_empty_one() -> None:
     unet = UNet(TINY)
-    control = ControlNet.from_unet(ControlConfig(channels=1, burden=True), unet)
+    control = ControlNet.from_unet(ControlConfig(condition=("w048/net2",), burden=True), unet)
     empty, one, absent = (torch.full((1, 1, 3, 8, 8), value) for value in (-1.0, -1.0, 0.0))
     one[0, 0, 0, 0, 0] = 1.0
     with torch.no_grad():
