@@ -41,11 +41,6 @@ def test_the_paper_preset_has_the_papers_589_million_parameters() -> None:
     assert round((unet + control) / 1e6) == 589
 
 
-def test_attention_sits_at_16_and_8_voxels_of_a_256_voxel_slab() -> None:
-    config = UNetConfig()
-    assert [256 // 2**stage for stage in config.attention_stages] == [16, 8]
-
-
 def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> None:
     volume = torch.arange(2 * 2 * 3 * 4 * 4.0).reshape(2, 2, 3, 4, 4)
     assert torch.equal(fold(volume, 1), volume.reshape(2, 6, 4, 4))
