@@ -135,7 +135,8 @@ def test_min_snr_weighs_the_error_of_what_is_predicted_as_hang_et_al_say(
 
 def test_the_loss_counts_a_miss_tenfold_at_the_lesions_of_net2_alone() -> None:
     x = torch.full((1, 2, 1, 1, 2), -1.0)
-    x[..., 0] = 1.0  # a bright voxel of FLAIR and a lesion of NET2, each beside a dark one
+    x[0, 1, 0, 0, 0] = 1.0  # a lesion of NET2 ...
+    x[0, 0, 0, 0, 1] = 1.0  # ... beside a bright voxel of FLAIR
     objective = ObjectiveConfig(prediction="x", weighting="x", lesion_weight=10.0)
 
     def missed(channel: int, voxel: int) -> float:

@@ -17,7 +17,6 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from monai.networks.nets import ControlNet as MonaiControlNet
 from monai.networks.nets import DiffusionModelUNet
-from test_diffusion_networks import randomise
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import Block, ResBlock, SelfAttention, Up, fold, sinusoidal, zeroed
@@ -31,6 +30,15 @@ CONTROL = ControlConfig(hint_widths=(12,))
 LAST = len(CONFIG.widths) - 1
 ATTENTION = [stage in CONFIG.attention_stages for stage in range(LAST + 1)]
 QUIET = 0.01  # features of a variance where the epsilon of a normalisation, 1e-5, still tells
+
+
+def stir(module: nn.Module) -> None:
+    """Random weights that keep the size of what passes, so that the deepest layer still tells."""
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+            mean = 1.0 if isinstance(layer, nn.GroupNorm) and name == "weight" else 0.0
+            nn.init.normal_(parameter, mean, fan_in**-0.5)
 
 
 def copy(theirs: nn.Module, ours: nn.Module) -> None:
@@ -111,7 +119,7 @@ class Sinusoids(nn.Module):
 def our_unet() -> UNet:
     torch.manual_seed(0)
     unet = UNet(CONFIG).eval()
-    randomise(unet)
+    stir(unet)
     return unet
 
 
@@ -126,7 +134,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def test_a_residual_block_is_that_of_diffusers(width_out: int) -> None:
     ours = ResBlock(16, width_out, embedding=12, groups=4)
-    randomise(ours)
+    stir(ours)
     theirs = ResnetBlock2D(
         in_channels=16, out_channels=width_out, temb_channels=12, groups=4, eps=1e-5
     )
@@ -138,7 +146,7 @@ def test_a_residual_block_is_that_of_diffusers(width_out: int) -> None:
 @torch.no_grad()
 def test_self_attention_is_that_of_diffusers() -> None:
     ours = SelfAttention(24, head_dim=8, groups=4)
-    randomise(ours)
+    stir(ours)
     theirs = Attention(
         24,
         heads=3,
@@ -200,7 +208,7 @@ def test_the_unet_is_that_of_diffusers_with_the_arm_as_its_class() -> None:
 
     z, logsnr, arm = inputs()
     expected = theirs(fold(z, 1), logsnr, class_labels=arm).sample
-    torch.testing.assert_close(fold(ours(z, logsnr, arm), 1), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fold(ours(z, logsnr, arm), 1), expected, atol=1e-4, rtol=1e-4)
 
 
 def monai_sizes() -> dict[str, object]:
@@ -234,7 +242,7 @@ def test_the_controlnet_steers_the_unet_as_monais_does() -> None:
     skip, sums with the UNet's skips and middle. MONAI's hint keeps its resolution at one width."""
     unet = our_unet()
     control = ControlNet.from_unet(CONTROL, unet).eval()
-    randomise(control)
+    stir(control)
     z, logsnr, arm = inputs()
     condition = torch.randn(3, CONTROL.channels, 3, 16, 16)
 
@@ -258,7 +266,7 @@ def test_the_controlnet_steers_the_unet_as_monais_does() -> None:
     residuals = control(z, logsnr, arm, control.encode(condition))
     skips, middle = their_control(fold(z, 1), logsnr, fold(condition, 1), class_labels=arm)
     for found, expected in zip([*residuals.skips, residuals.middle], [*skips, middle], strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     expected = their_unet(
         fold(z, 1),
         logsnr,
@@ -267,5 +275,5 @@ def test_the_controlnet_steers_the_unet_as_monais_does() -> None:
         mid_block_additional_residual=middle,
     )
     steered = fold(unet(z, logsnr, arm, residuals), 1)
-    torch.testing.assert_close(steered, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(steered, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(steered, fold(unet(z, logsnr, arm), 1), atol=1e-2)
