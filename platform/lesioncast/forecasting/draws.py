@@ -21,9 +21,9 @@ from storage import Case
 
 Masks = npt.NDArray[np.bool_]
 Draw = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64], Sequence[int]], Masks]
-"""(condition [n, 7, s, h, w], arm [n], seeds [n]) -> NET2 masks [n, s, h, w]."""
+"""(condition [n, channels, s, h, w], arm [n], seeds [n]) -> NET2 masks [n, s, h, w]."""
 Condition = Callable[[int], npt.NDArray[np.float32]]
-"""case index -> condition [7, s, h, w]."""
+"""case index -> condition [channels, s, h, w]."""
 
 
 class Request(NamedTuple):

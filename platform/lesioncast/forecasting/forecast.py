@@ -41,11 +41,13 @@ Background = Callable[[Case], nib.Nifti1Image]
 
 @dataclass(frozen=True)
 class Origin:
-    """What all forecasts of a run share: the bundle's digest, the run's seed, remarks."""
+    """What all forecasts of a run share: the bundle's digest, the run's seed, remarks, and the
+    sessions that the bundle's model sees."""
 
     bundle: str
     seed: int
     remarks: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = SESSIONS[:2]
 
 
 def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> list[Case]:
@@ -131,7 +133,9 @@ def write_forecast(
         if observed is None
         else lesion_count(observed.astype(bool), spacing, opening=settings.opening),
     )
-    provenance = Provenance(origin.bundle, case.digest, origin.seed, origin.remarks)
+    provenance = Provenance(
+        origin.bundle, case.digest, origin.seed, origin.remarks, origin.sessions
+    )
     images = {
         arm: to_source_grid(ensemble.probability, case.grid, order=1)
         for arm, ensemble in by_arm.items()

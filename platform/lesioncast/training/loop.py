@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lesioncast.diffusion.objective import diffusion_loss
 from lesioncast.diffusion.precision import autocast
-from lesioncast.slab import CONDITION
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import (
     checkpoints,
@@ -107,7 +106,7 @@ def batches(
             stage.experiment.seed,
             step,
             batch_size=settings.batch_size,
-            channels=len(CONDITION),
+            channels=stage.experiment.model.control.channels,
             arm_drop=settings.arm_drop,
             condition_drop=settings.condition_drop,
             channel_drop=settings.channel_drop,
@@ -116,7 +115,7 @@ def batches(
             rows[worker.positions],
             drops.at(worker.positions),
             null_arm=stage.experiment.model.unet.null_arm,
-            conditioned=stage.conditioned,
+            condition=stage.condition,
         )
 
     for step, batch in ahead(read, range(first, settings.steps)):

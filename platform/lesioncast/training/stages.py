@@ -12,6 +12,7 @@ from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.unet import UNet
+from lesioncast.slab import Channels, named
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.ingest import CaseCache
 from lesioncast.training.settings import OPERATIONAL, TrainSettings
@@ -49,7 +50,7 @@ class ControlledUNet(nn.Module):
         return self
 
     def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: Tensor) -> Tensor:
-        """The prediction [b, 2, s, h, w]; `condition` is c_f [b, 7, s, h, w]."""
+        """The prediction [b, 2, s, h, w]; `condition` is c_f [b, channels, s, h, w]."""
         residuals = self.control(z, logsnr, arm, self.control.encode(condition))
         prediction: Tensor = self.unet(z, logsnr, arm, residuals)
         return prediction
@@ -84,9 +85,9 @@ class Stage:
         return self.experiment.runs / self.name
 
     @property
-    def conditioned(self) -> bool:
-        """Whether the networks see the patient's images."""
-        return self.pretrained is not None
+    def condition(self) -> Channels | None:
+        """The channels of the patient's images that the networks see; none in stage 1."""
+        return None if self.pretrained is None else named(self.experiment.model.control.condition)
 
     @property
     def objective(self) -> ObjectiveConfig:
