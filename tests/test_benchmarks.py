@@ -68,7 +68,7 @@ def test_every_row_of_the_reduced_check_is_measured(reduced: dict[str, Any]) -> 
     assert not [row for row in reduced["rows"] if "failed" in row]
     timed = [row for row in reduced["rows"] if row["section"] != "parts"]
     assert {row["section"] for row in timed} == {
-        "stage1", "forward", "stage2", "evaluation", "sampling", "autotune",
+        "stage1", "forward", "stage2", "evaluation", "sampling",
     }  # fmt: skip
     assert all(row["median"] > 0 and row["tflops"] > 0 and row["share"] > 0 for row in timed)
     assert [row["graph_breaks"] for row in timed if row["variant"]["compiled"]] == [0, 0]

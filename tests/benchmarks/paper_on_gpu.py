@@ -106,8 +106,9 @@ class Bench:
     def planned(self, section: str) -> Iterator[tuple[Scale, Variant, Build]]:
         """What a section measures, the answer that matters most first."""
         single = replace(self.scale, batch=1)
-        if self.reduced:  # one plain and one traced: every line of code runs
-            variants: Sequence[Variant] = (SHIPPED, BEST) if section == "stage1" else (SHIPPED,)
+        if self.reduced:  # one plain, one traced: as much of the code as a CPU can run
+            traced = {"stage1": (BEST,), "stage2": (BEST,)}.get(section, ())
+            variants: Sequence[Variant] = (SHIPPED, *traced) if section != "autotune" else ()
         elif section == "autotune":
             variants = (AUTOTUNED,)
         elif section == "stage1":
