@@ -24,7 +24,7 @@ from simulated_cases import built, make, open_split, preset
 from torch import Tensor, nn
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig, diffusion_loss
 from lesioncast.diffusion.sampler import SamplerConfig
@@ -35,7 +35,7 @@ from lesioncast.evaluation.lesions import measure
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.draws import sample_seeds
-from lesioncast.slab import CONDITION
+from lesioncast.slab import named
 from lesioncast.training import noise
 from lesioncast.training.dataset import Cases
 from lesioncast.training.order import Rows, batch_rows
@@ -105,7 +105,7 @@ class Resident:
 
 def _encoded(cases: Cases, row: int) -> tuple[Tensor, Tensor]:
     kept = noise.Drops(np.zeros(1, bool), np.zeros((1, len(CONDITION)), bool))
-    batch = cases.batch(np.array([row]), kept, null_arm=0, conditioned=True)
+    batch = cases.batch(np.array([row]), kept, null_arm=0, condition=named(CONDITION))
     assert batch.condition is not None
     return batch.x.half(), batch.condition.half()
 
@@ -257,20 +257,20 @@ class Run:
     def assessed(self, model: Model, *, samples: int) -> dict[str, Any]:
         """The record of the evaluation of `samples` a held-out case on its own arm."""
         held, arms = Resident(self.test.cases, self.device), self.test.outcomes.arm
-        seeds = sample_seeds(SEED, samples)
+        seeds = [sample_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
         pieces = [
-            (np.arange(first, min(first + 32, len(held))), seed)
-            for seed in seeds
+            (np.arange(first, min(first + 32, len(held))), k)
+            for k in range(samples)
             for first in range(0, len(held), 32)
         ]
 
         def drawn(piece: tuple[Rows, int]) -> list[tuple[int, int]]:
-            rows, seed = piece
+            rows, k = piece
             chosen = torch.from_numpy(rows).to(self.device)
             masks = model.draw(
                 held.condition[chosen].float(),
                 held.arm[chosen],
-                [seed] * len(rows),
+                [seeds[row][k] for row in rows],
                 self.sampler,
             )
             lesions = [measure(mask, self.spacing) for mask in masks.cpu().numpy()]
