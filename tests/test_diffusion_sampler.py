@@ -1,11 +1,14 @@
 """The sampler: its spread against exact answers, its steps against diffusers, its seeds."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from spread_oracle import (
     CONFIGS,
     DEVIATIONS,
     gaussian_denoiser,
+    lesion_denoiser,
     share_error,
     spread_error,
 )
@@ -225,3 +228,24 @@ def test_first_order_steps_are_those_of_diffusers(solver: str, variance: float) 
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplerConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_sample_that_is_settled_ends_early_with_the_same_mask() -> None:
+    sampler = load_config(CONFIGS / "demo.yaml").sampler
+    denoise, calls = lesion_denoiser(0.3, 1), 0
+
+    def counted(z: torch.Tensor, logsnr: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return denoise(z, logsnr)
+
+    def draw(seed: int, settled: Callable[[torch.Tensor], torch.Tensor] | None) -> torch.Tensor:
+        schedule = ScheduleConfig(-2.0, -2.0)
+        return sample(
+            counted, shape=(64,), seeds=[seed], schedule=schedule, sampler=sampler, settled=settled
+        )
+
+    for seed in range(20):
+        early = draw(seed, lambda x_hat: (x_hat.abs() > 1 - 1e-6).all(1))
+        assert torch.equal(early > 0, draw(seed, None) > 0)
+    assert calls < 20 * 1.9 * sampler.num_steps

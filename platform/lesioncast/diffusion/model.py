@@ -20,6 +20,8 @@ from lesioncast.diffusion.sampler import SamplerConfig, sample
 from lesioncast.diffusion.schedule import ScheduleConfig, per_sample
 from lesioncast.diffusion.unet import UNet, UNetConfig
 
+UNDECIDED = 1e-6  # 1 - |x_hat|, so a voxel's probability of the other answer is half of it
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -86,39 +88,36 @@ class Model:
 
         return denoise
 
-    def reproducible_denoiser(
-        self, condition: Tensor, arm: Tensor, sampler: SamplerConfig
-    ) -> Denoiser:
-        """The denoiser of a batch; on a CPU each sample is evaluated alone.
-
-        Kernels sum in an order that depends on the batch size, and a mask must not; nor may it
-        depend on the number of threads, which is its caller's to hold. On a GPU the batch stays
-        whole, and a sample's x differs from that of another batch by rounding.
-        """
-        rows = len(condition) if condition.device.type == "cpu" else 1
-        return side_by_side(
-            [
-                self.denoiser(
-                    of_row, its_arm, guidance=sampler.guidance, interval=sampler.guidance_interval
-                )
-                for of_row, its_arm in zip(condition.chunk(rows), arm.chunk(rows), strict=True)
-            ]
-        )
-
     @torch.no_grad()
     def draw_x(
         self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
     ) -> Tensor:
-        """One x per row: condition [n, channels, s, h, w], arm [n] -> [n, 2, s, h, w]."""
+        """One x per row: condition [n, channels, s, h, w], arm [n] -> [n, 2, s, h, w].
+
+        On a CPU each sample is drawn alone: kernels sum in an order that depends on the batch size,
+        and a mask must not; nor may it depend on the number of threads, which is its caller's to
+        hold. On a GPU the batch stays whole, and a sample's x differs from that of another batch by
+        rounding. A sample ends early once its NET2 is `settled`.
+        """
+        rows = len(condition) if condition.device.type == "cpu" else 1
+        parts = zip(condition.chunk(rows), arm.chunk(rows), _chunks(seeds, rows), strict=True)
         with autocast(sampler.precision, condition.device):
-            return sample(
-                self.reproducible_denoiser(condition, arm, sampler),
-                shape=(self.config.unet.target_channels, *condition.shape[2:]),
-                seeds=seeds,
-                schedule=self.config.schedule,
-                sampler=sampler,
-                device=condition.device,
-            )
+            return torch.cat([self._sample(*part, sampler) for part in parts])
+
+    def _sample(
+        self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
+    ) -> Tensor:
+        return sample(
+            self.denoiser(
+                condition, arm, guidance=sampler.guidance, interval=sampler.guidance_interval
+            ),
+            shape=(self.config.unet.target_channels, *condition.shape[2:]),
+            seeds=seeds,
+            schedule=self.config.schedule,
+            sampler=sampler,
+            device=condition.device,
+            settled=settled,
+        )
 
     def draw(
         self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
@@ -127,16 +126,14 @@ class Model:
         return self.draw_x(condition, arm, seeds, sampler)[:, NET2] > 0
 
 
-def side_by_side(denoisers: Sequence[Denoiser]) -> Denoiser:
-    """Equal parts of a batch, each by its own denoiser."""
+def settled(x_hat: Tensor) -> Tensor:
+    """Whether every NET2 voxel of x_hat [n, 2, s, h, w] is decided, bool [n].
 
-    def denoise(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
-        parts = zip(
-            denoisers,
-            z_t.chunk(len(denoisers)),
-            logsnr_t.chunk(len(denoisers)),
-            strict=True,
-        )
-        return torch.cat([of_part(z, logsnr) for of_part, z, logsnr in parts])
+    Later evaluations have more evidence for the same, so they cannot turn the mask.
+    """
+    return (x_hat[:, NET2].abs() > 1 - UNDECIDED).flatten(1).all(1)
 
-    return denoise
+
+def _chunks(seeds: Sequence[int], number: int) -> list[Sequence[int]]:
+    size = len(seeds) // number
+    return [seeds[start : start + size] for start in range(0, len(seeds), size)]

@@ -6,7 +6,7 @@ first order without noise is DDIM, with noise the ancestral sampler (Kingma et a
 7); second order extrapolates x_hat from the step before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -169,11 +169,18 @@ def sample(
     schedule: ScheduleConfig,
     sampler: SamplerConfig,
     device: torch.device | str = "cpu",
+    settled: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Draws one x of `shape` per seed: [n, *shape] in [-1, 1]."""
+    """Draws one x of `shape` per seed: [n, *shape] in [-1, 1].
+
+    Ends early, with x_hat for x, where `settled` says of every x_hat [n, *shape] that nothing about
+    it can change, bool [n].
+    """
     generators = seeded_generators(seeds)
     steps = plan_steps(schedule, sampler)
     state = start(seeded_noise(generators, shape).to(device))
     for _ in range(sampler.num_steps):
         state = advance(denoise, state, seeded_noise(generators, shape).to(device), steps=steps)
+        if settled is not None and settled(state.x_hat_before).all():
+            return state.x_hat_before
     return state.z
