@@ -64,7 +64,7 @@ def _case(index: int, grid: Grid, split: str) -> Case:
         arm_index=index % len(ARMS),
         trial=None,
         split=split,
-        covariates={},
+        covariates={"age": 30 + 2 * index, "sex": "FM"[index % 2], "edss": None if index else 2.5},
         grid=grid,
         present=present,
         parcellation=False,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.objective import (
     NET2,
     Denoiser,
@@ -28,6 +29,7 @@ class ModelConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    covariates: tuple[Covariate, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.arms) != self.unet.arms:
@@ -51,13 +53,20 @@ class Model:
         prediction = self.unet(z, logsnr, arm, residuals).float()
         return predicted_x(prediction, z, logsnr, self.config.objective)
 
-    def denoiser(self, condition: Tensor, arm: Tensor, *, guidance: float) -> Denoiser:
+    def denoiser(
+        self,
+        condition: Tensor,
+        arm: Tensor,
+        *,
+        guidance: float,
+        covariates: Tensor | None = None,
+    ) -> Denoiser:
         """x_hat under classifier-free guidance (Ho and Salimans 2022), clamped to [-1, 1].
 
-        Both conditions are guided at once: the null arm goes with the null image. The bias of the
-        lesion weight is taken out of the NET2 channel last.
+        All conditions are guided at once: the null arm goes with the null image and without
+        covariates. The bias of the lesion weight is taken out of the NET2 channel last.
         """
-        hint = self.control.encode(condition)
+        hint = self.control.encode(condition, covariates)
         null_hint = self.control.encode(torch.zeros_like(condition)) if guidance != 1 else None
         null_arm = torch.full_like(arm, self.config.unet.null_arm)
 
@@ -76,13 +85,22 @@ class Model:
 
     @torch.no_grad()
     def draw(
-        self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
+        self,
+        condition: Tensor,
+        arm: Tensor,
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        *,
+        covariates: Tensor | None = None,
     ) -> Tensor:
-        """One NET2 mask per row: condition [n, channels, s, h, w], arm [n] -> bool [n, s, h, w]."""
+        """One NET2 mask per row: condition [n, channels, s, h, w], arm [n] -> bool [n, s, h, w].
+
+        `covariates` [n, covariate] are encoded, NaN where absent; None leaves all of them out.
+        """
         reduced = sampler.precision == "bfloat16"
         with torch.autocast(condition.device.type, dtype=torch.bfloat16, enabled=reduced):
             x = sample(
-                self.denoiser(condition, arm, guidance=sampler.guidance),
+                self.denoiser(condition, arm, guidance=sampler.guidance, covariates=covariates),
                 shape=(self.config.unet.target_channels, *condition.shape[2:]),
                 seeds=seeds,
                 schedule=self.config.schedule,
