@@ -61,7 +61,8 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     require_fit(bundle, store)
     names = [name for name in args.subjects.split(",") if name]
     cases = subjects_to_forecast(store, names, number=settings.subjects)
-    origin = Origin(bundle.digest, seed, (bundle_remark(path), *trial_remarks(bids)))
+    remarks = (bundle_remark(path), *trial_remarks(bids))
+    origin = Origin(bundle.digest, seed, remarks, bundle.config.covariates)
     write_root(out, source=bids)
     with cluster(config.ray):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)

@@ -16,10 +16,26 @@ from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.covariates import Covariate, covariate_features
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.unet import UNet
+from lesioncast.evaluation.settings import ForecastSettings
+from lesioncast.forecasting.draws import Covariates, Sample, Sampler
+from lesioncast.forecasting.engine import (
+    build_sampler,
+    bundle_draw,
+    store_condition,
+    store_covariates,
+)
+from lesioncast.forecasting.forecast import (
+    Origin,
+    forecast_all,
+    forecast_batches,
+    stored_flair,
+)
 from lesioncast.training import noise
+from lesioncast.training.bundle import Bundle, load_bundle
 from lesioncast.training.dataset import Cases
+from lesioncast.training.export import export_bundle
 from lesioncast.training.fit import train
-from lesioncast.training.stages import Experiment, finetuning, pretraining
+from lesioncast.training.stages import Experiment, experiment_of, finetuning, pretraining
 from storage import Case, Store
 
 AGE, SEX = Covariate("age", centre=40.0, scale=10.0), Covariate("sex", levels=("F", "M"))
@@ -35,6 +51,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_store(folder / "store.zarr", folder / "bids", test=4, train=8)
 
 
+def without(store: Store) -> tuple[Case, ...]:
+    return tuple(with_values(case) for case in store.cases)
+
+
 def with_values(case: Case, **values: object) -> Case:
     return replace(case, covariates=values)
 
@@ -46,10 +66,10 @@ def config(**sections: object) -> Config:
         "cohort": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
         "store": {"slab": list(SLAB), "spacing": list(SPEC.spacing), "resample": False},
         "unet": {"slices": SLAB[0], "arms": 3, "widths": [8], "groups": 4, "attention_stages": []},
-        "objective": {"lesion_weight": 1.0},
-        "pretrain": asdict(SETTINGS),
+        "objective": {"prediction": "odds", "base_log_odds": 0.0, "lesion_weight": 1.0},
+        "pretrain": asdict(replace(SETTINGS, learning_rate=1e-4)),
         "finetune": asdict(replace(SETTINGS, covariate_drop=0.2)),
-        "sampler": {"num_steps": 2},
+        "sampler": {"solver": "dpm2m", "num_steps": 3, "grid": "logsnr"},
     }
     return parse(Config, raw | sections, source="test")
 
@@ -227,3 +247,71 @@ def test_one_stage_one_serves_stages_two_with_and_without_covariates(tmp_path: P
     weights = last.tensors("weights", "control.covariates.")
     assert set(weights) == {f"layers.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
     assert weights["layers.2.weight"].abs().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def bundle(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Both stages trained on the store's ages and sexes, from even odds of a lesion."""
+    folder = tmp_path_factory.mktemp("bundle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LESIONCAST_CACHE", str(folder / "cache"))
+        given = config(covariates=["age", "sex"])
+        experiment = experiment_of(given, store, folder / "runs")
+        pretrained = train(pretraining(given.pretrain, experiment))
+        stage = finetuning(given.finetune, experiment, pretrained)
+        train(stage)
+    export_bundle(stage, store, folder / "bundle", sampler=given.sampler)
+    return load_bundle(folder / "bundle")
+
+
+def test_a_bundle_knows_its_covariates_as_training_fitted_them(
+    store: Store, bundle: Bundle
+) -> None:
+    expected = fit_covariates(["age", "sex"], store.select(split="train"))
+    assert bundle.config.covariates == expected
+    card = (bundle.path / "README.md").read_text()
+    assert "- Covariates, each of which may be missing: age, sex." in card
+
+
+def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
+    store: Store, bundle: Bundle
+) -> None:
+    samples = tuple(Sample(case.index, arm, 7) for case in store.cases[:3] for arm in range(3))
+    assert build_sampler(bundle.path, store.path, device="cpu")(samples).masks().any()
+    loaded = load_bundle(bundle.path)
+    torch.manual_seed(0)
+    for network in (loaded.model.unet, loaded.model.control):
+        for parameter in network.parameters():  # a training of seconds hardly moves them
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+
+    def masks(covariates: Covariates) -> np.ndarray:
+        draw, condition = bundle_draw(loaded, device="cpu"), store_condition(store)
+        spacing = store.spec.spacing
+        return Sampler(draw, condition, spacing=spacing, covariates=covariates)(samples).masks()
+
+    bare = replace(store, table=replace(store.table, cases=without(store)))
+    told, untold = (store_covariates(each, bundle.config.covariates) for each in (store, bare))
+    assert np.array_equal(masks(told), masks(told))
+    assert not np.array_equal(masks(told), masks(untold))
+
+
+def test_a_summary_says_which_covariates_it_knew(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    lacking = with_values(store.cases[1], sex="F")
+    cases = [store.cases[0], lacking]
+    settings = ForecastSettings(samples=2)
+    _, _, batches = forecast_batches(cases, arms=3, settings=settings, seed=0)
+    records = forecast_all(
+        store,
+        cases,
+        map(build_sampler(bundle.path, store.path, device="cpu"), batches),
+        settings=settings,
+        origin=Origin(bundle.digest, 0, covariates=bundle.config.covariates),
+        out=tmp_path,
+        background=stored_flair(store),
+    )
+    assert [record["covariates"] for record in records] == [
+        {"used": ["age", "sex"], "missing": []},
+        {"used": ["sex"], "missing": ["age"]},
+    ]

@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.covariates import known_covariates
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.evaluation.ensembles import Ensemble
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.lesions import lesion_count
@@ -33,11 +35,12 @@ Background = Callable[[Case], nib.Nifti1Image]
 
 @dataclass(frozen=True)
 class Origin:
-    """What all forecasts of a run share: the bundle's digest, the run's seed, remarks."""
+    """What all forecasts of a run share: the bundle's digest and covariates, seed, remarks."""
 
     bundle: str
     seed: int
     remarks: tuple[str, ...] = ()
+    covariates: tuple[Covariate, ...] = ()
 
 
 def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> list[Case]:
@@ -122,6 +125,7 @@ def write_forecast(
         None
         if observed is None
         else lesion_count(observed.astype(bool), spacing, opening=settings.opening),
+        known_covariates(origin.covariates, case),
     )
     provenance = Provenance(origin.bundle, case.digest, origin.seed, origin.remarks)
     images = {
