@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lesioncast.config import ConfigError
-from lesioncast.diffusion.covariates import Covariate
+from lesioncast.diffusion.covariates import Covariate, covariate_features
 from storage import Case
 
 Values = npt.NDArray[np.float32]
@@ -60,6 +61,15 @@ def encode_covariates(covariates: Sequence[Covariate], case: Case) -> Values:
     return np.array(
         [each.encode(case.covariates.get(each.name)) for each in covariates], np.float32
     )
+
+
+def tabulate_covariates(
+    covariates: Sequence[Covariate], cases: Sequence[Case]
+) -> npt.NDArray[np.float64]:
+    """What a network would see of the cases, [case, feature]: values and whether they are known."""
+    values = np.stack([encode_covariates(covariates, case) for case in cases])
+    features = covariate_features(torch.from_numpy(values), covariates)
+    return features.numpy().astype(np.float64)
 
 
 def known_covariates(covariates: Sequence[Covariate], case: Case) -> dict[str, bool]:
