@@ -12,7 +12,7 @@ from tiny_training import MODEL, SETTINGS, tiny_cache, tiny_experiment
 
 from lesioncast.config import Config, ConfigError, load_config, parse
 from lesioncast.covariates import encode_covariates, fit_covariates, known_covariates
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.covariates import Covariate, covariate_features
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.unet import UNet
@@ -30,6 +30,7 @@ from lesioncast.forecasting.forecast import (
     forecast_batches,
     stored_flair,
 )
+from lesioncast.slab import named
 from lesioncast.training import noise
 from lesioncast.training.bundle import Bundle, load_bundle
 from lesioncast.training.dataset import Cases
@@ -221,11 +222,11 @@ def test_a_dropped_covariate_is_absent_and_stage_one_sees_none(tmp_path: Path) -
     drops = noise.Drops(
         np.zeros(2, bool), np.zeros((2, 7), bool), np.array([[False, True], [False, False]])
     )
-    batch = cases.batch(rows, drops, null_arm=2, conditioned=True)
+    batch = cases.batch(rows, drops, null_arm=2, condition=named(CONDITION))
     np.testing.assert_array_equal(batch.covariates, [[6, NAN], [8, 9]])
     np.testing.assert_array_equal(values[3], [6, 7])
-    assert cases.batch(rows, drops, null_arm=2, conditioned=False).covariates is None
-    without = Cases.open(folder).batch(rows, drops, null_arm=2, conditioned=True)
+    assert cases.batch(rows, drops, null_arm=2, condition=None).covariates is None
+    without = Cases.open(folder).batch(rows, drops, null_arm=2, condition=named(CONDITION))
     assert without.covariates is None
 
 
@@ -285,7 +286,10 @@ def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
             parameter.data.add_(0.2 * torch.randn_like(parameter))
 
     def masks(covariates: Covariates) -> np.ndarray:
-        draw, condition = bundle_draw(loaded, device="cpu"), store_condition(store)
+        draw, condition = (
+            bundle_draw(loaded, device="cpu"),
+            store_condition(store, named(CONDITION)),
+        )
         spacing = store.spec.spacing
         return Sampler(draw, condition, spacing=spacing, covariates=covariates)(samples).masks()
 

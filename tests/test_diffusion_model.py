@@ -1,11 +1,19 @@
 """The composed denoiser: guidance, the null condition, and masks that a seed names."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
+from spread_oracle import CONFIGS
 from test_diffusion_networks import TINY, randomise
 
+from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
-from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.objective import NET2, ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 
@@ -40,6 +48,36 @@ def test_guidance_extrapolates_from_the_null_arm_with_the_null_image() -> None:
 
 
 @torch.no_grad()
+def test_guidance_applies_inside_its_interval_only() -> None:
+    model, (condition, arm, z) = tiny_model(), case()
+    logsnr = torch.tensor([-5.0, 0.0, 5.0])
+    conditional, guided, within = (
+        model.denoiser(condition, arm, guidance=guidance, interval=interval)(z, logsnr)
+        for guidance, interval in ((1.0, (-20, 20)), (3.0, (-20, 20)), (3.0, (-1, 1)))
+    )
+    assert torch.equal(within[[0, 2]], conditional[[0, 2]])
+    assert torch.equal(within[1], guided[1])
+    assert not torch.equal(within[1], conditional[1])
+
+
+@torch.no_grad()
+def test_outside_the_interval_the_unconditional_pass_is_saved() -> None:
+    model, (condition, arm, z) = tiny_model(), case()
+    denoise = model.denoiser(condition, arm, guidance=3.0, interval=(-1, 1))
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.unet.register_forward_hook(count)
+    denoise(z, torch.full((3,), 5.0))
+    assert calls == 1
+    denoise(z, torch.tensor([5.0, 5.0, 0.0]))
+    assert calls == 3
+
+
+@torch.no_grad()
 def test_the_lesion_weight_is_taken_out_of_net2_alone() -> None:
     condition, arm, z = case()
     logsnr = torch.zeros(3)
@@ -57,3 +95,66 @@ def test_the_same_seed_draws_the_same_mask_and_another_seed_another() -> None:
     assert first.dtype == torch.bool
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+SIXTEEN = tuple(range(100, 116))
+FEW_STEPS = SamplerConfig(solver="sde2m", num_steps=3, grid="logsnr", guidance=1.5)
+
+
+def demo_model() -> Model:
+    """The demo's networks with random weights, none of them zero."""
+    config = load_config(CONFIGS / "demo.yaml")
+    torch.manual_seed(0)
+    unet = UNet(config.unet)
+    randomise(unet)
+    control = ControlNet.from_unet(config.control, unet)
+    randomise(control)
+    return Model(unet, control, config.model)
+
+
+def draw_x(rows: list[int], *, device: str = "cpu") -> torch.Tensor:
+    """x of some of sixteen samples, each with its own condition, arm and seed."""
+    model = demo_model()
+    model.unet.to(device), model.control.to(device)
+    generator = torch.Generator().manual_seed(1)
+    condition = torch.randn(16, 7, 15, 24, 24, generator=generator)
+    return model.draw_x(
+        condition[rows].to(device),
+        (torch.tensor(rows) % 6).to(device),
+        [SIXTEEN[row] for row in rows],
+        FEW_STEPS,
+    ).cpu()
+
+
+def test_a_seed_names_a_sample_to_the_last_bit_whatever_the_batch() -> None:
+    together = draw_x(list(range(16)))
+    for rows in ([0], [7], [15], [15, 3, 7]):
+        x = draw_x(rows)
+        assert torch.equal(x, together[rows])
+        assert torch.equal(x[:, NET2] > 0, together[rows, NET2] > 0)
+
+
+def test_a_seed_names_a_sample_to_the_last_bit_after_a_restart(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch, test_diffusion_model as here; torch.set_num_threads(int(sys.argv[2]));"
+        "torch.save(here.draw_x([11]), sys.argv[1])"
+    )
+    threads = str(torch.get_num_threads())
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.pt"), threads],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    again, here = torch.load(tmp_path / "x.pt"), draw_x([4, 11])[1:]
+    assert torch.equal(again, here)
+    assert torch.equal(again[:, NET2] > 0, here[:, NET2] > 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its kernels round by batch size")
+def test_on_a_gpu_a_sample_differs_between_batches_by_rounding_only() -> None:
+    together = draw_x(list(range(16)), device="cuda")
+    alone = torch.cat([draw_x([row], device="cuda") for row in (0, 7, 15)])
+    differing = (alone - together[[0, 7, 15]]).abs() > 1e-3
+    flipped = (alone[:, NET2] > 0) != (together[[0, 7, 15], NET2] > 0)
+    assert differing.double().mean() < 1e-3
+    assert flipped.double().mean() < 1e-4

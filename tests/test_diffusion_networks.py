@@ -41,11 +41,6 @@ def test_the_paper_preset_has_the_papers_589_million_parameters() -> None:
     assert round((unet + control) / 1e6) == 589
 
 
-def test_attention_sits_at_16_and_8_voxels_of_a_256_voxel_slab() -> None:
-    config = UNetConfig()
-    assert [256 // 2**stage for stage in config.attention_stages] == [16, 8]
-
-
 def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> None:
     volume = torch.arange(2 * 2 * 3 * 4 * 4.0).reshape(2, 2, 3, 4, 4)
     assert torch.equal(fold(volume, 1), volume.reshape(2, 6, 4, 4))
@@ -97,7 +92,7 @@ def test_the_arm_and_the_null_arm_each_change_the_prediction() -> None:
 
 def test_the_burden_counts_lesions_and_tells_an_absent_channel_from_an_empty_one() -> None:
     unet = UNet(TINY)
-    control = ControlNet.from_unet(ControlConfig(channels=1, burden=True), unet)
+    control = ControlNet.from_unet(ControlConfig(condition=("w048/net2",), burden=True), unet)
     empty, one, absent = (torch.full((1, 1, 3, 8, 8), value) for value in (-1.0, -1.0, 0.0))
     one[0, 0, 0, 0, 0] = 1.0
     with torch.no_grad():
@@ -122,12 +117,24 @@ def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
 
 def test_a_voxel_perceptron_starts_at_zero() -> None:
     perceptron = VoxelPerceptron(5, 4, embedding=8)
-    assert perceptron(torch.randn(2, 3, 4, 4, 5), torch.randn(2, 8)).eq(0).all()
+    assert perceptron(torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)).eq(0).all()
+
+
+def test_a_voxel_perceptron_is_the_same_small_network_at_every_voxel() -> None:
+    perceptron = VoxelPerceptron(5, 4, embedding=8)
+    randomise(perceptron)
+    features, embedding = torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)
+    hidden = (
+        perceptron.read(features.movedim(1, -1)) + perceptron.embed(embedding)[:, None, None, None]
+    )
+    assert torch.allclose(
+        perceptron(features, embedding), perceptron.write(hidden.relu()).squeeze(-1), atol=1e-6
+    )
 
 
 def test_surroundings_keep_each_voxels_own_condition_first() -> None:
     condition = torch.randn(2, 7, 3, 4, 4)
     seen = surroundings(condition)
-    assert seen.shape == (2, 3, 4, 4, 14)
-    assert torch.equal(seen[..., :7], condition.movedim(1, -1))
-    assert torch.equal(seen[0, ..., 8], smoothed(smoothed(condition[:1, 1]))[0])
+    assert seen.shape == (2, 14, 3, 4, 4)
+    assert torch.equal(seen[:, :7], condition)
+    assert torch.equal(seen[0, 8], smoothed(smoothed(condition[:1, 1]))[0])

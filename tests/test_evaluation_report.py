@@ -9,6 +9,7 @@ import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.evaluation.assess import Assessment, Context, Tally, assess
+from lesioncast.evaluation.ensembles import stratified_error
 from lesioncast.evaluation.figure import reliability
 from lesioncast.evaluation.outcomes import Outcomes
 from lesioncast.evaluation.output import write_assessment
@@ -210,11 +211,18 @@ def test_the_ladder_is_the_mean_p_active_of_the_same_cases_under_each_arm() -> N
     assert ladder["first_minus_last"]["value"] == pytest.approx(1.0)
 
 
-def test_the_ladders_error_is_over_seeds_since_all_cases_share_them() -> None:
+def test_the_steps_of_the_ladder_are_paired_over_cases() -> None:
     counts, forced = ladder_counts()
-    ladder = assessed(TEST, counts, forced=forced).record["ladder"]
-    half = ladder["arms"]["interferon"]["mc_error"]  # four of eight seeds, in every case
-    assert half == pytest.approx(np.std([1, 1, 1, 1, 0, 0, 0, 0], ddof=1) / np.sqrt(8))
+    rows = assessed(TEST, counts, forced=forced).record["ladder"]["arms"]
+    assert rows["placebo"]["minus_previous"] is None
+    step = rows["laquinimod"]["minus_previous"]
+    assert (step["value"], step["low"], step["high"]) == pytest.approx((-1 / 8,) * 3)
+
+
+def test_the_ladders_error_shrinks_with_the_cases_since_each_has_its_own_draws() -> None:
+    draws = np.random.default_rng(0).random((500, 30, 4)) < 0.3  # 500 runs of 30 cases, 4 draws
+    errors = [stratified_error(run.astype(np.float64)) for run in draws]
+    assert np.mean(errors) == pytest.approx(draws.mean(axis=(1, 2)).std(), rel=0.1)
 
 
 def test_a_perfectly_calibrated_forecast_lies_on_the_diagonal() -> None:

@@ -1,11 +1,11 @@
-"""Samples are named by case, arm and seed; arms and cases share the seeds."""
+"""Samples are named by case, arm and seed; the arms of a case share its seeds."""
 
 import numpy as np
 import pytest
 from tiny_forecast import RATE, SLAB, fake_draw
 
 from lesioncast.evaluation.ensembles import Ensemble
-from lesioncast.forecasting.draws import Request, Sampler, ensembles, plan, sample_seeds
+from lesioncast.forecasting.draws import Request, Sampler, Seeds, ensembles, plan, sample_seeds
 from lesioncast.forecasting.summary import Provenance, Subject, summarise
 
 SPACING = (3.0, 2.0, 2.0)
@@ -19,39 +19,46 @@ def sampler() -> Sampler:
     return Sampler(fake_draw, active_patient, spacing=SPACING)
 
 
-def drawn(requests: list[Request], seeds: tuple[int, ...], *, batch_size: int) -> list[Ensemble]:
+def numbered(seed: int, samples: int) -> dict[int, Seeds]:
+    return {case: sample_seeds(seed, f"sub-{case}", samples) for case in range(6)}
+
+
+def drawn(requests: list[Request], seeds: dict[int, Seeds], *, batch_size: int) -> list[Ensemble]:
     batches = plan(requests, seeds, batch_size=batch_size)
     return list(ensembles(requests, seeds, map(sampler(), batches)))
 
 
-def test_a_seed_depends_on_the_runs_seed_and_its_place_alone() -> None:
-    assert sample_seeds(3, 32)[:16] == sample_seeds(3, 16)
-    assert not set(sample_seeds(3, 64)) & set(sample_seeds(4, 64))
-    assert len(set(sample_seeds(0, 1000))) == 1000
-    assert all(0 <= seed < 2**63 for seed in sample_seeds(0, 100))
+def test_a_seed_depends_on_the_runs_seed_the_subject_and_its_place_alone() -> None:
+    assert sample_seeds(3, "sub-1", 32)[:16] == sample_seeds(3, "sub-1", 16)
+    assert not set(sample_seeds(3, "sub-1", 64)) & set(sample_seeds(4, "sub-1", 64))
+    assert not set(sample_seeds(3, "sub-1", 64)) & set(sample_seeds(3, "sub-2", 64))
+    assert len(set(sample_seeds(0, "sub-1", 1000))) == 1000
+    assert all(0 <= seed < 2**63 for seed in sample_seeds(0, "sub-1", 100))
 
 
-def test_every_case_and_arm_is_asked_for_on_the_same_seeds() -> None:
-    seeds = sample_seeds(0, 5)
-    samples = [
-        s for batch in plan([Request(0, 0), Request(4, 2)], seeds, batch_size=3) for s in batch
-    ]
-    assert [sample.seed for sample in samples[:5]] == [sample.seed for sample in samples[5:]]
-    assert {(sample.case, sample.arm) for sample in samples} == {(0, 0), (4, 2)}
+def test_the_arms_of_a_case_are_asked_for_on_the_same_seeds() -> None:
+    requests = [Request(0, 0), Request(0, 2), Request(4, 2)]
+    batches = plan(requests, numbered(0, 5), batch_size=3)
+    seeds = [sample.seed for batch in batches for sample in batch]
+    assert seeds[:5] == seeds[5:10]
+    assert not set(seeds[5:10]) & set(seeds[10:])
+    asked = [(sample.case, sample.arm) for batch in batches for sample in batch]
+    assert list(dict.fromkeys(asked)) == requests
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 def test_ensembles_do_not_depend_on_the_batches(batch_size: int) -> None:
-    requests, seeds = [Request(0, 0), Request(1, 0), Request(1, 2)], sample_seeds(0, 6)
+    requests, seeds = [Request(0, 0), Request(1, 0), Request(1, 2)], numbered(0, 6)
     found = drawn(requests, seeds, batch_size=batch_size)
     for ensemble, whole in zip(found, drawn(requests, seeds, batch_size=18), strict=True):
-        assert (ensemble.case, ensemble.arm, ensemble.seeds) == (whole.case, whole.arm, seeds)
+        assert (ensemble.case, ensemble.arm) == (whole.case, whole.arm)
+        assert ensemble.seeds == whole.seeds == seeds[ensemble.case]
         assert np.array_equal(ensemble.plain, whole.plain)
         assert np.array_equal(ensemble.probability, whole.probability)
 
 
 def test_the_probability_is_the_share_of_samples_at_each_voxel() -> None:
-    (ensemble,) = drawn([Request(1, 1)], sample_seeds(0, 10), batch_size=4)
+    (ensemble,) = drawn([Request(1, 1)], numbered(0, 10), batch_size=4)
     share = np.mean(ensemble.plain > 0)
     assert 0 < share < 1
     assert ensemble.probability.dtype == np.float32
@@ -61,7 +68,7 @@ def test_the_probability_is_the_share_of_samples_at_each_voxel() -> None:
 
 
 def test_a_lost_batch_is_noticed() -> None:
-    requests, seeds = [Request(0, 0), Request(1, 0)], sample_seeds(0, 4)
+    requests, seeds = [Request(0, 0), Request(1, 0)], numbered(0, 4)
     batches = plan(requests, seeds, batch_size=4)[:1]
     with pytest.raises(ValueError, match="not enough values"):
         list(ensembles(requests, seeds, map(sampler(), batches)))
@@ -70,7 +77,7 @@ def test_a_lost_batch_is_noticed() -> None:
 def forecast(samples: int, seed: int) -> dict:
     arms = ("placebo", "avonex", "ocrelizumab")
     requests = [Request(1, arm) for arm in range(3)]
-    found = drawn(requests, sample_seeds(seed, samples), batch_size=16)
+    found = drawn(requests, numbered(seed, samples), batch_size=16)
     return summarise(
         Subject("sub-02", "avonex", 1),
         dict(zip(arms, found, strict=True)),
@@ -110,8 +117,8 @@ def test_the_paired_error_is_the_spread_over_runs() -> None:
 
 
 def test_arms_on_different_seeds_are_not_paired() -> None:
-    first = drawn([Request(1, 0)], sample_seeds(0, 4), batch_size=4)[0]
-    other = drawn([Request(1, 1)], sample_seeds(1, 4), batch_size=4)[0]
+    first = drawn([Request(1, 0)], numbered(0, 4), batch_size=4)[0]
+    other = drawn([Request(1, 1)], numbered(1, 4), batch_size=4)[0]
     with pytest.raises(ValueError, match="same seeds"):
         summarise(
             Subject("sub-02", None, None),

@@ -12,6 +12,7 @@ import pytest
 from synthetic_bids import path_of
 from tiny_forecast import LAYOUT, fake_draw, write_store
 
+from lesioncast.diffusion.controlnet import CONDITION
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
 from lesioncast.forecasting.derivative import (
@@ -34,6 +35,7 @@ from lesioncast.forecasting.forecast import (
 from lesioncast.forecasting.heldout import held_out
 from lesioncast.forecasting.page import forecast_section, page, relative_figure
 from lesioncast.forecasting.view import choose_slices, for_display, view_of
+from lesioncast.slab import named
 from storage import Store, open_store
 
 SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
@@ -41,7 +43,8 @@ SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
 
 def build_fake(store: Path) -> Sampler:
     opened = open_store(store)
-    return Sampler(fake_draw, store_condition(opened), spacing=opened.spec.spacing)
+    condition = store_condition(opened, named(CONDITION))
+    return Sampler(fake_draw, condition, spacing=opened.spec.spacing)
 
 
 @pytest.fixture(scope="module")

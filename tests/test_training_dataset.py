@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_training import CASES, SLAB, random_rows, tiny_cache
 
-from lesioncast.slab import CONDITION, TARGET
+from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.slab import TARGET, named
 from lesioncast.training.dataset import Cases, ahead
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.ingest import CaseCache, fill
@@ -30,7 +31,7 @@ def test_a_batch_holds_the_cases_asked_for_in_their_order(tmp_path: Path) -> Non
     source = random_rows()
     cases = Cases.open(tiny_cache(tmp_path, source).folder)
     rows = np.array([4, 0])
-    batch = cases.batch(rows, no_drops(2), null_arm=NULL_ARM, conditioned=True)
+    batch = cases.batch(rows, no_drops(2), null_arm=NULL_ARM, condition=named(CONDITION))
     masks = unpack_masks(source["masks"], SLAB[-1])
     for place, row in enumerate(rows):
         flair, net2 = batch.x[place].numpy()
@@ -46,17 +47,17 @@ def test_absent_channels_and_dropped_ones_are_zero(tmp_path: Path) -> None:
     dropped = no_drops(2)
     dropped.arm[0] = True
     dropped.channels[0, 3] = True
-    batch = cases.batch(np.array([1, 1]), dropped, null_arm=NULL_ARM, conditioned=True)
+    batch = cases.batch(np.array([1, 1]), dropped, null_arm=NULL_ARM, condition=named(CONDITION))
     assert batch.condition is not None
     null = (batch.condition.flatten(2) == 0).all(2)
-    absent = CONDITION.index(("w000", "gad"))
+    absent = CONDITION.index("w000/gad")
     assert null.nonzero().tolist() == [[0, absent], [0, 3], [1, absent]]
     assert batch.arm.tolist() == [NULL_ARM, 0]
 
 
 def test_stage_one_reads_no_condition(tmp_path: Path) -> None:
     batch = Cases.open(tiny_cache(tmp_path).folder).batch(
-        np.arange(3), no_drops(3), null_arm=NULL_ARM, conditioned=False
+        np.arange(3), no_drops(3), null_arm=NULL_ARM, condition=None
     )
     assert batch.condition is None
     assert batch.x.shape == (3, len(TARGET), *SLAB)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from synthetic_bids import ARMS, Geometry, head, path_of, write_volume
 
-from lesioncast.slab import CONDITION
+from lesioncast.diffusion.controlnet import CONDITION
 from storage import BidsLayout, Store, StoreSpec, open_store, pack_masks
 from storage.bids import Source
 from storage.cases import Case, CaseTable, encode_table
@@ -20,7 +20,7 @@ SLAB = (5, 16, 16)
 GEOMETRY = Geometry(axes="LPS", tilt=9.0)
 SPEC = StoreSpec(arms=ARMS, slab=SLAB, spacing=GEOMETRY.spacing)
 LAYOUT = BidsLayout()
-NET2_W048 = CONDITION.index(("w048", "net2"))
+NET2_W048 = CONDITION.index("w048/net2")
 RATE = np.array([0.8, 0.5, 0.1])  # by arm, of a patient who was active at w048
 
 

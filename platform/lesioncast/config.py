@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cohort.settings import CohortSettings
@@ -136,11 +137,15 @@ def parse(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) -> Parsed:
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
-        problems = (
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}"
-            for problem in error.errors()
-        )
-        raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+        raise ConfigError(f"{source}: " + "; ".join(map(_sentence, error.errors()))) from error
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    """Where a value is wrong and how; a class that refuses its own fields says what it got."""
+    where = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}"
+    return f"{where}: {problem['msg']}, got {problem['input']!r}"
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -4,26 +4,24 @@ Axes are (s, h, w): axial slices from inferior to superior, then rows and column
 FLAIR lies in [-1, 1]; masks become -1 / +1; a channel that a case lacks is all zeros (null).
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
 from storage.layout import CHANNELS, MASKS, SESSIONS
 
-__all__ = ["CHANNELS", "CONDITION", "MASKS", "SESSIONS", "TARGET", "Channels", "encode"]
+__all__ = ["CHANNELS", "MASKS", "SESSIONS", "TARGET", "Channels", "encode", "named"]
 
-# c_f and x, in the order in which the network receives them (MODEL: w000 + w048 -> w096).
-CONDITION = (
-    ("w000", "flair"),
-    ("w000", "t2"),
-    ("w000", "gad"),
-    ("w048", "flair"),
-    ("w048", "t2"),
-    ("w048", "gad"),
-    ("w048", "net2"),
-)
+# x, in the order in which the network receives it; c_f is the model's (`ControlConfig.condition`).
 TARGET = (("w096", "flair"), ("w096", "net2"))
 
 Channels = tuple[tuple[str, str], ...]
+
+
+def named(names: Iterable[str]) -> Channels:
+    """(session, channel) of names such as w000/flair."""
+    return tuple((session, channel) for session, channel in (name.split("/") for name in names))
 
 
 def encode(

@@ -3,6 +3,7 @@
 Zhang et al. 2023, figure 3, in voxel space: the hint keeps the resolution of z_t.
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
@@ -15,23 +16,55 @@ from lesioncast.diffusion.covariates import Covariate, CovariateEmbedding
 from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
 from lesioncast.diffusion.voxels import VoxelPerceptron, surroundings
 
+# What is known of a patient when w096 is forecast, as session/channel in the order of the paper.
+CONDITION = (
+    "w000/flair",
+    "w000/t2",
+    "w000/gad",
+    "w048/flair",
+    "w048/t2",
+    "w048/gad",
+    "w048/net2",
+)
+
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """How the condition c_f [b, channels, s, h, w] enters.
+    """What the condition c_f [b, channels, s, h, w] is and how it enters.
 
-    `hint_widths` are the hidden widths of the hint encoder (3x3 convolutions, SiLU between); its
-    last convolution starts at zero where `zero_hint`. `burden` adds the share of lesion voxels and
-    the mean of each condition channel to the copy's embedding: normalised feature maps lose how
-    many lesions a patient has, which small networks do not recover in a short training. `voxels` is
-    the width of a `VoxelPerceptron` that reads the condition voxel by voxel; 0 leaves it out.
+    `condition` names its channels in order; those of w000 alone make the counterfactual model
+    (section 4.4). `hint_widths` are the hidden widths of the hint encoder (3x3 convolutions, SiLU
+    between); its last convolution starts at zero where `zero_hint`. `burden` adds the share of
+    lesion voxels and the mean of each condition channel to the copy's embedding: normalised feature
+    maps lose how many lesions a patient has, which small networks do not recover in a short
+    training. `voxels` is the width of a `VoxelPerceptron` that reads the condition voxel by voxel;
+    0 leaves it out.
     """
 
-    channels: int = 7
+    condition: tuple[str, ...] = CONDITION
     hint_widths: tuple[int, ...] = ()
     zero_hint: bool = True
     burden: bool = False
     voxels: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.condition:
+            if name not in CONDITION:
+                near = difflib.get_close_matches(name, CONDITION, n=1, cutoff=0)
+                raise ValueError(
+                    f"condition: expected channels among {', '.join(CONDITION)}, which are known "
+                    f"when w096 is forecast; got {name}; nearest: {near[0]}"
+                )
+        if not self.condition or len(set(self.condition)) < len(self.condition):
+            raise ValueError(
+                "condition: expected one channel or more, each once, got "
+                f"[{', '.join(self.condition)}]; name each channel once"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of c_f."""
+        return len(self.condition)
 
 
 @dataclass(frozen=True)

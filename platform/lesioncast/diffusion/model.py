@@ -1,5 +1,6 @@
 """The two networks as one forecaster: condition, arm and seed in, a NET2 mask out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +16,9 @@ from lesioncast.diffusion.objective import (
     predicted_x,
     unweighted_probability,
 )
+from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.sampler import SamplerConfig, sample
-from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.schedule import ScheduleConfig, per_sample
 from lesioncast.diffusion.unet import UNet, UNetConfig
 
 
@@ -59,12 +61,15 @@ class Model:
         arm: Tensor,
         *,
         guidance: float,
+        interval: tuple[float, float] = (-math.inf, math.inf),
         covariates: Tensor | None = None,
     ) -> Denoiser:
         """x_hat under classifier-free guidance (Ho and Salimans 2022), clamped to [-1, 1].
 
         All conditions are guided at once: the null arm goes with the null image and without
-        covariates. The bias of the lesion weight is taken out of the NET2 channel last.
+        covariates. Outside the `interval` of logsnr x_hat is conditional (Kynkaanniemi et al. 2024,
+        Applying guidance in a limited interval). The bias of the lesion weight is taken out of the
+        NET2 channel last.
         """
         hint = self.control.encode(condition, covariates)
         null_hint = self.control.encode(torch.zeros_like(condition)) if guidance != 1 else None
@@ -72,9 +77,11 @@ class Model:
 
         def denoise(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
             x_hat = self.predict(z_t, logsnr_t, arm, hint)
-            if null_hint is not None:
+            guided = (interval[0] <= logsnr_t) & (logsnr_t <= interval[1])
+            if null_hint is not None and guided.any():
                 unconditional = self.predict(z_t, logsnr_t, null_arm, null_hint)
-                x_hat = unconditional + guidance * (x_hat - unconditional)
+                extrapolated = unconditional + guidance * (x_hat - unconditional)
+                x_hat = torch.where(per_sample(guided, x_hat), extrapolated, x_hat)
             x_hat = x_hat.clamp(-1, 1)
             x_hat[:, NET2] = unweighted_probability(
                 x_hat[:, NET2], self.config.objective.lesion_weight
@@ -83,7 +90,61 @@ class Model:
 
         return denoise
 
+    def reproducible_denoiser(
+        self,
+        condition: Tensor,
+        arm: Tensor,
+        sampler: SamplerConfig,
+        *,
+        covariates: Tensor | None = None,
+    ) -> Denoiser:
+        """The denoiser of a batch; on a CPU each sample is evaluated alone.
+
+        Kernels sum in an order that depends on the batch size, and a mask must not; nor may it
+        depend on the number of threads, which is its caller's to hold. On a GPU the batch stays
+        whole, and a sample's x differs from that of another batch by rounding.
+        """
+        rows = len(condition) if condition.device.type == "cpu" else 1
+        told = [None] * rows if covariates is None else covariates.chunk(rows)
+        return side_by_side(
+            [
+                self.denoiser(
+                    of_row,
+                    its_arm,
+                    guidance=sampler.guidance,
+                    interval=sampler.guidance_interval,
+                    covariates=known,
+                )
+                for of_row, its_arm, known in zip(
+                    condition.chunk(rows), arm.chunk(rows), told, strict=True
+                )
+            ]
+        )
+
     @torch.no_grad()
+    def draw_x(
+        self,
+        condition: Tensor,
+        arm: Tensor,
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        *,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
+        """One x per row: condition [n, channels, s, h, w], arm [n] -> [n, 2, s, h, w].
+
+        `covariates` [n, covariate] are encoded, NaN where absent; None leaves all of them out.
+        """
+        with autocast(sampler.precision, condition.device):
+            return sample(
+                self.reproducible_denoiser(condition, arm, sampler, covariates=covariates),
+                shape=(self.config.unet.target_channels, *condition.shape[2:]),
+                seeds=seeds,
+                schedule=self.config.schedule,
+                sampler=sampler,
+                device=condition.device,
+            )
+
     def draw(
         self,
         condition: Tensor,
@@ -93,18 +154,20 @@ class Model:
         *,
         covariates: Tensor | None = None,
     ) -> Tensor:
-        """One NET2 mask per row: condition [n, channels, s, h, w], arm [n] -> bool [n, s, h, w].
+        """One NET2 mask per row, bool [n, s, h, w]: lesions are where `draw_x` is positive."""
+        return self.draw_x(condition, arm, seeds, sampler, covariates=covariates)[:, NET2] > 0
 
-        `covariates` [n, covariate] are encoded, NaN where absent; None leaves all of them out.
-        """
-        reduced = sampler.precision == "bfloat16"
-        with torch.autocast(condition.device.type, dtype=torch.bfloat16, enabled=reduced):
-            x = sample(
-                self.denoiser(condition, arm, guidance=sampler.guidance, covariates=covariates),
-                shape=(self.config.unet.target_channels, *condition.shape[2:]),
-                seeds=seeds,
-                schedule=self.config.schedule,
-                sampler=sampler,
-                device=condition.device,
-            )
-        return x[:, NET2] > 0
+
+def side_by_side(denoisers: Sequence[Denoiser]) -> Denoiser:
+    """Equal parts of a batch, each by its own denoiser."""
+
+    def denoise(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
+        parts = zip(
+            denoisers,
+            z_t.chunk(len(denoisers)),
+            logsnr_t.chunk(len(denoisers)),
+            strict=True,
+        )
+        return torch.cat([of_part(z, logsnr) for of_part, z, logsnr in parts])
+
+    return denoise

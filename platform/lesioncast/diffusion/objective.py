@@ -14,6 +14,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 FLAIR, NET2 = 0, 1
+BASE_LOG_ODDS = -6.0  # about 0.1 % of brain is NET2, of which odds are counted
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ObjectiveConfig:
     weighting: Literal["min_snr", "v", "x"] = "min_snr"
     min_snr_gamma: float = 5.0
     mask_loss: Literal["squared", "cross_entropy"] = "squared"
-    base_log_odds: float = -6.0
+    base_log_odds: float = BASE_LOG_ODDS
     lesion_weight: float = 10.0
     flair_weight: float = 1.0
 
@@ -47,13 +48,18 @@ class ObjectiveConfig:
             )
 
 
-def log_odds(odds: Tensor, z_t: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig) -> Tensor:
-    """Log odds of a lesion given z_t: the network's, plus the evidence of the voxel itself.
+def evidence(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
+    """The log likelihood ratio of a lesion that a voxel's own z_t gives, as `z_t` [b, ...].
 
     For x in {-1, 1}: log N(z; alpha, sigma^2) - log N(z; -alpha, sigma^2) = 2 alpha z / sigma^2.
     """
-    alpha, sigma = (per_sample(value, z_t) for value in alpha_sigma(logsnr_t))
-    return objective.base_log_odds + odds + 2 * alpha * z_t / sigma**2
+    alpha, sigma = alpha_sigma(logsnr_t)
+    return per_sample(2 * alpha / sigma**2, z_t) * z_t
+
+
+def log_odds(odds: Tensor, z_t: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """Log odds of a lesion given z_t: the network's, plus the evidence of the voxel itself."""
+    return objective.base_log_odds + odds + evidence(z_t, logsnr_t)
 
 
 def predicted_x(

@@ -1,8 +1,9 @@
-"""Solvers of the reverse process as pure functions, with a different logsnr per sample.
+"""Solvers of the reverse process as pure functions, with a different logsnr and step per sample.
 
-All four are one exponential-integrator step in lambda = logsnr / 2 (Lu et al. 2022, DPM-Solver++):
-first order without noise is DDIM, with noise the ancestral sampler (Kingma et al. 2021, equation 7,
-lower variance); second order extrapolates x_hat from the step before.
+All are one exponential-integrator step in lambda = logsnr / 2 (Lu et al. 2022, DPM-Solver++), of
+reverse processes with more or less noise (Xue et al. 2023, SA-Solver, section 4; eta is its tau^2):
+first order without noise is DDIM, with noise the ancestral sampler (Kingma et al. 2021, equation
+7); second order extrapolates x_hat from the step before.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lesioncast.diffusion.objective import Denoiser
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, per_sample
+from lesioncast.diffusion.precision import Precision
+from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, per_sample, t_at
 
 Solver = Literal["ancestral", "ddim", "dpm2m", "sde2m"]
 
@@ -23,60 +25,129 @@ class SamplerConfig:
     """How samples are drawn.
 
     `grid` spaces the steps evenly in t or in logsnr, between `logsnr_min` and `logsnr_max` where
-    these lie inside the schedule's range. `guidance` is 0 unconditional, 1 conditional, above 1
-    exaggerated: uncond + guidance * (cond - uncond); the literature's w is guidance - 1. In
-    `precision` bfloat16 the networks run under autocast; z stays in float32.
+    these lie inside the schedule's range; a range that starts above pure noise is preceded by one
+    step from there. `eta` is the noise of sde2m, from 0 (the ODE, dpm2m) to 1 (the reverse SDE).
+    `variance` is that of the ancestral step, from 0 (the lower bound) to 1 (the upper) on a
+    logarithmic scale (Nichol and Dhariwal 2021, equation 15). `guidance` is 0 unconditional, 1
+    conditional, above 1 exaggerated: uncond + guidance * (cond - uncond); the literature's w is
+    guidance - 1. It applies where logsnr lies in `guidance_interval`; elsewhere x_hat is
+    conditional. In `precision` bfloat16 the networks run under autocast; z stays in float32.
     """
 
     solver: Solver = "ancestral"
     num_steps: int = 256
-    grid: Literal["t", "logsnr"] = "t"
+    grid: Literal["t", "logsnr"] = "logsnr"
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
+    eta: float = 1.0
+    variance: float = 0.5
     guidance: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    guidance_interval: tuple[float, float] = (-20.0, 20.0)
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be 1 or more, got {self.num_steps}")
+        for name in ("eta", "variance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0 to 1, got {getattr(self, name)}")
+        for name, (low, high) in (
+            ("logsnr_min, logsnr_max", (self.logsnr_min, self.logsnr_max)),
+            ("guidance_interval", self.guidance_interval),
+        ):
+            if low >= high:
+                raise ValueError(f"{name} must rise, from noise to data, got {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The linear map of each step, [num_steps] each; `logsnr` is where the network is evaluated.
+
+    z_s = keep * z_t + pull * (x_hat + slope * (x_hat - x_hat_before)) + spread * noise
+    """
+
+    logsnr: Tensor
+    keep: Tensor
+    pull: Tensor
+    slope: Tensor
+    spread: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """Samples on their way, each at a step of its own; one that has taken all its steps is x.
+
+    `z` and `x_hat_before` [n, ...], `step` [n].
+    """
+
+    z: Tensor
+    x_hat_before: Tensor
+    step: Tensor
 
 
 def logsnr_grid(schedule: ScheduleConfig, sampler: SamplerConfig) -> Tensor:
-    """The logsnr of each network evaluation, rising from noise to data, [num_steps]."""
-    ends = logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64), schedule)
-    low, high = max(float(ends[0]), sampler.logsnr_min), min(float(ends[1]), sampler.logsnr_max)
+    """The logsnr of each network evaluation, rising from noise to data, float64 [num_steps]."""
+    range_of_schedule = logsnr_at(torch.tensor([1.0, 0.0], dtype=torch.float64), schedule)
+    ends = range_of_schedule.clamp(sampler.logsnr_min, sampler.logsnr_max)
+    pure_noise = range_of_schedule[:1]
+    before = pure_noise[pure_noise < ends[0]]
+    count = sampler.num_steps - len(before)
     if sampler.grid == "logsnr":
-        return torch.linspace(low, high, sampler.num_steps)
-    t = torch.linspace(1, 0, sampler.num_steps, dtype=torch.float64)
-    return logsnr_at(t, schedule).clamp(low, high).float()
+        return torch.cat([before, _even(ends, count)])
+    return torch.cat([before, logsnr_at(_even(t_at(ends, schedule), count), schedule)])
 
 
-def advance(
-    z_t: Tensor,
-    x_hat: Tensor,
-    *,
-    logsnr_t: Tensor,
-    logsnr_s: Tensor,
-    x_hat_before: Tensor | None = None,
-    logsnr_before: Tensor | None = None,
-    noise: Tensor | None = None,
-) -> Tensor:
-    """z_s from z_t [b, ...] and x_hat at logsnr_t [b], for the less noisy logsnr_s [b].
+def _even(ends: Tensor, count: int) -> Tensor:
+    return torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=ends.dtype))
 
-    With `noise` the step is stochastic; with `x_hat_before` at `logsnr_before` it is second order.
+
+def plan_steps(schedule: ScheduleConfig, sampler: SamplerConfig) -> Steps:
+    """Every step's map, in float64: a sample's arithmetic cannot depend on its batch mates.
+
+    The last step goes to the data, where z is x_hat.
     """
-    _, sigma_t = (per_sample(value, z_t) for value in alpha_sigma(logsnr_t))
-    alpha_s, sigma_s = (per_sample(value, z_t) for value in alpha_sigma(logsnr_s))
-    h = per_sample((logsnr_s - logsnr_t) / 2, z_t)
-    slope = x_hat
-    if x_hat_before is not None and logsnr_before is not None:
-        h_before = per_sample((logsnr_t - logsnr_before) / 2, z_t)
-        slope = x_hat + h / (2 * h_before) * (x_hat - x_hat_before)
-    if noise is None:
-        return sigma_s / sigma_t * z_t - alpha_s * torch.expm1(-h) * slope
-    kept = sigma_s / sigma_t * torch.exp(-h) * z_t
-    spread = -torch.expm1(-2 * h)
-    return kept + alpha_s * spread * slope + sigma_s * spread.sqrt() * noise
+    t = logsnr_grid(schedule, sampler)
+    (alpha, sigma), h = alpha_sigma(t), t.diff() / 2
+    second_order = sampler.solver in ("dpm2m", "sde2m")
+    eta = {"ancestral": 1.0, "ddim": 0.0, "dpm2m": 0.0, "sde2m": sampler.eta}[sampler.solver]
+    shrink = sigma[1:] / sigma[:-1]
+    spread = sigma[1:] * (-torch.expm1(-2 * eta * h)).sqrt()
+    if sampler.solver == "ancestral":
+        spread = spread * shrink**-sampler.variance
+    slope = torch.zeros_like(t)
+    if second_order:
+        slope[1:-1] = h[1:] / (2 * h[:-1])
+    zero, one = t.new_zeros(1), t.new_ones(1)
+    return Steps(
+        logsnr=t,
+        keep=torch.cat([shrink * torch.exp(-eta * h), zero]),
+        pull=torch.cat([alpha[1:] * -torch.expm1(-(1 + eta) * h), one]),
+        slope=slope,
+        spread=torch.cat([spread, zero]),
+    )
+
+
+def start(noise: Tensor) -> State:
+    """Samples at pure noise [n, ...]."""
+    step = torch.zeros(len(noise), dtype=torch.long, device=noise.device)
+    return State(noise, torch.zeros_like(noise), step)
+
+
+def advance(denoise: Denoiser, state: State, noise: Tensor, *, steps: Steps) -> State:
+    """Every sample one step further, wherever it is: one call of `denoise`.
+
+    `noise` [n, ...] is standard normal, and unused where a step has no spread.
+    """
+    logsnr, keep, pull, slope, spread = (
+        column.to(state.z)[state.step]
+        for column in (steps.logsnr, steps.keep, steps.pull, steps.slope, steps.spread)
+    )
+    x_hat = denoise(state.z, logsnr)
+    keep, pull, slope, spread = (
+        per_sample(column, state.z) for column in (keep, pull, slope, spread)
+    )
+    towards = x_hat + slope * (x_hat - state.x_hat_before)
+    return State(keep * state.z + pull * towards + spread * noise, x_hat, state.step + 1)
 
 
 def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -101,23 +172,8 @@ def sample(
 ) -> Tensor:
     """Draws one x of `shape` per seed: [n, *shape] in [-1, 1]."""
     generators = seeded_generators(seeds)
-    stochastic = sampler.solver in ("ancestral", "sde2m")
-    second_order = sampler.solver in ("dpm2m", "sde2m")
-    z = seeded_noise(generators, shape).to(device)
-    levels = logsnr_grid(schedule, sampler).to(device)
-    x_hat_before: Tensor | None = None
-    for step, level in enumerate(levels):
-        x_hat = denoise(z, level.expand(len(seeds)))
-        if step == len(levels) - 1:
-            return x_hat
-        z = advance(
-            z,
-            x_hat,
-            logsnr_t=level.expand(len(seeds)),
-            logsnr_s=levels[step + 1].expand(len(seeds)),
-            x_hat_before=x_hat_before if second_order else None,
-            logsnr_before=levels[step - 1].expand(len(seeds)) if step > 0 else None,
-            noise=seeded_noise(generators, shape).to(device) if stochastic else None,
-        )
-        x_hat_before = x_hat
-    raise AssertionError("num_steps is 1 or more")
+    steps = plan_steps(schedule, sampler)
+    state = start(seeded_noise(generators, shape).to(device))
+    for _ in range(sampler.num_steps):
+        state = advance(denoise, state, seeded_noise(generators, shape).to(device), steps=steps)
+    return state.z

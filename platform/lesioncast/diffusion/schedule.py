@@ -31,6 +31,16 @@ def logsnr_at(t: Tensor, schedule: ScheduleConfig) -> Tensor:
     return cosine + t * schedule.shift_noise + (1 - t) * schedule.shift_data
 
 
+def t_at(logsnr: Tensor, schedule: ScheduleConfig) -> Tensor:
+    """The inverse of `logsnr_at`, by bisection: it falls, but has no closed inverse."""
+    low, high = torch.zeros_like(logsnr), torch.ones_like(logsnr)
+    for _ in range(60):
+        middle = (low + high) / 2
+        noisier = logsnr_at(middle, schedule) < logsnr
+        low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
+    return low
+
+
 def alpha_sigma(logsnr: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) of the variance-preserving process at `logsnr`."""
     return torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import Block, Up, fold, sinusoidal, unfold, zeroed
-from lesioncast.diffusion.voxels import VoxelPerceptron, neighbourhood
+from lesioncast.diffusion.voxels import VoxelHead
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class UNetConfig:
 
     `patch` > 1 folds patch x patch voxels into channels before the first convolution, which makes
     small machines faster; the paper's is 1. `attention_stages` counts stages from 0. `head` is the
-    width of a `VoxelPerceptron` that refines the NET2 output; 0 is the paper's plain output.
+    width of a `VoxelHead` that refines the NET2 output; 0 is the paper's plain output.
     """
 
     slices: int = 15
@@ -156,9 +156,7 @@ class UNet(nn.Module):
             nn.SiLU(),
             zeroed(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
         )
-        self.head = (
-            VoxelPerceptron(5, config.head, embedding=config.embedding) if config.head else None
-        )
+        self.head = VoxelHead(config.head, embedding=config.embedding) if config.head else None
 
     def forward(
         self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: Residuals | None = None
@@ -183,7 +181,5 @@ class UNet(nn.Module):
             if residuals is not None and residuals.net2 is not None:
                 net2 = net2 + residuals.net2
             if self.head is not None:
-                near = neighbourhood(z[:, 1], logsnr)
-                seen = torch.cat([net2.unsqueeze(-1), near], dim=-1)
-                net2 = net2 + self.head(seen, embedding.float())
+                net2 = self.head(net2, z[:, 1], logsnr, embedding.float())
         return torch.stack([flair, net2], dim=1)

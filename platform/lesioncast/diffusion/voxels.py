@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lesioncast.diffusion.blocks import zeroed
-from lesioncast.diffusion.schedule import alpha_sigma, per_sample
+from lesioncast.diffusion.objective import BASE_LOG_ODDS, evidence
 
 EVIDENCE_LIMIT = 5.0
 CENTRE = 8.0  # one over the binomial's weight of the centre: averages become sums of evidence
@@ -19,7 +19,9 @@ CENTRE = 8.0  # one over the binomial's weight of the centre: averages become su
 
 def smoothed(volume: Tensor) -> Tensor:
     """[b, s, h, w] averaged with its neighbours by the binomial (1, 2, 1) / 4 along each axis."""
-    return _along_axes(volume, lambda before, at, after: at / 2 + (before + after) / 4)
+    return _along_axes(
+        volume, lambda before, at, after: (before + after).mul_(0.25).add_(at, alpha=0.5)
+    )
 
 
 def greatest(volume: Tensor) -> Tensor:
@@ -39,28 +41,43 @@ def _along_axes(volume: Tensor, combine: Callable[[Tensor, Tensor, Tensor], Tens
 
 
 def neighbourhood(z: Tensor, logsnr: Tensor) -> Tensor:
-    """What NET2's z_t [b, s, h, w] says of each voxel and its surroundings, [b, s, h, w, 4].
+    """What NET2's z_t [b, s, h, w] says of each voxel and its surroundings, [b, 4, s, h, w].
 
     Half the voxel's log likelihood ratio (`objective.log_odds`), that of its near and of its wider
     neighbourhood, and the greatest near one among the voxels that touch it.
     """
-    alpha, sigma = (per_sample(value, z) for value in alpha_sigma(logsnr))
-    own = (alpha * z / sigma**2).clamp(-EVIDENCE_LIMIT, EVIDENCE_LIMIT)
+    own = (evidence(z, logsnr) / 2).clamp(-EVIDENCE_LIMIT, EVIDENCE_LIMIT)
     near = CENTRE * smoothed(own)
-    return torch.stack([own, near, smoothed(near), greatest(near)], dim=-1)
+    return torch.stack([own, near, smoothed(near), greatest(near)], dim=1)
+
+
+@torch.no_grad()
+def beliefs(net2: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
+    """What log odds `net2` [b, s, h, w] make of each voxel and its surroundings, [b, 4, s, h, w].
+
+    P(lesion) with the voxel's own evidence, its sum over the near and over the wider neighbourhood,
+    and the greatest among the voxels that touch it. No gradient passes, which halves the cost.
+    """
+    own = torch.sigmoid(BASE_LOG_ODDS + net2 + evidence(z, logsnr))
+    near = CENTRE * smoothed(own)
+    return torch.stack([own, near, smoothed(smoothed(near)), greatest(own)], dim=1)
 
 
 def surroundings(condition: Tensor) -> Tensor:
     """Each voxel's condition and the average of its surroundings.
 
-    c_f [b, channels, s, h, w] -> [b, s, h, w, 2 * channels].
+    c_f [b, channels, s, h, w] -> [b, 2 * channels, s, h, w].
     """
     near = smoothed(smoothed(condition.flatten(0, 1))).reshape(condition.shape)
-    return torch.cat([condition, near], dim=1).movedim(1, -1).contiguous()
+    return torch.cat([condition, near], dim=1)
 
 
 class VoxelPerceptron(nn.Module):
-    """One hidden layer on the features of each voxel and the sample's embedding; starts at zero."""
+    """One hidden layer on the features of each voxel and the sample's embedding; starts at zero.
+
+    Batched matrix products over [b, features, voxels] and a rectifier: half the time on a CPU of
+    the features last and a SiLU.
+    """
 
     def __init__(self, features: int, width: int, *, embedding: int) -> None:
         super().__init__()
@@ -69,7 +86,33 @@ class VoxelPerceptron(nn.Module):
         self.write = zeroed(nn.Linear(width, 1))
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """[b, s, h, w] from features [b, s, h, w, f] and the embedding [b, e]."""
-        hidden = self.read(features) + self.embed(embedding)[:, None, None, None]
-        written: Tensor = self.write(functional.silu(hidden)).squeeze(-1)
-        return written
+        """[b, s, h, w] from features [b, f, s, h, w] and the embedding [b, e]."""
+        batch, _, *size = features.shape
+        read, write = (layer.weight.expand(batch, -1, -1) for layer in (self.read, self.write))
+        shift = (self.embed(embedding) + self.read.bias).unsqueeze(2)
+        hidden = functional.relu(torch.baddbmm(shift, read, features.flatten(2)))
+        return (torch.bmm(write, hidden) + self.write.bias).reshape(batch, *size)
+
+
+class VoxelHead(nn.Module):
+    """Refines NET2's log odds in two passes, the same at every voxel: a mean-field inference.
+
+    The first reads what the noisy voxels around say, the second what the first made of them: a
+    voxel is a lesion because its neighbours are (Zheng et al. 2015, section 4, with learned
+    messages). With one pass, samples lost half their lesion volume between logsnr 0 and 2 and came
+    out as single voxels.
+    """
+
+    def __init__(self, width: int, *, embedding: int) -> None:
+        super().__init__()
+        self.first = VoxelPerceptron(5, width, embedding=embedding)
+        self.second = VoxelPerceptron(9, width, embedding=embedding)
+
+    def forward(self, net2: Tensor, z: Tensor, logsnr: Tensor, embedding: Tensor) -> Tensor:
+        """Log odds [b, s, h, w] from those of the UNet, NET2's z_t of that shape, logsnr [b]."""
+        near = neighbourhood(z, logsnr)
+        net2 = net2 + self.first(torch.cat([net2.unsqueeze(1), near], dim=1), embedding)
+        believed = beliefs(net2, z, logsnr)
+        seen = torch.cat([net2.unsqueeze(1), near, believed], dim=1)
+        refined: Tensor = net2 + self.second(seen, embedding)
+        return refined

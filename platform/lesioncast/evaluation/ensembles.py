@@ -47,6 +47,15 @@ def monte_carlo_error(values: npt.NDArray[np.generic]) -> float:
     return float(np.std(values.astype(np.float64), ddof=1) / np.sqrt(len(values)))
 
 
+def stratified_error(values: npt.NDArray[np.float64]) -> float:
+    """Standard error, from the draws alone, of the mean over the cases of `values` [n, k].
+
+    Each case has k independent draws of its own; the cases are taken as given.
+    """
+    cases, draws = values.shape
+    return float(np.sqrt(np.mean(np.var(values, axis=1, ddof=1)) / (draws * cases)))
+
+
 def paired_difference(
     values: npt.NDArray[np.generic], reference: npt.NDArray[np.generic]
 ) -> tuple[float, float]:

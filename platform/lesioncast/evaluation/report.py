@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation import metrics
-from lesioncast.evaluation.ensembles import monte_carlo_error
+from lesioncast.evaluation.ensembles import stratified_error
 from lesioncast.evaluation.methods import (
     ARM_RATE,
     COVARIATES,
@@ -201,24 +201,27 @@ def ladder_record(
 ) -> Record:
     """Mean P(active) and mean count of the same cases forced onto every arm.
 
-    `counts` [arm, n, k] lesions of sample k, the same K seeds for every case and arm; `train_rate`
-    [arm] is what was observed of the patients who received the arm. The interval is over cases;
-    `mc_error` is over seeds, which all cases share, so averaging over cases does not shrink it.
+    `counts` [arm, n, k] lesions of sample k, on the same seeds for all arms of a case and on others
+    for each case; `train_rate` [arm] is what was observed of the patients who received the arm.
+    Intervals are over cases, whose draws differ, so they hold the Monte Carlo error too: `mc_error`
+    is that share of it. `minus_previous` is paired, against the arm before.
     """
     weights = bootstrap.weights(counts.shape[1])
-    active = counts > 0
+    active = (counts > 0).astype(np.float64)
+    chance = active.mean(axis=2)
     record: Record = {"cases": counts.shape[1], "samples": counts.shape[2], "arms": {}}
     for index, name in enumerate(arms):
         observed = float(train_rate[index])
         record["arms"][name] = {
-            "p_active": _mean_estimate(active[index].mean(axis=1), weights).as_dict(),
-            "mc_error": monte_carlo_error(active[index].mean(axis=0)),
+            "p_active": _mean_estimate(chance[index], weights).as_dict(),
+            "minus_previous": _mean_estimate(chance[index] - chance[index - 1], weights).as_dict()
+            if index
+            else None,
+            "mc_error": stratified_error(active[index]),
             "count_mean": float(counts[index].mean()),
             "train_rate": None if np.isnan(observed) else observed,
         }
     rates = [row["p_active"]["value"] for row in record["arms"].values()]
     record["falling"] = all(first > last for first, last in zip(rates, rates[1:], strict=False))
-    record["first_minus_last"] = _mean_estimate(
-        active[0].mean(axis=1) - active[-1].mean(axis=1), weights
-    ).as_dict()
+    record["first_minus_last"] = _mean_estimate(chance[0] - chance[-1], weights).as_dict()
     return record

@@ -145,18 +145,27 @@ def _ladder(ladder: Record | None) -> str:
         [
             arm,
             with_interval(row["p_active"]),
+            DASH if row["minus_previous"] is None else with_interval(row["minus_previous"]),
             number(row["mc_error"]),
             number(row["count_mean"], digits=2),
             number(row["train_rate"]),
         ]
         for arm, row in ladder["arms"].items()
     ]
-    head = ["arm", "mean P(active)", "Monte Carlo error", "mean count", "training rate of the arm"]
+    head = [
+        "arm",
+        "mean P(active)",
+        "minus the arm before",
+        "Monte Carlo error",
+        "mean count",
+        "training rate of the arm",
+    ]
     falls = "falls" if ladder["falling"] else "does not fall"
     return (
         "## The same patients under every arm\n\n"
         f"{ladder['cases']} test cases forced onto each arm, {ladder['samples']} samples on the "
-        f"same seeds. P(active) {falls} at every step from first to last arm; first minus last "
-        f"{with_interval(ladder['first_minus_last'])}. The training rate is of other patients, "
+        f"same seeds for all arms of a case. P(active) {falls} at every step from first to last "
+        f"arm; first minus last {with_interval(ladder['first_minus_last'])}. The training rate is "
+        "of other patients, "
         f"those who received the arm.\n\n{table(head, rows)}"
     )

@@ -111,7 +111,7 @@ def sidecar(
             f"Share of {len(ensemble.seeds)} samples with a new or enlarging T2 lesion at w096 "
             f"since w048 under {arm}. {PREDICTED}"
         ),
-        "Sources": [anat.format(session, session) for session in ("w000", "w048")],
+        "Sources": [anat.format(session, session) for session in provenance.sessions],
         "SpatialReference": anat.format(SESSION, SESSION),
         "PredictedNotObserved": True,
         "ResearchUseOnly": RESEARCH_USE,

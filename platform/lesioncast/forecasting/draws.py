@@ -1,11 +1,13 @@
 """Which samples make a forecast, and how they become ensembles.
 
-A sample is named by (case, arm, seed). Seed k depends on the run's seed and on k alone: arms and
-cases share it, so that arms are compared on common random numbers and an ensemble of 32 begins
-with the ensemble of 16.
+A sample is named by (case, arm, seed). Seed k of a subject depends on the run's seed, the subject
+and k alone. Its arms share it, so that they are compared on common random numbers, and an ensemble
+of 32 begins with the ensemble of 16. Subjects do not, so that a mean over subjects averages the
+luck of the draw too.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -15,13 +17,15 @@ import numpy.typing as npt
 
 from lesioncast.evaluation.ensembles import Ensemble
 from lesioncast.evaluation.lesions import Lesions, measure
+from storage import Case
 
 Masks = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
-"""(condition [n, 7, s, h, w], arm [n], seeds [n], covariates [n, k]) -> masks [n, s, h, w]."""
+"""(condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2 masks
+[n, s, h, w]."""
 Condition = Callable[[int], Floats]
-"""case index -> condition [7, s, h, w]."""
+"""case index -> condition [channels, s, h, w]."""
 Covariates = Callable[[int], Floats]
 """case index -> encoded covariates [k], NaN where absent."""
 
@@ -57,17 +61,31 @@ class Drawn:
         return np.unpackbits(self.packed, axis=-1, count=self.width).astype(bool)
 
 
-def sample_seeds(seed: int, samples: int) -> tuple[int, ...]:
-    """The seeds of samples 0 .. samples - 1 of a run with `seed`; each fits 63 bits."""
+Seeds = tuple[int, ...]
+
+
+def sample_seeds(seed: int, subject: str, samples: int) -> Seeds:
+    """The seeds of a subject's samples 0 .. samples - 1 in a run with `seed`, of 63 bits each."""
+    name = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
     return tuple(
-        int(np.random.SeedSequence((seed, k)).generate_state(1, np.uint64)[0] >> 1)
+        int(np.random.SeedSequence((seed, name, k)).generate_state(1, np.uint64)[0] >> 1)
         for k in range(samples)
     )
 
 
-def plan(requests: Sequence[Request], seeds: Sequence[int], *, batch_size: int) -> list[Batch]:
-    """All samples of the requests, request by request, cut into batches of one forward pass."""
-    samples = [Sample(*request, seed) for request in requests for seed in seeds]
+def seeds_of(cases: Iterable[Case], *, seed: int, samples: int) -> dict[int, Seeds]:
+    """The seeds of each case, by its index."""
+    return {case.index: sample_seeds(seed, case.subject, samples) for case in cases}
+
+
+def plan(
+    requests: Sequence[Request], seeds: Mapping[int, Seeds], *, batch_size: int
+) -> list[Batch]:
+    """All samples of the requests, request by request, cut into batches of one forward pass.
+
+    `seeds` holds those of each case, by its index.
+    """
+    samples = [Sample(*request, seed) for request in requests for seed in seeds[request.case]]
     return [
         tuple(samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)
     ]
@@ -110,7 +128,7 @@ class Sampler:
 
 
 def ensembles(
-    requests: Sequence[Request], seeds: Sequence[int], drawn: Iterable[Drawn]
+    requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
 ) -> Iterator[Ensemble]:
     """One ensemble a request, in order, from the batches of `plan` in order.
 
@@ -118,11 +136,11 @@ def ensembles(
     """
     flat = _unbatched(drawn)
     for request in requests:
-        masks, lesions = zip(*islice(flat, len(seeds)), strict=True)
+        masks, lesions = zip(*islice(flat, len(seeds[request.case])), strict=True)
         yield Ensemble(
             case=request.case,
             arm=request.arm,
-            seeds=tuple(seeds),
+            seeds=seeds[request.case],
             plain=np.array([found.plain for found in lesions], np.int64),
             opened=np.array([found.opened for found in lesions], np.int64),
             volume=np.array([found.volume for found in lesions], np.float64),

@@ -10,9 +10,10 @@ import torch
 
 from lesioncast.covariates import encode_covariates
 from lesioncast.diffusion.covariates import Covariate
+from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.forecasting.draws import Condition, Covariates, Draw, Sampler
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.slab import CONDITION, encode
+from lesioncast.slab import Channels, encode, named
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
 from storage import Store, open_store
 
@@ -27,9 +28,10 @@ def build_sampler(bundle: Path, store: Path, *, device: str) -> Sampler:
         torch.set_num_threads(1)
     loaded, opened = load_bundle(bundle, device=device), open_store(store)
     require_fit(loaded, opened)
+    warn_if_slow(loaded.sampler.precision, torch.device(device))
     return Sampler(
         bundle_draw(loaded, device=device),
-        store_condition(opened),
+        store_condition(opened, named(loaded.config.control.condition)),
         spacing=opened.spec.spacing,
         covariates=store_covariates(opened, loaded.config.covariates),
     )
@@ -54,12 +56,12 @@ def require_fit(bundle: Bundle, store: Store) -> None:
             )
 
 
-def store_condition(store: Store) -> Condition:
-    """c_f of a case by its index; absent channels are null."""
+def store_condition(store: Store, channels: Channels) -> Condition:
+    """c_f of a case by its index, with the channels named; absent ones are null."""
 
     def condition(index: int) -> npt.NDArray[np.float32]:
         arrays = store.read(index)
-        return encode(arrays.flair, arrays.masks, arrays.present, channels=CONDITION)
+        return encode(arrays.flair, arrays.masks, arrays.present, channels=channels)
 
     return condition
 
@@ -92,6 +94,11 @@ def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
         return masks.cpu().numpy()
 
     return draw
+
+
+def sessions_seen(bundle: Bundle) -> tuple[str, ...]:
+    """The sessions among the channels of the bundle's condition."""
+    return tuple(dict.fromkeys(session for session, _ in named(bundle.config.control.condition)))
 
 
 def bundle_remark(bundle: Path) -> str:

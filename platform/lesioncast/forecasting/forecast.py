@@ -21,7 +21,15 @@ from lesioncast.forecasting.derivative import (
     write_json,
     write_probability,
 )
-from lesioncast.forecasting.draws import Batch, Drawn, Request, ensembles, plan, sample_seeds
+from lesioncast.forecasting.draws import (
+    Batch,
+    Drawn,
+    Request,
+    Seeds,
+    ensembles,
+    plan,
+    seeds_of,
+)
 from lesioncast.forecasting.engine import build_sampler, device_of
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.figure import forecast_figure, save
@@ -35,11 +43,13 @@ Background = Callable[[Case], nib.Nifti1Image]
 
 @dataclass(frozen=True)
 class Origin:
-    """What all forecasts of a run share: the bundle's digest and covariates, seed, remarks."""
+    """What all forecasts of a run share: the bundle's digest, the run's seed, remarks, and the
+    sessions and covariates that the bundle's model sees."""
 
     bundle: str
     seed: int
     remarks: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = SESSIONS[:2]
     covariates: tuple[Covariate, ...] = ()
 
 
@@ -57,10 +67,10 @@ def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> 
 
 def forecast_batches(
     cases: Sequence[Case], *, arms: int, settings: ForecastSettings, seed: int
-) -> tuple[list[Request], tuple[int, ...], list[Batch]]:
-    """Every case under every arm on the same seeds: requests, seeds and batches."""
+) -> tuple[list[Request], dict[int, Seeds], list[Batch]]:
+    """Every case under every arm on the same seeds: requests, seeds by case, and batches."""
     requests = [Request(case.index, arm) for case in cases for arm in range(arms)]
-    seeds = sample_seeds(seed, settings.samples)
+    seeds = seeds_of(cases, seed=seed, samples=settings.samples)
     return requests, seeds, plan(requests, seeds, batch_size=settings.batch_size)
 
 
@@ -127,7 +137,9 @@ def write_forecast(
         else lesion_count(observed.astype(bool), spacing, opening=settings.opening),
         known_covariates(origin.covariates, case),
     )
-    provenance = Provenance(origin.bundle, case.digest, origin.seed, origin.remarks)
+    provenance = Provenance(
+        origin.bundle, case.digest, origin.seed, origin.remarks, origin.sessions
+    )
     images = {
         arm: to_source_grid(ensemble.probability, case.grid, order=1)
         for arm, ensemble in by_arm.items()

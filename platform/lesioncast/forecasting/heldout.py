@@ -17,7 +17,7 @@ from lesioncast.evaluation.outcomes import (
     outcomes_of,
 )
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.draws import Request, ensembles, plan, sample_seeds
+from lesioncast.forecasting.draws import Request, ensembles, plan, seeds_of
 from lesioncast.forecasting.engine import build_sampler, device_of
 from lesioncast.forecasting.errors import ForecastError
 from storage import Case, Store
@@ -82,7 +82,7 @@ def draw_counts(
 ) -> Tally:
     """The lesion counts of every sample that the evaluation asks for, drawn on Ray actors."""
     requests = cases.requests(arms=len(store.spec.arms))
-    seeds = sample_seeds(seed, settings.samples)
+    seeds = seeds_of(cases.test, seed=seed, samples=settings.samples)
     batches = plan(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(build_sampler, bundle, store.path, device=device_of(gpus))

@@ -15,6 +15,7 @@ from lesioncast.evaluation.ensembles import (
 )
 from lesioncast.evaluation.lesions import opening_element
 from lesioncast.forecasting.notice import POSITIVITY, PREDICTED, RESEARCH_USE
+from lesioncast.slab import SESSIONS
 
 Record = dict[str, Any]
 
@@ -24,12 +25,14 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a forecast was made with: digests of bundle and case, the run's seed, remarks."""
+    """What a forecast was made with: digests of bundle and case, the run's seed, remarks, and the
+    sessions whose images the model saw."""
 
     bundle: str
     case: str
     seed: int
     remarks: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = SESSIONS[:2]
 
 
 @dataclass(frozen=True)

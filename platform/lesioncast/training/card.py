@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 CARD = """# Forecasts of new MS lesions
 
-Given FLAIR and lesion masks at weeks 0 and 48 and a treatment arm, the two networks of this bundle
+Given a patient's images ({condition}) and a treatment arm, the two networks of this bundle
 draw masks of the new and enlarging T2 lesions (NET2) at week 96: the method of arXiv 2508.07006.
 
 **For research only. Not a medical device, not for decisions about patients.**
@@ -38,6 +38,7 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         for name, stage in metrics["stages"].items()
     ]
     return CARD.format(
+        condition=", ".join(config.model.control.condition),
         data=metrics["data"],
         arms=", ".join(config.model.arms),
         covariates=_covariates(config),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.slab import CONDITION, TARGET, Channels, encode
+from lesioncast.slab import TARGET, Channels, encode
 from lesioncast.training.noise import Drops
 from lesioncast.training.order import Rows
 from storage import unpack_masks
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 @dataclass(frozen=True)
 class Batch:
     """What the network sees of b cases: the target `x` [b, 2, s, h, w], `arm` [b] (row numbers of
-    the arm table, the last one null), `condition` [b, 7, s, h, w], None in stage 1, and
+    the arm table, the last one null), `condition` [b, channels, s, h, w], None in stage 1, and
     `covariates` [b, covariate], NaN where absent, None in stage 1 and where a model has none."""
 
     x: Tensor
@@ -64,19 +64,24 @@ class Cases:
         s, h, w = self.flair.shape[2:]
         return s, h, w
 
-    def batch(self, rows: Rows, drops: Drops, *, null_arm: int, conditioned: bool) -> Batch:
-        """The cases at `rows`, without what `drops` [one for each row] takes away."""
+    def batch(
+        self, rows: Rows, drops: Drops, *, null_arm: int, condition: Channels | None
+    ) -> Batch:
+        """The cases at `rows`, without what `drops` [one for each row] takes away.
+
+        `condition` names the channels of c_f; with None there is no c_f.
+        """
         arm = np.where(drops.arm | (self.arm[rows] < 0), null_arm, self.arm[rows])
         x = torch.from_numpy(self._encode(rows, TARGET))
-        condition = covariates = None
-        if conditioned:
-            encoded = self._encode(rows, CONDITION)
+        images = covariates = None
+        if condition is not None:
+            encoded = self._encode(rows, condition)
             encoded[drops.channels] = 0  # [b, c] picks whole channels of [b, c, s, h, w]
-            condition = torch.from_numpy(encoded)
-        if conditioned and self.covariates is not None:
+            images = torch.from_numpy(encoded)
+        if condition is not None and self.covariates is not None:
             known = np.where(drops.covariates, np.float32(np.nan), self.covariates[rows])
             covariates = torch.from_numpy(known)
-        return Batch(x, torch.from_numpy(arm.astype(np.int64)), condition, covariates)
+        return Batch(x, torch.from_numpy(arm.astype(np.int64)), images, covariates)
 
     def _encode(self, rows: Rows, channels: Channels) -> npt.NDArray[np.float32]:
         width = self.flair.shape[-1]

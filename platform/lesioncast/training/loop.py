@@ -12,7 +12,7 @@ from ray.train import CheckpointUploadMode
 from torch import Tensor, nn
 
 from lesioncast.diffusion.objective import diffusion_loss
-from lesioncast.slab import CONDITION
+from lesioncast.diffusion.precision import autocast
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import (
     checkpoints,
@@ -31,7 +31,6 @@ from lesioncast.training.stages import Stage
 from lesioncast.training.state import TrainState, initial_state
 from lesioncast.training.worker import (
     Worker,
-    autocast,
     data_parallel,
     mean_over_workers,
     this_worker,
@@ -53,7 +52,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     share = len(worker.positions) * worker.world_size / settings.batch_size
     window = Window(stage.name)
     for step, batch in batches(stage, cases, worker, first=state.step):
-        with autocast(settings, worker):
+        with autocast(settings.precision, worker.device):
             loss = share * batch_loss(networks, batch, step, stage=stage, worker=worker)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
@@ -108,7 +107,7 @@ def batches(
             stage.experiment.seed,
             step,
             batch_size=settings.batch_size,
-            channels=len(CONDITION),
+            channels=stage.experiment.model.control.channels,
             arm_drop=settings.arm_drop,
             condition_drop=settings.condition_drop,
             channel_drop=settings.channel_drop,
@@ -119,7 +118,7 @@ def batches(
             rows[worker.positions],
             drops.at(worker.positions),
             null_arm=stage.experiment.model.unet.null_arm,
-            conditioned=stage.conditioned,
+            condition=stage.condition,
         )
 
     for step, batch in ahead(read, range(first, settings.steps)):

@@ -1,7 +1,8 @@
 """How one stage is trained."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from lesioncast.diffusion.precision import Precision
 
 # These say where and how a stage runs; all others shape its weights and may not change midway.
 OPERATIONAL = (
@@ -43,7 +44,7 @@ class TrainSettings:
     covariate_drop: float = 0.0
     balanced: bool = False
     flair_weight: float | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     workers: int = 2
     threads: int = 1
     accelerator_type: str | None = None

@@ -15,6 +15,7 @@ from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.unet import UNet
+from lesioncast.slab import Channels, named
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.ingest import CaseCache, training_cases
 from lesioncast.training.settings import OPERATIONAL, TrainSettings
@@ -32,7 +33,7 @@ class UNetAlone(nn.Module):
         self.unet = unet
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: None, covariates: None
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: None, covariates: None = None
     ) -> Tensor:
         """The prediction [b, 2, s, h, w]."""
         prediction: Tensor = self.unet(z, logsnr, arm)
@@ -60,9 +61,9 @@ class ControlledUNet(nn.Module):
         logsnr: Tensor,
         arm: Tensor,
         condition: Tensor,
-        covariates: Tensor | None,
+        covariates: Tensor | None = None,
     ) -> Tensor:
-        """The prediction [b, 2, s, h, w]; `condition` is c_f [b, 7, s, h, w]."""
+        """The prediction [b, 2, s, h, w]; `condition` is c_f [b, channels, s, h, w]."""
         hint = self.control.encode(condition, covariates)
         residuals = self.control(z, logsnr, arm, hint)
         prediction: Tensor = self.unet(z, logsnr, arm, residuals)
@@ -112,9 +113,9 @@ class Stage:
         return self.experiment.runs / self.name
 
     @property
-    def conditioned(self) -> bool:
-        """Whether the networks see the patient's images."""
-        return self.pretrained is not None
+    def condition(self) -> Channels | None:
+        """The channels of the patient's images that the networks see; none in stage 1."""
+        return None if self.pretrained is None else named(self.experiment.model.control.condition)
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -130,7 +131,7 @@ class Stage:
         """
         settings = {k: v for k, v in asdict(self.settings).items() if k not in OPERATIONAL}
         model = asdict(self.experiment.model)
-        if not self.conditioned:
+        if self.condition is None:
             del model["covariates"]
         return {
             "seed": self.experiment.seed,

@@ -1,7 +1,6 @@
 """One training process among its peers, as Ray Train starts it."""
 
 import logging
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import ray.train
@@ -10,6 +9,7 @@ import torch
 from ray.train.v2._internal.execution import context, train_fn_utils
 from torch import nn
 
+from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.training.order import Rows, positions_of
 from lesioncast.training.settings import TrainSettings
 
@@ -41,7 +41,10 @@ def this_worker(settings: TrainSettings) -> Worker:
     run = ray.train.get_context()
     rank, world_size = run.get_world_rank(), run.get_world_size()
     positions = positions_of(rank, world_size=world_size, batch_size=settings.batch_size)
-    return Worker(rank, world_size, ray.train.torch.get_device(), positions)
+    worker = Worker(rank, world_size, ray.train.torch.get_device(), positions)
+    if worker.leads:
+        warn_if_slow(settings.precision, worker.device)
+    return worker
 
 
 def data_parallel(networks: nn.Module, worker: Worker) -> nn.Module:
@@ -61,9 +64,3 @@ def mean_over_workers(value: float, worker: Worker) -> float:
     total = torch.tensor(value, device=worker.device)
     torch.distributed.all_reduce(total)
     return float(total) / worker.world_size
-
-
-def autocast(settings: TrainSettings, worker: Worker) -> AbstractContextManager[object]:
-    """bfloat16 in matrix products and convolutions, if the settings say so."""
-    enabled = settings.precision == "bfloat16"
-    return torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=enabled)

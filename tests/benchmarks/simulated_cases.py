@@ -1,0 +1,111 @@
+"""Simulated cases as arrays on disk, made without Ray: a node's cache for each split.
+
+Beside the arrays of `lesioncast.training.ingest` lies what an evaluation needs of the same cases:
+subjects, scalars and the lesions that came.
+"""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
+from lesioncast.cohort.settings import CohortSettings
+from lesioncast.evaluation.outcomes import Outcomes
+from lesioncast.evaluation.scalars import measure_case
+from lesioncast.training.dataset import Cases
+from storage import StoreSettings, pack_masks
+from storage.bids import Subject, read_trial
+from storage.prepare import prepare
+from storage.split import assign_splits
+
+SPLIT = (0.8, 0.0, 0.2)  # nothing is chosen on a validation split here
+BLOCK = 8
+ARRAYS = ("flair", "masks", "present", "arm", "active", "scalars", "plain", "opened")
+
+Built = TypeVar("Built")
+Row = dict[str, npt.NDArray[Any]]
+
+
+def preset(path: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a configuration; `lesioncast.config` would need pydantic and Ray."""
+    raw: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())
+    return raw
+
+
+def built(kind: type[Built], section: dict[str, Any]) -> Built:
+    """A section as its dataclass, lists as tuples."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
+
+
+@dataclass(frozen=True)
+class Split:
+    """The cases of one split and what became of them."""
+
+    cases: Cases
+    outcomes: Outcomes
+
+
+def open_split(folder: Path) -> Split:
+    """A folder that `make` wrote."""
+    rest = {name: np.load(folder / f"{name}.npy") for name in ("arm", "scalars", "plain", "opened")}
+    subjects = tuple(json.loads((folder / "subjects.json").read_text()))
+    outcomes = Outcomes(case=tuple(range(len(subjects))), subjects=subjects, **rest)
+    return Split(Cases.open(folder), outcomes)
+
+
+def make(folder: Path, sections: dict[str, dict[str, Any]], *, subjects: int, workers: int) -> None:
+    """Simulate `subjects` patients, cut their slabs and write `train` and `test` below `folder`."""
+    cohort = replace(built(CohortSettings, sections["cohort"]), subjects=subjects)
+    store = replace(built(StoreSettings, sections["store"]), split=SPLIT)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        root = Path(place, "bids")
+        missing = open_trial(root, cohort)
+        blocks = [missing[first : first + BLOCK] for first in range(0, len(missing), BLOCK)]
+        list(pool.map(partial(write_subjects, root, cohort), blocks))
+        close_trial(root, cohort)
+        trial = read_trial(root, store.bids)
+        rows = list(pool.map(partial(_row, root=root, store=store), trial, chunksize=BLOCK))
+    arms = {s.name: PAPER_ARM_NAMES[int(row["arm"])] for s, row in zip(trial, rows, strict=True)}
+    splits = assign_splits(arms, SPLIT, seed=0)
+    for name in ("train", "test"):
+        chosen = [row for s, row in enumerate(rows) if splits[trial[s].name] == name]
+        _write(folder / name, chosen, [s.name for s in trial if splits[s.name] == name])
+
+
+def _row(subject: Subject, *, root: Path, store: StoreSettings) -> Row:
+    facts, arrays = prepare(subject, root, settings=store, arms=PAPER_ARM_NAMES)
+    measured = measure_case(0, arrays, store.spacing)
+    assert measured.outcome is not None
+    assert facts.arm is not None
+    values = {
+        "flair": arrays.flair,
+        "masks": pack_masks(arrays.masks),
+        "present": arrays.present,
+        "arm": PAPER_ARM_NAMES.index(facts.arm),
+        "active": measured.outcome.plain > 0,
+        "scalars": measured.scalars,
+        "plain": float(measured.outcome.plain),
+        "opened": float(measured.outcome.opened),
+    }
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _write(folder: Path, rows: Sequence[Row], subjects: Sequence[str]) -> None:
+    folder.mkdir(parents=True)
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", np.stack([row[name] for row in rows]))
+    (folder / "subjects.json").write_text(json.dumps(subjects))

@@ -1,0 +1,325 @@
+"""A middle-sized forecaster trained on one GPU in minutes, and what Table 3 says of it.
+
+    PYTHONPATH=.:platform python3 tests/benchmarks/small_on_gpu.py --cases FOLDER --minutes 4
+
+Both stages with the project's own losses, orders and random numbers, every case on the device;
+`--cases` is simulated where it does not exist. Needs nibabel, nilearn and zarr, not Ray.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from simulated_cases import built, make, open_split, preset
+from torch import Tensor, nn
+
+from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.objective import ObjectiveConfig, diffusion_loss
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.evaluation.assess import Context, assess
+from lesioncast.evaluation.lesions import measure
+from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.evaluation.tables import report_text
+from lesioncast.forecasting.draws import sample_seeds
+from lesioncast.slab import named
+from lesioncast.training import noise
+from lesioncast.training.dataset import Cases
+from lesioncast.training.order import Rows, batch_rows
+from lesioncast.training.settings import TrainSettings
+from lesioncast.training.state import TrainState, initial_state
+
+SMALL = Path("jobs/configs/small.yaml")
+STAGE1_SHARE = 0.4  # of the minutes
+PACED = {"cuda": (5, 20), "cpu": (1, 2)}  # steps before the clock starts, and on it
+SEED = 0
+
+Predict = Callable[..., Tensor]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the cases, train both stages, draw the held-out cases, print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", type=Path, required=True, help="folder of train and test")
+    parser.add_argument("--subjects", type=int, default=2131, help="simulated where none are")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, both stages")
+    parser.add_argument("--samples", type=int, default=5, help="a held-out case")
+    parser.add_argument("--config", type=Path, default=SMALL)
+    parser.add_argument("--out", type=Path, help="folder for small.json and small.md")
+    args = parser.parse_args(argv)
+    sections = preset(args.config)
+    if not args.cases.exists():
+        make(args.cases, sections, subjects=args.subjects, workers=os.cpu_count() or 1)
+        say("cases simulated")
+    run = Run(sections, args.cases)
+    unet, stage1 = run.pretrained(60 * args.minutes * STAGE1_SHARE)
+    control, stage2 = run.finetuned(unet, 60 * args.minutes * (1 - STAGE1_SHARE))
+    record = run.assessed(Model(unet, control, run.model), samples=args.samples)
+    record["training"] = {"device": run.name, "stage1": asdict(stage1), "stage2": asdict(stage2)}
+    text = f"{json.dumps(record['training'])}\n\n{report_text(record)}"
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "small.json").write_text(json.dumps(record, indent=1))
+        (args.out / "small.md").write_text(text)
+    return 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a stage went: `loss` is the mean of its last tenth."""
+
+    steps: int
+    ms_per_step: float
+    loss: float
+
+
+class Resident:
+    """The training or test cases on the device: x and condition in float16, which loses nothing."""
+
+    def __init__(self, cases: Cases, device: torch.device) -> None:
+        self.active = cases.active
+        self.arm = torch.from_numpy(cases.arm.astype(np.int64)).to(device)
+        with ThreadPoolExecutor() as threads:
+            pieces = list(threads.map(lambda row: _encoded(cases, row), range(len(cases.arm))))
+        self.x, self.condition = (torch.cat(half).to(device) for half in zip(*pieces, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.arm)
+
+
+def _encoded(cases: Cases, row: int) -> tuple[Tensor, Tensor]:
+    kept = noise.Drops(*(np.zeros(shape, bool) for shape in (1, (1, len(CONDITION)), (1, 0))))
+    batch = cases.batch(np.array([row]), kept, null_arm=0, condition=named(CONDITION))
+    assert batch.condition is not None
+    return batch.x.half(), batch.condition.half()
+
+
+class Run:
+    """One preset on one device."""
+
+    def __init__(self, sections: dict[str, dict[str, Any]], folder: Path) -> None:
+        torch.manual_seed(SEED)
+        self.on_gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda" if self.on_gpu else "cpu")
+        self.name = torch.cuda.get_device_name() if self.on_gpu else "CPU"
+        torch.backends.cudnn.benchmark = True
+        self.model = ModelConfig(
+            PAPER_ARM_NAMES,
+            built(UNetConfig, sections["unet"]),
+            built(ControlConfig, sections["control"]),
+            built(ScheduleConfig, sections.get("schedule", {})),
+            built(ObjectiveConfig, sections["objective"]),
+        )
+        self.settings = {
+            name: built(TrainSettings, sections[name]) for name in ("pretrain", "finetune")
+        }
+        self.sampler = built(SamplerConfig, sections["sampler"])
+        if not self.on_gpu:
+            self.sampler = replace(self.sampler, precision="float32")
+        self.spacing = tuple(sections["store"]["spacing"])
+        self.train, self.test = (open_split(folder / name) for name in ("train", "test"))
+        self.resident = Resident(self.train.cases, self.device)
+        say(f"{len(self.resident)} training cases on {self.name}")
+
+    def pretrained(self, seconds: float) -> tuple[UNet, Trained]:
+        """Stage 1, its averaged weights."""
+        with self.device:
+            unet = UNet(self.model.unet)
+        return unet, self.fitted("pretrain", unet, unet, seconds)
+
+    def finetuned(self, unet: UNet, seconds: float) -> tuple[ControlNet, Trained]:
+        """Stage 2 on the frozen UNet, its averaged weights."""
+        unet.eval().requires_grad_(False)
+        with self.device:
+            control = ControlNet.from_unet(self.model.control, unet)
+
+        def network(z: Tensor, logsnr: Tensor, arm: Tensor, condition: Tensor) -> Tensor:
+            residuals = control(z, logsnr, arm, control.encode(condition))
+            prediction: Tensor = unet(z, logsnr, arm, residuals)
+            return prediction
+
+        return control, self.fitted("finetune", control, network, seconds)
+
+    def fitted(self, stage: str, module: nn.Module, network: Predict, seconds: float) -> Trained:
+        """Train `module` for so many seconds, as many steps as its measured pace allows."""
+        if self.on_gpu:
+            module.to(memory_format=torch.channels_last)
+            network = torch.compile(network)
+        start = {name: weight.clone() for name, weight in module.state_dict().items()}
+        before, timed = PACED[self.device.type]
+        for _ in self.steps(stage, initial_state(module, self.settings[stage]), network, before):
+            pass
+        pace = initial_state(module, self.settings[stage])
+        self.wait()
+        began = time.monotonic()
+        for _ in self.steps(stage, pace, network, timed):
+            pass
+        self.wait()
+        each = (time.monotonic() - began) / timed
+        module.load_state_dict(start)
+        steps = max(10, int(seconds / each))
+        warmup = min(self.settings[stage].warmup, steps // 10)
+        self.settings[stage] = replace(self.settings[stage], steps=steps, warmup=warmup)
+        say(f"{stage}: {steps} steps of {1e3 * each:.1f} ms")
+        state = initial_state(module, self.settings[stage])
+        losses = []
+        began = time.monotonic()
+        for loss in self.steps(stage, state, network, steps):
+            losses.append(loss)
+            if state.step % max(1, steps // 10) == 0:
+                self.report(stage, losses[-max(1, steps // 10) :], state.step)
+        self.wait()
+        module.load_state_dict(state.averaged)
+        last = torch.stack(losses[-max(1, steps // 10) :]).mean()
+        return Trained(steps, 1e3 * (time.monotonic() - began) / steps, float(last))
+
+    def steps(
+        self, stage: str, state: TrainState, network: Predict, number: int
+    ) -> Iterator[Tensor]:
+        """The losses of `number` steps from the state's own, as training/loop.py takes them."""
+        settings = self.settings[stage]
+        weight = settings.flair_weight
+        objective = self.model.objective
+        if weight is not None:
+            objective = replace(objective, flair_weight=weight)
+        for _ in range(number):
+            x, *seen = self.batch(settings, state.step, conditioned=stage == "finetune")
+            t = noise.stratified_t(SEED, state.step, batch_size=settings.batch_size)
+            eps = noise.gaussian(
+                SEED,
+                state.step,
+                positions=np.arange(settings.batch_size),
+                shape=tuple(x.shape[1:]),
+                device=self.device,
+            )
+
+            def predict(z_t: Tensor, logsnr_t: Tensor, seen: list[Tensor] = seen) -> Tensor:
+                return network(z_t, logsnr_t, *seen)
+
+            with self.autocast():
+                loss = diffusion_loss(
+                    predict,
+                    x,
+                    t=torch.from_numpy(t).to(self.device),
+                    noise=eps,
+                    schedule=self.model.schedule,
+                    objective=objective,
+                )
+            loss.backward()
+            nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
+            state.update(settings)
+            yield loss.detach()
+
+    def batch(self, settings: TrainSettings, step: int, *, conditioned: bool) -> tuple[Tensor, ...]:
+        """x, arm and, in stage 2, condition of a step, with what it drops taken away."""
+        rows: Rows = batch_rows(
+            self.resident.active,
+            step,
+            seed=SEED,
+            batch_size=settings.batch_size,
+            balanced=settings.balanced,
+        )
+        drops = noise.drops(
+            SEED,
+            step,
+            batch_size=settings.batch_size,
+            channels=len(CONDITION),
+            arm_drop=settings.arm_drop,
+            condition_drop=settings.condition_drop,
+            channel_drop=settings.channel_drop,
+        )
+        chosen, no_arm, no_channel = (
+            torch.from_numpy(array).to(self.device) for array in (rows, drops.arm, drops.channels)
+        )
+        arm = self.resident.arm[chosen].masked_fill(no_arm, self.model.unet.null_arm)
+        x = self.resident.x[chosen].float()
+        if not conditioned:
+            return x, arm
+        condition = self.resident.condition[chosen].float()
+        return x, arm, condition.masked_fill(no_channel[:, :, None, None, None], 0)
+
+    def assessed(self, model: Model, *, samples: int) -> dict[str, Any]:
+        """The record of the evaluation of `samples` a held-out case on its own arm."""
+        held, arms = Resident(self.test.cases, self.device), self.test.outcomes.arm
+        seeds = sample_seeds(SEED, samples)
+        pieces = [
+            (np.arange(first, min(first + 32, len(held))), seed)
+            for seed in seeds
+            for first in range(0, len(held), 32)
+        ]
+
+        def drawn(piece: tuple[Rows, int]) -> list[tuple[int, int]]:
+            rows, seed = piece
+            chosen = torch.from_numpy(rows).to(self.device)
+            masks = model.draw(
+                held.condition[chosen].float(),
+                held.arm[chosen],
+                [seed] * len(rows),
+                self.sampler,
+            )
+            lesions = [measure(mask, self.spacing) for mask in masks.cpu().numpy()]
+            return [(found.plain, found.opened) for found in lesions]
+
+        # Noise comes from the CPU, one thread a sample's generator: several batches at once.
+        with ThreadPoolExecutor(8 if self.on_gpu else 1) as threads:
+            found = [count for piece in threads.map(drawn, pieces) for count in piece]
+        counts = np.array(found, np.int64).reshape(samples, len(held), 2).transpose(1, 2, 0)
+        say(f"{samples} samples of {len(held)} held-out cases drawn")
+        tally = {(case, int(arm)): counts[case] for case, arm in enumerate(arms)}
+        context = Context(
+            PAPER_ARM_NAMES,
+            self.spacing,
+            bundle="no bundle",
+            seed=SEED,
+            notices=("Simulated trial, one training seed; no statement about real patients.",),
+        )
+        settings = EvaluationSettings(samples=samples)
+        return assess(
+            self.train.outcomes,
+            self.test.outcomes,
+            tally,
+            forced=(),
+            context=context,
+            settings=settings,
+        ).record
+
+    def autocast(self) -> Any:
+        """bfloat16 on a GPU; CPUs without it would be slower for it."""
+        return torch.autocast("cuda", dtype=torch.bfloat16) if self.on_gpu else nullcontext()
+
+    def report(self, stage: str, losses: list[Tensor], step: int) -> None:
+        """A line; a loss that is no number ends the run."""
+        mean = float(torch.stack(losses).mean())
+        if not np.isfinite(mean):
+            raise FloatingPointError(f"{stage}: expected a finite loss by step {step}, got {mean}")
+        say(f"{stage}: step {step}, loss {mean:.4g}")
+
+    def wait(self) -> None:
+        """Until the device has done what was asked of it."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""How far each solver, grid and step count leaves the spread of data with a known denoiser.
+
+PYTHONPATH=.:platform:tests python tests/benchmarks/spread.py
+"""
+
+from itertools import product
+from typing import get_args
+
+from spread_oracle import CONFIGS, DEVIATIONS, share_error, spread_error
+
+from lesioncast.config import load_config
+from lesioncast.diffusion.sampler import SamplerConfig, Solver
+from lesioncast.diffusion.schedule import ScheduleConfig
+
+HEAD = (
+    "| schedule | solver | grid | steps | d 0.1 | 0.3 | 0.5 | 1.0 "
+    "| p 0.01, 1 voxel | 40 voxels | p 0.1, 1 voxel | 40 voxels |"
+)
+
+
+def row(name: str, schedule: ScheduleConfig, sampler: SamplerConfig) -> str:
+    """The errors in percent: deviations of Gaussian data, then shares of lesions."""
+    solver = sampler.solver + (f" eta {sampler.eta:g}" if sampler.solver == "sde2m" else "")
+    solver += f" variance {sampler.variance:g}" if sampler.solver == "ancestral" else ""
+    grid = f"{sampler.grid} {sampler.logsnr_min:g} to {sampler.logsnr_max:g}"
+    errors = [spread_error(deviation, schedule, sampler) for deviation in DEVIATIONS]
+    errors += [
+        share_error(share, voxels, schedule, sampler, batches=1024 // sampler.num_steps)
+        for share, voxels in product((0.01, 0.1), (1, 40))
+    ]
+    figures = " | ".join(f"{100 * error:+.1f}" for error in errors)
+    return f"| {name} | {solver} | {grid} | {sampler.num_steps} | {figures} |"
+
+
+def main() -> None:
+    """Prints the shipped samplers, then every solver and grid."""
+    print(HEAD, "|" + "---|" * 12, sep="\n")
+    configs = {name: load_config(CONFIGS / f"{name}.yaml") for name in ("demo", "small", "paper")}
+    for name, config in configs.items():
+        print(row(f"{name}, shipped", config.schedule, config.sampler))
+    for name, num_steps in (("demo", 16), ("small", 24), ("paper", 256)):
+        for grid, solver in product(("t", "logsnr"), get_args(Solver)):
+            sampler = SamplerConfig(solver=solver, num_steps=num_steps, grid=grid)  # type: ignore[arg-type]
+            print(row(name, configs[name].schedule, sampler))
+    for variance in (0.0, 0.25, 1.0):
+        sampler = SamplerConfig(grid="logsnr", variance=variance)
+        print(row("paper", configs["paper"].schedule, sampler))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The GPU benchmarks in the reduced form that runs on a CPU: what they count and need."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lesioncast.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+# What the GPU's machine lacks, and what it has but the paper's benchmark does not need.
+ABSENT = ("ray", "pydantic")
+NEEDLESS = ("zarr", "nibabel", "nilearn", "yaml", "scipy", "sklearn", "matplotlib", "safetensors")
+
+# A name that stands for None there cannot be imported.
+WITHOUT = """
+import runpy, sys
+sys.modules.update(dict.fromkeys({absent!r}))
+sys.path[:0] = {path!r}
+sys.argv = {argv!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_without(absent: tuple[str, ...], script: str, *arguments: str) -> str:
+    """Standard output of a benchmark in a Python that has not the `absent` modules."""
+    path = [str(BENCHMARKS), str(ROOT), str(ROOT / "platform")]
+    code = WITHOUT.format(absent=absent, path=path, argv=[str(BENCHMARKS / script), *arguments])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of the reduced check, run with torch and numpy alone."""
+    out = tmp_path_factory.mktemp("paper")
+    shown = run_without((*ABSENT, *NEEDLESS), "paper_on_gpu.py", "--out", str(out))
+    assert "reduced check" in shown
+    record: dict[str, Any] = json.loads((out / "paper.json").read_text())
+    return record
+
+
+@pytest.mark.slow
+def test_the_paper_preset_costs_what_was_counted_by_hand(reduced: dict[str, Any]) -> None:
+    gmac = reduced["gmac_per_case"]["paper"]
+    assert round(gmac["unet"], 1) == 593.6
+    assert round(gmac["hint"] + gmac["control"], 1) == 195.7
+    # Backward is twice forward, but for the gradient of z that nobody asks for.
+    assert 2.99 < gmac["stage1"] / gmac["unet"] < 3
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_the_networks_of_the_paper_preset(reduced: dict[str, Any]) -> None:
+    preset = load_config(ROOT / "jobs" / "configs" / "paper.yaml").model
+    assert reduced["paper"] == json.loads(json.dumps(asdict(preset)))
+
+
+@pytest.mark.slow
+def test_every_row_of_the_reduced_check_is_measured(reduced: dict[str, Any]) -> None:
+    assert reduced["reduced"]
+    assert not [row for row in reduced["rows"] if "failed" in row]
+    timed = [row for row in reduced["rows"] if row["section"] != "parts"]
+    assert {row["section"] for row in timed} == {
+        "stage1", "forward", "stage2", "evaluation", "sampling",
+    }  # fmt: skip
+    assert all(row["median"] > 0 and row["tflops"] > 0 and row["share"] > 0 for row in timed)
+    assert [row["graph_breaks"] for row in timed if row["variant"]["compiled"]] == [0, 0]
+    assert reduced["convolutions"]
+    assert {"clip", "Adam", "average", "last layer in float32"} <= {
+        part["part"] for part in reduced["parts"]
+    }
+    assert reduced["ceiling"]["tflops_median"] > 0
+
+
+def test_a_run_out_of_time_says_so_in_every_row(tmp_path: Path) -> None:
+    shown = run_without(ABSENT, "paper_on_gpu.py", "--minutes", "0", "--only", "stage1,parts")
+    assert shown.count("not begun: out of time") > 2
+
+
+@pytest.mark.slow
+def test_the_middle_sized_run_ends_in_table_3_without_ray(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "jobs" / "configs" / "demo.yaml").read_text())
+    config["unet"]["widths"] = [8, 8, 16]
+    for stage in ("pretrain", "finetune"):
+        config[stage]["batch_size"] = 2
+        config[stage]["workers"] = 1
+    config["sampler"]["num_steps"] = 2
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["--cases", str(tmp_path / "cases"), "--out", str(tmp_path / "out")]
+    arguments += ["--config", str(tmp_path / "tiny.yaml"), "--subjects", "60"]
+    shown = run_without(
+        ABSENT, "small_on_gpu.py", *arguments, "--minutes", "0.02", "--samples", "2"
+    )
+    assert "### AUC by arm" in shown
+    record = json.loads((tmp_path / "out" / "small.json").read_text())
+    assert record["cases"]["train"] + record["cases"]["test"] == 60
+    activity = record["variants"]["plain"]["activity"]["pooled"]["methods"]
+    assert {"ensemble", "arm_rate", "monte_carlo"} <= activity.keys()

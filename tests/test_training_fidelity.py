@@ -1,0 +1,173 @@
+"""The paper's recipe, claim by claim: what a step of each stage sees, changes and leaves alone."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_diffusion_networks import randomise
+from tiny_training import CASES, MODEL, SETTINGS, SLAB, random_rows, tiny_cache, tiny_experiment
+from torch import Tensor
+
+from lesioncast.config import load_config
+from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.unet import UNet
+from lesioncast.training import noise
+from lesioncast.training.checkpoint import Checkpoint
+from lesioncast.training.dataset import Batch, Cases
+from lesioncast.training.ingest import fill, read_in_process
+from lesioncast.training.loop import batch_loss, batches
+from lesioncast.training.settings import TrainSettings
+from lesioncast.training.stages import (
+    ControlledUNet,
+    Stage,
+    UNetAlone,
+    finetuning,
+    pretraining,
+)
+from lesioncast.training.state import initial_state
+from lesioncast.training.worker import Worker
+
+PAPER = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "paper.yaml"
+ARM = 0
+
+
+def lone_worker(settings: TrainSettings) -> Worker:
+    return Worker(0, 1, torch.device("cpu"), np.arange(settings.batch_size))
+
+
+def networks(control: ControlConfig = MODEL.control) -> ControlledUNet:
+    """Stage 2 at its first step, upon a UNet none of whose weights is zero."""
+    torch.manual_seed(0)
+    unet = UNet(MODEL.unet)
+    randomise(unet)
+    return ControlledUNet(unet, ControlNet.from_unet(control, unet))
+
+
+def stage_two(root: Path, settings: TrainSettings) -> Stage:
+    """Stage 2 on cases that have an arm and every channel; its networks are built elsewhere."""
+    rows = random_rows()
+    rows["arm"][:] = ARM
+    rows["present"][:] = True
+    experiment = tiny_experiment(root, tiny_cache(root / "cache", rows))
+    return finetuning(settings, experiment, Checkpoint(root / "unused", 1, {}, {}))
+
+
+def seen(stage: Stage, *, steps: int) -> Iterator[Batch]:
+    """The batches of the first steps of `stage`."""
+    stage = replace(stage, settings=replace(stage.settings, steps=steps))
+    cases = Cases.open(fill(stage.experiment.cases, read_in_process))
+    for _, batch in batches(stage, cases, lone_worker(stage.settings), first=0):
+        yield batch
+
+
+@pytest.mark.parametrize("reduced", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("control", [MODEL.control, ControlConfig(burden=True, voxels=4)])
+@torch.no_grad()
+def test_stage_two_predicts_at_its_first_step_what_stage_one_did_to_the_last_bit(
+    control: ControlConfig, reduced: bool
+) -> None:
+    second = networks(control)
+    first = UNetAlone(second.unet)
+    z, condition = torch.randn(4, 2, *SLAB), torch.randn(4, 7, *SLAB)
+    logsnr, arm = torch.linspace(-10, 10, 4), torch.tensor([0, 1, 2, 2])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced):
+        expected = first(z, logsnr, arm, None)
+        assert torch.equal(second(z, logsnr, arm, condition), expected)
+    randomise(second.control.zero_middle)
+    assert not torch.equal(second(z, logsnr, arm, condition), expected)
+
+
+def test_steps_of_stage_two_move_the_controlnet_and_no_bit_of_the_unet(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, batch_size=4, warmup=0)
+    stage, both = stage_two(tmp_path, settings), networks().train()
+    state = initial_state(both, settings)
+    before = {name: tensor.clone() for name, tensor in both.state_dict().items()}
+    for step, batch in enumerate(seen(stage, steps=4)):
+        loss = batch_loss(both, batch, step, stage=stage, worker=lone_worker(settings))
+        loss.backward()
+        assert all(parameter.grad is None for parameter in both.unet.parameters())
+        state.update(settings)
+    after = both.state_dict()
+    moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    assert moved
+    assert all(name.startswith("control.") for name in moved)
+    # Past the first step the zero convolutions let gradients through to all that they hold back.
+    assert {name for name in before if name.startswith("control.")} == moved
+    optimised = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in both.control.parameters()}
+
+
+def within(count: int, *, of: int, rate: float) -> bool:
+    """Whether a count lies within four standard deviations of its binomial."""
+    return abs(count - of * rate) < 4 * math.sqrt(of * rate * (1 - rate))
+
+
+@pytest.mark.parametrize(("arm_drop", "condition_drop"), [(0.15, 0.15), (0.1, 0.4)])
+def test_arm_and_images_are_dropped_at_their_rates_and_together_at_the_product(
+    arm_drop: float, condition_drop: float
+) -> None:
+    rates = {"arm_drop": arm_drop, "condition_drop": condition_drop, "channel_drop": 0.0}
+    drawn = [noise.drops(7, step, batch_size=16, channels=7, **rates) for step in range(4000)]
+    arm = np.concatenate([each.arm for each in drawn])
+    channels = np.concatenate([each.channels for each in drawn])
+    images = channels.all(1)
+    assert (channels.any(1) == images).all()  # all of c_f or nothing of it
+    assert within(arm.sum(), of=len(arm), rate=arm_drop)
+    assert within(images.sum(), of=len(arm), rate=condition_drop)
+    assert within((arm & images).sum(), of=len(arm), rate=arm_drop * condition_drop)
+
+
+def test_a_step_of_stage_two_sees_the_null_arm_and_the_null_image_at_the_stages_rates(
+    tmp_path: Path,
+) -> None:
+    settings = replace(SETTINGS, batch_size=10, arm_drop=0.3, condition_drop=0.1, channel_drop=0.0)
+    drawn = list(seen(stage_two(tmp_path, settings), steps=150))
+    arm = torch.cat([batch.arm for batch in drawn])
+    images = torch.cat([shown(batch.condition) for batch in drawn])
+    null_arm = arm == MODEL.unet.null_arm
+    assert ((arm == ARM) | null_arm).all()
+    assert within(int(null_arm.sum()), of=1500, rate=0.3)
+    assert within(int((~images).sum()), of=1500, rate=0.1)
+    assert within(int((null_arm & ~images).sum()), of=1500, rate=0.03)
+
+
+def shown(condition: Tensor | None) -> Tensor:
+    """Whether a case's c_f is there, [b]."""
+    assert condition is not None
+    return condition.flatten(1).any(1)
+
+
+def test_stage_one_sees_no_image_and_loses_the_arm_at_its_own_rate(tmp_path: Path) -> None:
+    rows = random_rows()
+    rows["arm"][:] = ARM
+    experiment = tiny_experiment(tmp_path, tiny_cache(tmp_path / "cache", rows))
+    settings = replace(SETTINGS, batch_size=10, arm_drop=0.1, condition_drop=0.9)
+    drawn = list(seen(pretraining(settings, experiment), steps=150))
+    assert all(batch.condition is None for batch in drawn)
+    arm = torch.cat([batch.arm for batch in drawn])
+    assert within(int((arm == MODEL.unet.null_arm).sum()), of=1500, rate=0.1)
+
+
+@pytest.mark.parametrize(("balanced", "share"), [(True, 0.5), (False, 0.4)])
+def test_a_balanced_stage_sees_as_many_active_as_inactive_cases(
+    tmp_path: Path, balanced: bool, share: float
+) -> None:
+    """Of ten cases four are active: a balanced epoch has eight, four of each kind."""
+    settings = replace(SETTINGS, balanced=balanced, batch_size=8 if balanced else CASES)
+    for batch in seen(stage_two(tmp_path, settings), steps=5):
+        active = (batch.x[:, 1] > 0).flatten(1).any(1)
+        assert active.float().mean().item() == pytest.approx(share)
+
+
+def test_the_papers_stages_have_its_rates() -> None:
+    config = load_config(PAPER)
+    first, second = config.pretrain, config.finetune
+    assert (first.arm_drop, first.condition_drop, first.balanced) == (0.1, 0.0, False)
+    assert second.arm_drop > 0
+    assert second.condition_drop > 0
+    assert second.balanced
+    assert (config.objective.lesion_weight, config.objective.weighting) == (10.0, "min_snr")
