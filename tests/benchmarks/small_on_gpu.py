@@ -257,20 +257,20 @@ class Run:
     def assessed(self, model: Model, *, samples: int) -> dict[str, Any]:
         """The record of the evaluation of `samples` a held-out case on its own arm."""
         held, arms = Resident(self.test.cases, self.device), self.test.outcomes.arm
-        seeds = sample_seeds(SEED, samples)
+        seeds = [sample_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
         pieces = [
-            (np.arange(first, min(first + 32, len(held))), seed)
-            for seed in seeds
+            (np.arange(first, min(first + 32, len(held))), k)
+            for k in range(samples)
             for first in range(0, len(held), 32)
         ]
 
         def drawn(piece: tuple[Rows, int]) -> list[tuple[int, int]]:
-            rows, seed = piece
+            rows, k = piece
             chosen = torch.from_numpy(rows).to(self.device)
             masks = model.draw(
                 held.condition[chosen].float(),
                 held.arm[chosen],
-                [seed] * len(rows),
+                [seeds[row][k] for row in rows],
                 self.sampler,
             )
             lesions = [measure(mask, self.spacing) for mask in masks.cpu().numpy()]
