@@ -52,16 +52,19 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
     out = (args.out or config.paths.evaluation).absolute()
     bundle = load_bundle(path)
     require_fit(bundle, store)
-    cases = held_out(store, config.evaluation)
+    settings = config.evaluation
+    cases = held_out(store, settings)
     remarks = (bundle_remark(path), *trial_remarks(Path(store.table.bids)))
     context = Context(
         store.spec.arms, store.spec.spacing, bundle.digest, config.seed, (RESEARCH_USE, *remarks)
     )
     with cluster(config.ray):
-        train, test = measure(store, cases, workers=config.evaluation.workers)
-        counts = draw_counts(store, cases, path, settings=config.evaluation, seed=config.seed)
+        train, test = measure(
+            store, cases, workers=settings.workers, covariates=settings.covariates
+        )
+        counts = draw_counts(store, cases, path, settings=settings, seed=config.seed)
     assessment = assess(
-        train, test, counts, forced=cases.forced, context=context, settings=config.evaluation
+        train, test, counts, forced=cases.forced, context=context, settings=settings
     )
     write_assessment(assessment, out, forced=cases.forced, case=test.case)
     logger.info("%s", out / TABLES)

@@ -15,8 +15,7 @@ from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.export import export_bundle
 from lesioncast.training.fit import discard, finished, train
-from lesioncast.training.ingest import training_cases
-from lesioncast.training.stages import Experiment, finetuning, pretraining
+from lesioncast.training.stages import experiment_of, finetuning, pretraining
 from storage import StorageError, open_store
 
 logger = logging.getLogger(__name__)
@@ -34,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         store = open_store((args.store or config.paths.store).absolute())
-        cases = training_cases(store, config.arms)
         runs = (args.out or config.paths.runs).absolute()
-        experiment = Experiment(config.model, cases, runs, config.seed)
+        experiment = experiment_of(config, store, runs)
         pretrained = finished(pretraining(config.pretrain, experiment))
         stage = finetuning(config.finetune, experiment, pretrained)
         if args.fresh:

@@ -62,7 +62,7 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     names = [name for name in args.subjects.split(",") if name]
     cases = subjects_to_forecast(store, names, number=settings.subjects)
     remarks = (bundle_remark(path), *trial_remarks(bids))
-    origin = Origin(bundle.digest, seed, remarks, sessions_seen(bundle))
+    origin = Origin(bundle.digest, seed, remarks, sessions_seen(bundle), bundle.config.covariates)
     write_root(out, source=bids)
     with cluster(config.ray):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)

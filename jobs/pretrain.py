@@ -14,8 +14,7 @@ from lesioncast.config import ConfigError, load_config
 from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.fit import discard, train
-from lesioncast.training.ingest import training_cases
-from lesioncast.training.stages import Experiment, pretraining
+from lesioncast.training.stages import experiment_of, pretraining
 from storage import StorageError, open_store
 
 logger = logging.getLogger(__name__)
@@ -32,9 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         store = open_store((args.store or config.paths.store).absolute())
-        cases = training_cases(store, config.arms)
         runs = (args.out or config.paths.runs).absolute()
-        stage = pretraining(config.pretrain, Experiment(config.model, cases, runs, config.seed))
+        stage = pretraining(config.pretrain, experiment_of(config, store, runs))
         if args.fresh:
             discard(stage)
         with cluster(config.ray):

@@ -1,6 +1,7 @@
 """A whole evaluation on made-up outcomes: an oracle is perfect, a shuffled forecast is chance."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,12 @@ def outcomes(cases: int, *, seed: int, first: int = 0) -> Outcomes:
         plain=count,
         opened=np.maximum(count - 1, 0),
     )
+
+
+def covaried(given: Outcomes) -> Outcomes:
+    """Outcomes whose burden only a covariate shows; the scalar is of someone else."""
+    mixed = np.random.default_rng(4).permutation(given.scalars)
+    return replace(given, scalars=mixed, covariates=given.scalars)
 
 
 def certain(test: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
@@ -121,6 +128,27 @@ def test_baselines_rank_as_they_must(oracle: dict) -> None:
 def test_baselines_do_not_depend_on_the_forecast(oracle: dict, shuffled: dict) -> None:
     for key in ("monte_carlo", "arm_rate", "regression"):
         assert pooled(oracle, key, "auc") == pooled(shuffled, key, "auc")
+
+
+def test_what_covariates_add_to_a_regression_is_reported_paired() -> None:
+    train, test = covaried(outcomes(600, seed=1)), covaried(TEST)
+    context = Context(ARMS, MM3, "f" * 64, 0)
+    counts = certain(test, test.plain)
+    found = assess(train, test, counts, forced=(), context=context, settings=SETTINGS)
+    gaps = {
+        (row["of"], row["minus"], row["metric"]): row
+        for row in found.record["variants"]["plain"]["differences"]
+    }
+    assert gaps["regression_covariates", "regression", "auc"]["low"] > 0.1
+    assert gaps["ensemble", "regression_covariates", "auc"]["value"] > 0
+    text = report_text(found.record)
+    assert "regression on image scalars and covariates |" in text
+
+
+def test_without_covariates_there_is_one_regression(oracle: dict) -> None:
+    assert [key for key in oracle["methods"] if key.startswith("regression")] == ["regression"]
+    minus = {row["minus"] for row in oracle["variants"]["plain"]["differences"]}
+    assert minus == {"arm_rate", "regression"}
 
 
 def test_an_arm_without_active_cases_is_undefined_and_says_how_many(oracle: dict) -> None:

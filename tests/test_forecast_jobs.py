@@ -38,7 +38,7 @@ CONFIG = {
     "forecast": {"samples": 3, "subjects": 2, "batch_size": 4, "workers": 1},
     "evaluation": {
         "samples": 3, "counterfactual_subjects": 2, "bootstrap": 100, "monte_carlo_runs": 2,
-        "workers": 1,
+        "workers": 1, "covariates": ["age", "sex"],
     },
 }  # fmt: skip
 
@@ -98,6 +98,7 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
     assert record["cases"] == {"train": 8, "test": 4}
     assert record["variants"]["plain"]["activity"]["pooled"]["positives"] == 2
     assert list(record["variants"]) == ["plain", "opened", "opened_forecast"]
+    assert list(record["methods"])[-2:] == ["regression", "regression_covariates"]
     assert report_text(record) == (out / "tables.md").read_text()
     section = evaluation_section(record, heading="Evaluation", figure="evaluation.png")
     assert "4 held-out subjects, 2 of them active" in section
@@ -122,6 +123,12 @@ def test_a_bundle_for_other_slabs_or_arms_is_refused(root: Path, name: str) -> N
         bundle = replace(bundle, **{name: (9, 9, 9)})
     with pytest.raises(ForecastError, match=rf"bundle's {name} .*convert"):
         require_fit(bundle, store)
+
+
+def test_a_covariate_that_the_store_lacks_is_a_usage_error(root: Path) -> None:
+    with pytest.raises(SystemExit) as usage:
+        evaluate.main(given(root, "--set", "evaluation.covariates=[weight]"))
+    assert usage.value.code == 2
 
 
 def test_what_is_missing_ends_a_job_with_a_sentence(

@@ -111,7 +111,7 @@ def test_training_shows_the_named_channels_alone(
     rows = np.arange(4)
 
     def condition(names: tuple[str, ...]) -> torch.Tensor:
-        drops = Drops(np.zeros(4, bool), np.zeros((4, len(names)), bool))
+        drops = Drops(*(np.zeros(shape, bool) for shape in (4, (4, len(names)), (4, 0))))
         batch = cases.batch(rows, drops, null_arm=3, condition=named(names))
         assert batch.condition is not None
         return batch.condition

@@ -22,7 +22,9 @@ NULL_ARM = 2
 
 
 def no_drops(cases: int) -> Drops:
-    return Drops(np.zeros(cases, bool), np.zeros((cases, len(CONDITION)), bool))
+    return Drops(
+        np.zeros(cases, bool), np.zeros((cases, len(CONDITION)), bool), np.zeros((cases, 2), bool)
+    )
 
 
 def test_a_batch_holds_the_cases_asked_for_in_their_order(tmp_path: Path) -> None:

@@ -122,6 +122,17 @@ def test_both_jobs_end_in_a_bundle_and_may_be_run_again(
     assert load_bundle(tmp_path / "tiny/bundle").digest != bundle.digest
 
 
+def test_a_covariate_that_the_store_lacks_stops_before_stage_one(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*given(tmp_path), "--store", str(store.path), "--set", "covariates=[age, weight]"]
+    with pytest.raises(SystemExit) as usage:
+        pretrain.main(command)
+    assert usage.value.code == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "expected some of age, edss, sex, got weight" in message
+
+
 def test_a_key_that_nobody_knows_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as usage:
         pretrain.main([*given(tmp_path), "--set", "pretrain.stepz=3"])

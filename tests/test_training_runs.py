@@ -34,10 +34,10 @@ class Spoilt(nn.Module):
         super().__init__()
         self.networks, self.at, self.fault, self.passes = networks, at, fault, 0
 
-    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         self.passes += 1
         factor = self.fault() if self.passes == self.at else 1.0
-        prediction: Tensor = self.networks(z, logsnr, arm, condition)
+        prediction: Tensor = self.networks(*inputs)
         return prediction * factor
 
     def named_parameters(self, *args: object, **kwargs: object):  # type: ignore[no-untyped-def, override]
@@ -200,7 +200,8 @@ def test_every_trained_weight_gets_a_gradient(tmp_path: Path, stage_number: int)
     networks = stage.build()
     z = torch.randn(2, 2, *SLAB)
     condition = torch.randn(2, 7, *SLAB)
-    networks(z, torch.zeros(2), torch.zeros(2, dtype=torch.int64), condition).sum().backward()
+    arm = torch.zeros(2, dtype=torch.int64)
+    networks(z, torch.zeros(2), arm, condition, torch.zeros(2, 2)).sum().backward()
     # Without one, DDP would wait for it.
     missing = [n for n, p in networks.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []

@@ -64,7 +64,7 @@ def _case(index: int, grid: Grid, split: str) -> Case:
         arm_index=index % len(ARMS),
         trial=None,
         split=split,
-        covariates={},
+        covariates={"age": 30 + 2 * index, "sex": "FM"[index % 2], "edss": None if index else 2.5},
         grid=grid,
         present=present,
         parcellation=False,
@@ -81,7 +81,10 @@ def _masks(*, active: bool) -> npt.NDArray[np.bool_]:
 
 
 def fake_draw(
-    condition: npt.NDArray[np.float32], arm: npt.NDArray[np.int64], seeds: Sequence[int]
+    condition: npt.NDArray[np.float32],
+    arm: npt.NDArray[np.int64],
+    seeds: Sequence[int],
+    covariates: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.bool_]:
     """One lesion where the seed's uniform number is below the arm's rate, for patients active at
     w048; a seed's number is the same whatever the arm, so arms are nested.

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cohort.settings import CohortSettings
 from lesioncast.diffusion.controlnet import ControlConfig
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
@@ -73,7 +74,11 @@ class Paths:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a job may be told; see the class of each field."""
+    """Everything a job may be told; see the class of each field.
+
+    `covariates` are columns of participants.tsv that the ControlNet sees: a name, fitted on the
+    training split, or a `Covariate` in full. None of them is the paper's model.
+    """
 
     name: str
     cohort: CohortSettings
@@ -82,6 +87,7 @@ class Config:
     finetune: TrainSettings
     seed: int = 0
     arms: tuple[str, ...] = PAPER_ARM_NAMES
+    covariates: tuple[str | Covariate, ...] = ()
     unet: UNetConfig = field(default_factory=UNetConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -99,7 +105,7 @@ class Config:
 
     @property
     def model(self) -> ModelConfig:
-        """What shapes the weights."""
+        """What shapes the weights; covariates join it once they are fitted."""
         return ModelConfig(self.arms, self.unet, self.control, self.schedule, self.objective)
 
 
@@ -162,5 +168,14 @@ def _refuse_unknown(kind: Any, raw: Mapping[str, Any], *, source: str, prefix: s
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=3) or sorted(known)
             raise ConfigError(f"{source}: unknown key {prefix}{key}; nearest: {', '.join(near)}")
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            _refuse_unknown(hints[key], value, source=source, prefix=f"{prefix}{key}.")
+        section = _dataclass_in(hints[key])
+        for part in value if isinstance(value, list) else [value]:
+            if section is not None and isinstance(part, dict):
+                _refuse_unknown(section, part, source=source, prefix=f"{prefix}{key}.")
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass that a mapping stands for where the type is `hint`, such as tuple[it, ...]."""
+    if dataclasses.is_dataclass(hint):
+        return hint
+    return next(filter(None, map(_dataclass_in, typing.get_args(hint))), None)

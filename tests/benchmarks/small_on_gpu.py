@@ -104,7 +104,7 @@ class Resident:
 
 
 def _encoded(cases: Cases, row: int) -> tuple[Tensor, Tensor]:
-    kept = noise.Drops(np.zeros(1, bool), np.zeros((1, len(CONDITION)), bool))
+    kept = noise.Drops(*(np.zeros(shape, bool) for shape in (1, (1, len(CONDITION)), (1, 0))))
     batch = cases.batch(np.array([row]), kept, null_arm=0, condition=named(CONDITION))
     assert batch.condition is not None
     return batch.x.half(), batch.condition.half()

@@ -4,12 +4,15 @@ Zhang et al. 2023, figure 3, in voxel space: the hint keeps the resolution of z_
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import fold, zeroed
+from lesioncast.diffusion.covariates import Covariate, CovariateEmbedding
 from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
 from lesioncast.diffusion.voxels import VoxelPerceptron, surroundings
 
@@ -71,6 +74,7 @@ class Hint:
     features: Tensor
     burden: Tensor | None
     voxels: Tensor | None
+    covariates: Tensor | None = None
 
 
 def burden_features(condition: Tensor) -> Tensor:
@@ -84,9 +88,15 @@ def burden_features(condition: Tensor) -> Tensor:
 
 
 class ControlNet(nn.Module):
-    """A copy of the encoder whose outputs reach the frozen UNet through zero convolutions."""
+    """A copy of the encoder whose outputs reach the frozen UNet through zero convolutions.
 
-    def __init__(self, config: ControlConfig, unet: UNetConfig) -> None:
+    Covariates join the copy's embedding, as the burden does. They describe the patient, so they
+    belong to stage 2: stage 1 stays the distribution given the arm, one for all choices of them.
+    """
+
+    def __init__(
+        self, config: ControlConfig, unet: UNetConfig, covariates: Sequence[Covariate] = ()
+    ) -> None:
         super().__init__()
         self.patch = unet.patch
         self.encoder = Encoder(unet)
@@ -114,25 +124,39 @@ class ControlNet(nn.Module):
         )
         self.zero_skips = nn.ModuleList(zeroed(nn.Conv2d(w, w, 1)) for w in unet.skip_widths())
         self.zero_middle = zeroed(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
+        # Last, so that all other weights begin the same with and without covariates.
+        self.covariates = CovariateEmbedding(covariates, unet.embedding) if covariates else None
 
     @classmethod
-    def from_unet(cls, config: ControlConfig, unet: UNet) -> "ControlNet":
+    def from_unet(
+        cls, config: ControlConfig, unet: UNet, covariates: Sequence[Covariate] = ()
+    ) -> "ControlNet":
         """A ControlNet whose encoder starts from the trained UNet's."""
-        control = cls(config, unet.config)
+        control = cls(config, unet.config, covariates)
         control.encoder.load_state_dict(unet.encoder.state_dict())
         return control
 
-    def encode(self, condition: Tensor) -> Hint:
-        """The hint of c_f [b, channels, s, h, w]: computed once, shared over t, arms and seeds."""
+    def encode(self, condition: Tensor, covariates: Tensor | None = None) -> Hint:
+        """The hint of c_f [b, channels, s, h, w] and of encoded covariates [b, covariate].
+
+        Computed once, shared over t, arms and seeds. No covariates are the null ones: all absent.
+        """
         burden = self.burden(burden_features(condition)) if self.burden else None
         voxels = surroundings(condition) if self.voxels else None
-        return Hint(self.hint(fold(condition, self.patch)), burden, voxels)
+        features = self.hint(fold(condition, self.patch))
+        if self.covariates is None:
+            return Hint(features, burden, voxels)
+        if covariates is None:
+            covariates = condition.new_full((len(condition), len(self.covariates.covariates)), nan)
+        return Hint(features, burden, voxels, self.covariates(covariates))
 
     def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint) -> Residuals:
         """What to add to the UNet's skips and middle for z [b, 2, s, h, w]."""
         embedding = self.encoder.embedding(logsnr, arm)
         if hint.burden is not None:
             embedding = embedding + hint.burden
+        if hint.covariates is not None:
+            embedding = embedding + hint.covariates
         skips, middle = self.encoder(z, embedding, hint.features)
         return Residuals(
             [zero(skip) for zero, skip in zip(self.zero_skips, skips, strict=True)],

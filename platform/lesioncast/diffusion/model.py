@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.objective import (
     NET2,
     Denoiser,
@@ -32,6 +33,7 @@ class ModelConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    covariates: tuple[Covariate, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.arms) != self.unet.arms:
@@ -62,14 +64,16 @@ class Model:
         *,
         guidance: float,
         interval: tuple[float, float] = (-math.inf, math.inf),
+        covariates: Tensor | None = None,
     ) -> Denoiser:
         """x_hat under classifier-free guidance (Ho and Salimans 2022), clamped to [-1, 1].
 
-        Both conditions are guided at once: the null arm goes with the null image. Outside the
-        `interval` of logsnr x_hat is conditional (Kynkaanniemi et al. 2024, Applying guidance in a
-        limited interval). The bias of the lesion weight is taken out of the NET2 channel last.
+        All conditions are guided at once: the null arm goes with the null image and without
+        covariates. Outside the `interval` of logsnr x_hat is conditional (Kynkaanniemi et al. 2024,
+        Applying guidance in a limited interval). The bias of the lesion weight is taken out of the
+        NET2 channel last.
         """
-        hint = self.control.encode(condition)
+        hint = self.control.encode(condition, covariates)
         null_hint = self.control.encode(torch.zeros_like(condition)) if guidance != 1 else None
         null_arm = torch.full_like(arm, self.config.unet.null_arm)
 
@@ -90,40 +94,59 @@ class Model:
 
     @torch.no_grad()
     def draw_x(
-        self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
+        self,
+        condition: Tensor,
+        arm: Tensor,
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        *,
+        covariates: Tensor | None = None,
     ) -> Tensor:
         """One x per row: condition [n, channels, s, h, w], arm [n] -> [n, 2, s, h, w].
+
+        `covariates` [n, covariate] are encoded, NaN where absent; None leaves all of them out.
 
         On a CPU each sample is drawn alone: kernels sum in an order that depends on the batch size,
         and a mask must not; nor may it depend on the number of threads, which is its caller's to
         hold. On a GPU the batch stays whole, and a sample's x differs from that of another batch by
         rounding. A sample ends early once its NET2 is `settled`.
         """
-        rows = len(condition) if condition.device.type == "cpu" else 1
-        parts = zip(condition.chunk(rows), arm.chunk(rows), _chunks(seeds, rows), strict=True)
+        parts = [slice(row, row + 1) for row in range(len(condition))]
+        if condition.device.type != "cpu":
+            parts = [slice(None)]
         with autocast(sampler.precision, condition.device):
-            return torch.cat([self._sample(*part, sampler) for part in parts])
-
-    def _sample(
-        self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
-    ) -> Tensor:
-        return sample(
-            self.denoiser(
-                condition, arm, guidance=sampler.guidance, interval=sampler.guidance_interval
-            ),
-            shape=(self.config.unet.target_channels, *condition.shape[2:]),
-            seeds=seeds,
-            schedule=self.config.schedule,
-            sampler=sampler,
-            device=condition.device,
-            settled=settled,
-        )
+            return torch.cat(
+                [
+                    sample(
+                        self.denoiser(
+                            condition[part],
+                            arm[part],
+                            guidance=sampler.guidance,
+                            interval=sampler.guidance_interval,
+                            covariates=None if covariates is None else covariates[part],
+                        ),
+                        shape=(self.config.unet.target_channels, *condition.shape[2:]),
+                        seeds=seeds[part],
+                        schedule=self.config.schedule,
+                        sampler=sampler,
+                        device=condition.device,
+                        settled=settled,
+                    )
+                    for part in parts
+                ]
+            )
 
     def draw(
-        self, condition: Tensor, arm: Tensor, seeds: Sequence[int], sampler: SamplerConfig
+        self,
+        condition: Tensor,
+        arm: Tensor,
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        *,
+        covariates: Tensor | None = None,
     ) -> Tensor:
         """One NET2 mask per row, bool [n, s, h, w]: lesions are where `draw_x` is positive."""
-        return self.draw_x(condition, arm, seeds, sampler)[:, NET2] > 0
+        return self.draw_x(condition, arm, seeds, sampler, covariates=covariates)[:, NET2] > 0
 
 
 def settled(x_hat: Tensor) -> Tensor:
@@ -132,8 +155,3 @@ def settled(x_hat: Tensor) -> Tensor:
     Later evaluations have more evidence for the same, so they cannot turn the mask.
     """
     return (x_hat[:, NET2].abs() > 1 - UNDECIDED).flatten(1).all(1)
-
-
-def _chunks(seeds: Sequence[int], number: int) -> list[Sequence[int]]:
-    size = len(seeds) // number
-    return [seeds[start : start + size] for start in range(0, len(seeds), size)]

@@ -1,6 +1,6 @@
 """The forecast and its baselines, brought to one form so that one code scores them all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from lesioncast.evaluation.baselines import (
     ArmStatistics,
-    ScalarModel,
     arm_statistics,
     fit_scalar_model,
     monte_carlo,
@@ -22,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 ENSEMBLE = "ensemble"
 ARM_RATE = "arm_rate"
 REGRESSION = "regression"
+COVARIATES = "regression_covariates"
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,9 @@ def ensemble_methods(counts: Floats, true: Floats) -> tuple[Method, ...]:
 def baseline_methods(
     train: Cases, test: Cases, *, arms: tuple[str, ...], runs: int, seed: int
 ) -> tuple[Method, ...]:
-    """The paper's Monte Carlo, the training statistics of the arm, and the regression."""
+    """The paper's Monte Carlo, the training statistics of the arm, and the regressions."""
     statistics = arm_statistics(train.arm, train.count, arms=len(arms))
     rate = of_arm(statistics.activity, test.arm, arms)
-    model = fit_scalar_model(train.scalars, train.arm, train.count, arms=len(arms))
     return (
         Method(
             "monte_carlo",
@@ -75,7 +74,7 @@ def baseline_methods(
             scores=monte_carlo(rate, runs=runs, seed=seed),
         ),
         *_arm_methods(statistics, train, test, arms=arms),
-        _regression(model, test),
+        *_regressions(train, test, arms=len(arms)),
     )
 
 
@@ -109,12 +108,26 @@ def _climatology_crps(train: Cases, test: Cases) -> Floats | None:
     return score
 
 
-def _regression(model: ScalarModel, test: Cases) -> Method:
+def _regressions(train: Cases, test: Cases, *, arms: int) -> Iterator[Method]:
+    label = "Logistic and ridge regression on image scalars"
+    yield _regression(REGRESSION, label, train, test, train.scalars, test.scalars, arms=arms)
+    if train.covariates is not None and test.covariates is not None:
+        known = np.column_stack([train.scalars, train.covariates])
+        asked = np.column_stack([test.scalars, test.covariates])
+        label = f"{label} and covariates"
+        yield _regression(COVARIATES, label, train, test, known, asked, arms=arms)
+
+
+def _regression(
+    key: str, label: str, train: Cases, test: Cases, known: Floats, asked: Floats, *, arms: int
+) -> Method:
+    """Fitted on what is `known` of the training cases, told what is `asked` of the test cases."""
+    model = fit_scalar_model(known, train.arm, train.count, arms=arms)
     return Method(
-        REGRESSION,
-        "Logistic and ridge regression on image scalars",
-        scores=model.probability(test.scalars, test.arm)[None],
-        counts=model.count(test.scalars, test.arm),
+        key,
+        label,
+        scores=model.probability(asked, test.arm)[None],
+        counts=model.count(asked, test.arm),
     )
 
 

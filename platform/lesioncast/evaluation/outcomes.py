@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.covariates import tabulate_covariates
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.evaluation.scalars import Measured, measure_case
 from lesioncast.slab import CHANNELS, SESSIONS
 from storage import Case, open_store
@@ -17,12 +19,14 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Cases:
-    """Cases with an outcome, in rows: arm index [n], scalars [n, scalar], true lesions [n]."""
+    """Cases with an outcome, in rows: arm index [n], scalars [n, scalar], true lesions [n], and
+    covariates as features [n, feature] where the evaluation asks for any."""
 
     subjects: tuple[str, ...]
     arm: npt.NDArray[np.int64]
     scalars: npt.NDArray[np.float64]
     count: npt.NDArray[np.float64]
+    covariates: npt.NDArray[np.float64] | None = None
 
     @property
     def active(self) -> npt.NDArray[np.bool_]:
@@ -39,10 +43,12 @@ class Outcomes:
     scalars: npt.NDArray[np.float64]
     plain: npt.NDArray[np.float64]
     opened: npt.NDArray[np.float64]
+    covariates: npt.NDArray[np.float64] | None = None
 
     def cases(self, *, opening: bool) -> Cases:
         """With the true count taken one way or the other."""
-        return Cases(self.subjects, self.arm, self.scalars, self.opened if opening else self.plain)
+        count = self.opened if opening else self.plain
+        return Cases(self.subjects, self.arm, self.scalars, count, self.covariates)
 
 
 def evaluable(cases: Sequence[Case]) -> list[Case]:
@@ -69,7 +75,9 @@ def build_measurer(store: Path) -> Callable[[Chunk], list[Measured]]:
     return measure_chunk
 
 
-def outcomes_of(cases: Sequence[Case], measured: Sequence[Measured]) -> Outcomes:
+def outcomes_of(
+    cases: Sequence[Case], measured: Sequence[Measured], covariates: Sequence[Covariate] = ()
+) -> Outcomes:
     """The table of `cases`, each with its entry of `measured`, which needs an outcome."""
     by_case = {entry.case: entry for entry in measured}
     rows = [by_case[case.index] for case in cases]
@@ -81,4 +89,5 @@ def outcomes_of(cases: Sequence[Case], measured: Sequence[Measured]) -> Outcomes
         scalars=np.array([entry.scalars for entry in rows], np.float64),
         plain=np.array([found.plain for found in lesions], np.float64),
         opened=np.array([found.opened for found in lesions], np.float64),
+        covariates=tabulate_covariates(covariates, cases) if covariates else None,
     )

@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from lesioncast.evaluation import metrics
 from lesioncast.evaluation.ensembles import stratified_error
-from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION, Method, by_key
+from lesioncast.evaluation.methods import (
+    ARM_RATE,
+    COVARIATES,
+    ENSEMBLE,
+    REGRESSION,
+    Method,
+    by_key,
+)
 from lesioncast.evaluation.metrics import Estimate, estimate, estimate_difference
 from lesioncast.evaluation.outcomes import Cases
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE
@@ -152,15 +159,17 @@ def _count_scores(true: Floats, method: Method, member: Bools, weights: Floats) 
 def difference_record(
     cases: Cases, methods: Sequence[Method], *, bootstrap: Bootstrap
 ) -> list[Record]:
-    """Pooled paired differences, forecast minus arm statistics and minus regression."""
+    """Pooled paired differences: forecast minus each baseline, and what covariates add to one."""
     weights = bootstrap.weights(len(cases.arm))
-    forecast = by_key(methods, ENSEMBLE)
+    pairs = [(ENSEMBLE, ARM_RATE), (ENSEMBLE, REGRESSION)]
+    if any(method.key == COVARIATES for method in methods):
+        pairs += [(ENSEMBLE, COVARIATES), (COVARIATES, REGRESSION)]
     rows = []
-    for key in (ARM_RATE, REGRESSION):
-        against = _pooled(cases, by_key(methods, key))
-        for metric, resampled in _pooled(cases, forecast).items():
+    for of, minus in pairs:
+        scored, against = (_pooled(cases, by_key(methods, key)) for key in (of, minus))
+        for metric, resampled in scored.items():
             gap = estimate_difference(resampled, against[metric], weights)
-            rows.append({"metric": metric, "of": ENSEMBLE, "minus": key, **gap.as_dict()})
+            rows.append({"metric": metric, "of": of, "minus": minus, **gap.as_dict()})
     return rows
 
 

@@ -40,14 +40,16 @@ class EvaluationSettings:
     """The evaluation on the test split: `samples` draws a case on its own arm.
 
     `subjects` of its cases are tested (0: all of them), `counterfactual_subjects` are drawn under
-    every arm. `bootstrap` resamples give the 95 % intervals; the Monte Carlo baseline is the mean
-    of `monte_carlo_runs` (paper, table 3). `batch_size`, `workers` and `gpus_per_worker` as in
-    `ForecastSettings`.
+    every arm. `covariates` are columns of participants.tsv, known by w048, that one more regression
+    sees beside the image scalars. `bootstrap` resamples give the 95 % intervals; the Monte Carlo
+    baseline is the mean of `monte_carlo_runs` (paper, table 3). `batch_size`, `workers` and
+    `gpus_per_worker` as in `ForecastSettings`.
     """
 
     samples: int = 16
     subjects: int = 0
     counterfactual_subjects: int = 60
+    covariates: tuple[str, ...] = ()
     bootstrap: int = 1000
     monte_carlo_runs: int = 100
     batch_size: int = 32

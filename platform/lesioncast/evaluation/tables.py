@@ -91,9 +91,12 @@ def _pooled(variant: Record, methods: Mapping[str, str]) -> str:
 
 
 def _differences(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
-    body = [[NAMES[row["metric"]], methods[row["minus"]], with_interval(row)] for row in rows]
-    return "### The forecast minus a baseline, paired, pooled\n\n" + table(
-        ["metric", "minus", "difference"], body
+    body = [
+        [NAMES[row["metric"]], methods[row["of"]], methods[row["minus"]], with_interval(row)]
+        for row in rows
+    ]
+    return "### One method minus another, paired, pooled\n\n" + table(
+        ["metric", "of", "minus", "difference"], body
     )
 
 

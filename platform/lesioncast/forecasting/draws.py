@@ -20,10 +20,14 @@ from lesioncast.evaluation.lesions import Lesions, measure
 from storage import Case
 
 Masks = npt.NDArray[np.bool_]
-Draw = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64], Sequence[int]], Masks]
-"""(condition [n, channels, s, h, w], arm [n], seeds [n]) -> NET2 masks [n, s, h, w]."""
-Condition = Callable[[int], npt.NDArray[np.float32]]
+Floats = npt.NDArray[np.float32]
+Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
+"""(condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2 masks
+[n, s, h, w]."""
+Condition = Callable[[int], Floats]
 """case index -> condition [channels, s, h, w]."""
+Covariates = Callable[[int], Floats]
+"""case index -> encoded covariates [k], NaN where absent."""
 
 
 class Request(NamedTuple):
@@ -87,14 +91,25 @@ def plan(
     ]
 
 
+def no_covariates(_: int) -> Floats:
+    """For a model that knows of none, [0]."""
+    return np.empty(0, np.float32)
+
+
 class Sampler:
     """Draws batches with one model and counts lesions where the masks are made."""
 
     def __init__(
-        self, draw: Draw, condition: Condition, *, spacing: tuple[float, float, float]
+        self,
+        draw: Draw,
+        condition: Condition,
+        *,
+        spacing: tuple[float, float, float],
+        covariates: Covariates = no_covariates,
     ) -> None:
         self._draw = draw
         self._condition = condition
+        self._covariates = covariates
         self._spacing = spacing
 
     def __call__(self, batch: Batch) -> Drawn:
@@ -103,6 +118,7 @@ class Sampler:
             np.stack([read[sample.case] for sample in batch]),
             np.array([sample.arm for sample in batch], np.int64),
             [sample.seed for sample in batch],
+            np.stack([self._covariates(sample.case) for sample in batch]),
         )
         return Drawn(
             packed=np.packbits(masks, axis=-1),

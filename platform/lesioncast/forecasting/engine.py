@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lesioncast.covariates import encode_covariates
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.precision import warn_if_slow
-from lesioncast.forecasting.draws import Condition, Draw, Sampler
+from lesioncast.forecasting.draws import Condition, Covariates, Draw, Sampler
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.slab import Channels, encode, named
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
@@ -31,6 +33,7 @@ def build_sampler(bundle: Path, store: Path, *, device: str) -> Sampler:
         bundle_draw(loaded, device=device),
         store_condition(opened, named(loaded.config.control.condition)),
         spacing=opened.spec.spacing,
+        covariates=store_covariates(opened, loaded.config.covariates),
     )
 
 
@@ -63,17 +66,30 @@ def store_condition(store: Store, channels: Channels) -> Condition:
     return condition
 
 
+def store_covariates(store: Store, covariates: Sequence[Covariate]) -> Covariates:
+    """The covariates of a case by its index, as the bundle's networks are told them."""
+
+    def encoded(index: int) -> npt.NDArray[np.float32]:
+        return encode_covariates(covariates, store.cases[index])
+
+    return encoded
+
+
 def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
     """Masks from the bundle's networks with the sampler that it was shipped with."""
 
     def draw(
-        condition: npt.NDArray[np.float32], arm: npt.NDArray[np.int64], seeds: Sequence[int]
+        condition: npt.NDArray[np.float32],
+        arm: npt.NDArray[np.int64],
+        seeds: Sequence[int],
+        covariates: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.bool_]:
         masks = bundle.model.draw(
             torch.from_numpy(condition).to(device),
             torch.from_numpy(arm).to(device),
             seeds,
             bundle.sampler,
+            covariates=torch.from_numpy(covariates).to(device),
         )
         return masks.cpu().numpy()
 

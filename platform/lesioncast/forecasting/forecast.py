@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.covariates import known_covariates
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.evaluation.ensembles import Ensemble
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.lesions import lesion_count
@@ -42,12 +44,13 @@ Background = Callable[[Case], nib.Nifti1Image]
 @dataclass(frozen=True)
 class Origin:
     """What all forecasts of a run share: the bundle's digest, the run's seed, remarks, and the
-    sessions that the bundle's model sees."""
+    sessions and covariates that the bundle's model sees."""
 
     bundle: str
     seed: int
     remarks: tuple[str, ...] = ()
     sessions: tuple[str, ...] = SESSIONS[:2]
+    covariates: tuple[Covariate, ...] = ()
 
 
 def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> list[Case]:
@@ -132,6 +135,7 @@ def write_forecast(
         None
         if observed is None
         else lesion_count(observed.astype(bool), spacing, opening=settings.opening),
+        known_covariates(origin.covariates, case),
     )
     provenance = Provenance(
         origin.bundle, case.digest, origin.seed, origin.remarks, origin.sessions

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from lesioncast.covariates import fit_covariates
 from lesioncast.evaluation.assess import Tally, tally
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.outcomes import (
@@ -60,14 +61,20 @@ def spread_out(cases: Sequence[Case], number: int) -> list[Case]:
     return [cases[place * len(cases) // number] for place in range(number)]
 
 
-def measure(store: Store, cases: HeldOut, *, workers: int) -> tuple[Outcomes, Outcomes]:
-    """Scalars and outcomes of the training and of the test cases, on Ray actors."""
+def measure(
+    store: Store, cases: HeldOut, *, workers: int, covariates: Sequence[str] = ()
+) -> tuple[Outcomes, Outcomes]:
+    """Scalars and outcomes of the training and of the test cases, on Ray actors.
+
+    `covariates` are standardised on the training cases. Raises ConfigError where they have none.
+    """
+    fitted = fit_covariates(covariates, cases.train)
     chunks = chunked([*cases.train, *cases.test])
     build = partial(build_measurer, store.path)
     pieces = map_on_actors(build, chunks, workers=workers)
     measured = with_progress(pieces, total=len(chunks), label="chunks of cases measured")
     flat = list(chain.from_iterable(measured))
-    return outcomes_of(cases.train, flat), outcomes_of(cases.test, flat)
+    return outcomes_of(cases.train, flat, fitted), outcomes_of(cases.test, flat, fitted)
 
 
 def draw_counts(

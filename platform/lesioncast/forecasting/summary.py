@@ -1,7 +1,7 @@
 """What the ensembles of one subject say, arm by arm and against a reference arm, as JSON."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose forecast it is: `sub-...`, the arm received if known, true w096 lesions if observed."""
+    """Whose forecast it is: `sub-...`, the arm received if known, true w096 lesions if observed,
+    and which of the model's covariates are known."""
 
     name: str
     arm: str | None
     observed_lesions: int | None
+    covariates: Mapping[str, bool] = field(default_factory=dict)
 
 
 def summarise(
@@ -69,6 +71,10 @@ def summarise(
         "opening": {"element": list(opening_element(spacing)), "applied": opening},
         "received_arm": subject.arm,
         "observed_lesions": subject.observed_lesions,
+        "covariates": {
+            "used": [name for name, known in subject.covariates.items() if known],
+            "missing": [name for name, known in subject.covariates.items() if not known],
+        },
         "reference_arm": reference,
         "arms": {
             arm: {

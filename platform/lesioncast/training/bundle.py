@@ -96,7 +96,7 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
     config = _read_config(path)
     unet = UNet(config.model.unet)
     unet.load_state_dict(read_tensors(path / UNET_FILE))
-    control = ControlNet(config.model.control, config.model.unet)
+    control = ControlNet(config.model.control, config.model.unet, config.model.covariates)
     control.load_state_dict(read_tensors(path / CONTROL_FILE))
     return Bundle(
         path=path,

@@ -18,7 +18,7 @@ draw masks of the new and enlarging T2 lesions (NET2) at week 96: the method of 
 - Data: {data}
 - Arms: {arms}. In the paper the arms come from different trials, so that arm and scanner are
   confounded; a counterfactual answer holds only for patients who could have been given that arm.
-- Slab: {slab} voxels (s, h, w) of {spacing} mm.
+{covariates}- Slab: {slab} voxels (s, h, w) of {spacing} mm.
 - Sampler: {solver}, {num_steps} steps, guidance {guidance}.
 - Weights: moving averages of the parameters, float32.
 
@@ -41,6 +41,7 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         condition=", ".join(config.model.control.condition),
         data=metrics["data"],
         arms=", ".join(config.model.arms),
+        covariates=_covariates(config),
         slab=" x ".join(map(str, config.slab)),
         spacing=" x ".join(f"{size:g}" for size in config.spacing),
         solver=config.sampler.solver,
@@ -48,3 +49,8 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         guidance=config.sampler.guidance,
         stages="\n".join(stages),
     )
+
+
+def _covariates(config: BundleConfig) -> str:
+    names = ", ".join(each.name for each in config.model.covariates)
+    return f"- Covariates, each of which may be missing: {names}.\n" if names else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,36 +22,41 @@ Item = TypeVar("Item")
 @dataclass(frozen=True)
 class Batch:
     """What the network sees of b cases: the target `x` [b, 2, s, h, w], `arm` [b] (row numbers of
-    the arm table, the last one null) and `condition` [b, channels, s, h, w], None in stage 1."""
+    the arm table, the last one null), `condition` [b, channels, s, h, w], None in stage 1, and
+    `covariates` [b, covariate], NaN where absent, None in stage 1 and where a model has none."""
 
     x: Tensor
     arm: Tensor
     condition: Tensor | None
+    covariates: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         condition = None if self.condition is None else self.condition.to(device)
-        return Batch(self.x.to(device), self.arm.to(device), condition)
+        covariates = None if self.covariates is None else self.covariates.to(device)
+        return Batch(self.x.to(device), self.arm.to(device), condition, covariates)
 
 
 @dataclass(frozen=True)
 class Cases:
     """The cached cases, read-only: `flair` float16 [case, session, s, h, w], `masks` packed along w
     [case, session, kind, s, h, ceil(w / 8)], `present` [case, session, channel], `arm` [case] with
-    -1 where unknown, and `active` [case], whether NET2 shows a lesion at w096."""
+    -1 where unknown, `active` [case], whether NET2 shows a lesion at w096, and `covariates` [case,
+    covariate] as the network is told, NaN where absent."""
 
     flair: npt.NDArray[np.float16]
     masks: npt.NDArray[np.uint8]
     present: npt.NDArray[np.bool_]
     arm: npt.NDArray[Any]
     active: npt.NDArray[np.bool_]
+    covariates: npt.NDArray[np.float32] | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> "Cases":
+    def open(cls, folder: Path, covariates: npt.NDArray[np.float32] | None = None) -> "Cases":
         """The cases in a cache's folder; the volumes stay on disk until they are asked for."""
         large = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flair", "masks"))
         small = (np.load(folder / f"{name}.npy") for name in ("present", "arm", "active"))
-        return cls(*large, *small)
+        return replace(cls(*large, *small), covariates=covariates)
 
     @property
     def spatial_shape(self) -> tuple[int, int, int]:
@@ -68,12 +73,15 @@ class Cases:
         """
         arm = np.where(drops.arm | (self.arm[rows] < 0), null_arm, self.arm[rows])
         x = torch.from_numpy(self._encode(rows, TARGET))
-        images = None
+        images = covariates = None
         if condition is not None:
             encoded = self._encode(rows, condition)
             encoded[drops.channels] = 0  # [b, c] picks whole channels of [b, c, s, h, w]
             images = torch.from_numpy(encoded)
-        return Batch(x, torch.from_numpy(arm.astype(np.int64)), images)
+        if condition is not None and self.covariates is not None:
+            known = np.where(drops.covariates, np.float32(np.nan), self.covariates[rows])
+            covariates = torch.from_numpy(known)
+        return Batch(x, torch.from_numpy(arm.astype(np.int64)), images, covariates)
 
     def _encode(self, rows: Rows, channels: Channels) -> npt.NDArray[np.float32]:
         width = self.flair.shape[-1]

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,17 @@ Rows = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class CaseCache:
-    """Some cases of a store, in order; `digest` names their content, `root` is on each node."""
+    """Some cases of a store, in order; `digest` names their content, `root` is on each node.
+
+    `covariates` [case, covariate] are a few numbers of the case table, which travel with this
+    description: the node's files are the same whatever covariates a model sees.
+    """
 
     store: Path
     cases: tuple[int, ...]
     digest: str
     root: Path
+    covariates: npt.NDArray[np.float32] | None = field(default=None, compare=False)
 
     @property
     def folder(self) -> Path:

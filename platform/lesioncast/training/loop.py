@@ -44,7 +44,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     stage: Stage = config["stage"]
     settings = stage.settings
     worker = this_worker(settings)
-    cases = Cases.open(fill(stage.experiment.cases, read_in_process))
+    cache = stage.experiment.cases
+    cases = Cases.open(fill(cache, read_in_process), cache.covariates)
     state = resumed_state(stage, worker)
     networks = data_parallel(state.networks, worker)
     # DDP averages the gradients of the workers, whose shares of a batch may differ by one case.
@@ -75,7 +76,7 @@ def batch_loss(
     )
 
     def network(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
-        prediction: Tensor = networks(z_t, logsnr_t, batch.arm, batch.condition)
+        prediction: Tensor = networks(z_t, logsnr_t, batch.arm, batch.condition, batch.covariates)
         return prediction
 
     return diffusion_loss(
@@ -110,6 +111,8 @@ def batches(
             arm_drop=settings.arm_drop,
             condition_drop=settings.condition_drop,
             channel_drop=settings.channel_drop,
+            covariates=len(stage.experiment.model.covariates),
+            covariate_drop=settings.covariate_drop,
         )
         return cases.batch(
             rows[worker.positions],

@@ -15,14 +15,16 @@ from lesioncast.training.order import Rows, Stream, generator
 
 @dataclass(frozen=True)
 class Drops:
-    """What each case of a batch loses: `arm` [b], `channels` [b, c] of its condition."""
+    """What each case of a batch loses: `arm` [b], `channels` [b, c] of its condition, and
+    `covariates` [b, covariate]."""
 
     arm: npt.NDArray[np.bool_]
     channels: npt.NDArray[np.bool_]
+    covariates: npt.NDArray[np.bool_]
 
     def at(self, positions: Rows) -> "Drops":
         """The drops of the cases at `positions`."""
-        return Drops(self.arm[positions], self.channels[positions])
+        return Drops(self.arm[positions], self.channels[positions], self.covariates[positions])
 
 
 def stratified_t(seed: int, step: int, *, batch_size: int) -> npt.NDArray[np.float32]:
@@ -46,11 +48,19 @@ def drops(
     arm_drop: float,
     condition_drop: float,
     channel_drop: float,
+    covariates: int = 0,
+    covariate_drop: float = 0.0,
 ) -> Drops:
-    """Arm, condition (all channels) and single channels fall away independently."""
+    """Arm, condition (all channels), single channels, all and single covariates fall away
+    independently; covariates draw from a stream of their own, so that the others keep theirs.
+    """
     u = generator(Stream.DROPS, seed, step).random((batch_size, 2 + channels))
-    whole = u[:, 1] < condition_drop
-    return Drops(u[:, 0] < arm_drop, whole[:, None] | (u[:, 2:] < channel_drop))
+    v = generator(Stream.COVARIATE_DROPS, seed, step).random((batch_size, 1 + covariates))
+    return Drops(
+        arm=u[:, 0] < arm_drop,
+        channels=(u[:, 1:2] < condition_drop) | (u[:, 2:] < channel_drop),
+        covariates=(v[:, :1] < covariate_drop) | (v[:, 1:] < channel_drop),
+    )
 
 
 def gaussian(

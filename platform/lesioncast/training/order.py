@@ -20,6 +20,7 @@ class Stream(IntEnum):
     TIME = 2
     NOISE = 3
     DROPS = 4
+    COVARIATE_DROPS = 5
 
 
 def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:

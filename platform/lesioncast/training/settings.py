@@ -22,10 +22,10 @@ class TrainSettings:
 
     `batch_size` counts the cases of one step over all workers. `warmup` steps of linear rise to
     `learning_rate` precede a cosine to zero. `ema` is the decay of the averaged weights once warm.
-    `arm_drop`, `condition_drop` and `channel_drop` are the rates at which a case loses its arm, all
-    of its condition, and each condition channel on its own. `balanced` takes as many inactive as
-    active cases each epoch. `flair_weight`, where given, replaces the objective's for this stage:
-    0 trains NET2 alone.
+    `arm_drop`, `condition_drop` and `covariate_drop` are the rates at which a case loses its arm,
+    all of its condition, and all of its covariates; `channel_drop` that of each condition channel
+    and each covariate on its own. `balanced` takes as many inactive as active cases each epoch.
+    `flair_weight`, where given, replaces the objective's for this stage: 0 trains NET2 alone.
 
     `workers` 0 trains in the calling process. `threads` are CPUs per worker; with an
     `accelerator_type` such as A100 each worker also gets one such GPU. `keep` checkpoints stay on
@@ -41,6 +41,7 @@ class TrainSettings:
     arm_drop: float = 0.1
     condition_drop: float = 0.0
     channel_drop: float = 0.0
+    covariate_drop: float = 0.0
     balanced: bool = False
     flair_weight: float | None = None
     precision: Precision = "float32"
@@ -59,7 +60,7 @@ class TrainSettings:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("learning_rate", "gradient_clip"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("ema", "arm_drop", "condition_drop", "channel_drop"):
+        for name in ("ema", "arm_drop", "condition_drop", "channel_drop", "covariate_drop"):
             _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         _require(
             self.workers <= self.batch_size,

@@ -5,17 +5,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lesioncast.config import Config
+from lesioncast.covariates import encode_covariates, fit_covariates
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.slab import Channels, named
 from lesioncast.training.checkpoint import EMA, Checkpoint
-from lesioncast.training.ingest import CaseCache
+from lesioncast.training.ingest import CaseCache, training_cases
 from lesioncast.training.settings import OPERATIONAL, TrainSettings
+from storage import Store
 
 # Where the networks of both stages keep their weights in a checkpoint.
 UNET, CONTROL = "unet.", "control."
@@ -28,7 +32,9 @@ class UNetAlone(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: None) -> Tensor:
+    def forward(
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: None, covariates: None = None
+    ) -> Tensor:
         """The prediction [b, 2, s, h, w]."""
         prediction: Tensor = self.unet(z, logsnr, arm)
         return prediction
@@ -49,9 +55,17 @@ class ControlledUNet(nn.Module):
         self.unet.eval()
         return self
 
-    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: Tensor) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        arm: Tensor,
+        condition: Tensor,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
         """The prediction [b, 2, s, h, w]; `condition` is c_f [b, channels, s, h, w]."""
-        residuals = self.control(z, logsnr, arm, self.control.encode(condition))
+        hint = self.control.encode(condition, covariates)
+        residuals = self.control(z, logsnr, arm, hint)
         prediction: Tensor = self.unet(z, logsnr, arm, residuals)
         return prediction
 
@@ -64,6 +78,20 @@ class Experiment:
     cases: CaseCache
     runs: Path
     seed: int
+
+
+def experiment_of(config: Config, store: Store, runs: Path) -> Experiment:
+    """The configuration's experiment on a store, its covariates fitted on the training cases.
+
+    Raises TrainingError or ConfigError where the store has not what the configuration asks for.
+    """
+    cache = training_cases(store, config.arms)
+    cases = [store.cases[index] for index in cache.cases]
+    fitted = fit_covariates(config.covariates, cases)
+    if fitted:
+        values = np.stack([encode_covariates(fitted, case) for case in cases])
+        cache = replace(cache, covariates=values)
+    return Experiment(replace(config.model, covariates=fitted), cache, runs, config.seed)
 
 
 @dataclass(frozen=True)
@@ -97,12 +125,18 @@ class Stage:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """All that shapes the weights, as JSON; resuming with another identity is refused."""
+        """All that shapes the weights, as JSON; resuming with another identity is refused.
+
+        Stage 1 sees no covariates, so that one may serve stages 2 with and without.
+        """
         settings = {k: v for k, v in asdict(self.settings).items() if k not in OPERATIONAL}
+        model = asdict(self.experiment.model)
+        if self.condition is None:
+            del model["covariates"]
         return {
             "seed": self.experiment.seed,
             self.name: settings,
-            "model": asdict(self.experiment.model),
+            "model": model,
             "cases": self.experiment.cases.digest,
             "pretrained": dict(self.pretrained.digests) if self.pretrained else None,
         }
@@ -133,4 +167,5 @@ def _controlled_unet(stage: Stage) -> nn.Module:
     model = stage.experiment.model
     unet = UNet(model.unet)
     unet.load_state_dict(stage.pretrained.tensors(EMA, UNET))
-    return ControlledUNet(unet, ControlNet.from_unet(model.control, unet))
+    control = ControlNet.from_unet(model.control, unet, model.covariates)
+    return ControlledUNet(unet, control)

@@ -1,0 +1,80 @@
+"""What a model is told of a patient beside the images: covariates of the case table as numbers."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lesioncast.config import ConfigError
+from lesioncast.diffusion.covariates import Covariate, covariate_features
+from storage import Case
+
+Values = npt.NDArray[np.float32]
+
+
+def fit_covariates(
+    wanted: Sequence[str | Covariate], cases: Iterable[Case]
+) -> tuple[Covariate, ...]:
+    """The wanted covariates, those that are only named with what the (training) `cases` show.
+
+    Numbers get their mean as centre and their standard deviation as scale, words their levels.
+    Raises ConfigError where the cases have no such covariate, or nothing to learn from it.
+    """
+    rows = [case.covariates for case in cases]
+    names = sorted({name for row in rows for name in row})
+    for each in wanted:
+        name = each if isinstance(each, str) else each.name
+        if name not in names:
+            raise ConfigError(
+                f"covariates: expected some of {', '.join(names) or 'none, for the store has none'}"
+                f", got {name}; name a column of the trial's participants.tsv"
+            )
+    return tuple(
+        _fit(each, [row[each] for row in rows if row.get(each) is not None])
+        if isinstance(each, str)
+        else each
+        for each in wanted
+    )
+
+
+def _fit(name: str, known: Sequence[str | float | None]) -> Covariate:
+    words = sorted({value for value in known if isinstance(value, str)})
+    numbers = np.array([value for value in known if not isinstance(value, str)], np.float64)
+    if words and len(numbers):
+        raise ConfigError(
+            f"covariates: expected numbers or words as {name}, got both, such as {numbers[0]:g} "
+            f"and {words[0]}; write n/a for what is not known, or give its levels"
+        )
+    if len(set(known)) < 2:
+        raise ConfigError(
+            f"covariates: expected training cases that differ in {name}, got "
+            f"{known[0] if known else 'none where it is known'}; leave it out"
+        )
+    if words:
+        return Covariate(name, levels=tuple(words))
+    return Covariate(name, centre=float(numbers.mean()), scale=float(numbers.std()))
+
+
+def encode_covariates(covariates: Sequence[Covariate], case: Case) -> Values:
+    """[covariate]: NaN where the case lacks one or has a level that training did not know."""
+    return np.array(
+        [each.encode(case.covariates.get(each.name)) for each in covariates], np.float32
+    )
+
+
+def tabulate_covariates(
+    covariates: Sequence[Covariate], cases: Sequence[Case]
+) -> npt.NDArray[np.float64]:
+    """What a network would see of the cases, [case, feature]: values and whether they are known."""
+    values = np.stack([encode_covariates(covariates, case) for case in cases])
+    features = covariate_features(torch.from_numpy(values), covariates)
+    return features.numpy().astype(np.float64)
+
+
+def known_covariates(covariates: Sequence[Covariate], case: Case) -> dict[str, bool]:
+    """Which covariates the case gives to the network, by name."""
+    values = encode_covariates(covariates, case)
+    return {
+        each.name: bool(np.isfinite(value)) for each, value in zip(covariates, values, strict=True)
+    }

@@ -1,0 +1,70 @@
+"""Clinical covariates as a third condition: age, sex, EDSS and what else a trial records.
+
+The paper's first future direction; how they enter is this project's choice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lesioncast.diffusion.blocks import zeroed
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """A number, given to the network as (value - centre) / scale, or a word among `levels`."""
+
+    name: str
+    centre: float = 0.0
+    scale: float = 1.0
+    levels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"the scale of {self.name} must be above 0, got {self.scale}")
+
+    def encode(self, value: str | float | None) -> float:
+        """The standardised number or the place among the levels; NaN where there is no such."""
+        if self.levels:
+            text = str(value)
+            return float(self.levels.index(text)) if text in self.levels else math.nan
+        if value is None or isinstance(value, str):
+            return math.nan
+        return (value - self.centre) / self.scale
+
+
+def covariate_features(values: Tensor, covariates: Sequence[Covariate]) -> Tensor:
+    """[b, feature] from encoded values [b, covariate], NaN where absent.
+
+    Each covariate gives its value (one-hot for levels) and whether it is present: an absent one is
+    all zeros, which no value is, not even the mean.
+    """
+    features = []
+    for value, covariate in zip(values.unbind(1), covariates, strict=True):
+        present = value.isfinite().to(values.dtype).unsqueeze(1)
+        known = value.nan_to_num(nan=0.0)
+        if covariate.levels:
+            shown = nn.functional.one_hot(known.long(), len(covariate.levels)) * present
+        else:
+            shown = known.unsqueeze(1)
+        features += [shown, present]
+    return torch.cat(features, dim=1)
+
+
+class CovariateEmbedding(nn.Module):
+    """Encoded covariates [b, covariate] to what is added to an embedding of `width`, at first 0."""
+
+    def __init__(self, covariates: Sequence[Covariate], width: int) -> None:
+        super().__init__()
+        self.covariates = tuple(covariates)
+        features = sum((len(each.levels) or 1) + 1 for each in covariates)
+        self.layers = nn.Sequential(
+            nn.Linear(features, width), nn.SiLU(), zeroed(nn.Linear(width, width))
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        embedding: Tensor = self.layers(covariate_features(values, self.covariates))
+        return embedding
