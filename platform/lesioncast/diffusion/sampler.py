@@ -173,14 +173,20 @@ def sample(
 ) -> Tensor:
     """Draws one x of `shape` per seed: [n, *shape] in [-1, 1].
 
-    Ends early, with x_hat for x, where `settled` says of every x_hat [n, *shape] that nothing about
-    it can change, bool [n].
+    A sample ends with its x_hat [*shape] once `settled` says of it, bool [n] of x_hat [n, *shape],
+    that nothing can change any more, whatever its batch mates do.
     """
     generators = seeded_generators(seeds)
     steps = plan_steps(schedule, sampler)
     state = start(seeded_noise(generators, shape).to(device))
+    x, ended = torch.empty_like(state.z), torch.zeros_like(state.step, dtype=torch.bool)
     for _ in range(sampler.num_steps):
         state = advance(denoise, state, seeded_noise(generators, shape).to(device), steps=steps)
-        if settled is not None and settled(state.x_hat_before).all():
-            return state.x_hat_before
-    return state.z
+        last = state.step == sampler.num_steps
+        reached = torch.where(per_sample(last, state.z), state.z, state.x_hat_before)
+        ending = ~ended & (last if settled is None else last | settled(state.x_hat_before))
+        x = torch.where(per_sample(ending, x), reached, x)
+        ended |= ending
+        if ended.all():
+            break
+    return x
