@@ -35,7 +35,7 @@ print('SEEN', json.dumps([seen(), ray.get(ray.remote(seen).remote())]))
 CONFIG = {
     "name": "tiny",
     "arms": list(ARMS),
-    "cohort": {"subjects": 8},
+    "cohort": {"subjects": 2, "shape": [21, 64, 64], "spacing": [3.0, 3.0, 3.0]},
     "store": {
         "slab": [3, 8, 8], "spacing": [3.0, 2.0, 2.0], "resample": False, "split": [0.7, 0.0, 0.3],
     },
@@ -47,6 +47,7 @@ CONFIG = {
     "finetune": {"steps": 3, "batch_size": 4, "warmup": 1, "workers": 2, "log_every": 1},
     "sampler": {"solver": "ddim", "num_steps": 2},
     "forecast": {"samples": 2, "subjects": 1},
+    "evaluation": {"samples": 2, "counterfactual_subjects": 1, "bootstrap": 100},
 }  # fmt: skip
 
 
@@ -178,3 +179,14 @@ def test_a_submitted_job_trains_with_as_many_workers_as_the_cluster_has_cpus(
     forecasts = tmp_path / "forecasts"
     submitter.submit("python", "jobs/forecast.py", *given, *bundle, "--out", str(forecasts))
     assert list(forecasts.glob("sub-*/ses-w048/anat/*_probseg.nii.gz"))
+    evaluation = tmp_path / "evaluation"
+    submitter.submit("python", "jobs/evaluate.py", *given, *bundle, "--out", str(evaluation))
+    assert json.loads((evaluation / "metrics.json").read_text())["cases"]["test"] > 0
+
+
+@pytest.mark.slow
+def test_a_trial_is_simulated_by_a_submitted_job(submitter: Submitter, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    given = ["--config", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "bids")]
+    submitter.submit("python", "jobs/simulate.py", *given)
+    assert len(list((tmp_path / "bids").glob("sub-*/ses-w096/anat/*_FLAIR.nii.gz"))) == 2

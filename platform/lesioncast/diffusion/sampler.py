@@ -182,10 +182,11 @@ def sample(
     x, ended = torch.empty_like(state.z), torch.zeros_like(state.step, dtype=torch.bool)
     for _ in range(sampler.num_steps):
         state = advance(denoise, state, seeded_noise(generators, shape).to(device), steps=steps)
-        last = state.step == sampler.num_steps
-        reached = torch.where(per_sample(last, state.z), state.z, state.x_hat_before)
-        ending = ~ended & (last if settled is None else last | settled(state.x_hat_before))
-        x = torch.where(per_sample(ending, x), reached, x)
+        ending = state.step == sampler.num_steps
+        if settled is not None:
+            ending |= settled(state.x_hat_before)
+        ending &= ~ended
+        x = torch.where(per_sample(ending, x), state.x_hat_before, x)  # the last step's z is x_hat
         ended |= ending
         if ended.all():
             break

@@ -1,0 +1,139 @@
+"""Quality against network evaluations: a bundle's networks under one solver after the other.
+
+    PYTHONPATH=.:platform python tests/benchmarks/solvers.py --bundle out/demo/bundle --store STORE
+
+The store's test cases should be of subjects that neither trained the bundle nor test it, such as
+those of a trial simulated with another `cohort.seed`. Prints a table; `--steps` and `--etas` say
+what is tried of the stochastic DPM-Solver++ 2M, of which eta 0 is the ODE.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import roc_auc_score
+
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.evaluation.fanout import map_on_actors, with_progress
+from lesioncast.evaluation.lesions import measure
+from lesioncast.evaluation.metrics import crps, log_count_errors
+from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.forecasting.draws import Drawn, Request, Sampler, plan, seeds_of
+from lesioncast.forecasting.engine import bundle_draw, store_condition, store_covariates
+from lesioncast.forecasting.heldout import spread_out
+from lesioncast.slab import MASKS, SESSIONS, named
+from lesioncast.start import RaySettings, cluster, configure_logging
+from lesioncast.training.bundle import load_bundle
+from storage import Case, Store, open_store
+
+HEAD = (
+    "| steps | eta | s a sample | P(active) | count | voxels a lesion | AUC | count CRPS "
+    "| log-count MSE | diversity |"
+)
+Masks = npt.NDArray[np.bool_]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws the same cases with every solver."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--cases", type=int, default=160, help="of the test split")
+    parser.add_argument("--samples", type=int, default=4, help="a case")
+    parser.add_argument("--steps", default="16,22", help="numbers of steps")
+    parser.add_argument("--etas", default="0,0.3,0.6,1", help="from the ODE (0) to the SDE (1)")
+    args = parser.parse_args(argv)
+    configure_logging()
+    store, shipped = open_store(args.store.absolute()), load_bundle(args.bundle).sampler
+    cases = spread_out(evaluable(store.select(split="test")), args.cases)
+    truth = np.stack([observed(store, case) for case in cases])
+    print(HEAD, "|" + "---|" * 10, observed_row(truth, store), sep="\n")
+    with cluster(RaySettings()):
+        for steps, eta in product(args.steps.split(","), args.etas.split(",")):
+            sampler = replace(shipped, num_steps=int(steps), eta=float(eta))
+            begun = time.monotonic()
+            masks = draw(store, cases, args.bundle.absolute(), sampler, samples=args.samples)
+            cost = 2 * (time.monotonic() - begun) / (len(cases) * args.samples)
+            print(row(sampler, masks, truth, store, cost=cost), flush=True)
+    return 0
+
+
+def observed(store: Store, case: Case) -> Masks:
+    """NET2 at w096, [s, h, w]."""
+    return store.read(case.index).masks[SESSIONS.index("w096"), MASKS.index("net2")].astype(bool)
+
+
+def build(bundle: Path, store: Path, sampler: SamplerConfig) -> Sampler:
+    """The bundle's networks under another sampler, on one thread."""
+    torch.set_num_threads(1)
+    loaded, opened = replace(load_bundle(bundle), sampler=sampler), open_store(store)
+    return Sampler(
+        bundle_draw(loaded, device="cpu"),
+        store_condition(opened, named(loaded.config.control.condition)),
+        spacing=opened.spec.spacing,
+        covariates=store_covariates(opened, loaded.config.covariates),
+    )
+
+
+def draw(
+    store: Store, cases: Sequence[Case], bundle: Path, sampler: SamplerConfig, *, samples: int
+) -> Masks:
+    """The samples of every case under its own arm, on two actors: [case, sample, s, h, w]."""
+    seeds = seeds_of(cases, seed=0, samples=samples)
+    requests = [Request(case.index, case.arm_index) for case in cases]
+    batches = plan(requests, seeds, batch_size=8)
+    drawn = map_on_actors(partial(build, bundle, store.path, sampler), batches, workers=2)
+    pieces: list[Drawn] = list(with_progress(drawn, total=len(batches), label="batches drawn"))
+    masks = np.concatenate([piece.masks() for piece in pieces])
+    return masks.reshape(len(cases), samples, *masks.shape[1:])
+
+
+def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cost: float) -> str:
+    """What the samples are worth; `cost` is seconds of one core for a sample."""
+    counts = np.array([[counted(mask, store) for mask in of_case] for of_case in masks], float)
+    true = np.array([counted(mask, store) for mask in truth], float)
+    active, chance = true > 0, (counts > 0).mean(axis=1)
+    return (
+        f"| {sampler.num_steps} | {sampler.eta:g} | {cost:.2f} | {chance.mean():.3f} "
+        f"| {counts.mean():.2f} | {masks.sum() / max(counts.sum(), 1):.1f} "
+        f"| {roc_auc_score(active, chance):.3f} | {crps(true, counts).mean():.3f} "
+        f"| {log_count_errors(true, counts.mean(axis=1)).mean():.3f} "
+        f"| {diversity(masks[active]):.3f} |"
+    )
+
+
+def observed_row(truth: Masks, store: Store) -> str:
+    """What was observed of the same cases."""
+    true = np.array([counted(mask, store) for mask in truth])
+    return (
+        f"| observed | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
+        f"| {truth.sum() / true.sum():.1f} | | | | |"
+    )
+
+
+def counted(mask: Masks, store: Store) -> int:
+    """Lesions of a mask as drawn."""
+    return measure(mask, store.spec.spacing).plain
+
+
+def diversity(masks: Masks) -> float:
+    """Mean Dice distance of two samples of a case (0 where both are empty), of [n, k, s, h, w]."""
+    first, second = zip(*combinations(range(masks.shape[1]), 2), strict=True)
+    axes = (2, 3, 4)
+    both = (masks[:, first] & masks[:, second]).sum(axis=axes)
+    either = masks[:, first].sum(axis=axes) + masks[:, second].sum(axis=axes)
+    return float(np.mean(np.where(either > 0, 1 - 2 * both / np.maximum(either, 1), 0.0)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
