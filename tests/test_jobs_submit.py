@@ -187,6 +187,6 @@ def test_a_submitted_job_trains_with_as_many_workers_as_the_cluster_has_cpus(
 @pytest.mark.slow
 def test_a_trial_is_simulated_by_a_submitted_job(submitter: Submitter, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
-    given = ["--config", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "bids")]
+    given = ["--config", str(tmp_path / "tiny.yaml"), "--bids", str(tmp_path / "bids")]
     submitter.submit("python", "jobs/simulate.py", *given)
     assert len(list((tmp_path / "bids").glob("sub-*/ses-w096/anat/*_FLAIR.nii.gz"))) == 2
