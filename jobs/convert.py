@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.config import Config, ConfigError, load_config
+from lesioncast.config import Config, load_config
+from lesioncast.errors import ConfigError
 from lesioncast.start import cluster, configure_logging, job_parser
 from storage import StorageError, Store
 from storage.convert import convert

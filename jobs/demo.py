@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs import convert, evaluate, finetune, forecast, pretrain, simulate
-from lesioncast.config import Config, ConfigError, load_config
+from lesioncast.config import Config, load_config
+from lesioncast.errors import ConfigError
 from lesioncast.evaluation.output import FIGURE, METRICS
 from lesioncast.forecasting.derivative import figure_path, summary_path
 from lesioncast.forecasting.page import evaluation_section, forecast_section, page, relative_figure

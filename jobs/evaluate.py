@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.config import Config, ConfigError, load_config
+from lesioncast.config import Config, load_config
+from lesioncast.errors import ConfigError
 from lesioncast.evaluation.assess import Context, assess
 from lesioncast.evaluation.baselines import BaselineError
 from lesioncast.evaluation.output import TABLES, write_assessment

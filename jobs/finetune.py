@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.config import ConfigError, load_config
+from lesioncast.config import load_config
+from lesioncast.errors import ConfigError
 from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.export import export_bundle

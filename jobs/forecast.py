@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.config import Config, ConfigError, load_config
+from lesioncast.config import Config, load_config
+from lesioncast.errors import ConfigError
 from lesioncast.forecasting.derivative import figure_path, write_root
 from lesioncast.forecasting.engine import bundle_remark, require_fit, sessions_seen, trial_remarks
 from lesioncast.forecasting.errors import ForecastError

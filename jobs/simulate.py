@@ -17,7 +17,8 @@ import ray
 from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
 from lesioncast.cohort.errors import CohortError
 from lesioncast.cohort.settings import CohortSettings
-from lesioncast.config import Config, ConfigError, load_config
+from lesioncast.config import Config, load_config
+from lesioncast.errors import ConfigError
 from lesioncast.start import cluster, configure_logging, job_parser
 
 logger = logging.getLogger(__name__)

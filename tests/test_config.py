@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.config import ConfigError, load_config
+from lesioncast.config import load_config
 from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.errors import ConfigError
 from lesioncast.start import source_tree
 
 ROOT = Path(__file__).resolve().parent.parent

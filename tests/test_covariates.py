@@ -10,12 +10,13 @@ from test_diffusion_networks import TINY, inputs, randomise
 from tiny_forecast import SLAB, SPEC, write_store
 from tiny_training import MODEL, SETTINGS, tiny_cache, tiny_experiment
 
-from lesioncast.config import Config, ConfigError, load_config, parse
+from lesioncast.config import Config, load_config, parse
 from lesioncast.covariates import encode_covariates, fit_covariates, known_covariates
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.covariates import Covariate, covariate_features
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.unet import UNet
+from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.draws import Covariates, Sample, Sampler
 from lesioncast.forecasting.engine import (

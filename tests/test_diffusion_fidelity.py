@@ -162,7 +162,8 @@ class ArmAlone(nn.Module):
 class ConditionAlone(nn.Module):
     """In place of the ControlNet: it adds the condition's mean."""
 
-    def encode(self, condition: Tensor) -> Hint:
+    def encode(self, condition: Tensor, covariates: Tensor | None = None) -> Hint:
+        assert covariates is None
         return Hint(condition.mean((1, 2, 3, 4), keepdim=True), None, None)
 
     def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint) -> Residuals:

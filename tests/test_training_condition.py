@@ -10,9 +10,10 @@ import torch
 from tiny_forecast import LAYOUT, SLAB, SPEC, write_store
 from tiny_training import MODEL, SETTINGS
 
-from lesioncast.config import ConfigError, load_config
+from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import forecast_path
 from lesioncast.forecasting.engine import build_sampler, sessions_seen, store_condition

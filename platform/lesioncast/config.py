@@ -25,14 +25,11 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
 from lesioncast.start import RaySettings
 from lesioncast.training.settings import TrainSettings
 from storage.settings import StoreSettings
-
-
-class ConfigError(ValueError):
-    """A configuration file or override that cannot be used; the message names the key."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lesioncast.config import ConfigError
 from lesioncast.diffusion.covariates import Covariate, covariate_features
+from lesioncast.errors import ConfigError
 from storage import Case
 
 Values = npt.NDArray[np.float32]

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from lesioncast.config import ConfigError, parse
+from lesioncast.config import parse
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.unet import UNet
+from lesioncast.errors import ConfigError
 from lesioncast.training.card import model_card
 from lesioncast.training.errors import BundleError
 from lesioncast.training.files import (
