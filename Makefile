@@ -1,11 +1,15 @@
 # Everything runs in an own virtual environment; only Python 3.11 and make are needed.
 PYTHON ?= python3.11
 VENV := .venv
-INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml .ci/constraints.txt | cksum | cut -d' ' -f1)
+PINNED := $(shell cat pyproject.toml .ci/constraints.txt | cksum | cut -d' ' -f1)
+INSTALLED := $(VENV)/installed-$(PINNED)
+DEVELOPED := $(VENV)/developed-$(PINNED)
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
+	--constraint .ci/constraints.txt
 export LESIONCAST_ROOT ?= $(CURDIR)/out
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install develop clean
 
 demo: install  ## simulate, convert, train both stages, forecast, evaluate
 	$(VENV)/bin/python jobs/demo.py --config jobs/configs/demo.yaml
@@ -13,21 +17,26 @@ demo: install  ## simulate, convert, train both stages, forecast, evaluate
 test: lint  ## lint, types, tests
 	$(VENV)/bin/python -m pytest
 
-lint: install
+lint: develop
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-install: $(INSTALLED)
+install: $(INSTALLED)  ## what the jobs need
+
+develop: $(DEVELOPED)  ## also what the tests need
 
 $(INSTALLED):
 	@echo "Setting up $(VENV) (about 2 minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
-		--constraint .ci/constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
-		--constraint .ci/constraints.txt --editable ".[dev]"
+	$(PIP) torch
+	$(PIP) --editable .
 	@rm -f $(VENV)/installed-* && touch $@
+
+$(DEVELOPED): $(INSTALLED)
+	@echo "Adding what the tests need (about 1 minute the first time) ..."
+	$(PIP) --editable ".[dev]"
+	@rm -f $(VENV)/developed-* && touch $@
 
 clean:
 	rm -rf $(VENV) out
