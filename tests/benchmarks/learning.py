@@ -33,7 +33,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "min-SNR weighting": ("objective.weighting=min_snr",),
     "no average of weights": ("pretrain.ema=0.0", "finetune.ema=0.0"),
     "lesion weight 1": ("objective.lesion_weight=1.0",),
-    "lesion weight 10": ("objective.lesion_weight=10.0",),
     "balanced finish": ("finetune.balanced=true",),
     "no pre-training": ("pretrain.steps=1",),
     "squared error": ("objective.mask_loss=squared",),
