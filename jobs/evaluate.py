@@ -18,7 +18,7 @@ from lesioncast.evaluation.baselines import BaselineError
 from lesioncast.evaluation.output import TABLES, write_assessment
 from lesioncast.forecasting.engine import bundle_remark, require_fit, trial_remarks
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.heldout import draw_counts, held_out, measure
+from lesioncast.forecasting.heldout import draw_counts, held_out, measure, true_counts
 from lesioncast.forecasting.notice import RESEARCH_USE
 from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.bundle import load_bundle
@@ -65,7 +65,13 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
         )
         counts = draw_counts(store, cases, path, settings=settings, seed=config.seed)
     assessment = assess(
-        train, test, counts, forced=cases.forced, context=context, settings=settings
+        train,
+        test,
+        counts,
+        forced=cases.forced,
+        context=context,
+        settings=settings,
+        truth=true_counts(store, cases),
     )
     write_assessment(assessment, out, forced=cases.forced, case=test.case)
     logger.info("%s", out / TABLES)

@@ -18,6 +18,10 @@ from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cohort import CohortSettings, simulate_subject
 from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
 from lesioncast.cohort.errors import TrialError
+from lesioncast.cohort.truth import true_net2
+from storage import MASKS, SESSIONS, StoreSettings
+from storage.bids import read_trial
+from storage.prepare import prepare
 
 SETTINGS = CohortSettings(subjects=3, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 
@@ -97,6 +101,20 @@ def test_truth_on_disk_gives_the_mask_under_every_arm(trial: Path, arm: str) -> 
         ranks = np.asarray(nib.load(f"{stem}.nii.gz").dataobj).T
         count = json.loads(Path(f"{stem}.json").read_text())["LesionCounts"][arm]
         assert np.array_equal((ranks > 0) & (ranks <= count), subject.net2(period, arm))
+
+
+def test_truth_read_back_in_the_slab_holds_the_factual_mask(tmp_path: Path) -> None:
+    trial = write_trial(tmp_path / "bids", resized(3, seed=7))
+    settings = StoreSettings(slab=(15, 64, 56), spacing=(3.0, 3.0, 3.0), resample=False)
+    active = False
+    for subject in read_trial(trial, settings.bids):
+        facts, arrays = prepare(subject, trial, settings=settings, arms=PAPER_ARM_NAMES)
+        masks = true_net2(trial, facts.subject, facts.grid, arms=PAPER_ARM_NAMES)
+        assert facts.arm is not None
+        factual = arrays.masks[SESSIONS.index("w096"), MASKS.index("net2")]
+        assert np.array_equal(masks[PAPER_ARM_NAMES.index(facts.arm)], factual)
+        active |= bool(factual.any())
+    assert active, "no lesion was compared"
 
 
 def test_participants_carry_arm_trial_and_covariates(trial: Path) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.evaluation.assess import Assessment, Context, Tally, assess
+from lesioncast.evaluation.assess import Assessment, Context, Tally, Truth, assess
 from lesioncast.evaluation.ensembles import stratified_error
 from lesioncast.evaluation.figure import reliability
 from lesioncast.evaluation.outcomes import Outcomes
 from lesioncast.evaluation.output import write_assessment
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.evaluation.tables import DASH, report_text, with_interval
+from lesioncast.evaluation.tables import DASH, falling_words, report_text, with_interval
 
 ARMS = PAPER_ARM_NAMES
 RATE = np.array([0.6, 0.55, 0.5, 0.35, 0.25, 0.0])
@@ -61,10 +61,13 @@ def assessed(
     *,
     forced: tuple[int, ...] = (),
     spacing: tuple[float, float, float] = MM3,
+    truth: Truth | None = None,
 ) -> Assessment:
     context = Context(ARMS, spacing, "f" * 64, 0, ("Research use only.",))
     train = outcomes(600, seed=1)
-    return assess(train, test, counts, forced=forced, context=context, settings=SETTINGS)
+    return assess(
+        train, test, counts, forced=forced, context=context, settings=SETTINGS, truth=truth
+    )
 
 
 TEST = outcomes(240, seed=2, first=1000)
@@ -209,6 +212,40 @@ def test_the_ladder_is_the_mean_p_active_of_the_same_cases_under_each_arm() -> N
     assert ladder["falling"]
     assert ladder["cases"] == 12
     assert ladder["first_minus_last"]["value"] == pytest.approx(1.0)
+
+
+def test_a_step_upwards_counts_only_where_chance_does_not_explain_it() -> None:
+    counts, forced = ladder_counts()
+    for case in forced:
+        counts[case, 2], counts[case, 1] = counts[case, 1], counts[case, 2]
+    ladder = assessed(TEST, counts, forced=forced).record["ladder"]
+    assert not ladder["falling"]
+    assert ladder["rising"] == ["avonex"]
+    assert falling_words(ladder) == "P(active) rises, by more than chance, to avonex."
+
+
+def test_a_step_upwards_of_one_case_in_twelve_may_be_chance() -> None:
+    counts, forced = ladder_counts()
+    for case in forced:
+        counts[case, 2] = counts[case, 1]
+    counts[forced[0], 2] = counts[forced[0], 0]
+    ladder = assessed(TEST, counts, forced=forced).record["ladder"]
+    assert not ladder["falling"]
+    assert ladder["rising"] == []
+
+
+def test_the_truth_stands_beside_the_ladder_where_it_is_known() -> None:
+    counts, forced = ladder_counts()
+    truth = {
+        (case, arm): 6 - arm - place % 2 for place, case in enumerate(forced) for arm in range(6)
+    }
+    record = assessed(TEST, counts, forced=forced, truth=truth).record
+    rows = list(record["ladder"]["arms"].values())
+    assert [row["true_rate"] for row in rows] == [1, 1, 1, 1, 1, 0.5]
+    assert [row["true_count"] for row in rows] == [5.5, 4.5, 3.5, 2.5, 1.5, 0.5]
+    assert "truly active" in report_text(record)
+    unknown = assessed(TEST, counts, forced=forced).record["ladder"]["arms"]["placebo"]
+    assert unknown["true_rate"] is None
 
 
 def test_the_steps_of_the_ladder_are_paired_over_cases() -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_forecast import SLAB, SPEC, write_store
+from synthetic_bids import write_volume
+from tiny_forecast import GEOMETRY, SLAB, SPEC, write_store
 
 from jobs import evaluate, forecast
+from lesioncast.cohort.truth import RANKS, TRUTH
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
@@ -48,10 +50,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of four test and eight training cases, a bundle, a configuration."""
     folder = tmp_path_factory.mktemp("jobs")
     write_store(folder / "store.zarr", folder / "bids", test=4, train=8)
-    (folder / "bids/derivatives/truth").mkdir(parents=True)
+    for subject in ("sub-01", "sub-02", "sub-03", "sub-04"):
+        write_truth(folder / "bids", subject)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     write_bundle(folder / "bundle")
     return folder
+
+
+def write_truth(bids: Path, subject: str) -> None:
+    """Two lesions of one voxel each, of which the arms let two, one and none arise."""
+    ranks = np.zeros(GEOMETRY.shape, np.uint8)
+    middle = tuple(size // 2 for size in GEOMETRY.shape)
+    ranks[middle], ranks[middle[0], middle[1], middle[2] + 3] = 1, 2
+    stem = bids / TRUTH / subject / "ses-w096/anat" / f"{subject}_ses-w096_{RANKS}"
+    write_volume(stem.with_name(f"{stem.name}.nii.gz"), ranks, GEOMETRY)
+    counts = dict(zip(SPEC.arms, (2, 1, 0), strict=True))
+    stem.with_name(f"{stem.name}.json").write_text(json.dumps({"LesionCounts": counts}))
 
 
 def write_bundle(path: Path) -> None:
@@ -98,6 +112,8 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
     assert record["cases"] == {"train": 8, "test": 4}
     assert record["variants"]["plain"]["activity"]["pooled"]["positives"] == 2
     assert list(record["variants"]) == ["plain", "opened", "opened_forecast"]
+    truth = [(row["true_rate"], row["true_count"]) for row in record["ladder"]["arms"].values()]
+    assert truth == [(1.0, 2.0), (1.0, 1.0), (0.0, 0.0)]
     assert list(record["methods"])[-2:] == ["regression", "regression_covariates"]
     assert report_text(record) == (out / "tables.md").read_text()
     section = evaluation_section(record, heading="Evaluation", figure="evaluation.png")

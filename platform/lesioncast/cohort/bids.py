@@ -29,6 +29,7 @@ from lesioncast.cohort.metadata import (
 )
 from lesioncast.cohort.settings import CohortSettings
 from lesioncast.cohort.trial import SESSIONS, Subject, simulate_subject
+from lesioncast.cohort.truth import RANKS
 
 _DESCRIPTION = "dataset_description.json"
 _STAGING = ".staging-"
@@ -135,10 +136,9 @@ def _files(settings: CohortSettings, subject: Subject, name: str) -> Iterator[tu
     parcellation = anat("w048", "space-orig_desc-synthseg_dseg.nii.gz", "synthseg")
     yield parcellation, nifti_bytes(labels, affine)
     for p, period in enumerate(PERIODS):
-        stem = "space-orig_desc-ranks_dseg"
-        yield anat(period, f"{stem}.nii.gz", "truth"), nifti_bytes(subject.ranks[p], affine)
+        yield anat(period, f"{RANKS}.nii.gz", "truth"), nifti_bytes(subject.ranks[p], affine)
         counts = dict(zip(PAPER_ARM_NAMES, subject.counts[p].tolist(), strict=True))
-        yield anat(period, f"{stem}.json", "truth"), json.dumps({"LesionCounts": counts}).encode()
+        yield anat(period, f"{RANKS}.json", "truth"), json.dumps({"LesionCounts": counts}).encode()
 
 
 def grid_affine(settings: CohortSettings) -> npt.NDArray[np.float64]:

@@ -19,6 +19,8 @@ from lesioncast.evaluation.settings import EvaluationSettings
 Floats = npt.NDArray[np.float64]
 Tally = Mapping[tuple[int, int], npt.NDArray[np.int64]]
 """(case, arm) -> lesions of each sample, [2, k]: as drawn, after the opening."""
+Truth = Mapping[tuple[int, int], int]
+"""(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
 
 SCHEMA = 1
 PLAIN = "plain"
@@ -60,14 +62,18 @@ def assess(
     forced: Sequence[int],
     context: Context,
     settings: EvaluationSettings,
+    truth: Truth | None = None,
 ) -> Assessment:
     """Scores the forecast of the test cases beside the baselines fitted on the training cases.
 
-    `counts` holds every test case under its own arm, and the cases in `forced` under every arm.
+    `counts` holds every test case under its own arm, and the cases in `forced` under every arm, as
+    does `truth` where it is known.
     """
     bootstrap = Bootstrap(settings.bootstrap, context.seed)
     idle = opening_element(context.spacing) == (1, 1, 1)
-    ladder, p_forced = _ladder(train, counts, forced, context=context, bootstrap=bootstrap)
+    ladder, p_forced = _ladder(
+        train, counts, forced, truth=truth, context=context, bootstrap=bootstrap
+    )
     by_variant = {
         name: _methods(train, test, counts, name=name, context=context, settings=settings)
         for name in ([PLAIN] if idle else VARIANTS)
@@ -126,15 +132,20 @@ def _ladder(
     counts: Tally,
     forced: Sequence[int],
     *,
+    truth: Truth | None,
     context: Context,
     bootstrap: Bootstrap,
 ) -> tuple[dict[str, Any] | None, Floats | None]:
     """The record of the forced cases and their P(active) [case, arm]; None where there are none."""
     if not forced:
         return None, None
-    sampled = np.array(
-        [[counts[case, arm][0] for case in forced] for arm in range(len(context.arms))], np.float64
-    )
+    arms = range(len(context.arms))
+    sampled = np.array([[counts[case, arm][0] for case in forced] for arm in arms], np.float64)
+    true = None
+    if truth is not None:
+        true = np.array([[truth[case, arm] for case in forced] for arm in arms], np.float64)
     rate = arm_statistics(train.arm, train.plain, arms=len(context.arms)).activity
-    record = ladder_record(sampled, arms=context.arms, train_rate=rate, bootstrap=bootstrap)
+    record = ladder_record(
+        sampled, arms=context.arms, train_rate=rate, bootstrap=bootstrap, true=true
+    )
     return record, (sampled > 0).mean(axis=2).T

@@ -81,18 +81,18 @@ def _ladder(axes: Axes, ladder: Record | None) -> None:
     for x, row in zip(place, rows, strict=True):
         if row["p_active"]["low"] is not None:
             axes.plot([x, x], [row["p_active"]["low"], row["p_active"]["high"]], color=INK, lw=1.2)
-    known = [x for x, row in enumerate(rows) if row["train_rate"] is not None]
-    axes.scatter(
-        known,
-        [rows[x]["train_rate"] for x in known],
-        marker="D",
-        s=26,
-        color="white",
-        edgecolor=INK,
-        zorder=3,
-        label="training patients of the arm",
-    )
+    _diamonds(axes, rows, "train_rate", face="white", label="training patients of the arm")
+    _diamonds(axes, rows, "true_rate", face=INK, label="truth, the same cases")
     _legend(axes, loc="upper right")
+
+
+def _diamonds(axes: Axes, rows: Sequence[Record], key: str, *, face: str, label: str) -> None:
+    known = [x for x, row in enumerate(rows) if row[key] is not None]
+    if known:
+        rates = [rows[x][key] for x in known]
+        axes.scatter(
+            known, rates, marker="D", s=26, color=face, edgecolor=INK, zorder=3, label=label
+        )
 
 
 def _roc(axes: Axes, cases: Cases, methods: Sequence[Method], pooled: Record) -> None:

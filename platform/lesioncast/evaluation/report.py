@@ -197,14 +197,21 @@ def variant_record(
 
 
 def ladder_record(
-    counts: Floats, *, arms: Sequence[str], train_rate: Floats, bootstrap: Bootstrap
+    counts: Floats,
+    *,
+    arms: Sequence[str],
+    train_rate: Floats,
+    bootstrap: Bootstrap,
+    true: Floats | None = None,
 ) -> Record:
     """Mean P(active) and mean count of the same cases forced onto every arm.
 
     `counts` [arm, n, k] lesions of sample k, on the same seeds for all arms of a case and on others
-    for each case; `train_rate` [arm] is what was observed of the patients who received the arm.
+    for each case; `train_rate` [arm] is what was observed of the patients who received the arm;
+    `true` [arm, n] are the lesions that a simulated patient would have had, where that is known.
     Intervals are over cases, whose draws differ, so they hold the Monte Carlo error too: `mc_error`
-    is that share of it. `minus_previous` is paired, against the arm before.
+    is that share of it. `minus_previous` is paired, against the arm before; `rising` names the arms
+    that stand above the one before by more than chance.
     """
     weights = bootstrap.weights(counts.shape[1])
     active = (counts > 0).astype(np.float64)
@@ -220,8 +227,15 @@ def ladder_record(
             "mc_error": stratified_error(active[index]),
             "count_mean": float(counts[index].mean()),
             "train_rate": None if np.isnan(observed) else observed,
+            "true_rate": None if true is None else float((true[index] > 0).mean()),
+            "true_count": None if true is None else float(true[index].mean()),
         }
     rates = [row["p_active"]["value"] for row in record["arms"].values()]
     record["falling"] = all(first > last for first, last in zip(rates, rates[1:], strict=False))
+    record["rising"] = [
+        name
+        for name, row in record["arms"].items()
+        if row["minus_previous"] and (row["minus_previous"]["low"] or 0) > 0
+    ]
     record["first_minus_last"] = _mean_estimate(chance[0] - chance[-1], weights).as_dict()
     return record

@@ -148,6 +148,8 @@ def _ladder(ladder: Record | None) -> str:
             DASH if row["minus_previous"] is None else with_interval(row["minus_previous"]),
             number(row["mc_error"]),
             number(row["count_mean"], digits=2),
+            number(row["true_rate"]),
+            number(row["true_count"], digits=2),
             number(row["train_rate"]),
         ]
         for arm, row in ladder["arms"].items()
@@ -158,14 +160,24 @@ def _ladder(ladder: Record | None) -> str:
         "minus the arm before",
         "Monte Carlo error",
         "mean count",
+        "truly active",
+        "true mean count",
         "training rate of the arm",
     ]
-    falls = "falls" if ladder["falling"] else "does not fall"
     return (
         "## The same patients under every arm\n\n"
         f"{ladder['cases']} test cases forced onto each arm, {ladder['samples']} samples on the "
-        f"same seeds for all arms of a case. P(active) {falls} at every step from first to last "
-        f"arm; first minus last {with_interval(ladder['first_minus_last'])}. The training rate is "
-        "of other patients, "
-        f"those who received the arm.\n\n{table(head, rows)}"
+        f"same seeds for all arms of a case. {falling_words(ladder)} First minus last arm: "
+        f"{with_interval(ladder['first_minus_last'])}. Truly active are as many of the same cases "
+        "as the simulation says; the training rate is of other patients, those who received the "
+        f"arm.\n\n{table(head, rows)}"
     )
+
+
+def falling_words(ladder: Record) -> str:
+    """Whether P(active) falls from the first to the last arm, and where it does not."""
+    if ladder["falling"]:
+        return "P(active) falls at every step from the first to the last arm."
+    if not ladder["rising"]:
+        return "P(active) falls, but for steps upwards that may be chance."
+    return f"P(active) rises, by more than chance, to {', '.join(ladder['rising'])}."

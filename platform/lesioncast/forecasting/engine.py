@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lesioncast.cohort.truth import has_truth
 from lesioncast.covariates import encode_covariates
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.precision import warn_if_slow
@@ -109,4 +110,4 @@ def bundle_remark(bundle: Path) -> str:
 
 def trial_remarks(bids: Path) -> tuple[str, ...]:
     """Says so where the subjects themselves are simulated: their true futures lie beside them."""
-    return ("The subjects are simulated.",) if (bids / "derivatives" / "truth").is_dir() else ()
+    return ("The subjects are simulated.",) if has_truth(bids) else ()

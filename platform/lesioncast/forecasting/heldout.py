@@ -6,9 +6,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from lesioncast.cohort.truth import has_truth, true_net2
 from lesioncast.covariates import fit_covariates
-from lesioncast.evaluation.assess import Tally, tally
+from lesioncast.evaluation.assess import Tally, Truth, tally
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
+from lesioncast.evaluation.lesions import lesion_count
 from lesioncast.evaluation.outcomes import (
     Outcomes,
     build_measurer,
@@ -89,3 +91,19 @@ def draw_counts(
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     counted = with_progress(drawn, total=len(batches), label="batches drawn")
     return tally(ensembles(requests, seeds, counted))
+
+
+def true_counts(store: Store, cases: HeldOut) -> Truth | None:
+    """The true lesions of the forced cases under every arm; None for a trial that is not simulated.
+
+    Raises StorageError where a simulated trial lacks a file.
+    """
+    bids, arms = Path(store.table.bids), store.spec.arms
+    if not has_truth(bids):
+        return None
+    forced = [case for case in cases.test if case.index in set(cases.forced)]
+    return {
+        (case.index, arm): lesion_count(mask, store.spec.spacing)
+        for case in forced
+        for arm, mask in enumerate(true_net2(bids, case.subject, case.grid, arms=arms))
+    }

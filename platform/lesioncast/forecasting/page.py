@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lesioncast.evaluation.report import POOLED, WITHIN
-from lesioncast.evaluation.tables import NAMES, number, table, with_interval
+from lesioncast.evaluation.tables import NAMES, falling_words, number, table, with_interval
 from lesioncast.forecasting.derivative import figure_path
 
 Record = Mapping[str, Any]
@@ -32,7 +32,7 @@ def evaluation_section(record: Record, *, heading: str, figure: str | None = Non
         f"week 96; {record['samples']} samples each; bundle `{record['bundle'][:12]}`.",
         table(head, rows),
         _gaps(variant["differences"], record["methods"]),
-        _ladder_line(record["ladder"]),
+        _ladder(record["ladder"]),
         f"![evaluation]({figure})" if figure else "",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -48,16 +48,18 @@ def _gaps(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
     return "Paired on the same subjects (95 % bootstrap interval):\n\n" + "\n".join(lines)
 
 
-def _ladder_line(ladder: Record | None) -> str:
+def _ladder(ladder: Record | None) -> str:
     if ladder is None:
         return ""
-    steps = ", ".join(
-        f"{arm} {number(row['p_active']['value'])}" for arm, row in ladder["arms"].items()
-    )
-    falls = "It falls at every step." if ladder["falling"] else "It does not fall at every step."
+    rows = [
+        [arm, with_interval(row["p_active"]), number(row["true_rate"]), number(row["train_rate"])]
+        for arm, row in ladder["arms"].items()
+    ]
+    head = ["arm", "mean P(active)", "truly active", "active, training patients of the arm"]
     return (
-        f"Mean P(active) of the same {ladder['cases']} subjects under every arm: {steps}. {falls} "
-        f"First minus last arm {with_interval(ladder['first_minus_last'])}."
+        f"The same {ladder['cases']} subjects under every arm, {ladder['samples']} samples each. "
+        f"{falling_words(ladder)} First minus last arm: "
+        f"{with_interval(ladder['first_minus_last'])}.\n\n{table(head, rows)}"
     )
 
 

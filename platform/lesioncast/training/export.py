@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lesioncast.cohort.truth import has_truth
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.training.bundle import BundleConfig, save_bundle
 from lesioncast.training.checkpoint import EMA, Checkpoint
@@ -42,7 +43,7 @@ def describe_data(store: Store, cases: int) -> str:
     bids = Path(store.table.bids)
     description = bids / "dataset_description.json"
     name = read_json(description)["Name"] if description.is_file() else "a BIDS trial"
-    simulated = (bids / "derivatives" / "truth").is_dir()
+    simulated = has_truth(bids)
     warning = "; simulated patients, which is no evidence about real ones" if simulated else ""
     return f"{cases} training cases of {name}{warning}."
 
