@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,25 @@ def test_the_same_seed_draws_the_same_mask_and_another_seed_another() -> None:
     assert first.dtype == torch.bool
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("prediction", "evaluations"), [("v", 5), ("odds", 1)])
+def test_only_a_probability_can_settle_a_sample_early(prediction: str, evaluations: int) -> None:
+    """Every voxel's x_hat is -1 at once: overshot and clamped with v, sure with odds."""
+    model, (condition, arm, _) = tiny_model(), case(1)
+    objective = ObjectiveConfig(prediction=prediction, lesion_weight=1.0)
+    model.config = replace(model.config, objective=objective)
+    calls = 0
+
+    def certain(_: object, args: tuple[torch.Tensor, ...], __: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return torch.full_like(args[0], 1e3 if prediction == "v" else -1e3)
+
+    model.unet.register_forward_hook(certain)
+    mask = model.draw(condition, arm, [5], SamplerConfig(solver="dpm2m", num_steps=5))
+    assert not mask.any()
+    assert calls == evaluations
 
 
 SIXTEEN = tuple(range(100, 116))

@@ -33,7 +33,7 @@ from lesioncast.forecasting.forecast import (
     subjects_to_forecast,
 )
 from lesioncast.forecasting.heldout import held_out
-from lesioncast.forecasting.page import forecast_section, page, relative_figure
+from lesioncast.forecasting.page import forecast_section, page, relative_path
 from lesioncast.forecasting.view import choose_slices, for_display, view_of
 from lesioncast.slab import named
 from storage import Store, open_store
@@ -145,7 +145,7 @@ def test_a_page_shows_the_forecast_and_its_warnings_once(
     forecasts: tuple[Path, list[dict]],
 ) -> None:
     out, records = forecasts
-    link = relative_figure(out, "sub-02", page_folder=out.parent)
+    link = relative_path(figure_path(out, "sub-02"), page_folder=out.parent)
     section = forecast_section(records[1], heading="A forecast", figure=link)
     text = page("Demo", [section], notices=[*records[0]["notices"], *records[1]["notices"]])
     assert f"({out.name}/sub-02/sub-02_forecast.png)" in text

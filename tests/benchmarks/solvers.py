@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:platform python tests/benchmarks/solvers.py --bundle out/demo/bundle --store STORE
 
-The store's test cases should be of subjects that neither trained the bundle nor test it, such as
-those of a trial simulated with another `cohort.seed`. Prints a table; `--steps` and `--etas` say
+The cases are those of the store's validation split, so that choosing a solver leaves the test split
+blind. Prints a table; `--steps` and `--etas` say
 what is tried of the stochastic DPM-Solver++ 2M, of which eta 0 is the ODE.
 """
 
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.metrics import roc_auc_score
 
 from lesioncast.diffusion.sampler import SamplerConfig
@@ -26,10 +25,10 @@ from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.lesions import measure
 from lesioncast.evaluation.metrics import crps, log_count_errors
 from lesioncast.evaluation.outcomes import evaluable
-from lesioncast.forecasting.draws import Drawn, Request, Sampler, plan, seeds_of
-from lesioncast.forecasting.engine import bundle_draw, store_condition, store_covariates
+from lesioncast.forecasting.draws import Drawn, Request, plan, seeds_of
+from lesioncast.forecasting.engine import build_sampler
 from lesioncast.forecasting.heldout import spread_out
-from lesioncast.slab import MASKS, SESSIONS, named
+from lesioncast.slab import MASKS, SESSIONS
 from lesioncast.start import RaySettings, cluster, configure_logging
 from lesioncast.training.bundle import load_bundle
 from storage import Case, Store, open_store
@@ -48,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=160, help="of the test split")
+    parser.add_argument("--cases", type=int, default=160, help="of the validation split")
     parser.add_argument("--samples", type=int, default=4, help="a case")
     parser.add_argument("--steps", default="16,22", help="numbers of steps")
     parser.add_argument("--etas", default="0,0.3,0.6,1", help="from the ODE (0) to the SDE (1)")
     args = parser.parse_args(argv)
     configure_logging()
     store, shipped = open_store(args.store.absolute()), load_bundle(args.bundle).sampler
-    cases = spread_out(evaluable(store.select(split="test")), args.cases)
+    cases = spread_out(evaluable(store.select(split="val")), args.cases)
     truth = np.stack([observed(store, case) for case in cases])
     print(HEAD, "|" + "---|" * 10, observed_row(truth, store), sep="\n")
     with cluster(RaySettings()):
@@ -73,18 +72,6 @@ def observed(store: Store, case: Case) -> Masks:
     return store.read(case.index).masks[SESSIONS.index("w096"), MASKS.index("net2")].astype(bool)
 
 
-def build(bundle: Path, store: Path, sampler: SamplerConfig) -> Sampler:
-    """The bundle's networks under another sampler, on one thread."""
-    torch.set_num_threads(1)
-    loaded, opened = replace(load_bundle(bundle), sampler=sampler), open_store(store)
-    return Sampler(
-        bundle_draw(loaded, device="cpu"),
-        store_condition(opened, named(loaded.config.control.condition)),
-        spacing=opened.spec.spacing,
-        covariates=store_covariates(opened, loaded.config.covariates),
-    )
-
-
 def draw(
     store: Store, cases: Sequence[Case], bundle: Path, sampler: SamplerConfig, *, samples: int
 ) -> Masks:
@@ -92,7 +79,8 @@ def draw(
     seeds = seeds_of(cases, seed=0, samples=samples)
     requests = [Request(case.index, case.arm_index) for case in cases]
     batches = plan(requests, seeds, batch_size=8)
-    drawn = map_on_actors(partial(build, bundle, store.path, sampler), batches, workers=2)
+    build = partial(build_sampler, bundle, store.path, device="cpu", sampler=sampler)
+    drawn = map_on_actors(build, batches, workers=2)
     pieces: list[Drawn] = list(with_progress(drawn, total=len(batches), label="batches drawn"))
     masks = np.concatenate([piece.masks() for piece in pieces])
     return masks.reshape(len(cases), samples, *masks.shape[1:])

@@ -110,9 +110,11 @@ class Model:
         Kernels sum in an order that depends on the batch size, and a mask must not: on a CPU the
         networks always see `CPU_ROWS` rows, the last ones repeated where fewer are asked for. Nor
         may it depend on the number of threads, which is its caller's to hold. On a GPU the batch
-        stays whole, and a sample's x differs from that of another batch by rounding. A sample ends
-        early once its NET2 is `settled`.
+        stays whole, and a sample's x differs from that of another batch by rounding. Where x_hat is
+        a probability (prediction odds), a sample ends early once its NET2 is `settled`: other
+        predictions overshoot, and an x_hat clamped to 1 says nothing of how sure it is.
         """
+        ends_early = self.config.objective.prediction == "odds"
         size = CPU_ROWS if condition.device.type == "cpu" else len(condition)
         with autocast(sampler.precision, condition.device):
             parts = [
@@ -129,7 +131,7 @@ class Model:
                     schedule=self.config.schedule,
                     sampler=sampler,
                     device=condition.device,
-                    settled=settled,
+                    settled=settled if ends_early else None,
                 )
                 for rows in filled(len(condition), size)
             ]

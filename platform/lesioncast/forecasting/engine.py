@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from lesioncast.cohort.truth import has_truth
 from lesioncast.covariates import encode_covariates
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.precision import warn_if_slow
+from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.forecasting.draws import Condition, Covariates, Draw, Sampler
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.slab import Channels, encode, named
@@ -19,16 +22,20 @@ from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
 from storage import Store, open_store
 
 
-def build_sampler(bundle: Path, store: Path, *, device: str) -> Sampler:
+def build_sampler(
+    bundle: Path, store: Path, *, device: str, sampler: SamplerConfig | None = None
+) -> Sampler:
     """What a Ray actor holds: the networks on `device` and the open store.
 
-    On the CPU one thread a process: the actors are the parallelism. Raises ForecastError where the
-    bundle and the store do not fit.
+    Draws as the bundle was shipped to, or with another `sampler`. On the CPU one thread a process:
+    the actors are the parallelism. Raises ForecastError where the bundle and the store do not fit.
     """
     if device == "cpu":
         torch.set_num_threads(1)
     loaded, opened = load_bundle(bundle, device=device), open_store(store)
     require_fit(loaded, opened)
+    if sampler is not None:
+        loaded = replace(loaded, sampler=sampler)
     warn_if_slow(loaded.sampler.precision, torch.device(device))
     return Sampler(
         bundle_draw(loaded, device=device),
@@ -104,8 +111,20 @@ def sessions_seen(bundle: Bundle) -> tuple[str, ...]:
 
 def bundle_remark(bundle: Path) -> str:
     """What the bundle's own record says of the data it learned from."""
-    data = str(json.loads((bundle / METRICS_FILE).read_text()).get("data", "data not recorded"))
+    data = str(_how_it_was_made(bundle).get("data", "data not recorded"))
     return f"Trained on {data.rstrip('.')}."
+
+
+def bundle_steps(bundle: Path) -> str:
+    """How long the bundle was trained, such as `450 + 600 steps, seed 0`."""
+    made = _how_it_was_made(bundle)
+    counts = " + ".join(str(stage["step"]) for stage in made["stages"].values())
+    return f"{counts} steps, seed {made['seed']}"
+
+
+def _how_it_was_made(bundle: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((bundle / METRICS_FILE).read_text())
+    return record
 
 
 def trial_remarks(bids: Path) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from lesioncast.evaluation.report import POOLED, WITHIN
 from lesioncast.evaluation.tables import NAMES, falling_words, number, table, with_interval
-from lesioncast.forecasting.derivative import figure_path
 
 Record = Mapping[str, Any]
 
@@ -107,6 +106,6 @@ def page(title: str, sections: Sequence[str], *, notices: Sequence[str]) -> str:
     return "\n\n".join([f"# {title}", warning, *sections]) + "\n"
 
 
-def relative_figure(forecasts: Path, subject: str, *, page_folder: Path) -> str:
-    """The link to a subject's figure from a page in `page_folder`."""
-    return Path(os.path.relpath(figure_path(forecasts, subject), page_folder)).as_posix()
+def relative_path(path: Path, *, page_folder: Path) -> str:
+    """The link to a file from a page in `page_folder`."""
+    return Path(os.path.relpath(path, page_folder)).as_posix()
