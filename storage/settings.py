@@ -37,7 +37,9 @@ class StoreSettings:
     mask, if a subject has one: 0.55 has the lateral ventricles in the middle of the slab.
     `percentiles` of the foreground become -1 and 1; `apply_brain_mask` sets FLAIR outside a brain
     mask to -1, as in a skull-stripped image. Affines of one subject's files may differ by
-    `affine_tolerance` mm at the corners of the volume.
+    `affine_tolerance` mm at the corners of the volume, and their axes from the body's by `max_tilt`
+    degrees. `probability_masks` lets masks with values between 0 and 1 in, which become 1 from 0.5
+    on; without it they are refused.
     """
 
     slab: tuple[int, int, int]
@@ -49,6 +51,8 @@ class StoreSettings:
     percentiles: tuple[float, float] = (0.5, 99.5)
     apply_brain_mask: bool = True
     affine_tolerance: float = 0.1
+    max_tilt: float = 30.0
+    probability_masks: bool = False
     bids: BidsLayout = field(default_factory=BidsLayout)
 
     def __post_init__(self) -> None:
@@ -72,6 +76,9 @@ class StoreSettings:
         )
         _require(
             self.affine_tolerance > 0, "store.affine_tolerance", "mm above 0", self.affine_tolerance
+        )
+        _require(
+            0 < self.max_tilt < 45, "store.max_tilt", "degrees between 0 and 45", self.max_tilt
         )
 
 
