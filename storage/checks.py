@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from storage.bids import REQUIRED, UNKNOWN, Source, Subject
+from storage.bids import REQUIRED, Source, Subject
 from storage.errors import CaseError, Refusal
 from storage.header import voxel_sizes
 from storage.layout import SESSIONS
 from storage.nifti import Header, Volume
-from storage.settings import StoreSettings
+from storage.participants import arm_of, name_of
+from storage.settings import StoreSettings, TrialLayout
 
 # A spacing this close to the store's (0.1 mm in 10 cm) is the store's: no resampling.
 SPACING_TOLERANCE = 1e-3
@@ -18,17 +19,26 @@ SHEAR_TOLERANCE = 2.0  # degrees; rounding and scanners stay far below, 12-param
 IN_PLANE = 0.25  # of a slab's length and width: half a brain's
 
 
-def check_participant(subject: Subject, arms: tuple[str, ...], *, arm_column: str) -> None:
-    """The subject has one row in participants.tsv, with an arm that is known or n/a."""
+def check_participant(subject: Subject, arms: tuple[str, ...], *, layout: TrialLayout) -> None:
+    """The subject has a name of its own and one row in the table, with an arm known or n/a."""
+
+    def refuse(kind: str, reason: str) -> CaseError:
+        return CaseError(Refusal(subject.name, kind, reason))
+
+    if subject.name == name_of(""):
+        reason = f"expected a {layout.subject_column}, got none in a row of {layout.participants}"
+        raise refuse("no name", f"{reason}; fill it in or delete the row")
+    if len(subject.labels) > 1:
+        got = " and ".join(map(repr, subject.labels))
+        reason = f"expected names that differ in letters and digits, got files of {got}"
+        raise refuse("one name for several", f"{reason}; rename one")
     if len(subject.rows) != 1:
-        reason = f"expected one row in participants.tsv, got {len(subject.rows)}; list it once"
-        raise CaseError(Refusal(subject.name, "not listed once", reason))
-    arm = subject.rows[0].get(arm_column, UNKNOWN[0])
-    if arm not in arms and arm not in UNKNOWN:
-        reason = f"expected {arm_column} in ({', '.join(arms)}) or n/a, got {arm!r}"
-        raise CaseError(
-            Refusal(subject.name, "unknown arm", f"{reason}; correct it or add the arm")
-        )
+        reason = f"expected one row in {layout.participants}, got {len(subject.rows)}"
+        raise refuse("not listed once", f"{reason}; list it once")
+    arm = arm_of(subject.rows[0], layout)
+    if arm is not None and arm not in arms:
+        reason = f"expected {layout.arm_column} in ({', '.join(arms)}) or n/a, got {arm!r}"
+        raise refuse("unknown arm", f"{reason}; correct it or add the arm")
 
 
 def check_sessions(subject: Subject) -> None:

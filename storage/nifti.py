@@ -2,9 +2,7 @@
 
 import gzip
 import hashlib
-import io
 import os
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,28 +11,11 @@ from typing import IO, Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from storage.bids import Source
-from storage.errors import CaseError
-from storage.header import LARGEST, Shape, judge, voxel_sizes
-
-# What gzip, zlib and nibabel raise on files that are truncated, corrupt or no NIfTI.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    zlib.error,
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
-)
-_GZIP_MAGIC = b"\x1f\x8b"
-_TRAILING, _PIECE = 2**20, 2**16  # bytes
+from storage.header import Shape, judge, voxel_sizes
+from storage.stream import UNREADABLE, content_of, is_packed, read_to_the_end, unpack, unreadable
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -117,9 +98,9 @@ class NiftiFile:
         """
         try:
             data = np.asanyarray(self.voxels).reshape(self.header.shape)
-            _read_to_the_end(self.stream)
-        except _UNREADABLE as error:
-            raise _unreadable(self.source, error) from error
+            read_to_the_end(self.stream)
+        except UNREADABLE as error:
+            raise unreadable(self.source, error) from error
         scaled = (self.voxels.slope, self.voxels.inter) != (1, 0)
         native = np.dtype(np.float32) if scaled else data.dtype.newbyteorder("=")
         data = apply_orientation(data.astype(native, copy=False), self.header.orientation)
@@ -137,16 +118,13 @@ def read_volume(source: Source) -> Volume:
 
 def open_nifti(source: Source) -> NiftiFile:
     """The file and what its header says. Raises CaseError where that cannot be true."""
-    raw = _content(source)
-    compressed = raw.startswith(_GZIP_MAGIC)
-    stream: IO[bytes] = io.BytesIO(raw)
-    if compressed:
-        stream = gzip.GzipFile(fileobj=stream)
+    raw = content_of(source)
+    stream = unpack(raw)
     try:
         claims = _claims(stream)
-        shape = judge(claims, source, stored=len(raw), compressed=compressed)
-    except _UNREADABLE as error:
-        raise _unreadable(source, error) from error
+        shape = judge(claims, source, stored=len(raw), compressed=is_packed(raw))
+    except UNREADABLE as error:
+        raise unreadable(source, error) from error
     return NiftiFile(
         source=source,
         header=_header(claims, shape),
@@ -154,21 +132,6 @@ def open_nifti(source: Source) -> NiftiFile:
         stream=stream,
         voxels=nib.arrayproxy.ArrayProxy(stream, claims, mmap=False),
     )
-
-
-def _content(source: Source) -> bytes:
-    """All of a file that is one: a folder, a pipe or a link to nothing would raise or hang."""
-    path = source.path
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "none"
-        raise source.refuse("unreadable file", f"expected a file, got {got}; put the file there")
-    try:
-        if path.stat().st_size > LARGEST:
-            reason = f"expected at most {LARGEST >> 20} MiB, got {path.stat().st_size >> 20} MiB"
-            raise source.refuse("too large", f"{reason}; crop the image or compress it")
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(source, error) from error
 
 
 def _claims(stream: IO[bytes]) -> nib.Nifti1Header:
@@ -183,21 +146,6 @@ def _claims(stream: IO[bytes]) -> nib.Nifti1Header:
     claims.check_fix()  # raises where it cannot be one
     claims["pixdim"][1:4][absent[1:4]] = 0  # nibabel would make it 1 mm, which is a guess
     return claims
-
-
-def _read_to_the_end(stream: IO[bytes]) -> None:
-    """Past the voxels lies little; at the end gzip compares its checksum with what was read."""
-    for _ in range(_TRAILING // _PIECE):
-        if not stream.read(_PIECE):
-            return
-    raise ValueError(f"more than {_TRAILING >> 20} MiB after its voxels")
-
-
-def _unreadable(source: Source, error: BaseException) -> CaseError:
-    why = f"{type(error).__name__}: {error}".splitlines()[0]
-    return source.refuse(
-        "unreadable file", f"expected a whole NIfTI file, got {why}; copy it again"
-    )
 
 
 def _header(claims: nib.Nifti1Header, shape: Shape) -> Header:

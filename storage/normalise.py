@@ -45,7 +45,7 @@ def scale_flair(
     `clear_background` sets every voxel outside the foreground to -1; without it they are scaled and
     clipped like the rest.
     """
-    low, high = np.float32(limits)
+    low, high = np.array(limits, np.float32)
     scaled = image.astype(np.float32)
     scaled -= low
     scaled *= 2 / (high - low)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from storage.bids import ANATOMY, REFERENCE, UNKNOWN, Source, Subject
+from storage.bids import ANATOMY, REFERENCE, Source, Subject
 from storage.cases import Covariate
 from storage.checks import (
     check_brain,
@@ -24,6 +24,7 @@ from storage.grid import Grid, labels_on_slab, plan_grid, to_slab
 from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS
 from storage.nifti import Header, Volume, open_nifti
 from storage.normalise import foreground_of, range_of, scale_flair
+from storage.participants import UNKNOWN, arm_of
 from storage.settings import StoreSettings
 
 
@@ -65,19 +66,20 @@ def prepare(
     One file is in memory at a time, beside the brain mask. Raises CaseError with the first reason
     found why the subject cannot become a case.
     """
-    layout = settings.bids
-    check_participant(subject, arms, arm_column=layout.arm_column)
+    layout = settings.layout
+    check_participant(subject, arms, layout=layout)
     check_sessions(subject)
     sources = {(s.session, s.channel): s for s in _sources(subject)}
     making = _start(sources, root, settings)
     for source in sources.values():
         making.add(source, making.read(source))
     row = dict(subject.rows[0])
+    known = (layout.subject_column, layout.arm_column, layout.trial_column)
     facts = Facts(
-        subject=row.pop("participant_id"),
-        arm=_known(row.pop(layout.arm_column, "n/a")),
-        trial=_known(row.pop(layout.trial_column, "n/a")),
-        covariates={name: _covariate(text) for name, text in row.items()},
+        subject=subject.name,
+        arm=arm_of(row, layout),
+        trial=_known(row.get(layout.trial_column, UNKNOWN[0])),
+        covariates={name: _covariate(text) for name, text in row.items() if name not in known},
         grid=making.grid,
         present=making.arrays.present,
         parcellation=(REFERENCE, "parcellation") in sources,

@@ -13,7 +13,7 @@ from storage.bids import read_trial
 from storage.errors import CaseError, StorageError
 from storage.layout import CHANNELS, MASKS, SESSIONS
 from storage.prepare import CaseArrays, Facts, prepare
-from storage.settings import BidsLayout, StoreSettings
+from storage.settings import StoreSettings, TrialLayout
 
 SETTINGS = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
 
@@ -27,7 +27,7 @@ def trial(tmp_path: Path) -> Path:
 def prepared(
     trial: Path, name: str = "sub-02", settings: StoreSettings = SETTINGS
 ) -> tuple[Facts, CaseArrays]:
-    (subject,) = (s for s in read_trial(trial, settings.bids) if s.name == name)
+    (subject,) = (s for s in read_trial(trial, settings.layout) if s.name == name)
     return prepare(subject, trial, settings=settings, arms=bids.ARMS)
 
 
@@ -146,11 +146,11 @@ def test_a_volume_with_fewer_slices_than_the_slab_is_refused(trial: Path) -> Non
 
 
 def test_a_folder_that_is_no_trial_is_refused_whole(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"expected a BIDS folder with participants\.tsv"):
-        read_trial(tmp_path, BidsLayout())
+    with pytest.raises(StorageError, match=r"expected the trial's table of participants"):
+        read_trial(tmp_path, TrialLayout())
     (tmp_path / "participants.tsv").write_text("subject,arm\n")
-    with pytest.raises(StorageError, match="expected a tab-separated column participant_id"):
-        read_trial(tmp_path, BidsLayout())
+    with pytest.raises(StorageError, match="set apart by tabs, one of them participant_id"):
+        read_trial(tmp_path, TrialLayout())
 
 
 def test_a_whole_case_is_stored_to_the_voxel(tmp_path: Path) -> None:
@@ -207,8 +207,8 @@ def test_a_brain_mask_takes_the_skull_off(trial: Path) -> None:
 def test_another_trial_needs_other_patterns_and_no_code(trial: Path) -> None:
     for path in sorted(trial.rglob("*ses-w*"), key=lambda p: -len(p.parts)):
         path.rename(path.with_name(path.name.replace("ses-w048", "ses-M12")))
-    layout = BidsLayout(sessions=("w000", "M12", "w096"), arm_column="trial")
-    settings = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False, bids=layout)
+    layout = TrialLayout(sessions=("w000", "M12", "w096"), arm_column="trial")
+    settings = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False, layout=layout)
     (subject, _) = read_trial(trial, layout)
     facts, arrays = prepare(subject, trial, settings=settings, arms=("OPERA",))
     assert facts.arm == "OPERA"
