@@ -2,11 +2,12 @@
 
 import gzip
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -88,7 +89,7 @@ class NiftiFile:
     source: Source
     header: Header
     digest: str
-    stream: IO[bytes]
+    stream: io.BufferedIOBase
     voxels: nib.arrayproxy.ArrayProxy
 
     def read(self) -> Volume:
@@ -123,6 +124,7 @@ def open_nifti(source: Source) -> NiftiFile:
     try:
         claims = _claims(stream)
         shape = judge(claims, source, stored=len(raw), compressed=is_packed(raw))
+        voxels = nib.arrayproxy.ArrayProxy(stream, claims, mmap=False)
     except UNREADABLE as error:
         raise unreadable(source, error) from error
     return NiftiFile(
@@ -130,11 +132,11 @@ def open_nifti(source: Source) -> NiftiFile:
         header=_header(claims, shape),
         digest=hashlib.sha256(raw).hexdigest(),
         stream=stream,
-        voxels=nib.arrayproxy.ArrayProxy(stream, claims, mmap=False),
+        voxels=voxels,
     )
 
 
-def _claims(stream: IO[bytes]) -> nib.Nifti1Header:
+def _claims(stream: io.BufferedIOBase) -> nib.Nifti1Header:
     """The header as nibabel knows it. Its extensions stay unread: they can be of any size."""
     start = stream.read(nib.Nifti2Header.sizeof_hdr)
     if not start:

@@ -38,11 +38,14 @@ def read_participants(table: Path, layout: TrialLayout) -> list[dict[str, str]]:
     """The rows of the table. Quotes mean something in a .csv, and nothing in a BIDS .tsv."""
     if not table.is_file():
         raise StorageError(f"{table}: expected the trial's table of participants, got none there.")
-    quoting = csv.QUOTE_NONE if layout.separator == "\t" else csv.QUOTE_MINIMAL
+    tabs = layout.separator == "\t"
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(
-                lines, delimiter=layout.separator, quoting=quoting, restval=UNKNOWN[0]
+                lines,
+                delimiter=layout.separator,
+                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+                restval=UNKNOWN[0],
             )
             _check_columns(list(reader.fieldnames or ()), table, layout)
             return [{key: value.strip() for key, value in row.items() if key} for row in reader]

@@ -3,7 +3,6 @@
 import gzip
 import io
 import zlib
-from typing import IO
 
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -48,13 +47,13 @@ def is_packed(raw: bytes) -> bool:
     return raw.startswith(_GZIP_MAGIC)
 
 
-def unpack(raw: bytes) -> IO[bytes]:
+def unpack(raw: bytes) -> io.BufferedIOBase:
     """The file's content as a stream."""
     stream = io.BytesIO(raw)
     return gzip.GzipFile(fileobj=stream) if is_packed(raw) else stream
 
 
-def read_to_the_end(stream: IO[bytes]) -> None:
+def read_to_the_end(stream: io.BufferedIOBase) -> None:
     """Past the voxels lies little; at the end gzip compares its checksum with what was read."""
     for _ in range(_TRAILING // _PIECE):
         if not stream.read(_PIECE):
