@@ -49,6 +49,11 @@ class Paths:
         return self.root / "store.zarr"
 
     @property
+    def qc(self) -> Path:
+        """What a person should look at before training."""
+        return self.root / "qc"
+
+    @property
     def runs(self) -> Path:
         """Checkpoints and logs of both training stages."""
         return self.root / "runs"
