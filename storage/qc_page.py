@@ -12,25 +12,23 @@ from storage.qc import CaseQc, sort_key
 from storage.thumbnail import COLOURS
 
 _STYLE = """
-body { font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; margin: 1.5rem 2rem; color: #1b1b1b; }
+body { font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; margin: 1.2rem 1.4rem; color: #1b1b1b; }
 h1 { font-size: 1.3rem; margin: 0 0 .3rem; } p { max-width: 62rem; margin: .3rem 0 .8rem; }
 table { border-collapse: collapse; width: 100%; }
 th { position: sticky; top: 0; background: #22313f; color: #fff; text-align: left; z-index: 1; }
-th, td { padding: .45rem .6rem; vertical-align: top; border-bottom: 1px solid #d5d9dd; }
+th, td { padding: .45rem .5rem; vertical-align: top; border-bottom: 1px solid #d5d9dd; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.number, td.plain { white-space: nowrap; }
-th.number { text-align: right; } td:nth-child(2) { min-width: 11rem; }
+th.number { text-align: right; } td:nth-child(2) { min-width: 10rem; }
 tr.flagged { background: #fff6e5; } tr.flagged td:first-child { border-left: 5px solid #b45f06; }
 tr.clear td:first-child { border-left: 5px solid #d5d9dd; }
-ul { margin: 0; padding-left: 1.1rem; } li { color: #7a3e00; font-weight: 600; }
-small { color: #555; } img { display: block; border-radius: 3px; }
+ul { margin: 0; padding-left: 1.1rem; } td li { color: #7a3e00; font-weight: 600; }
+small { color: #555; } img { display: block; border-radius: 3px; width: 29vw; min-width: 22rem; }
 .key { padding: 0 .5rem; border-radius: 3px; color: #000; font-weight: 600; }
 summary { cursor: pointer; font-weight: 600; } details { margin-bottom: 1rem; }
 """
-_COLUMNS = (
-    "subject", "look at", "middle of the slab", "slab", "FLAIR, raw", "T2", "Gad", "NET2", "source",
-)  # fmt: skip
 _NUMBERS = ("FLAIR, raw", "T2", "Gad", "NET2")
+_COLUMNS = ("subject", "look at", "middle of the slab", "session", *_NUMBERS, "slab and source")
 
 
 def write_qc(found: Sequence[CaseQc], table: CaseTable, folder: Path) -> tuple[Path, Path]:
@@ -84,26 +82,31 @@ def _row(case: CaseQc) -> str:
         f"<td><ul>{flags}</ul></td>" if flags else "<td><small>nothing</small></td>",
         f'<td><img loading="lazy" alt="{escape(case.subject)}, three sessions" '
         f'src="data:image/jpeg;base64,{picture}"></td>',
-        f'<td class="plain">field {case.in_field:.0%}<br>head {case.in_head:.0%}<br>'
-        f"{_sides(case.asymmetry)}</td>",
-        _number(
-            f"{s} {low:.4g} to {high:.4g}" for s, (low, high) in sorted(case.intensity.items())
-        ),
-        *(_number(_volumes(case, kind)) for kind in MASKS),
-        f'<td class="plain">{case.orientation}<br>{" × ".join(map(str, case.shape))}<br>'
-        f"{' × '.join(f'{size:.3g}' for size in case.spacing)} mm</td>",
+        f'<td class="plain">{"<br>".join(SESSIONS)}</td>',
+        _number(_range(case, session) for session in SESSIONS),
+        *(_number(_volume(case, session, kind) for session in SESSIONS) for kind in MASKS),
+        f'<td class="plain">field {case.in_field:.0%}, head {case.in_head:.0%}<br>'
+        f"{_sides(case.asymmetry)}<br><small>{case.orientation}, "
+        f"{' × '.join(map(str, case.shape))}<br>"
+        f"{' × '.join(f'{size:.3g}' for size in case.spacing)} mm</small></td>",
     ]
     return f'<tr class="{"flagged" if flags else "clear"}">{"".join(cells)}</tr>\n'
 
 
 def _number(lines: Iterable[str]) -> str:
-    return f'<td class="number">{"<br>".join(map(escape, lines)) or "none"}</td>'
+    return f'<td class="number">{"<br>".join(map(escape, lines))}</td>'
 
 
-def _volumes(case: CaseQc, kind: str) -> Iterator[str]:
-    for session in SESSIONS:
-        if (lesions := case.lesions.get((session, kind))) is not None:
-            yield f"{session} {lesions.ml:.2f} ({lesions.count})"
+def _range(case: CaseQc, session: str) -> str:
+    if session not in case.intensity:
+        return "–"
+    low, high = case.intensity[session]
+    return f"{low:.4g} to {high:.4g}"
+
+
+def _volume(case: CaseQc, session: str, kind: str) -> str:
+    lesions = case.lesions.get((session, kind))
+    return "–" if lesions is None else f"{lesions.ml:.2f} ({lesions.count})"
 
 
 def _sides(asymmetry: float) -> str:
