@@ -1,6 +1,9 @@
 """Convert a BIDS trial to the Zarr store that training and forecasting read.
 
     python jobs/convert.py --config jobs/configs/demo.yaml [--bids FOLDER] [--store FOLDER]
+        [--mapping FILE]
+
+A trial that is not BIDS: --mapping says where it keeps what, see storage/README.md.
 
 A real trial of other spacing: --bids ../shared/data/ljubljana --set store.resample=true
 Run again: nothing is done unless settings or files changed. Exit code 0: every subject is in the
@@ -28,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = job_parser(__doc__ or "")
     parser.add_argument("--bids", type=Path, help="the trial (default: the configuration's)")
     parser.add_argument("--store", type=Path, help="the store (default: the configuration's)")
+    parser.add_argument("--mapping", type=Path, help="where a trial that is not BIDS keeps what")
     args = parser.parse_args(argv)
     configure_logging()
     try:
-        config = load_config(args.config, args.overrides)
+        config = load_config(args.config, args.overrides, mapping=args.mapping)
     except ConfigError as error:
         logger.error("%s", error)
         return 2

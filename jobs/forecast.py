@@ -37,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
     parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
     parser.add_argument("--bids", type=Path, help="the store's BIDS folder, where it has moved")
+    parser.add_argument("--mapping", type=Path, help="the file that the store was made with")
     parser.add_argument("--out", type=Path, help="where forecasts go (default: <root>/forecasts)")
     parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002")
     args = parser.parse_args(argv)
     configure_logging()
     try:
-        forecast(load_config(args.config, args.overrides), args)
+        forecast(load_config(args.config, args.overrides, mapping=args.mapping), args)
     except ConfigError as error:
         parser.error(str(error))
     except (StorageError, TrainingError, ForecastError) as error:
@@ -67,7 +68,7 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     write_root(out, source=bids)
     with cluster(config.ray):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)
-        background = background_of(store, bids, config.store.bids)
+        background = background_of(store, bids, config.store.layout)
         for record in forecast_all(
             store, cases, drawn, settings=settings, origin=origin, out=out, background=background
         ):

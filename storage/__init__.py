@@ -10,14 +10,13 @@ from storage.grid import Grid, to_source_grid
 from storage.layout import CHANNELS, MASKS, SESSIONS, StoreSpec, pack_masks, unpack_masks
 from storage.nifti import write_nifti_atomic
 from storage.prepare import CaseArrays
-from storage.settings import BidsLayout, StoreSettings
+from storage.settings import StoreSettings, TrialLayout
 from storage.store import Store, open_store
 
 __all__ = [
     "CHANNELS",
     "MASKS",
     "SESSIONS",
-    "BidsLayout",
     "Case",
     "CaseArrays",
     "CaseError",
@@ -29,6 +28,7 @@ __all__ = [
     "StoreError",
     "StoreSettings",
     "StoreSpec",
+    "TrialLayout",
     "open_store",
     "pack_masks",
     "to_source_grid",

@@ -1,16 +1,16 @@
-"""A BIDS trial as subjects, each with the files and the row of participants.tsv that it has."""
+"""A trial on disk as subjects, each with the files and the rows of participants.tsv that it has."""
 
-import csv
-import glob
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import CaseError, Refusal, StorageError
 from storage.layout import MASKS, SESSIONS
-from storage.settings import BidsLayout
+from storage.participants import label_of, name_of, read_participants
+from storage.patterns import find, find_folders
+from storage.settings import TrialLayout
 
-UNKNOWN = ("n/a", "")
 REQUIRED = SESSIONS[:2]  # of FLAIR
 REFERENCE = SESSIONS[1]  # its FLAIR gives a subject's grid, and forecasts go back onto it
 ANATOMY = ("parcellation", "brain_mask")  # read once a subject, on the reference's grid
@@ -32,9 +32,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Subject:
-    """A participant: `name` is the participant_id, `rows` its lines in participants.tsv."""
+    """A participant: `name` as BIDS has it (`sub-0001`), `rows` its lines in participants.tsv.
+
+    `labels` are what its files and folders call it, several where the name is not one patient's.
+    """
 
     name: str
+    labels: tuple[str, ...]
     rows: tuple[Mapping[str, str], ...]
     sources: tuple[Source, ...]
 
@@ -51,42 +55,36 @@ class Subject:
         return found[0] if found else None
 
 
-def read_trial(root: Path, layout: BidsLayout) -> list[Subject]:
-    """Every subject that has a folder or a row in participants.tsv, sorted by name.
+def read_trial(root: Path, layout: TrialLayout) -> list[Subject]:
+    """Every subject that has files, a folder or a row in the table of participants, by name.
 
-    Raises StorageError where `root` is no BIDS folder that conversion can use.
+    Raises StorageError where `root` is no folder of a trial that conversion can use.
     """
-    table = root / "participants.tsv"
-    if not table.is_file():
-        raise StorageError(f"{root}: expected a BIDS folder with participants.tsv, got none there.")
-    rows = _read_participants(table)
-    folders = {path.name for path in root.glob("sub-*") if path.is_dir()}
-    names = sorted(folders | {row["participant_id"] for row in rows})
-    if not names:
-        raise StorageError(f"{root}: expected subjects (sub-* folders), got none.")
-    by_name: dict[str, list[dict[str, str]]] = {name: [] for name in names}
-    for row in rows:
-        by_name[row["participant_id"]].append(row)
-    return [
-        Subject(name, tuple(by_name[name]), tuple(_sources(root, name, layout))) for name in names
-    ]
-
-
-def _read_participants(table: Path) -> list[dict[str, str]]:
-    with table.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t", restval="n/a")
-        if "participant_id" not in (reader.fieldnames or ()):
-            raise StorageError(
-                f"{table}: expected a tab-separated column participant_id, "
-                f"got {reader.fieldnames or 'an empty file'}."
-            )
-        return [{key: value.strip() for key, value in row.items() if key} for row in reader]
-
-
-def _sources(root: Path, name: str, layout: BidsLayout) -> Iterator[Source]:
-    for session, label in zip(SESSIONS, layout.sessions, strict=True):
+    if not root.is_dir():
+        raise StorageError(f"{root}: expected the folder of a trial, got none there.")
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    rows: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    sources: defaultdict[str, list[Source]] = defaultdict(list)
+    if layout.participants is not None:
+        for row in read_participants(root / layout.participants, layout):
+            rows[name_of(row[layout.subject_column])].append(row)
+    for label in find_folders(root, layout.flair):
+        labels[name_of(label)].add(label_of(label))
+    for session, its_label in zip(SESSIONS, layout.sessions, strict=True):
         for channel in ("flair", *MASKS, *(ANATOMY if session == REFERENCE else ())):
-            pattern = getattr(layout, channel).format(subject=name, session=label)
-            # Twice as fast as Path.glob, which counts with a dozen patterns a subject.
-            for path in sorted(glob.glob(pattern, root_dir=root)):  # noqa: PTH207
-                yield Source(name, session, channel, root / path)
+            for label, path in find(root, getattr(layout, channel), session=its_label):
+                labels[name_of(label)].add(label_of(label))
+                sources[name_of(label)].append(Source(name_of(label), session, channel, path))
+    names = sorted({*labels, *rows})
+    if not names:
+        raise StorageError(f"{root}: expected files like {layout.flair}, got none there.")
+    listed = layout.participants is not None
+    return [
+        Subject(
+            name,
+            labels=tuple(sorted(labels[name])),
+            rows=tuple(rows[name]) if listed else ({},),
+            sources=tuple(sources[name]),
+        )
+        for name in names
+    ]

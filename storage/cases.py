@@ -28,7 +28,8 @@ class Case:
     `index` is its place in `Store.cases` and its name in a store's API; `row` is its place in the
     arrays, where the rows of refused subjects stay empty. `arm` is None and `arm_index` -1 where
     the arm is not known. `split` is `unlabelled` where a case cannot teach a forecast (no arm, or
-    no NET2 mask at w096). `present` [session, channel] and `parcellation` say what it has.
+    no NET2 mask at w096). `present` [session, channel] and `parcellation` say what it has;
+    `intensity` are the raw values of each session's FLAIR that became -1 and 1.
     `digests` are the sha256 of its source files by their path in the BIDS folder.
     """
 
@@ -43,6 +44,7 @@ class Case:
     grid: Grid
     present: npt.NDArray[np.bool_] = field(compare=False)
     parcellation: bool
+    intensity: Mapping[str, tuple[float, float]]
     digests: Mapping[str, str]
 
     @property
@@ -92,7 +94,10 @@ def _record(case: Case) -> dict[str, Any]:
 def _case(record: dict[str, Any]) -> Case:
     present = np.array(record["present"], bool)
     present.setflags(write=False)
-    return Case(**record | {"grid": _grid(record["grid"]), "present": present})
+    intensity = {session: tuple(limits) for session, limits in record["intensity"].items()}
+    return Case(
+        **record | {"grid": _grid(record["grid"]), "present": present, "intensity": intensity}
+    )
 
 
 def _grid(record: dict[str, Any]) -> Grid:

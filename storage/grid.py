@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import affine_transform, gaussian_filter1d
 
 from storage.checks import same_spacing
 from storage.nifti import Header, Matrix, Volume, as_matrix, image_on
@@ -128,6 +128,22 @@ def to_slab(data: Array, grid: Grid, *, order: int, fill: float = 0) -> Array:
         positions = offset + scale * np.arange(grid.slab[axis])
         data = _along(data, positions, axis=axis, order=order, fill=fill)
     return data
+
+
+def labels_on_slab(volume: Volume, grid: Grid) -> Array:
+    """Labels that lie on a grid of their own, at the nearest voxel to each of the slab's; 0 where
+    the volume does not reach.
+
+    Straight from one grid to the other: by way of the source's each label could move twice.
+    """
+    from_slab = np.linalg.inv(volume.affine) @ np.array(grid.slab_affine)
+    order = (2, 1, 0)  # affines have (w, h, s), arrays (s, h, w)
+    turn = from_slab[:3, :3][np.ix_(order, order)]
+    shift = from_slab[:3, 3][list(order)]
+    nearest = affine_transform(
+        volume.data, turn, shift, output_shape=grid.slab, order=0, mode="grid-constant", cval=0
+    )
+    return np.asarray(nearest)
 
 
 def to_source_grid(volume: Array, grid: Grid, *, order: int) -> nib.Nifti1Image:

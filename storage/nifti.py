@@ -2,8 +2,8 @@
 
 import gzip
 import hashlib
+import io
 import os
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,25 +12,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from storage.bids import Source
-
-# What gzip, zlib and nibabel raise on files that are truncated, corrupt or no NIfTI.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    zlib.error,
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
-)
-_GZIP_MAGIC = b"\x1f\x8b"
+from storage.header import Shape, judge, voxel_sizes
+from storage.stream import UNREADABLE, content_of, is_packed, read_to_the_end, unpack, unreadable
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -43,7 +29,7 @@ class Header:
     `qform` is None where its code is 0.
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     affine: Matrix
     sform_code: int
     qform_code: int
@@ -59,6 +45,18 @@ class Header:
     def canonical_affine(self) -> npt.NDArray[np.float64]:
         """Takes indices of the reoriented file (w, h, s) to RAS+ mm."""
         return np.asarray(np.array(self.affine) @ inv_ornt_aff(self.orientation, self.shape))
+
+    @property
+    def canonical_shape(self) -> Shape:
+        """The shape (s, h, w) of the reoriented file."""
+        w, h, s = (self.shape[axis] for axis in np.argsort(self.orientation[:, 0]))
+        return s, h, w
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between voxels along (s, h, w)."""
+        w, h, s = (float(size) for size in voxel_sizes(self.canonical_affine))
+        return s, h, w
 
 
 @lru_cache(maxsize=256)  # most files of a trial share few affines
@@ -81,68 +79,86 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Millimetres between voxels along (s, h, w)."""
-        w, h, s = (float(size) for size in np.linalg.norm(self.affine[:3, :3], axis=0))
-        return s, h, w
+        return self.header.spacing
+
+
+@dataclass(frozen=True)
+class NiftiFile:
+    """A file whose header was judged; of its voxels nothing is decompressed or decoded yet."""
+
+    source: Source
+    header: Header
+    digest: str
+    stream: io.BufferedIOBase
+    voxels: nib.arrayproxy.ArrayProxy
+
+    def read(self) -> Volume:
+        """Its voxels, scaled as its header says (to float32), turned to (s, h, w) in RAS+.
+
+        Raises CaseError where they are fewer or other than the file promised.
+        """
+        try:
+            data = np.asanyarray(self.voxels).reshape(self.header.shape)
+            read_to_the_end(self.stream)
+        except UNREADABLE as error:
+            raise unreadable(self.source, error) from error
+        scaled = (self.voxels.slope, self.voxels.inter) != (1, 0)
+        native = np.dtype(np.float32) if scaled else data.dtype.newbyteorder("=")
+        data = apply_orientation(data.astype(native, copy=False), self.header.orientation)
+        affine = self.header.canonical_affine
+        return Volume(data.transpose(2, 1, 0), affine, self.header, self.digest)
 
 
 def read_volume(source: Source) -> Volume:
     """Read a 3-D NIfTI file and turn it by flips and permutations to (s, h, w) in RAS+.
 
-    Raises CaseError where the file cannot be read, has several frames, or does not say how it lies.
+    Raises CaseError where the file cannot be read, or its header cannot be believed.
     """
+    return open_nifti(source).read()
+
+
+def open_nifti(source: Source) -> NiftiFile:
+    """The file and what its header says. Raises CaseError where that cannot be true."""
+    raw = content_of(source)
+    stream = unpack(raw)
     try:
-        raw = source.path.read_bytes()
-        image = _parse(raw)
-        data = _single_frame(image, source)
-    except _UNREADABLE as error:
-        reason = f"expected a whole NIfTI file, got {_first_line(error)}; copy it again"
-        raise source.refuse("unreadable file", reason) from error
-    header = _header(image, source)
-    return Volume(
-        data=apply_orientation(data, header.orientation).transpose(2, 1, 0),
-        affine=header.canonical_affine,
-        header=header,
+        claims = _claims(stream)
+        shape = judge(claims, source, stored=len(raw), compressed=is_packed(raw))
+        voxels = nib.arrayproxy.ArrayProxy(stream, claims, mmap=False)
+    except UNREADABLE as error:
+        raise unreadable(source, error) from error
+    return NiftiFile(
+        source=source,
+        header=_header(claims, shape),
         digest=hashlib.sha256(raw).hexdigest(),
+        stream=stream,
+        voxels=voxels,
     )
 
 
-def _parse(raw: bytes) -> nib.Nifti1Image:
-    content = gzip.decompress(raw) if raw.startswith(_GZIP_MAGIC) else raw
-    kind = nib.Nifti1Image
-    if nib.Nifti2Header.may_contain_header(content[:1024]):
-        kind = nib.Nifti2Image
-    return kind.from_bytes(content)
+def _claims(stream: io.BufferedIOBase) -> nib.Nifti1Header:
+    """The header as nibabel knows it. Its extensions stay unread: they can be of any size."""
+    start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    if not start:
+        raise EOFError("it is empty")
+    kinds = (nib.Nifti2Header, nib.Nifti1Header)
+    kind = next((kind for kind in kinds if kind.may_contain_header(start)), nib.Nifti1Header)
+    claims = kind(start[: kind.sizeof_hdr], check=False)
+    absent = claims["pixdim"] == 0
+    claims.check_fix()  # raises where it cannot be one
+    claims["pixdim"][1:4][absent[1:4]] = 0  # nibabel would make it 1 mm, which is a guess
+    return claims
 
 
-def _single_frame(image: nib.Nifti1Image, source: Source) -> npt.NDArray[Any]:
-    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
-        reason = f"expected one 3-D volume, got shape {image.shape}"
-        raise source.refuse("several frames", f"{reason}; keep the one frame that counts")
-    data: npt.NDArray[Any] = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-    if data.dtype.kind not in "buif":
-        reason = f"expected one real number a voxel, got {data.dtype}; convert it"
-        raise source.refuse("unreadable file", reason)
-    return data
-
-
-def _header(image: nib.Nifti1Image, source: Source) -> Header:
-    header = image.header
-    codes = int(header["sform_code"]), int(header["qform_code"])
-    if not any(codes):
-        reason = "expected an sform or a qform, got codes 0 and 0, which leave left and right open"
-        raise source.refuse("no orientation", f"{reason}; set one of them")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise source.refuse(
-            "no orientation", "expected an affine of full rank, got a degenerate one"
-        )
-    qform = header.get_qform(coded=False) if codes[1] else None
+def _header(claims: nib.Nifti1Header, shape: Shape) -> Header:
+    qform = claims.get_qform() if claims["qform_code"] else None
     return Header(
-        shape=image.shape[:3],
-        affine=as_matrix(image.affine),
-        sform_code=codes[0],
-        qform_code=codes[1],
+        shape=shape,
+        affine=as_matrix(claims.get_best_affine()),
+        sform_code=int(claims["sform_code"]),
+        qform_code=int(claims["qform_code"]),
         qform=None if qform is None else as_matrix(qform),
-        units=header.get_xyzt_units()[0],
+        units=claims.get_xyzt_units()[0],
     )
 
 
@@ -181,7 +197,3 @@ def write_atomic(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -13,18 +13,15 @@ def foreground_of(image: npt.NDArray[Any], brain: npt.NDArray[Any] | None) -> np
     return np.asarray(image != 0 if brain is None else brain != 0)
 
 
-def scale_flair(
+def range_of(
     image: npt.NDArray[Any],
     foreground: npt.NDArray[np.bool_],
     *,
     percentiles: tuple[float, float],
-    clear_background: bool,
-) -> npt.NDArray[np.float32]:
-    """Map the two percentiles of the foreground linearly to -1 and 1, and clip.
+) -> tuple[float, float]:
+    """The two percentiles (numpy's linear definition) of the foreground of the whole volume.
 
-    The percentiles (numpy's linear definition) are those of the foreground of the whole volume, so
-    a voxel's value does not depend on the slab that is cut. `clear_background` sets every voxel
-    outside the foreground to -1; without it they are scaled and clipped like the rest. Raises
+    Of the whole volume, so that a voxel's value does not depend on the slab that is cut. Raises
     ValueError where the foreground is empty or the percentiles coincide.
     """
     values = image[foreground].astype(np.float32)
@@ -33,9 +30,25 @@ def scale_flair(
     low, high = np.percentile(values, percentiles)
     if not high > low:
         raise ValueError(f"expected contrast, got {low:g} at both percentiles {percentiles}")
+    return float(low), float(high)
+
+
+def scale_flair(
+    image: npt.NDArray[Any],
+    foreground: npt.NDArray[np.bool_],
+    *,
+    limits: tuple[float, float],
+    clear_background: bool,
+) -> npt.NDArray[np.float32]:
+    """Map the two limits (`range_of`) linearly to -1 and 1, and clip.
+
+    `clear_background` sets every voxel outside the foreground to -1; without it they are scaled and
+    clipped like the rest.
+    """
+    low, high = np.array(limits, np.float32)
     scaled = image.astype(np.float32)
-    scaled -= np.float32(low)
-    scaled *= np.float32(2 / (high - low))
+    scaled -= low
+    scaled *= 2 / (high - low)
     scaled -= 1
     np.clip(scaled, -1, 1, out=scaled)
     if clear_background:

@@ -48,7 +48,7 @@ def plan_conversion(
     Raises StorageError where it is no BIDS folder with subjects.
     """
     bids, path = bids.resolve(), path.resolve()
-    return Conversion(bids, path, tuple(read_trial(bids, settings.bids)), settings, arms, seed)
+    return Conversion(bids, path, tuple(read_trial(bids, settings.layout)), settings, arms, seed)
 
 
 def finished_store(conversion: Conversion) -> Store | None:

@@ -162,5 +162,6 @@ def case_of(grid: Grid, *, index: int = 0, subject: str = "sub-01") -> Case:
         grid=grid,
         present=np.ones((3, 4), bool),
         parcellation=True,
+        intensity=dict.fromkeys(SESSIONS, (0.0, 900.0)),
         digests={"flair.nii.gz": "0" * 64},
     )

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(params=["sub-lj01", "sub-lj03"])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    (found,) = (s for s in read_trial(ROOT, SETTINGS.bids) if s.name == request.param)
+    (found,) = (s for s in read_trial(ROOT, SETTINGS.layout) if s.name == request.param)
     return found
 
 

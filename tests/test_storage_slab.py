@@ -12,7 +12,7 @@ from storage.bids import Source
 from storage.cases import CaseTable, decode_table, encode_table
 from storage.grid import Grid, plan_grid, to_slab, to_source_grid
 from storage.nifti import read_volume, write_nifti_atomic
-from storage.normalise import scale_flair
+from storage.normalise import range_of, scale_flair
 from storage.settings import StoreSettings
 
 SLAB = (5, 12, 16)  # cropped in s and h, padded in w
@@ -138,12 +138,14 @@ def test_flair_is_scaled_by_percentiles_of_its_foreground() -> None:
     image = np.zeros((4, 10, 10), np.int16)
     image[1:3] = np.arange(200).reshape(2, 10, 10) + 100
     image[1, 0, 0] = 30000  # an outlier is clipped, not the scale
-    scaled = scale_flair(image, image != 0, percentiles=(1, 99), clear_background=True)
+    limits = range_of(image, image != 0, percentiles=(1, 99))
+    scaled = scale_flair(image, image != 0, limits=limits, clear_background=True)
     assert scaled.min() == -1
     assert scaled.max() == 1
     assert (scaled[image == 0] == -1).all()
     assert abs(scaled[image == 200].item()) < 0.02
-    again = scale_flair(image * 3 + 7, image != 0, percentiles=(1, 99), clear_background=True)
+    limits = range_of(image * 3 + 7, image != 0, percentiles=(1, 99))
+    again = scale_flair(image * 3 + 7, image != 0, limits=limits, clear_background=True)
     np.testing.assert_allclose(again, scaled, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from synthetic_bids import ARMS, Geometry, head, path_of, write_volume
 
 from lesioncast.diffusion.controlnet import CONDITION
-from storage import BidsLayout, Store, StoreSpec, open_store, pack_masks
+from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
 from storage.bids import Source
 from storage.cases import Case, CaseTable, encode_table
 from storage.grid import Grid, to_slab
@@ -19,7 +19,7 @@ from storage.store import create_arrays, open_arrays
 SLAB = (5, 16, 16)
 GEOMETRY = Geometry(axes="LPS", tilt=9.0)
 SPEC = StoreSpec(arms=ARMS, slab=SLAB, spacing=GEOMETRY.spacing)
-LAYOUT = BidsLayout()
+LAYOUT = TrialLayout()
 NET2_W048 = CONDITION.index("w048/net2")
 RATE = np.array([0.8, 0.5, 0.1])  # by arm, of a patient who was active at w048
 
@@ -34,7 +34,7 @@ def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Sto
     table = []
     for index in range(cases):
         flair = head(GEOMETRY.shape, seed=index)
-        source = path_of(bids, f"sub-{index + 1:02d}", "w048", "flair")
+        source = bids / _path(index)
         write_volume(source, flair, GEOMETRY)
         case = _case(index, _grid(source), "test" if index < test else "train")
         slab = to_slab(flair.astype(np.float32), case.grid, order=1)
@@ -45,6 +45,10 @@ def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Sto
     content = encode_table(CaseTable("inputs", str(bids), tuple(table), ()))
     (path / CASE_TABLE).write_bytes(content)
     return open_store(path)
+
+
+def _path(index: int) -> Path:
+    return path_of(Path(), f"sub-{index + 1:02d}", "w048", "flair")
 
 
 def _grid(path: Path) -> Grid:
@@ -68,7 +72,8 @@ def _case(index: int, grid: Grid, split: str) -> Case:
         grid=grid,
         present=present,
         parcellation=False,
-        digests={"flair": f"{index:064d}"},
+        intensity={},
+        digests={_path(index).as_posix(): f"{index:064d}"},
     )
 
 

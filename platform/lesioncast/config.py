@@ -29,7 +29,7 @@ from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
 from lesioncast.start import RaySettings
 from lesioncast.training.settings import TrainSettings
-from storage.settings import StoreSettings
+from storage.settings import StoreSettings, TrialLayout
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Paths:
     def store(self) -> Path:
         """The Zarr store."""
         return self.root / "store.zarr"
+
+    @property
+    def qc(self) -> Path:
+        """What a person should look at before training."""
+        return self.root / "qc"
 
     @property
     def runs(self) -> Path:
@@ -106,23 +111,36 @@ class Config:
         return ModelConfig(self.arms, self.unet, self.control, self.schedule, self.objective)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), *, mapping: Path | None = None
+) -> Config:
     """The configuration in a YAML file, with overrides such as `pretrain.steps=50`.
+
+    `mapping` is a YAML file that says where a trial keeps what, in place of `store.layout`.
 
     Raises `ConfigError` for a file that is missing, a key nobody knows (naming its neighbours) or a
     value of the wrong kind.
     """
+    raw = _read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    config = parse(Config, raw, source=str(path))
+    if mapping is None:
+        return config
+    layout = parse(TrialLayout, _read_yaml(mapping), source=str(mapping))
+    return dataclasses.replace(config, store=dataclasses.replace(config.store, layout=layout))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: expected YAML, got {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: expected keys such as name and cohort, got {type(raw).__name__}"
-        )
-    for override in overrides:
-        _override(raw, override)
-    return parse(Config, raw, source=str(path))
+        raise ConfigError(f"{path}: expected keys and their values, got {type(raw).__name__}")
+    return raw
 
 
 Parsed = typing.TypeVar("Parsed")

@@ -77,7 +77,7 @@ def make(folder: Path, sections: dict[str, dict[str, Any]], *, subjects: int, wo
         blocks = [missing[first : first + BLOCK] for first in range(0, len(missing), BLOCK)]
         list(pool.map(partial(write_subjects, root, cohort), blocks))
         close_trial(root, cohort)
-        trial = read_trial(root, store.bids)
+        trial = read_trial(root, store.layout)
         rows = list(pool.map(partial(_row, root=root, store=store), trial, chunksize=BLOCK))
     arms = {s.name: PAPER_ARM_NAMES[int(row["arm"])] for s, row in zip(trial, rows, strict=True)}
     splits = assign_splits(arms, SPLIT, seed=0)

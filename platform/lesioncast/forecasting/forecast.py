@@ -36,7 +36,8 @@ from lesioncast.forecasting.figure import forecast_figure, save
 from lesioncast.forecasting.summary import Provenance, Record, Subject, summarise
 from lesioncast.forecasting.view import view_of
 from lesioncast.slab import CHANNELS, MASKS, SESSIONS
-from storage import BidsLayout, Case, Store, to_source_grid
+from storage import Case, Store, TrialLayout, to_source_grid
+from storage.patterns import match
 
 Background = Callable[[Case], nib.Nifti1Image]
 
@@ -169,7 +170,7 @@ def _observed(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:
     return np.asarray(store.read(case.index).masks[session, MASKS.index("net2")])
 
 
-def background_of(store: Store, bids: Path, layout: BidsLayout) -> Background:
+def background_of(store: Store, bids: Path, layout: TrialLayout) -> Background:
     """The subjects' own FLAIR where the BIDS folder is at hand, else what the store keeps."""
     return bids_flair(bids, layout) if bids.is_dir() else stored_flair(store)
 
@@ -184,17 +185,18 @@ def stored_flair(store: Store) -> Background:
     return background
 
 
-def bids_flair(bids: Path, layout: BidsLayout) -> Background:
+def bids_flair(bids: Path, layout: TrialLayout) -> Background:
     """The subject's own FLAIR file at w048, as sharp as it was acquired."""
 
     def background(case: Case) -> nib.Nifti1Image:
-        pattern = layout.flair.format(subject=case.subject, session=layout.sessions[1])
-        found = sorted(bids.glob(pattern))
-        if len(found) != 1:
+        session = layout.sessions[SESSIONS.index("w048")]
+        made_from = (p for p in case.digests if match(p, layout.flair, session=session) is not None)
+        path = bids / next(made_from, "a FLAIR")
+        if not path.is_file():
             raise ForecastError(
-                f"{case.subject}: expected one file {pattern} under {bids}, got {len(found)}; "
-                "give the --bids folder that the store was made from"
+                f"{case.subject}: expected {path} at {session}, got none; "
+                "give the --bids folder (and the --mapping) that the store was made from"
             )
-        return nib.load(found[0])
+        return nib.load(path)
 
     return background
