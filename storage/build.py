@@ -1,7 +1,7 @@
 """One shard of a conversion, from its subjects' files or from the shards that hold them already."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,17 @@ def _prepare(subject: Subject, build: Build, views: Views) -> Facts | Refusal:
     try:
         facts, arrays = prepare(subject, build.bids, settings=build.settings, arms=build.spec.arms)
     except CaseError as error:
-        return error.refusal
+        return _below(build.bids, error.refusal)
     for name, block in _stored(arrays).items():
         views[name][...] = block
     return facts
+
+
+def _below(bids: Path, refusal: Refusal) -> Refusal:
+    """A refusal with the path below the BIDS folder: what a shard says holds wherever that lies."""
+    path = Path(refusal.path)
+    inside = path.is_relative_to(bids)
+    return replace(refusal, path=path.relative_to(bids).as_posix()) if inside else refusal
 
 
 def _stored(arrays: CaseArrays) -> dict[str, np.ndarray[Any, Any]]:

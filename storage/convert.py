@@ -99,13 +99,13 @@ def _bring_up_to_date(
     commit: Commit,
 ) -> None:
     digests = digest_files(conversion.bids, conversion.files, place=place)
-    finished = read_finished(place, place.names(), spec=conversion.spec)
-    shards = plan_shards(conversion, digests, there=_counting(place, before, finished))
-    missing = [shard for shard in shards if shard.name not in finished]
+    there = _finished(conversion, place, before)
+    shards = plan_shards(conversion, digests, there=there)
+    missing = [shard for shard in shards if shard.name not in there]
     if missing:
         _build(conversion, missing, build)
-        finished = read_finished(place, place.names(), spec=conversion.spec)
-    table = _case_table(conversion, shards, place=place, records=finished, before=before)
+        there = _finished(conversion, place, before)
+    table = _case_table(conversion, shards, place=place, records=there, before=before)
     content = encode_table(table)
     if before is not None and content == place.read(CASE_TABLE):
         log.info("%s is up to date: settings and files are unchanged", place.location)
@@ -114,16 +114,16 @@ def _bring_up_to_date(
     _tidy(place, table)
 
 
-def _counting(
-    place: Place, table: CaseTable | None, finished: Mapping[str, Record]
-) -> dict[str, Record]:
-    """The shards of the store as it is, without those that are damaged."""
+def _finished(conversion: Conversion, place: Place, table: CaseTable | None) -> dict[str, Record]:
+    """The shards that are there and whole: first those of the store as it is, then all others."""
+    found = read_finished(place, place.names(), spec=conversion.spec)
     named = {} if table is None else table.shards
-    return {
-        name: finished[name]
+    intact = {
+        name: found[name]
         for name, digest in named.items()
-        if name in finished and sha256(place.read(record_file(name))) == digest
+        if name in found and sha256(place.read(record_file(name))) == digest
     }
+    return intact | {name: record for name, record in found.items() if name not in named}
 
 
 def _build(conversion: Conversion, shards: Sequence[Shard], build: Builder) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from storage.errors import StorageError
 from storage.layout import STAMPS
 from storage.place import Place
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable"  # in place of a digest; never taken for known
 _TICK = 0.05  # seconds
+_TRIES = 5
 _BATCH = 512
 _THREADS = 8  # they wait for the disk or hash, both without the interpreter's lock
 
@@ -74,7 +76,7 @@ def _digest_all(root: Path, paths: list[str]) -> Iterator[dict[str, Stamp]]:
 
 def _stamp(path: Path) -> Stamp:
     """The stamp of a file that did not change while it was read."""
-    while True:
+    for _ in range(_TRIES):
         before = _state(path)
         age = time.time() - max(before[1:]) / 1e9
         if 0 <= age < _TICK:
@@ -85,6 +87,7 @@ def _stamp(path: Path) -> Stamp:
             return Stamp(-1, -1, -1, UNREADABLE)
         if _state(path) == before:
             return Stamp(*before, digest)
+    raise StorageError(f"{path}: expected a file that stays, got one that is still being written.")
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -82,10 +82,13 @@ class Shard:
 def plan_shards(
     conversion: Conversion, digests: Mapping[str, str], *, there: Mapping[str, Record]
 ) -> list[Shard]:
-    """All shards of the store, by their first subject; `there` are those of the store as it is."""
+    """All shards of the store, by their first subject.
+
+    `there` are whole shards to keep or to copy from, those of the store as it is before others.
+    """
     size = conversion.settings.cases_per_shard
     members = {member.subject.name: member for member in _members(conversion, digests)}
-    standing = {name: record for name, record in there.items() if _stands(record, members)}
+    standing = _standing(there, members)
     complete = _placed(standing) >= members.keys()
     kept = standing if complete and _well_filled(standing, size) else _full(standing, size)
     known = _known(there)
@@ -115,11 +118,16 @@ def _shaping(conversion: Conversion) -> list[Any]:
     return [{key: value for key, value in settings.items() if key not in later}, conversion.arms]
 
 
-def _stands(record: Record, members: Mapping[str, Member]) -> bool:
-    return all(
-        outcome.subject in members and members[outcome.subject].inputs == outcome.inputs
-        for outcome in record.outcomes
-    )
+def _standing(there: Mapping[str, Record], members: Mapping[str, Member]) -> dict[str, Record]:
+    """The shards whose subjects are all as they were, and each in one of them only."""
+    standing: dict[str, Record] = {}
+    wanted = {name: member.inputs for name, member in members.items()}
+    for shard, record in there.items():
+        if all(wanted.get(outcome.subject) == outcome.inputs for outcome in record.outcomes):
+            standing[shard] = record
+            for outcome in record.outcomes:
+                del wanted[outcome.subject]
+    return standing
 
 
 def _full(shards: dict[str, Record], size: int) -> dict[str, Record]:

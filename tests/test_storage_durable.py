@@ -248,6 +248,29 @@ def test_a_lost_or_spoiled_record_or_file_is_made_again(trial: Path, tmp_path: P
         assert tree(store.path) == whole
 
 
+def test_a_record_that_was_altered_is_made_again(trial: Path, tmp_path: Path) -> None:
+    store, _ = converted(trial, tmp_path / "store.zarr")
+    whole = tree(store.path)
+    record = store.path / f"shards/{store.cases[0].row.shard}.json"
+    record.write_text(record.read_text().replace('"age": 30', '"age": 31'))
+    _, build = converted(trial, store.path)
+    assert build.prepared == ["sub-01", "sub-02"]
+    assert tree(store.path) == whole
+
+
+def test_what_was_finished_before_a_death_serves_a_cohort_that_has_grown(
+    own: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
+        die_at(patch, 25)  # two shards of three are finished
+        converted(own, tmp_path / "store.zarr")
+    assert sum(p.suffix == ".json" for p in (tmp_path / "store.zarr/shards").iterdir()) == 2
+    bids.write_subject(own, "sub-00", geometry=GEOMETRY, seed=50)
+    store, build = converted(own, tmp_path / "store.zarr")
+    assert build.prepared == ["sub-00", "sub-05"]
+    assert len(store.cases) + len(store.table.refused) == 6
+
+
 def test_two_conversions_at_once_are_refused(trial: Path, tmp_path: Path) -> None:
     def meanwhile(builds: Sequence[Build]) -> Iterator[int]:
         with pytest.raises(StorageError, match="expected no other conversion, got one that is"):
