@@ -23,7 +23,7 @@ from lesioncast.forecasting.notice import RESEARCH_USE
 from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.errors import TrainingError
-from storage import StorageError, open_store
+from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     parser = job_parser(__doc__ or "")
-    parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
+    parser.add_argument(
+        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
+    )
     parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
     parser.add_argument("--out", type=Path, help="where files go (default: <root>/evaluation)")
     args = parser.parse_args(argv)
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(config: Config, args: argparse.Namespace) -> None:
     """Measure outcomes and draw ensembles on Ray, then score and write."""
-    store = open_store((args.store or config.paths.store).absolute())
+    store = open_store(args.store or config.paths.store)
     path = (args.bundle or config.paths.bundle).absolute()
     out = (args.out or config.paths.evaluation).absolute()
     bundle = load_bundle(path)

@@ -17,7 +17,7 @@ from lesioncast.training.errors import TrainingError
 from lesioncast.training.export import export_bundle
 from lesioncast.training.fit import discard, finished, train
 from lesioncast.training.stages import experiment_of, finetuning, pretraining
-from storage import StorageError, open_store
+from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     parser = job_parser(__doc__)
-    parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
+    parser.add_argument(
+        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
+    )
     parser.add_argument("--out", type=Path, help="where runs are kept (default: <root>/runs)")
     parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
     parser.add_argument("--fresh", action="store_true", help="discard this run and start over")
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     try:
         config = load_config(args.config, args.overrides)
-        store = open_store((args.store or config.paths.store).absolute())
+        store = open_store(args.store or config.paths.store)
         runs = (args.out or config.paths.runs).absolute()
         experiment = experiment_of(config, store, runs)
         pretrained = finished(pretraining(config.pretrain, experiment))

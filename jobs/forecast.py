@@ -26,7 +26,7 @@ from lesioncast.forecasting.forecast import (
 from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.errors import TrainingError
-from storage import StorageError, open_store
+from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     parser = job_parser(__doc__ or "")
-    parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
+    parser.add_argument(
+        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
+    )
     parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
     parser.add_argument("--bids", type=Path, help="the store's BIDS folder, where it has moved")
     parser.add_argument("--mapping", type=Path, help="the file that the store was made with")
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def forecast(config: Config, args: argparse.Namespace) -> None:
     """Draw every subject under every arm on Ray, and write each as soon as it is whole."""
-    store = open_store((args.store or config.paths.store).absolute())
+    store = open_store(args.store or config.paths.store)
     path = (args.bundle or config.paths.bundle).absolute()
     out = (args.out or config.paths.forecasts).absolute()
     bids = (args.bids or Path(store.table.bids)).absolute()

@@ -15,7 +15,8 @@ from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.start import cluster, configure_logging, job_parser
-from storage import StorageError, open_store
+from storage import Location, StorageError, open_store
+from storage.place import parse_location
 from storage.qc import CaseQc, examine
 from storage.qc_page import write_qc
 
@@ -25,13 +26,15 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     parser = job_parser(__doc__ or "")
-    parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
+    parser.add_argument(
+        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
+    )
     parser.add_argument("--out", type=Path, help="where the table goes (default: <root>/qc)")
     args = parser.parse_args(argv)
     configure_logging()
     try:
         config = load_config(args.config, args.overrides)
-        store = open_store((args.store or config.paths.store).absolute())
+        store = open_store(args.store or config.paths.store)
     except ConfigError as error:
         parser.error(str(error))
     except StorageError as error:
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _examiner(path: Path) -> Callable[[int], CaseQc]:
+def _examiner(path: Location) -> Callable[[int], CaseQc]:
     return partial(examine, open_store(path))
 
 

@@ -9,6 +9,7 @@ from storage.errors import CaseError, Refusal, StorageError, StoreError
 from storage.grid import Grid, to_source_grid
 from storage.layout import CHANNELS, MASKS, SESSIONS, StoreSpec, pack_masks, unpack_masks
 from storage.nifti import write_nifti_atomic
+from storage.place import Location, parse_location
 from storage.prepare import CaseArrays
 from storage.settings import StoreSettings, TrialLayout
 from storage.store import Store, open_store
@@ -22,6 +23,7 @@ __all__ = [
     "CaseError",
     "CaseTable",
     "Grid",
+    "Location",
     "Refusal",
     "StorageError",
     "Store",
@@ -31,6 +33,7 @@ __all__ = [
     "TrialLayout",
     "open_store",
     "pack_masks",
+    "parse_location",
     "to_source_grid",
     "unpack_masks",
     "write_nifti_atomic",

@@ -4,16 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from storage.errors import Refusal
 from storage.grid import Grid
-from storage.layout import REFUSED_TABLE
-from storage.nifti import Header, write_atomic
+from storage.layout import SCHEMA, StoreSpec
+from storage.nifti import Header
 
 Split = Literal["train", "val", "test", "unlabelled"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabelled")
@@ -21,12 +20,20 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabelled")
 Covariate = str | int | float | None
 
 
+class Row(NamedTuple):
+    """Where a case lies: the name of its shard, and its place along the case axis there."""
+
+    shard: str
+    place: int
+
+
 @dataclass(frozen=True)
 class Case:
     """One subject in a store.
 
-    `index` is its place in `Store.cases` and its name in a store's API; `row` is its place in the
-    arrays, where the rows of refused subjects stay empty. `arm` is None and `arm_index` -1 where
+    `index` is its place in `Store.cases`, which are sorted by subject, and its name in a store's
+    API: it counts for as long as a store is open, while `row` names the same voxels for ever, or
+    none. `arm` is None and `arm_index` -1 where
     the arm is not known. `split` is `unlabelled` where a case cannot teach a forecast (no arm, or
     no NET2 mask at w096). `present` [session, channel] and `parcellation` say what it has;
     `intensity` are the raw values of each session's FLAIR that became -1 and 1.
@@ -34,7 +41,7 @@ class Case:
     """
 
     index: int
-    row: int
+    row: Row
     subject: str
     arm: str | None
     arm_index: int
@@ -56,19 +63,36 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseTable:
-    """What `cases.json` holds; `inputs` is the digest of settings and sources that it came from."""
+    """What `cases.json` holds.
 
+    `inputs` is the digest of all that its cases were made from, `bids` the folder where that was.
+    `seed` and `shares` (train, val, test) made the split. `shards` are the sha256 of the records of
+    the shards that count, by name.
+    """
+
+    spec: StoreSpec
     inputs: str
     bids: str
+    seed: int
+    shares: tuple[float, float, float]
+    shards: Mapping[str, str]
     cases: tuple[Case, ...]
     refused: tuple[Refusal, ...]
 
 
 def encode_table(table: CaseTable) -> bytes:
     """A case table as JSON, one case a line."""
-    head = {"inputs": table.inputs, "bids": table.bids}
+    head = {
+        "schema": SCHEMA,
+        "spec": asdict(table.spec),
+        "inputs": table.inputs,
+        "bids": table.bids,
+        "seed": table.seed,
+        "shares": table.shares,
+        "shards": table.shards,
+    }
     refused = ",\n".join(json.dumps(asdict(refusal)) for refusal in table.refused)
-    cases = ",\n".join(json.dumps(_record(case), allow_nan=False) for case in table.cases)
+    cases = ",\n".join(json.dumps(encode_fields(case), allow_nan=False) for case in table.cases)
     text = json.dumps(head)[:-1] + f', "refused": [\n{refused}], "cases": [\n{cases}]}}\n'
     return text.encode()
 
@@ -76,28 +100,39 @@ def encode_table(table: CaseTable) -> bytes:
 def decode_table(content: bytes) -> CaseTable:
     """The inverse of `encode_table`. Raises KeyError, TypeError or ValueError on other content."""
     table = json.loads(content)
+    if table["schema"] != SCHEMA:
+        raise ValueError(f"schema {table['schema']}")
+    spec = {key: tuple(value) for key, value in table["spec"].items()}
     return CaseTable(
+        spec=StoreSpec(**spec),
         inputs=table["inputs"],
         bids=table["bids"],
+        seed=table["seed"],
+        shares=tuple(table["shares"]),
+        shards=table["shards"],
         cases=tuple(_case(record) for record in table["cases"]),
         refused=tuple(Refusal(**record) for record in table["refused"]),
     )
 
 
-def _record(case: Case) -> dict[str, Any]:
-    record = asdict(case) | {"present": case.present.tolist()}
-    # For readers in other languages; here it follows from the rest.
-    record["grid"]["slab_affine"] = case.grid.slab_affine
+def encode_fields(facts: Any) -> dict[str, Any]:
+    """A case, or the facts of one, as JSON; `grid.slab_affine` is there for other readers."""
+    record = asdict(facts) | {"present": facts.present.tolist()}
+    record["grid"]["slab_affine"] = facts.grid.slab_affine
     return record
 
 
-def _case(record: dict[str, Any]) -> Case:
+def decode_fields(record: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that make again what `encode_fields` was given."""
     present = np.array(record["present"], bool)
     present.setflags(write=False)
     intensity = {session: tuple(limits) for session, limits in record["intensity"].items()}
-    return Case(
-        **record | {"grid": _grid(record["grid"]), "present": present, "intensity": intensity}
-    )
+    return record | {"grid": _grid(record["grid"]), "present": present, "intensity": intensity}
+
+
+def _case(record: dict[str, Any]) -> Case:
+    shard, place = record["row"]
+    return Case(**decode_fields(record) | {"row": Row(shard, place)})
 
 
 def _grid(record: dict[str, Any]) -> Grid:
@@ -123,9 +158,9 @@ def _rows(matrix: list[list[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix)
 
 
-def write_refusals(refused: tuple[Refusal, ...], folder: Path) -> None:
-    """Write the refusals as a table for people, beside the arrays."""
+def encode_refusals(refused: tuple[Refusal, ...]) -> bytes:
+    """The refusals as a table for people (`refused.tsv`)."""
     rows = [("subject", "session", "kind", "reason", "path")]
     rows += [(r.subject, r.session or "n/a", r.kind, r.reason, r.path or "n/a") for r in refused]
     lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in rows)
-    write_atomic(folder / REFUSED_TABLE, ("\n".join(lines) + "\n").encode())
+    return ("\n".join(lines) + "\n").encode()

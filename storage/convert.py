@@ -1,175 +1,191 @@
-"""A BIDS trial into a store, one Ray task a shard.
+"""A BIDS trial into a store that may die at any moment: shards one by one, the case table last.
 
-The new store grows beside the old one and takes its place once its case table is written, so that
-readers meet one or the other and never a part. A task fills a whole shard: two tasks in one shard
-would lose each other's cases.
+What is there under a shard's name is finished and kept, so that the same command goes on where
+another was killed. Readers see the store that the last case table made, until the next one is
+there; only then are shards removed that do not count any more.
 """
 
 import logging
-import shutil
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
 import ray
+from ray.exceptions import RayError, RayTaskError
 
-from storage.bids import Subject
-from storage.cases import Case, CaseTable, encode_table, write_refusals
-from storage.errors import CaseError, Refusal, StorageError
-from storage.layout import CASE_TABLE, CHANNELS, SESSIONS, StoreSpec, array_specs, pack_masks
-from storage.nifti import write_atomic
-from storage.plan import Conversion
-from storage.prepare import Facts, prepare
-from storage.settings import StoreSettings
-from storage.split import assign_splits
-from storage.store import Store, create_arrays, open_arrays, open_store
+from storage.build import Build, build_shard
+from storage.cases import CaseTable, encode_refusals, encode_table
+from storage.digests import digest_files
+from storage.errors import StorageError, StoreError
+from storage.layout import CASE_TABLE, GROUP, REFUSED_TABLE, SHARDS, record_file, shard_files
+from storage.place import PARTIAL, Commit, Place, place_at
+from storage.plan import Conversion, Shard, inputs_of, plan_shards
+from storage.shards import Record, encode_root, read_finished, sha256
+from storage.store import Store, is_marked, open_store, read_table
+from storage.table import fill_table, settled_splits
 
 log = logging.getLogger(__name__)
 
 _REPORT_EVERY = 2.0  # seconds
 
-# What became of a row: facts for the case table, or why its subject is not in it.
-_Outcome = tuple[int, Facts | Refusal]
+# Builds shards somewhere; yields the number of subjects of each as it is done.
+Builder = Callable[[Sequence[Build]], Iterable[int]]
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """The work of one task: rows `first .. first + len(subjects)`, which are a whole shard."""
+def build_on_ray(builds: Sequence[Build]) -> Iterable[int]:
+    """One task a shard on the Ray cluster of this process; Ray runs it again where its worker dies.
 
-    bids: Path
-    store: Path
-    first: int
-    subjects: tuple[Subject, ...]
-    spec: StoreSpec
-    settings: StoreSettings
+    Raises StorageError where a shard cannot be made.
+    """
+    task = ray.remote(build_shard)
+    running = [task.remote(build) for build in builds]
+    while running:
+        done, running = ray.wait(running)
+        try:
+            yield from ray.get(done)
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, StorageError) else error) from None
+        except RayError as error:
+            raise StorageError(
+                f"{builds[0].path}: expected workers that live, got {error}; run the same command "
+                "again: what is finished is kept."
+            ) from error
 
 
-def convert(conversion: Conversion) -> Store:
-    """Make the store on the Ray cluster of this process, in place of what is at its path.
+def convert(conversion: Conversion, *, build: Builder = build_on_ray) -> Store:
+    """Make the store, or bring it up to date; nothing is built where it is.
 
     `table.refused` of the store names the subjects that could not be converted. Raises StorageError
-    where none could; the old store then stays.
+    where none could, where another conversion is writing, where a file cannot be written, or where
+    the path holds something else; a store that was there then stays.
     """
-    inputs = conversion.digest()  # first: what changes from here on is converted by the next run
-    with _replacing(conversion.path) as folder:
-        rows, size = len(conversion.subjects), conversion.settings.cases_per_shard
-        create_arrays(folder, conversion.spec, rows=rows, rows_per_shard=size)
-        table = _case_table(conversion, inputs, _run(_shards(conversion, folder)))
-        write_refusals(table.refused, folder)
-        write_atomic(folder / CASE_TABLE, encode_table(table))
+    place = place_at(conversion.path)
+    _check_free(place)
+    with place.writing() as commit:
+        before = _prepare_place(place)
+        _bring_up_to_date(conversion, place, before=before, build=build, commit=commit)
     return open_store(conversion.path)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that takes its place when the block ends, and is gone if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.partial"):
-        log.warning("%s: left by another conversion, running or interrupted", stale)
-    folder = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    retired = folder.with_suffix(".retired")
-    try:
-        yield folder
-        if path.exists():
-            path.rename(retired)
-        folder.rename(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
-
-
-def _shards(conversion: Conversion, folder: Path) -> list[_Shard]:
-    size = conversion.settings.cases_per_shard
-    return [
-        _Shard(
-            bids=conversion.bids,
-            store=folder,
-            first=first,
-            subjects=conversion.subjects[first : first + size],
-            spec=conversion.spec,
-            settings=conversion.settings,
-        )
-        for first in range(0, len(conversion.subjects), size)
-    ]
-
-
-def _run(shards: Sequence[_Shard]) -> list[_Outcome]:
-    """Convert all shards in parallel; outcomes in the order of rows."""
-    total = sum(len(shard.subjects) for shard in shards)
-    started = reported = time.monotonic()
-    outcomes: list[_Outcome] = []
-    running = [_convert_shard.remote(shard) for shard in shards]
-    while running:
-        done, running = ray.wait(running)
-        outcomes += [outcome for shard in ray.get(done) for outcome in shard]
-        now = time.monotonic()
-        if now - reported > _REPORT_EVERY or not running:
-            reported = now
-            rate = len(outcomes) / (now - started)
-            left = (total - len(outcomes)) / rate
-            log.info("%d of %d subjects, %.1f/s, %.0f s left", len(outcomes), total, rate, left)
-    return sorted(outcomes, key=lambda outcome: outcome[0])
-
-
-@ray.remote
-def _convert_shard(shard: _Shard) -> list[_Outcome]:
-    """Fill one shard; after a crash Ray runs it again, over what it had written."""
-    blocks = {
-        name: np.zeros((len(shard.subjects), *array.shape), array.dtype)
-        for name, array in array_specs(shard.spec.slab).items()
-    }
-    outcomes: list[_Outcome] = []
-    for place, subject in enumerate(shard.subjects):
-        views = {name: block[place, ...] for name, block in blocks.items()}
-        outcomes.append((shard.first + place, _convert_case(subject, shard, views)))
-    for name, array in open_arrays(shard.store, mode="r+").items():
-        array[shard.first : shard.first + len(shard.subjects)] = blocks[name]
-    return outcomes
-
-
-def _convert_case(
-    subject: Subject, shard: _Shard, views: dict[str, np.ndarray[Any, Any]]
-) -> Facts | Refusal:
-    try:
-        facts, arrays = prepare(subject, shard.bids, settings=shard.settings, arms=shard.spec.arms)
-    except CaseError as error:
-        return error.refusal
-    views["flair"][:] = arrays.flair
-    views["masks"][:] = pack_masks(arrays.masks)
-    views["parcellation"][:] = arrays.parcellation
-    views["present"][:] = arrays.present
-    return facts
-
-
-def _case_table(conversion: Conversion, inputs: str, outcomes: Sequence[_Outcome]) -> CaseTable:
-    refused = tuple(outcome for _, outcome in outcomes if isinstance(outcome, Refusal))
-    facts = [(row, outcome) for row, outcome in outcomes if isinstance(outcome, Facts)]
-    if not facts:
+def _check_free(place: Place) -> None:
+    if not is_marked(place) and any(not name.endswith(PARTIAL) for name in place.names()):
         raise StorageError(
-            f"{conversion.bids}: none of {len(refused)} subjects could be converted; "
-            f"the first: {refused[0]}."
+            f"{place.location}: expected a store or nothing, got something else; "
+            "choose another place."
         )
-    arms = {each.subject: each.arm if _teaches(each) else None for _, each in facts}
-    splits = assign_splits(arms, conversion.settings.split, seed=conversion.seed)
-    cases = tuple(
-        Case(
-            index=index,
-            row=row,
-            arm_index=-1 if each.arm is None else conversion.arms.index(each.arm),
-            split=splits[each.subject],
-            **vars(each),
+
+
+def _prepare_place(place: Place) -> CaseTable | None:
+    """Mark the place as ours; the case table that is there, if one is that this code can read."""
+    root = encode_root()
+    names = place.names()
+    if GROUP in names and place.read(GROUP) != root:
+        log.info("%s: replacing a store of another schema", place.location)
+        place.remove([CASE_TABLE])  # first, so that it is no store from here on
+        place.remove(names - {GROUP})
+    if GROUP not in names or place.read(GROUP) != root:
+        place.write(GROUP, root)
+    try:
+        return read_table(place)
+    except StoreError:
+        return None
+
+
+def _bring_up_to_date(
+    conversion: Conversion,
+    place: Place,
+    *,
+    before: CaseTable | None,
+    build: Builder,
+    commit: Commit,
+) -> None:
+    digests = digest_files(conversion.bids, conversion.files, place=place)
+    there = _finished(conversion, place, before)
+    shards = plan_shards(conversion, digests, there=there)
+    missing = [shard for shard in shards if shard.name not in there]
+    if missing:
+        _build(conversion, missing, build)
+        there = _finished(conversion, place, before)
+    table = _case_table(conversion, shards, place=place, records=there, before=before)
+    content = encode_table(table)
+    if before is not None and content == place.read(CASE_TABLE):
+        log.info("%s is up to date: settings and files are unchanged", place.location)
+    else:
+        commit(content)
+    _tidy(place, table)
+
+
+def _finished(conversion: Conversion, place: Place, table: CaseTable | None) -> dict[str, Record]:
+    """The shards that are there and whole: first those of the store as it is, then all others."""
+    found = read_finished(place, place.names(), spec=conversion.spec)
+    named = {} if table is None else table.shards
+    intact = {
+        name: found[name]
+        for name, digest in named.items()
+        if name in found and sha256(place.read(record_file(name))) == digest
+    }
+    return intact | {name: record for name, record in found.items() if name not in named}
+
+
+def _build(conversion: Conversion, shards: Sequence[Shard], build: Builder) -> None:
+    """Make shards, and tell how far it got."""
+    builds = [
+        Build(shard, conversion.path, conversion.bids, conversion.spec, conversion.settings)
+        for shard in shards
+    ]
+    total = sum(len(shard.members) for shard in shards)
+    log.info("converting %d of %d subjects", total, len(conversion.subjects))
+    started = reported = time.monotonic()
+    done = 0
+    for subjects in build(builds):
+        done += subjects
+        now = time.monotonic()
+        if now - reported > _REPORT_EVERY or done == total:
+            reported = now
+            rate = done / (now - started)
+            left = (total - done) / rate
+            log.info("%d of %d subjects, %.1f/s, %.0f s left", done, total, rate, left)
+
+
+def _case_table(
+    conversion: Conversion,
+    shards: Sequence[Shard],
+    *,
+    place: Place,
+    records: Mapping[str, Record],
+    before: CaseTable | None,
+) -> CaseTable:
+    lost = [shard.name for shard in shards if shard.name not in records]
+    if lost:
+        raise StorageError(
+            f"{place.location}: expected the shards that were just made, got none of {lost}; is "
+            "another conversion writing there? Run the same command again."
         )
-        for index, (row, each) in enumerate(facts)
+    digests = {shard.name: sha256(place.read(record_file(shard.name))) for shard in shards}
+    table = CaseTable(
+        spec=conversion.spec,
+        inputs=inputs_of(shards),
+        bids=str(conversion.bids),
+        seed=conversion.seed,
+        shares=conversion.settings.split,
+        shards=digests,
+        cases=(),
+        refused=(),
     )
-    return CaseTable(inputs, str(conversion.bids), cases, refused)
+    return fill_table(
+        table, {name: records[name] for name in digests}, settled=settled_splits(table, before)
+    )
 
 
-def _teaches(facts: Facts) -> bool:
-    """Whether a case has what a forecast is learned from: NET2 at w096, under a known arm."""
-    net2 = facts.present[SESSIONS.index("w096"), CHANNELS.index("net2")]
-    return facts.arm is not None and bool(net2)
+def _tidy(place: Place, table: CaseTable) -> None:
+    """Write the refusals for people, and remove the shards that do not count and torn files."""
+    refusals = encode_refusals(table.refused)
+    names = place.names()
+    if REFUSED_TABLE not in names or place.read(REFUSED_TABLE) != refusals:
+        place.write(REFUSED_TABLE, refusals)
+    counting = {record_file(shard) for shard in table.shards}
+    counting |= {file for shard in table.shards for file in shard_files(shard, table.spec.slab)}
+    place.remove(
+        name
+        for name in names
+        if name.endswith(PARTIAL) or (name.startswith(f"{SHARDS}/") and name not in counting)
+    )

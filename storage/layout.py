@@ -1,8 +1,9 @@
 """The layout of a store: its names, its arrays and how masks are packed. Needs numpy only.
 
-A store is a Zarr 3 group. Its attributes hold `{"lesioncast": {schema, arms, sessions, channels,
-slab, spacing}}`; every array has a leading `case` axis, one chunk a case and `cases_per_shard`
-cases a file. The case table beside them (`cases.json`) is written last and makes a store valid.
+A store is a Zarr 3 group of shards: `shards/<name>` is a group that holds the arrays of some cases,
+each with a leading `case` axis and in one file, named by the digest of what they were made from and
+never changed. `shards/<name>.json` beside it, written after it, says what it holds. The case table
+(`cases.json`), written last, says which shards count: it makes a store, and a new one replaces it.
 """
 
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA = 1
+SCHEMA = 2
 ATTRIBUTE = "lesioncast"
+GROUP = "zarr.json"
 CASE_TABLE = "cases.json"
 REFUSED_TABLE = "refused.tsv"
+STAMPS = "stamps.json"
+SHARDS = "shards"
 
 # Names in a store, whatever a trial calls its visits: w000 and w048 condition, w096 is forecast.
 SESSIONS = ("w000", "w048", "w096")
@@ -37,11 +41,20 @@ class StoreSpec:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a store: `shape` is that of a case, without the leading case axis."""
+    """One array of a store: `shape` is that of a case, without the leading case axis.
+
+    `chunk` is the part of a case that is read and checked as one.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     axes: tuple[str, ...]
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """One session of a case, where an array has images by session."""
+        by_session = self.axes[0] == "session" and self.axes[-1] == "w"
+        return (1, *self.shape[1:]) if by_session else self.shape
 
     @property
     def bytes_per_case(self) -> int:
@@ -63,18 +76,41 @@ def array_specs(slab: tuple[int, int, int]) -> dict[str, ArraySpec]:
     }
 
 
-def group_attributes(spec: StoreSpec) -> dict[str, Any]:
+def root_attributes() -> dict[str, Any]:
     """The attributes of the root group, as JSON."""
     return {
         ATTRIBUTE: {
             "schema": SCHEMA,
-            "arms": list(spec.arms),
+            "description": "Slabs of MRI of an MS trial: cases.json says which shards count.",
             "sessions": list(SESSIONS),
             "channels": list(CHANNELS),
+        }
+    }
+
+
+def shard_attributes(spec: StoreSpec) -> dict[str, Any]:
+    """The attributes of a shard's group, as JSON."""
+    return {
+        ATTRIBUTE: {
+            **root_attributes()[ATTRIBUTE],
+            "description": "Cases in the order of its record; a bit of masks is a voxel along w.",
             "slab": list(spec.slab),
             "spacing": list(spec.spacing),
         }
     }
+
+
+def record_file(shard: str) -> str:
+    """The file of a store that says what a shard holds."""
+    return f"{SHARDS}/{shard}.json"
+
+
+def shard_files(shard: str, slab: tuple[int, int, int]) -> list[str]:
+    """All other files of a shard that holds cases."""
+    specs = array_specs(slab).items()
+    chunks = [f"{name}/c/{'/'.join('0' * (1 + len(array.shape)))}" for name, array in specs]
+    files = [GROUP, *chunks, *(f"{name}/{GROUP}" for name in ARRAYS)]
+    return sorted(f"{SHARDS}/{shard}/{file}" for file in files)
 
 
 def pack_masks(masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:

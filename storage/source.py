@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from ray.data import DataContext
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from storage.cases import Row
 from storage.layout import array_specs
-from storage.store import open_arrays, open_store, take_rows
+from storage.place import Location
+from storage.read import open_arrays, take_rows
+from storage.store import open_store
 
 DEFAULT_COLUMNS = ("case", "flair", "masks", "present", "arm")
 _SCALARS = {"case": 8, "arm": 8}  # int64, bytes
@@ -28,7 +30,7 @@ class ZarrDatasource(Datasource):
 
     def __init__(
         self,
-        path: Path | str,
+        path: Location,
         *,
         columns: Sequence[str] = DEFAULT_COLUMNS,
         cases: Sequence[int] | None = None,
@@ -84,10 +86,10 @@ class ZarrDatasource(Datasource):
 
 
 def _read_blocks(
-    path: Path,
+    path: Location,
     *,
     columns: tuple[str, ...],
-    rows: list[int],
+    rows: list[Row],
     scalars: dict[str, list[int]],
     rows_per_block: int,
 ) -> Iterator[Block]:

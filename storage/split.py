@@ -1,6 +1,7 @@
 """Who trains, validates and tests."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from storage.cases import Split
@@ -9,22 +10,33 @@ _NAMES: tuple[Split, Split, Split] = ("train", "val", "test")
 
 
 def assign_splits(
-    arms: Mapping[str, str | None], shares: tuple[float, float, float], *, seed: int
+    arms: Mapping[str, str | None],
+    shares: tuple[float, float, float],
+    *,
+    seed: int,
+    kept: Mapping[str, Split] | None = None,
 ) -> dict[str, Split]:
     """A split for each subject, stratified by arm; `arms` gives the arm, None for `unlabelled`.
 
-    Within an arm subjects stand in an order that only `seed` and their names decide, and the arm's
-    size is shared out by largest remainder: a trial that grows moves few of those it had.
+    Those in `kept` stay where they are, for a model that was trained on a subject must not be
+    tested on it later. Within an arm the others stand in an order that only `seed` and their names
+    decide, and fill what each split lacks of the arm's size, shared out by largest remainder.
     """
+    kept = {} if kept is None else kept
     splits: dict[str, Split] = {s: "unlabelled" for s, arm in arms.items() if arm is None}
     for arm in sorted({arm for arm in arms.values() if arm is not None}):
-        members = sorted((s for s in arms if arms[s] == arm), key=lambda s: _rank(s, seed))
-        parts = [
+        members = [subject for subject in arms if arms[subject] == arm]
+        settled = {subject: kept[subject] for subject in members if subject in kept}
+        new = sorted(set(members) - settled.keys(), key=lambda s: _rank(s, seed))
+        counts = Counter(settled.values())
+        lacking = [
             name
             for name, size in zip(_NAMES, _apportion(len(members), shares), strict=True)
-            for _ in range(size)
+            for _ in range(size - counts[name])
         ]
-        splits |= dict(zip(members, parts, strict=True))
+        splits |= settled | dict(
+            zip(new, lacking, strict=False)
+        )  # more lack than come, if some left
     return splits
 
 

@@ -1,37 +1,37 @@
-"""Open a store and read cases from it; create the empty arrays that conversion fills."""
+"""Open a store, which is where it is checked, and read cases from it."""
 
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import zarr
-from zarr.codecs import BloscCodec
+from typing import Any
 
 from storage.cases import Case, CaseTable, decode_table
 from storage.errors import StoreError
 from storage.layout import (
-    ARRAYS,
     ATTRIBUTE,
     CASE_TABLE,
-    SCHEMA,
+    GROUP,
     StoreSpec,
-    array_specs,
-    group_attributes,
+    record_file,
+    root_attributes,
+    shard_files,
     unpack_masks,
 )
+from storage.place import Location, Place, place_at
 from storage.prepare import CaseArrays
+from storage.read import StoredArray, open_arrays, take_rows
 
 
 @dataclass(frozen=True)
 class Store:
     """A store that has been checked: `spec` for all cases, `cases` in the order of their index."""
 
-    path: Path
-    spec: StoreSpec
+    path: Location
     table: CaseTable
+
+    @property
+    def spec(self) -> StoreSpec:
+        return self.table.spec
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -53,114 +53,84 @@ class Store:
         raise StoreError(f"{self.path}: expected a case of {subject}, got none; {why}.")
 
     def read(self, index: int) -> CaseArrays:
-        """The voxels of the case with that index, masks unpacked."""
+        """The voxels of the case with that index, masks unpacked.
+
+        Raises StoreError where its files are not as they were written.
+        """
         row = self.cases[index].row
-        block = {name: array[row] for name, array in self._arrays.items()}
+        block = {name: take_rows(array, [row])[0] for name, array in self._arrays.items()}
         masks = unpack_masks(block.pop("masks"), self.spec.slab[2])
         return CaseArrays(masks=masks, **block)
 
     @cached_property
-    def _arrays(self) -> dict[str, Any]:
+    def _arrays(self) -> dict[str, StoredArray]:
         return open_arrays(self.path)
 
 
-def open_arrays(path: Path, *, mode: Literal["r", "r+"] = "r") -> dict[str, Any]:
-    """The Zarr arrays of a store by name, with rows along the first axis."""
-    group = zarr.open_group(path, mode=mode)
-    return {name: group[name] for name in ARRAYS}
+def open_store(path: Location) -> Store:
+    """Open the store at `path`, a folder or the URL of an object store's prefix.
+
+    Raises StoreError where there is none that this code can read, or one of its files is missing.
+    """
+    place = place_at(path)
+    _check_root(place)
+    table = read_table(place)
+    _check_files(place, table)
+    return Store(place.location, table)
 
 
-def take_rows(array: Any, rows: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Some rows of a store's array, in that order."""
-    first = rows[0]
-    if list(rows) == list(range(first, first + len(rows))):
-        return np.asarray(array[first : first + len(rows)])  # one request a shard
-    return np.asarray(array.get_orthogonal_selection((list(rows),)))
-
-
-def open_store(path: Path | str) -> Store:
-    """Open the store at `path`. Raises StoreError where there is none that this code can read."""
-    path = Path(path)
-    spec = _read_spec(path)
-    _check_arrays(path, spec)
-    table = _read_table(path)
-    return Store(path, spec, table)
-
-
-def create_arrays(path: Path, spec: StoreSpec, *, rows: int, rows_per_shard: int) -> None:
-    """Create a group at `path` with empty arrays of `rows` cases, for conversion to fill."""
-    group = zarr.create_group(path, attributes=group_attributes(spec))
-    # Fast to read at a training step; zstd would save 8 % of the space at half the speed.
-    compressor = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
-    for name, array in array_specs(spec.slab).items():
-        group.create_array(
-            name,
-            shape=(rows, *array.shape),
-            dtype=array.dtype,
-            chunks=(1, *array.shape),
-            shards=(rows_per_shard, *array.shape),
-            compressors=compressor,
-            fill_value=0,
-            dimension_names=("case", *array.axes),
-        )
-
-
-def is_marked(path: Path) -> bool:
-    """Whether a store of this project, of any schema or state, is at `path`."""
+def is_marked(place: Place) -> bool:
+    """Whether a store of this project, of any schema or state, is there."""
     try:
-        return ATTRIBUTE in zarr.open_group(path, mode="r").attrs
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return isinstance(_mark(place), dict)
+    except StoreError:
         return False
 
 
-def _read_spec(path: Path) -> StoreSpec:
+def _mark(place: Place) -> Any:
     try:
-        group = zarr.open_group(path, mode="r")
-    except (FileNotFoundError, ValueError, KeyError) as error:
+        return json.loads(place.read(GROUP))["attributes"].get(ATTRIBUTE)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError) as error:
         raise StoreError(
-            f"{path}: expected a Zarr 3 store, got none; run jobs/convert.py."
+            f"{place.location}: expected a Zarr 3 store, got none; run jobs/convert.py."
         ) from error
-    attributes: Any = group.attrs.get(ATTRIBUTE)
-    if not isinstance(attributes, dict):
-        raise StoreError(f"{path}: expected a lesioncast store, got a Zarr group without its mark.")
-    if attributes.get("schema") != SCHEMA:
-        raise StoreError(
-            f"{path}: expected schema {SCHEMA}, got {attributes.get('schema')}; convert it again."
-        )
-    try:
-        slab, spacing = tuple(attributes["slab"]), tuple(attributes["spacing"])
-        spec = StoreSpec(tuple(attributes["arms"]), slab, spacing)
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{path}: its attributes lack {error}; convert it again.") from error
-    if group_attributes(spec)[ATTRIBUTE] != attributes:
-        raise StoreError(
-            f"{path}: expected the sessions and channels of schema {SCHEMA}, "
-            f"got {attributes}; convert it again."
-        )
-    return spec
 
 
-def _check_arrays(path: Path, spec: StoreSpec) -> None:
-    group = zarr.open_group(path, mode="r")
-    for name, expected in array_specs(spec.slab).items():
-        array: Any = group.get(name)
-        got = "none" if array is None else f"{array.dtype} {list(array.shape[1:])}"
-        if got != f"{expected.dtype} {list(expected.shape)}":
+def _check_root(place: Place) -> None:
+    mark = _mark(place)
+    if not isinstance(mark, dict):
+        raise StoreError(
+            f"{place.location}: expected a lesioncast store, got a Zarr group without its mark."
+        )
+    for key, value in root_attributes()[ATTRIBUTE].items():
+        if mark.get(key) != value:
             raise StoreError(
-                f"{path}: expected the array {name} as {expected.dtype} {list(expected.shape)} "
-                f"a case, got {got}; convert it again."
+                f"{place.location}: expected {key} {value}, got {mark.get(key)}; convert it again."
             )
 
 
-def _read_table(path: Path) -> CaseTable:
-    table = path / CASE_TABLE
+def read_table(place: Place) -> CaseTable:
+    """The case table, which makes the files a store. Raises StoreError where there is none."""
     try:
-        return decode_table(table.read_bytes())
+        return decode_table(place.read(CASE_TABLE))
     except FileNotFoundError as error:
         raise StoreError(
-            f"{path}: expected {CASE_TABLE}, got none: its conversion did not finish; run it again."
+            f"{place.location}: expected {CASE_TABLE}, got none: its conversion did not finish; "
+            "run it again."
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{table}: expected a case table, got {error!r}; convert it again."
+            f"{place.location}/{CASE_TABLE}: expected a case table, got {error!r}; "
+            "convert it again."
         ) from error
+
+
+def _check_files(place: Place, table: CaseTable) -> None:
+    filled = {case.row.shard for case in table.cases}
+    needed = {record_file(shard) for shard in table.shards}
+    needed |= {file for shard in filled for file in shard_files(shard, table.spec.slab)}
+    if missing := sorted(needed - place.names()):
+        raise StoreError(
+            f"{place.location}: expected all files of its shards, got none at {missing[0]}"
+            f" and {len(missing) - 1} others; convert it again: only what is missing is made."
+        )

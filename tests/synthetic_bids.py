@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from storage.cases import Case
+from storage.cases import Case, Row
 from storage.grid import Grid
 from storage.nifti import Header, Volume, as_matrix
 
@@ -152,7 +152,7 @@ def case_of(grid: Grid, *, index: int = 0, subject: str = "sub-01") -> Case:
     """A case with everything present and that grid."""
     return Case(
         index=index,
-        row=index,
+        row=Row("shard", index),
         subject=subject,
         arm=ARMS[0],
         arm_index=0,

@@ -107,7 +107,7 @@ def test_truth_read_back_in_the_slab_holds_the_factual_mask(tmp_path: Path) -> N
     trial = write_trial(tmp_path / "bids", resized(3, seed=7))
     settings = StoreSettings(slab=(15, 64, 56), spacing=(3.0, 3.0, 3.0), resample=False)
     active = False
-    for subject in read_trial(trial, settings.bids):
+    for subject in read_trial(trial, settings.layout):
         facts, arrays = prepare(subject, trial, settings=settings, arms=PAPER_ARM_NAMES)
         masks = true_net2(trial, facts.subject, facts.grid, arms=PAPER_ARM_NAMES)
         assert facts.arm is not None

@@ -1,7 +1,6 @@
 """Conversion on a cluster: from a BIDS folder to a store that Ray Data reads."""
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import synthetic_bids as bids
 from jobs import convert as convert_job
 from storage import StorageError, Store, open_store, pack_masks
 from storage.convert import convert
-from storage.plan import Conversion, finished_store, plan_conversion
+from storage.plan import Conversion, plan_conversion
 from storage.prepare import prepare
 from storage.settings import StoreSettings
 from storage.source import ZarrDatasource
@@ -109,21 +108,6 @@ def test_a_column_that_is_not_there_is_refused(store: Store) -> None:
         ZarrDatasource(store.path, columns=("case", "t1"))
 
 
-def test_nothing_is_done_again_until_settings_or_files_change(root: Path, store: Store) -> None:
-    finished = finished_store(planned(root))
-    assert finished is not None
-    assert finished.table == store.table
-    assert finished_store(planned(root, seed=1)) is None
-    path = bids.path_of(root / "bids", "sub-01", "w096", "net2")
-    content = path.read_bytes()
-    stamp = path.stat()
-    path.write_bytes(content + b"\0")
-    assert finished_store(planned(root)) is None
-    path.write_bytes(content)
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert finished_store(planned(root)) is not None
-
-
 def test_a_failed_conversion_leaves_the_old_store(tmp_path: Path) -> None:
     bids.write_trial(tmp_path / "bids", 2)
     first = convert(planned(tmp_path))
@@ -132,6 +116,7 @@ def test_a_failed_conversion_leaves_the_old_store(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"none of 2 subjects could be converted; .*sub-01"):
         convert(planned(tmp_path))
     assert open_store(first.path).table == first.table
+    assert open_store(first.path).read(0).present.any()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bids", "store.zarr"]
 
 
@@ -139,7 +124,8 @@ def test_another_folder_is_never_replaced(root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     conversion = plan_conversion(root / "bids", tmp_path, settings=SETTINGS, arms=bids.ARMS, seed=0)
     with pytest.raises(StorageError, match="expected a store or nothing, got something else"):
-        finished_store(conversion)
+        convert(conversion)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_progress_tells_rate_and_time_left(
@@ -166,5 +152,9 @@ def test_the_exit_code_tells_of_refusals_and_failure(
         assert convert_job.main([*flags, "--bids", str(root / "bids")]) == 3
     assert "is up to date" in caplog.text
     assert f"  {REFUSED}, ses-w048: expected a whole NIfTI file" in caplog.text
+    assert convert_job.main([*flags, "--bids", str(root / "bids"), "--verify"]) == 0
+    (store.path / "shards" / store.cases[0].row.shard / "zarr.json").write_text("{}")
+    assert convert_job.main([*flags, "--bids", str(root / "bids"), "--verify"]) == 1
+    assert "1 files are not as recorded" in caplog.text
     assert convert_job.main([*flags, "--bids", str(root / "nowhere")]) == 1
     assert convert_job.main([*flags, "--set", "store.slabs=[1, 1, 1]"]) == 2

@@ -7,10 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import synthetic_bids as bids
+from tiny_store import table_of
 
 from storage.bids import Source
-from storage.cases import CaseTable, decode_table, encode_table
+from storage.cases import decode_table, encode_table
 from storage.grid import Grid, plan_grid, to_slab, to_source_grid
+from storage.layout import StoreSpec
 from storage.nifti import read_volume, write_nifti_atomic
 from storage.normalise import range_of, scale_flair
 from storage.settings import StoreSettings
@@ -151,5 +153,5 @@ def test_flair_is_scaled_by_percentiles_of_its_foreground() -> None:
 
 def test_the_case_table_keeps_a_grid_to_the_last_bit(tmp_path: Path) -> None:
     case = bids.case_of(written(tmp_path, bids.head((9, 18, 14), 0), bids.Geometry())[1])
-    table = CaseTable("digest", "bids", (case,), ())
+    table = table_of(StoreSpec(bids.ARMS, case.grid.slab, (3.0, 2.0, 2.0)), [case])
     assert decode_table(encode_table(table)) == table

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from synthetic_bids import ARMS, Geometry, head, path_of, write_volume
+from tiny_store import SHARD, table_of, write_tiny_store
 
 from lesioncast.diffusion.controlnet import CONDITION
 from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
 from storage.bids import Source
-from storage.cases import Case, CaseTable, encode_table
+from storage.cases import Case, Row
 from storage.grid import Grid, to_slab
-from storage.layout import CASE_TABLE
 from storage.nifti import read_volume
-from storage.store import create_arrays, open_arrays
+from storage.shards import empty_blocks
 
 SLAB = (5, 16, 16)
 GEOMETRY = Geometry(axes="LPS", tilt=9.0)
@@ -29,8 +29,7 @@ def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Sto
     of the test split.
     """
     cases = test + train
-    create_arrays(path, SPEC, rows=cases, rows_per_shard=cases)
-    arrays = open_arrays(path, mode="r+")
+    arrays = empty_blocks(cases, SPEC)
     table = []
     for index in range(cases):
         flair = head(GEOMETRY.shape, seed=index)
@@ -42,8 +41,7 @@ def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Sto
         arrays["masks"][index] = pack_masks(_masks(active=index % 2 == 1))
         arrays["present"][index] = case.present
         table.append(case)
-    content = encode_table(CaseTable("inputs", str(bids), tuple(table), ()))
-    (path / CASE_TABLE).write_bytes(content)
+    write_tiny_store(path, table_of(SPEC, table, bids=str(bids)), arrays)
     return open_store(path)
 
 
@@ -62,7 +60,7 @@ def _case(index: int, grid: Grid, split: str) -> Case:
     present[0, 3] = False
     return Case(
         index=index,
-        row=index,
+        row=Row(SHARD, index),
         subject=f"sub-{index + 1:02d}",
         arm=ARMS[index % len(ARMS)],
         arm_index=index % len(ARMS),

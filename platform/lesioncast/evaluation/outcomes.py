@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,7 @@ from lesioncast.covariates import tabulate_covariates
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.evaluation.scalars import Measured, measure_case
 from lesioncast.slab import CHANNELS, SESSIONS
-from storage import Case, open_store
+from storage import Case, Location, open_store
 
 Chunk = tuple[int, ...]
 CHUNK = 64
@@ -65,7 +64,7 @@ def chunked(cases: Sequence[Case]) -> list[Chunk]:
     ]
 
 
-def build_measurer(store: Path) -> Callable[[Chunk], list[Measured]]:
+def build_measurer(store: Location) -> Callable[[Chunk], list[Measured]]:
     """What a Ray actor holds: an open store, from which it measures cases."""
     opened = open_store(store)
 

@@ -19,11 +19,11 @@ from lesioncast.forecasting.draws import Condition, Covariates, Draw, Sampler
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.slab import Channels, encode, named
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
-from storage import Store, open_store
+from storage import Location, Store, open_store
 
 
 def build_sampler(
-    bundle: Path, store: Path, *, device: str, sampler: SamplerConfig | None = None
+    bundle: Path, store: Location, *, device: str, sampler: SamplerConfig | None = None
 ) -> Sampler:
     """What a Ray actor holds: the networks on `device` and the open store.
 

@@ -26,7 +26,7 @@ from ray.data.block import BlockAccessor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lesioncast.training.errors import TrainingError
-from storage import CHANNELS, MASKS, SESSIONS, Case, Store
+from storage import CHANNELS, MASKS, SESSIONS, Case, Location, Store
 from storage.source import ZarrDatasource
 
 COLUMNS = ("flair", "masks", "present", "arm")
@@ -44,7 +44,7 @@ class CaseCache:
     description: the node's files are the same whatever covariates a model sees.
     """
 
-    store: Path
+    store: Location
     cases: tuple[int, ...]
     digest: str
     root: Path
