@@ -12,8 +12,7 @@ from storage.qc import CaseQc, sort_key
 from storage.thumbnail import COLOURS
 
 _STYLE = """
-body { font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; margin: 1.2rem 1.4rem;
-  color: #1b1b1b; }
+body { font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; margin: 1.2rem 1.4rem; }
 h1 { font-size: 1.3rem; margin: 0 0 .3rem; } p { max-width: 62rem; margin: .3rem 0 .8rem; }
 table { border-collapse: collapse; width: 100%; }
 th { position: sticky; top: 0; background: #22313f; color: #fff; text-align: left; z-index: 1; }

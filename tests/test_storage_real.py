@@ -6,6 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from jobs import convert as convert_job
+from jobs import qc as qc_job
+from storage import open_store
 from storage.bids import Subject, read_trial
 from storage.grid import to_source_grid
 from storage.layout import CHANNELS
@@ -13,6 +16,7 @@ from storage.prepare import prepare
 from storage.settings import StoreSettings
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "ljubljana"
+DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 SETTINGS = StoreSettings((15, 64, 64), (3.0, 3.0, 3.0), resample=True)
 FINE = StoreSettings((15, 256, 256), (3.0, 1.0, 1.0), resample=True)
 
@@ -57,3 +61,37 @@ def test_lesions_return_to_the_patients_own_grid(
     there, here = np.asarray(truth.dataobj) * inside, np.asarray(back.dataobj)
     overlap = 2 * np.count_nonzero(there & here) / (there.sum() + here.sum())
     assert overlap > dice
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_patients_go_all_the_way_to_quality_control(tmp_path: Path) -> None:
+    """By a mapping file too: the same scans under the names of a trial that is not BIDS."""
+    flags = ["--config", str(DEMO), "--set", "store.resample=true"]
+    bids, mapped = tmp_path / "bids.zarr", tmp_path / "mapped.zarr"
+    assert convert_job.main([*flags, "--bids", str(ROOT), "--store", str(bids)]) == 0
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text(
+        'flair: "{subject}_{session}.nii.gz"\nnet2: "{subject}_{session}_new.nii.gz"\n'
+        'brain_mask: "{subject}_brain.nii.gz"\nsessions: [study1, study2, none]\n'
+    )
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "participants.tsv").symlink_to(ROOT / "participants.tsv")
+    for path in ROOT.rglob("*.nii.gz"):
+        name = path.name.removeprefix("sub-").replace("ses-w000", "study1")
+        name = name.replace("ses-w048", "study2").replace("_FLAIR", "")
+        name = name.replace("_space-orig_label-L_desc-NET2_mask", "_new")
+        name = name.replace("_study2_space-orig_desc-brain_mask", "_brain")
+        (tmp_path / "trial" / name).symlink_to(path)
+    where = ["--bids", str(tmp_path / "trial"), "--store", str(mapped)]
+    assert convert_job.main([*flags, *where, "--mapping", str(mapping)]) == 0
+    for one, other in zip(open_store(bids).cases, open_store(mapped).cases, strict=True):
+        assert one.subject == other.subject
+        assert sorted(one.digests.values()) == sorted(other.digests.values())
+    assert qc_job.main([*flags, "--store", str(mapped), "--out", str(tmp_path)]) == 0
+    head, *rows = (line.split("\t") for line in (tmp_path / "qc.tsv").read_text().splitlines())
+    for row in rows:
+        found = dict(zip(head, row, strict=True))
+        assert found["flags"] == "n/a"
+        assert (found["orientation"], found["w096_low"]) == ("LPS", "n/a")
+        assert 2 < float(found["w048_net2_ml"]) < 6
