@@ -104,10 +104,13 @@ def _variables(pod: Manifest) -> set[str]:
 
 def pod_faults(manifest: Manifest) -> list[str]:
     """Where a pod is not confined, or claims what it does not say."""
-    return [f"{name}: {fault}" for name, pod in pods(manifest) for fault in _pod(pod["spec"])]
+    return [
+        f"{name}: {fault}" for name, pod in pods(manifest) for fault in confinement(pod["spec"])
+    ]
 
 
-def _pod(spec: Manifest) -> Iterator[str]:
+def confinement(spec: Manifest) -> Iterator[str]:
+    """The same of one pod's spec."""
     context = spec.get("securityContext", {})
     if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
         yield "expected runAsNonRoot and a user"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from operator_rules import faults, pod_faults
+from operator_rules import confinement, faults, pod_faults
 from rendered import (
     CRDS,
     OVERLAYS,
@@ -77,6 +77,26 @@ def test_the_pods_of_ray_meet_kubernetes_schema_of_a_pod() -> None:
     assert kubernetes_faults([as_pod(template) for template in templates]) is None
     misspelt = changed(as_pod(templates[0]), "spec/containers/0/volumeMount", [])
     assert kubernetes_faults([misspelt])
+
+
+def test_the_loader_of_data_is_a_confined_pod() -> None:
+    loader = yaml.safe_load((ROOT / "k8s/loader.yaml").read_text())
+    assert kubernetes_faults([loader]) is None
+    assert list(confinement(loader["spec"])) == []
+    claim = one("gpu", "PersistentVolumeClaim", "lesioncast-data")["metadata"]
+    assert loader["spec"]["volumes"][1]["persistentVolumeClaim"]["claimName"] == claim["name"]
+    assert loader["metadata"]["namespace"] == claim["namespace"]
+
+
+def test_the_guide_names_folders_and_jobs_that_exist() -> None:
+    guide = (ROOT / "k8s/README.md").read_text()
+    for path in re.findall(r"(?:-[kf]|apply -f) (k8s/[^\s]+)", guide):
+        for overlay in ("dev", "gpu"):
+            assert (ROOT / path.replace("$O", overlay)).exists(), path
+    jobs = {each["metadata"]["labels"]["job"] for each in rendered("dev/jobs")}
+    named = set(re.findall(r"job=(\w+)", guide))
+    assert named
+    assert named <= jobs
 
 
 def as_pod(template: Manifest) -> Manifest:
