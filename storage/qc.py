@@ -22,8 +22,8 @@ from storage.store import Store
 from storage.thumbnail import thumbnail
 
 # From where on a person should look.
-LEAST_FIELD = 0.9  # of the slab, inside the source's field
-LEAST_HEAD = 0.15  # of the slab, in the head
+LEAST_FIELD = 0.7  # of the slab, inside the source's field; 220 mm of 256 mm fill 0.74 in plane
+LEAST_HEAD = 0.12  # of the slab, in the head
 MOST_ASYMMETRY = 0.15  # |right - left| / (right + left), in voxels of the head
 MOST_CLIPPED = 0.02  # of the head's voxels; half a percent of the volume is clipped on purpose
 LEAST_LIKENESS = 0.5  # correlation of two sessions of one head

@@ -166,8 +166,8 @@ def test_what_looks_wrong_is_flagged(
 
 
 def test_a_slab_that_leaves_the_field_is_flagged(tmp_path: Path) -> None:
-    found = examined(tmp_path, sound(), place=grid(offset=(2.0, 0.0, -5.0)))
-    assert found.flags == ("field covers 75% of the slab",)
+    found = examined(tmp_path, sound(), place=grid(offset=(2.0, 0.0, -8.0)))
+    assert found.flags == ("field covers 60% of the slab",)
 
 
 def test_what_is_absent_raises_no_flag(tmp_path: Path) -> None:
