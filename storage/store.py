@@ -67,15 +67,22 @@ class Store:
         return open_arrays(self.path)
 
 
-def open_store(path: Location) -> Store:
+def open_store(path: Location, *, inputs: str | None = None) -> Store:
     """Open the store at `path`, a folder or the URL of an object store's prefix.
 
-    Raises StoreError where there is none that this code can read, or one of its files is missing.
+    `inputs` is the digest of the table in which indices were found that are to count in this one.
+    Raises StoreError where there is none that this code can read, where a file of it is missing,
+    or where it was converted anew since then.
     """
     place = place_at(path)
     _check_root(place)
     table = read_table(place)
     _check_files(place, table)
+    if inputs is not None and inputs != table.inputs:
+        raise StoreError(
+            f"{place.location}: expected the cases of {inputs[:12]}, got {table.inputs[:12]}: "
+            "it was converted anew meanwhile; run the same command again."
+        )
     return Store(place.location, table)
 
 

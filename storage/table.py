@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from storage.cases import Case, CaseTable, Split
 from storage.errors import StorageError
@@ -36,7 +37,11 @@ def fill_table(
         (outcome for record in records.values() for outcome in record.outcomes),
         key=lambda outcome: outcome.subject,
     )
-    refused = tuple(o.result for o in outcomes if not isinstance(o.result, Facts))
+    refused = tuple(
+        replace(o.result, path=o.result.path and str(Path(head.bids, o.result.path)))
+        for o in outcomes
+        if not isinstance(o.result, Facts)
+    )
     facts = [(row, o.result) for o, row in rows if isinstance(o.result, Facts)]
     if not facts:
         raise StorageError(

@@ -222,6 +222,18 @@ def test_who_left_is_in_no_file_and_who_was_mended_is_a_case(own: Path, tmp_path
     assert list(verify(store, own)) == []
 
 
+def test_shards_do_not_say_where_the_trial_lies(own: Path, tmp_path: Path) -> None:
+    store, _ = converted(own, tmp_path / "store.zarr")
+    (refusal,) = store.table.refused
+    assert refusal.path == str(bids.path_of(own, "sub-03", "w048", "flair"))
+    before = tree(store.path / "shards")
+    moved = own.rename(tmp_path / "moved")
+    again, build = converted(moved, store.path)
+    assert (build.prepared, again.table.bids) == ([], str(moved))
+    assert again.table.refused[0].path.startswith(str(moved))
+    assert tree(store.path / "shards") == before
+
+
 def test_cases_are_filed_anew_without_being_prepared(own: Path, tmp_path: Path) -> None:
     converted(own, tmp_path / "store.zarr")
     _, build = converted(

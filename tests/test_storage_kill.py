@@ -20,21 +20,25 @@ from storage.convert import convert
 from storage.place import Folder
 from storage.plan import plan_conversion
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.slow
 
-SUBJECTS = 24  # in 12 shards
+SUBJECTS = 16  # in 8 shards
 KILLS = 5
 DRIVER = """
 import sys
 from pathlib import Path
-import ray
 sys.path.insert(0, {tests!r})
-from test_storage_durable import SETTINGS, bids
-from storage.convert import convert
+from test_storage_durable import SETTINGS, Builder, bids
+from storage.convert import build_on_ray, convert
 from storage.plan import plan_conversion
-ray.init(address={address!r}, log_to_driver=False)
+build = Builder()
+if address := {address!r}:
+    import ray
+    ray.init(address=address, log_to_driver=False)
+    build = build_on_ray
 convert(
-    plan_conversion(Path({trial!r}), Path({path!r}), settings=SETTINGS, arms=bids.ARMS, seed=0)
+    plan_conversion(Path({trial!r}), Path({path!r}), settings=SETTINGS, arms=bids.ARMS, seed=0),
+    build=build,
 )
 """
 
@@ -47,8 +51,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(trial: Path, path: Path) -> "subprocess.Popen[bytes]":
-    address = ray.get_runtime_context().gcs_address
+def start(trial: Path, path: Path, address: str) -> "subprocess.Popen[bytes]":
     tests = str(Path(__file__).parent)
     code = DRIVER.format(tests=tests, address=address, trial=str(trial), path=str(path))
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
@@ -58,32 +61,37 @@ def files(path: Path) -> int:
     return sum(1 for _ in path.rglob("*"))
 
 
-def test_a_killed_driver_goes_on_where_it_was(trial: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
+def kill_at_random(trial: Path, folder: Path, *, kills: int, address: str = "") -> None:
+    """Conversions that are killed after a random number of files, and one that is not."""
+    whole, killed = folder / "whole.zarr", folder / "killed.zarr"
     table = converted(trial, whole)[0].table
     rng, wanted = random.Random(5), files(whole)
-    deaths = finished = 0
-    while deaths < KILLS:
-        driver = start(trial, killed)
-        # Anywhere from its first file to some that are new: then a moment of its own.
-        target = files(killed) + rng.randint(1, wanted // KILLS)
+    for _ in range(kills):
+        driver = start(trial, killed, address)
+        target = min(files(killed) + rng.randint(1, wanted // kills), wanted - 2)
         while driver.poll() is None and files(killed) < target:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
+            time.sleep(0.001)
         driver.kill()
-        driver.communicate()
-        deaths += driver.returncode == -signal.SIGKILL
-        finished += driver.returncode == 0
-        assert driver.returncode in (0, -signal.SIGKILL)
+        _, said = driver.communicate()
+        assert driver.returncode == -signal.SIGKILL, said.decode()
         assert seen(killed) in (None, table)
-        if driver.returncode == 0:  # it was too fast: the next one is killed while it renews
-            bids.alter(bids.path_of(trial, "sub-01", "w000", "flair"), lambda data: data[::-1])
-            table = converted(trial, whole)[0].table
-    last = start(trial, killed)
-    assert last.communicate(timeout=240)[1] is not None
-    assert last.returncode == 0
+    last = start(trial, killed, address)
+    _, said = last.communicate(timeout=240)
+    assert last.returncode == 0, said.decode()
     assert open_store(killed).table == table
     assert_same_bytes(killed, whole)
+
+
+def test_a_killed_conversion_goes_on_where_it_was(trial: Path, tmp_path: Path) -> None:
+    kill_at_random(trial, tmp_path, kills=KILLS)
+
+
+@pytest.mark.ray
+def test_a_killed_driver_goes_on_where_its_workers_were(
+    trial: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    kill_at_random(trial, tmp_path, kills=2, address=address)
 
 
 def dying_build_shard(build: Build, deaths: Path) -> int:
@@ -107,7 +115,8 @@ def dying_build_shard(build: Build, deaths: Path) -> int:
     return build_shard(build)
 
 
-def test_a_killed_worker_is_replaced(trial: Path, tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_killed_worker_is_replaced(trial: Path, tmp_path: Path, ray_cluster: None) -> None:
     deaths = tmp_path / "deaths"
     deaths.mkdir()
 

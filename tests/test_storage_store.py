@@ -112,6 +112,13 @@ def test_a_store_opens_with_its_cases(tmp_path: Path) -> None:
     assert [case.index for case in store.select(split="train", arm="placebo")] == [0, 1, 2]
 
 
+def test_indices_count_only_in_the_store_that_they_came_from(tmp_path: Path) -> None:
+    table = small_store(tmp_path)
+    assert open_store(tmp_path, inputs=table.inputs).table == table
+    with pytest.raises(StoreError, match=r"expected the cases of before, got inputs: it was conv"):
+        open_store(tmp_path, inputs="before")
+
+
 def test_a_case_that_is_not_there_is_explained(tmp_path: Path) -> None:
     small_store(tmp_path)
     store: Store = open_store(tmp_path)
