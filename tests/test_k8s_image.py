@@ -76,6 +76,7 @@ def test_the_image_installs_the_projects_dependencies_and_not_the_project() -> N
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert "ray[data,serve,train]==2.60.0" in lines
+    assert any(line.startswith("psycopg") for line in lines)
     assert not any(line.startswith("lesioncast") for line in lines)
 
 
@@ -122,3 +123,14 @@ def test_the_import_path_resolves(manifest: Manifest) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip("serve/app.py IS NOT THERE: the RayService of k8s/ has nothing to serve yet")
     assert callable(getattr(importlib.import_module(module), attribute))
+
+
+@pytest.mark.parametrize("manifest", SERVE_CONFIGS, ids=["dev", "gpu"])
+def test_the_service_takes_its_arguments(manifest: Manifest) -> None:
+    if importlib.util.find_spec("serve.settings") is None:
+        pytest.skip("serve/settings.py IS NOT THERE: the arguments of the RayService are unchecked")
+    (application,) = serve_config(manifest)["applications"]
+    settings = importlib.import_module("serve.settings").Settings(**application["args"])
+    (group,) = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert settings.gpus == int(limits.get("nvidia.com/gpu", 0))
