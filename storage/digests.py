@@ -62,6 +62,8 @@ def digest_files(root: Path, paths: Iterable[str], *, place: Place) -> dict[str,
 
 def digest_file(path: Path) -> str:
     """The sha256 of a file's content. Raises OSError where it cannot be read."""
+    if not path.is_file():
+        raise OSError(f"{path}: no file")  # a pipe would be waited for, without end
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import synthetic_bids as bids
 from PIL import Image
+from tiny_store import SHARD, table_of, write_tiny_store
 
 from jobs import qc as qc_job
 from storage import Case, CaseArrays, Store, StoreSpec, open_store, pack_masks
-from storage.cases import CaseTable, encode_table
+from storage.cases import Row
 from storage.errors import Refusal
 from storage.grid import Grid
 from storage.layout import CASE_TABLE
 from storage.nifti import Header, as_matrix
 from storage.qc import CaseQc, Lesions, examine, field_share
 from storage.qc_page import write_qc
-from storage.store import create_arrays, open_arrays
 from storage.thumbnail import COLOURS
 
 SLAB = (5, 24, 20)
@@ -60,16 +60,18 @@ def examined(folder: Path, arrays: CaseArrays, *, place: Grid | None = None) -> 
 
 def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *refused: Refusal) -> Store:
     spec = StoreSpec(bids.ARMS, SLAB, SPACING)
-    create_arrays(folder, spec, rows=len(cases), rows_per_shard=4)
-    into = open_arrays(folder, mode="r+")
-    for case, arrays in cases:
-        into["flair"][case.row] = arrays.flair
-        into["masks"][case.row] = pack_masks(arrays.masks)
-        into["parcellation"][case.row] = arrays.parcellation
-        into["present"][case.row] = arrays.present
-    table = tuple(replace(case, present=arrays.present) for case, arrays in cases)
-    content = encode_table(CaseTable("inputs", "/data/trial", table, refused))
-    (folder / CASE_TABLE).write_bytes(content)
+    known = [
+        replace(case, row=Row(SHARD, place), present=arrays.present)
+        for place, (case, arrays) in enumerate(cases)
+    ]
+    blocks = {
+        "flair": np.stack([arrays.flair for _, arrays in cases]),
+        "masks": pack_masks(np.stack([arrays.masks for _, arrays in cases])),
+        "parcellation": np.stack([arrays.parcellation for _, arrays in cases]),
+        "present": np.stack([arrays.present for _, arrays in cases]),
+    }
+    table = table_of(spec, known, bids="/data/trial", refused=refused)
+    write_tiny_store(folder, table, blocks)
     return open_store(folder)
 
 
