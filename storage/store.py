@@ -19,6 +19,7 @@ from storage.layout import (
     SCHEMA,
     StoreSpec,
     array_specs,
+    channel_index,
     group_attributes,
     unpack_masks,
 )
@@ -37,10 +38,20 @@ class Store:
     def cases(self) -> tuple[Case, ...]:
         return self.table.cases
 
-    def select(self, *, split: str | None = None, arm: str | None = None) -> list[Case]:
-        """The cases of a split (train, val, test, unlabelled) and of an arm, or of all."""
+    def select(
+        self, *, split: str | None = None, arm: str | None = None, having: Sequence[str] = ()
+    ) -> list[Case]:
+        """The cases of a split (train, val, test, unlabelled) and of an arm, or of all.
+
+        `having` names channels that a case must have, such as w096/net2.
+        """
+        wanted = [channel_index(name) for name in having]
         return [
-            case for case in self.cases if split in (None, case.split) and arm in (None, case.arm)
+            case
+            for case in self.cases
+            if split in (None, case.split)
+            and arm in (None, case.arm)
+            and all(case.present[place] for place in wanted)
         ]
 
     def case(self, subject: str) -> Case:
@@ -70,12 +81,25 @@ def open_arrays(path: Path, *, mode: Literal["r", "r+"] = "r") -> dict[str, Any]
     return {name: group[name] for name in ARRAYS}
 
 
-def take_rows(array: Any, rows: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Some rows of a store's array, in that order."""
-    first = rows[0]
-    if list(rows) == list(range(first, first + len(rows))):
-        return np.asarray(array[first : first + len(rows)])  # one request a shard
-    return np.asarray(array.get_orthogonal_selection((list(rows),)))
+def take_rows(
+    array: Any, rows: Sequence[int], *, sessions: Sequence[int] | None = None
+) -> np.ndarray[Any, Any]:
+    """Some rows of a store's array in that order, and of its sessions, if it has any, some or all.
+
+    What is not asked for is not decoded, chunk by chunk.
+    """
+    places = [rows]
+    if sessions is not None and "session" in array.metadata.dimension_names:
+        places.append(sessions)
+    return np.asarray(array.get_orthogonal_selection(tuple(map(_span, places))))
+
+
+def _span(places: Sequence[int]) -> slice | list[int]:
+    """Neighbours as a slice, which is one request a shard."""
+    first = places[0]
+    if list(places) == list(range(first, first + len(places))):
+        return slice(first, first + len(places))
+    return list(places)
 
 
 def open_store(path: Path | str) -> Store:
