@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,7 +82,7 @@ class Cases:
     ) -> "Cases":
         """The cases in a cache's folder; the volumes stay on disk until they are asked for."""
         flair, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in VOLUMES)
-        return cls(flair, masks, *_facts(folder), sessions, covariates)
+        return cls(flair, masks, sessions=sessions, covariates=covariates, **_facts(folder))
 
     @classmethod
     def stream(
@@ -89,9 +90,7 @@ class Cases:
         folder: Path,
         store: Store,
         cases: Sequence[int],
-        *,
         sessions: tuple[str, ...] = SESSIONS,
-        covariates: npt.NDArray[np.float32] | None = None,
     ) -> "Cases":
         """The same without volumes in the folder: each batch reads its cases from the store."""
         arrays, places = open_arrays(store.path), tuple(session_indices(sessions))
@@ -101,7 +100,7 @@ class Cases:
             StoredRows(arrays[name], rows, places, (len(rows), *specs[name].shape))
             for name in VOLUMES
         )
-        return cls(flair, masks, *_facts(folder), sessions, covariates)
+        return cls(flair, masks, sessions=sessions, **_facts(folder))
 
     @property
     def streamed(self) -> bool:
@@ -122,10 +121,13 @@ class Cases:
         `condition` names the channels of c_f; with None there is no c_f.
         """
         arm = np.where(drops.arm | (self.arm[rows] < 0), null_arm, self.arm[rows])
-        x = torch.from_numpy(self._encode(rows, TARGET))
+        flair = self.flair[rows]
+        masks = unpack_masks(self.masks[rows], flair.shape[-1])
+        encode_rows = partial(self._encode, rows, flair, masks)
+        x = torch.from_numpy(encode_rows(TARGET))
         images = covariates = None
         if condition is not None:
-            encoded = self._encode(rows, condition)
+            encoded = encode_rows(condition)
             encoded[drops.channels] = 0  # [b, c] picks whole channels of [b, c, s, h, w]
             images = torch.from_numpy(encoded)
         if condition is not None and self.covariates is not None:
@@ -133,9 +135,13 @@ class Cases:
             covariates = torch.from_numpy(known)
         return Batch(x, torch.from_numpy(arm.astype(np.int64)), images, covariates)
 
-    def _encode(self, rows: Rows, channels: Channels) -> npt.NDArray[np.float32]:
-        flair = self.flair[rows]
-        masks = unpack_masks(self.masks[rows], flair.shape[-1])
+    def _encode(
+        self,
+        rows: Rows,
+        flair: npt.NDArray[np.float16],
+        masks: npt.NDArray[np.uint8],
+        channels: Channels,
+    ) -> npt.NDArray[np.float32]:
         encoded = np.empty((len(rows), len(channels), *self.spatial_shape), np.float32)
         for place, row in enumerate(rows):
             encode(
@@ -149,8 +155,8 @@ class Cases:
         return encoded
 
 
-def _facts(folder: Path) -> Iterator[npt.NDArray[Any]]:
-    return (np.load(folder / f"{name}.npy") for name in ("present", "arm", "active"))
+def _facts(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.load(folder / f"{name}.npy") for name in ("present", "arm", "active")}
 
 
 def ahead(

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,10 @@ def open_cases(cache: CaseCache, read: Reader) -> Cases:
     """The cases of this node's cache, which is filled if it is not yet."""
     with _locked(cache):
         kept = _filled(cache, read)
-        seen = {"sessions": cache.sessions, "covariates": cache.covariates}
-        if kept.streamed:
-            return Cases.stream(kept.folder, open_store(cache.store), cache.cases, **seen)
-        return Cases.open(kept.folder, **seen)
+        if not kept.streamed:
+            return Cases.open(kept.folder, cache.sessions, cache.covariates)
+    cases = Cases.stream(kept.folder, open_store(cache.store), cache.cases, cache.sessions)
+    return replace(cases, covariates=cache.covariates)
 
 
 def fill(cache: CaseCache, read: Reader) -> Kept:
