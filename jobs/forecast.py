@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
-from lesioncast.forecasting.derivative import figure_path, write_root
+from lesioncast.forecasting.derivative import figure_path, write_forecast_root
 from lesioncast.forecasting.engine import bundle_remark, require_fit, sessions_seen, trial_remarks
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.forecast import (
@@ -67,7 +67,7 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     cases = subjects_to_forecast(store, names, number=settings.subjects)
     remarks = (bundle_remark(path), *trial_remarks(bids))
     origin = Origin(bundle.digest, seed, remarks, sessions_seen(bundle), bundle.config.covariates)
-    write_root(out, source=bids)
+    write_forecast_root(out, source=bids)
     with cluster(config.ray):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)
         background = background_of(store, bids, config.store.layout)

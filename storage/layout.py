@@ -6,6 +6,7 @@ never changed. `shards/<name>.json` beside it, written after it, says what it ho
 (`cases.json`), written last, says which shards count: it makes a store, and a new one replaces it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +62,38 @@ class ArraySpec:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
-def array_specs(slab: tuple[int, int, int]) -> dict[str, ArraySpec]:
-    """The arrays of a store by name; `masks` are packed eight voxels a byte along w."""
+def array_specs(
+    slab: tuple[int, int, int], sessions: Sequence[str] = SESSIONS
+) -> dict[str, ArraySpec]:
+    """The arrays of a store by name, or their part of some `sessions`; `masks` are packed eight
+    voxels a byte along w."""
     s, h, w = slab
-    sessions, kinds, channels = len(SESSIONS), len(MASKS), len(CHANNELS)
+    number, kinds, channels = len(sessions), len(MASKS), len(CHANNELS)
     space = ("s", "h", "w")
     return {
-        "flair": ArraySpec((sessions, s, h, w), "float16", ("session", *space)),
-        "masks": ArraySpec(
-            (sessions, kinds, s, h, -(-w // 8)), "uint8", ("session", "kind", *space)
-        ),
+        "flair": ArraySpec((number, s, h, w), "float16", ("session", *space)),
+        "masks": ArraySpec((number, kinds, s, h, -(-w // 8)), "uint8", ("session", "kind", *space)),
         "parcellation": ArraySpec((s, h, w), "int16", space),
-        "present": ArraySpec((sessions, channels), "bool", ("session", "channel")),
+        "present": ArraySpec((number, channels), "bool", ("session", "channel")),
     }
+
+
+def session_indices(sessions: Sequence[str]) -> list[int]:
+    """The places of sessions along a store's session axis. ValueError for one that it has not."""
+    if unknown := set(sessions) - set(SESSIONS):
+        raise ValueError(f"expected sessions of {', '.join(SESSIONS)}, got {sorted(unknown)}")
+    return [SESSIONS.index(session) for session in sessions]
+
+
+def channel_index(name: str) -> tuple[int, int]:
+    """The place in `present` of a channel such as w096/net2. ValueError where there is none."""
+    session, _, channel = name.partition("/")
+    if session not in SESSIONS or channel not in CHANNELS:
+        raise ValueError(
+            f"expected a session of {', '.join(SESSIONS)} and a channel of {', '.join(CHANNELS)}, "
+            f"such as w096/net2, got {name}"
+        )
+    return SESSIONS.index(session), CHANNELS.index(channel)
 
 
 def root_attributes() -> dict[str, Any]:

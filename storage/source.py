@@ -9,7 +9,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from storage.cases import Row
-from storage.layout import array_specs
+from storage.layout import SESSIONS, array_specs, session_indices
 from storage.place import Location
 from storage.read import open_arrays, take_rows
 from storage.store import open_store
@@ -23,9 +23,11 @@ class ZarrDatasource(Datasource):
     """Cases of a store as rows with numeric tensor columns: `ray.data.read_datasource(source)`.
 
     `columns` name arrays of the store (`flair`, `masks` packed as stored, `parcellation`,
-    `present`), `case` (the case's index) and `arm` (its arm index, -1 if unknown). `cases` are the
-    indices to read, all by default; a block holds cases of as few files as their order allows.
-    Raises StoreError where the store cannot be read, ValueError for a column that it has not.
+    `present`), `case` (the case's index) and `arm` (its arm index, -1 if unknown); those with a
+    session axis hold the named `sessions` alone. `cases` are the indices to read, by default all of
+    a `split` and an `arm` `having` the channels named, as `Store.select` takes them. What is not
+    asked for is not read. A block holds cases of as few files as their order allows.
+    Raises StoreError where the store cannot be read, ValueError for what it has not.
     """
 
     def __init__(
@@ -33,15 +35,23 @@ class ZarrDatasource(Datasource):
         path: Location,
         *,
         columns: Sequence[str] = DEFAULT_COLUMNS,
+        sessions: Sequence[str] = SESSIONS,
         cases: Sequence[int] | None = None,
+        split: str | None = None,
+        arm: str | None = None,
+        having: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._store = open_store(path)
         self._columns = tuple(columns)
-        self._cases = [case.index for case in self._store.cases] if cases is None else list(cases)
+        self._sessions = session_indices(sessions)
+        if cases is None:
+            chosen = self._store.select(split=split, arm=arm, having=having)
+            cases = [case.index for case in chosen]
+        self._cases = list(cases)
         if not self._cases:
-            raise ValueError(f"expected cases of {path} to read, got an empty list")
-        known = array_specs(self._store.spec.slab)
+            raise ValueError(f"expected cases of {path} to read, got none that were asked for")
+        known = array_specs(self._store.spec.slab, sessions)
         if unknown := set(columns) - set(known) - set(_SCALARS):
             raise ValueError(
                 f"expected columns in ({', '.join((*known, *_SCALARS))}), got {sorted(unknown)}"
@@ -74,6 +84,7 @@ class ZarrDatasource(Datasource):
             _read_blocks,
             self._store.path,
             columns=self._columns,
+            sessions=self._sessions,
             rows=[case.row for case in chosen],
             scalars={"case": cases, "arm": [case.arm_index for case in chosen]},
             rows_per_block=rows_per_block,
@@ -89,6 +100,7 @@ def _read_blocks(
     path: Location,
     *,
     columns: tuple[str, ...],
+    sessions: list[int],
     rows: list[Row],
     scalars: dict[str, list[int]],
     rows_per_block: int,
@@ -100,7 +112,7 @@ def _read_blocks(
         batch = {
             name: np.array(scalars[name][part], np.int64)
             if name in scalars
-            else take_rows(arrays[name], rows[part])
+            else take_rows(arrays[name], rows[part], sessions=sessions)
             for name in columns
         }
         yield BlockAccessor.batch_to_block(batch)

@@ -1,6 +1,7 @@
 """Open a store, which is where it is checked, and read cases from it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from storage.layout import (
     CASE_TABLE,
     GROUP,
     StoreSpec,
+    channel_index,
     record_file,
     root_attributes,
     shard_files,
@@ -37,10 +39,20 @@ class Store:
     def cases(self) -> tuple[Case, ...]:
         return self.table.cases
 
-    def select(self, *, split: str | None = None, arm: str | None = None) -> list[Case]:
-        """The cases of a split (train, val, test, unlabelled) and of an arm, or of all."""
+    def select(
+        self, *, split: str | None = None, arm: str | None = None, having: Sequence[str] = ()
+    ) -> list[Case]:
+        """The cases of a split (train, val, test, unlabelled) and of an arm, or of all.
+
+        `having` names channels that a case must have, such as w096/net2.
+        """
+        wanted = [channel_index(name) for name in having]
         return [
-            case for case in self.cases if split in (None, case.split) and arm in (None, case.arm)
+            case
+            for case in self.cases
+            if split in (None, case.split)
+            and arm in (None, case.arm)
+            and all(case.present[place] for place in wanted)
         ]
 
     def case(self, subject: str) -> Case:

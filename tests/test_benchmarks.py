@@ -103,3 +103,20 @@ def test_the_middle_sized_run_ends_in_table_3_without_ray(tmp_path: Path) -> Non
     assert record["cases"]["train"] + record["cases"]["test"] == 60
     activity = record["variants"]["plain"]["activity"]["pooled"]["methods"]
     assert {"ensemble", "arm_rate", "monte_carlo"} <= activity.keys()
+
+
+@pytest.mark.slow
+def test_loading_is_measured_in_every_way_and_conversion_on_one_and_two_workers(
+    tmp_path: Path,
+) -> None:
+    config = str(ROOT / "jobs" / "configs" / "demo.yaml")
+    arguments = ["--config", config, "--out", str(tmp_path), "--subjects", "6", "--rounds", "1"]
+    shown = run_without((), "loading.py", *arguments)
+    record = json.loads((tmp_path / "loading.json").read_text())
+    assert [each["workers"] for each in record["conversions"]] == [1, 2]
+    assert all(each["worker_mib"] > 10 for each in record["conversions"])
+    assert record["ray_data_worker_mib"] > 10
+    names = [each["name"] for each in record["readings"]]
+    assert len(names) == 6
+    assert all(name in shown for name in names)
+    assert all(each["median"] > 0 for each in record["readings"])

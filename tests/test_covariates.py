@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_diffusion_networks import TINY, inputs, randomise
 from tiny_forecast import SLAB, SPEC, write_store
-from tiny_training import MODEL, SETTINGS, tiny_cache, tiny_experiment
+from tiny_training import MODEL, SETTINGS, tiny_cases, tiny_experiment
 
 from lesioncast.config import Config, load_config, parse
 from lesioncast.covariates import encode_covariates, fit_covariates, known_covariates
@@ -34,7 +34,6 @@ from lesioncast.forecasting.forecast import (
 from lesioncast.slab import named
 from lesioncast.training import noise
 from lesioncast.training.bundle import Bundle, load_bundle
-from lesioncast.training.dataset import Cases
 from lesioncast.training.export import export_bundle
 from lesioncast.training.fit import train
 from lesioncast.training.stages import Experiment, experiment_of, finetuning, pretraining
@@ -216,9 +215,8 @@ def test_covariates_drop_at_their_rates_and_leave_the_other_drops_alone() -> Non
 
 
 def test_a_dropped_covariate_is_absent_and_stage_one_sees_none(tmp_path: Path) -> None:
-    folder = tiny_cache(tmp_path).folder
     values = np.arange(20, dtype=np.float32).reshape(10, 2)
-    cases = Cases.open(folder, values)
+    cases = tiny_cases(tmp_path, covariates=values)
     rows = np.array([3, 4])
     drops = noise.Drops(
         np.zeros(2, bool), np.zeros((2, 7), bool), np.array([[False, True], [False, False]])
@@ -227,7 +225,9 @@ def test_a_dropped_covariate_is_absent_and_stage_one_sees_none(tmp_path: Path) -
     np.testing.assert_array_equal(batch.covariates, [[6, NAN], [8, 9]])
     np.testing.assert_array_equal(values[3], [6, 7])
     assert cases.batch(rows, drops, null_arm=2, condition=None).covariates is None
-    without = Cases.open(folder).batch(rows, drops, null_arm=2, condition=named(CONDITION))
+    without = replace(cases, covariates=None).batch(
+        rows, drops, null_arm=2, condition=named(CONDITION)
+    )
     assert without.covariates is None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from bids_validity import validator_reports
 from synthetic_bids import path_of
 from tiny_forecast import LAYOUT, fake_draw, write_store
 
@@ -19,7 +20,7 @@ from lesioncast.forecasting.derivative import (
     figure_path,
     forecast_path,
     summary_path,
-    write_root,
+    write_forecast_root,
 )
 from lesioncast.forecasting.draws import Sampler
 from lesioncast.forecasting.engine import store_condition
@@ -61,7 +62,7 @@ def forecasts(
     (store, bids), out = trial, tmp_path_factory.mktemp("forecasts")
     cases = subjects_to_forecast(store, (), number=2)
     _, _, batches = forecast_batches(cases, arms=3, settings=SETTINGS, seed=5)
-    write_root(out, source=bids)
+    write_forecast_root(out, source=bids)
     records = forecast_all(
         store,
         cases,
@@ -139,6 +140,10 @@ def test_summary_and_figure_are_written_beside_the_maps(
     assert figure_path(out, "sub-01").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
     assert not list(out.rglob("*.partial"))
+
+
+def test_the_official_validator_accepts_the_forecasts(forecasts: tuple[Path, list[dict]]) -> None:
+    assert validator_reports(forecasts[0]) == {"own": []}
 
 
 def test_a_page_shows_the_forecast_and_its_warnings_once(

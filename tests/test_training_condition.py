@@ -26,10 +26,10 @@ from lesioncast.forecasting.forecast import (
 )
 from lesioncast.slab import CHANNELS, SESSIONS, named
 from lesioncast.training.bundle import Bundle, load_bundle
-from lesioncast.training.dataset import Cases
+from lesioncast.training.cache import training_cases
 from lesioncast.training.export import export_bundle
 from lesioncast.training.fit import train
-from lesioncast.training.ingest import fill, read_in_process, training_cases
+from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.noise import Drops
 from lesioncast.training.stages import Experiment, finetuning, pretraining
 from storage import Store
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Bundle, Ex
     control = replace(MODEL.control, condition=W000)
     experiment = Experiment(
         replace(MODEL, arms=SPEC.arms, unet=unet, control=control),
-        replace(training_cases(store, SPEC.arms), root=folder / "cache"),
+        replace(training_cases(store, SPEC.arms), roots=(folder / "cache",)),
         folder / "runs",
         seed=7,
     )
@@ -108,7 +108,7 @@ def test_training_shows_the_named_channels_alone(
     trained: tuple[Store, Bundle, Experiment],
 ) -> None:
     _, _, experiment = trained
-    cases = Cases.open(fill(experiment.cases, read_in_process))
+    cases = open_cases(experiment.cases, read_in_process)
     rows = np.arange(4)
 
     def condition(names: tuple[str, ...]) -> torch.Tensor:

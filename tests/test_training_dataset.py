@@ -1,6 +1,6 @@
 """From a store to the tensors of a batch, through a node's cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import CASES, SLAB, random_rows, tiny_cache
+from tiny_training import CASES, SLAB, given, random_rows, tiny_cache, tiny_cases
 
 from lesioncast.diffusion.controlnet import CONDITION
 from lesioncast.slab import TARGET, named
-from lesioncast.training.dataset import Cases, ahead
+from lesioncast.training.cache import CaseCache
+from lesioncast.training.dataset import ahead
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.ingest import CaseCache, fill
+from lesioncast.training.ingest import Rows, fill, open_cases
 from lesioncast.training.noise import Drops
 from storage import unpack_masks
 
@@ -29,7 +30,7 @@ def no_drops(cases: int) -> Drops:
 
 def test_a_batch_holds_the_cases_asked_for_in_their_order(tmp_path: Path) -> None:
     source = random_rows()
-    cases = Cases.open(tiny_cache(tmp_path, source).folder)
+    cases = tiny_cases(tmp_path, source)
     rows = np.array([4, 0])
     batch = cases.batch(rows, no_drops(2), null_arm=NULL_ARM, condition=named(CONDITION))
     masks = unpack_masks(source["masks"], SLAB[-1])
@@ -43,7 +44,7 @@ def test_a_batch_holds_the_cases_asked_for_in_their_order(tmp_path: Path) -> Non
 
 
 def test_absent_channels_and_dropped_ones_are_zero(tmp_path: Path) -> None:
-    cases = Cases.open(tiny_cache(tmp_path).folder)
+    cases = tiny_cases(tmp_path)
     dropped = no_drops(2)
     dropped.arm[0] = True
     dropped.channels[0, 3] = True
@@ -56,29 +57,27 @@ def test_absent_channels_and_dropped_ones_are_zero(tmp_path: Path) -> None:
 
 
 def test_stage_one_reads_no_condition(tmp_path: Path) -> None:
-    batch = Cases.open(tiny_cache(tmp_path).folder).batch(
-        np.arange(3), no_drops(3), null_arm=NULL_ARM, condition=None
-    )
+    batch = tiny_cases(tmp_path).batch(np.arange(3), no_drops(3), null_arm=NULL_ARM, condition=None)
     assert batch.condition is None
     assert batch.x.shape == (3, len(TARGET), *SLAB)
 
 
 def test_active_cases_are_those_with_a_lesion_at_w096(tmp_path: Path) -> None:
-    cases = Cases.open(tiny_cache(tmp_path).folder)
+    cases = tiny_cases(tmp_path)
     assert cases.active.tolist() == [case % 3 == 0 for case in range(CASES)]
 
 
 def test_workers_of_a_node_share_one_ingest_pass(tmp_path: Path) -> None:
     passes: list[CaseCache] = []
 
-    def read(cache: CaseCache) -> Iterator[dict[str, np.ndarray]]:
+    def read(cache: CaseCache, columns: tuple[str, ...]) -> Iterable[Rows]:
         passes.append(cache)
-        yield random_rows()
+        return given(random_rows())(cache, columns)
 
-    cache = CaseCache(Path("/no/store"), tuple(range(CASES)), "shared", tmp_path)
+    cache = CaseCache(Path("/no/store"), tuple(range(CASES)), "shared", (tmp_path,), SLAB)
     with ThreadPoolExecutor(4) as workers:
-        folders = set(workers.map(lambda _: fill(cache, read), range(4)))
-    assert folders == {cache.folder}
+        folders = set(workers.map(lambda _: fill(cache, read).folder, range(4)))
+    assert folders == {tmp_path / cache.name}
     assert len(passes) == 1
 
 
@@ -89,28 +88,29 @@ def test_blocks_may_come_in_any_order(tmp_path: Path) -> None:
         tiny_cache(tmp_path, source, "ordered"),
         tiny_cache(tmp_path, source, "shuffled"),
     )
-    fill(replace(shuffled, digest="backwards"), lambda _: [backwards])
-    for name in ("flair", "masks", "arm"):
-        expected = np.load(ordered.folder / f"{name}.npy")
-        found = np.load(shuffled.folder.with_name("backwards") / f"{name}.npy")
-        np.testing.assert_array_equal(found, expected)
+    found = open_cases(replace(shuffled, digest="backwards"), given(backwards))
+    expected = open_cases(ordered, given({}))
+    for name in ("flair", "masks", "arm", "active"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_an_ingest_pass_that_misses_cases_leaves_no_cache(tmp_path: Path) -> None:
-    cache = CaseCache(Path("/no/store"), (0, 1, 99), "short", tmp_path)
+    cache = CaseCache(Path("/no/store"), (0, 1, 99), "short", (tmp_path,), SLAB)
     with pytest.raises(TrainingError, match=r"/no/store: expected cases \[99\]"):
-        fill(cache, lambda _: [random_rows(2)])
-    assert not cache.folder.exists()
+        fill(cache, given(random_rows(2)))
+    assert not (tmp_path / cache.name).exists()
 
 
 def test_the_arrays_are_read_only(tmp_path: Path) -> None:
-    cases = Cases.open(tiny_cache(tmp_path).folder)
+    cases = tiny_cases(tmp_path)
     with pytest.raises(ValueError, match="read-only"):
         cases.flair[0] = 0
 
 
 def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
-    assert list(ahead(lambda step: step**2, range(3, 6))) == [(3, 9), (4, 16), (5, 25)]
+    for depth in (1, 2, 9):
+        found = list(ahead(lambda step: step**2, range(3, 6), depth=depth))
+        assert found == [(3, 9), (4, 16), (5, 25)]
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda step: 1 // step, range(1)))
     assert torch.is_grad_enabled()

@@ -17,8 +17,8 @@ from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import Checkpoint
-from lesioncast.training.dataset import Batch, Cases
-from lesioncast.training.ingest import fill, read_in_process
+from lesioncast.training.dataset import Batch
+from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.loop import batch_loss, batches
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import (
@@ -59,7 +59,7 @@ def stage_two(root: Path, settings: TrainSettings) -> Stage:
 def seen(stage: Stage, *, steps: int) -> Iterator[Batch]:
     """The batches of the first steps of `stage`."""
     stage = replace(stage, settings=replace(stage.settings, steps=steps))
-    cases = Cases.open(fill(stage.experiment.cases, read_in_process))
+    cases = open_cases(stage.experiment.cases, read_in_process)
     for _, batch in batches(stage, cases, lone_worker(stage.settings), first=0):
         yield batch
 

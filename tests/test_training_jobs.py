@@ -10,15 +10,10 @@ from synthetic_bids import ARMS, write_trial
 
 from jobs import convert, finetune, pretrain
 from lesioncast.training.bundle import load_bundle
-from lesioncast.training.dataset import Cases
+from lesioncast.training.cache import training_cases
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.ingest import (
-    fill,
-    prepare_nodes,
-    read_in_process,
-    read_with_ray_data,
-    training_cases,
-)
+from lesioncast.training.ingest import open_cases, read_in_process, read_with_ray_data
+from lesioncast.training.nodes import prepare_nodes
 from storage import Store, open_store
 
 SLAB, SPACING = (3, 8, 8), (3.0, 2.0, 2.0)
@@ -64,9 +59,9 @@ def given(folder: Path) -> list[str]:
 
 
 def test_ray_data_and_a_lone_worker_read_the_same_cases(store: Store, tmp_path: Path) -> None:
-    cache = replace(training_cases(store, ARMS), root=tmp_path)
-    streamed = Cases.open(fill(cache, read_with_ray_data))
-    alone = Cases.open(fill(replace(cache, digest="alone"), read_in_process))
+    cache = replace(training_cases(store, ARMS), roots=(tmp_path,))
+    streamed = open_cases(cache, read_with_ray_data)
+    alone = open_cases(replace(cache, digest="alone"), read_in_process)
     for name in ("flair", "masks", "present", "arm", "active"):
         np.testing.assert_array_equal(getattr(streamed, name), getattr(alone, name))
     for row, index in enumerate(cache.cases):
@@ -77,15 +72,15 @@ def test_ray_data_and_a_lone_worker_read_the_same_cases(store: Store, tmp_path: 
 
 
 def test_every_node_is_prepared_before_the_workers_start(store: Store, tmp_path: Path) -> None:
-    cache = replace(training_cases(store, ARMS), root=tmp_path)
+    cache = replace(training_cases(store, ARMS), roots=(tmp_path,))
     prepare_nodes(cache, accelerator_type=None)
-    assert cache.folder.is_dir()
+    assert (tmp_path / cache.name).is_dir()
 
 
 def test_a_node_without_the_wanted_gpu_reads_nothing(store: Store, tmp_path: Path) -> None:
-    cache = replace(training_cases(store, ARMS), root=tmp_path)
+    cache = replace(training_cases(store, ARMS), roots=(tmp_path,))
     prepare_nodes(cache, accelerator_type="A100")
-    assert not cache.folder.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_of_other_arms_is_refused(store: Store) -> None:

@@ -1,5 +1,6 @@
 """A training run of seconds: small random cases, networks of a few thousand weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,13 @@ import numpy as np
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.unet import UNetConfig
-from lesioncast.training.ingest import CaseCache, fill
+from lesioncast.training.cache import CaseCache
+from lesioncast.training.dataset import Cases
+from lesioncast.training.ingest import Reader, fill, open_cases
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import Experiment
 from storage import pack_masks
+from storage.layout import session_indices
 
 ARMS = ("placebo", "avonex")
 SLAB = (3, 8, 8)
@@ -56,11 +60,36 @@ def random_rows(cases: int = CASES, seed: int = 0) -> dict[str, np.ndarray]:
 def tiny_cache(
     root: Path, rows: dict[str, np.ndarray] | None = None, name: str = "tiny"
 ) -> CaseCache:
-    """A filled cache below `root`, whose store does not exist."""
+    """A cache below `root`, filled for both stages, whose store does not exist."""
     rows = random_rows() if rows is None else rows
-    cache = CaseCache(Path("/no/store"), tuple(rows["case"].tolist()), name, root)
-    fill(cache, lambda _: [rows])
+    cache = CaseCache(Path("/no/store"), tuple(rows["case"].tolist()), name, (root,), SLAB)
+    fill(cache, given(rows))
+    fill(replace(cache, sessions=("w096",)), given(rows))
     return cache
+
+
+def given(rows: dict[str, np.ndarray]) -> Reader:
+    """Reads the rows as a store that holds them would be."""
+
+    def read(cache: CaseCache, columns: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
+        places = session_indices(cache.sessions)
+        by_session = ("flair", "masks", "present")
+        return [
+            {name: rows[name][:, places] if name in by_session else rows[name] for name in columns}
+        ]
+
+    return read
+
+
+def tiny_cases(
+    root: Path,
+    rows: dict[str, np.ndarray] | None = None,
+    *,
+    covariates: np.ndarray | None = None,
+) -> Cases:
+    """The cases of a tiny cache."""
+    cache = replace(tiny_cache(root, rows), covariates=covariates)
+    return open_cases(cache, given({}))
 
 
 def tiny_experiment(root: Path, cache: CaseCache | None = None) -> Experiment:

@@ -4,7 +4,7 @@ Axes are (s, h, w): axial slices from inferior to superior, then rows and column
 FLAIR lies in [-1, 1]; masks become -1 / +1; a channel that a case lacks is all zeros (null).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +30,23 @@ def encode(
     present: npt.NDArray[np.bool_],
     *,
     channels: Channels,
+    sessions: Sequence[str] = SESSIONS,
+    out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
     """The named channels of one case as floats, absent ones zero.
 
     `flair` [session, s, h, w] in [-1, 1]; `masks` [session, kind, s, h, w] in {0, 1}, kinds as in
-    `MASKS`; `present` [session, channel], channels as in `CHANNELS`. Returns [channel, s, h, w].
+    `MASKS`; `present` [session, channel], channels as in `CHANNELS`; all of the `sessions` named.
+    Returns [channel, s, h, w], which is `out` where that is given.
     """
-    encoded = np.zeros((len(channels), *flair.shape[1:]), np.float32)
+    encoded = np.empty((len(channels), *flair.shape[1:]), np.float32) if out is None else out
     for row, (session, channel) in enumerate(channels):
-        k, c = SESSIONS.index(session), CHANNELS.index(channel)
+        k, c = sessions.index(session), CHANNELS.index(channel)
         if not present[k, c]:
-            continue
-        if channel == "flair":
+            encoded[row] = 0
+        elif channel == "flair":
             encoded[row] = flair[k]
         else:
-            encoded[row] = np.where(masks[k, MASKS.index(channel)], np.float32(1), np.float32(-1))
+            np.multiply(masks[k, MASKS.index(channel)], np.float32(2), out=encoded[row])
+            encoded[row] -= 1
     return encoded

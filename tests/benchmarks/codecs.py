@@ -79,7 +79,7 @@ def simulated(config: Path, subjects: int) -> dict[str, Array]:
         close_trial(root, cohort)
         cases = [
             prepare(subject, root, settings=store, arms=PAPER_ARM_NAMES)[1]
-            for subject in read_trial(root, store.bids)
+            for subject in read_trial(root, store.layout)
         ]
     return {
         "flair": np.stack([case.flair for case in cases]),

@@ -8,18 +8,21 @@ forecasts/sub-0001/sub-0001_forecast.json  sub-0001_forecast.png
 
 import json
 import re
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 
 from lesioncast.evaluation.ensembles import Ensemble
+from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.notice import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.summary import Provenance, Subject
-from storage.nifti import write_atomic, write_nifti_atomic
+from storage.derivative import flair_uri, sidecar_path, write_json, write_root
+from storage.nifti import write_nifti_atomic
 
-BIDS_VERSION = "1.11.1"
 SESSION = "w048"
 README = f"""Forecasts of new and enlarging T2 lesions at week 96 from the scans at weeks 0 and 48.
 
@@ -53,32 +56,36 @@ def _camel(arm: str) -> str:
     return "".join(word[0].upper() + word[1:] for word in re.findall("[A-Za-z0-9]+", arm))
 
 
-def write_root(root: Path, *, source: Path) -> None:
-    """The derivative's own description; `source` is the BIDS data set that was forecast from."""
-    description = {
-        "Name": "lesioncast forecasts of new and enlarging T2 lesions",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        "GeneratedBy": [
-            {
-                "Name": "lesioncast",
-                "Version": _version(),
-                "Description": f"{PREDICTED} {RESEARCH_USE}",
-            }
-        ],
-        "SourceDatasets": [{"URL": source.absolute().as_uri()}],
-        "DatasetLinks": {"raw": source.absolute().as_uri()},
-    }
-    write_json(root / "dataset_description.json", description)
-    write_atomic(root / "README", (README + "\n").encode())
-    write_atomic(root / ".bidsignore", ("\n".join(IGNORED) + "\n").encode())
+write_forecast_root = partial(
+    write_root,
+    name="lesioncast forecasts of new and enlarging T2 lesions",
+    description=f"{PREDICTED} {RESEARCH_USE}",
+    readme=README,
+    ignored=IGNORED,
+)
 
 
-def _version() -> str:
-    try:
-        return version("lesioncast")
-    except PackageNotFoundError:  # run from the source tree
-        return "unreleased"
+@dataclass(frozen=True)
+class Map:
+    """A probability map as it was written: `image` on the source grid, and its `sidecar`."""
+
+    image: nib.Nifti1Image
+    sidecar: Mapping[str, Any]
+
+
+def forecast_subjects(root: Path) -> list[str]:
+    """The subjects that have a forecast there."""
+    return sorted(path.parent.name for path in root.glob("sub-*/sub-*_forecast.json"))
+
+
+def read_maps(root: Path, subject: str) -> list[Map]:
+    """A subject's maps, one for each arm. Raises ForecastError where there are none."""
+    paths = sorted(forecast_path(root, subject, "*").parent.glob(f"{subject}_*_probseg.nii.gz"))
+    if not paths:
+        raise ForecastError(
+            f"{root}: expected probability maps of {subject}, got none; run jobs/forecast.py"
+        )
+    return [Map(nib.load(path), json.loads(sidecar_path(path).read_text())) for path in paths]
 
 
 def write_probability(
@@ -93,8 +100,7 @@ def write_probability(
     """Write one arm's probability map, `image` on the source grid, and its sidecar."""
     path = forecast_path(root, subject.name, arm)
     write_json(
-        path.with_name(path.name.removesuffix(".nii.gz") + ".json"),
-        sidecar(ensemble, arm=arm, subject=subject, provenance=provenance),
+        sidecar_path(path), sidecar(ensemble, arm=arm, subject=subject, provenance=provenance)
     )
     write_nifti_atomic(image, path)
     return path
@@ -104,15 +110,14 @@ def sidecar(
     ensemble: Ensemble, *, arm: str, subject: Subject, provenance: Provenance
 ) -> dict[str, Any]:
     """What the map is, of whom, made with what, and what it is not."""
-    anat = f"bids:raw:{subject.name}/ses-{{}}/anat/{subject.name}_ses-{{}}_FLAIR.nii.gz"
     return {
         "Type": "Lesion",
         "Description": (
             f"Share of {len(ensemble.seeds)} samples with a new or enlarging T2 lesion at w096 "
             f"since w048 under {arm}. {PREDICTED}"
         ),
-        "Sources": [anat.format(session, session) for session in provenance.sessions],
-        "SpatialReference": anat.format(SESSION, SESSION),
+        "Sources": [flair_uri(subject.name, session) for session in provenance.sessions],
+        "SpatialReference": flair_uri(subject.name, SESSION),
         "PredictedNotObserved": True,
         "ResearchUseOnly": RESEARCH_USE,
         "PositivityWarning": POSITIVITY,
@@ -125,8 +130,3 @@ def sidecar(
         "BundleDigest": provenance.bundle,
         "CaseDigest": provenance.case,
     }
-
-
-def write_json(path: Path, record: Any) -> None:
-    """`record` as indented JSON at `path`, whole or not at all; NaN is an error."""
-    write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())

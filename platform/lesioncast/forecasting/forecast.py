@@ -18,7 +18,6 @@ from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import (
     figure_path,
     summary_path,
-    write_json,
     write_probability,
 )
 from lesioncast.forecasting.draws import (
@@ -37,6 +36,7 @@ from lesioncast.forecasting.summary import Provenance, Record, Subject, summaris
 from lesioncast.forecasting.view import view_of
 from lesioncast.slab import CHANNELS, MASKS, SESSIONS
 from storage import Case, Store, TrialLayout, to_source_grid
+from storage.derivative import write_json
 from storage.patterns import match
 
 Background = Callable[[Case], nib.Nifti1Image]

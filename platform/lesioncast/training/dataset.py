@@ -1,8 +1,10 @@
-"""Cases by row, from a node's cache to the tensors of a batch."""
+"""Cases by row, from a node's cache or the store itself to the tensors of a batch."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.slab import TARGET, Channels, encode
+from lesioncast.slab import SESSIONS, TARGET, Channels, encode
 from lesioncast.training.noise import Drops
 from lesioncast.training.order import Rows
-from storage import unpack_masks
+from storage import Store, unpack_masks
+from storage.layout import array_specs, session_indices
+from storage.read import open_arrays, take_rows
+
+VOLUMES = ("flair", "masks")
 
 Item = TypeVar("Item")
 
@@ -38,25 +44,68 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Cases:
-    """The cached cases, read-only: `flair` float16 [case, session, s, h, w], `masks` packed along w
-    [case, session, kind, s, h, ceil(w / 8)], `present` [case, session, channel], `arm` [case] with
-    -1 where unknown, `active` [case], whether NET2 shows a lesion at w096, and `covariates` [case,
-    covariate] as the network is told, NaN where absent."""
+class StoredRows:
+    """Rows and sessions of a store's array, read when they are indexed, as if they were here."""
 
-    flair: npt.NDArray[np.float16]
-    masks: npt.NDArray[np.uint8]
+    array: Any
+    rows: Sequence[Any]  # as the store names them
+    sessions: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def __getitem__(self, wanted: Rows) -> npt.NDArray[Any]:
+        """The cases at the places `wanted`."""
+        return take_rows(self.array, [self.rows[place] for place in wanted], sessions=self.sessions)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The cases of a run, read-only: `flair` float16 [case, session, s, h, w], `masks` packed along
+    w [case, session, kind, s, h, ceil(w / 8)], `present` [case, session, channel], `arm` [case]
+    with -1 where unknown, `active` [case], whether NET2 shows a lesion at w096, and `covariates`
+    [case, covariate] as the network is told, NaN where absent. `sessions` are those of the arrays.
+    """
+
+    flair: npt.NDArray[np.float16] | StoredRows
+    masks: npt.NDArray[np.uint8] | StoredRows
     present: npt.NDArray[np.bool_]
     arm: npt.NDArray[Any]
     active: npt.NDArray[np.bool_]
+    sessions: tuple[str, ...] = SESSIONS
     covariates: npt.NDArray[np.float32] | None = None
 
     @classmethod
-    def open(cls, folder: Path, covariates: npt.NDArray[np.float32] | None = None) -> "Cases":
+    def open(
+        cls,
+        folder: Path,
+        sessions: tuple[str, ...] = SESSIONS,
+        covariates: npt.NDArray[np.float32] | None = None,
+    ) -> "Cases":
         """The cases in a cache's folder; the volumes stay on disk until they are asked for."""
-        large = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("flair", "masks"))
-        small = (np.load(folder / f"{name}.npy") for name in ("present", "arm", "active"))
-        return replace(cls(*large, *small), covariates=covariates)
+        flair, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in VOLUMES)
+        return cls(flair, masks, sessions=sessions, covariates=covariates, **_facts(folder))
+
+    @classmethod
+    def stream(
+        cls,
+        folder: Path,
+        store: Store,
+        cases: Sequence[int],
+        sessions: tuple[str, ...] = SESSIONS,
+    ) -> "Cases":
+        """The same without volumes in the folder: each batch reads its cases from the store."""
+        arrays, places = open_arrays(store.path), tuple(session_indices(sessions))
+        rows = [store.cases[index].row for index in cases]
+        specs = array_specs(store.spec.slab, sessions)
+        flair, masks = (
+            StoredRows(arrays[name], rows, places, (len(rows), *specs[name].shape))
+            for name in VOLUMES
+        )
+        return cls(flair, masks, sessions=sessions, **_facts(folder))
+
+    @property
+    def streamed(self) -> bool:
+        """Whether batches read the store."""
+        return isinstance(self.flair, StoredRows)
 
     @property
     def spatial_shape(self) -> tuple[int, int, int]:
@@ -72,10 +121,13 @@ class Cases:
         `condition` names the channels of c_f; with None there is no c_f.
         """
         arm = np.where(drops.arm | (self.arm[rows] < 0), null_arm, self.arm[rows])
-        x = torch.from_numpy(self._encode(rows, TARGET))
+        flair = self.flair[rows]
+        masks = unpack_masks(self.masks[rows], flair.shape[-1])
+        encode_rows = partial(self._encode, rows, flair, masks)
+        x = torch.from_numpy(encode_rows(TARGET))
         images = covariates = None
         if condition is not None:
-            encoded = self._encode(rows, condition)
+            encoded = encode_rows(condition)
             encoded[drops.channels] = 0  # [b, c] picks whole channels of [b, c, s, h, w]
             images = torch.from_numpy(encoded)
         if condition is not None and self.covariates is not None:
@@ -83,29 +135,40 @@ class Cases:
             covariates = torch.from_numpy(known)
         return Batch(x, torch.from_numpy(arm.astype(np.int64)), images, covariates)
 
-    def _encode(self, rows: Rows, channels: Channels) -> npt.NDArray[np.float32]:
-        width = self.flair.shape[-1]
-        return np.stack(
-            [
-                encode(
-                    self.flair[row],
-                    unpack_masks(self.masks[row], width),
-                    self.present[row],
-                    channels=channels,
-                )
-                for row in rows
-            ]
-        )
+    def _encode(
+        self,
+        rows: Rows,
+        flair: npt.NDArray[np.float16],
+        masks: npt.NDArray[np.uint8],
+        channels: Channels,
+    ) -> npt.NDArray[np.float32]:
+        encoded = np.empty((len(rows), len(channels), *self.spatial_shape), np.float32)
+        for place, row in enumerate(rows):
+            encode(
+                flair[place],
+                masks[place],
+                self.present[row],
+                channels=channels,
+                sessions=self.sessions,
+                out=encoded[place],
+            )
+        return encoded
 
 
-def ahead(make: Callable[[int], Item], steps: Iterable[int]) -> Iterator[tuple[int, Item]]:
-    """(step, make(step)) in order, the next one being made in a thread while one is used."""
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        pending = None
+def _facts(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.load(folder / f"{name}.npy") for name in ("present", "arm", "active")}
+
+
+def ahead(
+    make: Callable[[int], Item], steps: Iterable[int], *, depth: int = 1
+) -> Iterator[tuple[int, Item]]:
+    """(step, make(step)) in order, the next `depth` being made in threads while one is used."""
+    with ThreadPoolExecutor(max_workers=depth) as threads:
+        pending: deque[tuple[int, Future[Item]]] = deque()
         for step in steps:
-            following = (step, thread.submit(make, step))
-            if pending is not None:
-                yield pending[0], pending[1].result()
-            pending = following
-        if pending is not None:
-            yield pending[0], pending[1].result()
+            pending.append((step, threads.submit(make, step)))
+            if len(pending) > depth:
+                ready, item = pending.popleft()
+                yield ready, item.result()
+        for ready, item in pending:
+            yield ready, item.result()

@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # The public names below ray.train are these, but mypy takes them for those of version 1.
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -19,8 +21,9 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from lesioncast.training.checkpoint import Checkpoint, checkpoints, require_same_run
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.ingest import fill, prepare_nodes, read_in_process
+from lesioncast.training.ingest import fill, read_in_process, release
 from lesioncast.training.loop import train_loop_per_worker
+from lesioncast.training.nodes import prepare_nodes, release_nodes
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import Stage
 
@@ -69,10 +72,6 @@ def run_workers(stage: Stage) -> None:
     settings = stage.settings
     # Two seconds by default: a report would wait that long for the controller to look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if settings.workers:
-        prepare_nodes(stage.experiment.cases, accelerator_type=settings.accelerator_type)
-    else:
-        fill(stage.experiment.cases, read_in_process)
     trainer = trainer_class()(
         train_loop_per_worker,
         train_loop_config={"stage": stage},
@@ -86,9 +85,28 @@ def run_workers(stage: Stage) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with cases_at_hand(stage):
+            trainer.fit()
     except TrainingFailedError as error:
         raise root_cause(error, stage) from error
+
+
+@contextmanager
+def cases_at_hand(stage: Stage) -> Iterator[None]:
+    """Every node has the cases, if there is room for them, as long as the block lasts."""
+    cases, accelerator = stage.cases, stage.settings.accelerator_type
+    if stage.settings.workers == 0:
+        logger.info("%s: %s", stage.name, fill(cases, read_in_process).remark)
+        try:
+            yield
+        finally:
+            release(cases)
+        return
+    prepare_nodes(cases, accelerator_type=accelerator)
+    try:
+        yield
+    finally:
+        release_nodes(cases, accelerator_type=accelerator)
 
 
 class OwnClusterTrainer(TorchTrainer):

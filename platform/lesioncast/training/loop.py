@@ -22,7 +22,7 @@ from lesioncast.training.checkpoint import (
     save_checkpoint,
 )
 from lesioncast.training.dataset import Batch, Cases, ahead
-from lesioncast.training.ingest import fill, read_in_process
+from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.optimisation import learning_rate
 from lesioncast.training.order import batch_rows
 from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
@@ -38,14 +38,15 @@ from lesioncast.training.worker import (
 
 logger = logging.getLogger(__name__)
 
+STREAMED_AHEAD = 4  # batches, to hide how long a store takes to answer
+
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Train `config["stage"]`, a Stage, from its last checkpoint to its last step."""
     stage: Stage = config["stage"]
     settings = stage.settings
     worker = this_worker(settings)
-    cache = stage.experiment.cases
-    cases = Cases.open(fill(cache, read_in_process), cache.covariates)
+    cases = open_cases(stage.cases, read_in_process)
     state = resumed_state(stage, worker)
     networks = data_parallel(state.networks, worker)
     # DDP averages the gradients of the workers, whose shares of a batch may differ by one case.
@@ -92,7 +93,7 @@ def batch_loss(
 def batches(
     stage: Stage, cases: Cases, worker: Worker, *, first: int
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, this worker's share of its batch) for every step from `first`, read one ahead."""
+    """(step, this worker's share of its batch) for every step from `first`, read ahead."""
     settings = stage.settings
 
     def read(step: int) -> Batch:
@@ -121,7 +122,8 @@ def batches(
             condition=stage.condition,
         )
 
-    for step, batch in ahead(read, range(first, settings.steps)):
+    depth = STREAMED_AHEAD if cases.streamed else 1
+    for step, batch in ahead(read, range(first, settings.steps), depth=depth):
         yield step, batch.to(worker.device)
 
 

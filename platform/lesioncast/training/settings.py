@@ -1,5 +1,6 @@
 """How one stage is trained."""
 
+import math
 from dataclasses import dataclass
 
 from lesioncast.diffusion.precision import Precision
@@ -13,6 +14,7 @@ OPERATIONAL = (
     "log_every",
     "keep",
     "max_failures",
+    "cache_gib",
 )
 
 
@@ -29,7 +31,8 @@ class TrainSettings:
 
     `workers` 0 trains in the calling process. `threads` are CPUs per worker; with an
     `accelerator_type` such as A100 each worker also gets one such GPU. `keep` checkpoints stay on
-    disk. `max_failures` restarts from the last checkpoint follow lost workers.
+    disk. `max_failures` restarts from the last checkpoint follow lost workers. Cases that take more
+    than `cache_gib`, or than a node has room for, are read from the store at every step.
     """
 
     steps: int
@@ -52,11 +55,12 @@ class TrainSettings:
     log_every: int = 50
     keep: int = 2
     max_failures: int = 0
+    cache_gib: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "threads", "checkpoint_every", "log_every", "keep"):
             _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        for name in ("warmup", "workers", "max_failures"):
+        for name in ("warmup", "workers", "max_failures", "cache_gib"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("learning_rate", "gradient_clip"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))

@@ -15,9 +15,10 @@ from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.unet import UNet
-from lesioncast.slab import Channels, named
+from lesioncast.slab import SESSIONS, TARGET, Channels, named
+from lesioncast.training.cache import CaseCache, training_cases
 from lesioncast.training.checkpoint import EMA, Checkpoint
-from lesioncast.training.ingest import CaseCache, training_cases
+from lesioncast.training.placement import GIB
 from lesioncast.training.settings import OPERATIONAL, TrainSettings
 from storage import Store
 
@@ -116,6 +117,16 @@ class Stage:
     def condition(self) -> Channels | None:
         """The channels of the patient's images that the networks see; none in stage 1."""
         return None if self.pretrained is None else named(self.experiment.model.control.condition)
+
+    @property
+    def cases(self) -> CaseCache:
+        """The cases with the sessions that these networks see: in stage 1 w096 alone."""
+        seen = {session for session, _ in (*TARGET, *(self.condition or ()))}
+        return replace(
+            self.experiment.cases,
+            sessions=tuple(session for session in SESSIONS if session in seen),
+            limit=self.settings.cache_gib * GIB,
+        )
 
     @property
     def objective(self) -> ObjectiveConfig:

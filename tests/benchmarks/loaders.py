@@ -1,0 +1,142 @@
+"""Ways to bring all cases of a trial to a training step as tensors, in an order that is given.
+
+Each yields how many cases every batch holds, once it has x and c_f of all of them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import ray.data
+import torch
+from monai.data import DataLoader, PersistentDataset
+from monai.transforms import Compose, Transform
+from torch.utils.data import SequentialSampler
+
+from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.slab import TARGET, Channels, named
+from lesioncast.training.cache import CaseCache, training_cases
+from lesioncast.training.dataset import Batch, Cases, ahead
+from lesioncast.training.ingest import open_cases, read_in_process
+from lesioncast.training.noise import Drops
+from storage import Case, Store, TrialLayout
+from storage.grid import to_slab
+from storage.patterns import match
+from storage.source import ZarrDatasource
+
+NIBABEL, MONAI = "nibabel, .nii.gz", "MONAI PersistentDataset, DataLoader"
+OURS = "node cache, by index"
+RAY_DATA, STREAMED = "store, Ray Data", "store, by index"
+CHANNELS: Channels = (*TARGET, *named(CONDITION))
+
+Order = npt.NDArray[Any]
+Way = Callable[[Order], Iterator[int]]
+
+
+def ways(
+    store: Store, folder: Path, *, bids: Path, layout: TrialLayout, batch: int
+) -> dict[str, Way]:
+    """All of them by name, each ready to be called with an order of the cases."""
+    cache = replace(training_cases(store, PAPER_ARM_NAMES), roots=(folder / "cache",))
+    files = [_files(case, bids, layout) for case in store.cases]
+    return {
+        OURS: partial(by_index, open_cases(cache, read_in_process), batch=batch),
+        STREAMED: partial(
+            by_index, open_cases(replace(cache, limit=0), read_in_process), batch=batch
+        ),
+        RAY_DATA: partial(through_ray_data, cache, batch=batch),
+        NIBABEL: partial(with_nibabel, files, batch=batch),
+        **{
+            name: partial(with_monai, files, folder / "monai", batch=batch, workers=workers)
+            for name, workers in ((MONAI, 0), (f"{MONAI}, 2 workers", 2))
+        },
+    }
+
+
+def by_index(cases: Cases, order: Order, *, batch: int) -> Iterator[int]:
+    """As the training loop does."""
+    parts = np.array_split(order, range(batch, len(order), batch))
+    depth = 4 if cases.streamed else 1
+    for _, made in ahead(lambda step: _batch(cases, parts[step]), range(len(parts)), depth=depth):
+        yield _held(made)
+
+
+def through_ray_data(cache: CaseCache, order: Order, *, batch: int) -> Iterator[int]:
+    """A pass of Ray Data over the cases in that order, which is their shuffle."""
+    source = ZarrDatasource(
+        cache.store,
+        columns=("case", "flair", "masks", "present", "arm"),
+        cases=np.array(cache.cases)[order].tolist(),
+    )
+    dataset = ray.data.read_datasource(source)
+    for rows in dataset.iter_batches(batch_size=batch, batch_format="numpy"):
+        active = np.zeros(len(rows["arm"]), bool)
+        cases = Cases(rows["flair"], rows["masks"], rows["present"], rows["arm"], active)
+        yield _held(_batch(cases, np.arange(len(active))))
+
+
+def _batch(cases: Cases, rows: Order) -> Batch:
+    kept = Drops(*(np.zeros((len(rows), *rest), bool) for rest in ((), (len(CONDITION),), (0,))))
+    null = len(PAPER_ARM_NAMES)
+    return cases.batch(rows, kept, null_arm=null, condition=named(CONDITION))
+
+
+def _held(batch: Batch) -> int:
+    assert batch.condition is not None
+    return len(batch.x)
+
+
+Files = tuple[Case, dict[tuple[str, str], str]]
+
+
+def _files(case: Case, bids: Path, layout: TrialLayout) -> Files:
+    found = {}
+    for session, channel in CHANNELS:
+        pattern = getattr(layout, channel)
+        made_from = (p for p in case.digests if match(p, pattern, session=session) is not None)
+        found[session, channel] = str(bids / next(made_from))
+    return case, found
+
+
+def read_files(files: Files) -> torch.Tensor:
+    """[channel, s, h, w] of a case from its own files, which lie in RAS+; FLAIR is not scaled."""
+    case, paths = files
+    volumes = [
+        to_slab(np.asarray(nib.load(paths[key]).dataobj, np.float32).T, case.grid, order=0)
+        for key in CHANNELS
+    ]
+    return torch.from_numpy(np.stack(volumes))
+
+
+def with_nibabel(files: list[Files], order: Order, *, batch: int) -> Iterator[int]:
+    """Each case from its NIfTI files, every time."""
+    for part in np.array_split(order, range(batch, len(order), batch)):
+        yield len(torch.stack([read_files(files[place]) for place in part]))
+
+
+class Read(Transform):  # type: ignore[misc]
+    """What MONAI keeps on disk: the channels as they go to the network."""
+
+    def __call__(self, files: Files) -> torch.Tensor:
+        return read_files(files)
+
+
+def with_monai(
+    files: list[Files], folder: Path, order: Order, *, batch: int, workers: int
+) -> Iterator[int]:
+    """MONAI's cache on disk, filled in the round that does not count."""
+    data = [files[place] for place in order]
+    dataset = PersistentDataset(data, Compose([Read()]), cache_dir=folder, hash_func=_name)
+    sampler = SequentialSampler(dataset)  # the order is the shuffle
+    for made in DataLoader(dataset, batch_size=batch, sampler=sampler, num_workers=workers):
+        yield len(made)
+
+
+def _name(files: Files) -> bytes:
+    return files[0].subject.encode()
