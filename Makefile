@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --p
 export LESIONCAST_ROOT ?= $(CURDIR)/out
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test lint install develop clean
+.PHONY: demo test lint manifests install develop clean
 
 demo: install  ## simulate, convert, train both stages, forecast, evaluate
 	$(VENV)/bin/python jobs/demo.py --config jobs/configs/demo.yaml
@@ -21,6 +21,12 @@ lint: develop
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+manifests: develop  ## the Kubernetes manifests of each overlay, in out/k8s
+	@mkdir -p out/k8s
+	@for overlay in dev dev/jobs gpu gpu/jobs; do \
+		$(VENV)/bin/kubectl kustomize k8s/overlays/$$overlay > out/k8s/$$(echo $$overlay | tr / -).yaml || exit 1; \
+	done
 
 install: $(INSTALLED)  ## what the jobs need
 

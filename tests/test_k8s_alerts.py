@@ -1,0 +1,59 @@
+"""Alerts on recorded series, and on metrics that Ray really has."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+from rendered import ROOT, one
+
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None,
+    reason="promtool IS NOT INSTALLED (Debian: prometheus): the alerts have not been tried",
+)
+DEFINED_IN = ("train/v2/_internal/metrics", "serve/_private")
+
+
+def try_alerts(folder: Path, rules: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "rules.yaml").write_text(rules)
+    shutil.copy(ROOT / "tests/alerts.yaml", folder)
+    command = [str(PROMTOOL), "test", "rules", "alerts.yaml"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def shipped_rules() -> str:
+    groups = one("gpu", "PrometheusRule", "lesioncast")["spec"]["groups"]
+    return yaml.safe_dump({"groups": groups})
+
+
+@needs_promtool
+def test_alerts_fire_on_recorded_series_when_they_should_and_not_else(tmp_path: Path) -> None:
+    done = try_alerts(tmp_path, shipped_rules())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("written", "instead"), [("== 0", "== 1"), ("> 3", "> 30"), ("0.15", "0.5"), ("> 10", "> 1")]
+)
+def test_the_series_tell_other_thresholds_apart(tmp_path: Path, written: str, instead: str) -> None:
+    rules = shipped_rules()
+    assert written in rules
+    assert try_alerts(tmp_path, rules.replace(written, instead)).returncode != 0
+
+
+def test_every_metric_of_an_alert_is_defined_in_ray() -> None:
+    package = Path(ray.__file__).parent
+    source = "".join(
+        path.read_text() for folder in DEFINED_IN for path in (package / folder).rglob("*.py")
+    )
+    source = source.replace("num_{protocol_name}_", "num_http_")
+    names = set(re.findall(r"\bray_((?:serve|train)_\w+)(?=[\[{)])", shipped_rules()))
+    names -= {"train_run_name"}  # a label
+    assert len(names) == 7
+    for name in names:
+        assert f'"{re.sub(r"_(total|count)$", "", name)}"' in source, name
