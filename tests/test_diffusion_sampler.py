@@ -27,7 +27,7 @@ from lesioncast.diffusion.sampler import (
 from lesioncast.diffusion.schedule import ScheduleConfig
 
 PAPER = ScheduleConfig()
-SHIPPED = ("demo", "small", "paper")
+SHIPPED = ("demo", "longer", "small", "paper")
 
 
 def independent_noise(rows: int) -> torch.Tensor:

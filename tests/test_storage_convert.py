@@ -155,6 +155,6 @@ def test_the_exit_code_tells_of_refusals_and_failure(
     assert convert_job.main([*flags, "--bids", str(root / "bids"), "--verify"]) == 0
     (store.path / "shards" / store.cases[0].row.shard / "zarr.json").write_text("{}")
     assert convert_job.main([*flags, "--bids", str(root / "bids"), "--verify"]) == 1
-    assert "1 files are not as recorded" in caplog.text
+    assert "zarr.json: expected sha256" in caplog.text
     assert convert_job.main([*flags, "--bids", str(root / "nowhere")]) == 1
     assert convert_job.main([*flags, "--set", "store.slabs=[1, 1, 1]"]) == 2
