@@ -74,7 +74,7 @@ def mean_difference(outcome: Floats, treated: Bools) -> Callable[[Floats], Float
             mass = weights[:, side].sum(axis=1)
             total = weights[:, side] @ outcome[side]
             sides.append(np.divide(total, mass, out=np.full_like(mass, np.nan), where=mass > 0))
-        return sides[0] - sides[1]
+        return np.asarray(sides[0] - sides[1], np.float64)
 
     return resampled
 
@@ -109,9 +109,10 @@ def cross_fitted(
         for side in (0, 1):
             of_side = known[treated[known] == bool(side)]
             means[:, side, asked] = fit(scalars[of_side], count[of_side])(scalars[asked])
+    outcomes = ((count > 0).astype(np.float64), count)
     active, lesions = (
         aipw(outcome, treated, treated_mean=after, other_mean=before, chance=chance)
-        for outcome, (before, after) in zip(((count > 0) * 1.0, count), means, strict=True)
+        for outcome, (before, after) in zip(outcomes, means, strict=True)
     )
     return active, lesions
 

@@ -50,7 +50,9 @@ def binary_scores(true: Bools, present: Bools, weights: Floats) -> dict[str, Flo
 
 def _share(part: Floats, whole: Floats) -> Floats:
     part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    share = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=share, where=whole > 0)
+    return share
 
 
 def _over_runs(values: Floats) -> Floats:
