@@ -84,7 +84,7 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
         context=context,
         settings=settings,
         truth=true_counts(store, cases),
-        validation=validation if cases.validation else None,
+        validation=validation,
     )
     write_assessment(assessment, out, forced=cases.forced, case=test.case)
     logger.info("%s", out / TABLES)

@@ -89,8 +89,8 @@ def spread_out(cases: Sequence[Case], number: int) -> list[Case]:
 
 def measure(
     store: Store, cases: HeldOut, *, workers: int, covariates: Sequence[str] = ()
-) -> tuple[Outcomes, Outcomes, Outcomes]:
-    """Scalars and outcomes of the training, test and validation cases, on Ray actors.
+) -> tuple[Outcomes, Outcomes, Outcomes | None]:
+    """Scalars and outcomes of the training, test and validation cases, if any, on Ray actors.
 
     `covariates` are standardised on the training cases. Raises ConfigError where they have none.
     """
@@ -100,10 +100,10 @@ def measure(
     pieces = map_on_actors(build, chunks, workers=workers)
     measured = with_progress(pieces, total=len(chunks), label="chunks of cases measured")
     flat = list(chain.from_iterable(measured))
-    train, test, validation = (
-        outcomes_of(split, flat, fitted) for split in (cases.train, cases.test, cases.validation)
-    )
-    return train, test, validation
+    train, test = (outcomes_of(split, flat, fitted) for split in (cases.train, cases.test))
+    if not cases.validation:
+        return train, test, None
+    return train, test, outcomes_of(cases.validation, flat, fitted)
 
 
 def draw_tallies(
