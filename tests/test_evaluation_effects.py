@@ -98,6 +98,7 @@ def test_arms_expected_to_be_equal_are_drawn_by_lot() -> None:
 def test_rank_agreement_is_scipys_for_each_patient_and_undefined_without_an_order() -> None:
     rng = np.random.default_rng(4)
     told, true = rng.integers(0, 4, (5, 30)) * 1.0, rng.integers(0, 3, (5, 30)) * 1.0
+    told[:2], true[:2] = [[0.0], [3.0]], [[2.0], [0.0]]  # no patient has all arms alike
     true[:, 0] = 1.0
     found = rank_agreement(told, true)
     assert np.isnan(found[0])
