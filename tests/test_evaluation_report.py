@@ -231,7 +231,8 @@ def full(counts: np.ndarray) -> Assessment:
     """The test cases' masks show `counts`; of the validation cases the samples tell the truth."""
     tallies = laid_out(TEST, counts) | certain(VALIDATION, VALIDATION.plain)
     context = Context(ARMS, MM3, "f" * 64, 0)
-    train = replace(outcomes(600, seed=1), trial=("bravo",) * 300 + ("define",) * 300)
+    train = outcomes(600, seed=1)
+    train = replace(train, trial=tuple("bravo" if arm < 2 else None for arm in train.arm))
     return assess(
         train, TEST, tallies, forced=(), context=context, settings=SETTINGS, validation=VALIDATION
     )
@@ -256,7 +257,12 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     brier = record["probabilities"]["ensemble_recalibrated"]
     assert brier["brier"]["value"] < 0.01
     assert brier["resolution"]["value"] == pytest.approx(brier["uncertainty"]["value"])
-    assert record["contrasts"]["rows"][0]["trial"] == "bravo"
+    (contrast,) = record["contrasts"]["rows"]
+    assert (contrast["trial"], contrast["arm"], contrast["cases"]) == (
+        "bravo", "laquinimod", [100, 100],
+    )  # fmt: skip
+    assert ["placebo", "laquinimod"] not in record["contrasts"]["not_identified"]
+    assert ["placebo", "ocrelizumab"] in record["contrasts"]["not_identified"]
     text = json.dumps(record, allow_nan=False)
     assert report_text(json.loads(text)) == report_text(record)
 
