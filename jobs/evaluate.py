@@ -13,12 +13,19 @@ from pathlib import Path
 
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
-from lesioncast.evaluation.assess import Context, assess
+from lesioncast.evaluation.assess import assess
 from lesioncast.evaluation.baselines import BaselineError
 from lesioncast.evaluation.output import TABLES, write_assessment
+from lesioncast.evaluation.scored import Context
 from lesioncast.forecasting.engine import bundle_remark, require_fit, trial_remarks
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.heldout import draw_counts, held_out, measure, true_counts
+from lesioncast.forecasting.heldout import (
+    draw_tallies,
+    held_out,
+    measure,
+    reference_of,
+    true_counts,
+)
 from lesioncast.forecasting.notice import RESEARCH_USE
 from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.bundle import load_bundle
@@ -59,21 +66,27 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
     cases = held_out(store, settings)
     remarks = (bundle_remark(path), *trial_remarks(Path(store.table.bids)))
     context = Context(
-        store.spec.arms, store.spec.spacing, bundle.digest, config.seed, (RESEARCH_USE, *remarks)
+        store.spec.arms,
+        store.spec.spacing,
+        bundle.digest,
+        config.seed,
+        (RESEARCH_USE, *remarks),
+        reference=reference_of(config.forecast.reference_arm, store),
     )
     with cluster(config.ray):
-        train, test = measure(
+        train, test, validation = measure(
             store, cases, workers=settings.workers, covariates=settings.covariates
         )
-        counts = draw_counts(store, cases, path, settings=settings, seed=config.seed)
+        tallies = draw_tallies(store, cases, path, settings=settings, seed=config.seed)
     assessment = assess(
         train,
         test,
-        counts,
+        tallies,
         forced=cases.forced,
         context=context,
         settings=settings,
         truth=true_counts(store, cases),
+        validation=validation,
     )
     write_assessment(assessment, out, forced=cases.forced, case=test.case)
     logger.info("%s", out / TABLES)

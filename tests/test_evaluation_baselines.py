@@ -24,13 +24,16 @@ class Voxels:
     flair: np.ndarray
     masks: np.ndarray
     present: np.ndarray
+    parcellation: np.ndarray
 
 
 def voxels() -> Voxels:
     rng = np.random.default_rng(0)
     flair = np.full((3, 4, 12, 12), -1.0, np.float16)
     flair[:, :, 3:9, 3:9] = rng.normal(0.4, 0.05, (4, 6, 6)).astype(np.float16)
-    return Voxels(flair, np.zeros((3, 3, 4, 12, 12), np.uint8), np.ones((3, 4), bool))
+    labels = np.full((4, 12, 12), 2, np.int16)
+    labels[:, :, 6:] = 42
+    return Voxels(flair, np.zeros((3, 3, 4, 12, 12), np.uint8), np.ones((3, 4), bool), labels)
 
 
 def scalar(found: np.ndarray, name: str) -> float:
@@ -126,6 +129,19 @@ def test_an_absent_channel_is_not_a_zero() -> None:
     assert scalar(found, "gad_volume_w000") == 0
 
 
+def test_a_case_shows_where_its_lesions_lie_and_how_many_came_before() -> None:
+    case = voxels()
+    case.masks[2, 2, 1, 4:6, 8] = case.masks[1, 2, 1, 4, 4] = case.masks[1, 2, 3, 9, 9] = 1
+    found = measure_case(0, case, SPACING)
+    assert found.regions.tolist() == [False, True]  # voxels of the cortex alone
+    assert found.earlier == 2
+    case.parcellation[:] = 0
+    case.present[1, 3] = False
+    found = measure_case(0, case, SPACING)
+    assert found.regions is None
+    assert found.earlier is None
+
+
 def test_scalars_know_nothing_of_week_96() -> None:
     case = voxels()
     before = image_scalars(case, SPACING)
@@ -133,5 +149,6 @@ def test_scalars_know_nothing_of_week_96() -> None:
     case.flair[2] = 0
     assert np.array_equal(image_scalars(case, SPACING), before)
     assert measure_case(0, case, SPACING).outcome.plain == 1
+    assert measure_case(0, case, SPACING).regions.tolist() == [True, True]
     case.present[2, 3] = False
     assert measure_case(0, case, SPACING).outcome is None

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.evaluation.assess import Assessment, Context, Tally, Truth, assess
-from lesioncast.evaluation.ensembles import stratified_error
-from lesioncast.evaluation.figure import reliability
+from lesioncast.evaluation.assess import Assessment, Truth, assess
+from lesioncast.evaluation.calibration import reliability
+from lesioncast.evaluation.cells import DASH, with_interval
+from lesioncast.evaluation.ensembles import Tallies, Tally, stratified_error
 from lesioncast.evaluation.outcomes import Outcomes
 from lesioncast.evaluation.output import write_assessment
+from lesioncast.evaluation.scalars import SCALARS
+from lesioncast.evaluation.scored import Context
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.evaluation.tables import DASH, falling_words, report_text, with_interval
+from lesioncast.evaluation.spatial import Observed, compare
+from lesioncast.evaluation.tables import falling_words, report_text
 
 ARMS = PAPER_ARM_NAMES
 RATE = np.array([0.6, 0.55, 0.5, 0.35, 0.25, 0.0])
@@ -35,29 +39,32 @@ def outcomes(cases: int, *, seed: int, first: int = 0) -> Outcomes:
         case=tuple(range(first, first + cases)),
         subjects=tuple(f"sub-{first + row:04d}" for row in range(cases)),
         arm=arm,
-        scalars=burden[:, None],
+        scalars=np.pad(burden[:, None], ((0, 0), (0, len(SCALARS) - 1))),
         plain=count,
         opened=np.maximum(count - 1, 0),
+        earlier=np.where(arm == 0, np.nan, rng.poisson(1, cases)),
+        regions=np.column_stack([active, count > 2]).astype(float),
+        trial=(None,) * cases,
     )
 
 
 def covaried(given: Outcomes) -> Outcomes:
     """Outcomes whose burden only a covariate shows; the scalar is of someone else."""
     mixed = np.random.default_rng(4).permutation(given.scalars)
-    return replace(given, scalars=mixed, covariates=given.scalars)
+    return replace(given, scalars=mixed, covariates=given.scalars[:, :1])
 
 
-def certain(test: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+def certain(test: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], Tally]:
     """Every sample of a case says the same count; opening takes one lesion."""
     return {
-        (case, int(arm)): np.tile([[count], [max(count - 1, 0)]], SAMPLES).astype(int)
+        (case, int(arm)): Tally(*np.tile([[count], [max(count - 1, 0)]], SAMPLES).astype(int))
         for case, arm, count in zip(test.case, test.arm, counts, strict=True)
     }
 
 
 def assessed(
     test: Outcomes,
-    counts: Tally,
+    counts: Tallies,
     *,
     forced: tuple[int, ...] = (),
     spacing: tuple[float, float, float] = MM3,
@@ -193,6 +200,100 @@ def test_counts_are_reported_with_and_without_the_opening_where_it_does_somethin
     assert coarse["opening"] == {"mm": 5.0, "element": [1, 1, 1], "idle": True}
 
 
+def box_of(lesions: float) -> np.ndarray:
+    """A mask with that many lesions of 18 mm3 in a row along w."""
+    mask = np.zeros((2, 4, 64), bool)
+    mask[0, 1:3, : 4 * int(lesions) : 4] = mask[0, 1:3, 1 : 4 * int(lesions) : 4] = True
+    return mask
+
+
+def laid_out(given: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], Tally]:
+    """As `certain`, with masks; the first two lesions lie in white matter, others in cortex."""
+    labels = np.full((2, 4, 64), 2, np.int16)
+    labels[:, :, 8:] = 3
+    return {
+        key: replace(
+            tally,
+            spatial=compare(
+                np.stack([box_of(count)] * SAMPLES), Observed(box_of(true), labels), (3.0, 1.5, 1.0)
+            ),
+        )
+        for (key, tally), count, true in zip(
+            certain(given, counts).items(), counts, given.plain, strict=True
+        )
+    }
+
+
+VALIDATION = outcomes(120, seed=3, first=5000)
+
+
+def full(counts: np.ndarray) -> Assessment:
+    """The test cases' masks show `counts`; of the validation cases the samples tell the truth."""
+    tallies = laid_out(TEST, counts) | certain(VALIDATION, VALIDATION.plain)
+    context = Context(ARMS, MM3, "f" * 64, 0)
+    train = outcomes(600, seed=1)
+    train = replace(train, trial=tuple("bravo" if arm < 2 else None for arm in train.arm))
+    return assess(
+        train, TEST, tallies, forced=(), context=context, settings=SETTINGS, validation=VALIDATION
+    )
+
+
+def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
+    record = full(TEST.plain).record
+    for region, positives in zip(("white_matter", "cortex"), TEST.regions.sum(axis=0), strict=True):
+        group = record["regional"]["regions"][region]
+        assert group["positives"] == positives
+        for method in ("ensemble", "sample"):
+            assert all(score["value"] == 1 for score in group["methods"][method].values())
+        assert group["methods"]["monte_carlo"]["balanced_accuracy"]["value"] < 0.6
+    masks = record["masks"]["groups"]["pooled"]
+    assert masks["f1_sample"]["value"] == masks["f1_majority"]["value"] == 1
+    assert masks["energy"]["value"] == masks["diversity"]["value"] == 0
+    assert masks["empty"]["silent"]["value"] == 1
+    learned = record["calibration"]
+    assert learned["validation"] == {"cases": 120, "positives": int((VALIDATION.plain > 0).sum())}
+    assert [each["coverage"]["value"] for each in learned["counts"]] == [1, 1]
+    assert [each["mean_width"] for each in learned["counts"]] == [0, 0]
+    brier = record["probabilities"]["ensemble_recalibrated"]
+    assert brier["brier"]["value"] < 0.01
+    assert brier["resolution"]["value"] == pytest.approx(brier["uncertainty"]["value"])
+    (contrast,) = record["contrasts"]["rows"]
+    assert (contrast["trial"], contrast["arm"], contrast["cases"]) == (
+        "bravo", "laquinimod", [100, 100],
+    )  # fmt: skip
+    assert ["placebo", "laquinimod"] not in record["contrasts"]["not_identified"]
+    assert ["placebo", "ocrelizumab"] in record["contrasts"]["not_identified"]
+    text = json.dumps(record, allow_nan=False)
+    assert report_text(json.loads(text)) == report_text(record)
+
+
+def test_a_shuffled_forecasts_masks_and_regions_are_chance_and_its_intervals_are_seen_to_fail() -> (
+    None
+):
+    mixed = np.random.default_rng(9).permutation(TEST.plain)
+    record = full(mixed).record
+    for group in record["regional"]["regions"].values():
+        balanced = group["methods"]["ensemble"]["balanced_accuracy"]
+        assert balanced["value"] == pytest.approx(0.5, abs=0.12)
+    assert record["masks"]["groups"]["pooled"]["f1_sample"]["value"] < 0.6
+    assert record["probabilities"]["ensemble"]["resolution"]["value"] < 0.02
+    assert record["calibration"]["counts"][1]["coverage"]["high"] < 0.9
+
+
+def test_the_cohort_is_described_by_split_and_arm() -> None:
+    row = full(TEST.plain).record["cohort"]
+    assert list(row) == ["train", "test", "validation"]
+    avonex, of_arm = row["test"]["avonex"], TEST.arm == 2
+    assert avonex["cases"] == 40
+    assert avonex["count"] == {
+        "w048": pytest.approx(TEST.earlier[of_arm].mean()),
+        "w096": pytest.approx(TEST.plain[of_arm].mean()),
+    }
+    assert avonex["activity"]["w096"] == pytest.approx((TEST.plain[of_arm] > 0).mean())
+    assert row["test"]["placebo"]["count"]["w048"] is None
+    assert row["train"]["total"]["cases"] == 600
+
+
 def ladder_counts() -> tuple[dict, tuple[int, ...]]:
     """Cases 1000 to 1011 under every arm: sample k is active where k / 8 is below the rate."""
     counts = certain(TEST, TEST.plain)
@@ -200,7 +301,7 @@ def ladder_counts() -> tuple[dict, tuple[int, ...]]:
     for case in forced:
         for arm, rate in enumerate(np.linspace(1, 0, len(ARMS))):
             active = (np.arange(SAMPLES) / SAMPLES < rate).astype(int)
-            counts[case, arm] = np.stack([active, active])
+            counts[case, arm] = Tally(active, active)
     return counts, forced
 
 

@@ -1,11 +1,22 @@
 """Samples are named by case, arm and seed; the arms of a case share its seeds."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from tiny_forecast import RATE, SLAB, fake_draw
+from tiny_forecast import RATE, SLAB, fake_draw, write_store
 
 from lesioncast.evaluation.ensembles import Ensemble
-from lesioncast.forecasting.draws import Request, Sampler, Seeds, ensembles, plan, sample_seeds
+from lesioncast.forecasting.draws import (
+    Request,
+    Sampler,
+    Seeds,
+    ensembles,
+    gather,
+    plan,
+    sample_seeds,
+)
+from lesioncast.forecasting.heldout import tally_of
 from lesioncast.forecasting.summary import Provenance, Subject, summarise
 
 SPACING = (3.0, 2.0, 2.0)
@@ -128,3 +139,18 @@ def test_arms_on_different_seeds_are_not_paired() -> None:
             spacing=SPACING,
             provenance=Provenance("b", "c", 0),
         )
+
+
+def test_masks_are_laid_beside_the_observed_one_on_the_arm_received_alone(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=2)
+    requests, seeds = [Request(1, 0), Request(1, 1)], numbered(0, 6)  # case 1 received arm 1
+    batches = plan(requests, seeds, batch_size=4)
+    samples = list(gather(requests, seeds, map(sampler(), batches)))
+    tallies = [tally_of(each, store, tested=True) for each in samples]
+    assert tallies[0].spatial is None
+    spatial = tallies[1].spatial
+    active = np.mean(samples[1].plain > 0)
+    assert 0 < active < 1
+    assert spatial.distance == pytest.approx(1 - active)  # a sample draws the very lesion, or none
+    assert spatial.regions is None
+    assert tally_of(samples[1], store, tested=False).spatial is None

@@ -33,7 +33,7 @@ from lesioncast.forecasting.forecast import (
     stored_flair,
     subjects_to_forecast,
 )
-from lesioncast.forecasting.heldout import held_out
+from lesioncast.forecasting.heldout import held_out, reference_of
 from lesioncast.forecasting.page import forecast_section, page, relative_path
 from lesioncast.forecasting.view import choose_slices, for_display, view_of
 from lesioncast.slab import named
@@ -232,6 +232,9 @@ def test_held_out_cases_are_drawn_once_each_and_forced_ones_under_every_arm(
     assert (len(found.train), len(found.test), found.forced) == (3, 6, (0, 3))
     requests = found.requests(arms=3)
     assert len(requests) == len(set(requests)) == 4 + 2 * 3
+    assert found.validation == ()
+    with pytest.raises(ForecastError, match=r"reference_arm: expected one of .*, got aspirin"):
+        reference_of("aspirin", store)
 
 
 def test_progress_says_how_many_are_done_and_when_it_ends(

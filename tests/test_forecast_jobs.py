@@ -112,6 +112,10 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
     assert record["cases"] == {"train": 8, "test": 4}
     assert record["variants"]["plain"]["activity"]["pooled"]["positives"] == 2
     assert list(record["variants"]) == ["plain", "opened", "opened_forecast"]
+    assert record["masks"]["groups"]["pooled"]["with_lesions"] == 2
+    assert record["effects"]["reference"] == "placebo"
+    assert record["effects"]["outcomes"]["count"]["ocrelizumab"]["true"]["value"] == -2.0
+    assert record["calibration"] is None  # the store has no validation cases
     truth = [(row["true_rate"], row["true_count"]) for row in record["ladder"]["arms"].values()]
     assert truth == [(1.0, 2.0), (1.0, 1.0), (0.0, 0.0)]
     assert list(record["methods"])[-2:] == ["regression", "regression_covariates"]

@@ -21,7 +21,7 @@ import yaml
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
 from lesioncast.cohort.settings import CohortSettings
-from lesioncast.evaluation.outcomes import Outcomes
+from lesioncast.evaluation.outcomes import Outcomes, earlier_lesions, observed_regions
 from lesioncast.evaluation.scalars import measure_case
 from lesioncast.training.dataset import Cases
 from storage import StoreSettings, pack_masks
@@ -31,7 +31,10 @@ from storage.split import assign_splits
 
 SPLIT = (0.8, 0.0, 0.2)  # nothing is chosen on a validation split here
 BLOCK = 8
-ARRAYS = ("flair", "masks", "present", "arm", "active", "scalars", "plain", "opened")
+ARRAYS = (
+    "flair", "masks", "present", "arm", "active", "scalars", "plain", "opened", "earlier",
+    "regions",
+)  # fmt: skip
 
 Built = TypeVar("Built")
 Row = dict[str, npt.NDArray[Any]]
@@ -58,9 +61,11 @@ class Split:
 
 def open_split(folder: Path) -> Split:
     """A folder that `make` wrote."""
-    rest = {name: np.load(folder / f"{name}.npy") for name in ("arm", "scalars", "plain", "opened")}
+    names = ("arm", "scalars", "plain", "opened", "earlier", "regions")
+    rest = {name: np.load(folder / f"{name}.npy") for name in names}
     subjects = tuple(json.loads((folder / "subjects.json").read_text()))
-    outcomes = Outcomes(case=tuple(range(len(subjects))), subjects=subjects, **rest)
+    trial = (None,) * len(subjects)
+    outcomes = Outcomes(case=tuple(range(len(subjects))), subjects=subjects, trial=trial, **rest)
     return Split(Cases.open(folder), outcomes)
 
 
@@ -100,6 +105,8 @@ def _row(subject: Subject, *, root: Path, store: StoreSettings) -> Row:
         "scalars": measured.scalars,
         "plain": float(measured.outcome.plain),
         "opened": float(measured.outcome.opened),
+        "earlier": earlier_lesions([measured])[0],
+        "regions": observed_regions([measured])[0],
     }
     return {name: np.asarray(value) for name, value in values.items()}
 

@@ -30,8 +30,10 @@ from lesioncast.diffusion.objective import ObjectiveConfig, diffusion_loss
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.evaluation.assess import Context, assess
+from lesioncast.evaluation.assess import assess
+from lesioncast.evaluation.ensembles import Tally
 from lesioncast.evaluation.lesions import measure
+from lesioncast.evaluation.scored import Context
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.draws import sample_seeds
@@ -281,7 +283,7 @@ class Run:
             found = [count for piece in threads.map(drawn, pieces) for count in piece]
         counts = np.array(found, np.int64).reshape(samples, len(held), 2).transpose(1, 2, 0)
         say(f"{samples} samples of {len(held)} held-out cases drawn")
-        tally = {(case, int(arm)): counts[case] for case, arm in enumerate(arms)}
+        tallies = {(case, int(arm)): Tally(*counts[case]) for case, arm in enumerate(arms)}
         context = Context(
             PAPER_ARM_NAMES,
             self.spacing,
@@ -293,7 +295,7 @@ class Run:
         return assess(
             self.train.outcomes,
             self.test.outcomes,
-            tally,
+            tallies,
             forced=(),
             context=context,
             settings=settings,

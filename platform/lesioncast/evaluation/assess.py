@@ -1,84 +1,80 @@
 """The evaluation as one pure function: outcomes and sampled counts in, the record out."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.baselines import arm_statistics
-from lesioncast.evaluation.ensembles import Ensemble
+from lesioncast.evaluation.calibration_record import calibration_record, probability_record
+from lesioncast.evaluation.characteristics import cohort_record
+from lesioncast.evaluation.effect_record import contrast_record, effects_record
+from lesioncast.evaluation.ensembles import Tallies, Tally
 from lesioncast.evaluation.lesions import OPENING_MM, opening_element
-from lesioncast.evaluation.methods import Method, baseline_methods, ensemble_methods
+from lesioncast.evaluation.masks import masks_record
+from lesioncast.evaluation.methods import Method
+from lesioncast.evaluation.metrics import Bootstrap
 from lesioncast.evaluation.outcomes import Cases, Outcomes
 from lesioncast.evaluation.published import BASELINE, PROPOSED, SOURCE
-from lesioncast.evaluation.report import Bootstrap, ladder_record, variant_record
+from lesioncast.evaluation.regional import regional_record
+from lesioncast.evaluation.report import groups, ladder_record, variant_record
+from lesioncast.evaluation.scored import PLAIN, VARIANTS, Context, case_columns, own_tallies, scored
 from lesioncast.evaluation.settings import EvaluationSettings
 
 Floats = npt.NDArray[np.float64]
-Tally = Mapping[tuple[int, int], npt.NDArray[np.int64]]
-"""(case, arm) -> lesions of each sample, [2, k]: as drawn, after the opening."""
 Truth = Mapping[tuple[int, int], int]
 """(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
 
-SCHEMA = 1
-PLAIN = "plain"
-VARIANTS = {PLAIN: (False, False), "opened": (True, True), "opened_forecast": (True, False)}
-"""Name -> whether the opening is applied to the forecast, to the truth."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What an evaluation is of: names and digests that its record carries."""
-
-    arms: tuple[str, ...]
-    spacing: tuple[float, float, float]
-    bundle: str
-    seed: int
-    notices: tuple[str, ...] = ()
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """The record of metrics.json; cases and methods of the plain count, for table and figure."""
+    """The record of metrics.json; cases and methods of the plain count, for table and figure.
+
+    `columns` [n] are further numbers of each case, NaN where it has none.
+    """
 
     record: dict[str, Any]
     cases: Cases
     methods: tuple[Method, ...]
     forced: Floats | None
-
-
-def tally(ensembles: Iterable[Ensemble]) -> Tally:
-    """The counts of each ensemble; its masks are let go."""
-    return {(each.case, each.arm): np.stack([each.plain, each.opened]) for each in ensembles}
+    columns: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def assess(
     train: Outcomes,
     test: Outcomes,
-    counts: Tally,
+    tallies: Tallies,
     *,
     forced: Sequence[int],
     context: Context,
     settings: EvaluationSettings,
     truth: Truth | None = None,
+    validation: Outcomes | None = None,
 ) -> Assessment:
     """Scores the forecast of the test cases beside the baselines fitted on the training cases.
 
-    `counts` holds every test case under its own arm, and the cases in `forced` under every arm, as
-    does `truth` where it is known.
+    `tallies` holds every test and validation case under its own arm, and the cases in `forced`
+    under every arm, as does `truth` where it is known.
     """
+    arms = context.arms
     bootstrap = Bootstrap(settings.bootstrap, context.seed)
     idle = opening_element(context.spacing) == (1, 1, 1)
-    ladder, p_forced = _ladder(
-        train, counts, forced, truth=truth, context=context, bootstrap=bootstrap
+    ladder, effects, p_forced = _forced(
+        train, tallies, forced, truth=truth, context=context, bootstrap=bootstrap
     )
     by_variant = {
-        name: _methods(train, test, counts, name=name, context=context, settings=settings)
+        name: scored(
+            train, test, tallies, validation, name=name, context=context, settings=settings
+        )
         for name in ([PLAIN] if idle else VARIANTS)
     }
-    cases, methods = by_variant[PLAIN]
+    plain = by_variant[PLAIN]
+    own = own_tallies(test, tallies)
+    splits = {"train": train, "test": test} | ({"validation": validation} if validation else {})
     record = {
         "schema": SCHEMA,
         "notices": list(context.notices),
@@ -86,66 +82,77 @@ def assess(
         "seed": context.seed,
         "samples": settings.samples,
         "bootstrap": settings.bootstrap,
-        "arms": list(context.arms),
+        "arms": list(arms),
         "cases": {"train": len(train.case), "test": len(test.case)},
         "opening": {
             "mm": OPENING_MM,
             "element": list(opening_element(context.spacing)),
             "idle": idle,
         },
-        "methods": {method.key: method.label for method in methods},
+        "methods": {method.key: method.label for method in plain.methods},
+        "cohort": cohort_record(splits, arms),
         "variants": {
-            name: variant_record(*scored, arms=context.arms, bootstrap=bootstrap)
-            for name, scored in by_variant.items()
+            name: variant_record(each.cases, each.methods, arms=arms, bootstrap=bootstrap)
+            for name, each in by_variant.items()
         },
+        "regional": regional_record(
+            train, test, own, arms=len(arms), runs=settings.monte_carlo_runs, bootstrap=bootstrap
+        ),
+        "masks": _masks(plain.cases, own, arms=arms, bootstrap=bootstrap),
+        "probabilities": probability_record(plain.cases, plain.methods, bootstrap=bootstrap),
+        "calibration": None
+        if plain.calibration is None
+        else calibration_record(
+            plain.calibration, plain.cases, plain.sampled, arms=arms, bootstrap=bootstrap
+        ),
         "ladder": ladder,
+        "effects": effects,
+        "contrasts": contrast_record(
+            list(splits.values()), arms=arms, reference=context.reference, bootstrap=bootstrap
+        ),
         "published": {"source": SOURCE, "proposed": PROPOSED, "baseline": BASELINE},
     }
-    return Assessment(record, cases, methods, p_forced)
+    return Assessment(record, plain.cases, plain.methods, p_forced, case_columns(plain, own))
 
 
-def _methods(
+def _masks(
+    cases: Cases, own: Sequence[Tally], *, arms: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Any] | None:
+    """None where masks were let go before anything was laid beside them."""
+    found = [each.spatial for each in own if each.spatial is not None]
+    if len(found) < len(own):
+        return None
+    return masks_record(found, groups(cases, arms), bootstrap=bootstrap)
+
+
+def _forced(
     train: Outcomes,
-    test: Outcomes,
-    counts: Tally,
-    *,
-    name: str,
-    context: Context,
-    settings: EvaluationSettings,
-) -> tuple[Cases, tuple[Method, ...]]:
-    opening, opening_truth = VARIANTS[name]
-    known, asked = (outcomes.cases(opening=opening_truth) for outcomes in (train, test))
-    sampled = np.array(
-        [counts[key][int(opening)] for key in zip(test.case, test.arm.tolist(), strict=True)],
-        np.float64,
-    )
-    return asked, (
-        *ensemble_methods(sampled, asked.count),
-        *baseline_methods(
-            known, asked, arms=context.arms, runs=settings.monte_carlo_runs, seed=context.seed
-        ),
-    )
-
-
-def _ladder(
-    train: Outcomes,
-    counts: Tally,
+    tallies: Tallies,
     forced: Sequence[int],
     *,
     truth: Truth | None,
     context: Context,
     bootstrap: Bootstrap,
-) -> tuple[dict[str, Any] | None, Floats | None]:
-    """The record of the forced cases and their P(active) [case, arm]; None where there are none."""
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, Floats | None]:
+    """The ladder, the effects and P(active) [case, arm] of the forced cases; None without any."""
     if not forced:
-        return None, None
-    arms = range(len(context.arms))
-    sampled = np.array([[counts[case, arm][0] for case in forced] for arm in arms], np.float64)
+        return None, None, None
+    names = context.arms
+    arms = range(len(names))
+    sampled = np.array([[tallies[case, arm].plain for case in forced] for arm in arms], np.float64)
     true = None
     if truth is not None:
         true = np.array([[truth[case, arm] for case in forced] for arm in arms], np.float64)
-    rate = arm_statistics(train.arm, train.plain, arms=len(context.arms)).activity
-    record = ladder_record(
-        sampled, arms=context.arms, train_rate=rate, bootstrap=bootstrap, true=true
+    training = arm_statistics(train.arm, train.plain, arms=len(names))
+    ladder = ladder_record(
+        sampled, arms=names, train_rate=training.activity, bootstrap=bootstrap, true=true
     )
-    return record, (sampled > 0).mean(axis=2).T
+    effects = effects_record(
+        sampled,
+        arms=names,
+        reference=context.reference,
+        training=training,
+        bootstrap=bootstrap,
+        true=true,
+    )
+    return ladder, effects, (sampled > 0).mean(axis=2).T

@@ -1,9 +1,12 @@
 """The samples of one case under one arm, and what they say together."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from lesioncast.evaluation.spatial import Spatial
 
 Counts = npt.NDArray[np.int64]
 
@@ -27,6 +30,27 @@ class Ensemble:
     def counts(self, *, opening: bool) -> Counts:
         """Lesions of each sample, [k]."""
         return self.opened if opening else self.plain
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What an evaluation keeps of an ensemble once its masks are let go.
+
+    `plain` and `opened` [k] as in `Ensemble`; `spatial` where the observed mask is the outcome of
+    the very arm that was drawn, and so can be laid beside it.
+    """
+
+    plain: Counts
+    opened: Counts
+    spatial: Spatial | None = None
+
+    def counts(self, *, opening: bool) -> Counts:
+        """Lesions of each sample, [k]."""
+        return self.opened if opening else self.plain
+
+
+Tallies = Mapping[tuple[int, int], Tally]
+"""(case, arm) -> what is kept of the ensemble."""
 
 
 def p_active(counts: Counts) -> float:

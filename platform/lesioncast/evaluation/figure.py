@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from lesioncast.evaluation.ensembles import wilson_interval
+from lesioncast.evaluation.calibration import reliability
 from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION, Method, by_key
 from lesioncast.evaluation.outcomes import Cases
 from lesioncast.evaluation.report import POOLED
@@ -127,21 +127,3 @@ def _calibration(axes: Axes, cases: Cases, methods: Sequence[Method]) -> None:
         if key == ENSEMBLE:
             axes.vlines(forecast, low, high, color=color, lw=1, alpha=0.6)
     _legend(axes, loc="upper left")
-
-
-def reliability(
-    active: npt.NDArray[np.bool_], probability: Floats, *, bins: int
-) -> list[tuple[float, float, float, float]]:
-    """(mean probability, share active, its Wilson interval) of about equally many cases a bin.
-
-    Cases with equal probability stay together, so there may be fewer than `bins`.
-    """
-    edges = np.unique(np.quantile(probability, np.linspace(0, 1, bins + 1)[1:-1]))
-    place = np.searchsorted(edges, probability, side="left")
-    rows = []
-    for index in np.unique(place):
-        here = place == index
-        share = float(active[here].mean())
-        mean = float(probability[here].mean())
-        rows.append((mean, share, *wilson_interval(share, int(here.sum()))))
-    return rows

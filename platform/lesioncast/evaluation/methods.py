@@ -19,6 +19,7 @@ from lesioncast.evaluation.outcomes import Cases
 Floats = npt.NDArray[np.float64]
 
 ENSEMBLE = "ensemble"
+RECALIBRATED = "ensemble_recalibrated"
 ARM_RATE = "arm_rate"
 REGRESSION = "regression"
 COVARIATES = "regression_covariates"
@@ -37,6 +38,12 @@ class Method:
     scores: Floats | None = None
     counts: Floats | None = None
     crps: Floats | None = None
+
+
+def recalibrated_method(chance: Floats, validation: int) -> Method:
+    """The ensemble's P(active) [n] as `validation` other cases have taught it to be."""
+    label = f"ControlNet ensemble, recalibrated on {validation} validation cases"
+    return Method(RECALIBRATED, label, scores=chance[None])
 
 
 def ensemble_methods(counts: Floats, true: Floats) -> tuple[Method, ...]:

@@ -74,6 +74,17 @@ def _both_classes(active: Bools) -> bool:
     return bool(active.any() and not active.all())
 
 
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn: `draws` resamples of the cases, seeded."""
+
+    draws: int
+    seed: int
+
+    def weights(self, cases: int) -> Floats:
+        return resamples(cases, draws=self.draws, seed=self.seed)
+
+
 def resamples(cases: int, *, draws: int, seed: int) -> Floats:
     """Case weights of `draws` bootstrap resamples of `cases` cases, [draws, cases]."""
     chance = np.full(cases, 1 / cases) if cases else np.zeros(0)
@@ -153,10 +164,31 @@ def unresampled(resampled: Resampled, cases: int) -> float | None:
     return None if np.isnan(value) else value
 
 
+def estimate_of(resampled: Resampled, weights: Floats) -> Estimate:
+    """The resampled score on the cases as they are, with its interval over `weights` [b, n]."""
+    return estimate(unresampled(resampled, weights.shape[1]), resampled, weights)
+
+
+def estimate_mean(values: Floats, weights: Floats) -> Estimate:
+    """Mean of per-case `values` [n]; a case whose value is NaN is left out."""
+    known = ~np.isnan(values)
+    return estimate_of(lambda w: resampled_mean(values[known], w[:, known]), weights)
+
+
+def estimate_rms(values: Floats, weights: Floats) -> Estimate:
+    """Root of the mean square of per-case `values` [n]."""
+    return estimate_of(lambda w: np.sqrt(resampled_mean(values**2, w)), weights)
+
+
+def estimate_ratio(above: Floats, below: Floats, weights: Floats) -> Estimate:
+    """Sum of per-case `above` [n] over that of `below` [n]; None where the latter is 0."""
+    return estimate_of(lambda w: _share(w @ above, w @ below), weights)
+
+
 def estimate_difference(first: Resampled, second: Resampled, weights: Floats) -> Estimate:
     """first - second on the same cases and the same resamples: a paired interval."""
 
     def difference(weights: Floats) -> Floats:
         return first(weights) - second(weights)
 
-    return estimate(unresampled(difference, weights.shape[1]), difference, weights)
+    return estimate_of(difference, weights)

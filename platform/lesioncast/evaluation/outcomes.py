@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from lesioncast.covariates import tabulate_covariates
 from lesioncast.diffusion.covariates import Covariate
+from lesioncast.evaluation.regions import REGIONS
 from lesioncast.evaluation.scalars import Measured, measure_case
 from lesioncast.slab import CHANNELS, SESSIONS
 from storage import Case, Location, open_store
@@ -34,7 +35,11 @@ class Cases:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Cases in rows, with their true lesions at w096 counted as drawn and after the opening."""
+    """Cases in rows, with their true lesions at w096 counted as drawn and after the opening.
+
+    `earlier` [n] are new lesions at w048, `regions` [n, region] is 1 where a lesion at w096 lies in
+    the region, both NaN where not observed; `trial` [n] is what a case was randomised in.
+    """
 
     case: tuple[int, ...]
     subjects: tuple[str, ...]
@@ -42,12 +47,28 @@ class Outcomes:
     scalars: npt.NDArray[np.float64]
     plain: npt.NDArray[np.float64]
     opened: npt.NDArray[np.float64]
+    earlier: npt.NDArray[np.float64]
+    regions: npt.NDArray[np.float64]
+    trial: tuple[str | None, ...]
     covariates: npt.NDArray[np.float64] | None = None
 
     def cases(self, *, opening: bool) -> Cases:
         """With the true count taken one way or the other."""
         count = self.opened if opening else self.plain
         return Cases(self.subjects, self.arm, self.scalars, count, self.covariates)
+
+
+def observed_regions(found: Sequence[Measured]) -> npt.NDArray[np.float64]:
+    """`Outcomes.regions` of what was measured, [n, region]."""
+    unknown = np.full(len(REGIONS), np.nan)
+    rows = [unknown if each.regions is None else each.regions for each in found]
+    return np.array(rows, np.float64).reshape(len(found), len(REGIONS))
+
+
+def earlier_lesions(found: Sequence[Measured]) -> npt.NDArray[np.float64]:
+    """`Outcomes.earlier` of what was measured, [n]."""
+    rows = [np.nan if each.earlier is None else each.earlier for each in found]
+    return np.array(rows, np.float64)
 
 
 def evaluable(cases: Sequence[Case]) -> list[Case]:
@@ -88,5 +109,8 @@ def outcomes_of(
         scalars=np.array([entry.scalars for entry in rows], np.float64),
         plain=np.array([found.plain for found in lesions], np.float64),
         opened=np.array([found.opened for found in lesions], np.float64),
+        earlier=earlier_lesions(rows),
+        regions=observed_regions(rows),
+        trial=tuple(case.trial for case in cases),
         covariates=tabulate_covariates(covariates, cases) if covariates else None,
     )

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 from lesioncast.evaluation.assess import Assessment
@@ -40,6 +41,7 @@ def cases_csv(assessment: Assessment, *, forced: Sequence[int], case: Sequence[i
         ["participant_id", "arm", "lesions"]
         + [f"p_active_{method.key}" for method in scoring]
         + [f"lesions_{method.key}" for method in counting]
+        + list(assessment.columns)
         + [f"p_active_if_{arm}" for arm in arms]
     )
     cases = assessment.cases
@@ -48,9 +50,15 @@ def cases_csv(assessment: Assessment, *, forced: Sequence[int], case: Sequence[i
         counts = [f"{method.counts[row]:.3f}" for method in counting if method.counts is not None]
         writer.writerow(
             [cases.subjects[row], arms[cases.arm[row]], f"{cases.count[row]:.0f}", *scores, *counts]
+            + [_cell(values[row]) for values in assessment.columns.values()]
             + _forced_cells(assessment, forced, index)
         )
     return text.getvalue()
+
+
+def _cell(value: float) -> str:
+    """A number; blank where there is none."""
+    return "" if isnan(value) else f"{value:.4g}"
 
 
 def _single(method: Method) -> bool:

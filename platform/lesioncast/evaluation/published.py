@@ -20,6 +20,23 @@ BASELINE = {
     LOG_MSE: (1.775, 1.620, 1.780, 0.991, 0.697, 0.010),
 }
 
+COHORT_SOURCE = "arXiv 2508.07006, table 1 (training set of another cohort)"
+# By arm: patients, mean count at w048 and w096, percent active at w048 and w096.
+COHORT = {
+    "placebo": (267, 4.60, 3.33, 63.7, 58.1),
+    "laquinimod": (184, 5.51, 4.49, 64.7, 57.1),
+    "avonex": (214, 4.37, 4.37, 54.7, 51.9),
+    "interferon": (418, 0.63, 1.59, 24.9, 33.7),
+    "fumarate": (153, 0.60, 1.03, 19.6, 26.1),
+    "ocrelizumab": (466, 0.07, 0.07, 3.20, 1.50),
+}
+REGIONAL_SOURCE = "arXiv 2508.07006, table 2; other data"
+# By region: balanced accuracy, precision, recall, F1 of the paper's model and of its baseline.
+REGIONAL = {
+    "white_matter": ((0.684, 0.537, 0.629, 0.579), (0.497, 0.321, 0.322, 0.320)),
+    "cortex": ((0.697, 0.367, 0.562, 0.444), (0.503, 0.154, 0.135, 0.143)),
+}
+
 
 def published(metric: str, group: str) -> tuple[float, float] | None:
     """(the paper's model, its baseline) on `metric` for an arm; None where it reports none."""

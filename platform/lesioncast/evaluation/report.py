@@ -4,7 +4,6 @@ A group is `pooled` or an arm. Every estimate is {value, low, high, defined}; nu
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,13 @@ from lesioncast.evaluation.methods import (
     Method,
     by_key,
 )
-from lesioncast.evaluation.metrics import Estimate, estimate, estimate_difference
+from lesioncast.evaluation.metrics import (
+    Bootstrap,
+    estimate,
+    estimate_difference,
+    estimate_mean,
+    estimate_of,
+)
 from lesioncast.evaluation.outcomes import Cases
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE
 
@@ -32,17 +37,6 @@ POOLED = "pooled"
 WITHIN = "auc_within"
 POINT = {AP: metrics.average_precision, AUC: metrics.roc_auc}
 RESAMPLED = {AP: metrics.resampled_ap, AUC: metrics.resampled_auc}
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are drawn: `draws` resamples of the cases, seeded."""
-
-    draws: int
-    seed: int
-
-    def weights(self, cases: int) -> Floats:
-        return metrics.resamples(cases, draws=self.draws, seed=self.seed)
 
 
 def groups(cases: Cases, arms: Sequence[str]) -> Iterator[tuple[str, Bools]]:
@@ -85,7 +79,7 @@ def _activity_scores(active: Bools, scores: Floats, weights: Floats) -> Record:
         for metric in POINT
     }
     squared = np.mean((scores - active) ** 2, axis=0)
-    record["brier"] = _mean_estimate(squared, weights).as_dict()
+    record["brier"] = estimate_mean(squared, weights).as_dict()
     record["mean"] = float(scores.mean())
     return record
 
@@ -102,21 +96,13 @@ def _over_runs(
     return lambda weights: np.mean([score(active, run, weights) for run in runs], axis=0)
 
 
-def _mean_estimate(values: Floats, weights: Floats) -> Estimate:
-    def resampled(weights: Floats) -> Floats:
-        return metrics.resampled_mean(values, weights)
-
-    return estimate(metrics.unresampled(resampled, len(values)), resampled, weights)
-
-
 def _add_within(record: Record, cases: Cases, methods: Sequence[Method], weights: Floats) -> None:
     """AUC over pairs of the same arm: chance for whoever knows nothing but the arm."""
     for method in methods:
         if method.scores is None or len(method.scores) > 1:
             continue
-        resampled = _within(cases, method.scores[0])
-        value = metrics.unresampled(resampled, len(cases.arm))
-        record[method.key][WITHIN] = estimate(value, resampled, weights).as_dict()
+        within = _within(cases, method.scores[0])
+        record[method.key][WITHIN] = estimate_of(within, weights).as_dict()
 
 
 def _within(cases: Cases, score: Floats) -> metrics.Resampled:
@@ -148,11 +134,11 @@ def _count_scores(true: Floats, method: Method, member: Bools, weights: Floats) 
     counts = method.counts[member]
     errors = metrics.log_count_errors(true, counts)
     record: Record = {
-        LOG_MSE: _mean_estimate(errors, weights).as_dict(),
+        LOG_MSE: estimate_mean(errors, weights).as_dict(),
         "mean": float(counts.mean()),
     }
     if method.crps is not None:
-        record["crps"] = _mean_estimate(method.crps[member], weights).as_dict()
+        record["crps"] = estimate_mean(method.crps[member], weights).as_dict()
     return record
 
 
@@ -220,8 +206,8 @@ def ladder_record(
     for index, name in enumerate(arms):
         observed = float(train_rate[index])
         record["arms"][name] = {
-            "p_active": _mean_estimate(chance[index], weights).as_dict(),
-            "minus_previous": _mean_estimate(chance[index] - chance[index - 1], weights).as_dict()
+            "p_active": estimate_mean(chance[index], weights).as_dict(),
+            "minus_previous": estimate_mean(chance[index] - chance[index - 1], weights).as_dict()
             if index
             else None,
             "mc_error": stratified_error(active[index]),
@@ -237,5 +223,5 @@ def ladder_record(
         for name, row in record["arms"].items()
         if row["minus_previous"] and (row["minus_previous"]["low"] or 0) > 0
     ]
-    record["first_minus_last"] = _mean_estimate(chance[0] - chance[-1], weights).as_dict()
+    record["first_minus_last"] = estimate_mean(chance[0] - chance[-1], weights).as_dict()
     return record

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.lesions import Lesions, components, measure
+from lesioncast.evaluation.regions import presence
+from lesioncast.evaluation.spatial import Observed
 from lesioncast.slab import CHANNELS, MASKS, SESSIONS
 
 FLAIR = CHANNELS.index("flair")
@@ -25,6 +27,7 @@ SCALARS = (
     *(f"{channel}_count_{session}" for session, channel in COUNTS),
     "flair_gain",
 )
+BEFORE_TREATMENT = tuple(place for place, name in enumerate(SCALARS) if name.endswith("_w000"))
 
 
 class Arrays(Protocol):
@@ -35,26 +38,47 @@ class Arrays(Protocol):
     @property
     def masks(self) -> npt.NDArray[np.uint8]: ...
     @property
+    def parcellation(self) -> npt.NDArray[np.int16]: ...
+    @property
     def present(self) -> npt.NDArray[np.bool_]: ...
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: its scalars [scalar] as in `SCALARS` and its observed w096 lesions, if any."""
+    """One case: its scalars [scalar] as in `SCALARS` and its observed w096 lesions, if any.
+
+    `earlier` are the new lesions at w048, `regions` [region] says in which regions those at w096
+    lie; both None where the case does not show it.
+    """
 
     case: int
     scalars: npt.NDArray[np.float64]
     outcome: Lesions | None
+    earlier: int | None = None
+    regions: npt.NDArray[np.bool_] | None = None
 
 
 def measure_case(case: int, arrays: Arrays, spacing: tuple[float, float, float]) -> Measured:
     """The scalars and the outcome of one case, voxels of `spacing` (s, h, w) mm."""
-    outcome = _mask(arrays, "w096", "net2")
+    observed = observed_of(arrays)
+    earlier = _mask(arrays, "w048", "net2")
     return Measured(
         case=case,
         scalars=image_scalars(arrays, spacing),
-        outcome=None if outcome is None else measure(outcome, spacing),
+        outcome=None if observed is None else measure(observed.net2, spacing),
+        earlier=None if earlier is None else components(earlier)[1],
+        regions=None
+        if observed is None or observed.labels is None
+        else presence(observed.net2[None], observed.labels)[0],
     )
+
+
+def observed_of(arrays: Arrays) -> Observed | None:
+    """The NET2 mask at w096 with the parcellation, if any; None where it was not observed."""
+    net2 = _mask(arrays, "w096", "net2")
+    if net2 is None:
+        return None
+    return Observed(net2, arrays.parcellation if arrays.parcellation.any() else None)
 
 
 def image_scalars(arrays: Arrays, spacing: tuple[float, float, float]) -> npt.NDArray[np.float64]:

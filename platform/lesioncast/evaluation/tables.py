@@ -3,12 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lesioncast.evaluation.cells import DASH, number, table, with_interval
+from lesioncast.evaluation.effect_sections import contrast_section, effect_sections
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE, SOURCE, published
 from lesioncast.evaluation.report import POOLED, WITHIN
+from lesioncast.evaluation.sections import (
+    calibration_section,
+    cohort_section,
+    mask_section,
+    regional_section,
+)
 
 Record = Mapping[str, Any]
 
-DASH = "–"
 NAMES = {
     AP: "average precision",
     AUC: "AUC",
@@ -24,31 +31,18 @@ VARIANTS = {
 }
 
 
-def number(value: float | None, *, digits: int = 3) -> str:
-    """A figure, or a dash where it is undefined."""
-    return DASH if value is None else f"{value:.{digits}f}"
-
-
-def with_interval(estimate: Record | None) -> str:
-    """`.812 (.760 to .861)`; without the interval where it is undefined."""
-    if estimate is None or estimate["value"] is None:
-        return DASH
-    if estimate["low"] is None:
-        return number(estimate["value"])
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def report_text(record: Record) -> str:
     """tables.md."""
-    sections = [_opening_words(record), _ladder(record["ladder"])]
+    sections = [_opening_words(record), cohort_section(record), _ladder(record["ladder"])]
     for key, variant in record["variants"].items():
         sections += [f"## {VARIANTS[key]}", *_variant(variant, record["methods"])]
+    sections += [
+        regional_section(record["regional"]),
+        mask_section(record["masks"]),
+        calibration_section(record),
+        *effect_sections(record["effects"]),
+        contrast_section(record["contrasts"]),
+    ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.ensembles import Ensemble
+from lesioncast.evaluation.ensembles import Counts, Ensemble
 from lesioncast.evaluation.lesions import Lesions, measure
 from storage import Case
 
@@ -127,24 +127,51 @@ class Sampler:
         )
 
 
-def ensembles(
-    requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
-) -> Iterator[Ensemble]:
-    """One ensemble a request, in order, from the batches of `plan` in order.
+class Gathered(NamedTuple):
+    """All samples of one request, before they become an ensemble."""
 
-    No more than one ensemble's masks are held at a time.
+    request: Request
+    seeds: Seeds
+    masks: Masks  # [k, s, h, w]
+    lesions: tuple[Lesions, ...]
+
+    @property
+    def plain(self) -> Counts:
+        """Lesions of each sample as drawn, [k]."""
+        return np.array([found.plain for found in self.lesions], np.int64)
+
+    @property
+    def opened(self) -> Counts:
+        """Lesions of each sample after the opening, [k]."""
+        return np.array([found.opened for found in self.lesions], np.int64)
+
+
+def gather(
+    requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
+) -> Iterator[Gathered]:
+    """The samples of one request after the other, from the batches of `plan` in order.
+
+    No more than one request's masks are held at a time.
     """
     flat = _unbatched(drawn)
     for request in requests:
         masks, lesions = zip(*islice(flat, len(seeds[request.case])), strict=True)
+        yield Gathered(request, seeds[request.case], np.stack(masks), lesions)
+
+
+def ensembles(
+    requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
+) -> Iterator[Ensemble]:
+    """One ensemble a request, in order, from the batches of `plan` in order."""
+    for samples in gather(requests, seeds, drawn):
         yield Ensemble(
-            case=request.case,
-            arm=request.arm,
-            seeds=seeds[request.case],
-            plain=np.array([found.plain for found in lesions], np.int64),
-            opened=np.array([found.opened for found in lesions], np.int64),
-            volume=np.array([found.volume for found in lesions], np.float64),
-            probability=np.mean(masks, axis=0, dtype=np.float32),
+            case=samples.request.case,
+            arm=samples.request.arm,
+            seeds=samples.seeds,
+            plain=samples.plain,
+            opened=samples.opened,
+            volume=np.array([found.volume for found in samples.lesions], np.float64),
+            probability=np.mean(samples.masks, axis=0, dtype=np.float32),
         )
 
 

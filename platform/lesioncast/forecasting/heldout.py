@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lesioncast.cohort.truth import has_truth, true_net2
 from lesioncast.covariates import fit_covariates
-from lesioncast.evaluation.assess import Tally, Truth, tally
+from lesioncast.evaluation.assess import Truth
+from lesioncast.evaluation.ensembles import Tallies, Tally
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.lesions import lesion_count
 from lesioncast.evaluation.outcomes import (
@@ -18,8 +19,10 @@ from lesioncast.evaluation.outcomes import (
     evaluable,
     outcomes_of,
 )
+from lesioncast.evaluation.scalars import observed_of
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.draws import Request, ensembles, plan, seeds_of
+from lesioncast.evaluation.spatial import compare
+from lesioncast.forecasting.draws import Gathered, Request, gather, plan, seeds_of
 from lesioncast.forecasting.engine import build_sampler, device_of
 from lesioncast.forecasting.errors import ForecastError
 from storage import Case, Store
@@ -27,18 +30,25 @@ from storage import Case, Store
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Training cases for the baselines, test cases, and those of them forced onto every arm."""
+    """Training cases for the baselines, validation cases for the calibration, test cases, and those
+    of the test cases that are forced onto every arm."""
 
     train: tuple[Case, ...]
     test: tuple[Case, ...]
     forced: tuple[int, ...]
+    validation: tuple[Case, ...] = ()
+
+    @property
+    def drawn(self) -> tuple[Case, ...]:
+        """The cases that are forecast."""
+        return (*self.test, *self.validation)
 
     def requests(self, *, arms: int) -> list[Request]:
-        """Every test case under its own arm, the forced ones under all; none twice."""
+        """Every drawn case under its own arm, the forced ones under all; none twice."""
         forced = set(self.forced)
         return [
             Request(case.index, arm)
-            for case in self.test
+            for case in self.drawn
             for arm in (range(arms) if case.index in forced else (case.arm_index,))
         ]
 
@@ -54,7 +64,21 @@ def held_out(store: Store, settings: EvaluationSettings) -> HeldOut:
             )
     test = spread_out(test, settings.subjects or len(test))
     forced = spread_out(test, settings.counterfactual_subjects)
-    return HeldOut(tuple(train), tuple(test), tuple(case.index for case in forced))
+    known = evaluable(store.select(split="val"))
+    wanted = settings.validation_subjects
+    validation = known if wanted is None else spread_out(known, wanted)
+    return HeldOut(
+        tuple(train), tuple(test), tuple(case.index for case in forced), tuple(validation)
+    )
+
+
+def reference_of(arm: str, store: Store) -> int:
+    """The index of the arm that effects are taken against. ForecastError where there is none."""
+    if arm not in store.spec.arms:
+        raise ForecastError(
+            f"forecast.reference_arm: expected one of {', '.join(store.spec.arms)}, got {arm}"
+        )
+    return store.spec.arms.index(arm)
 
 
 def spread_out(cases: Sequence[Case], number: int) -> list[Case]:
@@ -65,32 +89,55 @@ def spread_out(cases: Sequence[Case], number: int) -> list[Case]:
 
 def measure(
     store: Store, cases: HeldOut, *, workers: int, covariates: Sequence[str] = ()
-) -> tuple[Outcomes, Outcomes]:
-    """Scalars and outcomes of the training and of the test cases, on Ray actors.
+) -> tuple[Outcomes, Outcomes, Outcomes | None]:
+    """Scalars and outcomes of the training, test and validation cases, if any, on Ray actors.
 
     `covariates` are standardised on the training cases. Raises ConfigError where they have none.
     """
     fitted = fit_covariates(covariates, cases.train)
-    chunks = chunked([*cases.train, *cases.test])
+    chunks = chunked([*cases.train, *cases.drawn])
     build = partial(build_measurer, store.path)
     pieces = map_on_actors(build, chunks, workers=workers)
     measured = with_progress(pieces, total=len(chunks), label="chunks of cases measured")
     flat = list(chain.from_iterable(measured))
-    return outcomes_of(cases.train, flat, fitted), outcomes_of(cases.test, flat, fitted)
+    train, test = (outcomes_of(split, flat, fitted) for split in (cases.train, cases.test))
+    if not cases.validation:
+        return train, test, None
+    return train, test, outcomes_of(cases.validation, flat, fitted)
 
 
-def draw_counts(
+def draw_tallies(
     store: Store, cases: HeldOut, bundle: Path, *, settings: EvaluationSettings, seed: int
-) -> Tally:
-    """The lesion counts of every sample that the evaluation asks for, drawn on Ray actors."""
+) -> Tallies:
+    """What is kept of every ensemble that the evaluation asks for, drawn on Ray actors.
+
+    Masks are compared as they arrive, one ensemble at a time, and let go.
+    """
     requests = cases.requests(arms=len(store.spec.arms))
-    seeds = seeds_of(cases.test, seed=seed, samples=settings.samples)
+    seeds = seeds_of(cases.drawn, seed=seed, samples=settings.samples)
     batches = plan(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(build_sampler, bundle, store.path, device=device_of(gpus))
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     counted = with_progress(drawn, total=len(batches), label="batches drawn")
-    return tally(ensembles(requests, seeds, counted))
+    tested = {case.index for case in cases.test}
+    return {
+        samples.request: tally_of(samples, store, tested=samples.request.case in tested)
+        for samples in gather(requests, seeds, counted)
+    }
+
+
+def tally_of(samples: Gathered, store: Store, *, tested: bool) -> Tally:
+    """The counts of one ensemble, and of a `tested` case on its own arm where its lesions lie."""
+    case, arm = samples.request
+    observed = None
+    if tested and store.cases[case].arm_index == arm:
+        observed = observed_of(store.read(case))
+    return Tally(
+        samples.plain,
+        samples.opened,
+        None if observed is None else compare(samples.masks, observed, store.spec.spacing),
+    )
 
 
 def true_counts(store: Store, cases: HeldOut) -> Truth | None:

@@ -1,0 +1,28 @@
+"""Figures and tables as Markdown. A dash is undefined."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+DASH = "–"
+
+
+def number(value: float | None, *, digits: int = 3) -> str:
+    """A figure, or a dash where it is undefined."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def with_interval(estimate: Record | None) -> str:
+    """`.812 (.760 to .861)`; without the interval where it is undefined."""
+    if estimate is None or estimate["value"] is None:
+        return DASH
+    if estimate["low"] is None:
+        return number(estimate["value"])
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

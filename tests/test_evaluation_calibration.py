@@ -1,0 +1,132 @@
+"""Probabilities and intervals: parts that sum, promises that hold, nothing learned on the test."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from lesioncast.evaluation.calibration import brier_parts, fit_recalibration
+from lesioncast.evaluation.conformal import count_intervals, count_scores, threshold
+from lesioncast.evaluation.metrics import resamples
+
+ACTIVE = np.array([True, True, False, False])
+
+
+def parts(active: np.ndarray, chance: np.ndarray) -> list[float]:
+    return brier_parts(active, chance, np.ones((1, len(active))))[0].tolist()
+
+
+def test_the_parts_of_the_brier_score_by_hand() -> None:
+    """Levels .8 (one of two active) and .2 (one of two): reliability .09, resolution 0."""
+    active = np.array([True, False, True, False])
+    assert parts(active, np.array([0.8, 0.8, 0.2, 0.2])) == pytest.approx([0.09, 0, 0.25])
+
+
+def test_the_parts_are_murphys_where_the_shares_rise_with_the_forecast() -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.choice([0.1, 0.4, 0.9], 600)
+    active = rng.random(600) < chance
+    levels = [(chance == p, p) for p in (0.1, 0.4, 0.9)]
+    rate = active.mean()
+    reliability = sum(here.sum() * (p - active[here].mean()) ** 2 for here, p in levels) / 600
+    resolution = sum(here.sum() * (active[here].mean() - rate) ** 2 for here, _ in levels) / 600
+    expected = [reliability, resolution, rate * (1 - rate)]
+    assert parts(active, chance) == pytest.approx(expected)
+
+
+def test_the_parts_sum_to_the_brier_score_in_every_resample_and_none_is_negative() -> None:
+    rng = np.random.default_rng(1)
+    active, chance = rng.random(80) < 0.3, rng.random(80)
+    weights = resamples(80, draws=30, seed=0)
+    found = brier_parts(active, chance, weights)
+    brier = weights @ (chance - active) ** 2 / 80
+    assert found[:, 0] - found[:, 1] + found[:, 2] == pytest.approx(brier)
+    assert (found > -1e-12).all()
+
+
+def test_an_oracle_resolves_all_uncertainty_and_a_constant_none() -> None:
+    assert parts(ACTIVE, ACTIVE.astype(float)) == pytest.approx([0, 0.25, 0.25])
+    assert parts(ACTIVE, np.full(4, 0.5)) == pytest.approx([0, 0, 0.25])
+
+
+def ensembles(cases: int, seed: int, *, bias: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """True counts, and samples of the same law with its rate times `bias`."""
+    rng = np.random.default_rng(seed)
+    rate = rng.gamma(0.5, 3.0, cases)
+    return rng.poisson(rate).astype(float), rng.poisson(bias * rate[:, None], (cases, 8)) * 1.0
+
+
+def test_recalibration_mends_a_forecast_that_finds_too_many_active() -> None:
+    known, told = ensembles(400, 0, bias=4.0)
+    true, samples = ensembles(4000, 1, bias=4.0)
+    curve = fit_recalibration(known > 0, told)
+    raw, mended = (samples > 0).mean(axis=1), curve.probability(samples)
+    assert raw.mean() > (true > 0).mean() + 0.15
+    assert mended.mean() == pytest.approx((true > 0).mean(), abs=0.05)
+    before, after = (parts(true > 0, chance) for chance in (raw, mended))
+    assert after[0] < before[0] / 4
+    assert after[1] == pytest.approx(before[1])  # the order of cases stays
+
+
+def test_recalibration_is_scikit_learns_logistic_regression_on_the_logit() -> None:
+    known, told = ensembles(100, 2)
+    held = (told > 0).sum(axis=1)
+    logit = np.log((held + 0.5) / (8.5 - held))[:, None]
+    theirs = LogisticRegression().fit(logit, known > 0).predict_proba(logit)[:, 1]
+    assert fit_recalibration(known > 0, told).probability(told) == pytest.approx(theirs)
+
+
+def test_one_class_teaches_nothing() -> None:
+    assert fit_recalibration(np.zeros(5, bool), np.zeros((5, 4))) is None
+
+
+def test_the_rank_of_the_threshold_is_that_of_one_more_case() -> None:
+    """Nine scores: 80 % is rank 8, 90 % rank 9, 95 % needs more cases."""
+    scores = np.arange(9.0, 0, -1)
+    assert (threshold(scores, 0.8).rank, threshold(scores, 0.8).score) == (8, 8.0)
+    assert (threshold(scores, 0.9).rank, threshold(scores, 0.9).score) == (9, 9.0)
+    assert threshold(scores, 0.95).score == np.inf
+    assert threshold(scores, 0.95).likely_coverage(50) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("bias", [0.3, 1.0, 3.0])
+def test_intervals_hold_as_often_as_they_say_whatever_the_forecast(bias: float) -> None:
+    """Over 150 calibration sets of 64 cases: 90 % or more, and few points more."""
+    shares = []
+    for trial in range(150):
+        known, told = ensembles(64, 2 * trial, bias=bias)
+        true, samples = ensembles(100, 2 * trial + 1, bias=bias)
+        low, high = count_intervals(samples, threshold(count_scores(known, told), 0.9).score)
+        shares.append(np.mean((low <= true) & (true <= high)))
+    assert 0.895 < np.mean(shares) < 0.95
+
+
+def test_the_likely_coverage_is_that_of_scores_without_ties() -> None:
+    rng = np.random.default_rng(5)
+    shares = []
+    for _ in range(2000):
+        learned = threshold(rng.random(64), 0.9)
+        shares.append(np.mean(rng.random(100) <= learned.score))
+    low, high = learned.likely_coverage(100)
+    assert np.mean([low <= share <= high for share in shares]) == pytest.approx(0.955, abs=0.02)
+
+
+def test_an_interval_holds_exactly_the_counts_within_the_score() -> None:
+    _, samples = ensembles(60, 3)
+    low, high = count_intervals(samples, 1.2)
+    for count in range(30):
+        within = count_scores(np.full(60, float(count)), samples) <= 1.2
+        assert np.array_equal(within, (low <= count) & (count <= high))
+
+
+def test_an_interval_without_a_whole_count_has_the_two_around_it() -> None:
+    low, high = count_intervals(np.array([[0.0, 1.0], [2.0, 2.0]]), 0.0)
+    assert low.tolist() == [0, 2]
+    assert high.tolist() == [1, 2]
+
+
+def test_an_oracles_intervals_are_the_counts_themselves() -> None:
+    true, _ = ensembles(80, 4)
+    sure = np.tile(true[:, None], 4)
+    low, high = count_intervals(sure, threshold(count_scores(true, sure), 0.9).score)
+    assert np.array_equal(low, true)
+    assert np.array_equal(high, true)

@@ -1,0 +1,190 @@
+"""Effects of arms by hand, by simulation with known effects, and by SciPy's rank correlation."""
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from lesioncast.evaluation.baselines import arm_statistics
+from lesioncast.evaluation.contrasts import (
+    aipw,
+    contrasts,
+    cross_fitted,
+    fit_regressions,
+    mean_difference,
+    unconnected,
+)
+from lesioncast.evaluation.effect_record import effects_record
+from lesioncast.evaluation.effect_sections import effect_sections
+from lesioncast.evaluation.effects import policy, rank_agreement, seed_variances
+from lesioncast.evaluation.metrics import Bootstrap
+
+ARMS = ("placebo", "avonex", "ocrelizumab")
+BOOTSTRAP = Bootstrap(200, 0)
+
+
+def futures(cases: int, seed: int) -> np.ndarray:
+    """True lesions [arm, n]: each patient's own, thinned by the arm."""
+    rng = np.random.default_rng(seed)
+    lesions = rng.poisson(rng.gamma(0.7, 4.0, cases))
+    return np.stack([lesions, rng.binomial(lesions, 0.6), rng.binomial(lesions, 0.1)]) * 1.0
+
+
+def recorded(sampled: np.ndarray, true: np.ndarray | None) -> dict:
+    arm = np.arange(90) % 3
+    training = arm_statistics(arm, futures(90, 9)[arm, np.arange(90)], arms=3)
+    return effects_record(
+        sampled, arms=ARMS, reference=0, training=training, bootstrap=BOOTSTRAP, true=true
+    )
+
+
+def test_an_oracle_has_the_true_effects_no_error_and_the_best_choice() -> None:
+    true = futures(80, 0)
+    record = recorded(np.repeat(true[:, :, None], 4, axis=2), true)
+    for rows in record["outcomes"].values():
+        for row in rows.values():
+            assert row["forecast"] == row["true"]
+            assert row["forecast_minus_true"]["value"] == row["pehe"]["value"] == 0
+            assert row["pehe_of_arm_means"]["value"] > 0.2
+    assert record["outcomes"]["count"]["avonex"]["true"]["value"] == (true[1] - true[0]).mean()
+    assert record["ranking"]["tau"]["value"] == pytest.approx(1)
+    assert record["ranking"]["tau_of_means"] == pytest.approx(1)
+    for choice in record["policy"]:
+        value = choice["value"]["count"]
+        assert value["model"] == value["oracle"]
+        assert value["model"]["value"] <= value["best_single"]["value"] < value["random"]["value"]
+    assert [choice["best_single"] for choice in record["policy"]] == ["ocrelizumab", "avonex"]
+
+
+def test_arms_dealt_out_anew_to_each_patient_are_chance() -> None:
+    true = futures(400, 1)
+    shuffled = np.random.default_rng(2).permuted(true, axis=0)
+    record = recorded(np.repeat(shuffled[:, :, None], 2, axis=2), true)
+    tau, value = record["ranking"]["tau"], record["policy"][0]["value"]["count"]
+    assert tau["low"] < 0 < tau["high"]
+    assert value["model"]["value"] == pytest.approx(value["random"]["value"], abs=0.25)
+    assert value["model_minus_best_single"]["low"] > 0
+    row = record["outcomes"]["count"]["ocrelizumab"]
+    assert row["pehe"]["value"] > row["pehe_of_arm_means"]["value"]
+
+
+def test_the_error_of_individual_effects_by_hand() -> None:
+    """Effects told -1 and -1, true -3 and +1: errors 2 and -2, mean 0, root mean square 2."""
+    sampled = np.array([[[2, 2], [1, 1]], [[1, 1], [0, 0]]], np.float64)
+    true = np.array([[4, 0], [1, 1]], np.float64)
+    training = arm_statistics(np.array([0, 1]), np.array([2.0, 1.0]), arms=2)
+    record = effects_record(
+        sampled, arms=ARMS[:2], reference=0, training=training, bootstrap=BOOTSTRAP, true=true
+    )
+    row = record["outcomes"]["count"]["avonex"]
+    assert (row["forecast"]["value"], row["true"]["value"]) == (-1, -1)
+    assert row["forecast_minus_true"]["value"] == 0
+    assert row["pehe"]["value"] == row["pehe_of_arm_means"]["value"] == 2
+    assert len(record["policy"]) == 1  # with two arms there is nothing left without the best
+
+
+def test_without_a_truth_only_what_the_model_says_is_told() -> None:
+    record = recorded(np.repeat(futures(30, 3)[:, :, None], 3, axis=2), None)
+    row = record["outcomes"]["activity"]["avonex"]
+    assert row["forecast"]["value"] < 0
+    assert (row["true"], row["pehe"], record["ranking"], record["policy"]) == (None,) * 4
+    assert "No truth is known here" in effect_sections(record)[0]
+
+
+def test_arms_expected_to_be_equal_are_drawn_by_lot() -> None:
+    expected = np.array([[1.0, 0.0], [1.0, 2.0]])
+    assert policy(expected, np.array([[4.0, 7.0], [2.0, 9.0]])).tolist() == [3.0, 7.0]
+
+
+def test_rank_agreement_is_scipys_for_each_patient_and_undefined_without_an_order() -> None:
+    rng = np.random.default_rng(4)
+    told, true = rng.integers(0, 4, (5, 30)) * 1.0, rng.integers(0, 3, (5, 30)) * 1.0
+    told[:2], true[:2] = [[0.0], [3.0]], [[2.0], [0.0]]  # no patient has all arms alike
+    true[:, 0] = 1.0
+    found = rank_agreement(told, true)
+    assert np.isnan(found[0])
+    for case in range(1, 30):
+        assert found[case] == pytest.approx(kendalltau(told[:, case], true[:, case]).statistic)
+
+
+def test_common_seeds_save_what_the_variances_say() -> None:
+    """Nested arms on common seeds against the spread of runs on seeds of their own."""
+    rng = np.random.default_rng(5)
+    luck = rng.random((3000, 16))
+    other = rng.random((3000, 16))
+    sampled = np.stack([luck < 0.5, luck < 0.4]).astype(np.float64)
+    apart, together = seed_variances(sampled, 1, 0)
+    independent = (other < 0.4).mean(axis=1) - (luck < 0.5).mean(axis=1)
+    paired = (sampled[1] - sampled[0]).mean(axis=1)
+    assert apart.mean() / together.mean() == pytest.approx(
+        independent.var() / paired.var(), rel=0.1
+    )
+    assert apart.mean() / together.mean() == pytest.approx(0.49 / 0.09, rel=0.1)
+
+
+TRIAL = ("a", "a", "b", "b", None)
+
+
+def test_only_arms_that_share_a_trial_are_compared() -> None:
+    trial, arm = TRIAL * 12, np.array([0, 1, 1, 2, 2] * 12)
+    pairs = [(each.trial, each.arm, each.reference) for each in contrasts(trial, arm, 0)]
+    assert pairs == [("a", 1, 0), ("b", 2, 1)]
+    assert unconnected(trial, arm, 3) == [(0, 2)]
+    (first, _) = contrasts(trial, arm, 0)
+    assert first.treated.sum() == 12
+    assert not list(contrasts((None,) * 60, arm, 0))
+
+
+def test_an_arm_of_four_cases_in_a_trial_is_left_out() -> None:
+    assert not list(contrasts(("a",) * 14, np.array([0] * 10 + [1] * 4), 0))
+
+
+def test_the_difference_of_means_by_hand() -> None:
+    difference = mean_difference(np.array([1.0, 3, 4, 8]), np.array([True, True, False, False]))
+    assert difference(np.array([[1.0, 1, 1, 1], [2, 0, 0, 2], [0, 0, 2, 2]])) == pytest.approx(
+        [-4, -7, np.nan], nan_ok=True
+    )
+
+
+def test_aipw_is_the_difference_of_means_where_nothing_is_known_of_the_patients() -> None:
+    rng = np.random.default_rng(6)
+    treated, outcome = rng.random(200) < 0.3, rng.normal(size=200)
+    after, before = outcome[treated].mean(), outcome[~treated].mean()
+    parts = aipw(
+        outcome, treated, treated_mean=np.full(200, after), other_mean=np.full(200, before),
+        chance=np.full(200, treated.mean()),
+    )  # fmt: skip
+    assert parts.mean() == pytest.approx(after - before)
+
+
+def test_aipw_is_right_where_either_of_its_parts_is() -> None:
+    """Sicker patients are treated more often; the true effect is -1."""
+    rng = np.random.default_rng(7)
+    sick = rng.random(40000)
+    treated = rng.random(40000) < 0.2 + 0.6 * sick
+    outcome = 4 * sick - treated + rng.normal(size=40000)
+    nothing, half = np.zeros(40000), np.full(40000, 0.5)
+    by_chance = aipw(
+        outcome, treated, treated_mean=nothing, other_mean=nothing, chance=0.2 + 0.6 * sick
+    )
+    by_mean = aipw(outcome, treated, treated_mean=4 * sick - 1, other_mean=4 * sick, chance=half)
+    assert by_chance.mean() == pytest.approx(-1, abs=0.06)
+    assert by_mean.mean() == pytest.approx(-1, abs=0.03)
+    assert mean_difference(outcome, treated)(np.ones((1, 40000)))[0] > -0.5  # confounded
+
+
+def test_cross_fitting_finds_a_known_effect_with_less_spread_than_the_difference() -> None:
+    rng = np.random.default_rng(8)
+    parts, gaps = [], []
+    for seed in range(6):
+        burden = rng.normal(size=150)
+        treated = rng.random(150) < 0.5
+        count = rng.poisson(np.exp(1.0 * burden) * np.where(treated, 0.5, 1.0)) * 1.0
+        active, lesions = cross_fitted(
+            burden[:, None], count, treated, fit=fit_regressions, seed=seed
+        )
+        parts.append((active.mean(), lesions.mean()))
+        gaps.append(mean_difference(count, treated)(np.ones((1, 150)))[0])
+    true = -0.5 * np.exp(0.5)
+    assert np.mean(parts, axis=0)[1] == pytest.approx(true, abs=0.35)
+    assert -0.4 < np.mean(parts, axis=0)[0] < -0.05
+    assert np.std(np.array(parts)[:, 1]) < np.std(gaps) * 1.1

@@ -1,0 +1,187 @@
+"""Masks beside observed masks: detection worked by hand, distances against SciPy's."""
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import jaccard
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    f1_score,
+    precision_score,
+    recall_score,
+)
+
+from lesioncast.evaluation.detection import Detection, detect
+from lesioncast.evaluation.masks import f1_of_samples, masks_record, voxel_record
+from lesioncast.evaluation.metrics import Bootstrap, resamples
+from lesioncast.evaluation.regional import BA, F1, PRECISION, RECALL, binary_scores
+from lesioncast.evaluation.regions import presence
+from lesioncast.evaluation.spatial import Observed, compare, distances
+
+MM = (3.0, 1.0, 1.0)
+SHAPE = (2, 12, 40)
+BOOTSTRAP = Bootstrap(100, 0)
+
+
+def boxes(*places: tuple[int, int]) -> np.ndarray:
+    """A mask with boxes of 10 rows from column `first` to `last`, which is not in it."""
+    mask = np.zeros(SHAPE, bool)
+    for first, last in places:
+        mask[0, 1:11, first:last] = True
+    return mask
+
+
+def found(drawn: np.ndarray, observed: np.ndarray) -> tuple[int, int, int, int]:
+    seen = detect(drawn, observed, MM)
+    return seen.observed, seen.found, seen.drawn, seen.right
+
+
+def test_a_tenth_covered_is_not_enough_and_a_little_more_is() -> None:
+    observed = boxes((10, 20))
+    assert found(boxes((9, 11)), observed) == (1, 0, 1, 0)  # 10 of 100 voxels
+    assert found(boxes((9, 12)), observed) == (1, 1, 1, 1)  # 20 of 100 voxels
+
+
+def test_a_drawn_lesion_mostly_outside_detects_nothing() -> None:
+    """20 of 60 voxels inside: 67 % outside is let pass, 75 % is not (the limit is 70 %)."""
+    observed = boxes((10, 14))
+    assert found(boxes((12, 18)), observed)[1] == 1
+    assert found(boxes((12, 20)), observed)[1] == 0
+
+
+def test_the_largest_overlap_alone_decides_where_it_is_two_thirds_of_all() -> None:
+    """30 voxels of a good lesion make up 75 % of 40: the 10 of a sprawling one do not veto."""
+    observed = boxes((10, 20))
+    assert found(boxes((10, 13), (19, 30)), observed)[1] == 1
+    assert found(boxes((10, 11), (18, 30)), observed)[1] == 0
+
+
+def test_one_drawn_lesion_may_find_two() -> None:
+    assert found(boxes((4, 14)), boxes((4, 8), (10, 14))) == (2, 2, 1, 1)
+
+
+def test_f1_is_of_lesion_sensitivity_and_precision() -> None:
+    """One of two found, one of three right: 2 (1/3) (1/2) / (1/3 + 1/2) = 2/5."""
+    seen = detect(boxes((2, 6), (20, 22), (30, 32)), boxes((2, 6), (10, 14)), MM)
+    assert seen.f1 == pytest.approx(0.4)
+
+
+def test_without_an_observed_lesion_f1_is_undefined_and_the_volume_is_told() -> None:
+    seen = detect(boxes((2, 4)), boxes(), MM)
+    assert seen == Detection(observed=0, found=0, drawn=1, right=0, volume=60.0)
+    assert seen.f1 is None
+    assert detect(boxes(), boxes((2, 4)), MM).f1 == 0
+
+
+def test_a_lesion_of_three_cubic_millimetres_is_not_counted() -> None:
+    speck = np.zeros(SHAPE, bool)
+    speck[0, 0, 0] = True
+    assert found(speck, speck) == (0, 0, 0, 0)
+    assert detect(speck, speck, (3.0, 1.0, 1.01)).f1 == 1
+
+
+def test_distances_are_one_minus_the_jaccard_index() -> None:
+    masks = np.random.default_rng(0).random((6, *SHAPE)) < 0.2
+    masks[4:] = False
+    mine = distances(masks)
+    flat = masks.reshape(6, -1)
+    theirs = [[jaccard(a, b) for b in flat] for a in flat]
+    assert mine == pytest.approx(np.array(theirs))
+    assert mine[4, 5] == 0  # two empty masks agree
+
+
+def test_an_oracle_has_no_energy_distance_and_finds_every_lesion() -> None:
+    mask = boxes((3, 6), (20, 24))
+    seen = compare(np.stack([mask] * 5), Observed(mask), MM)
+    assert (seen.energy, seen.diversity, f1_of_samples(seen), seen.majority.f1) == (0, 0, 1, 1)
+    assert seen.regions is None
+
+
+def test_the_energy_distance_by_hand() -> None:
+    """Samples: truth and nothing. d to the truth 0 and 1, between them 1: 2 (1/2) - 1 = 0."""
+    mask = boxes((3, 6))
+    seen = compare(np.stack([mask, boxes()]), Observed(mask), MM)
+    assert (seen.distance, seen.diversity, seen.energy) == (0.5, 1.0, 0.0)
+    assert compare(np.stack([boxes()] * 2), Observed(mask), MM).energy == 2
+
+
+def test_the_energy_distance_is_least_for_the_distribution_that_the_truth_comes_from() -> None:
+    rng = np.random.default_rng(1)
+
+    def masks(rate: float, number: int) -> np.ndarray:
+        here = rng.random((number, 3)) < rate
+        return np.stack(
+            [boxes(*[(10 * c, 10 * c + 5) for c in range(3) if row[c]]) for row in here]
+        )
+
+    means = {
+        rate: np.mean(
+            [compare(masks(rate, 4), Observed(truth), MM).energy for truth in masks(0.4, 150)]
+        )
+        for rate in (0.05, 0.4, 0.95)
+    }
+    assert min(means, key=means.__getitem__) == 0.4
+
+
+def test_voxels_are_counted_by_the_samples_that_hold_them() -> None:
+    """A calibrated voxel forecast: of those that 1 of 2 samples holds, half are lesion."""
+    truth = boxes((0, 4))
+    seen = compare(np.stack([boxes((0, 2)), boxes((0, 2), (4, 6))]), Observed(truth), MM)
+    assert seen.voxels.tolist() == [2 * 12 * 40 - 40, 20, 20]
+    assert seen.lesion_voxels.tolist() == [20, 0, 20]
+    record = voxel_record([seen, seen], np.ones((3, 2)))
+    assert [row["share"]["value"] for row in record["rows"]] == pytest.approx([20 / 920, 0, 1])
+    assert record["brier"]["value"] == pytest.approx((20 + 20 / 4) / 960)
+
+
+def test_many_samples_fall_into_ten_rows_and_nothing() -> None:
+    masks = np.random.default_rng(0).random((40, *SHAPE)) < 0.3
+    record = voxel_record([compare(masks, Observed(boxes((0, 4))), MM)], np.ones((3, 1)))
+    assert len(record["rows"]) <= 11
+    assert sum(row["voxels"] for row in record["rows"]) == 960
+
+
+def test_cases_without_lesions_are_told_apart_from_those_with() -> None:
+    full, empty = boxes((3, 6)), boxes()
+    seen = [
+        compare(np.stack([full, full]), Observed(full), MM),
+        compare(np.stack([full, empty]), Observed(empty), MM),
+    ]
+    record = masks_record(seen, iter([("pooled", np.ones(2, bool))]), bootstrap=BOOTSTRAP)
+    group = record["groups"]["pooled"]
+    assert (group["cases"], group["with_lesions"], group["empty"]["cases"]) == (2, 1, 1)
+    assert group["f1_sample"]["value"] == 1
+    assert group["empty"]["lesions"]["value"] == 0.5
+    assert group["empty"]["volume"]["value"] == 45.0
+    assert group["empty"]["silent"]["value"] == 0.5
+    assert group["energy_of_empty"]["value"] == 1.0
+
+
+def test_a_region_is_touched_by_any_lesion_voxel() -> None:
+    labels = np.full(SHAPE, 41, np.int16)
+    labels[:, :, 20:] = 3
+    masks = np.stack([boxes((2, 4)), boxes((19, 21)), boxes((30, 31)), boxes()])
+    assert presence(masks, labels).tolist() == [[1, 0], [1, 1], [0, 1], [0, 0]]
+
+
+def test_regional_scores_are_scikit_learns_on_the_repeated_cases() -> None:
+    rng = np.random.default_rng(3)
+    true, said = rng.random(60) < 0.4, rng.random(60) < 0.5
+    weights = resamples(60, draws=10, seed=0)
+    mine = binary_scores(true, said[None], weights)
+    theirs = {
+        BA: balanced_accuracy_score, PRECISION: precision_score, RECALL: recall_score, F1: f1_score,
+    }  # fmt: skip
+    for name, score in theirs.items():
+        drawn = [np.repeat(np.arange(60), row.astype(int)) for row in weights]
+        assert mine[name] == pytest.approx([score(true[rows], said[rows]) for rows in drawn])
+
+
+def test_a_regional_oracle_is_perfect_and_a_coin_is_chance() -> None:
+    true = np.random.default_rng(4).random(400) < 0.3
+    ones = np.ones((1, 400))
+    assert [each[0] for each in binary_scores(true, true[None], ones).values()] == [1, 1, 1, 1]
+    coins = np.random.default_rng(5).random((50, 400)) < 0.3
+    assert binary_scores(true, coins, ones)[BA][0] == pytest.approx(0.5, abs=0.02)
+    silent = binary_scores(true, np.zeros((1, 400), bool), ones)
+    assert np.isnan(silent[PRECISION][0])
+    assert silent[RECALL][0] == 0
