@@ -2,22 +2,34 @@
 
     python jobs/evaluate.py --config jobs/configs/demo.yaml
 
-Writes metrics.json, tables.md, cases.csv and evaluation.png.
+Writes report.html to read, tables.md, metrics.json, estimates.csv, cases.csv, evaluation.png, and
+beside the bundle its EVALUATION.md, whose warnings every later forecast carries.
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.assess import Context, assess
 from lesioncast.evaluation.baselines import BaselineError
-from lesioncast.evaluation.output import TABLES, write_assessment
-from lesioncast.forecasting.engine import bundle_remark, require_fit, trial_remarks
+from lesioncast.evaluation.card import write_card
+from lesioncast.evaluation.identify import warnings_record
+from lesioncast.evaluation.output import REPORT, write_assessment
+from lesioncast.evaluation.provenance import provenance, this_command
+from lesioncast.evaluation.report import Bootstrap
+from lesioncast.forecasting.engine import (
+    bundle_remark,
+    require_fit,
+    sessions_seen,
+    trial_remarks,
+)
 from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.gallery import gallery
 from lesioncast.forecasting.heldout import draw_counts, held_out, measure, true_counts
 from lesioncast.forecasting.notice import RESEARCH_USE
 from lesioncast.start import cluster, configure_logging, job_parser
@@ -57,24 +69,45 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
     cases = held_out(store, settings)
     remarks = (bundle_remark(path), *trial_remarks(Path(store.table.bids)))
     context = Context(
-        store.spec.arms, store.spec.spacing, bundle.digest, config.seed, (RESEARCH_USE, *remarks)
+        store.spec.arms,
+        store.spec.spacing,
+        bundle.digest,
+        config.seed,
+        (RESEARCH_USE, *remarks),
+        provenance=provenance(
+            this_command(),
+            bundle=bundle.digest,
+            trained_on=remarks[0],
+            store=store.table.inputs,
+            config=config.name,
+            seed=config.seed,
+        ),
     )
     with cluster(config.ray):
         train, test = measure(
             store, cases, workers=settings.workers, covariates=settings.covariates
         )
+        warnings = warnings_record(
+            (train, test),
+            [case.trial for case in (*cases.train, *cases.test)],
+            arms=store.spec.arms,
+            sessions=sessions_seen(bundle),
+            bootstrap=Bootstrap(settings.bootstrap, config.seed),
+        )
         counts = draw_counts(store, cases, path, settings=settings, seed=config.seed)
-    assessment = assess(
-        train,
-        test,
-        counts,
-        forced=cases.forced,
-        context=context,
-        settings=settings,
-        truth=true_counts(store, cases),
-    )
-    write_assessment(assessment, out, forced=cases.forced, case=test.case)
-    logger.info("%s", out / TABLES)
+        assessment = assess(
+            train,
+            test,
+            counts,
+            forced=cases.forced,
+            context=replace(context, warnings=warnings),
+            settings=settings,
+            truth=true_counts(store, cases),
+        )
+        sights = gallery(store, cases.test, path, assessment, settings=settings, seed=config.seed)
+    write_assessment(assessment, out, forced=cases.forced, case=test.case, sights=sights)
+    write_card(path, assessment.record)
+    logger.info("%s", out / REPORT)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ class Context:
     bundle: str
     seed: int
     notices: tuple[str, ...] = ()
+    warnings: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def assess(
     record = {
         "schema": SCHEMA,
         "notices": list(context.notices),
+        "warnings": context.warnings,
+        "provenance": context.provenance,
         "bundle": context.bundle,
         "seed": context.seed,
         "samples": settings.samples,

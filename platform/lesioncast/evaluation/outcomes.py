@@ -35,7 +35,8 @@ class Cases:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Cases in rows, with their true lesions at w096 counted as drawn and after the opening."""
+    """Cases in rows, with their true lesions at w096 counted as drawn and after the opening;
+    `looks` [n, look] says how their images look."""
 
     case: tuple[int, ...]
     subjects: tuple[str, ...]
@@ -44,6 +45,7 @@ class Outcomes:
     plain: npt.NDArray[np.float64]
     opened: npt.NDArray[np.float64]
     covariates: npt.NDArray[np.float64] | None = None
+    looks: npt.NDArray[np.float64] | None = None
 
     def cases(self, *, opening: bool) -> Cases:
         """With the true count taken one way or the other."""
@@ -90,4 +92,5 @@ def outcomes_of(
         plain=np.array([found.plain for found in lesions], np.float64),
         opened=np.array([found.opened for found in lesions], np.float64),
         covariates=tabulate_covariates(covariates, cases) if covariates else None,
+        looks=np.array([entry.looks for entry in rows], np.float64),
     )

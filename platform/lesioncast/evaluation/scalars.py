@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.lesions import Lesions, components, measure
+from lesioncast.evaluation.looks import image_looks
 from lesioncast.slab import CHANNELS, MASKS, SESSIONS
 
 FLAIR = CHANNELS.index("flair")
@@ -40,11 +41,13 @@ class Arrays(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: its scalars [scalar] as in `SCALARS` and its observed w096 lesions, if any."""
+    """One case: its scalars [scalar] as in `SCALARS`, its observed w096 lesions, if any, and how
+    its images look [look]."""
 
     case: int
     scalars: npt.NDArray[np.float64]
     outcome: Lesions | None
+    looks: npt.NDArray[np.float64]
 
 
 def measure_case(case: int, arrays: Arrays, spacing: tuple[float, float, float]) -> Measured:
@@ -54,6 +57,7 @@ def measure_case(case: int, arrays: Arrays, spacing: tuple[float, float, float])
         case=case,
         scalars=image_scalars(arrays, spacing),
         outcome=None if outcome is None else measure(outcome, spacing),
+        looks=image_looks(arrays.flair, arrays.present, spacing),
     )
 
 

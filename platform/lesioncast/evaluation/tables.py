@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lesioncast.evaluation.caution import caution_text
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE, SOURCE, published
 from lesioncast.evaluation.report import POOLED, WITHIN
 
@@ -49,6 +50,7 @@ def report_text(record: Record) -> str:
     sections = [_opening_words(record), _ladder(record["ladder"])]
     for key, variant in record["variants"].items():
         sections += [f"## {VARIANTS[key]}", *_variant(variant, record["methods"])]
+    sections.append(caution_text(record["warnings"]))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
