@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesioncast.evaluation.identify import warnings_record
+from lesioncast.evaluation.identify import sentences, warnings_record
 from lesioncast.evaluation.leak import leak
 from lesioncast.evaluation.looks import LOOKS, image_looks
 from lesioncast.evaluation.outcomes import Outcomes
@@ -127,6 +127,15 @@ def test_arms_that_share_no_trial_are_named(apart: dict) -> None:
     }  # fmt: skip
 
 
+def test_arms_that_were_apart_from_the_same_others_are_named_together() -> None:
+    trials = {"A": "S", "B": "S", "C": "T", "D": "U", "E": "T"}
+    positive = positivity(list(trials), list(trials.values()), arms=tuple(trials))
+    assert [words.split(":")[0] for words in sentences([], positive)] == [
+        "A and B never share a trial with C, D and E",
+        "C and E never share a trial with D",
+    ]
+
+
 def test_one_trial_an_arm_identifies_no_contrast() -> None:
     record = warned(ARM, np.zeros(CASES, int), [f"T{arm}" for arm in ARM])
     assert "no contrast between arms is identified" in record["sentences"][0]
@@ -163,7 +172,9 @@ def test_an_arm_of_too_few_patients_is_left_out_by_name() -> None:
 
 def test_an_arm_that_nobody_received_is_said_so() -> None:
     table = positivity(["a", "a"], ["T", "T"], arms=("a", "b"))
-    assert table["arms"]["b"] == {"cases": 0, "trials": [], "offered": 0.0}
+    assert table["arms"]["b"] == {
+        "cases": 0, "trials": [], "overlap": None, "offered": 0.0,
+    }  # fmt: skip
     assert table["never_together"] == []
 
 

@@ -4,7 +4,7 @@ No metric of an own-arm forecast can tell whether its answers under other arms a
 on who could have received what, and on arm and scanner not being one and the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,14 +128,27 @@ def _contrast_words(positive: Mapping[str, Any]) -> list[str]:
             f"No two arms share a trial ({listed(_with_trial(positive, given))}), so no contrast "
             "between arms is identified: a difference between them may be one between trials.",
         ]
-    for name in given:
-        others = [pair[1] for pair in apart if pair[0] == name]
-        if others:
-            words.append(
-                f"{name.capitalize()} never shares a trial with {listed(others)}: no randomised "
-                "comparison of them stands behind a forecast."
-            )
+    for names, others in _apart(given, {frozenset(pair) for pair in apart}):
+        share = "shares" if len(names) == 1 else "share"
+        words.append(
+            f"{_sentence(listed(names))} never {share} a trial with {listed(others)}: no "
+            "randomised comparison of them stands behind a forecast."
+        )
     return words
+
+
+def _apart(
+    given: Sequence[str], apart: set[frozenset[str]]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """(arms, the arms that none of them ever met), each pair once."""
+    left = set(apart)
+    never = {name: [each for each in given if frozenset((name, each)) in apart] for name in given}
+    for name in given:
+        alike = [each for each in given if never[each] == never[name]]
+        others = [each for each in never[name] if frozenset((name, each)) in left]
+        if others:
+            yield alike, others
+        left -= {frozenset((one, other)) for one in alike for other in others}
 
 
 def _with_trial(positive: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -179,6 +192,10 @@ def _overlap_words(positive: Mapping[str, Any]) -> list[str]:
         f"Most patients look like nobody who received {listed(few)}: their forecasts under it "
         "reach beyond the data."
     ]
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def listed(names: Sequence[str]) -> str:

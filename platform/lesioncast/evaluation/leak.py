@@ -1,6 +1,7 @@
 """Whether trial or arm can be read off the images: a classifier on other cases, and its AUC."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,12 @@ def leak(features: Floats, label: Sequence[str | None], bootstrap: Bootstrap) ->
         return resampled_auc_within(index == which, chance[:, which], fold, weights)
 
     def mean(weights: Floats) -> Floats:
-        return np.mean([one_against_rest(which, weights) for which in range(len(names))], axis=0)
+        aucs = [one_against_rest(which, weights) for which in range(len(names))]
+        return np.asarray(np.mean(aucs, axis=0), np.float64)
 
     value = unresampled(mean, len(kept))
     by_class = {
-        name: unresampled(lambda weights, which=which: one_against_rest(which, weights), len(kept))
+        name: unresampled(partial(one_against_rest, which), len(kept))
         for which, name in enumerate(names)
     }
     auc = _widened(estimate(value, mean, weights)).as_dict()

@@ -19,7 +19,8 @@ def positivity(arm: Sequence[str], trial: Sequence[str | None], *, arms: Sequenc
     """Cases by trial and arm, which arms a trial offered, and the pairs of arms that share none.
 
     `arm` and `trial` [n] are what each case received and took part in; a trial that is not named
-    counts for nothing. `offered` is the share of all cases whose trial gave the arm.
+    counts for nothing. `offered` is the share of all cases whose trial gave the arm;
+    `overlap` is for whoever has images (the function of that name).
     """
     table = {
         name: {each: _count(arm, trial, each, name) for each in arms}
@@ -34,6 +35,7 @@ def positivity(arm: Sequence[str], trial: Sequence[str | None], *, arms: Sequenc
             each: {
                 "cases": sum(name == each for name in arm),
                 "trials": gave[each],
+                "overlap": None,
                 "offered": _share(name in gave[each] for name in trial) if table else None,
             }
             for each in arms
