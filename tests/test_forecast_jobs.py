@@ -125,7 +125,7 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
     assert made["trained_on"] == "Trained on 8 training cases of a made-up trial."
     report = (out / "report.html").read_text()
     assert report.count("<h1>") == 1
-    assert report.count("data:image/png;base64,") >= 4  # two active and two quiet subjects
+    assert report.count("data:image/png;base64,") >= 3  # both active subjects, a quiet one
 
 
 @pytest.mark.ray
