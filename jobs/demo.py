@@ -60,8 +60,9 @@ def steps(config: Config) -> Iterator[tuple[str, Job, list[str]]]:
     yield "stage 2: train the ControlNet", finetune.main, []
     for each in bundles(config):
         forecasts, scores = each.flags(each.paths.forecasts), each.flags(each.paths.evaluation)
-        yield f"forecast every arm: bundle {each.title}", forecast.main, forecasts
         yield f"evaluate on held-out subjects: bundle {each.title}", evaluate.main, scores
+        # After the evaluation, whose warnings every forecast carries.
+        yield f"forecast every arm: bundle {each.title}", forecast.main, forecasts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,23 +2,35 @@
 
     python jobs/evaluate.py --config jobs/configs/demo.yaml
 
-Writes metrics.json, tables.md, cases.csv and evaluation.png.
+Writes report.html to read, tables.md, metrics.json, estimates.csv, cases.csv, evaluation.png, and
+beside the bundle its EVALUATION.md, whose warnings every later forecast carries.
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.assess import assess
 from lesioncast.evaluation.baselines import BaselineError
-from lesioncast.evaluation.output import TABLES, write_assessment
+from lesioncast.evaluation.card import write_card
+from lesioncast.evaluation.identify import warnings_record
+from lesioncast.evaluation.metrics import Bootstrap
+from lesioncast.evaluation.output import REPORT, write_assessment
+from lesioncast.evaluation.provenance import provenance, this_command
 from lesioncast.evaluation.scored import Context
-from lesioncast.forecasting.engine import bundle_remark, require_fit, trial_remarks
+from lesioncast.forecasting.engine import (
+    bundle_remark,
+    require_fit,
+    sessions_seen,
+    trial_remarks,
+)
 from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.gallery import gallery
 from lesioncast.forecasting.heldout import (
     draw_tallies,
     held_out,
@@ -72,24 +84,41 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
         config.seed,
         (RESEARCH_USE, *remarks),
         reference=reference_of(config.forecast.reference_arm, store),
+        provenance=provenance(
+            this_command(),
+            bundle=bundle.digest,
+            trained_on=remarks[0],
+            store=store.table.inputs,
+            config=config.name,
+            seed=config.seed,
+        ),
     )
     with cluster(config.ray):
         train, test, validation = measure(
             store, cases, workers=settings.workers, covariates=settings.covariates
         )
+        warnings = warnings_record(
+            (train, test),
+            [case.trial for case in (*cases.train, *cases.test)],
+            arms=store.spec.arms,
+            sessions=sessions_seen(bundle),
+            bootstrap=Bootstrap(settings.bootstrap, config.seed),
+        )
         tallies = draw_tallies(store, cases, path, settings=settings, seed=config.seed)
-    assessment = assess(
-        train,
-        test,
-        tallies,
-        forced=cases.forced,
-        context=context,
-        settings=settings,
-        truth=true_counts(store, cases),
-        validation=validation,
-    )
-    write_assessment(assessment, out, forced=cases.forced, case=test.case)
-    logger.info("%s", out / TABLES)
+        assessment = assess(
+            train,
+            test,
+            tallies,
+            forced=cases.forced,
+            context=replace(context, warnings=warnings),
+            settings=settings,
+            truth=true_counts(store, cases),
+            validation=validation,
+        )
+        sights = gallery(store, cases.test, path, assessment, settings=settings, seed=config.seed)
+    write_assessment(assessment, out, forced=cases.forced, case=test.case, sights=sights)
+    write_card(path, assessment.record)
+    logger.info("%s", out / REPORT)
 
 
 if __name__ == "__main__":

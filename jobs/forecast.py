@@ -23,6 +23,7 @@ from lesioncast.forecasting.forecast import (
     forecast_all,
     subjects_to_forecast,
 )
+from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.errors import TrainingError
@@ -66,7 +67,10 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     names = [name for name in args.subjects.split(",") if name]
     cases = subjects_to_forecast(store, names, number=settings.subjects)
     remarks = (bundle_remark(path), *trial_remarks(bids))
-    origin = Origin(bundle.digest, seed, remarks, sessions_seen(bundle), bundle.config.covariates)
+    warnings = evaluated_warnings(path, bundle.digest)
+    origin = Origin(
+        bundle.digest, seed, remarks, sessions_seen(bundle), bundle.config.covariates, warnings
+    )
     write_forecast_root(out, source=bids)
     with cluster(config.ray):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)

@@ -388,7 +388,9 @@ def test_an_evaluation_is_written_whole(tmp_path: Path) -> None:
     assessment = assessed(TEST, counts, forced=forced)
     write_assessment(assessment, tmp_path, forced=forced, case=TEST.case)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"metrics.json", "tables.md", "cases.csv", "evaluation.png"}
+    assert names == {
+        "report.html", "metrics.json", "tables.md", "estimates.csv", "cases.csv", "evaluation.png",
+    }  # fmt: skip
     assert json.loads((tmp_path / "metrics.json").read_text())["samples"] == SAMPLES
     rows = (tmp_path / "cases.csv").read_text().splitlines()
     assert len(rows) == 241

@@ -22,6 +22,7 @@ from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.draws import Sample
 from lesioncast.forecasting.engine import build_sampler, require_fit
 from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.notice import NOT_EVALUATED
 from lesioncast.forecasting.page import evaluation_section
 from lesioncast.training.bundle import BundleConfig, load_bundle, save_bundle
 from storage import open_store
@@ -99,6 +100,7 @@ def test_the_forecast_job_writes_every_named_subject(ray_cluster: None, root: Pa
     assert record["bundle"] == load_bundle(root / "bundle").digest
     assert "Trained on 8 training cases of a made-up trial." in record["notices"]
     assert "The subjects are simulated." in record["notices"]
+    assert record["warnings"] == [NOT_EVALUATED]
     assert len(list(out.rglob("*_probseg.nii.gz"))) == 6
 
 
@@ -122,6 +124,29 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
     assert report_text(record) == (out / "tables.md").read_text()
     section = evaluation_section(record, heading="Evaluation", figure="evaluation.png")
     assert "4 held-out subjects, 2 of them active" in section
+    made = record["provenance"]
+    assert (made["store"], made["configuration"], made["seed"]) == ("inputs", "tiny", 0)
+    assert made["trained_on"] == "Trained on 8 training cases of a made-up trial."
+    report = (out / "report.html").read_text()
+    assert report.count("<h1>") == 1
+    assert report.count("data:image/png;base64,") >= 3  # both active subjects, a quiet one
+
+
+@pytest.mark.ray
+def test_a_forecast_after_the_evaluation_carries_what_it_found(
+    ray_cluster: None, root: Path
+) -> None:
+    digest = load_bundle(root / "bundle").digest
+    assert evaluate.main(given(root, "--out", str(root / "before"))) == 0
+    assert load_bundle(root / "bundle").digest == digest  # the card renames no weights
+    out = root / "warned"
+    assert forecast.main(given(root, "--out", str(out), "--subjects", "sub-03")) == 0
+    record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
+    (sentence,) = record["warnings"]
+    assert sentence.startswith("The data name no trial")
+    sidecars = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
+    assert [each["Warnings"] for each in sidecars] == [[sentence]] * 3
+    assert sentence in (root / "bundle/EVALUATION.md").read_text()
 
 
 def test_a_seed_names_a_mask_whatever_the_batch(root: Path) -> None:

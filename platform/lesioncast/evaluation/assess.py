@@ -78,6 +78,8 @@ def assess(
     record = {
         "schema": SCHEMA,
         "notices": list(context.notices),
+        "warnings": context.warnings,
+        "provenance": context.provenance,
         "bundle": context.bundle,
         "seed": context.seed,
         "samples": settings.samples,

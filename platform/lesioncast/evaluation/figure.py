@@ -1,6 +1,7 @@
 """Three panels of one evaluation: the ladder of arms, the ROC curve, calibration."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sklearn.metrics import roc_curve
 from lesioncast.evaluation.calibration import reliability
 from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION, Method, by_key
 from lesioncast.evaluation.outcomes import Cases
+from lesioncast.evaluation.published import AUC
 from lesioncast.evaluation.report import POOLED
 
 Record = Mapping[str, Any]
@@ -41,6 +43,72 @@ def evaluation_figure(
     size = f"{record['cases']['test']} test cases, {record['samples']} samples a case."
     figure.text(0.012, 0.025, f"{size} {note}", color=DIM, fontsize=7.5, wrap=True)
     return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel as a figure of its own, with the words that stand for it where it is not seen."""
+
+    figure: Figure
+    caption: str
+    alt: str
+
+
+def panels(
+    record: Record, cases: Cases, methods: Sequence[Method], *, variant: str = "plain"
+) -> tuple[Panel, ...]:
+    """The three panels of `evaluation_figure`, each alone."""
+    pooled = record["variants"][variant]["activity"][POOLED]
+    ladder, roc, calibration = (_alone() for _ in range(3))
+    _ladder(ladder, record["ladder"])
+    _roc(roc, cases, methods, pooled)
+    _calibration(calibration, cases, methods)
+    return (
+        Panel(
+            _figure_of(roc),
+            "Who becomes active: how many of the patients with new lesions are found (upwards) "
+            "against false alarms (to the right), as the threshold falls. The diagonal is chance.",
+            "ROC curves. " + _areas(pooled),
+        ),
+        Panel(
+            _figure_of(calibration),
+            "Does the probability hold: share of patients with new lesions among those given about "
+            "the same probability. On the diagonal the forecast keeps its word; the lines are 95 % "
+            "Wilson intervals.",
+            "Reliability curves of the forecast and of the regression. "
+            f"{pooled['positives']} of {pooled['cases']} cases active.",
+        ),
+        Panel(
+            _figure_of(ladder),
+            "The same patients under every arm: mean forecast probability, with the 95 % interval "
+            "over patients. Open diamonds are other patients, those who received the arm.",
+            "Mean P(active) by arm: " + _heights(record["ladder"]),
+        ),
+    )
+
+
+def _alone() -> Axes:
+    return Figure(figsize=(4.9, 4.2), layout="constrained").add_subplot()
+
+
+def _figure_of(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def _areas(pooled: Record) -> str:
+    areas = {key: pooled["methods"][key][AUC]["value"] for key in STYLE}
+    if None in areas.values():
+        return "Undefined: one class only."
+    return ", ".join(f"{STYLE[key][1]} AUC {area:.3f}" for key, area in areas.items()) + "."
+
+
+def _heights(ladder: Record | None) -> str:
+    if ladder is None:
+        return "not drawn."
+    rows = ladder["arms"].items()
+    return ", ".join(f"{arm} {row['p_active']['value']:.2f}" for arm, row in rows) + "."
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -38,7 +38,8 @@ class Outcomes:
     """Cases in rows, with their true lesions at w096 counted as drawn and after the opening.
 
     `earlier` [n] are new lesions at w048, `regions` [n, region] is 1 where a lesion at w096 lies in
-    the region, both NaN where not observed; `trial` [n] is what a case was randomised in.
+    the region, both NaN where not observed; `trial` [n] is what a case was randomised in; `looks`
+    [n, look] says how their images look.
     """
 
     case: tuple[int, ...]
@@ -51,6 +52,7 @@ class Outcomes:
     regions: npt.NDArray[np.float64]
     trial: tuple[str | None, ...]
     covariates: npt.NDArray[np.float64] | None = None
+    looks: npt.NDArray[np.float64] | None = None
 
     def cases(self, *, opening: bool) -> Cases:
         """With the true count taken one way or the other."""
@@ -113,4 +115,5 @@ def outcomes_of(
         regions=observed_regions(rows),
         trial=tuple(case.trial for case in cases),
         covariates=tabulate_covariates(covariates, cases) if covariates else None,
+        looks=np.array([entry.looks for entry in rows], np.float64),
     )

@@ -1,4 +1,5 @@
-"""An assessment as files: metrics.json, tables.md, cases.csv, evaluation.png."""
+"""An assessment as files: metrics.json, tables.md, estimates.csv, cases.csv, evaluation.png and
+report.html."""
 
 import csv
 import io
@@ -8,26 +9,38 @@ from math import isnan
 from pathlib import Path
 
 from lesioncast.evaluation.assess import Assessment
-from lesioncast.evaluation.figure import evaluation_figure, save
+from lesioncast.evaluation.document import Sight, document
+from lesioncast.evaluation.figure import evaluation_figure, panels, save
 from lesioncast.evaluation.methods import Method
 from lesioncast.evaluation.tables import report_text
+from lesioncast.evaluation.tidy import tidy_csv
 from storage.nifti import write_atomic
 
-METRICS, TABLES, CASES, FIGURE = "metrics.json", "tables.md", "cases.csv", "evaluation.png"
+METRICS, TABLES, REPORT = "metrics.json", "tables.md", "report.html"
+ESTIMATES, CASES, FIGURE = "estimates.csv", "cases.csv", "evaluation.png"
 
 
 def write_assessment(
-    assessment: Assessment, folder: Path, *, forced: Sequence[int], case: Sequence[int]
+    assessment: Assessment,
+    folder: Path,
+    *,
+    forced: Sequence[int],
+    case: Sequence[int],
+    sights: Sequence[Sight] = (),
 ) -> None:
-    """Write the four files into `folder`; `case` are the indices of the assessed rows."""
+    """Write the six files into `folder`; `case` are the indices of the assessed rows, `sights` the
+    subjects that the report shows."""
     record = json.dumps(assessment.record, indent=2, allow_nan=False) + "\n"
     write_atomic(folder / METRICS, record.encode())
+    write_atomic(folder / ESTIMATES, tidy_csv(assessment.record).encode())
     write_atomic(folder / TABLES, report_text(assessment.record).encode())
     write_atomic(folder / CASES, cases_csv(assessment, forced=forced, case=case).encode())
     save(
         evaluation_figure(assessment.record, assessment.cases, assessment.methods),
         folder / FIGURE,
     )
+    plots = panels(assessment.record, assessment.cases, assessment.methods)
+    write_atomic(folder / REPORT, document(assessment.record, plots, sights).encode())
 
 
 def cases_csv(assessment: Assessment, *, forced: Sequence[int], case: Sequence[int]) -> str:

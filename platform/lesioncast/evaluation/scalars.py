@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.lesions import Lesions, components, measure
+from lesioncast.evaluation.looks import image_looks
 from lesioncast.evaluation.regions import presence
 from lesioncast.evaluation.spatial import Observed
 from lesioncast.slab import CHANNELS, MASKS, SESSIONS
@@ -48,12 +49,13 @@ class Measured:
     """One case: its scalars [scalar] as in `SCALARS` and its observed w096 lesions, if any.
 
     `earlier` are the new lesions at w048, `regions` [region] says in which regions those at w096
-    lie; both None where the case does not show it.
+    lie; both None where the case does not show it. `looks` [look] is how its images look.
     """
 
     case: int
     scalars: npt.NDArray[np.float64]
     outcome: Lesions | None
+    looks: npt.NDArray[np.float64]
     earlier: int | None = None
     regions: npt.NDArray[np.bool_] | None = None
 
@@ -70,6 +72,7 @@ def measure_case(case: int, arrays: Arrays, spacing: tuple[float, float, float])
         regions=None
         if observed is None or observed.labels is None
         else presence(observed.net2[None], observed.labels)[0],
+        looks=image_looks(arrays.flair, arrays.present, spacing),
     )
 
 

@@ -1,7 +1,8 @@
 """The forecast and its baselines on the test cases, for one way of counting lesions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,8 @@ class Context:
     seed: int
     notices: tuple[str, ...] = ()
     reference: int = 0
+    warnings: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

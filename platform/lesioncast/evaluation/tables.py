@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lesioncast.evaluation.caution import caution_text
 from lesioncast.evaluation.cells import DASH, number, table, with_interval
 from lesioncast.evaluation.effect_sections import contrast_section, effect_sections
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE, SOURCE, published
@@ -42,6 +43,7 @@ def report_text(record: Record) -> str:
         calibration_section(record),
         *effect_sections(record["effects"]),
         contrast_section(record["contrasts"]),
+        caution_text(record["warnings"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -121,6 +121,7 @@ def sidecar(
         "PredictedNotObserved": True,
         "ResearchUseOnly": RESEARCH_USE,
         "PositivityWarning": POSITIVITY,
+        "Warnings": list(provenance.warnings),
         "Remarks": list(provenance.remarks),
         "Arm": arm,
         "ReceivedArm": subject.arm or "n/a",

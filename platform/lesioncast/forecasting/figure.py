@@ -54,13 +54,13 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
         _arm_column(figure.add_subplot(grid[0, column]), arm, record["arms"][arm])
     for row, index in enumerate(shown, 1):
         flair = for_display(view.flair[index][window_hw], view.spacing, order=3)
-        axes = _slice(figure, grid[row, 0], flair, grey)
-        _orientation(axes, view.heights[index])
+        axes = draw_slice(figure, grid[row, 0], flair, grey)
+        draw_orientation(axes, view.heights[index])
         for column, arm in enumerate(view.probability, 1):
-            axes = _slice(figure, grid[row, column], flair, grey)
-            _heat(axes, view.probability[arm][index][window_hw], view, scale)
+            axes = draw_slice(figure, grid[row, column], flair, grey)
+            draw_heat(axes, view.probability[arm][index][window_hw], view, scale)
             if record["arms"][arm]["received"]:
-                _outline(axes, view, index, window_hw)
+                draw_outline(axes, view, index, window_hw)
     _words(figure, record, outlined=_outlined(view, shown, record))
     _scale_bar(figure, scale)
     return figure
@@ -156,16 +156,17 @@ def _bar(axes: Axes, chance: Record) -> None:
     axes.plot(end, y, "|", color=TEXT, ms=7, mew=1.4)
 
 
-def _slice(
+def draw_slice(
     figure: Figure, place: SubplotSpec, flair: npt.NDArray[np.float32], grey: Normalize
 ) -> Axes:
+    """FLAIR in grey, `flair` as `for_display` gives it."""
     axes = figure.add_subplot(place)
     _bare(axes)
     axes.imshow(flair, cmap=GREYS, norm=grey, interpolation="bilinear")
     return axes
 
 
-def _heat(axes: Axes, plane: npt.NDArray[np.float32], view: View, scale: Normalize) -> None:
+def draw_heat(axes: Axes, plane: npt.NDArray[np.float32], view: View, scale: Normalize) -> None:
     """Probability in heat colours; nothing is drawn where no sample has a lesion."""
     smooth = np.clip(for_display(plane, view.spacing, order=3), 0, 1)
     share = np.clip(np.asarray(scale(smooth), np.float32), 0, 1)
@@ -174,7 +175,8 @@ def _heat(axes: Axes, plane: npt.NDArray[np.float32], view: View, scale: Normali
     axes.imshow(colours, interpolation="bilinear")
 
 
-def _outline(axes: Axes, view: View, index: int, window_hw: tuple[slice, slice]) -> None:
+def draw_outline(axes: Axes, view: View, index: int, window_hw: tuple[slice, slice]) -> None:
+    """The observed lesions of slice `index`, where there are any."""
     if view.observed is None or not view.observed[index][window_hw].any():
         return
     plane = for_display(view.observed[index][window_hw].astype(np.float32), view.spacing, order=1)
@@ -182,7 +184,7 @@ def _outline(axes: Axes, view: View, index: int, window_hw: tuple[slice, slice])
     axes.contour(smooth, levels=[0.4 * smooth.max()], colors=OBSERVED, linewidths=1.1)
 
 
-def _orientation(axes: Axes, height: float) -> None:
+def draw_orientation(axes: Axes, height: float) -> None:
     """R and L as a radiologist expects them, and the slice's position."""
     place: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": DIM}
     axes.text(0.02, 0.98, "R", va="top", ha="left", **place)

@@ -44,14 +44,15 @@ Background = Callable[[Case], nib.Nifti1Image]
 
 @dataclass(frozen=True)
 class Origin:
-    """What all forecasts of a run share: the bundle's digest, the run's seed, remarks, and the
-    sessions and covariates that the bundle's model sees."""
+    """What all forecasts of a run share: the bundle's digest, the run's seed, remarks, the
+    sessions and covariates that the bundle's model sees, and the warnings of its evaluation."""
 
     bundle: str
     seed: int
     remarks: tuple[str, ...] = ()
     sessions: tuple[str, ...] = SESSIONS[:2]
     covariates: tuple[Covariate, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> list[Case]:
@@ -139,7 +140,7 @@ def write_forecast(
         known_covariates(origin.covariates, case),
     )
     provenance = Provenance(
-        origin.bundle, case.digest, origin.seed, origin.remarks, origin.sessions
+        origin.bundle, case.digest, origin.seed, origin.remarks, origin.sessions, origin.warnings
     )
     images = {
         arm: to_source_grid(ensemble.probability, case.grid, order=1)

@@ -1,5 +1,10 @@
 """What every forecast has to say about itself."""
 
+from pathlib import Path
+
+from lesioncast.evaluation.card import CardError, read_sentences
+from lesioncast.forecasting.errors import ForecastError
+
 RESEARCH_USE = "Research use only; not a medical device."
 PREDICTED = "Predicted, not observed."
 POSITIVITY = (
@@ -7,3 +12,19 @@ POSITIVITY = (
     "arm and scanner are confounded: the model may have seen no patient like this one on that arm, "
     "and nothing in the data can show that its answer is right."
 )
+NOT_EVALUATED = (
+    "This bundle has not been evaluated: whether arm and trial can be told from the images, and "
+    "which arms share a trial, was not measured."
+)
+
+
+def evaluated_warnings(bundle: Path, digest: str) -> tuple[str, ...]:
+    """What the bundle's evaluation found that its data cannot show of treatments.
+
+    Raises ForecastError where what lies beside the bundle is another's evaluation.
+    """
+    try:
+        found = read_sentences(bundle, digest)
+    except CardError as error:
+        raise ForecastError(str(error)) from error
+    return (NOT_EVALUATED,) if found is None else found

@@ -19,20 +19,21 @@ from lesioncast.slab import SESSIONS
 
 Record = dict[str, Any]
 
-SCHEMA = 1
+SCHEMA = 2
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a forecast was made with: digests of bundle and case, the run's seed, remarks, and the
-    sessions whose images the model saw."""
+    """What a forecast was made with: digests of bundle and case, the run's seed, remarks, the
+    sessions whose images the model saw, and the warnings of the bundle's evaluation."""
 
     bundle: str
     case: str
     seed: int
     remarks: tuple[str, ...] = ()
     sessions: tuple[str, ...] = SESSIONS[:2]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def summarise(
         "subject": subject.name,
         "target": "new and enlarging T2 lesions at w096 since w048",
         "notices": [PREDICTED, RESEARCH_USE, POSITIVITY, *provenance.remarks],
+        "warnings": list(provenance.warnings),
         "bundle": provenance.bundle,
         "case": provenance.case,
         "seed": provenance.seed,

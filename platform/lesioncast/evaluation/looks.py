@@ -1,0 +1,83 @@
+"""How a case's images look, whatever lesions they show: a few numbers that a scanner could decide.
+
+Intensity, texture and shading of FLAIR at w000 and at w048.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.slab import CHANNELS, SESSIONS
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+APPEARANCE = (
+    *(f"intensity_{quantile:.2f}" for quantile in QUANTILES),
+    "intensity_sd",
+    "air",
+    "head_volume",
+    "edges",
+    "noise",
+    "smooth_in_plane",
+    "smooth_across",
+    "shade_up",
+    "shade_forward",
+    "shade_right",
+)
+SEEN = SESSIONS[:2]
+LOOKS = tuple(f"{name}_{session}" for session in SEEN for name in APPEARANCE)
+
+
+def image_looks(
+    flair: npt.NDArray[np.float16], present: Bools, spacing: tuple[float, float, float]
+) -> Floats:
+    """The numbers of `LOOKS` for `flair` [session, s, h, w], `present` [session, channel].
+
+    NaN where a session lacks its FLAIR. Nothing of w096 enters.
+    """
+    column = CHANNELS.index("flair")
+    return np.concatenate(
+        [
+            appearance(flair[row].astype(np.float64), spacing)
+            if present[row, column]
+            else np.full(len(APPEARANCE), np.nan)
+            for row in map(SESSIONS.index, SEEN)
+        ]
+    )
+
+
+def appearance(flair: Floats, spacing: tuple[float, float, float]) -> Floats:
+    """The numbers of `APPEARANCE` for one image [s, h, w], voxels of `spacing` mm."""
+    head = flair > flair.mean()  # leaves the air out
+    tissue = flair[head] if head.any() else flair.ravel()
+    spread = float(tissue.std()) + 1e-9
+    curved = np.abs(np.diff(flair, n=2, axis=2))[head[:, :, 1:-1]]
+    return np.array(
+        [
+            *np.quantile(tissue, QUANTILES),
+            spread,
+            flair[~head].mean(),
+            np.log1p(head.sum() * float(np.prod(spacing))),
+            np.mean([np.abs(np.diff(flair, axis=axis)).mean() for axis in (1, 2)]) / spread,
+            np.median(curved) / spread if curved.size else 0.0,
+            np.mean([_likeness(flair, axis) for axis in (1, 2)]),
+            _likeness(flair, 0),
+            *(_shade(flair, head, axis) / spread for axis in range(3)),
+        ]
+    )
+
+
+def _likeness(flair: Floats, axis: int) -> float:
+    """Correlation of neighbouring voxels along an axis; 0 where the image is flat."""
+    low, high = (np.delete(flair, end, axis).ravel() for end in (-1, 0))
+    if low.size < 2 or low.std() == 0 or high.std() == 0:
+        return 0.0
+    return float(np.corrcoef(low, high)[0, 1])
+
+
+def _shade(flair: Floats, head: Bools, axis: int) -> float:
+    """Mean intensity of the head's second half along an axis minus that of its first."""
+    halves = zip(np.array_split(flair, 2, axis), np.array_split(head, 2, axis), strict=True)
+    first, second = (float(part[inside].mean()) if inside.any() else 0.0 for part, inside in halves)
+    return second - first
