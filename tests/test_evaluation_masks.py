@@ -38,7 +38,7 @@ def found(drawn: np.ndarray, observed: np.ndarray) -> tuple[int, int, int, int]:
 def test_a_tenth_covered_is_not_enough_and_a_little_more_is() -> None:
     observed = boxes((10, 20))
     assert found(boxes((9, 11)), observed) == (1, 0, 1, 0)  # 10 of 100 voxels
-    assert found(boxes((9, 12)), observed) == (1, 1, 1, 1)  # 20 of 100 voxels
+    assert found(boxes((9, 12)), observed) == (1, 1, 1, 0)  # 20 of 100: 80 % lies outside
 
 
 def test_a_drawn_lesion_mostly_outside_detects_nothing() -> None:
