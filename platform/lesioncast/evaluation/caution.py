@@ -76,7 +76,8 @@ def _probes(probes: Sequence[Record]) -> str:
     return (
         f"### Can trial or arm be told from the images?\n\n{_table(head, rows)}\n\n"
         "Logistic regression on intensity, texture, shading and lesion load, on cases of other "
-        "folds; 0.5 is chance, 1 certainty. Brackets: 95 % bootstrap over cases, widened since folds share training cases. At week 0 no "
+        "folds; 0.5 is chance, 1 certainty. Brackets: 95 % bootstrap over cases, "
+        "widened since folds share training cases. At week 0 no "
         "treatment has been given yet, so what tells an arm there is who was enrolled and how they "
         "were scanned."
     )
