@@ -6,9 +6,10 @@ import pytest
 from lesioncast.evaluation.identify import sentences, warnings_record
 from lesioncast.evaluation.leak import leak
 from lesioncast.evaluation.looks import LOOKS, image_looks
+from lesioncast.evaluation.metrics import Bootstrap
 from lesioncast.evaluation.outcomes import Outcomes
 from lesioncast.evaluation.positivity import overlap, positivity
-from lesioncast.evaluation.report import Bootstrap
+from lesioncast.evaluation.regions import REGIONS
 from lesioncast.evaluation.scalars import SCALARS
 
 ARMS = ("placebo", "interferon", "ocrelizumab")
@@ -46,6 +47,9 @@ def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> Outcomes
         scalars=rng.normal(size=(n, len(SCALARS))),
         plain=np.zeros(n),
         opened=np.zeros(n),
+        earlier=np.zeros(n),
+        regions=np.zeros((n, len(REGIONS))),
+        trial=(None,) * n,
         looks=np.array(looks),
     )
 

@@ -79,6 +79,10 @@ def _probes(probes: Sequence[Record]) -> str:
         "folds; 0.5 is chance, 1 certainty. Brackets: 95 % bootstrap over cases, widened since "
         "folds share training cases. At week 0 no treatment has been given yet, so what tells an "
         "arm there is who was enrolled and how they were scanned."
+        "folds; 0.5 is chance, 1 certainty. Brackets: 95 % bootstrap over cases, "
+        "widened since folds share training cases. At week 0 no "
+        "treatment has been given yet, so what tells an arm there is who was enrolled and how they "
+        "were scanned."
     )
 
 
