@@ -13,7 +13,11 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 
 from lesioncast.forecasting.draws import Drawn
@@ -27,7 +31,13 @@ from serve.sampler import EngineStoppedError, Sampler
 from serve.settings import Settings
 from storage import open_store
 
-GONE = (RayActorError, DeploymentUnavailableError, BackPressureError, EngineStoppedError)
+GONE = (
+    RayActorError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    BackPressureError,
+    EngineStoppedError,
+)
 TRIES, FIRST_WAIT, LONGEST_WAIT = 20, 0.5, 10.0
 FAN_OUT = 4096  # above any peak: what really runs at a time is bounded by the engine's slots
 

@@ -9,7 +9,6 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -92,21 +91,17 @@ class KeyReusedError(Exception):
     """An idempotency key came with another order than before."""
 
 
-@dataclass(frozen=True)
 class Records:
     """The database at `url`."""
 
-    url: str
-
-    def __post_init__(self) -> None:
-        engine = create_engine(self.url, pool_pre_ping=True)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _durable_sqlite)
-        object.__setattr__(self, "_engine", engine)
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url, pool_pre_ping=True)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _durable_sqlite)
         try:
-            Table.metadata.create_all(engine)
+            Table.metadata.create_all(self._engine)
         except DatabaseError:  # another process made them at the same time
-            Table.metadata.create_all(engine)
+            Table.metadata.create_all(self._engine)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

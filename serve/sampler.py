@@ -43,7 +43,7 @@ class EngineStoppedError(RuntimeError):
 
 
 class EngineThread:
-    """Runs an engine for coroutines. One that is cancelled frees the slots of its request.
+    """Runs an engine for coroutines. One that is cancelled frees the slots of its samples.
 
     Everything that touches the engine happens in the thread, between two steps.
     """
@@ -51,7 +51,7 @@ class EngineThread:
     def __init__(self, engine: Engine[Told], observe: Observe) -> None:
         self._engine, self._observe = engine, observe
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._awaited: dict[Awaited, Hashable] = {}
+        self._awaited: set[Awaited] = set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -76,20 +76,16 @@ class EngineThread:
         try:
             return list(await asyncio.gather(*futures))
         except asyncio.CancelledError:
-            self._inbox.put(lambda: self._leave(request))
+            self._inbox.put(lambda: self._leave(set(futures)))
             raise
 
     def _enter(self, wanted: Sequence[Wanted[Told]], futures: Sequence[Awaited]) -> None:
-        self._awaited |= {
-            future: each.request for each, future in zip(wanted, futures, strict=True)
-        }
+        self._awaited |= set(futures)
         self._engine.add(wanted)
 
-    def _leave(self, request: Hashable) -> None:
-        self._engine.cancel(request)
-        for future in [each for each, owner in self._awaited.items() if owner == request]:
-            del self._awaited[future]
-            _tell(future, future.cancel)
+    def _leave(self, futures: set[Awaited]) -> None:
+        self._engine.cancel(lambda each: each.name in futures)
+        self._awaited -= futures
 
     def _run(self) -> None:
         try:
@@ -100,7 +96,7 @@ class EngineThread:
                 self._observe(self._engine, time.monotonic() - began, len(finished))
                 for each, x in finished:
                     future = cast("Awaited", each.name)
-                    del self._awaited[future]
+                    self._awaited.remove(future)
                     _tell(future, future.set_result, x)
         except Exception as error:
             logger.exception("the engine has stopped")

@@ -34,7 +34,7 @@ def test_a_sample_is_that_of_draw_x_to_the_last_bit_whatever_its_slot_mates() ->
     found = engine.step()
     engine.add(wanted("second", 1, range(5)) + wanted("doomed", 2, range(5)))
     found += engine.step()
-    engine.cancel("doomed")
+    engine.cancel(lambda each: each.request == "doomed")
     while engine.busy:
         found += engine.step()
     drawn = {each.name: x for each, x in found}
@@ -81,7 +81,7 @@ def test_a_cancelled_request_frees_its_slots_within_a_step() -> None:
     engine, shared = counting_engine()
     engine.add(Wanted("doomed", row, 0.1, row) for row in range(6))
     engine.step()
-    engine.cancel("doomed")
+    engine.cancel(lambda each: each.request == "doomed")
     assert not engine.busy
     engine.add([Wanted("next", 0, 0.7, 0)])
     (found,) = [each for _ in range(5) for each in engine.step()]

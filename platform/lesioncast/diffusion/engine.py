@@ -87,10 +87,14 @@ class Engine(Generic[Of]):
         for each in wanted:
             self._waiting.setdefault(each.request, deque()).append(each)
 
-    def cancel(self, request: Hashable) -> None:
-        """Everything of `request` leaves now; its slots are free at the next step."""
-        self._waiting.pop(request, None)
-        self._keep([each.request != request for each in self._running])
+    def cancel(self, which: Callable[[Wanted[Of]], bool]) -> None:
+        """The samples of which it is true leave now; their slots are free at the next step."""
+        left = {
+            request: deque(each for each in queue if not which(each))
+            for request, queue in self._waiting.items()
+        }
+        self._waiting = {request: queue for request, queue in left.items() if queue}
+        self._keep([not which(each) for each in self._running])
 
     @torch.no_grad()
     def step(self) -> list[tuple[Wanted[Of], Tensor]]:
