@@ -3,16 +3,20 @@ PYTHON ?= python3.11
 VENV := .venv
 PINNED := $(shell cat pyproject.toml .ci/constraints.txt | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/installed-$(PINNED)
+SERVED := $(VENV)/served-$(PINNED)
 DEVELOPED := $(VENV)/developed-$(PINNED)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
 	--constraint .ci/constraints.txt
 export LESIONCAST_ROOT ?= $(CURDIR)/out
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test lint manifests install develop clean
+.PHONY: demo serve test lint manifests install develop clean
 
 demo: install  ## simulate, convert, train both stages, forecast, evaluate
 	$(VENV)/bin/python jobs/demo.py --config jobs/configs/demo.yaml
+
+serve: $(SERVED)  ## forecasts over HTTP from the demo's bundle, for this machine alone
+	$(VENV)/bin/serve run serve/service.yaml
 
 test: lint  ## lint, types, tests
 	$(VENV)/bin/python -m pytest
@@ -38,6 +42,10 @@ $(INSTALLED):
 	$(PIP) torch
 	$(PIP) --editable .
 	@rm -f $(VENV)/installed-* && touch $@
+
+$(SERVED): $(INSTALLED)
+	$(PIP) --editable ".[serve]"
+	@rm -f $(VENV)/served-* && touch $@
 
 $(DEVELOPED): $(INSTALLED)
 	@echo "Adding what the tests need (about 1 minute the first time) ..."

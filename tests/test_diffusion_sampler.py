@@ -14,6 +14,7 @@ from spread_oracle import (
 )
 
 from lesioncast.config import load_config
+from lesioncast.diffusion.engine import sample
 from lesioncast.diffusion.sampler import (
     SamplerConfig,
     State,
@@ -21,7 +22,6 @@ from lesioncast.diffusion.sampler import (
     advance,
     logsnr_grid,
     plan_steps,
-    sample,
     start,
 )
 from lesioncast.diffusion.schedule import ScheduleConfig

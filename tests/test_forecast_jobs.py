@@ -6,30 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from synthetic_bids import write_volume
-from tiny_forecast import GEOMETRY, SLAB, SPEC, write_store
+from tiny_forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_store
 
 from jobs import evaluate, forecast
 from lesioncast.cohort.truth import RANKS, TRUTH
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.sampler import SamplerConfig
-from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.draws import Sample
 from lesioncast.forecasting.engine import build_sampler, require_fit
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.notice import NOT_EVALUATED
 from lesioncast.forecasting.page import evaluation_section
-from lesioncast.training.bundle import BundleConfig, load_bundle, save_bundle
+from lesioncast.training.bundle import load_bundle
 from storage import open_store
 
-UNET = UNetConfig(
-    slices=SLAB[0], arms=3, widths=(8, 16), down_blocks=1, attention_stages=(), groups=4
-)
 CONFIG = {
     "name": "tiny",
     "arms": list(SPEC.arms),
@@ -67,22 +58,6 @@ def write_truth(bids: Path, subject: str) -> None:
     write_volume(stem.with_name(f"{stem.name}.nii.gz"), ranks, GEOMETRY)
     counts = dict(zip(SPEC.arms, (2, 1, 0), strict=True))
     stem.with_name(f"{stem.name}.json").write_text(json.dumps({"LesionCounts": counts}))
-
-
-def write_bundle(path: Path) -> None:
-    torch.manual_seed(0)
-    unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET)
-    with torch.no_grad():
-        for parameter in unet.parameters():  # the last convolution begins at zero
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    config = BundleConfig(
-        ModelConfig(SPEC.arms, UNET, objective=ObjectiveConfig(lesion_weight=1.0)),
-        SLAB,
-        SPEC.spacing,
-        SamplerConfig(num_steps=3),
-    )
-    metrics = {"data": "8 training cases of a made-up trial.", "stages": {}}
-    save_bundle(path, config, unet=unet.state_dict(), control=control.state_dict(), metrics=metrics)
 
 
 def given(root: Path, *extra: str) -> list[str]:

@@ -1,14 +1,20 @@
-"""A store of a few seconds with outcomes, and a draw that stands for the networks."""
+"""A store of a few seconds with outcomes, a bundle, and a draw that stands for its networks."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from synthetic_bids import ARMS, Geometry, head, path_of, write_volume
 from tiny_store import SHARD, table_of, write_tiny_store
 
-from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.training.bundle import BundleConfig, save_bundle
 from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
 from storage.bids import Source
 from storage.cases import Case, Row
@@ -21,6 +27,9 @@ GEOMETRY = Geometry(axes="LPS", tilt=9.0)
 SPEC = StoreSpec(arms=ARMS, slab=SLAB, spacing=GEOMETRY.spacing)
 LAYOUT = TrialLayout()
 NET2_W048 = CONDITION.index("w048/net2")
+UNET = UNetConfig(
+    slices=SLAB[0], arms=3, widths=(8, 16), down_blocks=1, attention_stages=(), groups=4
+)
 RATE = np.array([0.8, 0.5, 0.1])  # by arm, of a patient who was active at w048
 
 
@@ -98,3 +107,20 @@ def fake_draw(
         if np.random.default_rng(seed).random() < rate:
             masks[row, 2, 10:12, 3:5] = True
     return masks
+
+
+def write_bundle(path: Path, *, num_steps: int = 3) -> None:
+    """Networks of random weights for the store's cases."""
+    torch.manual_seed(0)
+    unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET)
+    with torch.no_grad():
+        for parameter in unet.parameters():  # the last convolution begins at zero
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    config = BundleConfig(
+        ModelConfig(SPEC.arms, UNET, objective=ObjectiveConfig(lesion_weight=1.0)),
+        SLAB,
+        SPEC.spacing,
+        SamplerConfig(num_steps=num_steps),
+    )
+    metrics = {"data": "8 training cases of a made-up trial.", "stages": {}}
+    save_bundle(path, config, unet=unet.state_dict(), control=control.state_dict(), metrics=metrics)

@@ -19,7 +19,7 @@ from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import Network, diffusion_loss
-from lesioncast.diffusion.sampler import SamplerConfig, sample
+from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import initial_state
@@ -285,18 +285,10 @@ def evaluation(scale: Scale, variant: Variant, device: torch.device) -> Call:
 def sampling(scale: Scale, variant: Variant, device: torch.device, *, steps: int) -> Call:
     """Whole guided samples in `steps` evaluations, noise drawn as the project draws it."""
     data, model = inputs(scale, batch=scale.batch, device=device), _model(scale, variant, device)
-    sampler = SamplerConfig(num_steps=steps, guidance=GUIDANCE)
+    sampler = SamplerConfig(num_steps=steps, guidance=GUIDANCE, precision=variant.precision)
 
     def call() -> None:
-        with torch.no_grad(), autocast(variant, device):
-            sample(
-                model.denoiser(data.condition, data.arm, guidance=GUIDANCE),
-                shape=data.x.shape[1:],
-                seeds=range(scale.batch),
-                schedule=model.config.schedule,
-                sampler=sampler,
-                device=device,
-            )
+        model.draw_x(data.condition, data.arm, range(scale.batch), sampler)
 
     return call
 

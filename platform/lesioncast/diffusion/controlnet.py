@@ -76,6 +76,19 @@ class Hint:
     voxels: Tensor | None
     covariates: Tensor | None = None
 
+    def rows(self, index: Tensor) -> "Hint":
+        """The hint of some rows, in the order of `index` [n]."""
+        return Hint(*(part if part is None else part[index] for part in self._parts()))  # type: ignore[arg-type]
+
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.features, self.burden, self.voxels, self.covariates
+
+    @staticmethod
+    def joined(hints: "Sequence[Hint]") -> "Hint":
+        """Hints of one kind, row after row."""
+        columns = zip(*(hint._parts() for hint in hints), strict=True)
+        return Hint(*(None if part[0] is None else torch.cat(part) for part in columns))  # type: ignore[arg-type]
+
 
 def burden_features(condition: Tensor) -> Tensor:
     """[b, 2 * channels] from c_f [b, channels, s, h, w]: present or null, and the log share.

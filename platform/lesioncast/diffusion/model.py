@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
 from lesioncast.diffusion.covariates import Covariate
+from lesioncast.diffusion.engine import Engine, draw_all
 from lesioncast.diffusion.objective import (
     NET2,
     Denoiser,
@@ -17,8 +18,8 @@ from lesioncast.diffusion.objective import (
     unweighted_probability,
 )
 from lesioncast.diffusion.precision import autocast
-from lesioncast.diffusion.sampler import SamplerConfig, sample
-from lesioncast.diffusion.schedule import ScheduleConfig, per_sample
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 
 CPU_ROWS = 8  # a third less time a sample than single rows; 16 is no faster
@@ -42,6 +43,14 @@ class ModelConfig:
                 f"unet.arms is {self.unet.arms}, but {len(self.arms)} arms are named: "
                 f"{', '.join(self.arms)}; set unet.arms to their number"
             )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the networks are told of a sample: its patient's hint, one row, and the arm."""
+
+    hint: Hint
+    arm: int
 
 
 class Model:
@@ -75,16 +84,44 @@ class Model:
         NET2 channel last.
         """
         hint = self.control.encode(condition, covariates)
-        null_hint = self.control.encode(torch.zeros_like(condition)) if guidance != 1 else None
-        null_arm = torch.full_like(arm, self.config.unet.null_arm)
+        null = self.null_hint(condition) if guidance != 1 else None
+        return self._guided(
+            hint, arm, null, guidance=guidance, interval=interval, size=len(condition)
+        )
+
+    def null_hint(self, condition: Tensor) -> Hint:
+        """The hint of no image and no covariates in the shape of `condition`, one row."""
+        return self.control.encode(torch.zeros_like(condition[:1]))
+
+    def _guided(
+        self,
+        hint: Hint,
+        arm: Tensor,
+        null: Hint | None,
+        *,
+        guidance: float,
+        interval: tuple[float, float],
+        size: int,
+    ) -> Denoiser:
+        """Both branches of all samples, row after row, in forward passes of `size` rows each."""
+        hints = hint if null is None else Hint.joined([hint, null])
+        everyone = torch.arange(len(arm), device=arm.device)
 
         def denoise(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
-            x_hat = self.predict(z_t, logsnr_t, arm, hint)
-            guided = (interval[0] <= logsnr_t) & (logsnr_t <= interval[1])
-            if null_hint is not None and guided.any():
-                unconditional = self.predict(z_t, logsnr_t, null_arm, null_hint)
-                extrapolated = unconditional + guidance * (x_hat - unconditional)
-                x_hat = torch.where(per_sample(guided, x_hat), extrapolated, x_hat)
+            inside = (interval[0] <= logsnr_t) & (logsnr_t <= interval[1])
+            guided = everyone[inside] if null is not None else everyone[:0]
+            rows = torch.cat([everyone, guided])
+            told = torch.cat([everyone, torch.full_like(guided, len(arm))])
+            arms = torch.cat([arm, torch.full_like(guided, self.config.unet.null_arm)])
+            x_hat = torch.cat(
+                [
+                    self.predict(z_t[rows[p]], logsnr_t[rows[p]], arms[p], hints.rows(told[p]))
+                    for p in (torch.tensor(p, device=z_t.device) for p in filled(len(rows), size))
+                ]
+            )[: len(rows)]
+            x_hat, unconditional = x_hat[: len(arm)], x_hat[len(arm) :]
+            if len(guided):
+                x_hat[guided] = unconditional + guidance * (x_hat[guided] - unconditional)
             x_hat = x_hat.clamp(-1, 1)
             x_hat[:, NET2] = unweighted_probability(
                 x_hat[:, NET2], self.config.objective.lesion_weight
@@ -92,6 +129,61 @@ class Model:
             return x_hat
 
         return denoise
+
+    def engine(
+        self,
+        sampler: SamplerConfig,
+        *,
+        spatial_shape: Sequence[int],
+        device: torch.device,
+        slots: int = CPU_ROWS,
+    ) -> Engine[Told]:
+        """Slots for samples of spatial shape (s, h, w), in forward passes of `slots` rows.
+
+        Kernels sum in an order that depends on the batch size, and a mask must not: the last row is
+        repeated where fewer are there. Nor may it depend on the number of threads, which is its
+        caller's to hold. Where x_hat is a probability (prediction odds), a sample ends early once
+        its NET2 is `settled`: other predictions overshoot, and an x_hat clamped to 1 says nothing
+        of how sure it is.
+        """
+        channels = self.config.control.channels
+        with torch.no_grad(), autocast(sampler.precision, device):
+            empty = torch.zeros(1, channels, *spatial_shape, device=device)
+            null = self.null_hint(empty) if sampler.guidance != 1 else None
+
+        def denoiser(told: Sequence[Told]) -> Denoiser:
+            guided = self._guided(
+                Hint.joined([each.hint for each in told]),
+                torch.tensor([each.arm for each in told], device=device),
+                null,
+                guidance=sampler.guidance,
+                interval=sampler.guidance_interval,
+                size=slots,
+            )
+
+            def denoise(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
+                with autocast(sampler.precision, device):
+                    return guided(z_t, logsnr_t)
+
+            return denoise
+
+        return Engine(
+            denoiser,
+            shape=(self.config.unet.target_channels, *spatial_shape),
+            schedule=self.config.schedule,
+            sampler=sampler,
+            slots=slots,
+            device=device,
+            settled=settled if self.config.objective.prediction == "odds" else None,
+        )
+
+    @torch.no_grad()
+    def hint(self, condition: Tensor, covariates: Tensor | None, sampler: SamplerConfig) -> Hint:
+        """What samples of one patient share: condition [channels, s, h, w], covariates [k]."""
+        with autocast(sampler.precision, condition.device):
+            return self.control.encode(
+                condition[None], None if covariates is None else covariates[None]
+            )
 
     @torch.no_grad()
     def draw_x(
@@ -105,37 +197,22 @@ class Model:
     ) -> Tensor:
         """One x per row: condition [n, channels, s, h, w], arm [n] -> [n, 2, s, h, w].
 
-        `covariates` [n, covariate] are encoded, NaN where absent; None leaves all of them out.
-
-        Kernels sum in an order that depends on the batch size, and a mask must not: on a CPU the
-        networks always see `CPU_ROWS` rows, the last ones repeated where fewer are asked for. Nor
-        may it depend on the number of threads, which is its caller's to hold. On a GPU the batch
-        stays whole, and a sample's x differs from that of another batch by rounding. Where x_hat is
-        a probability (prediction odds), a sample ends early once its NET2 is `settled`: other
-        predictions overshoot, and an x_hat clamped to 1 says nothing of how sure it is.
+        `covariates` [n, covariate] are encoded, NaN where absent; None leaves all of them out. On a
+        CPU a mask is the same whatever else is drawn; on a GPU all rows share a forward pass, and a
+        sample's x differs from that of another batch by rounding.
         """
-        ends_early = self.config.objective.prediction == "odds"
-        size = CPU_ROWS if condition.device.type == "cpu" else len(condition)
-        with autocast(sampler.precision, condition.device):
-            parts = [
-                sample(
-                    self.denoiser(
-                        condition[rows],
-                        arm[rows],
-                        guidance=sampler.guidance,
-                        interval=sampler.guidance_interval,
-                        covariates=None if covariates is None else covariates[rows],
-                    ),
-                    shape=(self.config.unet.target_channels, *condition.shape[2:]),
-                    seeds=[seeds[row] for row in rows],
-                    schedule=self.config.schedule,
-                    sampler=sampler,
-                    device=condition.device,
-                    settled=settled if ends_early else None,
-                )
-                for rows in filled(len(condition), size)
-            ]
-        return torch.cat(parts)[: len(condition)]
+        slots = CPU_ROWS if condition.device.type == "cpu" else len(condition)
+        told = [
+            Told(
+                self.hint(condition[row], None if covariates is None else covariates[row], sampler),
+                int(arm[row]),
+            )
+            for row in range(len(condition))
+        ]
+        engine = self.engine(
+            sampler, spatial_shape=condition.shape[2:], device=condition.device, slots=slots
+        )
+        return draw_all(engine, told, seeds)
 
     def draw(
         self,

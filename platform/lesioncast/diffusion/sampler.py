@@ -6,7 +6,7 @@ first order without noise is DDIM, with noise the ancestral sampler (Kingma et a
 7); second order extrapolates x_hat from the step before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,36 +158,3 @@ def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
 def seeded_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """The next standard normal draw of every sample, [n, *shape]."""
     return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
-
-
-@torch.no_grad()
-def sample(
-    denoise: Denoiser,
-    *,
-    shape: Sequence[int],
-    seeds: Sequence[int],
-    schedule: ScheduleConfig,
-    sampler: SamplerConfig,
-    device: torch.device | str = "cpu",
-    settled: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Draws one x of `shape` per seed: [n, *shape] in [-1, 1].
-
-    A sample ends with its x_hat [*shape] once `settled` says of it, bool [n] of x_hat [n, *shape],
-    that nothing can change any more, whatever its batch mates do.
-    """
-    generators = seeded_generators(seeds)
-    steps = plan_steps(schedule, sampler)
-    state = start(seeded_noise(generators, shape).to(device))
-    x, ended = torch.empty_like(state.z), torch.zeros_like(state.step, dtype=torch.bool)
-    for _ in range(sampler.num_steps):
-        state = advance(denoise, state, seeded_noise(generators, shape).to(device), steps=steps)
-        ending = state.step == sampler.num_steps
-        if settled is not None:
-            ending |= settled(state.x_hat_before)
-        ending &= ~ended
-        x = torch.where(per_sample(ending, x), state.x_hat_before, x)  # the last step's z is x_hat
-        ended |= ending
-        if ended.all():
-            break
-    return x

@@ -1,0 +1,185 @@
+"""The service on Ray Serve.
+
+    serve run serve.app:build bundle=out/demo/bundle store=out/demo/store.zarr demo=true
+    serve run serve/service.yaml
+
+An ingress takes requests into the records, one forecaster runs what they hold, and sampler replicas
+draw. Whichever dies is started again by Serve and goes on from the records.
+"""
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from lesioncast.forecasting.draws import Drawn
+from serve.api import Desk, make_api
+from serve.doors import read_keys
+from serve.forecaster import Forecaster, open_study
+from serve.metrics import EngineMetrics, ForecastMetrics
+from serve.orders import Block
+from serve.records import Job, Records
+from serve.sampler import EngineStoppedError, Sampler
+from serve.settings import Settings
+from storage import open_store
+
+GONE = (
+    RayActorError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    BackPressureError,
+    EngineStoppedError,
+)
+TRIES, FIRST_WAIT, LONGEST_WAIT = 20, 0.5, 10.0
+FAN_OUT = 4096  # above any peak: what really runs at a time is bounded by the engine's slots
+
+
+@ray_serve.deployment(max_ongoing_requests=FAN_OUT, health_check_period_s=5)
+class SamplerReplica:
+    """`serve.sampler.Sampler` behind a handle."""
+
+    def __init__(self, settings: Settings) -> None:
+        observe = EngineMetrics().stepped
+        self._sampler = Sampler(
+            settings, lambda engine, seconds, done: observe(engine, seconds=seconds, finished=done)
+        )
+
+    async def draw(self, job: str, case: int, arm: int, seeds: tuple[int, ...]) -> Drawn:
+        """See `Sampler.draw`."""
+        return await self._sampler.draw(job, case, arm, seeds)
+
+    def check_health(self) -> None:
+        """Serve replaces a replica whose engine has stopped."""
+        if not self._sampler.alive:
+            raise EngineStoppedError("the engine has stopped")
+
+
+@ray_serve.deployment(num_replicas=1, max_ongoing_requests=1000)
+class ForecasterReplica:
+    """`serve.forecaster.Forecaster` behind a handle; the only one."""
+
+    def __init__(self, settings: Settings, sampler: DeploymentHandle[Any]) -> None:
+        study = open_study(settings)
+        arms = study.store.spec.arms
+
+        async def draw(job: Job, block: Block) -> Drawn:
+            case = study.store.case(job.order["subject"]).index
+            return await drawn_by(sampler, job.id, case, arms.index(block.arm), block.seeds)
+
+        records = Records(settings.database_url)
+        self._forecaster = Forecaster(records, study, draw, ForecastMetrics())
+        self._running = asyncio.get_running_loop().create_task(self._forecaster.run())
+
+    async def wake(self) -> None:
+        """There is something new."""
+        self._forecaster.wake()
+
+    async def cancel(self, job: str) -> None:
+        """Stops a job."""
+        self._forecaster.cancel(job)
+
+    def check_health(self) -> None:
+        """Serve replaces it once it has stopped looking into the records."""
+        if self._running.done():
+            raise RuntimeError("the forecaster has stopped")
+
+
+async def drawn_by(sampler: DeploymentHandle[Any], *call: Any) -> Drawn:
+    """One call of a sampler, again while replicas are gone: seeds name samples, so it may repeat.
+
+    Serve itself never repeats a call in flight.
+    """
+    for attempt in range(TRIES):
+        response = sampler.draw.remote(*call)
+        try:
+            drawn: Drawn = await response
+            return drawn
+        except asyncio.CancelledError:
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
+        except GONE:
+            if attempt == TRIES - 1:
+                raise
+            await asyncio.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+    raise AssertionError("unreachable")
+
+
+@ray_serve.deployment(max_ongoing_requests=1000)
+@ray_serve.ingress()
+class Ingress:
+    """The HTTP interface; it holds nothing that is not in the records."""
+
+    def __init__(self, settings: Settings, forecaster: DeploymentHandle[Any]) -> None:
+        self._settings, self._forecaster = settings, forecaster
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807, Serve's name
+        settings, forecaster = self._settings, self._forecaster
+        store = open_store(settings.store)
+
+        async def wake() -> None:
+            forecaster.wake.remote()  # not awaited: it looks for itself before long
+
+        async def cancel(job: str) -> None:
+            await forecaster.cancel.remote(job)
+
+        async def ready() -> bool:
+            try:
+                await asyncio.wait_for(forecaster.wake.remote(), 5)
+            except (TimeoutError, *GONE):
+                return False
+            return True
+
+        return make_api(
+            Desk(
+                settings=settings,
+                records=Records(settings.database_url),
+                subjects=[case.subject for case in store.cases],
+                arms=store.spec.arms,
+                keys=None if settings.keys is None else read_keys(settings.keys),
+                wake=wake,
+                cancel=cancel,
+                ready=ready,
+            )
+        )
+
+
+def deployment(decorated: Any) -> ray_serve.Deployment:
+    """What the decorator made of a class, which type checkers still take for the class."""
+    made: ray_serve.Deployment = decorated
+    return made
+
+
+def build(args: Settings) -> ray_serve.Application:
+    """The application; see `Settings` for what it may be told."""
+    settings = args.absolute()
+    settings.artifacts.mkdir(parents=True, exist_ok=True)
+    sampler = (
+        deployment(SamplerReplica)
+        .options(
+            ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+            autoscaling_config={
+                "min_replicas": 1,
+                "max_replicas": settings.samplers,
+                "target_ongoing_requests": 2 * max(1, settings.slots // settings.block),
+            },
+        )
+        .bind(settings)
+    )
+    return (
+        deployment(Ingress)
+        .options(ray_actor_options={"num_cpus": 0})
+        .bind(
+            settings,
+            deployment(ForecasterReplica)
+            .options(ray_actor_options={"num_cpus": 0})
+            .bind(settings, sampler),
+        )
+    )

@@ -1,0 +1,103 @@
+"""The service from Python: ask, follow, fetch.
+
+with Client("http://127.0.0.1:8000", key="...") as client:
+    job = client.ask("sub-0001", samples=32)
+    for status in client.follow(job):
+        print(status["progress"])
+    record = client.result(job)
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+
+Record = dict[str, Any]
+
+
+class RefusedError(Exception):
+    """The service's answer to a request that it does not fulfil; `problem` is the document."""
+
+    def __init__(self, problem: Record) -> None:
+        super().__init__(f"{problem['status']} {problem['title']}: {problem['detail']}")
+        self.problem = problem
+
+
+class Client:
+    """One connection. Methods raise RefusedError, and httpx2's errors where nobody answers."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 60.0) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def ask(
+        self,
+        subject: str,
+        *,
+        arms: Sequence[str] | None = None,
+        samples: int = 16,
+        seed: int = 0,
+        reference_arm: str | None = None,
+        patience: float = 60.0,
+    ) -> str:
+        """Ask for a forecast; returns its id.
+
+        While the queue is full, asks again for `patience` seconds, always with one idempotency key.
+        """
+        order = {
+            "subject": subject, "arms": None if arms is None else list(arms), "samples": samples,
+            "seed": seed, "reference_arm": reference_arm,
+        }  # fmt: skip
+        headers, until = {"Idempotency-Key": uuid.uuid4().hex}, time.monotonic() + patience
+        while True:
+            answer = self._http.post("/v1/forecasts", json=order, headers=headers)
+            if answer.status_code != 429 or time.monotonic() > until:
+                return str(_accepted(answer).json()["id"])
+            time.sleep(float(answer.headers["Retry-After"]))
+
+    def status(self, job: str) -> Record:
+        """How far it is, and what its samples say so far."""
+        return dict(_accepted(self._http.get(f"/v1/forecasts/{job}")).json())
+
+    def follow(self, job: str) -> Iterator[Record]:
+        """Its status at every change, until it has ended."""
+        with self._http.stream("GET", f"/v1/forecasts/{job}/events") as answer:
+            if answer.is_error:
+                answer.read()
+            for line in _accepted(answer).iter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
+
+    def result(self, job: str) -> Record:
+        """The numbers of a forecast that has succeeded, as jobs/forecast.py writes them."""
+        return dict(_accepted(self._http.get(f"/v1/forecasts/{job}/result")).json())
+
+    def save_probability(self, job: str, arm: str, path: Path) -> None:
+        """Write the probability map under an arm as NIfTI to `path` (.nii.gz)."""
+        path.write_bytes(_accepted(self._http.get(f"/v1/forecasts/{job}/arms/{arm}")).content)
+
+    def cancel(self, job: str) -> None:
+        """Stop a forecast that has not ended."""
+        _accepted(self._http.delete(f"/v1/forecasts/{job}"))
+
+
+def _accepted(answer: httpx2.Response) -> httpx2.Response:
+    if answer.is_error:
+        raise RefusedError(answer.json())
+    return answer

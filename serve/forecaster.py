@@ -1,0 +1,166 @@
+"""Runs what was accepted: fans a forecast out as arms x blocks of seeds, gathers, writes."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lesioncast.evaluation.settings import ForecastSettings
+from lesioncast.forecasting.derivative import write_forecast_root
+from lesioncast.forecasting.draws import Drawn, Request, ensembles, sample_seeds
+from lesioncast.forecasting.engine import bundle_remark, require_fit, sessions_seen, trial_remarks
+from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
+from lesioncast.forecasting.notice import evaluated_warnings
+from lesioncast.training.bundle import Bundle, load_bundle
+from serve.orders import Block, blocks
+from serve.records import Job, Part, Records, State, part_of
+from serve.settings import Settings
+from storage import Store, open_store
+
+
+class Watch(Protocol):
+    """Who is told how it goes; see `serve.metrics.ForecastMetrics`."""
+
+    def waiting(self, number: int) -> None:
+        """As the records say."""
+
+    def ended(self, state: str, seconds: float) -> None:
+        """One forecast that came to an end."""
+
+
+Draw = Callable[[Job, Block], Awaitable[Drawn]]
+POLL_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the service has mounted: a bundle and a store that fit, and where results go."""
+
+    bundle: Bundle
+    store: Store
+    settings: Settings
+
+    def write(self, job: Job, parts: Sequence[Part]) -> Path:
+        """The result of a job from all of its samples, just as jobs/forecast.py writes it."""
+        order, store, bids = job.order, self.store, Path(self.store.table.bids)
+        case = store.case(order["subject"])
+        seeds = sample_seeds(order["seed"], case.subject, order["samples"])
+        requests = [Request(case.index, store.spec.arms.index(arm)) for arm in order["arms"]]
+        by_place = {(part.arm, part.first): part.drawn() for part in parts}
+        drawn = [
+            by_place[arm, first]
+            for arm in order["arms"]
+            for first in sorted(place for name, place in by_place if name == arm)
+        ]
+        found = ensembles(requests, {case.index: seeds}, drawn)
+        out = self.settings.artifacts / job.id
+        remarks = (bundle_remark(self.bundle.path), *trial_remarks(bids))
+        write_forecast_root(out, source=bids)
+        write_forecast(
+            store,
+            case,
+            dict(zip(order["arms"], found, strict=True)),
+            settings=ForecastSettings(
+                samples=order["samples"],
+                reference_arm=order["reference_arm"],
+                opening=self.settings.opening,
+            ),
+            origin=Origin(
+                self.bundle.digest,
+                order["seed"],
+                remarks,
+                sessions_seen(self.bundle),
+                self.bundle.config.covariates,
+                evaluated_warnings(self.bundle.path, self.bundle.digest),
+            ),
+            out=out,
+            background=stored_flair(store),
+        )
+        return out
+
+
+def open_study(settings: Settings) -> Study:
+    """Opens both. Raises ForecastError where they do not fit."""
+    bundle, store = load_bundle(settings.bundle), open_store(settings.store)
+    require_fit(bundle, store)
+    return Study(bundle, store, settings)
+
+
+class Forecaster:
+    """Takes up every unfinished job of the records, at most `running` of them at a time.
+
+    What happens to one job stays with it. `draw` draws one block, and is asked only for blocks that
+    the records lack: a job that was interrupted goes on where it was.
+    """
+
+    def __init__(self, records: Records, study: Study, draw: Draw, watch: Watch) -> None:
+        self._records, self._study, self._draw, self._watch = records, study, draw, watch
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """There is something new in the records."""
+        self._woken.set()
+
+    def cancel(self, job: str) -> None:
+        """Stops drawing for a job, at once."""
+        if job in self._tasks:
+            self._tasks[job].cancel()
+
+    async def run(self) -> None:
+        """Never returns; looks into the records when woken, and now and then."""
+        while True:
+            self._woken.clear()
+            unfinished = await asyncio.to_thread(self._records.unfinished)
+            self._watch.waiting(len(unfinished))
+            for job in unfinished:
+                if len(self._tasks) >= self._study.settings.running:
+                    break
+                if job.id not in self._tasks:
+                    self._tasks[job.id] = asyncio.create_task(self._finish(job))
+            try:
+                await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def _finish(self, job: Job) -> None:
+        """One job to its end, whatever that is."""
+        try:
+            if await asyncio.to_thread(self._records.begin, job.id):
+                await self._forecast(job)
+                await self._end(job, "succeeded")
+        except asyncio.CancelledError:  # by its owner, who ended it; or by a stop, to be resumed
+            await asyncio.to_thread(self._records.tidy, job.id)
+        except Exception:
+            logger.exception("forecast %s failed", job.id)
+            error = f"The forecast failed; the service's log says why, under {job.id}."
+            await self._end(job, "failed", error=error)
+        finally:
+            del self._tasks[job.id]
+            self.wake()
+
+    async def _end(self, job: Job, state: State, *, error: str | None = None) -> None:
+        if await asyncio.to_thread(self._records.end, job.id, state, error=error):
+            self._watch.ended(state, time.time() - job.created)
+
+    async def _forecast(self, job: Job) -> None:
+        digest = self._study.bundle.digest
+        known = await asyncio.to_thread(self._records.parts, job.id, digest)
+        there = {(part.arm, part.first) for part in known}
+        wanted = blocks(job.order, size=job.block)
+        async with asyncio.TaskGroup() as group:
+            for block in wanted:
+                if (block.arm, block.first) not in there:
+                    group.create_task(self._keep(job, block))
+        parts = await asyncio.to_thread(self._records.parts, job.id, digest)
+        await asyncio.to_thread(self._study.write, job, parts)
+
+    async def _keep(self, job: Job, block: Block) -> None:
+        drawn = await self._draw(job, block)
+        part = part_of(job.id, self._study.bundle.digest, block.arm, block.first, drawn)
+        await asyncio.to_thread(self._records.add_part, part)

@@ -1,0 +1,72 @@
+"""What is wrong with a request, as RFC 9457 problem JSON that names the field."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class RequestError(Exception):
+    """A refusal with its HTTP status, a sentence, and the field that is at fault, if one is."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.field, self.headers = status, detail, field, headers
+
+    def response(self) -> JSONResponse:
+        """As HTTP."""
+        fields = [] if self.field is None else [(self.field, self.detail)]
+        return problem(self.status, self.detail, fields=fields, headers=self.headers)
+
+
+def problem(
+    status: int,
+    detail: str,
+    *,
+    fields: Sequence[tuple[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A problem document; `fields` are pairs of a field's path and what is wrong with it."""
+    content: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if fields:
+        content["errors"] = [{"field": field, "detail": wrong} for field, wrong in fields]
+    sent = dict(headers) if headers else None
+    return JSONResponse(content, status_code=status, headers=sent, media_type=MEDIA_TYPE)
+
+
+def add_problems(api: FastAPI) -> None:
+    """Every error of `api` leaves as a problem."""
+
+    @api.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> JSONResponse:
+        return error.response()
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        fields = [
+            (".".join(map(str, each["loc"][1:])) or "body", each["msg"]) for each in error.errors()
+        ]
+        detail = "; ".join(f"{field}: {wrong}" for field, wrong in fields)
+        return problem(422, detail, fields=fields)
+
+    @api.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, str(error.detail), headers=error.headers)

@@ -1,0 +1,210 @@
+"""Forecasts that were accepted, and the samples drawn of each so far, in a database.
+
+SQLite or PostgreSQL. What is committed here survives any process: an unfinished forecast goes on
+with the parts that it lacks.
+"""
+
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import numpy as np
+from sqlalchemy import (
+    JSON,
+    ForeignKey,
+    LargeBinary,
+    UniqueConstraint,
+    create_engine,
+    delete,
+    event,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from lesioncast.evaluation.lesions import Lesions
+from lesioncast.forecasting.draws import Drawn
+
+State = Literal["accepted", "running", "succeeded", "failed", "cancelled"]
+UNFINISHED: tuple[State, ...] = ("accepted", "running")
+
+
+class Table(DeclarativeBase):
+    """The tables below."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}
+
+
+class Job(Table):
+    """One forecast asked for: whose, what, and how far it is."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (UniqueConstraint("owner", "idempotency_key"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    idempotency_key: Mapped[str | None]
+    order: Mapped[dict[str, Any]]
+    total: Mapped[int]
+    block: Mapped[int]
+    state: Mapped[str] = mapped_column(index=True)
+    error: Mapped[str | None]
+    created: Mapped[float]
+    finished: Mapped[float | None]
+
+
+class Part(Table):
+    """The samples of one block of seeds under one arm, drawn with the bundle of that digest.
+
+    `lesions` are (plain, opened, volume).
+    """
+
+    __tablename__ = "parts"
+
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    arm: Mapped[str] = mapped_column(primary_key=True)
+    first: Mapped[int] = mapped_column(primary_key=True)
+    bundle: Mapped[str]
+    lesions: Mapped[list[Any]]
+    shape: Mapped[list[Any]]
+    width: Mapped[int]
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+
+    def drawn(self) -> Drawn:
+        """As it was drawn."""
+        flat = np.frombuffer(zlib.decompress(self.packed), np.uint8)
+        found = tuple(Lesions(*each) for each in self.lesions)
+        return Drawn(flat.reshape(self.shape), self.width, found)
+
+
+class QueueFullError(Exception):
+    """As many forecasts are unfinished as may be."""
+
+
+class KeyReusedError(Exception):
+    """An idempotency key came with another order than before."""
+
+
+class Records:
+    """The database at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url, pool_pre_ping=True)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _durable_sqlite)
+        try:
+            Table.metadata.create_all(self._engine)
+        except DatabaseError:  # another process made them at the same time
+            Table.metadata.create_all(self._engine)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def accept(
+        self,
+        owner: str,
+        order: dict[str, Any],
+        *,
+        total: int,
+        block: int,
+        key: str | None,
+        limit: int,
+    ) -> Job:
+        """A new job, committed; or the one that the idempotency `key` of `owner` names already.
+
+        Raises QueueFullError at `limit` unfinished jobs, KeyReusedError where the key came with
+        another order. Requests that arrive together may pass the limit by their number.
+        """
+        job = Job(
+            id=uuid.uuid4().hex, owner=owner, idempotency_key=key, order=order, total=total,
+            block=block, state="accepted", created=time.time(),
+        )  # fmt: skip
+        try:
+            with self._session() as session:
+                if key is None or self._named(session, owner, key) is None:
+                    waiting = select(func.count()).where(Job.state.in_(UNFINISHED))
+                    if session.scalars(waiting).one() >= limit:
+                        raise QueueFullError
+                session.add(job)
+        except IntegrityError:  # the key is known
+            with self._session() as session:
+                known = self._named(session, owner, str(key))
+            if known is None or known.order != order:
+                raise KeyReusedError from None
+            return known
+        return job
+
+    def _named(self, session: Session, owner: str, key: str) -> Job | None:
+        named = select(Job).where(Job.owner == owner, Job.idempotency_key == key)
+        return session.scalars(named).one_or_none()
+
+    def find(self, job: str, *, owner: str | None = None) -> Job | None:
+        """The job with that id, if it is the owner's."""
+        with self._session() as session:
+            found = session.get(Job, job)
+        return found if found is not None and owner in (None, found.owner) else None
+
+    def unfinished(self) -> list[Job]:
+        """What was accepted and has not ended, oldest first."""
+        with self._session() as session:
+            wanted = select(Job).where(Job.state.in_(UNFINISHED)).order_by(Job.created)
+            return list(session.scalars(wanted))
+
+    def add_part(self, part: Part) -> None:
+        """Keep a block; one that is there already is the same, since seeds name samples."""
+        with self._session() as session:
+            session.merge(part)
+
+    def parts(self, job: str, bundle: str) -> list[Part]:
+        """What has been drawn of a job with that bundle; another's samples do not mix with it."""
+        with self._session() as session:
+            return list(session.scalars(select(Part).where(Part.job == job, Part.bundle == bundle)))
+
+    def lesions(self, job: str) -> list[tuple[str, list[Any]]]:
+        """Pairs of an arm and the lesions of one of its blocks."""
+        with self._session() as session:
+            rows = session.execute(select(Part.arm, Part.lesions).where(Part.job == job))
+            return [(arm, lesions) for arm, lesions in rows]
+
+    def begin(self, job: str) -> bool:
+        """Whether the job may run; a cancelled one may not."""
+        return self._move(job, state="running")
+
+    def end(self, job: str, state: State, *, error: str | None = None) -> bool:
+        """Whether this call ended the job: an end is final. Its parts are no longer needed."""
+        ended = self._move(job, state=state, error=error, finished=time.time())
+        self.tidy(job)
+        return ended
+
+    def tidy(self, job: str) -> None:
+        """Drops the parts of a job that has ended."""
+        ended = select(Job.id).where(Job.id == job, Job.state.not_in(UNFINISHED))
+        with self._session() as session:
+            session.execute(delete(Part).where(Part.job.in_(ended)))
+
+    def _move(self, job: str, **values: Any) -> bool:
+        unfinished = update(Job).where(Job.id == job, Job.state.in_(UNFINISHED)).values(**values)
+        with self._session() as session:
+            return cast("CursorResult[Any]", session.execute(unfinished)).rowcount == 1
+
+
+def part_of(job: str, bundle: str, arm: str, first: int, drawn: Drawn) -> Part:
+    """A block that was drawn, as it is kept."""
+    return Part(
+        job=job, arm=arm, first=first, bundle=bundle, width=drawn.width,
+        lesions=[[each.plain, each.opened, each.volume] for each in drawn.lesions],
+        shape=list(drawn.packed.shape), packed=zlib.compress(drawn.packed.tobytes(), 1),
+    )  # fmt: skip
+
+
+def _durable_sqlite(connection: Any, _: object) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=20000"):
+        connection.execute(f"PRAGMA {pragma}")

@@ -1,0 +1,175 @@
+"""One sampler replica: the engine in a thread of its own, so that the event loop stays free."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lesioncast.diffusion.controlnet import Hint
+from lesioncast.diffusion.engine import Engine, Wanted
+from lesioncast.diffusion.model import Told
+from lesioncast.diffusion.objective import NET2
+from lesioncast.evaluation.lesions import measure
+from lesioncast.forecasting.draws import Drawn
+from lesioncast.forecasting.engine import (
+    device_of,
+    require_fit,
+    store_condition,
+    store_covariates,
+)
+from lesioncast.slab import named
+from lesioncast.training.bundle import load_bundle
+from serve.settings import Settings
+from storage import open_store
+
+PATIENTS = 16  # hints kept
+
+logger = logging.getLogger(__name__)
+Observe = Callable[[Engine[Told], float, int], None]
+"""(engine, seconds of its step, samples that the step finished)."""
+Awaited: TypeAlias = "asyncio.Future[Tensor]"
+
+
+class EngineStoppedError(RuntimeError):
+    """A step failed: nothing can be drawn here any more, and another replica is needed."""
+
+
+class EngineThread:
+    """Runs an engine for coroutines. One that is cancelled frees the slots of its samples.
+
+    Everything that touches the engine happens in the thread, between two steps.
+    """
+
+    def __init__(self, engine: Engine[Told], observe: Observe) -> None:
+        self._engine, self._observe = engine, observe
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._awaited: set[Awaited] = set()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """False once a step has failed: then nothing can be drawn here any more."""
+        return self._thread.is_alive()
+
+    async def draw(
+        self, request: Hashable, told: Sequence[Told], seeds: Sequence[int]
+    ) -> list[Tensor]:
+        """One x for each of `told` and `seeds`. Raises EngineStoppedError."""
+        if not self.alive:
+            raise EngineStoppedError("the engine has stopped; this replica is to be replaced")
+        loop = asyncio.get_running_loop()
+        futures: list[Awaited] = [loop.create_future() for _ in told]
+        wanted = [
+            Wanted(request, future, each, seed)
+            for future, each, seed in zip(futures, told, seeds, strict=True)
+        ]
+        self._inbox.put(lambda: self._enter(wanted, futures))
+        try:
+            return list(await asyncio.gather(*futures))
+        except asyncio.CancelledError:
+            self._inbox.put(lambda: self._leave(set(futures)))
+            raise
+
+    def _enter(self, wanted: Sequence[Wanted[Told]], futures: Sequence[Awaited]) -> None:
+        self._awaited |= set(futures)
+        self._engine.add(wanted)
+
+    def _leave(self, futures: set[Awaited]) -> None:
+        self._engine.cancel(lambda each: each.name in futures)
+        self._awaited -= futures
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._take_in()
+                began = time.monotonic()
+                finished = self._engine.step()
+                self._observe(self._engine, time.monotonic() - began, len(finished))
+                for each, x in finished:
+                    future = cast("Awaited", each.name)
+                    self._awaited.remove(future)
+                    _tell(future, future.set_result, x)
+        except Exception as error:
+            logger.exception("the engine has stopped")
+            for future in self._awaited:
+                _tell(future, future.set_exception, EngineStoppedError(f"a step failed: {error}"))
+
+    def _take_in(self) -> None:
+        """Waits only where there is nothing to draw."""
+        if not self._engine.busy:
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+
+def _tell(future: Awaited, act: Callable[..., object], *given: object) -> None:
+    """Acts on a future from another thread, unless it has ended by then."""
+    future.get_loop().call_soon_threadsafe(lambda: None if future.done() else act(*given))
+
+
+class Sampler:
+    """Draws blocks of samples of the store's cases with the bundle's networks.
+
+    On the CPU one thread draws: replicas are the parallelism, and a mask must not depend on the
+    number of threads.
+    """
+
+    def __init__(self, settings: Settings, observe: Observe) -> None:
+        device = device_of(settings.gpus)
+        if device == "cpu":
+            torch.set_num_threads(1)
+        bundle, store = load_bundle(settings.bundle, device=device), open_store(settings.store)
+        require_fit(bundle, store)
+        self._device, self._sampler, self._model = device, bundle.sampler, bundle.model
+        self._spacing = store.spec.spacing
+        self._condition = store_condition(store, named(bundle.config.control.condition))
+        self._covariates = store_covariates(store, bundle.config.covariates)
+        self._hints: OrderedDict[int, Hint] = OrderedDict()
+        self._reading = asyncio.Lock()
+        engine = bundle.model.engine(
+            bundle.sampler,
+            spatial_shape=bundle.slab,
+            device=torch.device(device),
+            slots=settings.slots,
+        )
+        self._thread = EngineThread(engine, observe)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still draw."""
+        return self._thread.alive
+
+    async def draw(self, job: str, case: int, arm: int, seeds: Sequence[int]) -> Drawn:
+        """The samples of a case under an arm, for a job that shares slots fairly with others."""
+        hint = await self._hint(case)
+        x = await self._thread.draw(job, [Told(hint, arm)] * len(seeds), seeds)
+        return await asyncio.to_thread(self._counted, x)
+
+    async def _hint(self, case: int) -> Hint:
+        """Computed once for all arms and seeds of a patient."""
+        async with self._reading:
+            if case not in self._hints:
+                self._hints[case] = await asyncio.to_thread(self._encode, case)
+            self._hints.move_to_end(case)
+            while len(self._hints) > PATIENTS:
+                self._hints.popitem(last=False)
+            return self._hints[case]
+
+    def _encode(self, case: int) -> Hint:
+        condition = torch.from_numpy(self._condition(case)).to(self._device)
+        covariates = torch.from_numpy(self._covariates(case)).to(self._device)
+        return self._model.hint(condition, covariates, self._sampler)
+
+    def _counted(self, x: Sequence[Tensor]) -> Drawn:
+        masks = np.stack([(each[NET2] > 0).cpu().numpy() for each in x])
+        lesions = tuple(measure(mask, self._spacing) for mask in masks)
+        return Drawn(np.packbits(masks, axis=-1), masks.shape[-1], lesions)

@@ -1,0 +1,57 @@
+"""What the service is told when it starts."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Arguments of `serve.app:build`.
+
+    `artifacts` holds results and, unless `database` is another SQLAlchemy URL, the SQLite file of
+    the forecasts. `keys` is a file of hashed API keys (`serve.doors`); `demo` needs none and
+    answers this machine alone. `samplers` replicas at most draw, each on `cpus` or `gpus` and with
+    `slots` samples in a batch; one handle call draws `block` seeds of an arm. `running` forecasts
+    are drawn at a time, and beyond `unfinished` ones a request is refused with 429. `opening` as
+    in `ForecastSettings`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: Path
+    store: Path
+    artifacts: Path = Path("out/serve")
+    database: str = ""
+    keys: Path | None = None
+    demo: bool = False
+    samplers: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    slots: int = Field(default=8, ge=1)
+    block: int = Field(default=8, ge=1)
+    running: int = Field(default=16, ge=1)
+    unfinished: int = Field(default=64, ge=1)
+    max_samples: int = Field(default=256, ge=2)
+    max_body: int = Field(default=65_536, ge=1)
+    retry_after: int = Field(default=2, ge=1)
+    opening: bool = False
+
+    @model_validator(mode="after")
+    def _one_door(self) -> "Settings":
+        if self.demo == (self.keys is not None):
+            raise ValueError("expected either keys=FILE or demo=true, got both or neither")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """Where forecasts are recorded."""
+        return self.database or f"sqlite:///{self.artifacts.absolute() / 'forecasts.sqlite'}"
+
+    def absolute(self) -> "Settings":
+        """The same for a process with another working directory."""
+        paths = {
+            name: value.absolute()
+            for name in ("bundle", "store", "artifacts", "keys")
+            if (value := getattr(self, name)) is not None
+        }
+        return self.model_copy(update={**paths, "database": self.database_url})

@@ -1,0 +1,134 @@
+"""Three ways to share a forward pass between requests, in passes instead of seconds.
+
+PYTHONPATH=.:platform python tests/benchmarks/serving.py
+
+The networks are left out: on a CPU a pass of eight rows takes the same time whatever is in them, so
+that waiting and waste can be counted exactly, and on a busy machine too. Real requests, real
+arrivals, the real engine; what batching costs beside the passes is not in it.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import quantiles
+
+import torch
+
+from lesioncast.diffusion.engine import Engine, Wanted
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.schedule import ScheduleConfig
+
+ROWS, STEPS = 8, 18  # of a pass on a CPU; of the demo's sampler
+SIZES = (2, 2, 8, 24, 96)  # samples of a request, from one arm of two to six of sixteen
+HEAD = "| load | batching | samples a pass | p50 | p95 | wasted rows |\n|---|---|---|---|---|---|"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: when it arrives, and after how many steps each of its samples is settled."""
+
+    at: float
+    steps: tuple[int, ...]
+
+
+Ends = dict[int, float]  # when each request has its last sample
+Policy = Callable[[Sequence[Asked]], tuple[Ends, float]]
+"""requests in the order of arrival -> (ends, passes run)."""
+
+
+def requests(number: int, *, load: float, seed: int) -> list[Asked]:
+    """Poisson arrivals at `load` times what passes without waste could serve; 0 is all at once."""
+    rng = random.Random(seed)
+    asked, now = [], 0.0
+    for _ in range(number):
+        steps = tuple(rng.randint(STEPS // 3, STEPS) for _ in range(rng.choice(SIZES)))
+        asked.append(Asked(now, steps))
+        mean = sum(SIZES) / len(SIZES) * (STEPS / 3 + STEPS) / 2 / ROWS
+        now += rng.expovariate(load / mean) if load else 0.0
+    return asked
+
+
+def by_step(asked: Sequence[Asked]) -> tuple[Ends, float]:
+    """The engine: a sample enters and leaves at any step."""
+
+    def denoiser(left: Sequence[list[int]]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        def denoise(z: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            for each in left:
+                each[0] -= 1
+            return torch.tensor([[float(each[0] == 0)] for each in left])
+
+        return denoise
+
+    engine = Engine(
+        denoiser,
+        shape=(1,),
+        schedule=ScheduleConfig(0, 0),
+        sampler=SamplerConfig(solver="ddim", num_steps=STEPS),
+        slots=ROWS,
+        settled=lambda x_hat: x_hat[:, 0] > 0,
+    )
+    now, passes, ends = 0.0, 0, Ends()
+    coming = list(enumerate(asked))
+    while coming or engine.busy:
+        if not engine.busy:
+            now = max(now, coming[0][1].at)
+        while coming and coming[0][1].at <= now:
+            number, each = coming.pop(0)
+            engine.add(Wanted(number, k, [steps], k) for k, steps in enumerate(each.steps))
+        now, passes = now + 1, passes + 1
+        ends |= {int(str(wanted.request)): now for wanted, _ in engine.step()}
+    return ends, passes
+
+
+def by_batch(asked: Sequence[Asked], *, mixed: bool = True) -> tuple[Ends, float]:
+    """Eight samples go together until the last is done: of any requests, or of one alone."""
+    now, passes, ends = 0.0, 0, Ends()
+    coming = [(each.at, number, steps) for number, each in enumerate(asked) for steps in each.steps]
+    while coming:
+        now = max(now, coming[0][0])
+        batch = [
+            one for one in coming[:ROWS] if one[0] <= now and (mixed or one[1] == coming[0][1])
+        ]
+        coming = coming[len(batch) :]
+        taken = max(steps for _, _, steps in batch)
+        now, passes = now + taken, passes + taken
+        ends |= {number: now for _, number, _ in batch}
+    return ends, passes
+
+
+def one_at_a_time(asked: Sequence[Asked]) -> tuple[Ends, float]:
+    """A request has the network to itself."""
+    return by_batch(asked, mixed=False)
+
+
+POLICIES: dict[str, Policy] = {
+    "by step": by_step,
+    "by request, as @serve.batch": by_batch,
+    "one request at a time": one_at_a_time,
+}
+
+
+def row(name: str, policy: Policy, asked: Sequence[Asked], *, load: float) -> str:
+    """One line of the table."""
+    ends, passes = policy(asked)
+    waits = [ends[number] - each.at for number, each in enumerate(asked)]
+    cuts = quantiles(waits, n=20)
+    useful = sum(sum(each.steps) for each in asked)
+    samples = sum(len(each.steps) for each in asked)
+    wasted = 1 - useful / (ROWS * passes)
+    rate = f"{samples / passes:.3f}"
+    words = "all at once" if load == 0 else f"{load:.0%}"
+    return f"| {words} | {name} | {rate} | {cuts[9]:.0f} | {cuts[18]:.0f} | {wasted:.0%} |"
+
+
+def main() -> None:
+    """Prints the table; times are in passes."""
+    print(HEAD)
+    for load in (0.0, 0.6):
+        asked = requests(60, load=load, seed=0)
+        for name, policy in POLICIES.items():
+            print(row(name, policy, asked, load=load), flush=True)
+
+
+if __name__ == "__main__":
+    main()

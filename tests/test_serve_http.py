@@ -1,0 +1,285 @@
+"""The service through real HTTP, on a tiny store with networks of random weights."""
+
+import gzip
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import nibabel as nib
+import pytest
+from tiny_forecast import SPEC, write_bundle, write_store
+from tiny_service import Service, running
+
+from lesioncast.evaluation.settings import ForecastSettings
+from lesioncast.forecasting.derivative import summary_path
+from lesioncast.forecasting.engine import build_sampler, bundle_remark, sessions_seen
+from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batches, stored_flair
+from lesioncast.training.bundle import load_bundle
+from serve.client import Client, RefusedError
+from serve.doors import digest_of
+from serve.records import Records
+from serve.settings import Settings
+from storage import open_store
+
+KEYS = {"hospital-a": "the key of a", "hospital-b": "the key of b"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("service")
+    write_store(folder / "store.zarr", folder / "bids", test=4)
+    write_bundle(folder / "bundle")
+    lines = [f"{name} {digest_of(key)}\n" for name, key in KEYS.items()]
+    (folder / "keys.txt").write_text("".join(lines))
+    return folder
+
+
+def settings_in(root: Path, name: str, **given: object) -> Settings:
+    return Settings(
+        bundle=root / "bundle",
+        store=root / "store.zarr",
+        artifacts=root / name,
+        block=2,
+        **({"keys": root / "keys.txt"} | given),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def service(root: Path) -> Iterator[Service]:
+    with running(settings_in(root, "out", unfinished=3, max_samples=20, max_body=2000)) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    service.held = service.broken = False
+    with Client(service.url, key=KEYS["hospital-a"]) as client:
+        yield client
+    service.held = service.broken = False
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[httpx2.Client]:
+    headers = {"Authorization": f"Bearer {KEYS['hospital-a']}"}
+    with httpx2.Client(base_url=service.url, headers=headers, timeout=60) as http:
+        yield http
+
+
+def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
+def refused(answer: httpx2.Response, status: int, field: str | None = None) -> dict:  # type: ignore[type-arg]
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict = answer.json()  # type: ignore[type-arg]
+    assert problem["status"] == status
+    if field is not None:
+        assert [each["field"] for each in problem["errors"]] == [field]
+    return problem
+
+
+def test_a_forecast_is_asked_for_followed_and_fetched(client: Client, tmp_path: Path) -> None:
+    job = client.ask("sub-02", samples=4, seed=7)
+    seen = list(client.follow(job))
+    assert seen[-1]["state"] == "succeeded"
+    assert seen[-1]["progress"] == {"done": 12, "total": 12}
+    record = client.result(job)
+    assert list(record["arms"]) == list(SPEC.arms)
+    assert record["seed"] == 7
+    assert record["reference_arm"] == SPEC.arms[0]
+    path = tmp_path / "map.nii.gz"
+    client.save_probability(job, SPEC.arms[1], path)
+    assert 0 <= nib.load(path).get_fdata().max() <= 1
+    assert gzip.decompress(path.read_bytes())
+
+
+def test_the_result_is_the_summary_that_the_job_would_write(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
+    record = client.result(finished(client, client.ask("sub-03", samples=3)))
+    bundle, store = load_bundle(root / "bundle"), open_store(root / "store.zarr")
+    case = store.case("sub-03")
+    settings = ForecastSettings(samples=3, batch_size=4, reference_arm=SPEC.arms[0])
+    _, _, batches = forecast_batches([case], arms=3, settings=settings, seed=0)
+    draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
+    (written,) = forecast_all(
+        store,
+        [case],
+        map(draw, batches),
+        settings=settings,
+        origin=Origin(bundle.digest, 0, (bundle_remark(bundle.path),), sessions_seen(bundle)),
+        out=tmp_path,
+        background=stored_flair(store),
+    )
+    assert record == json.loads(json.dumps(written))
+
+
+def finished(client: Client, job: str) -> str:
+    assert [status["state"] for status in client.follow(job)][-1] == "succeeded"
+    return job
+
+
+def test_a_status_shows_partial_results_while_it_runs(client: Client, service: Service) -> None:
+    service.held = True
+    job = client.ask("sub-01", samples=4, arms=list(SPEC.arms[:2]))
+    until(lambda: client.status(job)["state"] == "running")
+    assert client.status(job)["progress"] == {"done": 0, "total": 8}
+    with pytest.raises(RefusedError, match="running: it has no result"):
+        client.result(job)
+    service.held = False
+    partial = [status["partial"] for status in client.follow(job)]
+    assert (
+        any(0 < each[SPEC.arms[0]]["samples"] <= 4 for each in partial if SPEC.arms[0] in each)
+        or partial[-1] == {}
+    )
+
+
+def test_a_cancelled_forecast_stops_at_once_and_stays_so(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    service.held = True
+    job = client.ask("sub-01", samples=20)
+    before = len(service.drawn)
+    client.cancel(job)
+    client.cancel(job)
+    service.held = False
+    assert client.status(job)["state"] == "cancelled"
+    until(lambda: service.slots == 0)
+    assert len(service.drawn) == before
+    refused(http.get(f"/v1/forecasts/{job}/result"), 409)
+    done = finished(client, client.ask("sub-01", samples=2))
+    assert "succeeded" in refused(http.delete(f"/v1/forecasts/{done}"), 409)["detail"]
+
+
+def test_a_full_queue_is_429_with_a_time_to_wait(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    service.held = True
+    jobs = [client.ask("sub-01", samples=2) for _ in range(3)]
+    answer = http.post("/v1/forecasts", json={"subject": "sub-01"})
+    refused(answer, 429)
+    assert int(answer.headers["Retry-After"]) >= 1
+    service.held = False
+    jobs.append(client.ask("sub-01", samples=2))  # waits as long as it is told to
+    for job in jobs:
+        finished(client, job)
+
+
+def test_an_idempotency_key_names_one_forecast(http: httpx2.Client, client: Client) -> None:
+    def post(seed: int) -> httpx2.Response:
+        order = {"subject": "sub-01", "samples": 2, "seed": seed}
+        return http.post("/v1/forecasts", json=order, headers={"Idempotency-Key": "once"})
+
+    first, again = post(1), post(1)
+    assert first.status_code == again.status_code == 202
+    assert first.headers["Location"] == again.headers["Location"]
+    refused(post(2), 422, "Idempotency-Key")
+    finished(client, first.json()["id"])
+
+
+@pytest.mark.parametrize(
+    ("order", "field"),
+    [
+        ({}, "subject"),
+        ({"subject": "sub-99"}, "subject"),
+        ({"subject": "../../etc/passwd"}, "subject"),
+        ({"subject": "sub-01", "arms": []}, "arms"),
+        ({"subject": "sub-01", "arms": [SPEC.arms[0], "homeopathy"]}, "arms.1"),
+        ({"subject": "sub-01", "arms": [SPEC.arms[0]] * 2}, "arms.1"),
+        ({"subject": "sub-01", "samples": 1}, "samples"),
+        ({"subject": "sub-01", "samples": 21}, "samples"),
+        ({"subject": "sub-01", "samples": "3"}, "samples"),
+        ({"subject": "sub-01", "seed": -1}, "seed"),
+        ({"subject": "sub-01", "seed": 2**63}, "seed"),
+        ({"subject": "sub-01", "reference_arm": "homeopathy"}, "reference_arm"),
+        ({"subject": "sub-01", "sample": 3}, "sample"),
+    ],
+)
+def test_a_wrong_order_is_refused_by_its_field(
+    http: httpx2.Client, order: dict[str, object], field: str
+) -> None:
+    assert field in refused(http.post("/v1/forecasts", json=order), 422, field)["detail"]
+
+
+def test_a_body_that_is_no_order_is_refused(http: httpx2.Client) -> None:
+    json_type = {"Content-Type": "application/json"}
+    refused(http.post("/v1/forecasts", content=b"{", headers=json_type), 422)
+    refused(http.post("/v1/forecasts", content=b" " * 2001, headers=json_type), 413)
+
+    def unannounced() -> Iterator[bytes]:
+        for _ in range(3):
+            yield b" " * 1000
+
+    refused(http.post("/v1/forecasts", content=unannounced(), headers=json_type), 413)
+
+
+def test_what_is_not_there_is_a_problem_too(client: Client, http: httpx2.Client) -> None:
+    refused(http.get("/v1/forecasts/unknown"), 404, "id")
+    refused(http.get("/elsewhere"), 404)
+    refused(http.put("/v1/forecasts"), 405)
+    job = finished(client, client.ask("sub-01", samples=2))
+    refused(http.get(f"/v1/forecasts/{job}/arms/..%2F..%2Fkeys.txt"), 404)
+    refused(http.get(f"/v1/forecasts/{job}/arms/homeopathy"), 404, "arm")
+
+
+def test_a_forecast_that_fails_says_where_to_look(client: Client, service: Service) -> None:
+    service.broken = True
+    job = client.ask("sub-01", samples=2)
+    last = list(client.follow(job))[-1]
+    assert last["state"] == "failed"
+    assert job in last["error"]
+    assert "on purpose" not in json.dumps(last)
+
+
+def test_every_route_but_health_wants_a_key(service: Service) -> None:
+    for path in ("/v1/forecasts/x", "/openapi.json", "/elsewhere"):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic a"}):
+            answer = httpx2.get(service.url + path, headers=headers)
+            refused(answer, 401, "Authorization")
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert httpx2.get(f"{service.url}/v2/health/live").json() == {"live": True}
+    assert httpx2.get(f"{service.url}/v2/health/ready").status_code == 200
+
+
+def test_ready_is_503_where_nothing_can_be_drawn(service: Service) -> None:
+    service.broken = True
+    assert httpx2.get(f"{service.url}/v2/health/ready").status_code == 503
+    service.broken = False
+
+
+def test_a_forecast_is_its_owners_alone(client: Client, service: Service) -> None:
+    job = client.ask("sub-01", samples=2)
+    with Client(service.url, key=KEYS["hospital-b"]) as other:
+        for ask in (other.status, other.result, other.cancel):
+            with pytest.raises(RefusedError, match="No forecast has this id"):
+                ask(job)
+    finished(client, job)
+
+
+def test_demo_mode_answers_this_machine_under_its_own_name_alone(root: Path) -> None:
+    with running(settings_in(root, "demo", keys=None, demo=True)) as service:
+        assert httpx2.get(f"{service.url}/openapi.json").json()["openapi"].startswith("3.1")
+        answer = httpx2.get(f"{service.url}/openapi.json", headers={"Host": "evil.example"})
+        refused(answer, 403)
+
+
+def test_a_restart_goes_on_with_what_was_drawn_and_ends_the_same(root: Path) -> None:
+    """The first service is left with some blocks drawn and is never told that it will end."""
+    settings = settings_in(root, "restart", keys=None, demo=True)
+    with running(settings) as first, Client(first.url) as client:
+        whole = client.result(finished(client, client.ask("sub-02", samples=6)))
+        first.budget = 4
+        job = client.ask("sub-02", samples=6)
+        until(lambda: client.status(job)["progress"] == {"done": 8, "total": 18})
+    records = Records(settings.database_url)
+    assert [each.id for each in records.unfinished()] == [job]
+    with running(settings) as second, Client(second.url) as client:
+        assert client.result(finished(client, job)) == whole
+        assert len(second.drawn) == 5
+        assert summary_path(settings.artifacts / job, "sub-02").is_file()

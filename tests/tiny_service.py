@@ -1,0 +1,116 @@
+"""The service over HTTP in this process: all but Ray, which only carries calls to replicas."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+
+from lesioncast.forecasting.draws import Drawn
+from serve.api import Desk, make_api
+from serve.doors import read_keys
+from serve.forecaster import Forecaster, open_study
+from serve.orders import Block
+from serve.records import Job, Records
+from serve.sampler import Sampler
+from serve.settings import Settings
+
+
+@dataclass
+class Service:
+    """One that runs; `held` or with its `budget` of blocks drawn, it waits; `broken`, it fails."""
+
+    settings: Settings
+    url: str = ""
+    held: bool = False
+    broken: bool = False
+    budget: float = math.inf
+    ended: list[str] = field(default_factory=list)
+    drawn: list[Block] = field(default_factory=list)
+    slots: int = 0
+
+
+class Watch:
+    """Notes how forecasts ended."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def waiting(self, number: int) -> None:
+        pass
+
+    def ended(self, state: str, seconds: float) -> None:
+        self.service.ended.append(state)
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Service]:
+    """The service on a free port of this machine, for as long as the block lasts."""
+    settings.artifacts.mkdir(parents=True, exist_ok=True)
+    service = Service(settings)
+    study, records = open_study(settings), Records(settings.database_url)
+
+    def observe(engine, _seconds, _finished) -> None:  # type: ignore[no-untyped-def]
+        service.slots = engine.running
+
+    sampler = Sampler(settings, observe)
+
+    async def draw(job: Job, block: Block) -> Drawn:
+        while service.held or service.budget <= 0:
+            await asyncio.sleep(0.01)
+        service.budget -= 1
+        if service.broken:
+            raise RuntimeError("broken on purpose")
+        case = study.store.case(job.order["subject"]).index
+        arm = study.store.spec.arms.index(block.arm)
+        drawn = await sampler.draw(job.id, case, arm, block.seeds)
+        service.drawn.append(block)
+        return drawn
+
+    forecaster = Forecaster(records, study, draw, Watch(service))
+
+    async def wake() -> None:
+        forecaster.wake()
+
+    async def cancel(job: str) -> None:
+        forecaster.cancel(job)
+
+    async def ready() -> bool:
+        return not service.broken
+
+    api = make_api(
+        Desk(
+            settings=settings,
+            records=records,
+            subjects=[case.subject for case in study.store.cases],
+            arms=study.store.spec.arms,
+            keys=None if settings.keys is None else read_keys(settings.keys),
+            wake=wake,
+            cancel=cancel,
+            ready=ready,
+        )
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        task = asyncio.create_task(forecaster.run())
+        yield
+        task.cancel()
+
+    api.router.lifespan_context = lifespan
+    config = uvicorn.Config(api, host="127.0.0.1", port=0, log_level="warning", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    service.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    try:
+        yield service
+    finally:
+        server.should_exit = True
+        thread.join()
