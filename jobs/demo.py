@@ -8,6 +8,7 @@ jobs/longer, which the same commands trained for longer on other subjects, forec
 
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,10 +46,10 @@ class Trained:
 
 def bundles(config: Config) -> tuple[Trained, Trained]:
     """The bundle of this run, and the one trained longer."""
-    paths = config.paths
+    own, kept = config.paths, Paths(config.paths.root / "longer")
     return (
-        Trained("trained in this run", paths.bundle, paths),
-        Trained("trained longer, beforehand", LONGER, Paths(paths.root / "longer")),
+        Trained("trained in this run", own.bundle, own),
+        Trained("trained longer, beforehand", kept.bundle, kept),
     )
 
 
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     given = ["--config", str(args.config), *(f"--set={each}" for each in args.overrides)]
     todo = list(steps(config))
+    # A copy, since an evaluation leaves its warnings beside the bundle.
+    shutil.copytree(LONGER, bundles(config)[1].bundle, dirs_exist_ok=True)
     with cluster(config.ray):
         for number, (title, job, flags) in enumerate(todo, start=1):
             logger.info("[%d/%d] %s", number, len(todo), title)

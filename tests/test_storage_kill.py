@@ -101,7 +101,9 @@ def dying_build_shard(build: Build, deaths: Path) -> int:
     def dying_write(self: Folder, name: str, content: bytes) -> None:
         left[0] -= 1
         if left[0] < 0:
-            (self.location / f"{name}.torn.partial").write_bytes(content[:7])
+            torn = self.location / f"{name}.torn.partial"
+            torn.parent.mkdir(parents=True, exist_ok=True)
+            torn.write_bytes(content[:7])
             os.kill(os.getpid(), signal.SIGKILL)
         write(self, name, content)
 
@@ -119,6 +121,7 @@ def dying_build_shard(build: Build, deaths: Path) -> int:
 def test_a_killed_worker_is_replaced(trial: Path, tmp_path: Path, ray_cluster: None) -> None:
     deaths = tmp_path / "deaths"
     deaths.mkdir()
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no tests
 
     def build(builds: Sequence[Build]) -> Iterable[int]:
         task = ray.remote(dying_build_shard).options(max_retries=KILLS)
