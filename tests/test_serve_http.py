@@ -16,6 +16,7 @@ from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import summary_path
 from lesioncast.forecasting.engine import build_sampler, bundle_remark, sessions_seen
 from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batches, stored_flair
+from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import load_bundle
 from serve.client import Client, RefusedError
 from serve.doors import digest_of
@@ -113,7 +114,13 @@ def test_the_result_is_the_summary_that_the_job_would_write(
         [case],
         map(draw, batches),
         settings=settings,
-        origin=Origin(bundle.digest, 0, (bundle_remark(bundle.path),), sessions_seen(bundle)),
+        origin=Origin(
+            bundle.digest,
+            0,
+            (bundle_remark(bundle.path),),
+            sessions_seen(bundle),
+            warnings=evaluated_warnings(bundle.path, bundle.digest),
+        ),
         out=tmp_path,
         background=stored_flair(store),
     )
