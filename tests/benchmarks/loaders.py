@@ -4,7 +4,7 @@ Each yields how many cases every batch holds, once it has x and c_f of all of th
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,12 @@ def _held(batch: Batch) -> int:
     return len(batch.x)
 
 
-Files = tuple[Case, dict[tuple[str, str], str]]
+@dataclass(frozen=True)
+class Files:
+    """A case and the paths of its channels (a tuple MONAI would take apart)."""
+
+    case: Case
+    paths: dict[tuple[str, str], str]
 
 
 def _files(case: Case, bids: Path, layout: TrialLayout) -> Files:
@@ -101,14 +106,15 @@ def _files(case: Case, bids: Path, layout: TrialLayout) -> Files:
         pattern = getattr(layout, channel)
         made_from = (p for p in case.digests if match(p, pattern, session=session) is not None)
         found[session, channel] = str(bids / next(made_from))
-    return case, found
+    return Files(case, found)
 
 
 def read_files(files: Files) -> torch.Tensor:
     """[channel, s, h, w] of a case from its own files, which lie in RAS+; FLAIR is not scaled."""
-    case, paths = files
     volumes = [
-        to_slab(np.asarray(nib.load(paths[key]).dataobj, np.float32).T, case.grid, order=0)
+        to_slab(
+            np.asarray(nib.load(files.paths[key]).dataobj, np.float32).T, files.case.grid, order=0
+        )
         for key in CHANNELS
     ]
     return torch.from_numpy(np.stack(volumes))
@@ -139,4 +145,4 @@ def with_monai(
 
 
 def _name(files: Files) -> bytes:
-    return files[0].subject.encode()
+    return files.case.subject.encode()
