@@ -1,0 +1,93 @@
+"""Whether one-step predictions hold: lesion volume as told from the true z_t, by noise level.
+
+    PYTHONPATH=.:platform python tests/benchmarks/onestep.py --bundle jobs/longer --store STORE
+
+What is wrong here the networks learned wrong; what is right here and wrong in samples arises on the
+way (`solvers.py`). The cases are of the validation split, under the arm that they received.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lesioncast.diffusion.model import Model
+from lesioncast.diffusion.schedule import alpha_sigma, per_sample
+from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.forecasting.engine import store_condition
+from lesioncast.forecasting.heldout import spread_out
+from lesioncast.slab import TARGET, encode, named
+from lesioncast.training.bundle import load_bundle
+from storage import Store, open_store
+
+LOGSNR = (-6, -4, -3, -2, -1, 0, 1, 2, 3, 4)
+HEAD = "| logsnr | volume | active cases | of that in lesions | empty cases | empty, a P > 0.5 |"
+BATCH = 8
+
+Floats = npt.NDArray[np.float64]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a row a noise level: predicted voxels of lesion a case."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--cases", type=int, default=120, help="of the validation split")
+    args = parser.parse_args(argv)
+    store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
+    cases = spread_out(evaluable(store.select(split="val")), args.cases)
+    condition = store_condition(store, named(bundle.config.control.condition))
+    x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
+    given = torch.from_numpy(np.stack([condition(case.index) for case in cases]))
+    arm = torch.tensor([case.arm_index for case in cases])
+    volume = (x[:, 1] > 0).double().sum((1, 2, 3)).numpy()
+    active = volume > 0
+    print(HEAD, "|" + "---|" * 6, sep="\n")
+    print(f"| true | {volume.mean():.1f} | {volume[active].mean():.1f} | | 0 | |")
+    for logsnr in LOGSNR:
+        drawn = [
+            told(bundle.model, x[rows], given[rows], arm[rows], logsnr=logsnr)
+            for rows in torch.arange(len(cases)).split(BATCH)
+        ]
+        print(row(logsnr, np.concatenate(drawn), active))
+    return 0
+
+
+def target(store: Store, index: int) -> npt.NDArray[np.float32]:
+    """x of a case, [2, s, h, w]."""
+    arrays = store.read(index)
+    return encode(arrays.flair, arrays.masks, arrays.present, channels=TARGET)
+
+
+@torch.no_grad()
+def told(model: Model, x: Tensor, condition: Tensor, arm: Tensor, *, logsnr: float) -> Floats:
+    """Of each case [n, 3]: voxels of lesion predicted, those in true lesions, the greatest P."""
+    at = torch.full((len(x),), float(logsnr))
+    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(at))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    x_hat = model.denoiser(condition, arm, guidance=1.0)(alpha * x + sigma * noise, at)
+    chance, lesion = (x_hat[:, 1] + 1) / 2, (x[:, 1] > 0).float()
+    axes = (1, 2, 3)
+    found = [chance.sum(axes), (chance * lesion).sum(axes), chance.amax(axes)]
+    return torch.stack(found, dim=1).double().numpy()
+
+
+def row(logsnr: float, found: Floats, active: npt.NDArray[np.bool_]) -> str:
+    """One line of the table."""
+    volume, inside, greatest = found.T
+    return (
+        f"| {logsnr} | {volume.mean():.1f} | {volume[active].mean():.1f} "
+        f"| {inside[active].mean():.1f} | {volume[~active].mean():.2f} "
+        f"| {(greatest[~active] > 0.5).mean():.0%} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
