@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lesioncast.evaluation.cells import DASH, number, table, with_interval
+
 Record = Mapping[str, Any]
 
 TITLE = "## What the data cannot show of treatments"
-DASH = "–"
 
 
 def caution_text(warnings: Record | None) -> str:
@@ -21,11 +22,6 @@ def caution_text(warnings: Record | None) -> str:
             _probes(warnings["leak"]),
         ]
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _positivity(positive: Record) -> str:
@@ -50,7 +46,7 @@ def _positivity(positive: Record) -> str:
     unnamed = positive["without_trial"]
     note = f" Of {unnamed} cases the trial is not known." if unnamed else ""
     return (
-        f"### Who could have received which arm\n\n{_table(head, rows)}\n\n"
+        f"### Who could have received which arm\n\n{table(head, rows)}\n\n"
         "Training and test cases. The last column: the share of those who did not receive the arm "
         "whose propensity for it, estimated from their images at week 0, is at least the 5th "
         f"percentile of those who did; about 95 % where patients are exchangeable.{note}"
@@ -63,35 +59,20 @@ def _probes(probes: Sequence[Record]) -> str:
             probe["of"] + (f" within {probe['within']}" if probe["within"] else ""),
             " and ".join(probe["sessions"]),
             str(probe["cases"]),
-            _auc(probe["auc"]),
-            ", ".join(
-                f"{name} {DASH if auc is None else f'{auc:.2f}'}"
-                for name, auc in probe["by_class"].items()
-            )
+            with_interval(probe["auc"]),
+            ", ".join(f"{name} {number(auc, digits=2)}" for name, auc in probe["by_class"].items())
             or DASH,
         ]
         for probe in probes
     ]
     head = ["told", "from the images of", "cases", "AUC", "one against the rest"]
     return (
-        f"### Can trial or arm be told from the images?\n\n{_table(head, rows)}\n\n"
+        f"### Can trial or arm be told from the images?\n\n{table(head, rows)}\n\n"
         "Logistic regression on intensity, texture, shading and lesion load, on cases of other "
         "folds; 0.5 is chance, 1 certainty. Brackets: 95 % bootstrap over cases, widened since "
         "folds share training cases. At week 0 no treatment has been given yet, so what tells an "
         "arm there is who was enrolled and how they were scanned."
-        "folds; 0.5 is chance, 1 certainty. Brackets: 95 % bootstrap over cases, "
-        "widened since folds share training cases. At week 0 no "
-        "treatment has been given yet, so what tells an arm there is who was enrolled and how they "
-        "were scanned."
     )
-
-
-def _auc(estimate: Record | None) -> str:
-    if estimate is None or estimate["value"] is None:
-        return DASH
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
 def _percent(share: float | None) -> str:
