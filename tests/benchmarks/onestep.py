@@ -1,6 +1,6 @@
 """Whether one-step predictions hold: lesion volume as told from the true z_t, by noise level.
 
-    PYTHONPATH=.:platform python tests/benchmarks/onestep.py --bundle jobs/longer --store STORE
+    PYTHONPATH=.:platform python tests/benchmarks/onestep.py --bundle out/demo/bundle --store STORE
 
 What is wrong here the networks learned wrong; what is right here and wrong in samples arises on the
 way (`solvers.py`). The cases are of the validation split, under the arm that they received.

@@ -3,8 +3,9 @@
     PYTHONPATH=.:platform python tests/benchmarks/solvers.py --bundle out/demo/bundle --store STORE
 
 The cases are those of the store's validation split, so that choosing a solver leaves the test split
-blind. Prints a table; `--steps` and `--etas` say
-what is tried of the stochastic DPM-Solver++ 2M, of which eta 0 is the ODE.
+blind, or of any split of a trial that the bundle does not know. Prints a table; `--starts`,
+`--steps` and `--etas` say what is tried of the stochastic DPM-Solver++ 2M: the logsnr from which
+its steps are even, how many they are, and their noise, 0 for the ODE.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from lesioncast.training.bundle import load_bundle
 from storage import Case, Store, open_store
 
 HEAD = (
-    "| steps | eta | s a sample | P(active) | count | voxels a lesion | AUC | count CRPS "
+    "| from | steps | eta | s a sample | P(active) | count | voxels a lesion | AUC | count CRPS "
     "| log-count MSE | diversity |"
 )
 Masks = npt.NDArray[np.bool_]
@@ -47,19 +48,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=160, help="of the validation split")
+    parser.add_argument("--cases", type=int, default=160, help="of the split")
     parser.add_argument("--samples", type=int, default=4, help="a case")
-    parser.add_argument("--steps", default="16,22", help="numbers of steps")
+    parser.add_argument("--split", default="val", help="whose cases are drawn")
+    parser.add_argument("--starts", default="-4", help="logsnr of the second evaluation")
+    parser.add_argument("--steps", default="18,28", help="numbers of steps")
     parser.add_argument("--etas", default="0,0.3,0.6,1", help="from the ODE (0) to the SDE (1)")
     args = parser.parse_args(argv)
     configure_logging()
     store, shipped = open_store(args.store.absolute()), load_bundle(args.bundle).sampler
-    cases = spread_out(evaluable(store.select(split="val")), args.cases)
+    cases = spread_out(evaluable(store.select(split=args.split)), args.cases)
     truth = np.stack([observed(store, case) for case in cases])
-    print(HEAD, "|" + "---|" * 10, observed_row(truth, store), sep="\n")
+    print(HEAD, "|" + "---|" * 11, observed_row(truth, store), sep="\n")
     with cluster(RaySettings()):
-        for steps, eta in product(args.steps.split(","), args.etas.split(",")):
-            sampler = replace(shipped, num_steps=int(steps), eta=float(eta))
+        tried = product(*(each.split(",") for each in (args.starts, args.steps, args.etas)))
+        for start, steps, eta in tried:
+            sampler = replace(
+                shipped, logsnr_min=float(start), num_steps=int(steps), eta=float(eta)
+            )
             begun = time.monotonic()
             masks = draw(store, cases, args.bundle.absolute(), sampler, samples=args.samples)
             cost = 2 * (time.monotonic() - begun) / (len(cases) * args.samples)
@@ -92,8 +98,8 @@ def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cos
     true = np.array([counted(mask, store) for mask in truth], float)
     active, chance = true > 0, (counts > 0).mean(axis=1)
     return (
-        f"| {sampler.num_steps} | {sampler.eta:g} | {cost:.2f} | {chance.mean():.3f} "
-        f"| {counts.mean():.2f} | {masks.sum() / max(counts.sum(), 1):.1f} "
+        f"| {sampler.logsnr_min:g} | {sampler.num_steps} | {sampler.eta:g} | {cost:.2f} "
+        f"| {chance.mean():.3f} | {counts.mean():.2f} | {masks.sum() / max(counts.sum(), 1):.1f} "
         f"| {roc_auc_score(active, chance):.3f} | {crps(true, counts).mean():.3f} "
         f"| {log_count_errors(true, counts.mean(axis=1)).mean():.3f} "
         f"| {diversity(masks[active]):.3f} |"
@@ -104,7 +110,7 @@ def observed_row(truth: Masks, store: Store) -> str:
     """What was observed of the same cases."""
     true = np.array([counted(mask, store) for mask in truth])
     return (
-        f"| observed | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
+        f"| observed | | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
         f"| {truth.sum() / true.sum():.1f} | | | | |"
     )
 
