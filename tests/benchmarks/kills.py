@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 JOBS = Path(__file__).resolve().parent.parent.parent / "jobs"
-POLL = 0.005  # seconds
+POLL = 0.05  # seconds
 
 Command = list[str]
 
