@@ -126,7 +126,7 @@ def test_rows_in_any_order_take_no_more_memory_than_a_few_times_what_they_hold(
     tracemalloc.stop()
     for place, index in enumerate((2, 0)):
         np.testing.assert_array_equal(found[place], store.read(index).flair[[2, 0]])
-    assert peak < 10 * found.nbytes  # coordinates of every voxel would be 20 times
+    assert peak < 10 * found.nbytes  # coordinates of every voxel took 64 times
 
 
 def test_indices_count_only_in_the_store_that_they_came_from(tmp_path: Path) -> None:
