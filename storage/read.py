@@ -91,18 +91,31 @@ def _by_shard(rows: Sequence[Row]) -> dict[str, list[int]]:
 
 
 def _read(array: Any, places: Sequence[int], sessions: Sequence[int] | None) -> npt.NDArray[Any]:
-    wanted = [_span(places)]
-    if sessions is not None and "session" in array.metadata.dimension_names:
-        wanted.append(_span(sessions))
-    return np.asarray(array.get_orthogonal_selection(tuple(wanted)))
+    """Neighbours at once, others one after the other: of a list, Zarr would list every voxel."""
+    by_session = sessions is not None and "session" in array.metadata.dimension_names
+    spans = _runs(sessions) if by_session and sessions is not None else [slice(None)]
+    return _joined(
+        [
+            _joined([np.asarray(array[rows, span]) for span in spans], axis=1)
+            for rows in _runs(places)
+        ],
+        axis=0,
+    )
 
 
-def _span(places: Sequence[int]) -> slice | list[int]:
-    """Neighbours as a slice, which is one request a shard."""
-    first = places[0]
-    if list(places) == list(range(first, first + len(places))):
-        return slice(first, first + len(places))
-    return list(places)
+def _runs(places: Sequence[int]) -> list[slice]:
+    """The places in their order, as slices of neighbours."""
+    runs: list[slice] = []
+    for place in places:
+        if runs and runs[-1].stop == place:
+            runs[-1] = slice(runs[-1].start, place + 1)
+        else:
+            runs.append(slice(place, place + 1))
+    return runs
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], *, axis: int) -> npt.NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
 def _broken(array: StoredArray, rows: Sequence[Row], error: Exception) -> StoreError:

@@ -25,8 +25,9 @@ class ZarrDatasource(Datasource):
     `columns` name arrays of the store (`flair`, `masks` packed as stored, `parcellation`,
     `present`), `case` (the case's index) and `arm` (its arm index, -1 if unknown); those with a
     session axis hold the named `sessions` alone. `cases` are the indices to read, by default all of
-    a `split` and an `arm` `having` the channels named, as `Store.select` takes them. What is not
-    asked for is not read. A block holds cases of as few files as their order allows.
+    a `split` and an `arm` `having` the channels named, as `Store.select` takes them; `inputs` is
+    the digest of the table that they were found in, as `open_store` takes it. What is not asked for
+    is not read. A block holds cases of as few files as their order allows.
     Raises StoreError where the store cannot be read, ValueError for what it has not.
     """
 
@@ -37,12 +38,13 @@ class ZarrDatasource(Datasource):
         columns: Sequence[str] = DEFAULT_COLUMNS,
         sessions: Sequence[str] = SESSIONS,
         cases: Sequence[int] | None = None,
+        inputs: str | None = None,
         split: str | None = None,
         arm: str | None = None,
         having: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._store = open_store(path)
+        self._store = open_store(path, inputs=inputs)
         self._columns = tuple(columns)
         self._sessions = session_indices(sessions)
         if cases is None:

@@ -1,9 +1,11 @@
 """Ways to spoil one file or one subject of a trial on disk."""
 
 import gzip
+import os
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,26 @@ import synthetic_bids as bids
 Array = bids.Array
 Harm = Callable[[Path, str], Any]  # of the trial at a root, of a subject by name
 GEOMETRY = bids.Geometry(tilt=0)
+NOBODY = 65534  # a user id
 
 # Where NIfTI-1 keeps what in its first 352 bytes.
 DIM, DATATYPE, PIXDIM, OFFSET, SLOPE, QFORM, SFORM, SROW, MAGIC = (
     40, 70, 76, 108, 112, 252, 254, 280, 344,
 )  # fmt: skip
+
+
+@contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Root as somebody whom permissions bind and who may enter `folder`; others as they are."""
+    me = os.geteuid()
+    if me == 0:
+        for place in (folder, *folder.parents[:2]):
+            place.chmod(0o755)
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
 
 
 def at(session: str, channel: str, change: Callable[[Path], Any]) -> Harm:

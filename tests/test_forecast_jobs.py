@@ -19,7 +19,7 @@ from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.notice import NOT_EVALUATED
 from lesioncast.forecasting.page import evaluation_section
 from lesioncast.training.bundle import load_bundle
-from storage import open_store
+from storage import StoreError, open_store
 
 CONFIG = {
     "name": "tiny",
@@ -131,6 +131,13 @@ def test_a_seed_names_a_mask_whatever_the_batch(root: Path) -> None:
     assert together.any()
     alone = np.concatenate([sampler((sample,)).masks() for sample in batch])
     assert np.mean(together != alone) < 1e-3  # float32 sums differ in order only
+
+
+def test_a_sampler_refuses_a_store_that_was_converted_anew_meanwhile(root: Path) -> None:
+    paths = root / "bundle", root / "store.zarr"
+    build_sampler(*paths, device="cpu", inputs=open_store(paths[1]).table.inputs)
+    with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
+        build_sampler(*paths, device="cpu", inputs="before")
 
 
 @pytest.mark.parametrize("name", ["slab", "spacing", "arms"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import synthetic_bids as bids
+from hostile_harms import as_nobody
 from hostile_inputs import CLAIMS, FILES, GOOD, HOSTILE, Hostile, name_of, write_hostile_trial
 
 from storage import CaseError, StorageError
@@ -73,13 +74,13 @@ def test_no_file_stays_open(trial: Path, subjects: dict[str, Subject]) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file, whatever its permissions")
 def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
     bids.write_trial(tmp_path, 1)
     bids.path_of(tmp_path, "sub-01", "w000", "flair").chmod(0)
     (subject,) = read_trial(tmp_path, SETTINGS.layout)
-    with pytest.raises(CaseError, match="PermissionError"):
+    with as_nobody(tmp_path), pytest.raises(CaseError) as caught:
         prepare(subject, tmp_path, settings=SETTINGS, arms=bids.ARMS)
+    assert "expected a whole NIfTI file, got PermissionError" in caught.value.refusal.reason
 
 
 @pytest.mark.ray

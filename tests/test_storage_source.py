@@ -9,7 +9,7 @@ import ray.data
 from ray.data.block import BlockAccessor
 from tiny_forecast import write_store
 
-from storage import SESSIONS, Store, pack_masks
+from storage import SESSIONS, Store, StoreError, pack_masks
 from storage.read import open_arrays, take_rows
 from storage.source import ZarrDatasource
 
@@ -70,6 +70,14 @@ def test_filters_choose_cases_before_anything_is_read(
     assert source.estimate_inmemory_data_size() == 8 * len(expected)
     found = np.concatenate([batch["case"] for batch in batches_of(source)])
     assert found.tolist() == list(expected)
+
+
+def test_indices_of_another_table_are_refused(store: Store) -> None:
+    columns, cases = ("case",), (9, 2)
+    inputs = store.table.inputs
+    assert blocks_of(ZarrDatasource(store.path, columns=columns, cases=cases, inputs=inputs))
+    with pytest.raises(StoreError, match="expected the cases of before, got .* converted anew"):
+        ZarrDatasource(store.path, columns=columns, cases=cases, inputs="before")
 
 
 def test_cases_without_a_channel_are_left_out(store: Store) -> None:

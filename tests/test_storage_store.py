@@ -1,6 +1,7 @@
 """What a store is: its packing, its split, and what makes it valid."""
 
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -92,8 +93,8 @@ def test_settings_that_make_no_sense_are_refused(change: dict[str, object], mess
         StoreSettings(**good | change)  # type: ignore[arg-type]
 
 
-def small_store(path: Path) -> CaseTable:
-    settings = StoreSettings((5, 12, 13), (3.0, 2.0, 2.0), resample=False)
+def small_store(path: Path, slab: tuple[int, int, int] = (5, 12, 13)) -> CaseTable:
+    settings = StoreSettings(slab, (3.0, 2.0, 2.0), resample=False)
     spec = StoreSpec(bids.ARMS, settings.slab, settings.spacing)
     volume = bids.volume_of(bids.head((9, 18, 14), 0), bids.Geometry())
     grid = plan_grid(volume, settings=settings, brain=None)
@@ -110,6 +111,22 @@ def test_a_store_opens_with_its_cases(tmp_path: Path) -> None:
     assert store.read(1).masks.shape == (3, 3, 5, 12, 13)
     assert store.select(split="val") == []
     assert [case.index for case in store.select(split="train", arm="placebo")] == [0, 1, 2]
+
+
+def test_rows_in_any_order_take_no_more_memory_than_a_few_times_what_they_hold(
+    tmp_path: Path,
+) -> None:
+    small_store(tmp_path, (5, 64, 64))
+    store = open_store(tmp_path)
+    flair, rows = open_arrays(tmp_path)["flair"], [store.cases[place].row for place in (2, 0)]
+    take_rows(flair, rows)  # what is kept for the next time
+    tracemalloc.start()
+    found = take_rows(flair, rows, sessions=(2, 0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    for place, index in enumerate((2, 0)):
+        np.testing.assert_array_equal(found[place], store.read(index).flair[[2, 0]])
+    assert peak < 10 * found.nbytes  # coordinates of every voxel took 64 times
 
 
 def test_indices_count_only_in_the_store_that_they_came_from(tmp_path: Path) -> None:

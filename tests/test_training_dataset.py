@@ -74,7 +74,7 @@ def test_workers_of_a_node_share_one_ingest_pass(tmp_path: Path) -> None:
         passes.append(cache)
         return given(random_rows())(cache, columns)
 
-    cache = CaseCache(Path("/no/store"), tuple(range(CASES)), "shared", (tmp_path,), SLAB)
+    cache = CaseCache(Path("/no/store"), tuple(range(CASES)), "shared", (tmp_path,), SLAB, "inputs")
     with ThreadPoolExecutor(4) as workers:
         folders = set(workers.map(lambda _: fill(cache, read).folder, range(4)))
     assert folders == {tmp_path / cache.name}
@@ -95,7 +95,7 @@ def test_blocks_may_come_in_any_order(tmp_path: Path) -> None:
 
 
 def test_an_ingest_pass_that_misses_cases_leaves_no_cache(tmp_path: Path) -> None:
-    cache = CaseCache(Path("/no/store"), (0, 1, 99), "short", (tmp_path,), SLAB)
+    cache = CaseCache(Path("/no/store"), (0, 1, 99), "short", (tmp_path,), SLAB, "inputs")
     with pytest.raises(TrainingError, match=r"/no/store: expected cases \[99\]"):
         fill(cache, given(random_rows(2)))
     assert not (tmp_path / cache.name).exists()

@@ -22,7 +22,7 @@ from lesioncast.training.noise import drops
 from lesioncast.training.placement import cache_roots, memory_available
 from lesioncast.training.progress import read_metrics
 from lesioncast.training.stages import Experiment, finetuning, pretraining
-from storage import Store
+from storage import Store, StoreError
 
 GIB = 2**30
 
@@ -74,6 +74,17 @@ def test_streamed_batches_equal_cached_ones_to_the_last_bit(
         assert torch.equal(one.arm, other.arm)
         assert (one.condition is None) == (condition is None)
         assert one.condition is None or torch.equal(one.condition, other.condition)
+
+
+def test_a_store_that_was_converted_anew_meanwhile_is_not_read(cache: CaseCache) -> None:
+    streamed = replace(cache, limit=0)
+    for each in (cache, streamed):  # the indices may be other patients' by now
+        with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
+            fill(replace(each, inputs="before"), read_in_process)
+        fill(each, read_in_process)
+    assert not open_cases(replace(cache, inputs="before"), read_in_process).streamed  # kept before
+    with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
+        open_cases(replace(streamed, inputs="before"), read_in_process)
 
 
 def test_a_streamed_run_ends_in_the_weights_of_a_cached_one(

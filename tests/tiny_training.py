@@ -62,7 +62,9 @@ def tiny_cache(
 ) -> CaseCache:
     """A cache below `root`, filled for both stages, whose store does not exist."""
     rows = random_rows() if rows is None else rows
-    cache = CaseCache(Path("/no/store"), tuple(rows["case"].tolist()), name, (root,), SLAB)
+    cache = CaseCache(
+        Path("/no/store"), tuple(rows["case"].tolist()), name, (root,), SLAB, "inputs"
+    )
     fill(cache, given(rows))
     fill(replace(cache, sessions=("w096",)), given(rows))
     return cache

@@ -4,7 +4,8 @@ Axes are (s, h, w): axial slices from inferior to superior, then rows and column
 FLAIR lies in [-1, 1]; masks become -1 / +1; a channel that a case lacks is all zeros (null).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +33,14 @@ def encode(
     channels: Channels,
     sessions: Sequence[str] = SESSIONS,
     out: npt.NDArray[np.float32] | None = None,
+    copy: Callable[[npt.NDArray[np.float32], npt.NDArray[np.float16]], Any] = np.copyto,
 ) -> npt.NDArray[np.float32]:
     """The named channels of one case as floats, absent ones zero.
 
     `flair` [session, s, h, w] in [-1, 1]; `masks` [session, kind, s, h, w] in {0, 1}, kinds as in
     `MASKS`; `present` [session, channel], channels as in `CHANNELS`; all of the `sessions` named.
-    Returns [channel, s, h, w], which is `out` where that is given.
+    Returns [channel, s, h, w], which is `out` where that is given. `copy(to, values)` is how FLAIR
+    gets there.
     """
     encoded = np.empty((len(channels), *flair.shape[1:]), np.float32) if out is None else out
     for row, (session, channel) in enumerate(channels):
@@ -45,7 +48,7 @@ def encode(
         if not present[k, c]:
             encoded[row] = 0
         elif channel == "flair":
-            encoded[row] = flair[k]
+            copy(encoded[row], flair[k])
         else:
             np.multiply(masks[k, MASKS.index(channel)], np.float32(2), out=encoded[row])
             encoded[row] -= 1

@@ -85,7 +85,8 @@ def draw(
     seeds = seeds_of(cases, seed=0, samples=samples)
     requests = [Request(case.index, case.arm_index) for case in cases]
     batches = plan(requests, seeds, batch_size=8)
-    build = partial(build_sampler, bundle, store.path, device="cpu", sampler=sampler)
+    inputs = store.table.inputs
+    build = partial(build_sampler, bundle, store.path, device="cpu", inputs=inputs, sampler=sampler)
     drawn = map_on_actors(build, batches, workers=2)
     pieces: list[Drawn] = list(with_progress(drawn, total=len(batches), label="batches drawn"))
     masks = np.concatenate([piece.masks() for piece in pieces])

@@ -23,16 +23,23 @@ from storage import Location, Store, open_store
 
 
 def build_sampler(
-    bundle: Path, store: Location, *, device: str, sampler: SamplerConfig | None = None
+    bundle: Path,
+    store: Location,
+    *,
+    device: str,
+    inputs: str | None = None,
+    sampler: SamplerConfig | None = None,
 ) -> Sampler:
     """What a Ray actor holds: the networks on `device` and the open store.
 
     Draws as the bundle was shipped to, or with another `sampler`. On the CPU one thread a process:
-    the actors are the parallelism. Raises ForecastError where the bundle and the store do not fit.
+    the actors are the parallelism. `inputs` is that of the table in which the cases to draw were
+    found. Raises ForecastError where the bundle and the store do not fit, StoreError where the
+    store was converted anew since then, so that a case's index may be another patient's.
     """
     if device == "cpu":
         torch.set_num_threads(1)
-    loaded, opened = load_bundle(bundle, device=device), open_store(store)
+    loaded, opened = load_bundle(bundle, device=device), open_store(store, inputs=inputs)
     require_fit(loaded, opened)
     if sampler is not None:
         loaded = replace(loaded, sampler=sampler)

@@ -82,7 +82,9 @@ def draw_forecast(
     """The batches of `forecast_batches` in order, drawn on Ray actors that each hold the bundle."""
     arms, gpus = len(store.spec.arms), settings.gpus_per_worker
     _, _, batches = forecast_batches(cases, arms=arms, settings=settings, seed=seed)
-    build = partial(build_sampler, bundle, store.path, device=device_of(gpus))
+    build = partial(
+        build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
+    )
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     return with_progress(drawn, total=len(batches), label="batches drawn")
 

@@ -88,7 +88,9 @@ def gallery(
     seeds = seeds_of(cases, seed=seed, samples=settings.samples)
     batches = plan(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
-    build = partial(build_sampler, bundle, store.path, device=device_of(gpus))
+    build = partial(
+        build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
+    )
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     return [
         sight(store, case, ensemble, why=each.why)

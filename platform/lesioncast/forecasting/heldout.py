@@ -117,7 +117,9 @@ def draw_tallies(
     seeds = seeds_of(cases.drawn, seed=seed, samples=settings.samples)
     batches = plan(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
-    build = partial(build_sampler, bundle, store.path, device=device_of(gpus))
+    build = partial(
+        build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
+    )
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     counted = with_progress(drawn, total=len(batches), label="batches drawn")
     tested = {case.index for case in cases.test}

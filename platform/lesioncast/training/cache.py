@@ -20,7 +20,8 @@ from storage.layout import array_specs
 
 @dataclass(frozen=True)
 class CaseCache:
-    """Some cases of a store, in order; `digest` names their content.
+    """Some cases of a store, in order; `digest` names their content, `inputs` the table that the
+    indices are of: a store that was converted anew since then is refused.
 
     A node keeps their `sessions` in the first of its folders `roots` that has room for the `size`
     in bytes, unless that is more than `limit`. `covariates` [case, covariate] are a few numbers of
@@ -33,6 +34,7 @@ class CaseCache:
     digest: str
     roots: tuple[Path, ...]
     slab: tuple[int, int, int]
+    inputs: str
     sessions: tuple[str, ...] = SESSIONS
     limit: float = math.inf
     covariates: npt.NDArray[np.float32] | None = field(default=None, compare=False)
@@ -65,7 +67,8 @@ def training_cases(store: Store, arms: tuple[str, ...]) -> CaseCache:
             f"{store.path}: expected training cases with FLAIR and NET2 at w096, got none"
         )
     indices = tuple(case.index for case in cases)
-    return CaseCache(store.path, indices, _digest(store, cases), cache_roots(), store.spec.slab)
+    digest, inputs = _digest(store, cases), store.table.inputs
+    return CaseCache(store.path, indices, digest, cache_roots(), store.spec.slab, inputs)
 
 
 def _digest(store: Store, cases: Iterable[Case]) -> str:

@@ -151,8 +151,14 @@ class Cases:
                 channels=channels,
                 sessions=self.sessions,
                 out=encoded[place],
+                copy=_widen,
             )
         return encoded
+
+
+def _widen(to: npt.NDArray[np.float32], values: npt.NDArray[np.float16]) -> None:
+    """As np.copyto, in a tenth of the time: NumPy turns half floats into floats one by one."""
+    torch.from_numpy(to).copy_(torch.from_numpy(values))
 
 
 def _facts(folder: Path) -> dict[str, npt.NDArray[Any]]:

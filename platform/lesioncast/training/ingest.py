@@ -55,7 +55,8 @@ def open_cases(cache: CaseCache, read: Reader) -> Cases:
         kept = _filled(cache, read)
         if not kept.streamed:
             return Cases.open(kept.folder, cache.sessions, cache.covariates)
-    cases = Cases.stream(kept.folder, open_store(cache.store), cache.cases, cache.sessions)
+    store = open_store(cache.store, inputs=cache.inputs)
+    cases = Cases.stream(kept.folder, store, cache.cases, cache.sessions)
     return replace(cases, covariates=cache.covariates)
 
 
@@ -171,4 +172,10 @@ def read_in_process(cache: CaseCache, columns: tuple[str, ...]) -> Iterator[Rows
 
 
 def _source(cache: CaseCache, columns: tuple[str, ...]) -> ZarrDatasource:
-    return ZarrDatasource(cache.store, columns=columns, sessions=cache.sessions, cases=cache.cases)
+    return ZarrDatasource(
+        cache.store,
+        columns=columns,
+        sessions=cache.sessions,
+        cases=cache.cases,
+        inputs=cache.inputs,
+    )
