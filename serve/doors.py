@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.problems import RequestError
 
 HEALTH = "/v2/health/"
+FORM = "multipart/form-data"
 DEMO = "demo"
 LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 Keys = tuple[tuple[str, str], ...]
@@ -35,6 +36,11 @@ def read_keys(path: Path) -> Keys:
     return tuple((name, digest) for name, digest in lines)
 
 
+def media_type(headers: Headers) -> str:
+    """The kind of a body, without its parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def digest_of(key: str) -> str:
     """What is kept of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
@@ -44,11 +50,13 @@ class Doors:
     """ASGI middleware: knows who asks (`scope["state"]["owner"]`) before anything else runs.
 
     Without `keys`, in demo mode, only this machine may ask, and only under its own name: a page
-    that a browser here has open elsewhere must not reach the service by DNS rebinding.
+    that a browser here has open elsewhere must not reach the service by DNS rebinding. A body has
+    at most `max_body` bytes, a form `max_form`.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys | None, max_body: int) -> None:
-        self._app, self._keys, self._max_body = app, keys, max_body
+    def __init__(self, app: ASGIApp, *, keys: Keys | None, max_body: int, max_form: int) -> None:
+        self._app, self._keys = app, keys
+        self._max_body, self._max_form = max_body, max_form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
@@ -58,16 +66,19 @@ class Doors:
         headers = Headers(scope=scope)
         try:
             scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
-            self._bound(int(headers.get("content-length", 0)))
+            most = self._max_form if media_type(headers) == FORM else self._max_body
+            _bound(int(headers.get("content-length", 0)), most)
         except RequestError as refused:
             await refused.response()(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
+        await self._app(scope, _counted(receive, most), send)
 
     def _owner(self, scope: Scope, headers: Headers) -> str:
         if self._keys is None:
             client, host = (scope.get("client") or ("",))[0], headers.get("host", "")
-            if _is_loopback(client) and host.rsplit(":", 1)[0] in LOCAL:
+            # A page of another site may send forms here, but not without saying where it is from.
+            origin = headers.get("origin", host).rpartition("/")[2]
+            if _is_loopback(client) and {_name(host), _name(origin)} <= LOCAL:
                 return DEMO
             raise RequestError(
                 403, "Demo mode answers this machine alone; start it with keys=FILE."
@@ -84,24 +95,29 @@ class Doors:
             )
         return known[0]
 
-    def _bound(self, size: int) -> None:
-        if size > self._max_body:
-            raise RequestError(
-                413, f"Expected a body of at most {self._max_body} bytes, got {size}."
-            )
 
-    def _counted(self, receive: Receive) -> Receive:
-        size = 0
+def _bound(size: int, most: int) -> None:
+    if size > most:
+        raise RequestError(413, f"Expected a body of at most {most} bytes, got {size}.")
 
-        async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_body:
-                raise HTTPException(413, f"Expected a body of at most {self._max_body} bytes.")
-            return message
 
-        return counted
+def _counted(receive: Receive, most: int) -> Receive:
+    """A body without a length that it states, or of another, ends there too."""
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise HTTPException(413, f"Expected a body of at most {most} bytes.")
+        return message
+
+    return counted
+
+
+def _name(host: str) -> str:
+    return host.rsplit(":", 1)[0]
 
 
 def _is_loopback(client: str) -> bool:

@@ -15,9 +15,11 @@ from lesioncast.forecasting.engine import bundle_remark, require_fit, sessions_s
 from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
 from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import Bundle, load_bundle
-from serve.orders import Block, blocks
+from serve.files import old_uploads, remove_files, remove_upload, result_folder
+from serve.orders import Block, Patient, blocks
 from serve.records import Job, Part, Records, State, part_of
 from serve.settings import Settings
+from serve.uploads import patients_store
 from storage import Store, open_store
 
 
@@ -33,6 +35,7 @@ class Watch(Protocol):
 
 Draw = Callable[[Job, Block], Awaitable[Drawn]]
 POLL_SECONDS = 1.0
+TIDY_SECONDS = 600.0
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +50,9 @@ class Study:
 
     def write(self, job: Job, parts: Sequence[Part]) -> Path:
         """The result of a job from all of its samples, just as jobs/forecast.py writes it."""
-        order, store, bids = job.order, self.store, Path(self.store.table.bids)
-        case = store.case(order["subject"])
+        order, patient = job.order, patient_of(job)
+        store = patients_store(patient, self.store, self.settings.artifacts)
+        case, bids = store.case(patient.subject), Path(store.table.bids)
         seeds = sample_seeds(order["seed"], case.subject, order["samples"])
         requests = [Request(case.index, store.spec.arms.index(arm)) for arm in order["arms"]]
         by_place = {(part.arm, part.first): part.drawn() for part in parts}
@@ -58,7 +62,7 @@ class Study:
             for first in sorted(place for name, place in by_place if name == arm)
         ]
         found = ensembles(requests, {case.index: seeds}, drawn)
-        out = self.settings.artifacts / job.id
+        out = result_folder(self.settings.artifacts, job.id)
         remarks = (bundle_remark(self.bundle.path), *trial_remarks(bids))
         write_forecast_root(out, source=bids)
         write_forecast(
@@ -91,6 +95,11 @@ def open_study(settings: Settings) -> Study:
     return Study(bundle, store, settings)
 
 
+def patient_of(job: Job) -> Patient:
+    """Who a job is about."""
+    return Patient(job.order["subject"], job.id if job.order.get("upload") else None)
+
+
 class Forecaster:
     """Takes up every unfinished job of the records, at most `running` of them at a time.
 
@@ -114,7 +123,11 @@ class Forecaster:
 
     async def run(self) -> None:
         """Never returns; looks into the records when woken, and now and then."""
+        tidied = -TIDY_SECONDS
         while True:
+            if time.monotonic() - tidied > TIDY_SECONDS:
+                tidied = time.monotonic()
+                await asyncio.to_thread(self._tidy_uploads)
             self._woken.clear()
             unfinished = await asyncio.to_thread(self._records.unfinished)
             self._watch.waiting(len(unfinished))
@@ -135,7 +148,7 @@ class Forecaster:
                 await self._forecast(job)
                 await self._end(job, "succeeded")
         except asyncio.CancelledError:  # by its owner, who ended it; or by a stop, to be resumed
-            await asyncio.to_thread(self._records.tidy, job.id)
+            await asyncio.to_thread(self._tidy, job.id)
         except Exception:
             logger.exception("forecast %s failed", job.id)
             error = f"The forecast failed; the service's log says why, under {job.id}."
@@ -158,7 +171,24 @@ class Forecaster:
                 if (block.arm, block.first) not in there:
                     group.create_task(self._keep(job, block))
         parts = await asyncio.to_thread(self._records.parts, job.id, digest)
-        await asyncio.to_thread(self._study.write, job, parts)
+        writing = asyncio.create_task(asyncio.to_thread(self._study.write, job, parts))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])  # what it writes until then is to be removed
+            raise
+
+    def _tidy(self, job: str) -> None:
+        self._records.tidy(job)
+        found = self._records.find(job)
+        if found is not None and found.state == "cancelled":
+            remove_files(self._study.settings.artifacts, job)
+
+    def _tidy_uploads(self) -> None:
+        artifacts = self._study.settings.artifacts
+        for upload in old_uploads(artifacts):
+            if self._records.find(upload) is None:
+                remove_upload(artifacts, upload)
 
     async def _keep(self, job: Job, block: Block) -> None:
         drawn = await self._draw(job, block)

@@ -1,28 +1,53 @@
 """What a client may ask for, and what of it is drawn in one go."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lesioncast.forecasting.draws import sample_seeds
 from serve.problems import RequestError
 
+Word = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9 _.+-]+$")]
 
-class Order(BaseModel):
-    """A forecast of one subject of the mounted store, under some arms or all of them.
+
+class Wishes(BaseModel):
+    """A forecast under some arms or all of them.
 
     The same seed names the same samples, whatever else is asked for; arms share them.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    subject: str = Field(max_length=64, examples=["sub-0001"])
     arms: list[str] | None = Field(default=None, min_length=1, max_length=64)
     samples: int = Field(default=16, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**63)
     reference_arm: str | None = Field(default=None, max_length=64)
+
+
+class Order(Wishes):
+    """A forecast of one subject of the mounted store."""
+
+    subject: str = Field(max_length=64, examples=["sub-0001"])
+
+
+class UploadOrder(Wishes):
+    """A forecast of the patient whose images come with it.
+
+    `subject` names the results, and the samples with the seed, as it would in a store;
+    `covariates` are those that the bundle's model is told of, the others are taken as not known.
+    """
+
+    subject: str = Field(default="sub-upload", pattern="^sub-[A-Za-z0-9]{1,58}$")
+    covariates: dict[str, Word | int | float] = Field(default_factory=dict, max_length=64)
+
+
+class Patient(NamedTuple):
+    """Who is forecast: a subject of the mounted store, or of what was uploaded for a forecast."""
+
+    subject: str
+    upload: str | None  # the forecast's id
 
 
 @dataclass(frozen=True)
@@ -34,15 +59,17 @@ class Block:
     seeds: tuple[int, ...]
 
 
-def settle(
-    order: Order, *, subjects: Sequence[str], arms: Sequence[str], max_samples: int
-) -> dict[str, Any]:
-    """The order with every default made explicit, as it is recorded. Raises RequestError."""
+def require_subject(order: Order, subjects: Sequence[str]) -> None:
+    """Raises RequestError for a subject that the store does not hold."""
     if order.subject not in subjects:
         raise RequestError(
             422, f"subject: expected a subject of the store, got {order.subject}.", field="subject"
         )
-    wanted = list(arms) if order.arms is None else order.arms
+
+
+def settle(wishes: Wishes, *, arms: Sequence[str], max_samples: int) -> dict[str, Any]:
+    """The wishes with every default made explicit, as they are recorded. Raises RequestError."""
+    wanted = list(arms) if wishes.arms is None else wishes.arms
     for number, arm in enumerate(wanted):
         if arm not in arms or arm in wanted[:number]:
             raise RequestError(
@@ -50,21 +77,21 @@ def settle(
                 f"arms.{number}: expected each once of {', '.join(arms)}; got {arm}.",
                 field=f"arms.{number}",
             )
-    reference = wanted[0] if order.reference_arm is None else order.reference_arm
+    reference = wanted[0] if wishes.reference_arm is None else wishes.reference_arm
     if reference not in wanted:
         raise RequestError(
             422,
             f"reference_arm: expected one of {', '.join(wanted)}, got {reference}.",
             field="reference_arm",
         )
-    if order.samples > max_samples:
+    if wishes.samples > max_samples:
         raise RequestError(
-            422, f"samples: expected at most {max_samples}, got {order.samples}.", field="samples"
+            422, f"samples: expected at most {max_samples}, got {wishes.samples}.", field="samples"
         )
-    return order.model_dump() | {"arms": wanted, "reference_arm": reference}
+    return wishes.model_dump() | {"arms": wanted, "reference_arm": reference}
 
 
-def blocks(order: dict[str, Any], *, size: int) -> list[Block]:
+def blocks(order: Mapping[str, Any], *, size: int) -> list[Block]:
     """The order's samples in blocks of `size` seeds; early blocks of all arms come first."""
     seeds = sample_seeds(order["seed"], order["subject"], order["samples"])
     return [

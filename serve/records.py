@@ -5,7 +5,6 @@ with the parts that it lacks.
 """
 
 import time
-import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from lesioncast.evaluation.lesions import Lesions
 from lesioncast.forecasting.draws import Drawn
 
-State = Literal["accepted", "running", "succeeded", "failed", "cancelled"]
+State = Literal["accepted", "running", "succeeded", "failed", "cancelled", "deleted"]
 UNFINISHED: tuple[State, ...] = ("accepted", "running")
 
 
@@ -110,6 +109,7 @@ class Records:
 
     def accept(
         self,
+        job: str,
         owner: str,
         order: dict[str, Any],
         *,
@@ -118,29 +118,34 @@ class Records:
         key: str | None,
         limit: int,
     ) -> Job:
-        """A new job, committed; or the one that the idempotency `key` of `owner` names already.
+        """A new job of that id, committed; or the one that the idempotency `key` of `owner` names
+        already.
 
         Raises QueueFullError at `limit` unfinished jobs, KeyReusedError where the key came with
         another order. Requests that arrive together may pass the limit by their number.
         """
-        job = Job(
-            id=uuid.uuid4().hex, owner=owner, idempotency_key=key, order=order, total=total,
+        new = Job(
+            id=job, owner=owner, idempotency_key=key, order=order, total=total,
             block=block, state="accepted", created=time.time(),
         )  # fmt: skip
         try:
             with self._session() as session:
-                if key is None or self._named(session, owner, key) is None:
-                    waiting = select(func.count()).where(Job.state.in_(UNFINISHED))
-                    if session.scalars(waiting).one() >= limit:
-                        raise QueueFullError
-                session.add(job)
+                known = key is not None and self._named(session, owner, key) is not None
+                if not known and _waiting(session) >= limit:
+                    raise QueueFullError
+                session.add(new)
         except IntegrityError:  # the key is known
             with self._session() as session:
-                known = self._named(session, owner, str(key))
-            if known is None or known.order != order:
+                named = self._named(session, owner, str(key))
+            if named is None or named.order != order:
                 raise KeyReusedError from None
-            return known
-        return job
+            return named
+        return new
+
+    def is_full(self, limit: int) -> bool:
+        """Whether `accept` would refuse a new job."""
+        with self._session() as session:
+            return _waiting(session) >= limit
 
     def _named(self, session: Session, owner: str, key: str) -> Job | None:
         named = select(Job).where(Job.owner == owner, Job.idempotency_key == key)
@@ -184,6 +189,12 @@ class Records:
         self.tidy(job)
         return ended
 
+    def forget(self, job: str) -> None:
+        """A job that has ended with something to keep has lost it."""
+        kept = update(Job).where(Job.id == job, Job.state.in_(("succeeded", "failed")))
+        with self._session() as session:
+            session.execute(kept.values(state="deleted"))
+
     def tidy(self, job: str) -> None:
         """Drops the parts of a job that has ended."""
         ended = select(Job.id).where(Job.id == job, Job.state.not_in(UNFINISHED))
@@ -194,6 +205,10 @@ class Records:
         unfinished = update(Job).where(Job.id == job, Job.state.in_(UNFINISHED)).values(**values)
         with self._session() as session:
             return cast("CursorResult[Any]", session.execute(unfinished)).rowcount == 1
+
+
+def _waiting(session: Session) -> int:
+    return session.scalars(select(func.count()).where(Job.state.in_(UNFINISHED))).one()
 
 
 def part_of(job: str, bundle: str, arm: str, first: int, drawn: Drawn) -> Part:

@@ -27,7 +27,9 @@ from lesioncast.forecasting.engine import (
 )
 from lesioncast.slab import named
 from lesioncast.training.bundle import load_bundle
+from serve.orders import Patient
 from serve.settings import Settings
+from serve.uploads import patients_store
 from storage import open_store
 
 PATIENTS = 16  # hints kept
@@ -117,7 +119,7 @@ def _tell(future: Awaited, act: Callable[..., object], *given: object) -> None:
 
 
 class Sampler:
-    """Draws blocks of samples of the store's cases with the bundle's networks.
+    """Draws blocks of samples of patients with the bundle's networks.
 
     On the CPU one thread draws: replicas are the parallelism, and a mask must not depend on the
     number of threads.
@@ -130,10 +132,8 @@ class Sampler:
         bundle, store = load_bundle(settings.bundle, device=device), open_store(settings.store)
         require_fit(bundle, store)
         self._device, self._sampler, self._model = device, bundle.sampler, bundle.model
-        self._spacing = store.spec.spacing
-        self._condition = store_condition(store, named(bundle.config.control.condition))
-        self._covariates = store_covariates(store, bundle.config.covariates)
-        self._hints: OrderedDict[int, Hint] = OrderedDict()
+        self._store, self._artifacts = store, settings.artifacts
+        self._hints: OrderedDict[Patient, Hint] = OrderedDict()
         self._reading = asyncio.Lock()
         engine = bundle.model.engine(
             bundle.sampler,
@@ -148,28 +148,32 @@ class Sampler:
         """Whether it can still draw."""
         return self._thread.alive
 
-    async def draw(self, job: str, case: int, arm: int, seeds: Sequence[int]) -> Drawn:
-        """The samples of a case under an arm, for a job that shares slots fairly with others."""
-        hint = await self._hint(case)
+    async def draw(self, job: str, patient: Patient, arm: int, seeds: Sequence[int]) -> Drawn:
+        """A patient's samples under an arm, for a job that shares slots fairly with others."""
+        hint = await self._hint(patient)
         x = await self._thread.draw(job, [Told(hint, arm)] * len(seeds), seeds)
         return await asyncio.to_thread(self._counted, x)
 
-    async def _hint(self, case: int) -> Hint:
+    async def _hint(self, patient: Patient) -> Hint:
         """Computed once for all arms and seeds of a patient."""
         async with self._reading:
-            if case not in self._hints:
-                self._hints[case] = await asyncio.to_thread(self._encode, case)
-            self._hints.move_to_end(case)
+            if patient not in self._hints:
+                self._hints[patient] = await asyncio.to_thread(self._encode, patient)
+            self._hints.move_to_end(patient)
             while len(self._hints) > PATIENTS:
                 self._hints.popitem(last=False)
-            return self._hints[case]
+            return self._hints[patient]
 
-    def _encode(self, case: int) -> Hint:
-        condition = torch.from_numpy(self._condition(case)).to(self._device)
-        covariates = torch.from_numpy(self._covariates(case)).to(self._device)
+    def _encode(self, patient: Patient) -> Hint:
+        store = patients_store(patient, self._store, self._artifacts)
+        case, config = store.case(patient.subject).index, self._model.config
+        channels = named(config.control.condition)
+        condition = torch.from_numpy(store_condition(store, channels)(case)).to(self._device)
+        told = store_covariates(store, config.covariates)(case)
+        covariates = torch.from_numpy(told).to(self._device)
         return self._model.hint(condition, covariates, self._sampler)
 
     def _counted(self, x: Sequence[Tensor]) -> Drawn:
         masks = np.stack([(each[NET2] > 0).cpu().numpy() for each in x])
-        lesions = tuple(measure(mask, self._spacing) for mask in masks)
+        lesions = tuple(measure(mask, self._store.spec.spacing) for mask in masks)
         return Drawn(np.packbits(masks, axis=-1), masks.shape[-1], lesions)

@@ -2,15 +2,15 @@
 
 import gzip
 import json
-import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import nibabel as nib
 import pytest
 from tiny_forecast import SPEC, write_bundle, write_store
-from tiny_service import Service, running
+from tiny_service import Service, finished, refused, running, until
 
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import summary_path
@@ -20,6 +20,7 @@ from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import load_bundle
 from serve.client import Client, RefusedError
 from serve.doors import digest_of
+from serve.files import result_folder
 from serve.records import Records
 from serve.settings import Settings
 from storage import open_store
@@ -68,23 +69,6 @@ def http(service: Service) -> Iterator[httpx2.Client]:
         yield http
 
 
-def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
-
-
-def refused(answer: httpx2.Response, status: int, field: str | None = None) -> dict:  # type: ignore[type-arg]
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem: dict = answer.json()  # type: ignore[type-arg]
-    assert problem["status"] == status
-    if field is not None:
-        assert [each["field"] for each in problem["errors"]] == [field]
-    return problem
-
-
 def test_a_forecast_is_asked_for_followed_and_fetched(client: Client, tmp_path: Path) -> None:
     job = client.ask("sub-02", samples=4, seed=7)
     seen = list(client.follow(job))
@@ -127,11 +111,6 @@ def test_the_result_is_the_summary_that_the_job_would_write(
     assert record == json.loads(json.dumps(written))
 
 
-def finished(client: Client, job: str) -> str:
-    assert [status["state"] for status in client.follow(job)][-1] == "succeeded"
-    return job
-
-
 def test_a_status_shows_partial_results_while_it_runs(client: Client, service: Service) -> None:
     service.held = True
     job = client.ask("sub-01", samples=4, arms=list(SPEC.arms[:2]))
@@ -153,15 +132,54 @@ def test_a_cancelled_forecast_stops_at_once_and_stays_so(
     service.held = True
     job = client.ask("sub-01", samples=20)
     before = len(service.drawn)
-    client.cancel(job)
-    client.cancel(job)
+    client.delete(job)
+    client.delete(job)
     service.held = False
     assert client.status(job)["state"] == "cancelled"
     until(lambda: service.slots == 0)
     assert len(service.drawn) == before
     refused(http.get(f"/v1/forecasts/{job}/result"), 409)
-    done = finished(client, client.ask("sub-01", samples=2))
-    assert "succeeded" in refused(http.delete(f"/v1/forecasts/{done}"), 409)["detail"]
+
+
+def test_a_deleted_forecast_leaves_no_file(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+    folder = result_folder(service.settings.artifacts, job)
+    assert folder.is_dir()
+    client.delete(job)
+    client.delete(job)
+    assert client.status(job)["state"] == "deleted"
+    refused(http.get(f"/v1/forecasts/{job}/result"), 409)
+    assert not folder.exists()
+
+
+def test_a_result_comes_as_a_zip_of_the_derivative(
+    client: Client, service: Service, tmp_path: Path
+) -> None:
+    job = finished(client, client.ask("sub-02", samples=2))
+    client.save_derivative(job, tmp_path / "all.zip")
+    folder = result_folder(service.settings.artifacts, job)
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    kept = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    assert found == {name: path.read_bytes() for name, path in kept.items()}
+    assert len([name for name in found if name.endswith("_probseg.nii.gz")]) == 3
+
+
+def test_the_bundle_is_a_model_of_the_open_inference_protocol(
+    http: httpx2.Client, root: Path, service: Service
+) -> None:
+    assert http.get("/v2").json()["name"] == "lesioncast"
+    model = http.get("/v2/models/lesioncast").json()
+    assert model["versions"] == [load_bundle(root / "bundle").digest]
+    assert {"name": "w048/flair", "datatype": "FP32", "shape": list(SPEC.slab)} in model["inputs"]
+    assert model["outputs"][0]["shape"] == list(SPEC.slab)
+    assert http.get("/v2/models/lesioncast/ready").json() == {"name": "lesioncast", "ready": True}
+    service.broken = True
+    assert http.get("/v2/models/lesioncast/ready").status_code == 503
+    service.broken = False
+    refused(http.get("/v2/models/other"), 404, "name")
 
 
 def test_a_full_queue_is_429_with_a_time_to_wait(
@@ -263,7 +281,7 @@ def test_ready_is_503_where_nothing_can_be_drawn(service: Service) -> None:
 def test_a_forecast_is_its_owners_alone(client: Client, service: Service) -> None:
     job = client.ask("sub-01", samples=2)
     with Client(service.url, key=KEYS["hospital-b"]) as other:
-        for ask in (other.status, other.result, other.cancel):
+        for ask in (other.status, other.result, other.delete):
             with pytest.raises(RefusedError, match="No forecast has this id"):
                 ask(job)
     finished(client, job)

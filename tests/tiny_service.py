@@ -4,16 +4,19 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import httpx2
 import uvicorn
 
 from lesioncast.forecasting.draws import Drawn
-from serve.api import Desk, make_api
-from serve.doors import read_keys
-from serve.forecaster import Forecaster, open_study
+from serve.api import make_api
+from serve.client import Client
+from serve.desk import open_desk
+from serve.forecaster import Forecaster, open_study, patient_of
 from serve.orders import Block
 from serve.records import Job, Records
 from serve.sampler import Sampler
@@ -65,9 +68,8 @@ def running(settings: Settings) -> Iterator[Service]:
         service.budget -= 1
         if service.broken:
             raise RuntimeError("broken on purpose")
-        case = study.store.case(job.order["subject"]).index
         arm = study.store.spec.arms.index(block.arm)
-        drawn = await sampler.draw(job.id, case, arm, block.seeds)
+        drawn = await sampler.draw(job.id, patient_of(job), arm, block.seeds)
         service.drawn.append(block)
         return drawn
 
@@ -82,18 +84,7 @@ def running(settings: Settings) -> Iterator[Service]:
     async def ready() -> bool:
         return not service.broken
 
-    api = make_api(
-        Desk(
-            settings=settings,
-            records=records,
-            subjects=[case.subject for case in study.store.cases],
-            arms=study.store.spec.arms,
-            keys=None if settings.keys is None else read_keys(settings.keys),
-            wake=wake,
-            cancel=cancel,
-            ready=ready,
-        )
-    )
+    api = make_api(open_desk(study, wake=wake, cancel=cancel, ready=ready))
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -114,3 +105,28 @@ def running(settings: Settings) -> Iterator[Service]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Waits for it; fails where it never comes true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
+def finished(client: Client, job: str) -> str:
+    """The job, once it has succeeded."""
+    assert [status["state"] for status in client.follow(job)][-1] == "succeeded"
+    return job
+
+
+def refused(answer: httpx2.Response, status: int, field: str | None = None) -> dict[str, Any]:
+    """The problem that a refusal is, which names that field."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    if field is not None:
+        assert [each["field"] for each in problem["errors"]] == [field]
+    return problem
