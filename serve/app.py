@@ -8,6 +8,7 @@ draw. Whichever dies is started again by Serve and goes on from the records.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -46,14 +47,18 @@ class SamplerReplica:
     """`serve.sampler.Sampler` behind a handle."""
 
     def __init__(self, settings: Settings) -> None:
-        observe = EngineMetrics().stepped
-        self._sampler = Sampler(
-            settings, lambda engine, seconds, done: observe(engine, seconds=seconds, finished=done)
-        )
+        self._sampler = Sampler(settings, EngineMetrics().stepped)
 
-    async def draw(self, job: str, patient: Patient, arm: int, seeds: tuple[int, ...]) -> Drawn:
+    async def draw(
+        self,
+        job: str,
+        patient: Patient,
+        arm: int,
+        seeds: tuple[int, ...],
+        changes: Mapping[str, Any],
+    ) -> Drawn:
         """See `Sampler.draw`."""
-        return await self._sampler.draw(job, patient, arm, seeds)
+        return await self._sampler.draw(job, patient, arm, seeds, changes)
 
     def check_health(self) -> None:
         """Serve replaces a replica whose engine has stopped."""
@@ -71,7 +76,8 @@ class ForecasterReplica:
 
         async def draw(job: Job, block: Block) -> Drawn:
             arm = arms.index(block.arm)
-            return await drawn_by(sampler, job.id, patient_of(job), arm, block.seeds)
+            changes = job.order.get("sampler", {})
+            return await drawn_by(sampler, job.id, patient_of(job), arm, block.seeds, changes)
 
         records = Records(settings.database_url)
         self._forecaster = Forecaster(records, study, draw, ForecastMetrics())

@@ -98,7 +98,8 @@ def _parse(kind: type[Wished], body: str | bytes) -> Wished:
 
 
 def _settle(desk: Desk, order: Wishes) -> Settled:
-    return settle(order, arms=desk.model.arms, max_samples=desk.settings.max_samples)
+    model = desk.model
+    return settle(order, arms=model.arms, sampler=model.sampler, settings=desk.settings)
 
 
 async def _uploaded(

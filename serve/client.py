@@ -54,20 +54,23 @@ class Client:
         covariates: Mapping[str, str | float] | None = None,
         arms: Sequence[str] | None = None,
         samples: int = 16,
+        error: float | None = None,
         seed: int = 0,
+        sampler: Mapping[str, float] | None = None,
         reference_arm: str | None = None,
         patience: float = 60.0,
     ) -> str:
         """Ask for a forecast of a subject of the store, or of a patient with these `images`.
 
         Images are NIfTI files by name, such as w048/flair; `subject` and `covariates` are then what
-        the order of an upload says. Returns the id.
+        the order of an upload says. With `error` sampling stops when P(active) is known to it;
+        `sampler` are changes to the bundle's own. Returns the id.
 
         While the queue is full, asks again for `patience` seconds, always with one idempotency key.
         """
         order = {
             "subject": subject, "arms": None if arms is None else list(arms), "samples": samples,
-            "seed": seed, "reference_arm": reference_arm,
+            "error": error, "seed": seed, "reference_arm": reference_arm, "sampler": sampler,
             "covariates": None if covariates is None else dict(covariates),
         }  # fmt: skip
         sent = _sent({name: value for name, value in order.items() if value is not None}, images)

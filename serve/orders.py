@@ -6,23 +6,42 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.forecasting.draws import sample_seeds
 from serve.problems import RequestError
+from serve.settings import Settings
 
 Word = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9 _.+-]+$")]
+
+
+class SamplerWishes(BaseModel):
+    """How samples are drawn, where that is not to be as the bundle was shipped to.
+
+    As in `SamplerConfig`: `eta` counts with the solver sde2m alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    num_steps: int | None = Field(default=None, ge=1)
+    eta: float | None = Field(default=None, ge=0, le=1)
+    guidance: float | None = Field(default=None, ge=0)
 
 
 class Wishes(BaseModel):
     """A forecast under some arms or all of them.
 
-    The same seed names the same samples, whatever else is asked for; arms share them.
+    The same seed names the same samples, whatever else is asked for; arms share them. With `error`
+    sampling stops as soon as the 95 % interval of P(active) reaches no further than that to either
+    side, on average, under every arm; `samples` are the most then.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     arms: list[str] | None = Field(default=None, min_length=1, max_length=64)
     samples: int = Field(default=16, ge=2)
+    error: float | None = Field(default=None, gt=0, lt=0.5)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    sampler: SamplerWishes = Field(default_factory=SamplerWishes)
     reference_arm: str | None = Field(default=None, max_length=64)
 
 
@@ -67,7 +86,9 @@ def require_subject(order: Order, subjects: Sequence[str]) -> None:
         )
 
 
-def settle(wishes: Wishes, *, arms: Sequence[str], max_samples: int) -> dict[str, Any]:
+def settle(
+    wishes: Wishes, *, arms: Sequence[str], sampler: SamplerConfig, settings: Settings
+) -> dict[str, Any]:
     """The wishes with every default made explicit, as they are recorded. Raises RequestError."""
     wanted = list(arms) if wishes.arms is None else wishes.arms
     for number, arm in enumerate(wanted):
@@ -84,11 +105,20 @@ def settle(wishes: Wishes, *, arms: Sequence[str], max_samples: int) -> dict[str
             f"reference_arm: expected one of {', '.join(wanted)}, got {reference}.",
             field="reference_arm",
         )
-    if wishes.samples > max_samples:
-        raise RequestError(
-            422, f"samples: expected at most {max_samples}, got {wishes.samples}.", field="samples"
-        )
-    return wishes.model_dump() | {"arms": wanted, "reference_arm": reference}
+    own = wishes.sampler
+    _bound("samples", wishes.samples, settings.max_samples)
+    _bound("sampler.num_steps", own.num_steps, settings.max_steps)
+    _bound("sampler.guidance", own.guidance, settings.max_guidance)
+    if own.eta is not None and sampler.solver != "sde2m":
+        detail = f"sampler.eta: expected none, for this bundle's solver is {sampler.solver}."
+        raise RequestError(422, detail, field="sampler.eta")
+    explicit = {"arms": wanted, "reference_arm": reference}
+    return wishes.model_dump() | explicit | {"sampler": own.model_dump(exclude_none=True)}
+
+
+def _bound(field: str, got: float | None, most: float) -> None:
+    if got is not None and got > most:
+        raise RequestError(422, f"{field}: expected at most {most:g}, got {got:g}.", field=field)
 
 
 def blocks(order: Mapping[str, Any], *, size: int) -> list[Block]:

@@ -173,19 +173,22 @@ class Records:
         with self._session() as session:
             return list(session.scalars(select(Part).where(Part.job == job, Part.bundle == bundle)))
 
-    def lesions(self, job: str) -> list[tuple[str, list[Any]]]:
-        """Pairs of an arm and the lesions of one of its blocks."""
+    def lesions(self, job: str) -> list[tuple[str, int, list[Any]]]:
+        """Of each block its arm, the number of its first seed, and its lesions."""
         with self._session() as session:
-            rows = session.execute(select(Part.arm, Part.lesions).where(Part.job == job))
-            return [(arm, lesions) for arm, lesions in rows]
+            wanted = select(Part.arm, Part.first, Part.lesions).where(Part.job == job)
+            return [(arm, first, lesions) for arm, first, lesions in session.execute(wanted)]
 
     def begin(self, job: str) -> bool:
         """Whether the job may run; a cancelled one may not."""
         return self._move(job, state="running")
 
-    def end(self, job: str, state: State, *, error: str | None = None) -> bool:
-        """Whether this call ended the job: an end is final. Its parts are no longer needed."""
-        ended = self._move(job, state=state, error=error, finished=time.time())
+    def end(self, job: str, state: State, **values: Any) -> bool:
+        """Whether this call ended the job: an end is final. Its parts are no longer needed.
+
+        `values` are other columns that the end sets.
+        """
+        ended = self._move(job, state=state, finished=time.time(), **values)
         self.tidy(job)
         return ended
 

@@ -224,6 +224,13 @@ def test_an_idempotency_key_names_one_forecast(http: httpx2.Client, client: Clie
         ({"subject": "sub-01", "seed": 2**63}, "seed"),
         ({"subject": "sub-01", "reference_arm": "homeopathy"}, "reference_arm"),
         ({"subject": "sub-01", "sample": 3}, "sample"),
+        ({"subject": "sub-01", "error": 0}, "error"),
+        ({"subject": "sub-01", "error": 0.5}, "error"),
+        ({"subject": "sub-01", "sampler": {"num_steps": 0}}, "sampler.num_steps"),
+        ({"subject": "sub-01", "sampler": {"num_steps": 513}}, "sampler.num_steps"),
+        ({"subject": "sub-01", "sampler": {"eta": 0.5}}, "sampler.eta"),
+        ({"subject": "sub-01", "sampler": {"guidance": 6}}, "sampler.guidance"),
+        ({"subject": "sub-01", "sampler": {"solver": "ddim"}}, "sampler.solver"),
     ],
 )
 def test_a_wrong_order_is_refused_by_its_field(
@@ -308,3 +315,27 @@ def test_a_restart_goes_on_with_what_was_drawn_and_ends_the_same(root: Path) -> 
         assert client.result(finished(client, job)) == whole
         assert len(second.drawn) == 5
         assert summary_path(settings.artifacts / job, "sub-02").is_file()
+
+
+def test_sampling_stops_at_the_error_that_is_asked_for(client: Client) -> None:
+    job = finished(client, client.ask("sub-02", samples=20, error=0.3))
+    record = client.result(job)
+    drawn = record["samples"]
+    assert 2 < drawn <= 20  # of 2 the interval is too wide whatever they show
+    found = [arm["p_active"] for arm in record["arms"].values()]
+    assert drawn == 20 or all((p["high"] - p["low"]) / 2 <= 0.3 for p in found)
+    assert client.status(job)["progress"] == {"done": 3 * drawn, "total": 3 * drawn}
+    assert any("known to 0.3" in notice for notice in record["notices"])
+    plain = client.result(finished(client, client.ask("sub-02", samples=drawn)))
+    assert plain["arms"] == record["arms"]
+
+
+def test_a_request_may_change_the_sampler(client: Client) -> None:
+    plain, longer = (
+        client.result(finished(client, client.ask("sub-02", samples=2, sampler=sampler)))
+        for sampler in ({}, {"num_steps": 4, "guidance": 2.0})
+    )
+    assert plain["arms"] != longer["arms"]
+    notice = "Drawn with num_steps 4, guidance 2 in place of the bundle's own."
+    assert notice in longer["notices"]
+    assert notice not in plain["notices"]

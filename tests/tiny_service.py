@@ -19,7 +19,7 @@ from serve.desk import open_desk
 from serve.forecaster import Forecaster, open_study, patient_of
 from serve.orders import Block
 from serve.records import Job, Records
-from serve.sampler import Sampler
+from serve.sampler import Sampler, Step
 from serve.settings import Settings
 
 
@@ -57,8 +57,8 @@ def running(settings: Settings) -> Iterator[Service]:
     service = Service(settings)
     study, records = open_study(settings), Records(settings.database_url)
 
-    def observe(engine, _seconds, _finished) -> None:  # type: ignore[no-untyped-def]
-        service.slots = engine.running
+    def observe(step: Step) -> None:
+        service.slots = step.running
 
     sampler = Sampler(settings, observe)
 
@@ -69,7 +69,9 @@ def running(settings: Settings) -> Iterator[Service]:
         if service.broken:
             raise RuntimeError("broken on purpose")
         arm = study.store.spec.arms.index(block.arm)
-        drawn = await sampler.draw(job.id, patient_of(job), arm, block.seeds)
+        drawn = await sampler.draw(
+            job.id, patient_of(job), arm, block.seeds, job.order.get("sampler", {})
+        )
         service.drawn.append(block)
         return drawn
 
