@@ -27,9 +27,10 @@ from serve.desk import open_desk
 from serve.forecaster import Forecaster, open_study, patient_of
 from serve.metrics import EngineMetrics, ForecastMetrics
 from serve.orders import Block, Patient
-from serve.records import Job, Records
+from serve.records import Records
 from serve.sampler import EngineStoppedError, Sampler
 from serve.settings import Settings
+from serve.tables import Job
 
 GONE = (
     RayActorError,

@@ -17,7 +17,8 @@ from serve.doors import FORM, media_type
 from serve.files import remove_upload, upload_folder
 from serve.orders import Order, UploadOrder, Wishes, require_subject, settle
 from serve.problems import RequestError
-from serve.records import Job, KeyReusedError, QueueFullError
+from serve.records import KeyReusedError, QueueFullError
+from serve.tables import Job
 from serve.uploads import IMAGES, image_schema, prepare_upload, require_known
 
 JSON = "application/json"
@@ -161,6 +162,7 @@ async def _accept(
             block=desk.settings.block,
             key=key,
             limit=desk.settings.unfinished,
+            by=request.state.key,
         )
     except QueueFullError:
         raise _full(desk) from None

@@ -8,12 +8,13 @@ import numpy as np
 from fastapi import Request
 
 from lesioncast.evaluation.ensembles import p_active, wilson_interval
-from serve.doors import Keys, read_keys
 from serve.forecaster import Study
+from serve.keys import KeyFile
 from serve.models import Served, served
 from serve.problems import RequestError
-from serve.records import Job, Records
+from serve.records import Records
 from serve.settings import Settings
+from serve.tables import Job
 from serve.uploads import upload_settings
 from storage import StoreSettings
 
@@ -27,7 +28,7 @@ class Desk:
     subjects: Sequence[str]
     model: Served
     upload: StoreSettings | None
-    keys: Keys | None
+    keys: KeyFile | None
     wake: Callable[[], Awaitable[None]]
     cancel: Callable[[str], Awaitable[None]]
     ready: Callable[[], Awaitable[bool]]
@@ -53,7 +54,7 @@ def open_desk(
         subjects=[case.subject for case in study.store.cases],
         model=served(study.bundle),
         upload=upload_settings(settings, study.store.spec),
-        keys=None if settings.keys is None else read_keys(settings.keys),
+        keys=None if settings.keys is None else KeyFile(settings.keys),
         wake=wake,
         cancel=cancel,
         ready=ready,

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from serve.desk import Desk, find_job, status_of
 from serve.files import remove_files
-from serve.records import UNFINISHED
+from serve.tables import UNFINISHED
 
 POLL_SECONDS = 0.25
 QUIET_POLLS = 60  # a comment after as many keeps proxies from closing a silent stream
@@ -30,10 +30,11 @@ def add_following(api: FastAPI, desk: Desk) -> None:
     async def delete(job: str, request: Request) -> Response:
         """Cancels a forecast that has not ended, and removes all files of one that has."""
         found = await run_in_threadpool(find_job, desk, job, request)
-        if await run_in_threadpool(desk.records.end, found.id, "cancelled"):
+        by = request.state.key
+        if await run_in_threadpool(desk.records.end, found.id, "cancelled", facts={"by": by}):
             await desk.cancel(found.id)
         else:
-            await run_in_threadpool(desk.records.forget, found.id)
+            await run_in_threadpool(desk.records.forget, found.id, by=by)
         await run_in_threadpool(remove_files, desk.settings.artifacts, found.id)
         return Response(status_code=204)
 

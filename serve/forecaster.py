@@ -17,9 +17,10 @@ from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import Bundle, load_bundle
 from serve.files import old_uploads, remove_files, remove_upload, result_folder
 from serve.orders import Block, Patient, blocks
-from serve.records import Job, Part, Records, State, part_of
+from serve.records import Records
 from serve.settings import Settings
 from serve.stopping import order_remarks, precise, rounds
+from serve.tables import Job, Part, State, part_of
 from serve.uploads import patients_store
 from storage import Store, open_store
 
@@ -165,7 +166,8 @@ class Forecaster:
             self.wake()
 
     async def _end(self, job: Job, state: State, **values: Any) -> None:
-        if await asyncio.to_thread(self._records.end, job.id, state, **values):
+        facts = {"bundle": self._study.bundle.digest}
+        if await asyncio.to_thread(self._records.end, job.id, state, facts=facts, **values):
             self._watch.ended(state, time.time() - job.created)
 
     async def _forecast(self, job: Job) -> int:

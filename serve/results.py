@@ -13,7 +13,7 @@ from lesioncast.forecasting.derivative import forecast_path, summary_path
 from serve.desk import Desk, find_job
 from serve.files import result_folder
 from serve.problems import RequestError
-from serve.records import UNFINISHED, Job
+from serve.tables import UNFINISHED, Job
 
 _PIECE, _IN_MEMORY = 2**20, 2**24  # bytes
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in a zip, so that equal results give equal zips

@@ -10,7 +10,7 @@ import httpx2
 import nibabel as nib
 import pytest
 from tiny_forecast import SPEC, write_bundle, write_store
-from tiny_service import Service, finished, refused, running, until
+from tiny_service import Service, finished, key_line, refused, running, until
 
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import summary_path
@@ -19,7 +19,6 @@ from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batch
 from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import load_bundle
 from serve.client import Client, RefusedError
-from serve.doors import digest_of
 from serve.files import result_folder
 from serve.records import Records
 from serve.settings import Settings
@@ -33,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("service")
     write_store(folder / "store.zarr", folder / "bids", test=4)
     write_bundle(folder / "bundle")
-    lines = [f"{name} {digest_of(key)}\n" for name, key in KEYS.items()]
+    lines = [key_line(name, key) for name, key in KEYS.items()]
     (folder / "keys.txt").write_text("".join(lines))
     return folder
 

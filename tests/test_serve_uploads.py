@@ -4,7 +4,6 @@ however made, does harm."""
 import gzip
 import io
 import json
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,21 +12,22 @@ import httpx2
 import nibabel as nib
 import numpy as np
 import pytest
-import yaml
-from synthetic_bids import ARMS, path_of, write_participants, write_trial
-from tiny_forecast import GEOMETRY, SPEC, write_bundle
-from tiny_service import Service, finished, refused, running, until
+from synthetic_bids import ARMS, path_of
+from tiny_service import (
+    Service,
+    finished,
+    refused,
+    running,
+    trial_settings,
+    until,
+    write_trial_served,
+)
 
-from lesioncast.config import load_config
 from serve.client import Client
 from serve.files import FORGOTTEN_SECONDS, old_uploads, upload_folder
 from serve.settings import Settings
 from serve.uploads import IMAGES
-from storage.build import build_shard
-from storage.convert import convert
-from storage.plan import plan_conversion
 
-DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 SUBJECT = "sub-03"
 SENT = [name for name in IMAGES if name != "w048/brain_mask"]
 Files = dict[str, tuple[str, bytes]]
@@ -35,32 +35,14 @@ Files = dict[str, tuple[str, bytes]]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trial, its store and a bundle; of one subject nothing is known but what can be sent."""
+    """Of one subject nothing is known but what can be sent."""
     folder = tmp_path_factory.mktemp("uploads")
-    bids = folder / "bids"
-    write_trial(bids, 3, geometry=GEOMETRY)
-    write_participants(bids, {"sub-01": ARMS[0], "sub-02": ARMS[1], SUBJECT: "n/a"})
-    for path in bids.rglob("*ses-w096*"):
-        shutil.rmtree(path, ignore_errors=True)
-    raw = yaml.safe_load(DEMO.read_text())
-    raw["store"] = {"slab": list(SPEC.slab), "spacing": list(SPEC.spacing), "resample": False}
-    (folder / "config.yaml").write_text(yaml.safe_dump(raw))
-    settings = load_config(folder / "config.yaml").store
-    plan = plan_conversion(bids, folder / "store.zarr", settings=settings, arms=ARMS, seed=0)
-    convert(plan, build=lambda builds: map(build_shard, builds))
-    write_bundle(folder / "bundle")
+    write_trial_served(folder, unlabelled=SUBJECT)
     return folder
 
 
 def settings_in(root: Path, name: str, **given: object) -> Settings:
-    return Settings(
-        bundle=root / "bundle",
-        store=root / "store.zarr",
-        artifacts=root / name,
-        demo=True,
-        block=2,
-        **({"config": root / "config.yaml"} | given),  # type: ignore[arg-type]
-    )
+    return trial_settings(root, root / name, **given)
 
 
 @pytest.fixture(scope="module")
