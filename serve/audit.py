@@ -57,8 +57,12 @@ def faults(entries: Sequence[Entry], *, head: str | None = None) -> Iterator[str
 
 def read_entries(url: str) -> list[Entry]:
     """All entries of the database at `url`, in order."""
-    with Session(create_engine(url)) as session:
-        return list(session.scalars(select(Entry).order_by(Entry.number)))
+    engine = create_engine(url)
+    try:
+        with Session(engine) as session:
+            return list(session.scalars(select(Entry).order_by(Entry.number)))
+    finally:
+        engine.dispose()
 
 
 def main(argv: Sequence[str]) -> int:

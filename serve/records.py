@@ -38,6 +38,10 @@ class Records:
         except DatabaseError:  # another process made them at the same time
             Table.metadata.create_all(self._engine)
 
+    def close(self) -> None:
+        """Its connections."""
+        self._engine.dispose()
+
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with Session(self._engine, expire_on_commit=False) as session, session.begin():

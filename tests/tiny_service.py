@@ -100,7 +100,8 @@ def running(settings: Settings) -> Iterator[Service]:
     async def ready() -> bool:
         return not service.broken
 
-    api = make_api(open_desk(study, wake=wake, cancel=cancel, ready=ready))
+    desk = open_desk(study, wake=wake, cancel=cancel, ready=ready)
+    api = make_api(desk)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -121,6 +122,8 @@ def running(settings: Settings) -> Iterator[Service]:
     finally:
         server.should_exit = True
         thread.join()
+        desk.records.close()
+        records.close()
 
 
 def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
