@@ -8,6 +8,7 @@ draw. Whichever dies is started again by Serve and goes on from the records.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,15 +22,15 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from lesioncast.forecasting.draws import Drawn
-from serve.api import Desk, make_api
-from serve.doors import read_keys
-from serve.forecaster import Forecaster, open_study
+from serve.api import make_api
+from serve.desk import open_desk
+from serve.forecaster import Forecaster, open_study, patient_of
 from serve.metrics import EngineMetrics, ForecastMetrics
-from serve.orders import Block
-from serve.records import Job, Records
+from serve.orders import Block, Patient
+from serve.records import Records
 from serve.sampler import EngineStoppedError, Sampler
 from serve.settings import Settings
-from storage import open_store
+from serve.tables import Job
 
 GONE = (
     RayActorError,
@@ -47,14 +48,18 @@ class SamplerReplica:
     """`serve.sampler.Sampler` behind a handle."""
 
     def __init__(self, settings: Settings) -> None:
-        observe = EngineMetrics().stepped
-        self._sampler = Sampler(
-            settings, lambda engine, seconds, done: observe(engine, seconds=seconds, finished=done)
-        )
+        self._sampler = Sampler(settings, EngineMetrics().stepped)
 
-    async def draw(self, job: str, case: int, arm: int, seeds: tuple[int, ...]) -> Drawn:
+    async def draw(
+        self,
+        job: str,
+        patient: Patient,
+        arm: int,
+        seeds: tuple[int, ...],
+        changes: Mapping[str, Any],
+    ) -> Drawn:
         """See `Sampler.draw`."""
-        return await self._sampler.draw(job, case, arm, seeds)
+        return await self._sampler.draw(job, patient, arm, seeds, changes)
 
     def check_health(self) -> None:
         """Serve replaces a replica whose engine has stopped."""
@@ -71,8 +76,9 @@ class ForecasterReplica:
         arms = study.store.spec.arms
 
         async def draw(job: Job, block: Block) -> Drawn:
-            case = study.store.case(job.order["subject"]).index
-            return await drawn_by(sampler, job.id, case, arms.index(block.arm), block.seeds)
+            arm = arms.index(block.arm)
+            changes = job.order.get("sampler", {})
+            return await drawn_by(sampler, job.id, patient_of(job), arm, block.seeds, changes)
 
         records = Records(settings.database_url)
         self._forecaster = Forecaster(records, study, draw, ForecastMetrics())
@@ -121,8 +127,7 @@ class Ingress:
         self._settings, self._forecaster = settings, forecaster
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807, Serve's name
-        settings, forecaster = self._settings, self._forecaster
-        store = open_store(settings.store)
+        forecaster = self._forecaster
 
         async def wake() -> None:
             forecaster.wake.remote()  # not awaited: it looks for itself before long
@@ -137,18 +142,8 @@ class Ingress:
                 return False
             return True
 
-        return make_api(
-            Desk(
-                settings=settings,
-                records=Records(settings.database_url),
-                subjects=[case.subject for case in store.cases],
-                arms=store.spec.arms,
-                keys=None if settings.keys is None else read_keys(settings.keys),
-                wake=wake,
-                cancel=cancel,
-                ready=ready,
-            )
-        )
+        desk = open_desk(open_study(self._settings), wake=wake, cancel=cancel, ready=ready)
+        return make_api(desk)
 
 
 def deployment(decorated: Any) -> ray_serve.Deployment:

@@ -10,7 +10,7 @@ with Client("http://127.0.0.1:8000", key="...") as client:
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,25 +48,35 @@ class Client:
 
     def ask(
         self,
-        subject: str,
+        subject: str | None = None,
         *,
+        images: Mapping[str, Path] | None = None,
+        covariates: Mapping[str, str | float] | None = None,
         arms: Sequence[str] | None = None,
         samples: int = 16,
+        error: float | None = None,
         seed: int = 0,
+        sampler: Mapping[str, float] | None = None,
         reference_arm: str | None = None,
         patience: float = 60.0,
     ) -> str:
-        """Ask for a forecast; returns its id.
+        """Ask for a forecast of a subject of the store, or of a patient with these `images`.
+
+        Images are NIfTI files by name, such as w048/flair; `subject` and `covariates` are then what
+        the order of an upload says. With `error` sampling stops when P(active) is known to it;
+        `sampler` are changes to the bundle's own. Returns the id.
 
         While the queue is full, asks again for `patience` seconds, always with one idempotency key.
         """
         order = {
             "subject": subject, "arms": None if arms is None else list(arms), "samples": samples,
-            "seed": seed, "reference_arm": reference_arm,
+            "error": error, "seed": seed, "reference_arm": reference_arm, "sampler": sampler,
+            "covariates": None if covariates is None else dict(covariates),
         }  # fmt: skip
+        sent = _sent({name: value for name, value in order.items() if value is not None}, images)
         headers, until = {"Idempotency-Key": uuid.uuid4().hex}, time.monotonic() + patience
         while True:
-            answer = self._http.post("/v1/forecasts", json=order, headers=headers)
+            answer = self._http.post("/v1/forecasts", headers=headers, **sent)
             if answer.status_code != 429 or time.monotonic() > until:
                 return str(_accepted(answer).json()["id"])
             time.sleep(float(answer.headers["Retry-After"]))
@@ -92,9 +102,21 @@ class Client:
         """Write the probability map under an arm as NIfTI to `path` (.nii.gz)."""
         path.write_bytes(_accepted(self._http.get(f"/v1/forecasts/{job}/arms/{arm}")).content)
 
-    def cancel(self, job: str) -> None:
-        """Stop a forecast that has not ended."""
+    def save_derivative(self, job: str, path: Path) -> None:
+        """Write all of a result, a BIDS derivative, as a zip to `path`."""
+        path.write_bytes(_accepted(self._http.get(f"/v1/forecasts/{job}/derivative")).content)
+
+    def delete(self, job: str) -> None:
+        """Stop a forecast that has not ended; of one that has, remove all that was kept."""
         _accepted(self._http.delete(f"/v1/forecasts/{job}"))
+
+
+def _sent(order: Record, images: Mapping[str, Path] | None) -> Record:
+    """The body of a request: JSON, or a form with files."""
+    if images is None:
+        return {"json": order}
+    files = {name: (name, path.read_bytes()) for name, path in images.items()}
+    return {"data": {"order": json.dumps(order)}, "files": files}
 
 
 def _accepted(answer: httpx2.Response) -> httpx2.Response:

@@ -1,54 +1,43 @@
-"""Who may enter: API keys, kept as hashes, and bodies of bounded size.
+"""Who may enter: clients with a key that may do what they ask, and bodies of bounded size.
 
-    python -m serve.doors hospital-a >> keys.txt    # prints the key once, on standard error
-
-A line of the file is a name and the sha256 of a key. Keys are 256 random bits, so a fast hash is
-enough. Two lines of one name are one client with two keys: that is how a key is rotated.
+python -m serve.doors hospital-a >> keys.txt    # prints the key once, on standard error
 """
 
-import hashlib
-import hmac
+import argparse
 import ipaddress
-import secrets
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.keys import FORECAST, READ, SCOPES, KeyFile, new_key
 from serve.problems import RequestError
 
 HEALTH = "/v2/health/"
+FORM = "multipart/form-data"
 DEMO = "demo"
 LOCAL = {"localhost", "127.0.0.1", "[::1]"}
-Keys = tuple[tuple[str, str], ...]
 
 
-def read_keys(path: Path) -> Keys:
-    """Pairs of a client's name and the sha256 of its key. Raises ValueError, naming the line."""
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    for number, words in enumerate(lines, 1):
-        if len(words) != 2 or len(words[1]) != 64:
-            raise ValueError(f"{path}, key {number}: expected a name and a sha256; use serve.doors")
-    return tuple((name, digest) for name, digest in lines)
-
-
-def digest_of(key: str) -> str:
-    """What is kept of a key."""
-    return hashlib.sha256(key.encode()).hexdigest()
+def media_type(headers: Headers) -> str:
+    """The kind of a body, without its parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class Doors:
-    """ASGI middleware: knows who asks (`scope["state"]["owner"]`) before anything else runs.
+    """ASGI middleware: knows who asks (`owner` and the id of their `key`, in the scope's state)
+    before anything else runs.
 
     Without `keys`, in demo mode, only this machine may ask, and only under its own name: a page
-    that a browser here has open elsewhere must not reach the service by DNS rebinding.
+    that a browser here has open elsewhere must not reach the service by DNS rebinding. A body has
+    at most `max_body` bytes, a form `max_form`.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys | None, max_body: int) -> None:
-        self._app, self._keys, self._max_body = app, keys, max_body
+    def __init__(self, app: ASGIApp, *, keys: KeyFile | None, max_body: int, max_form: int) -> None:
+        self._app, self._keys = app, keys
+        self._max_body, self._max_form = max_body, max_form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
@@ -57,51 +46,63 @@ class Doors:
             return
         headers = Headers(scope=scope)
         try:
-            scope.setdefault("state", {})["owner"] = self._owner(scope, headers)
-            self._bound(int(headers.get("content-length", 0)))
+            owner, key = self._asker(scope, headers)
+            scope.setdefault("state", {}).update(owner=owner, key=key)
+            most = self._max_form if media_type(headers) == FORM else self._max_body
+            _bound(int(headers.get("content-length", 0)), most)
         except RequestError as refused:
             await refused.response()(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
+        await self._app(scope, _counted(receive, most), send)
 
-    def _owner(self, scope: Scope, headers: Headers) -> str:
+    def _asker(self, scope: Scope, headers: Headers) -> tuple[str, str]:
         if self._keys is None:
             client, host = (scope.get("client") or ("",))[0], headers.get("host", "")
-            if _is_loopback(client) and host.rsplit(":", 1)[0] in LOCAL:
-                return DEMO
+            # A page of another site may send forms here, but not without saying where it is from.
+            origin = headers.get("origin", host).rpartition("/")[2]
+            if _is_loopback(client) and {_name(host), _name(origin)} <= LOCAL:
+                return DEMO, DEMO
             raise RequestError(
                 403, "Demo mode answers this machine alone; start it with keys=FILE."
             )
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        digest = digest_of(key)
-        known = [name for name, kept in self._keys if hmac.compare_digest(kept, digest)]
-        if scheme.lower() != "bearer" or not known:
+        known = self._keys.find(key) if scheme.lower() == "bearer" else None
+        if known is None:
             raise RequestError(
                 401,
-                "Expected a known API key in the header Authorization: Bearer KEY.",
+                "Expected a known API key, of today, in the header Authorization: Bearer KEY.",
                 field="Authorization",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return known[0]
+        wanted = READ if scope["method"] in ("GET", "HEAD") else FORECAST
+        if wanted not in known.scopes:
+            detail = f"Expected a key that may {wanted}, got {known.id}, which may not."
+            raise RequestError(403, detail, field="Authorization")
+        return known.name, known.id
 
-    def _bound(self, size: int) -> None:
-        if size > self._max_body:
-            raise RequestError(
-                413, f"Expected a body of at most {self._max_body} bytes, got {size}."
-            )
 
-    def _counted(self, receive: Receive) -> Receive:
-        size = 0
+def _bound(size: int, most: int) -> None:
+    if size > most:
+        raise RequestError(413, f"Expected a body of at most {most} bytes, got {size}.")
 
-        async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_body:
-                raise HTTPException(413, f"Expected a body of at most {self._max_body} bytes.")
-            return message
 
-        return counted
+def _counted(receive: Receive, most: int) -> Receive:
+    """A body without a length that it states, or of another, ends there too."""
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise HTTPException(413, f"Expected a body of at most {most} bytes.")
+        return message
+
+    return counted
+
+
+def _name(host: str) -> str:
+    return host.rsplit(":", 1)[0]
 
 
 def _is_loopback(client: str) -> bool:
@@ -113,12 +114,18 @@ def _is_loopback(client: str) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Make a key for the client named; prints the line to keep, and the key on standard error."""
-    if len(argv) != 1 or not argv[0].isprintable() or " " in argv[0]:
-        sys.stderr.write("expected one name without spaces, such as hospital-a\n")
-        return 2
-    key = secrets.token_urlsafe(32)
-    sys.stderr.write(f"key of {argv[0]}, shown once: {key}\n")
-    sys.stdout.write(f"{argv[0]} {digest_of(key)}\n")
+    parser = argparse.ArgumentParser(description="Make an API key of the forecast service.")
+    parser.add_argument("name", help="the client's, without spaces, such as hospital-a")
+    parser.add_argument("--scopes", default=",".join(SCOPES), help="what it may do")
+    parser.add_argument("--days", type=int, default=365, help="how long it may")
+    given = parser.parse_args(argv)
+    if not given.name.isprintable() or len(given.name.split()) != 1:
+        parser.error("expected a name without spaces")
+    if unknown := set(given.scopes.split(",")) - set(SCOPES):
+        parser.error(f"expected scopes of {','.join(SCOPES)}, got {','.join(sorted(unknown))}")
+    key, kept = new_key(given.name, scopes=tuple(given.scopes.split(",")), days=given.days)
+    sys.stderr.write(f"key {kept.id} of {kept.name}, shown once: {key}\n")
+    sys.stdout.write(f"{kept.line}\n")
     return 0
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import write_forecast_root
@@ -15,9 +15,13 @@ from lesioncast.forecasting.engine import bundle_remark, require_fit, sessions_s
 from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
 from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import Bundle, load_bundle
-from serve.orders import Block, blocks
-from serve.records import Job, Part, Records, State, part_of
+from serve.files import old_uploads, remove_files, remove_upload, result_folder
+from serve.orders import Block, Patient, blocks
+from serve.records import Records
 from serve.settings import Settings
+from serve.stopping import order_remarks, precise, rounds
+from serve.tables import Job, Part, State, part_of
+from serve.uploads import patients_store
 from storage import Store, open_store
 
 
@@ -33,6 +37,7 @@ class Watch(Protocol):
 
 Draw = Callable[[Job, Block], Awaitable[Drawn]]
 POLL_SECONDS = 1.0
+TIDY_SECONDS = 600.0
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +51,12 @@ class Study:
     settings: Settings
 
     def write(self, job: Job, parts: Sequence[Part]) -> Path:
-        """The result of a job from all of its samples, just as jobs/forecast.py writes it."""
-        order, store, bids = job.order, self.store, Path(self.store.table.bids)
-        case = store.case(order["subject"])
-        seeds = sample_seeds(order["seed"], case.subject, order["samples"])
+        """The result of a job from its samples, just as jobs/forecast.py writes it."""
+        order, patient = job.order, patient_of(job)
+        store = patients_store(patient, self.store, self.settings.artifacts)
+        case, bids = store.case(patient.subject), Path(store.table.bids)
+        samples = samples_of(parts, order["arms"])
+        seeds = sample_seeds(order["seed"], case.subject, samples)
         requests = [Request(case.index, store.spec.arms.index(arm)) for arm in order["arms"]]
         by_place = {(part.arm, part.first): part.drawn() for part in parts}
         drawn = [
@@ -58,15 +65,15 @@ class Study:
             for first in sorted(place for name, place in by_place if name == arm)
         ]
         found = ensembles(requests, {case.index: seeds}, drawn)
-        out = self.settings.artifacts / job.id
-        remarks = (bundle_remark(self.bundle.path), *trial_remarks(bids))
+        out = result_folder(self.settings.artifacts, job.id)
+        remarks = (bundle_remark(self.bundle.path), *trial_remarks(bids), *order_remarks(order))
         write_forecast_root(out, source=bids)
         write_forecast(
             store,
             case,
             dict(zip(order["arms"], found, strict=True)),
             settings=ForecastSettings(
-                samples=order["samples"],
+                samples=samples,
                 reference_arm=order["reference_arm"],
                 opening=self.settings.opening,
             ),
@@ -89,6 +96,16 @@ def open_study(settings: Settings) -> Study:
     bundle, store = load_bundle(settings.bundle), open_store(settings.store)
     require_fit(bundle, store)
     return Study(bundle, store, settings)
+
+
+def samples_of(parts: Sequence[Part], arms: Sequence[str]) -> int:
+    """How many samples of each arm there are; all have as many."""
+    return sum(len(part.lesions) for part in parts if part.arm == arms[0])
+
+
+def patient_of(job: Job) -> Patient:
+    """Who a job is about."""
+    return Patient(job.order["subject"], job.id if job.order.get("upload") else None)
 
 
 class Forecaster:
@@ -114,7 +131,11 @@ class Forecaster:
 
     async def run(self) -> None:
         """Never returns; looks into the records when woken, and now and then."""
+        tidied = -TIDY_SECONDS
         while True:
+            if time.monotonic() - tidied > TIDY_SECONDS:
+                tidied = time.monotonic()
+                await asyncio.to_thread(self._tidy_uploads)
             self._woken.clear()
             unfinished = await asyncio.to_thread(self._records.unfinished)
             self._watch.waiting(len(unfinished))
@@ -132,10 +153,10 @@ class Forecaster:
         """One job to its end, whatever that is."""
         try:
             if await asyncio.to_thread(self._records.begin, job.id):
-                await self._forecast(job)
-                await self._end(job, "succeeded")
+                samples = await self._forecast(job)
+                await self._end(job, "succeeded", total=samples * len(job.order["arms"]))
         except asyncio.CancelledError:  # by its owner, who ended it; or by a stop, to be resumed
-            await asyncio.to_thread(self._records.tidy, job.id)
+            await asyncio.to_thread(self._tidy, job.id)
         except Exception:
             logger.exception("forecast %s failed", job.id)
             error = f"The forecast failed; the service's log says why, under {job.id}."
@@ -144,21 +165,56 @@ class Forecaster:
             del self._tasks[job.id]
             self.wake()
 
-    async def _end(self, job: Job, state: State, *, error: str | None = None) -> None:
-        if await asyncio.to_thread(self._records.end, job.id, state, error=error):
+    async def _end(self, job: Job, state: State, **values: Any) -> None:
+        facts = {"bundle": self._study.bundle.digest}
+        if await asyncio.to_thread(self._records.end, job.id, state, facts=facts, **values):
             self._watch.ended(state, time.time() - job.created)
 
-    async def _forecast(self, job: Job) -> None:
+    async def _forecast(self, job: Job) -> int:
+        """Draws and writes; how many samples of each arm that took."""
         digest = self._study.bundle.digest
         known = await asyncio.to_thread(self._records.parts, job.id, digest)
         there = {(part.arm, part.first) for part in known}
-        wanted = blocks(job.order, size=job.block)
-        async with asyncio.TaskGroup() as group:
-            for block in wanted:
-                if (block.arm, block.first) not in there:
-                    group.create_task(self._keep(job, block))
-        parts = await asyncio.to_thread(self._records.parts, job.id, digest)
-        await asyncio.to_thread(self._study.write, job, parts)
+        used: list[Block] = []
+        for some in rounds(job.order, blocks(job.order, size=job.block)):
+            async with asyncio.TaskGroup() as group:
+                for block in some:
+                    if (block.arm, block.first) not in there:
+                        group.create_task(self._keep(job, block))
+            used += some
+            if await asyncio.to_thread(self._precise, job, used):
+                break
+        wanted = {(block.arm, block.first) for block in used}
+        drawn = await asyncio.to_thread(self._records.parts, job.id, digest)
+        parts = [part for part in drawn if (part.arm, part.first) in wanted]
+        writing = asyncio.create_task(asyncio.to_thread(self._study.write, job, parts))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])  # what it writes until then is to be removed
+            raise
+        return samples_of(parts, job.order["arms"])
+
+    def _precise(self, job: Job, used: Sequence[Block]) -> bool:
+        column = 1 if self._study.settings.opening else 0
+        wanted = {(block.arm, block.first) for block in used}
+        counts: dict[str, list[int]] = {arm: [] for arm in job.order["arms"]}
+        for arm, first, lesions in self._records.lesions(job.id):
+            if (arm, first) in wanted:
+                counts[arm] += [each[column] for each in lesions]
+        return precise(job.order, counts)
+
+    def _tidy(self, job: str) -> None:
+        self._records.tidy(job)
+        found = self._records.find(job)
+        if found is not None and found.state == "cancelled":
+            remove_files(self._study.settings.artifacts, job)
+
+    def _tidy_uploads(self) -> None:
+        artifacts = self._study.settings.artifacts
+        for upload in old_uploads(artifacts):
+            if self._records.find(upload) is None:
+                remove_upload(artifacts, upload)
 
     async def _keep(self, job: Job, block: Block) -> None:
         drawn = await self._draw(job, block)

@@ -7,8 +7,7 @@ counted.
 
 from ray.serve import metrics
 
-from lesioncast.diffusion.engine import Engine
-from lesioncast.diffusion.model import Told
+from serve.sampler import Step
 
 BOUNDARIES = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]
 
@@ -23,14 +22,14 @@ class EngineMetrics:
         self._seconds = metrics.Counter("lesioncast_step_seconds", "Seconds in steps.")
         self._samples = metrics.Counter("lesioncast_samples", "Samples drawn.")
 
-    def stepped(self, engine: Engine[Told], *, seconds: float, finished: int) -> None:
+    def stepped(self, step: Step) -> None:
         """After each step."""
-        self._running.set(engine.running)
-        self._waiting.set(engine.waiting)
+        self._running.set(step.running)
+        self._waiting.set(step.waiting)
         self._steps.inc()
-        self._seconds.inc(max(seconds, 1e-9))
-        if finished:
-            self._samples.inc(finished)
+        self._seconds.inc(max(step.seconds, 1e-9))
+        if step.finished:
+            self._samples.inc(step.finished)
 
 
 class ForecastMetrics:

@@ -1,28 +1,72 @@
 """What a client may ask for, and what of it is drawn in one go."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.forecasting.draws import sample_seeds
 from serve.problems import RequestError
+from serve.settings import Settings
+
+Word = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9 _.+-]+$")]
 
 
-class Order(BaseModel):
-    """A forecast of one subject of the mounted store, under some arms or all of them.
+class SamplerWishes(BaseModel):
+    """How samples are drawn, where that is not to be as the bundle was shipped to.
 
-    The same seed names the same samples, whatever else is asked for; arms share them.
+    As in `SamplerConfig`: `eta` counts with the solver sde2m alone.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    subject: str = Field(max_length=64, examples=["sub-0001"])
+    num_steps: int | None = Field(default=None, ge=1)
+    eta: float | None = Field(default=None, ge=0, le=1)
+    guidance: float | None = Field(default=None, ge=0)
+
+
+class Wishes(BaseModel):
+    """A forecast under some arms or all of them.
+
+    The same seed names the same samples, whatever else is asked for; arms share them. With `error`
+    sampling stops as soon as the 95 % interval of P(active) reaches no further than that to either
+    side, on average, under every arm; `samples` are the most then.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     arms: list[str] | None = Field(default=None, min_length=1, max_length=64)
     samples: int = Field(default=16, ge=2)
+    error: float | None = Field(default=None, gt=0, lt=0.5)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    sampler: SamplerWishes = Field(default_factory=SamplerWishes)
     reference_arm: str | None = Field(default=None, max_length=64)
+
+
+class Order(Wishes):
+    """A forecast of one subject of the mounted store."""
+
+    subject: str = Field(max_length=64, examples=["sub-0001"])
+
+
+class UploadOrder(Wishes):
+    """A forecast of the patient whose images come with it.
+
+    `subject` names the results, and the samples with the seed, as it would in a store;
+    `covariates` are those that the bundle's model is told of, the others are taken as not known.
+    """
+
+    subject: str = Field(default="sub-upload", pattern="^sub-[A-Za-z0-9]{1,58}$")
+    covariates: dict[str, Word | int | float] = Field(default_factory=dict, max_length=64)
+
+
+class Patient(NamedTuple):
+    """Who is forecast: a subject of the mounted store, or of what was uploaded for a forecast."""
+
+    subject: str
+    upload: str | None  # the forecast's id
 
 
 @dataclass(frozen=True)
@@ -34,15 +78,19 @@ class Block:
     seeds: tuple[int, ...]
 
 
-def settle(
-    order: Order, *, subjects: Sequence[str], arms: Sequence[str], max_samples: int
-) -> dict[str, Any]:
-    """The order with every default made explicit, as it is recorded. Raises RequestError."""
+def require_subject(order: Order, subjects: Sequence[str]) -> None:
+    """Raises RequestError for a subject that the store does not hold."""
     if order.subject not in subjects:
         raise RequestError(
             422, f"subject: expected a subject of the store, got {order.subject}.", field="subject"
         )
-    wanted = list(arms) if order.arms is None else order.arms
+
+
+def settle(
+    wishes: Wishes, *, arms: Sequence[str], sampler: SamplerConfig, settings: Settings
+) -> dict[str, Any]:
+    """The wishes with every default made explicit, as they are recorded. Raises RequestError."""
+    wanted = list(arms) if wishes.arms is None else wishes.arms
     for number, arm in enumerate(wanted):
         if arm not in arms or arm in wanted[:number]:
             raise RequestError(
@@ -50,21 +98,30 @@ def settle(
                 f"arms.{number}: expected each once of {', '.join(arms)}; got {arm}.",
                 field=f"arms.{number}",
             )
-    reference = wanted[0] if order.reference_arm is None else order.reference_arm
+    reference = wanted[0] if wishes.reference_arm is None else wishes.reference_arm
     if reference not in wanted:
         raise RequestError(
             422,
             f"reference_arm: expected one of {', '.join(wanted)}, got {reference}.",
             field="reference_arm",
         )
-    if order.samples > max_samples:
-        raise RequestError(
-            422, f"samples: expected at most {max_samples}, got {order.samples}.", field="samples"
-        )
-    return order.model_dump() | {"arms": wanted, "reference_arm": reference}
+    own = wishes.sampler
+    _bound("samples", wishes.samples, settings.max_samples)
+    _bound("sampler.num_steps", own.num_steps, settings.max_steps)
+    _bound("sampler.guidance", own.guidance, settings.max_guidance)
+    if own.eta is not None and sampler.solver != "sde2m":
+        detail = f"sampler.eta: expected none, for this bundle's solver is {sampler.solver}."
+        raise RequestError(422, detail, field="sampler.eta")
+    explicit = {"arms": wanted, "reference_arm": reference}
+    return wishes.model_dump() | explicit | {"sampler": own.model_dump(exclude_none=True)}
 
 
-def blocks(order: dict[str, Any], *, size: int) -> list[Block]:
+def _bound(field: str, got: float | None, most: float) -> None:
+    if got is not None and got > most:
+        raise RequestError(422, f"{field}: expected at most {most:g}, got {got:g}.", field=field)
+
+
+def blocks(order: Mapping[str, Any], *, size: int) -> list[Block]:
     """The order's samples in blocks of `size` seeds; early blocks of all arms come first."""
     seeds = sample_seeds(order["seed"], order["subject"], order["samples"])
     return [

@@ -5,82 +5,17 @@ with the parts that it lacks.
 """
 
 import time
-import uuid
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import numpy as np
-from sqlalchemy import (
-    JSON,
-    ForeignKey,
-    LargeBinary,
-    UniqueConstraint,
-    create_engine,
-    delete,
-    event,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import create_engine, delete, event, func, select, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DatabaseError, IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
-from lesioncast.evaluation.lesions import Lesions
-from lesioncast.forecasting.draws import Drawn
-
-State = Literal["accepted", "running", "succeeded", "failed", "cancelled"]
-UNFINISHED: tuple[State, ...] = ("accepted", "running")
-
-
-class Table(DeclarativeBase):
-    """The tables below."""
-
-    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}
-
-
-class Job(Table):
-    """One forecast asked for: whose, what, and how far it is."""
-
-    __tablename__ = "jobs"
-    __table_args__ = (UniqueConstraint("owner", "idempotency_key"),)
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    owner: Mapped[str]
-    idempotency_key: Mapped[str | None]
-    order: Mapped[dict[str, Any]]
-    total: Mapped[int]
-    block: Mapped[int]
-    state: Mapped[str] = mapped_column(index=True)
-    error: Mapped[str | None]
-    created: Mapped[float]
-    finished: Mapped[float | None]
-
-
-class Part(Table):
-    """The samples of one block of seeds under one arm, drawn with the bundle of that digest.
-
-    `lesions` are (plain, opened, volume).
-    """
-
-    __tablename__ = "parts"
-
-    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    arm: Mapped[str] = mapped_column(primary_key=True)
-    first: Mapped[int] = mapped_column(primary_key=True)
-    bundle: Mapped[str]
-    lesions: Mapped[list[Any]]
-    shape: Mapped[list[Any]]
-    width: Mapped[int]
-    packed: Mapped[bytes] = mapped_column(LargeBinary)
-
-    def drawn(self) -> Drawn:
-        """As it was drawn."""
-        flat = np.frombuffer(zlib.decompress(self.packed), np.uint8)
-        found = tuple(Lesions(*each) for each in self.lesions)
-        return Drawn(flat.reshape(self.shape), self.width, found)
+from serve.audit import add_entry
+from serve.tables import UNFINISHED, Job, Part, State, Table
 
 
 class QueueFullError(Exception):
@@ -103,6 +38,10 @@ class Records:
         except DatabaseError:  # another process made them at the same time
             Table.metadata.create_all(self._engine)
 
+    def close(self) -> None:
+        """Its connections."""
+        self._engine.dispose()
+
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
@@ -110,6 +49,7 @@ class Records:
 
     def accept(
         self,
+        job: str,
         owner: str,
         order: dict[str, Any],
         *,
@@ -117,30 +57,40 @@ class Records:
         block: int,
         key: str | None,
         limit: int,
+        by: str,
     ) -> Job:
-        """A new job, committed; or the one that the idempotency `key` of `owner` names already.
+        """A new job of that id, committed; or the one that the idempotency `key` of `owner` names
+        already.
 
         Raises QueueFullError at `limit` unfinished jobs, KeyReusedError where the key came with
-        another order. Requests that arrive together may pass the limit by their number.
+        another order. Requests that arrive together may pass the limit by their number. `by` is
+        the id of the API key that asked.
         """
-        job = Job(
-            id=uuid.uuid4().hex, owner=owner, idempotency_key=key, order=order, total=total,
+        new = Job(
+            id=job, owner=owner, idempotency_key=key, order=order, total=total,
             block=block, state="accepted", created=time.time(),
         )  # fmt: skip
         try:
             with self._session() as session:
-                if key is None or self._named(session, owner, key) is None:
-                    waiting = select(func.count()).where(Job.state.in_(UNFINISHED))
-                    if session.scalars(waiting).one() >= limit:
-                        raise QueueFullError
-                session.add(job)
+                known = key is not None and self._named(session, owner, key) is not None
+                if not known and _waiting(session) >= limit:
+                    raise QueueFullError
+                session.add(new)
+                session.flush()
+                asked = {"arms": order["arms"], "samples": order["samples"], "by": by}
+                _note(session, new, asked | {"uploaded": "upload" in order})
         except IntegrityError:  # the key is known
             with self._session() as session:
-                known = self._named(session, owner, str(key))
-            if known is None or known.order != order:
+                named = self._named(session, owner, str(key))
+            if named is None or named.order != order:
                 raise KeyReusedError from None
-            return known
-        return job
+            return named
+        return new
+
+    def is_full(self, limit: int) -> bool:
+        """Whether `accept` would refuse a new job."""
+        with self._session() as session:
+            return _waiting(session) >= limit
 
     def _named(self, session: Session, owner: str, key: str) -> Job | None:
         named = select(Job).where(Job.owner == owner, Job.idempotency_key == key)
@@ -168,21 +118,32 @@ class Records:
         with self._session() as session:
             return list(session.scalars(select(Part).where(Part.job == job, Part.bundle == bundle)))
 
-    def lesions(self, job: str) -> list[tuple[str, list[Any]]]:
-        """Pairs of an arm and the lesions of one of its blocks."""
+    def lesions(self, job: str) -> list[tuple[str, int, list[Any]]]:
+        """Of each block its arm, the number of its first seed, and its lesions."""
         with self._session() as session:
-            rows = session.execute(select(Part.arm, Part.lesions).where(Part.job == job))
-            return [(arm, lesions) for arm, lesions in rows]
+            wanted = select(Part.arm, Part.first, Part.lesions).where(Part.job == job)
+            return [(arm, first, lesions) for arm, first, lesions in session.execute(wanted)]
 
     def begin(self, job: str) -> bool:
         """Whether the job may run; a cancelled one may not."""
-        return self._move(job, state="running")
+        return self._move(job, UNFINISHED, state="running")
 
-    def end(self, job: str, state: State, *, error: str | None = None) -> bool:
-        """Whether this call ended the job: an end is final. Its parts are no longer needed."""
-        ended = self._move(job, state=state, error=error, finished=time.time())
+    def end(
+        self, job: str, state: State, *, facts: Mapping[str, Any] | None = None, **values: Any
+    ) -> bool:
+        """Whether this call ended the job: an end is final. Its parts are no longer needed.
+
+        `facts` are for the audit, `values` are other columns that the end sets.
+        """
+        ended = self._move(
+            job, UNFINISHED, note=facts or {}, state=state, finished=time.time(), **values
+        )
         self.tidy(job)
         return ended
+
+    def forget(self, job: str, *, by: str) -> bool:
+        """Whether this call took from a job that has ended what it had kept."""
+        return self._move(job, ("succeeded", "failed"), note={"by": by}, state="deleted")
 
     def tidy(self, job: str) -> None:
         """Drops the parts of a job that has ended."""
@@ -190,19 +151,32 @@ class Records:
         with self._session() as session:
             session.execute(delete(Part).where(Part.job.in_(ended)))
 
-    def _move(self, job: str, **values: Any) -> bool:
-        unfinished = update(Job).where(Job.id == job, Job.state.in_(UNFINISHED)).values(**values)
+    def _move(
+        self,
+        job: str,
+        of: tuple[State, ...],
+        *,
+        note: Mapping[str, Any] | None = None,
+        **values: Any,
+    ) -> bool:
+        """Whether a job was in one of the states `of` and is now in another; with a `note`, that
+        stands in the audit."""
+        moved = update(Job).where(Job.id == job, Job.state.in_(of)).values(**values)
         with self._session() as session:
-            return cast("CursorResult[Any]", session.execute(unfinished)).rowcount == 1
+            if cast("CursorResult[Any]", session.execute(moved)).rowcount != 1:
+                return False
+            if note is not None:
+                _note(session, session.get_one(Job, job), note)
+            return True
 
 
-def part_of(job: str, bundle: str, arm: str, first: int, drawn: Drawn) -> Part:
-    """A block that was drawn, as it is kept."""
-    return Part(
-        job=job, arm=arm, first=first, bundle=bundle, width=drawn.width,
-        lesions=[[each.plain, each.opened, each.volume] for each in drawn.lesions],
-        shape=list(drawn.packed.shape), packed=zlib.compress(drawn.packed.tobytes(), 1),
-    )  # fmt: skip
+def _note(session: Session, job: Job, facts: Mapping[str, Any]) -> None:
+    """What of a job goes into the audit: nothing that says whose images they are."""
+    add_entry(session, {"forecast": job.id, "client": job.owner, "event": job.state, **facts})
+
+
+def _waiting(session: Session) -> int:
+    return session.scalars(select(func.count()).where(Job.state.in_(UNFINISHED))).one()
 
 
 def _durable_sqlite(connection: Any, _: object) -> None:

@@ -6,8 +6,10 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from typing import TypeAlias, cast
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from lesioncast.diffusion.controlnet import Hint
 from lesioncast.diffusion.engine import Engine, Wanted
 from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.objective import NET2
+from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.evaluation.lesions import measure
 from lesioncast.forecasting.draws import Drawn
 from lesioncast.forecasting.engine import (
@@ -27,14 +30,28 @@ from lesioncast.forecasting.engine import (
 )
 from lesioncast.slab import named
 from lesioncast.training.bundle import load_bundle
+from serve.orders import Patient
 from serve.settings import Settings
+from serve.uploads import patients_store
 from storage import open_store
 
 PATIENTS = 16  # hints kept
 
 logger = logging.getLogger(__name__)
-Observe = Callable[[Engine[Told], float, int], None]
-"""(engine, seconds of its step, samples that the step finished)."""
+
+
+class Step(NamedTuple):
+    """One that was made: slots in use and samples without one after it, its seconds, and the
+    samples that it finished."""
+
+    running: int
+    waiting: int
+    seconds: float
+    finished: int
+
+
+Observe = Callable[[Step], None]
+Make = Callable[[SamplerConfig], Engine[Told]]
 Awaited: TypeAlias = "asyncio.Future[Tensor]"
 
 
@@ -43,13 +60,15 @@ class EngineStoppedError(RuntimeError):
 
 
 class EngineThread:
-    """Runs an engine for coroutines. One that is cancelled frees the slots of its samples.
+    """Runs engines for coroutines. One that is cancelled frees the slots of its samples.
 
-    Everything that touches the engine happens in the thread, between two steps.
+    Samples that are drawn alike share an engine, which is there while it is busy; engines take
+    their steps in turn. Everything that touches them happens in the thread, between two steps.
     """
 
-    def __init__(self, engine: Engine[Told], observe: Observe) -> None:
-        self._engine, self._observe = engine, observe
+    def __init__(self, make: Make, observe: Observe) -> None:
+        self._make, self._observe = make, observe
+        self._engines: dict[SamplerConfig, Engine[Told]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._awaited: set[Awaited] = set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -61,7 +80,11 @@ class EngineThread:
         return self._thread.is_alive()
 
     async def draw(
-        self, request: Hashable, told: Sequence[Told], seeds: Sequence[int]
+        self,
+        request: Hashable,
+        told: Sequence[Told],
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
     ) -> list[Tensor]:
         """One x for each of `told` and `seeds`. Raises EngineStoppedError."""
         if not self.alive:
@@ -72,40 +95,61 @@ class EngineThread:
             Wanted(request, future, each, seed)
             for future, each, seed in zip(futures, told, seeds, strict=True)
         ]
-        self._inbox.put(lambda: self._enter(wanted, futures))
+        self._inbox.put(lambda: self._enter(sampler, wanted, futures))
         try:
             return list(await asyncio.gather(*futures))
         except asyncio.CancelledError:
             self._inbox.put(lambda: self._leave(set(futures)))
             raise
 
-    def _enter(self, wanted: Sequence[Wanted[Told]], futures: Sequence[Awaited]) -> None:
+    def _enter(
+        self,
+        sampler: SamplerConfig,
+        wanted: Sequence[Wanted[Told]],
+        futures: Sequence[Awaited],
+    ) -> None:
         self._awaited |= set(futures)
-        self._engine.add(wanted)
+        if sampler not in self._engines:
+            self._engines[sampler] = self._make(sampler)
+        self._engines[sampler].add(wanted)
 
     def _leave(self, futures: set[Awaited]) -> None:
-        self._engine.cancel(lambda each: each.name in futures)
+        for engine in self._engines.values():
+            engine.cancel(lambda each: each.name in futures)
         self._awaited -= futures
 
     def _run(self) -> None:
         try:
             while True:
                 self._take_in()
-                began = time.monotonic()
-                finished = self._engine.step()
-                self._observe(self._engine, time.monotonic() - began, len(finished))
-                for each, x in finished:
-                    future = cast("Awaited", each.name)
-                    self._awaited.remove(future)
-                    _tell(future, future.set_result, x)
+                for engine in self._engines.values():
+                    self._step(engine)
+                self._engines = {key: each for key, each in self._engines.items() if each.busy}
         except Exception as error:
             logger.exception("the engine has stopped")
             for future in self._awaited:
                 _tell(future, future.set_exception, EngineStoppedError(f"a step failed: {error}"))
 
+    def _step(self, engine: Engine[Told]) -> None:
+        began = time.monotonic()
+        finished = engine.step()
+        engines = self._engines.values()
+        self._observe(
+            Step(
+                running=sum(each.running for each in engines),
+                waiting=sum(each.waiting for each in engines),
+                seconds=time.monotonic() - began,
+                finished=len(finished),
+            )
+        )
+        for each, x in finished:
+            future = cast("Awaited", each.name)
+            self._awaited.remove(future)
+            _tell(future, future.set_result, x)
+
     def _take_in(self) -> None:
         """Waits only where there is nothing to draw."""
-        if not self._engine.busy:
+        if not self._engines:
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
@@ -117,7 +161,7 @@ def _tell(future: Awaited, act: Callable[..., object], *given: object) -> None:
 
 
 class Sampler:
-    """Draws blocks of samples of the store's cases with the bundle's networks.
+    """Draws blocks of samples of patients with the bundle's networks.
 
     On the CPU one thread draws: replicas are the parallelism, and a mask must not depend on the
     number of threads.
@@ -130,46 +174,59 @@ class Sampler:
         bundle, store = load_bundle(settings.bundle, device=device), open_store(settings.store)
         require_fit(bundle, store)
         self._device, self._sampler, self._model = device, bundle.sampler, bundle.model
-        self._spacing = store.spec.spacing
-        self._condition = store_condition(store, named(bundle.config.control.condition))
-        self._covariates = store_covariates(store, bundle.config.covariates)
-        self._hints: OrderedDict[int, Hint] = OrderedDict()
+        self._store, self._artifacts = store, settings.artifacts
+        self._hints: OrderedDict[Patient, Hint] = OrderedDict()
         self._reading = asyncio.Lock()
-        engine = bundle.model.engine(
-            bundle.sampler,
+        make = partial(
+            bundle.model.engine,
             spatial_shape=bundle.slab,
             device=torch.device(device),
             slots=settings.slots,
         )
-        self._thread = EngineThread(engine, observe)
+        self._thread = EngineThread(make, observe)
 
     @property
     def alive(self) -> bool:
         """Whether it can still draw."""
         return self._thread.alive
 
-    async def draw(self, job: str, case: int, arm: int, seeds: Sequence[int]) -> Drawn:
-        """The samples of a case under an arm, for a job that shares slots fairly with others."""
-        hint = await self._hint(case)
-        x = await self._thread.draw(job, [Told(hint, arm)] * len(seeds), seeds)
+    async def draw(
+        self,
+        job: str,
+        patient: Patient,
+        arm: int,
+        seeds: Sequence[int],
+        changes: Mapping[str, Any],
+    ) -> Drawn:
+        """A patient's samples under an arm, for a job that shares slots fairly with others.
+
+        `changes` are those to the bundle's sampler.
+        """
+        hint = await self._hint(patient)
+        sampler = replace(self._sampler, **changes)
+        x = await self._thread.draw(job, [Told(hint, arm)] * len(seeds), seeds, sampler)
         return await asyncio.to_thread(self._counted, x)
 
-    async def _hint(self, case: int) -> Hint:
+    async def _hint(self, patient: Patient) -> Hint:
         """Computed once for all arms and seeds of a patient."""
         async with self._reading:
-            if case not in self._hints:
-                self._hints[case] = await asyncio.to_thread(self._encode, case)
-            self._hints.move_to_end(case)
+            if patient not in self._hints:
+                self._hints[patient] = await asyncio.to_thread(self._encode, patient)
+            self._hints.move_to_end(patient)
             while len(self._hints) > PATIENTS:
                 self._hints.popitem(last=False)
-            return self._hints[case]
+            return self._hints[patient]
 
-    def _encode(self, case: int) -> Hint:
-        condition = torch.from_numpy(self._condition(case)).to(self._device)
-        covariates = torch.from_numpy(self._covariates(case)).to(self._device)
+    def _encode(self, patient: Patient) -> Hint:
+        store = patients_store(patient, self._store, self._artifacts)
+        case, config = store.case(patient.subject).index, self._model.config
+        channels = named(config.control.condition)
+        condition = torch.from_numpy(store_condition(store, channels)(case)).to(self._device)
+        told = store_covariates(store, config.covariates)(case)
+        covariates = torch.from_numpy(told).to(self._device)
         return self._model.hint(condition, covariates, self._sampler)
 
     def _counted(self, x: Sequence[Tensor]) -> Drawn:
         masks = np.stack([(each[NET2] > 0).cpu().numpy() for each in x])
-        lesions = tuple(measure(mask, self._spacing) for mask in masks)
+        lesions = tuple(measure(mask, self._store.spec.spacing) for mask in masks)
         return Drawn(np.packbits(masks, axis=-1), masks.shape[-1], lesions)

@@ -8,18 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Settings(BaseModel):
     """Arguments of `serve.app:build`.
 
-    `artifacts` holds results and, unless `database` is another SQLAlchemy URL, the SQLite file of
-    the forecasts. `keys` is a file of hashed API keys (`serve.doors`); `demo` needs none and
-    answers this machine alone. `samplers` replicas at most draw, each on `cpus` or `gpus` and with
-    `slots` samples in a batch; one handle call draws `block` seeds of an arm. `running` forecasts
-    are drawn at a time, and beyond `unfinished` ones a request is refused with 429. `opening` as
-    in `ForecastSettings`.
+    `artifacts` holds uploads, results and, unless `database` is another SQLAlchemy URL, the SQLite
+    file of the forecasts. `keys` is a file of hashed API keys (`serve.doors`); `demo` needs none
+    and answers this machine alone. `samplers` replicas at most draw, each on `cpus` or `gpus` and
+    with `slots` samples in a batch; one handle call draws `block` seeds of an arm. `running`
+    forecasts are drawn at a time, and beyond `unfinished` ones a request is refused with 429.
+    A request may ask for `max_samples`, `max_steps` of the sampler and `max_guidance`. `opening` as
+    in `ForecastSettings`. Uploads are taken where `config` is the configuration that the store was
+    converted with: `max_upload` bytes together, `max_file` a file, and `max_voxels` in it unpacked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: Path
     store: Path
+    config: Path | None = None
     artifacts: Path = Path("out/serve")
     database: str = ""
     keys: Path | None = None
@@ -32,7 +35,12 @@ class Settings(BaseModel):
     running: int = Field(default=16, ge=1)
     unfinished: int = Field(default=64, ge=1)
     max_samples: int = Field(default=256, ge=2)
+    max_steps: int = Field(default=512, ge=1)
+    max_guidance: float = Field(default=5.0, ge=0)
     max_body: int = Field(default=65_536, ge=1)
+    max_file: int = Field(default=2**26, ge=1)
+    max_upload: int = Field(default=2**28, ge=1)
+    max_voxels: int = Field(default=2**28, ge=1)
     retry_after: int = Field(default=2, ge=1)
     opening: bool = False
 
@@ -51,7 +59,7 @@ class Settings(BaseModel):
         """The same for a process with another working directory."""
         paths = {
             name: value.absolute()
-            for name in ("bundle", "store", "artifacts", "keys")
+            for name in ("bundle", "store", "config", "artifacts", "keys")
             if (value := getattr(self, name)) is not None
         }
         return self.model_copy(update={**paths, "database": self.database_url})

@@ -2,15 +2,15 @@
 
 import gzip
 import json
-import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import nibabel as nib
 import pytest
 from tiny_forecast import SPEC, write_bundle, write_store
-from tiny_service import Service, running
+from tiny_service import Service, finished, key_line, refused, running, until
 
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import summary_path
@@ -19,7 +19,7 @@ from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batch
 from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import load_bundle
 from serve.client import Client, RefusedError
-from serve.doors import digest_of
+from serve.files import result_folder
 from serve.records import Records
 from serve.settings import Settings
 from storage import open_store
@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("service")
     write_store(folder / "store.zarr", folder / "bids", test=4)
     write_bundle(folder / "bundle")
-    lines = [f"{name} {digest_of(key)}\n" for name, key in KEYS.items()]
+    lines = [key_line(name, key) for name, key in KEYS.items()]
     (folder / "keys.txt").write_text("".join(lines))
     return folder
 
@@ -66,23 +66,6 @@ def http(service: Service) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {KEYS['hospital-a']}"}
     with httpx2.Client(base_url=service.url, headers=headers, timeout=60) as http:
         yield http
-
-
-def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
-
-
-def refused(answer: httpx2.Response, status: int, field: str | None = None) -> dict:  # type: ignore[type-arg]
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem: dict = answer.json()  # type: ignore[type-arg]
-    assert problem["status"] == status
-    if field is not None:
-        assert [each["field"] for each in problem["errors"]] == [field]
-    return problem
 
 
 def test_a_forecast_is_asked_for_followed_and_fetched(client: Client, tmp_path: Path) -> None:
@@ -127,11 +110,6 @@ def test_the_result_is_the_summary_that_the_job_would_write(
     assert record == json.loads(json.dumps(written))
 
 
-def finished(client: Client, job: str) -> str:
-    assert [status["state"] for status in client.follow(job)][-1] == "succeeded"
-    return job
-
-
 def test_a_status_shows_partial_results_while_it_runs(client: Client, service: Service) -> None:
     service.held = True
     job = client.ask("sub-01", samples=4, arms=list(SPEC.arms[:2]))
@@ -153,15 +131,54 @@ def test_a_cancelled_forecast_stops_at_once_and_stays_so(
     service.held = True
     job = client.ask("sub-01", samples=20)
     before = len(service.drawn)
-    client.cancel(job)
-    client.cancel(job)
+    client.delete(job)
+    client.delete(job)
     service.held = False
     assert client.status(job)["state"] == "cancelled"
     until(lambda: service.slots == 0)
     assert len(service.drawn) == before
     refused(http.get(f"/v1/forecasts/{job}/result"), 409)
-    done = finished(client, client.ask("sub-01", samples=2))
-    assert "succeeded" in refused(http.delete(f"/v1/forecasts/{done}"), 409)["detail"]
+
+
+def test_a_deleted_forecast_leaves_no_file(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+    folder = result_folder(service.settings.artifacts, job)
+    assert folder.is_dir()
+    client.delete(job)
+    client.delete(job)
+    assert client.status(job)["state"] == "deleted"
+    refused(http.get(f"/v1/forecasts/{job}/result"), 409)
+    assert not folder.exists()
+
+
+def test_a_result_comes_as_a_zip_of_the_derivative(
+    client: Client, service: Service, tmp_path: Path
+) -> None:
+    job = finished(client, client.ask("sub-02", samples=2))
+    client.save_derivative(job, tmp_path / "all.zip")
+    folder = result_folder(service.settings.artifacts, job)
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    kept = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    assert found == {name: path.read_bytes() for name, path in kept.items()}
+    assert len([name for name in found if name.endswith("_probseg.nii.gz")]) == 3
+
+
+def test_the_bundle_is_a_model_of_the_open_inference_protocol(
+    http: httpx2.Client, root: Path, service: Service
+) -> None:
+    assert http.get("/v2").json()["name"] == "lesioncast"
+    model = http.get("/v2/models/lesioncast").json()
+    assert model["versions"] == [load_bundle(root / "bundle").digest]
+    assert {"name": "w048/flair", "datatype": "FP32", "shape": list(SPEC.slab)} in model["inputs"]
+    assert model["outputs"][0]["shape"] == list(SPEC.slab)
+    assert http.get("/v2/models/lesioncast/ready").json() == {"name": "lesioncast", "ready": True}
+    service.broken = True
+    assert http.get("/v2/models/lesioncast/ready").status_code == 503
+    service.broken = False
+    refused(http.get("/v2/models/other"), 404, "name")
 
 
 def test_a_full_queue_is_429_with_a_time_to_wait(
@@ -206,6 +223,13 @@ def test_an_idempotency_key_names_one_forecast(http: httpx2.Client, client: Clie
         ({"subject": "sub-01", "seed": 2**63}, "seed"),
         ({"subject": "sub-01", "reference_arm": "homeopathy"}, "reference_arm"),
         ({"subject": "sub-01", "sample": 3}, "sample"),
+        ({"subject": "sub-01", "error": 0}, "error"),
+        ({"subject": "sub-01", "error": 0.5}, "error"),
+        ({"subject": "sub-01", "sampler": {"num_steps": 0}}, "sampler.num_steps"),
+        ({"subject": "sub-01", "sampler": {"num_steps": 513}}, "sampler.num_steps"),
+        ({"subject": "sub-01", "sampler": {"eta": 0.5}}, "sampler.eta"),
+        ({"subject": "sub-01", "sampler": {"guidance": 6}}, "sampler.guidance"),
+        ({"subject": "sub-01", "sampler": {"solver": "ddim"}}, "sampler.solver"),
     ],
 )
 def test_a_wrong_order_is_refused_by_its_field(
@@ -263,7 +287,7 @@ def test_ready_is_503_where_nothing_can_be_drawn(service: Service) -> None:
 def test_a_forecast_is_its_owners_alone(client: Client, service: Service) -> None:
     job = client.ask("sub-01", samples=2)
     with Client(service.url, key=KEYS["hospital-b"]) as other:
-        for ask in (other.status, other.result, other.cancel):
+        for ask in (other.status, other.result, other.delete):
             with pytest.raises(RefusedError, match="No forecast has this id"):
                 ask(job)
     finished(client, job)
@@ -290,3 +314,27 @@ def test_a_restart_goes_on_with_what_was_drawn_and_ends_the_same(root: Path) -> 
         assert client.result(finished(client, job)) == whole
         assert len(second.drawn) == 5
         assert summary_path(settings.artifacts / job, "sub-02").is_file()
+
+
+def test_sampling_stops_at_the_error_that_is_asked_for(client: Client) -> None:
+    job = finished(client, client.ask("sub-02", samples=20, error=0.3))
+    record = client.result(job)
+    drawn = record["samples"]
+    assert 2 < drawn <= 20  # of 2 the interval is too wide whatever they show
+    found = [arm["p_active"] for arm in record["arms"].values()]
+    assert drawn == 20 or all((p["high"] - p["low"]) / 2 <= 0.3 for p in found)
+    assert client.status(job)["progress"] == {"done": 3 * drawn, "total": 3 * drawn}
+    assert any("known to 0.3" in notice for notice in record["notices"])
+    plain = client.result(finished(client, client.ask("sub-02", samples=drawn)))
+    assert plain["arms"] == record["arms"]
+
+
+def test_a_request_may_change_the_sampler(client: Client) -> None:
+    plain, longer = (
+        client.result(finished(client, client.ask("sub-02", samples=2, sampler=sampler)))
+        for sampler in ({}, {"num_steps": 4, "guidance": 2.0})
+    )
+    assert plain["arms"] != longer["arms"]
+    notice = "Drawn with num_steps 4, guidance 2 in place of the bundle's own."
+    assert notice in longer["notices"]
+    assert notice not in plain["notices"]

@@ -2,22 +2,39 @@
 
 import asyncio
 import math
+import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
 
+import httpx2
 import uvicorn
+import yaml
+from synthetic_bids import ARMS, write_participants, write_trial
+from tiny_forecast import GEOMETRY, SPEC, write_bundle
 
+from lesioncast.config import load_config
 from lesioncast.forecasting.draws import Drawn
-from serve.api import Desk, make_api
-from serve.doors import read_keys
-from serve.forecaster import Forecaster, open_study
+from serve.api import make_api
+from serve.client import Client
+from serve.desk import open_desk
+from serve.forecaster import Forecaster, open_study, patient_of
+from serve.keys import SCOPES, Key, digest_of
 from serve.orders import Block
-from serve.records import Job, Records
-from serve.sampler import Sampler
+from serve.records import Records
+from serve.sampler import Sampler, Step
 from serve.settings import Settings
+from serve.tables import Job
+from storage.build import build_shard
+from storage.convert import convert
+from storage.plan import plan_conversion
+
+DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 
 
 @dataclass
@@ -54,8 +71,8 @@ def running(settings: Settings) -> Iterator[Service]:
     service = Service(settings)
     study, records = open_study(settings), Records(settings.database_url)
 
-    def observe(engine, _seconds, _finished) -> None:  # type: ignore[no-untyped-def]
-        service.slots = engine.running
+    def observe(step: Step) -> None:
+        service.slots = step.running
 
     sampler = Sampler(settings, observe)
 
@@ -65,9 +82,10 @@ def running(settings: Settings) -> Iterator[Service]:
         service.budget -= 1
         if service.broken:
             raise RuntimeError("broken on purpose")
-        case = study.store.case(job.order["subject"]).index
         arm = study.store.spec.arms.index(block.arm)
-        drawn = await sampler.draw(job.id, case, arm, block.seeds)
+        drawn = await sampler.draw(
+            job.id, patient_of(job), arm, block.seeds, job.order.get("sampler", {})
+        )
         service.drawn.append(block)
         return drawn
 
@@ -82,18 +100,8 @@ def running(settings: Settings) -> Iterator[Service]:
     async def ready() -> bool:
         return not service.broken
 
-    api = make_api(
-        Desk(
-            settings=settings,
-            records=records,
-            subjects=[case.subject for case in study.store.cases],
-            arms=study.store.spec.arms,
-            keys=None if settings.keys is None else read_keys(settings.keys),
-            wake=wake,
-            cancel=cancel,
-            ready=ready,
-        )
-    )
+    desk = open_desk(study, wake=wake, cancel=cancel, ready=ready)
+    api = make_api(desk)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -114,3 +122,66 @@ def running(settings: Settings) -> Iterator[Service]:
     finally:
         server.should_exit = True
         thread.join()
+        desk.records.close()
+        records.close()
+
+
+def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Waits for it; fails where it never comes true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
+def finished(client: Client, job: str) -> str:
+    """The job, once it has succeeded."""
+    assert [status["state"] for status in client.follow(job)][-1] == "succeeded"
+    return job
+
+
+def refused(answer: httpx2.Response, status: int, field: str | None = None) -> dict[str, Any]:
+    """The problem that a refusal is, which names that field."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    if field is not None:
+        assert [each["field"] for each in problem["errors"]] == [field]
+    return problem
+
+
+def key_line(
+    name: str, key: str, *, scopes: tuple[str, ...] = SCOPES, until: date = date.max
+) -> str:
+    """What a file of keys says of a key."""
+    return Key(name, digest_of(key), scopes, until).line + "\n"
+
+
+def write_trial_served(root: Path, *, unlabelled: str) -> None:
+    """A trial without week 96, its store, the configuration that made it, and a bundle."""
+    bids = root / "bids"
+    trial = write_trial(bids, 3, geometry=GEOMETRY)
+    arms = dict(zip(trial, ARMS, strict=True))
+    write_participants(bids, arms | {unlabelled: "n/a"})
+    for path in list(bids.rglob("ses-w096")):
+        shutil.rmtree(path)
+    raw = yaml.safe_load(DEMO.read_text())
+    raw["store"] = {"slab": list(SPEC.slab), "spacing": list(SPEC.spacing), "resample": False}
+    (root / "config.yaml").write_text(yaml.safe_dump(raw))
+    made = load_config(root / "config.yaml").store
+    plan = plan_conversion(bids, root / "store.zarr", settings=made, arms=ARMS, seed=0)
+    convert(plan, build=lambda builds: map(build_shard, builds))
+    write_bundle(root / "bundle")
+
+
+def trial_settings(root: Path, artifacts: Path, **given: object) -> Settings:
+    """Of a service of that trial in demo mode, which takes uploads."""
+    return Settings(
+        bundle=root / "bundle",
+        store=root / "store.zarr",
+        artifacts=artifacts,
+        demo=True,
+        block=2,
+        **({"config": root / "config.yaml"} | given),  # type: ignore[arg-type]
+    )

@@ -1,4 +1,4 @@
-"""How much memory the Ray workers below this process have needed at most."""
+"""How much memory the Ray workers below this process have needed at most, and need now."""
 
 import os
 from pathlib import Path
@@ -23,8 +23,27 @@ def _ours(pid: int, fields: dict[int, dict[str, str]]) -> bool:
 
 
 def _status(path: Path) -> dict[str, str]:
+    return {
+        name: value.strip() for name, _, value in (line.partition(":") for line in _lines(path))
+    }
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text().splitlines()
+        return path.read_text().splitlines()
     except OSError:  # it has ended
-        return {}
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return []
+
+
+def memory_now() -> float:
+    """MiB of this process and all below it, each shared page counted once."""
+    ids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    fields = {pid: _status(Path(f"/proc/{pid}/status")) for pid in ids}
+    return sum(_shares(pid) for pid in ids if pid == os.getpid() or _ours(pid, fields))
+
+
+def _shares(pid: int) -> float:
+    for line in _lines(Path(f"/proc/{pid}/smaps_rollup")):
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    return 0.0

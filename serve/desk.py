@@ -1,0 +1,103 @@
+"""What the routes share: what may be asked for, where it is kept, and who is told of it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+
+from lesioncast.evaluation.ensembles import p_active, wilson_interval
+from serve.forecaster import Study
+from serve.keys import KeyFile
+from serve.models import Served, served
+from serve.problems import RequestError
+from serve.records import Records
+from serve.settings import Settings
+from serve.tables import Job
+from serve.uploads import upload_settings
+from storage import StoreSettings
+
+
+@dataclass(frozen=True)
+class Desk:
+    """See `open_desk`; `upload` says how uploads are prepared, None where there are none."""
+
+    settings: Settings
+    records: Records
+    subjects: Sequence[str]
+    model: Served
+    upload: StoreSettings | None
+    keys: KeyFile | None
+    wake: Callable[[], Awaitable[None]]
+    cancel: Callable[[str], Awaitable[None]]
+    ready: Callable[[], Awaitable[bool]]
+
+    @property
+    def wait(self) -> dict[str, str]:
+        """The header that says when to ask again."""
+        return {"Retry-After": str(self.settings.retry_after)}
+
+
+def open_desk(
+    study: Study,
+    *,
+    wake: Callable[[], Awaitable[None]],
+    cancel: Callable[[str], Awaitable[None]],
+    ready: Callable[[], Awaitable[bool]],
+) -> Desk:
+    """The desk of a study; keeps nothing of the bundle's weights."""
+    settings = study.settings
+    return Desk(
+        settings=settings,
+        records=Records(settings.database_url),
+        subjects=[case.subject for case in study.store.cases],
+        model=served(study.bundle),
+        upload=upload_settings(settings, study.store.spec),
+        keys=None if settings.keys is None else KeyFile(settings.keys),
+        wake=wake,
+        cancel=cancel,
+        ready=ready,
+    )
+
+
+def find_job(desk: Desk, job: str, request: Request) -> Job:
+    """The forecast with that id, if it is the asking client's."""
+    found = desk.records.find(job, owner=request.state.owner)
+    if found is None:
+        raise RequestError(404, "No forecast has this id.", field="id")
+    return found
+
+
+def status_of(desk: Desk, job: Job) -> dict[str, Any]:
+    """How far a forecast is, and what its samples say so far."""
+    lesions: dict[str, list[Any]] = {arm: [] for arm in job.order["arms"]}
+    for arm, _, some in desk.records.lesions(job.id):
+        lesions[arm] += some
+    done = sum(map(len, lesions.values()))
+    here = f"/v1/forecasts/{job.id}"
+    column = 1 if desk.settings.opening else 0
+    links = {name: f"{here}/{name}" for name in ("events", "result", "derivative")}
+    return {
+        "id": job.id,
+        "state": job.state,
+        "order": job.order,
+        "progress": {"done": job.total if job.state == "succeeded" else done, "total": job.total},
+        "partial": {
+            arm: _so_far(np.array([each[column] for each in some]))
+            for arm, some in lesions.items()
+            if some
+        },
+        "error": job.error,
+        "links": {"self": here, **links},
+    }
+
+
+def _so_far(counts: np.ndarray[Any, Any]) -> dict[str, Any]:
+    share = p_active(counts)
+    low, high = wilson_interval(share, len(counts))
+    return {
+        "samples": len(counts),
+        "p_active": {"value": share, "low": low, "high": high},
+        "count_mean": float(counts.mean()),
+    }

@@ -1,0 +1,43 @@
+"""Where the files of a forecast lie, by the id that the service gave it, and their end.
+
+<id>/            what came of it, a BIDS derivative of its own
+uploads/<id>/    what was uploaded for it
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+FORGOTTEN_SECONDS = 3600.0
+
+
+def result_folder(artifacts: Path, job: str) -> Path:
+    """Where the result of a forecast lies."""
+    return artifacts / job
+
+
+def upload_folder(artifacts: Path, job: str) -> Path:
+    """Where what was uploaded for a forecast lies."""
+    return artifacts / "uploads" / job
+
+
+def remove_upload(artifacts: Path, job: str) -> None:
+    """Of what was uploaded nothing stays."""
+    shutil.rmtree(upload_folder(artifacts, job), ignore_errors=True)
+
+
+def remove_files(artifacts: Path, job: str) -> None:
+    """Nor does what came of it, if anything did."""
+    remove_upload(artifacts, job)
+    shutil.rmtree(result_folder(artifacts, job), ignore_errors=True)
+
+
+def old_uploads(artifacts: Path) -> list[str]:
+    """The ids of uploads that have lain there for an hour. A process can die between an upload and
+    the acceptance of its forecast, which then never comes."""
+    now = time.time()
+    return [
+        folder.name
+        for folder in (artifacts / "uploads").glob("*")
+        if now - folder.stat().st_mtime > FORGOTTEN_SECONDS
+    ]

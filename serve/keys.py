@@ -1,0 +1,101 @@
+"""API keys, kept as hashes in a file that is read again whenever it changes.
+
+A line of the file is a client's name, the sha256 of a key, what the key may do, and the last day on
+which it may, as `python -m serve.doors` prints it. Keys are 256 random bits, so a fast hash is
+enough; its first eight letters are the key's id. Several lines of one name are one client with
+several keys: a key is rotated by adding a line, and later taking the old one out.
+"""
+
+import hashlib
+import hmac
+import logging
+import secrets
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+READ, FORECAST = "read", "forecast"
+SCOPES = (READ, FORECAST)
+
+logger = logging.getLogger(__name__)
+
+
+class Key(NamedTuple):
+    """One key of a client, without the key itself."""
+
+    name: str
+    digest: str
+    scopes: tuple[str, ...]
+    until: date
+
+    @property
+    def id(self) -> str:
+        """What it is called where it is not to be known."""
+        return self.digest[:8]
+
+    @property
+    def line(self) -> str:
+        """As it stands in the file."""
+        return f"{self.name} {self.digest} {','.join(self.scopes)} {self.until.isoformat()}"
+
+
+def digest_of(key: str) -> str:
+    """What is kept of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def new_key(name: str, *, scopes: tuple[str, ...], days: int) -> tuple[str, Key]:
+    """A key and what is kept of it."""
+    key = secrets.token_urlsafe(32)
+    until = datetime.now(UTC).date() + timedelta(days=days)
+    return key, Key(name, digest_of(key), scopes, until)
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """All keys of a file, expired ones too. Raises ValueError, naming the line."""
+    lines = path.read_text().splitlines()
+    return tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _parse(path: Path, number: int, line: str) -> Key:
+    words = line.split()
+    try:
+        name, digest, scopes, until = words
+        key = Key(name, digest, tuple(scopes.split(",")), date.fromisoformat(until))
+        if len(digest) != 64 or not set(key.scopes) <= set(SCOPES):
+            raise ValueError(line)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}, line {number}: expected a name, a sha256, some of {','.join(SCOPES)} and a "
+            f"day, got {len(words)} words that are not; make it with python -m serve.doors"
+        ) from error
+    return key
+
+
+class KeyFile:
+    """The keys that count now. While a changed file cannot be read, those before it count."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._state = path, _state(path)
+        self._keys = read_keys(path)
+
+    def find(self, key: str) -> Key | None:
+        """What is known of a key, None where it is unknown or has expired."""
+        self._refresh()
+        digest, today = digest_of(key), datetime.now(UTC).date()
+        known = [each for each in self._keys if hmac.compare_digest(each.digest, digest)]
+        return next((each for each in known if today <= each.until), None)
+
+    def _refresh(self) -> None:
+        try:
+            state = _state(self._path)
+            if state != self._state:
+                self._state = state
+                self._keys = read_keys(self._path)
+        except (OSError, ValueError):
+            logger.exception("the keys stay as they were")
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,86 @@
+"""The bundle as a model of the Open Inference Protocol: /v2 and /v2/models."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.training.bundle import Bundle
+from serve.problems import RequestError
+from storage.derivative import package_version
+
+NAME = "lesioncast"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What clients may know of a bundle, without its weights.
+
+    `condition` names the channels and `covariates` the numbers that its model is told of.
+    """
+
+    digest: str
+    arms: tuple[str, ...]
+    slab: tuple[int, int, int]
+    condition: tuple[str, ...]
+    covariates: tuple[str, ...]
+    sampler: SamplerConfig
+
+
+def served(bundle: Bundle) -> Served:
+    """Of a bundle that is loaded."""
+    config = bundle.config
+    return Served(
+        digest=bundle.digest,
+        arms=config.arms,
+        slab=bundle.slab,
+        condition=config.control.condition,
+        covariates=tuple(each.name for each in config.covariates),
+        sampler=bundle.sampler,
+    )
+
+
+def add_models(api: FastAPI, model: Served, ready: Callable[[], Awaitable[bool]]) -> None:
+    """The protocol's metadata; forecasts themselves are asked for under /v1."""
+
+    @api.get("/v2")
+    async def server() -> dict[str, Any]:
+        return {"name": NAME, "version": package_version(), "extensions": []}
+
+    @api.get("/v2/models/{name}")
+    async def metadata(name: str) -> dict[str, Any]:
+        _require(name)
+        return _metadata(model)
+
+    @api.get("/v2/models/{name}/ready")
+    async def model_ready(name: str) -> JSONResponse:
+        _require(name)
+        able = await ready()
+        return JSONResponse({"name": NAME, "ready": able}, status_code=200 if able else 503)
+
+
+def _require(name: str) -> None:
+    if name != NAME:
+        raise RequestError(404, f"name: expected {NAME}, got another model.", field="name")
+
+
+def _metadata(model: Served) -> dict[str, Any]:
+    slab = list(model.slab)
+    inputs = [_tensor(name, "FP32", slab) for name in model.condition]
+    inputs += [_tensor(name, "FP32", [1]) for name in model.covariates]
+    inputs += [_tensor("arm", "BYTES", [1]), _tensor("seed", "UINT64", [1])]
+    return {
+        "name": NAME,
+        "versions": [model.digest],
+        "platform": "lesioncast_pytorch",
+        "inputs": inputs,
+        "outputs": [_tensor("w096/net2", "BOOL", slab)],
+        "arms": list(model.arms),
+    }
+
+
+def _tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape}

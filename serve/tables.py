@@ -1,0 +1,82 @@
+"""The tables of the service's database."""
+
+import zlib
+from typing import Any, Literal
+
+import numpy as np
+from sqlalchemy import JSON, ForeignKey, LargeBinary, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from lesioncast.evaluation.lesions import Lesions
+from lesioncast.forecasting.draws import Drawn
+
+State = Literal["accepted", "running", "succeeded", "failed", "cancelled", "deleted"]
+UNFINISHED: tuple[State, ...] = ("accepted", "running")
+
+
+class Table(DeclarativeBase):
+    """The tables below."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}
+
+
+class Job(Table):
+    """One forecast asked for: whose, what, and how far it is."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (UniqueConstraint("owner", "idempotency_key"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    idempotency_key: Mapped[str | None]
+    order: Mapped[dict[str, Any]]
+    total: Mapped[int]
+    block: Mapped[int]
+    state: Mapped[str] = mapped_column(index=True)
+    error: Mapped[str | None]
+    created: Mapped[float]
+    finished: Mapped[float | None]
+
+
+class Part(Table):
+    """The samples of one block of seeds under one arm, drawn with the bundle of that digest.
+
+    `lesions` are (plain, opened, volume).
+    """
+
+    __tablename__ = "parts"
+
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    arm: Mapped[str] = mapped_column(primary_key=True)
+    first: Mapped[int] = mapped_column(primary_key=True)
+    bundle: Mapped[str]
+    lesions: Mapped[list[Any]]
+    shape: Mapped[list[Any]]
+    width: Mapped[int]
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+
+    def drawn(self) -> Drawn:
+        """As it was drawn."""
+        flat = np.frombuffer(zlib.decompress(self.packed), np.uint8)
+        found = tuple(Lesions(*each) for each in self.lesions)
+        return Drawn(flat.reshape(self.shape), self.width, found)
+
+
+class Entry(Table):
+    """One line of the audit, see `serve.audit`: `record` is JSON, `before` a digest."""
+
+    __tablename__ = "audit"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    record: Mapped[str]
+    before: Mapped[str]
+    digest: Mapped[str]
+
+
+def part_of(job: str, bundle: str, arm: str, first: int, drawn: Drawn) -> Part:
+    """A block that was drawn, as it is kept."""
+    return Part(
+        job=job, arm=arm, first=first, bundle=bundle, width=drawn.width,
+        lesions=[[each.plain, each.opened, each.volume] for each in drawn.lesions],
+        shape=list(drawn.packed.shape), packed=zlib.compress(drawn.packed.tobytes(), 1),
+    )  # fmt: skip

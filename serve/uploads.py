@@ -1,0 +1,154 @@
+"""A patient's images as a client sends them, made a store of one case by the conversion itself.
+
+    uploads/<id of the forecast>/bids  store.zarr
+
+So an uploaded subject's samples are those of the same subject in the mounted store. Names and
+folders are the service's own: of what a client calls its files nothing is used.
+"""
+
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lesioncast.config import load_config
+from lesioncast.forecasting.errors import ForecastError
+from serve.files import upload_folder
+from serve.orders import Patient, UploadOrder
+from serve.problems import RequestError
+from serve.settings import Settings
+from storage import CaseError, Refusal, Store, StoreSettings, StoreSpec, TrialLayout, open_store
+from storage.bids import Source
+from storage.build import Build, build_shard
+from storage.convert import convert
+from storage.layout import record_file
+from storage.nifti import open_nifti
+from storage.place import place_at
+from storage.plan import plan_conversion
+from storage.shards import decode_record
+
+IMAGES = (
+    "w000/flair", "w000/t2", "w000/gad",
+    "w048/flair", "w048/t2", "w048/gad", "w048/net2", "w048/parcellation", "w048/brain_mask",
+)  # fmt: skip
+
+
+def upload_settings(settings: Settings, spec: StoreSpec) -> StoreSettings | None:
+    """How uploads are prepared: as the mounted store was, if `settings.config` says how.
+
+    Raises ForecastError where that made another store.
+    """
+    if settings.config is None:
+        return None
+    made = load_config(settings.config).store
+    if (made.slab, made.spacing) != (spec.slab, spec.spacing):
+        raise ForecastError(
+            f"{settings.config}: expected the configuration that the store was converted with, of "
+            f"slabs {spec.slab} of {spec.spacing} mm, got {made.slab} of {made.spacing} mm"
+        )
+    return replace(made, layout=TrialLayout())
+
+
+def patients_store(patient: Patient, mounted: Store, artifacts: Path) -> Store:
+    """The store that holds a patient."""
+    if patient.upload is None:
+        return mounted
+    return open_store(upload_folder(artifacts, patient.upload) / "store.zarr")
+
+
+def prepare_upload(
+    folder: Path,
+    images: Mapping[str, BinaryIO],
+    order: UploadOrder,
+    *,
+    made: StoreSettings,
+    arms: Sequence[str],
+    max_voxels: int,
+) -> str:
+    """Make the store of one case in `folder`; returns the digest that names the case.
+
+    Raises RequestError, naming the field, for an image that cannot be used: first of all where its
+    header claims more than `max_voxels` bytes, which are not unpacked then.
+    """
+    bids = folder / "bids"
+    paths = {name: _path(name, order.subject, made.layout) for name in images}
+    _write_participants(bids, order, made.layout)
+    for name, image in images.items():
+        target = bids / paths[name]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            shutil.copyfileobj(image, file)
+    try:
+        for name, path in paths.items():
+            _require_small(name, bids / path, max_voxels)
+        conversion = plan_conversion(
+            bids, folder / "store.zarr", settings=made, arms=tuple(arms), seed=0
+        )
+        store = convert(conversion, build=_build_here)
+    except CaseError as error:
+        raise _refused(error.refusal, bids, paths) from error
+    return store.case(order.subject).digest
+
+
+def _path(name: str, subject: str, layout: TrialLayout) -> str:
+    """Below the BIDS folder, such as sub-1/ses-w000/anat/sub-1_ses-w000_FLAIR.nii.gz."""
+    session, channel = name.split("/")
+    pattern: str = getattr(layout, channel)
+    named = pattern.format(subject=subject.removeprefix("sub-"), session=session)
+    space = "" if channel == "flair" else "_space-orig"
+    return named.replace(".nii*", ".nii.gz").replace("*", space)
+
+
+def _write_participants(bids: Path, order: UploadOrder, layout: TrialLayout) -> None:
+    row = {layout.subject_column: order.subject, layout.arm_column: "n/a"} | order.covariates
+    lines = ("\t".join(row), "\t".join(map(str, row.values())))
+    bids.mkdir(parents=True)
+    (bids / str(layout.participants)).write_text("\n".join(lines) + "\n")
+
+
+def _require_small(name: str, path: Path, max_voxels: int) -> None:
+    session, channel = name.split("/")
+    voxels = open_nifti(Source("upload", session, channel, path)).voxels
+    size = math.prod(voxels.shape) * voxels.dtype.itemsize
+    if size > max_voxels:
+        reason = f"{name}: expected at most {max_voxels} bytes of voxels, its header claims {size}."
+        raise RequestError(413, reason, field=name)
+
+
+def _build_here(builds: Sequence[Build]) -> Iterator[int]:
+    """In this process. Raises CaseError for the first subject that is refused."""
+    for build in builds:
+        done = build_shard(build)
+        record = decode_record(place_at(build.path).read(record_file(build.shard.name)))
+        for outcome in record.outcomes:
+            if isinstance(outcome.result, Refusal):
+                raise CaseError(outcome.result)
+        yield done
+
+
+def _refused(refusal: Refusal, bids: Path, paths: Mapping[str, str]) -> RequestError:
+    """What conversion says of a file, by the name of the field that it came in."""
+    path = Path(refusal.path)
+    path = path.relative_to(bids) if path.is_relative_to(bids) else path
+    by_path = {Path(path): name for name, path in paths.items()}
+    missing = f"{refusal.session}/flair" if refusal.session else "subject"
+    field = by_path.get(path, missing)
+    return RequestError(422, f"{field}: {refusal.reason}.", field=field)
+
+
+def require_known(covariates: Iterable[str], known: Sequence[str]) -> None:
+    """Raises RequestError for a covariate that the bundle's model is not told of."""
+    for name in covariates:
+        if name not in known:
+            reason = f"expected some of {', '.join(known) or 'none, for this model knows of none'}"
+            raise RequestError(
+                422, f"covariates.{name}: {reason}, got {name}.", field=f"covariates.{name}"
+            )
+
+
+def image_schema() -> dict[str, Any]:
+    """The fields of the images, for OpenAPI."""
+    file = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
+    return {name: file | {"description": "NIfTI, .nii or .nii.gz"} for name in IMAGES}

@@ -1,0 +1,108 @@
+"""Many small requests at a time on Ray Serve: each ends in a result or a 429, and memory stays.
+
+PYTHONPATH=.:platform:tests python tests/benchmarks/load.py --requests 200 --rounds 3
+
+Networks of a few thousand weights, so that what is measured is the service and not the drawing.
+"""
+
+import argparse
+import asyncio
+import logging
+import socket
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import quantiles
+
+import httpx2
+from peaks import memory_now
+from ray import serve as ray_serve
+from tiny_forecast import SPEC, write_bundle, write_store
+
+from lesioncast.start import RaySettings, cluster
+from serve.app import build
+from serve.settings import Settings
+
+ORDER = {"subject": "sub-01", "samples": 2, "arms": [SPEC.arms[0]]}
+ENDED = ("succeeded", "failed", "cancelled")
+POLL_SECONDS = 1.0
+HEAD = (
+    "| round | ends | answer p50 / p95 | result p50 / p95 | all | memory after |\n"
+    "|---|---|---|---|---|---|"
+)
+
+
+async def ask(http: httpx2.AsyncClient, number: int) -> tuple[str, float, float]:
+    """How one request ended; seconds to its answer and to its end."""
+    began = time.monotonic()
+    answer = await http.post("/v1/forecasts", json=ORDER | {"seed": number})
+    answered = time.monotonic() - began
+    if answer.status_code != 202:
+        return str(answer.status_code), answered, answered
+    while True:
+        await asyncio.sleep(POLL_SECONDS)
+        status = await http.get(answer.headers["Location"])
+        if status.status_code != 200:
+            return f"status {status.status_code}", answered, time.monotonic() - began
+        if status.json()["state"] in ENDED:
+            return status.json()["state"], answered, time.monotonic() - began
+
+
+async def one_round(url: str, number: int) -> list[tuple[str, float, float]]:
+    """As many requests at once."""
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+        return await asyncio.gather(*(ask(http, each) for each in range(number)))
+
+
+def row(name: int, ends: list[tuple[str, float, float]], seconds: float) -> str:
+    """One line of the table."""
+    results = [end for state, _, end in ends if state == "succeeded"]
+    answers = [answered for _, answered, _ in ends]
+    words = ", ".join(f"{count} {state}" for state, count in Counter(e[0] for e in ends).items())
+    return (
+        f"| {name} | {words} | {_cuts(answers)} | {_cuts(results)} | {seconds:.0f} s "
+        f"| {memory_now():.0f} MiB |"
+    )
+
+
+def _cuts(values: list[float]) -> str:
+    if len(values) < 2:
+        return "n/a"
+    cuts = quantiles(values, n=20)
+    return f"{cuts[9]:.1f} / {cuts[18]:.1f} s"
+
+
+def main() -> None:
+    """Prints a line a round."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as name, cluster(RaySettings(num_cpus=2)):
+        folder = Path(name)
+        write_store(folder / "store.zarr", folder / "bids", test=2)
+        write_bundle(folder / "bundle")
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+        settings = Settings(
+            bundle=folder / "bundle",
+            store=folder / "store.zarr",
+            artifacts=folder / "out",
+            demo=True,
+        )
+        ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
+        print(f"memory before: {memory_now():.0f} MiB\n{HEAD}", flush=True)
+        for number in range(1, given.rounds + 1):
+            began = time.monotonic()
+            ends = asyncio.run(one_round(f"http://127.0.0.1:{port}", given.requests))
+            print(row(number, ends, time.monotonic() - began), flush=True)
+        ray_serve.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Who may do what with which key, and what is written of it, without a patient's name."""
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import httpx2
+import pytest
+from sqlalchemy import create_engine, text
+from tiny_forecast import write_bundle, write_store
+from tiny_service import Service, finished, key_line, refused, running
+
+from serve import audit, doors
+from serve.audit import faults, read_entries
+from serve.client import Client
+from serve.keys import KeyFile, digest_of, read_keys
+from serve.records import Records
+from serve.settings import Settings
+
+TODAY = datetime.now(UTC).date()
+ORDER = {"subject": "sub-01", "samples": 2}
+KEYS = {
+    "reader": key_line("a", "reader", scopes=("read",)),
+    "forecaster": key_line("a", "forecaster", scopes=("forecast",)),
+    "last-day": key_line("a", "last-day", until=TODAY),
+    "expired": key_line("a", "expired", until=TODAY - timedelta(days=1)),
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("doors")
+    write_store(folder / "store.zarr", folder / "bids", test=1)
+    write_bundle(folder / "bundle")
+    (folder / "keys.txt").write_text("\n".join(KEYS.values()))
+    settings = Settings(
+        bundle=folder / "bundle",
+        store=folder / "store.zarr",
+        artifacts=folder / "out",
+        keys=folder / "keys.txt",
+    )
+    with running(settings) as service:
+        yield service
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_a_key_may_do_what_its_scopes_say(service: Service) -> None:
+    url = f"{service.url}/v1/forecasts"
+    problem = refused(httpx2.post(url, json=ORDER, headers=bearer("reader")), 403, "Authorization")
+    assert digest_of("reader")[:8] in problem["detail"]
+    answer = httpx2.post(url, json=ORDER, headers=bearer("forecaster"))
+    assert answer.status_code == 202
+    here = service.url + answer.headers["Location"]
+    assert httpx2.get(here, headers=bearer("reader")).status_code == 200  # of the same client
+    refused(httpx2.get(here, headers=bearer("forecaster")), 403, "Authorization")
+    refused(httpx2.delete(here, headers=bearer("reader")), 403, "Authorization")
+    assert httpx2.delete(here, headers=bearer("forecaster")).status_code == 204
+
+
+def test_a_key_expires_after_its_last_day(service: Service) -> None:
+    assert httpx2.get(f"{service.url}/v2", headers=bearer("last-day")).status_code == 200
+    refused(httpx2.get(f"{service.url}/v2", headers=bearer("expired")), 401, "Authorization")
+
+
+def test_keys_are_rotated_while_the_service_runs(service: Service) -> None:
+    assert service.settings.keys is not None
+    before = service.settings.keys.read_text()
+    new = key_line("a", "new")
+    url = f"{service.url}/v2"
+    service.settings.keys.write_text(before + "\n" + new)
+    assert httpx2.get(url, headers=bearer("new")).status_code == 200
+    assert httpx2.get(url, headers=bearer("reader")).status_code == 200
+    service.settings.keys.write_text(new)
+    refused(httpx2.get(url, headers=bearer("reader")), 401, "Authorization")
+    service.settings.keys.write_text("torn")  # what counted before still counts
+    assert httpx2.get(url, headers=bearer("new")).status_code == 200
+    service.settings.keys.write_text(before)
+
+
+def test_the_command_makes_a_key_that_opens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doors.main(["hospital-a", "--scopes", "read", "--days", "30"]) == 0
+    printed = capsys.readouterr()
+    key = printed.err.split()[-1]
+    assert key not in printed.out
+    (tmp_path / "keys.txt").write_text(printed.out)
+    found = KeyFile(tmp_path / "keys.txt").find(key)
+    assert found is not None
+    assert (found.name, found.scopes) == ("hospital-a", ("read",))
+    assert found.until == datetime.now(UTC).date() + timedelta(days=30)
+    for wrong in (["two words"], ["a", "--scopes", "everything"]):
+        with pytest.raises(SystemExit):
+            doors.main(wrong)
+
+
+@pytest.mark.parametrize(
+    "line", ["a", "a b read 2030-01-01", key_line("a", "k").replace("read", "x")]
+)
+def test_a_line_that_is_no_key_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_text(key_line("a", "k", until=date(2030, 1, 1)) + line)
+    with pytest.raises(ValueError, match="line 2: expected a name, a sha256"):
+        read_keys(path)
+
+
+def test_the_audit_says_who_asked_and_how_it_ended_but_of_nobody(service: Service) -> None:
+    url = service.settings.database_url
+    with Client(service.url, key="last-day") as client:
+        job = finished(client, client.ask("sub-01", samples=2))
+        client.delete(job)
+    records = [json.loads(entry.record) for entry in read_entries(url)]
+    mine = [record for record in records if record["forecast"] == job]
+    assert [record["event"] for record in mine] == ["accepted", "succeeded", "deleted"]
+    assert mine[0]["by"] == mine[2]["by"] == digest_of("last-day")[:8]
+    assert mine[0]["samples"] == 2
+    assert len(mine[1]["bundle"]) == 64
+    assert all(record["client"] == "a" for record in mine)
+    assert "sub-" not in json.dumps(records)
+    assert list(faults(read_entries(url))) == []
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> str:
+    """A database in which several threads have written at a time."""
+    url = f"sqlite:///{tmp_path / 'forecasts.sqlite'}"
+    records = Records(url)
+    order = {"arms": ["placebo"], "samples": 2}
+
+    def accept(thread: int) -> None:
+        for number in range(5):
+            records.accept(
+                f"{thread}-{number}", "a", order, total=2, block=2, key=None, limit=99, by="key"
+            )
+
+    threads = [threading.Thread(target=accept, args=(number,)) for number in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return url
+
+
+@pytest.mark.parametrize(
+    ("harm", "found"),
+    [
+        (
+            "UPDATE audit SET record = replace(record, '\"a\"', '\"b\"') WHERE number = 7",
+            "entry 7: ",
+        ),
+        ("DELETE FROM audit WHERE number = 7", "entry 7: expected it, got entry 8"),
+        ("UPDATE audit SET before = digest WHERE number = 1", "entry 1: "),
+    ],
+)
+def test_what_is_changed_in_the_audit_is_named(
+    chain: str, harm: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(read_entries(chain)) == 20
+    assert audit.main([chain]) == 0
+    assert capsys.readouterr().out.startswith("20 entries, as they were written")
+    with create_engine(chain).begin() as connection:
+        connection.execute(text(harm))
+    assert audit.main([chain]) == 1
+    assert capsys.readouterr().out.startswith(found)
+
+
+def test_the_last_entries_are_missed_beside_a_digest_that_was_kept(chain: str) -> None:
+    head = read_entries(chain)[-1].digest
+    with create_engine(chain).begin() as connection:
+        connection.execute(text("DELETE FROM audit WHERE number > 18"))
+    assert list(faults(read_entries(chain))) == []
+    assert audit.main([chain, "--head", head]) == 1
