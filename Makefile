@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --p
 export LESIONCAST_ROOT ?= $(CURDIR)/out
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo serve test faults lint manifests install develop clean
+.PHONY: demo serve test faults observe lint manifests install develop clean
 
 demo: install  ## simulate, convert, train both stages, forecast, evaluate
 	$(VENV)/bin/python jobs/demo.py --config jobs/configs/demo.yaml
@@ -23,6 +23,9 @@ test: lint  ## lint, types, tests
 
 faults: develop  ## clusters of several nodes, some of which are killed; many minutes
 	$(VENV)/bin/python -m pytest -m faults
+
+observe: install  ## Prometheus on the cluster that `ray start` began here, with our alerts
+	$(VENV)/bin/python k8s/monitoring/observe.py --out out/observe
 
 lint: develop
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,7 @@
 """Alerts on recorded series, and on metrics that Ray really has."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -73,3 +74,15 @@ def test_the_dashboard_is_as_its_script_makes_it_of_metrics_that_are_declared() 
     )
     for name in asked:
         assert f'"{re.sub(r"_(total|bucket)$", "", name)}"' in declared, name
+
+
+@needs_promtool
+def test_what_observes_a_local_cluster_is_a_configuration_that_prometheus_takes(
+    tmp_path: Path,
+) -> None:
+    path = runpy.run_path(str(ROOT / "k8s/monitoring/observe.py"))["write_config"](
+        tmp_path, tmp_path
+    )
+    command = [str(PROMTOOL), "check", "config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
