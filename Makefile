@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --p
 export LESIONCAST_ROOT ?= $(CURDIR)/out
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo serve test lint manifests install develop clean
+.PHONY: demo serve test faults observe lint manifests install develop clean
 
 demo: install  ## simulate, convert, train both stages, forecast, evaluate
 	$(VENV)/bin/python jobs/demo.py --config jobs/configs/demo.yaml
@@ -20,6 +20,12 @@ serve: $(SERVED)  ## forecasts over HTTP from the demo's bundle, for this machin
 
 test: lint  ## lint, types, tests
 	$(VENV)/bin/python -m pytest
+
+faults: develop  ## clusters of several nodes, some of which are killed; many minutes
+	$(VENV)/bin/python -m pytest -m faults
+
+observe: install  ## Prometheus on the cluster that `ray start` began here, with our alerts
+	$(VENV)/bin/python k8s/monitoring/observe.py --out out/observe
 
 lint: develop
 	$(VENV)/bin/ruff check .

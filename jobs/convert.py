@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
+from lesioncast.meters import ConversionMeter
 from lesioncast.start import RaySettings, cluster, configure_logging, job_parser
 from storage import Location, StorageError, open_store, parse_location
 from storage.build import Build
@@ -65,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build(settings: RaySettings, builds: Sequence[Build]) -> Iterable[int]:
     """Build shards on a cluster, which is started only where there are any."""
-    with cluster(settings):
-        yield from build_on_ray(builds)
+    with cluster(settings, reads=[builds[0].bids], writes=[builds[0].path]):
+        meter = ConversionMeter()
+        for subjects in build_on_ray(builds):
+            meter.converted(subjects)
+            yield subjects
 
 
 def _verify(path: Location, bids: Path) -> int:

@@ -93,7 +93,7 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
             seed=config.seed,
         ),
     )
-    with cluster(config.ray):
+    with cluster(config.ray, reads=[store.path, path]):
         train, test, validation = measure(
             store, cases, workers=settings.workers, covariates=settings.covariates
         )

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stage = finetuning(config.finetune, experiment, pretrained)
         if args.fresh:
             discard(stage)
-        with cluster(config.ray):
+        with cluster(config.ray, reads=[store.path], writes=[runs]):
             train(stage)
         bundle = (args.bundle or config.paths.bundle).absolute()
         export_bundle(stage, store, bundle, sampler=config.sampler)

@@ -72,7 +72,7 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
         bundle.digest, seed, remarks, sessions_seen(bundle), bundle.config.covariates, warnings
     )
     write_forecast_root(out, source=bids)
-    with cluster(config.ray):
+    with cluster(config.ray, reads=[store.path, path]):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)
         background = background_of(store, bids, config.store.layout)
         for record in forecast_all(

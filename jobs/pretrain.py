@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stage = pretraining(config.pretrain, experiment_of(config, store, runs))
         if args.fresh:
             discard(stage)
-        with cluster(config.ray):
+        with cluster(config.ray, reads=[store.path], writes=[runs]):
             train(stage)
     except ConfigError as error:
         parser.error(str(error))

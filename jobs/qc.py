@@ -35,18 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         store = open_store(args.store or config.paths.store)
+        with cluster(config.ray, reads=[store.path]):
+            results = map_on_actors(
+                partial(_examiner, store.path),
+                range(len(store.cases)),
+                workers=config.ray.num_cpus,
+            )
+            found = list(with_progress(results, total=len(store.cases), label="cases"))
     except ConfigError as error:
         parser.error(str(error))
     except StorageError as error:
         logger.error("%s", error)
         return 1
-    with cluster(config.ray):
-        results = map_on_actors(
-            partial(_examiner, store.path),
-            range(len(store.cases)),
-            workers=config.ray.num_cpus,
-        )
-        found = list(with_progress(results, total=len(store.cases), label="cases"))
     page, _ = write_qc(found, store.table, args.out or config.paths.qc)
     logger.info("%d of %d to look at: %s", sum(bool(f.flags) for f in found), len(found), page)
     return 0

@@ -20,6 +20,7 @@ from lesioncast.cohort.settings import CohortSettings
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.start import cluster, configure_logging, job_parser
+from storage import StorageError
 
 logger = logging.getLogger(__name__)
 BLOCK = 8  # subjects a task
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         simulate(config, (args.bids or config.paths.bids).absolute())
     except ConfigError as error:
         parser.error(str(error))
-    except CohortError as error:
+    except (CohortError, StorageError) as error:
         logger.error("%s", getattr(error, "cause", error))  # without Ray's remote traceback
         return 1
     return 0
@@ -48,7 +49,7 @@ def simulate(config: Config, root: Path) -> None:
     missing = open_trial(root, config.cohort)
     if missing:
         logger.info("simulating %d of %d subjects", len(missing), config.cohort.subjects)
-        with cluster(config.ray):
+        with cluster(config.ray, writes=[root]):
             write_in_parallel(root, config.cohort, missing)
     logger.info("%s holds %d subjects", root, close_trial(root, config.cohort))
 

@@ -1,27 +1,18 @@
 """The jobs as a user submits them: a cluster of `ray start`, the working tree from the client."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from ray_nodes import RAY, ROOT, nodes
 from synthetic_bids import ARMS, write_trial
 
-ROOT = Path(__file__).resolve().parent.parent
-RAY = str(Path(sys.executable).with_name("ray"))
 MARK = "edited a moment ago"
 PROBE = """
 import json, ray
@@ -57,7 +48,7 @@ class Submitter:
 
     tree: Path
     address: str
-    environment: dict[str, str]
+    environment: Mapping[str, str]
 
     def submit(self, *entrypoint: str) -> str:
         """The output of a job that ends well."""
@@ -82,73 +73,9 @@ def submitter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
     with (tree / "platform/lesioncast/__init__.py").open("a") as package:
         package.write(f"\nMARK = {MARK!r}\n")
-    with ExitStack() as stack:
-        # Sockets have short paths, which pytest's folders would exceed.
-        home = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="lc-", dir="/tmp", ignore_cleanup_errors=True)
-        )
-        environment = _environment(home)
-        address = _start_cluster(stack, environment, home)
-        yield Submitter(tree, address, environment)
-
-
-def _environment(home: str) -> dict[str, str]:
-    """A user's environment in which no cluster, package path or token is known yet."""
-    known = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
-    path = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"
-    return known | {"HOME": home, "PATH": path, "RAY_raylet_start_wait_time_s": "300"}
-
-
-def _start_cluster(stack: ExitStack, environment: dict[str, str], folder: str) -> str:
-    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    options += ["--num-cpus=2", f"--object-store-memory={200 * 2**20}", "--disable-usage-stats"]
-    log = stack.enter_context((Path(folder) / "start.log").open("w"))
-    head = subprocess.Popen(
-        [RAY, "start", "--head", "--block", f"--temp-dir={folder}/ray", *options],
-        cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    stack.callback(_stop, head)
-    address = f"http://127.0.0.1:{ports['dashboard-port']}"
-    _wait_for(f"{address}/api/version", head, Path(folder) / "start.log")
-    return address
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _wait_for(url: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(600):
-        assert head.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise AssertionError(f"{url} did not answer: {log.read_text()}")
-
-
-def _stop(head: "subprocess.Popen[bytes]") -> None:
-    """End this cluster's processes and no others: those of the session that it was started in."""
-    head.send_signal(signal.SIGTERM)
-    try:
-        head.wait(timeout=60)
-    finally:
-        for pid in _session(head.pid):
-            os.kill(pid, signal.SIGKILL)
-        head.wait(timeout=60)
-
-
-def _session(leader: int) -> list[int]:
-    listing = subprocess.run(["ps", "-e", "-o", "pid=,sess="], capture_output=True, text=True)
-    pairs = (map(int, line.split()) for line in listing.stdout.splitlines())
-    return [pid for pid, session in pairs if session == leader]
+    with nodes() as cluster:
+        cluster.head("--num-cpus=2")
+        yield Submitter(tree, cluster.dashboard, cluster.environment)
 
 
 @pytest.mark.slow

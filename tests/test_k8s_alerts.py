@@ -1,8 +1,10 @@
 """Alerts on recorded series, and on metrics that Ray really has."""
 
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,30 @@ def test_every_metric_of_an_alert_is_defined_in_ray() -> None:
     assert len(names) == 7
     for name in names:
         assert f'"{re.sub(r"_(total|count)$", "", name)}"' in source, name
+
+
+def test_the_dashboard_is_as_its_script_makes_it_of_metrics_that_are_declared() -> None:
+    folder = ROOT / "k8s/monitoring"
+    made = subprocess.run(
+        [sys.executable, folder / "dashboard.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert (folder / "dashboard.json").read_text() == made
+    asked = set(re.findall(r"\bray_(lesioncast_\w+)", made))
+    assert len(asked) == 15
+    declared = "".join(
+        (ROOT / path).read_text() for path in ("platform/lesioncast/meters.py", "serve/metrics.py")
+    )
+    for name in asked:
+        assert f'"{re.sub(r"_(total|bucket)$", "", name)}"' in declared, name
+
+
+@needs_promtool
+def test_what_observes_a_local_cluster_is_a_configuration_that_prometheus_takes(
+    tmp_path: Path,
+) -> None:
+    path = runpy.run_path(str(ROOT / "k8s/monitoring/observe.py"))["write_config"](
+        tmp_path, tmp_path
+    )
+    command = [str(PROMTOOL), "check", "config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

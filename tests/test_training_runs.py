@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lesioncast.training.checkpoint import Checkpoint, checkpoints
 from lesioncast.training.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
 from lesioncast.training.fit import discard, finished, train
-from lesioncast.training.progress import read_metrics
+from lesioncast.training.progress import METRICS, read_metrics
 from lesioncast.training.stages import (
     CONTROL,
     UNET,
@@ -55,7 +55,8 @@ def interrupt() -> float:
 
 def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     files = sorted(checkpoint.folder.glob("*.safetensors"))
-    return {f"{path.stem}/{k}": v for path in files for k, v in load_file(path).items()}
+    # Copies, since what is loaded shows what becomes of the file.
+    return {f"{path.stem}/{k}": v.clone() for path in files for k, v in load_file(path).items()}
 
 
 def both_stages(runs: Path, settings=SETTINGS) -> tuple[Checkpoint, Stage]:  # type: ignore[no-untyped-def]
@@ -157,16 +158,57 @@ def test_other_cases_are_another_run(tmp_path: Path) -> None:
         train(pretraining(SETTINGS, other))
 
 
-def test_an_altered_checkpoint_is_named(tmp_path: Path) -> None:
-    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        train(spoilt(stage, at=5, fault=interrupt))
-    ema = checkpoints(stage.folder)[-1].folder / "ema.safetensors"
+def alter(folder: Path) -> None:
+    """One bit of the averaged weights."""
+    ema = folder / "ema.safetensors"
     content = bytearray(ema.read_bytes())
     content[-1] ^= 1
     ema.write_bytes(content)
-    with pytest.raises(TrainingError, match=r"step_000003/ema.safetensors: missing or altered"):
-        train(stage)
+
+
+def cut(folder: Path) -> None:
+    """The record ends amid a line, as after a power cut."""
+    record = folder / "state.json"
+    record.write_bytes(record.read_bytes()[:40])
+
+
+def lose(folder: Path) -> None:
+    (folder / "weights.safetensors").unlink()
+
+
+@pytest.mark.parametrize("spoil", [alter, cut, lose])
+def test_a_spoilt_checkpoint_is_set_aside_by_name_for_the_one_before_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    settings = replace(SETTINGS, checkpoint_every=2, keep=3)
+    whole = train(pretraining(settings, tiny_experiment(tmp_path / "whole")))
+    stage = pretraining(settings, tiny_experiment(tmp_path / "broken"))
+    with pytest.raises(KeyboardInterrupt):
+        train(spoilt(stage, at=5, fault=interrupt))
+    spoil(stage.folder / "step_000004")
+    resumed = train(stage)
+    assert "set aside as .step_000004.altered, going back to the one before" in caplog.text
+    for name, tensor in tensors(whole).items():
+        assert torch.equal(tensors(resumed)[name], tensor), name
+    assert [found.step for found in checkpoints(stage.folder)] == [2, 4, 6]
+
+
+def test_a_finished_run_whose_last_checkpoint_is_spoilt_is_finished_again(tmp_path: Path) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    expected = tensors(train(stage))
+    alter(stage.folder / "step_000006")
+    for name, tensor in tensors(train(stage)).items():
+        assert torch.equal(expected[name], tensor), name
+
+
+def test_a_line_of_the_log_that_a_dying_run_did_not_end_is_forgotten(tmp_path: Path) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        train(spoilt(stage, at=5, fault=interrupt))
+    with (stage.folder / METRICS).open("a") as log:
+        log.write('{"step": 4, "lo')
+    train(stage)
+    assert [line["step"] for line in read_metrics(stage.folder)] == [2, 3, 4, 6]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

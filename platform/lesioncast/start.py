@@ -5,11 +5,13 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from storage import Location
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +86,13 @@ def _root_of(package: str) -> Path:
 
 
 @contextmanager
-def cluster(settings: RaySettings) -> Iterator[None]:
+def cluster(
+    settings: RaySettings, *, reads: Iterable[Location] = (), writes: Iterable[Location] = ()
+) -> Iterator[None]:
     """A connection to the running cluster, or a small local one for as long as the block lasts.
+
+    Raises StorageError where a node of the running one does not share the folders that the job
+    `reads` or `writes`.
 
     The running cluster is used under `ray job submit` or where RAY_ADDRESS names one; inside an
     outer block this one joins it. Local workers get this process's import path, so that driver and
@@ -98,6 +105,8 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    from lesioncast.nodes import require_shared
+
     if ray.is_initialized():
         yield
         return
@@ -105,6 +114,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder:
         if os.environ.get("RAY_ADDRESS"):
             ray.init()
+            require_shared(reads=reads, writes=writes)
         else:
             os.environ["RAY_TMPDIR"] = folder
             ray.init(

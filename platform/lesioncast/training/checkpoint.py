@@ -1,10 +1,13 @@
 """Checkpoints of a run: folders `step_000120` that are whole, and resumed only by their own run.
 
-Each holds safetensors of weights, their average (ema) and Adam's moments, and state.json: the step,
-the run's identity (all that shapes its weights) and the sha256 of the other files.
+A run finds its way back by these folders alone, not by what Ray Train remembers of them: Train
+takes note of a checkpoint after it was written, and refuses to start where one that it knows is
+gone. Each holds safetensors of weights, their average (ema) and Adam's moments, and state.json: the
+step, the run's identity (all that shapes its weights) and the sha256 of the other files.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +27,8 @@ from lesioncast.training.files import (
 )
 from lesioncast.training.optimisation import Weights
 from lesioncast.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 EMA = "ema"
@@ -48,10 +53,7 @@ class Checkpoint:
         """Raises TrainingError where a file is missing or altered."""
         altered = altered_file(self.folder, self.digests)
         if altered is not None:
-            raise TrainingError(
-                f"{self.folder / altered}: missing or altered since it was written; "
-                f"remove {self.folder} to resume from the checkpoint before it"
-            )
+            raise TrainingError(f"{self.folder / altered}: missing or altered since it was written")
 
 
 def save_checkpoint(run: Path, state: TrainState, identity: Identity) -> Checkpoint:
@@ -67,28 +69,54 @@ def save_checkpoint(run: Path, state: TrainState, identity: Identity) -> Checkpo
     return Checkpoint(folder, state.step, identity, digests)
 
 
+def last_whole(run: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run that is as it was written.
+
+    Newer ones that are not are set aside under a name that is none of a checkpoint, and named.
+    """
+    for folder in reversed(_folders(run)):
+        try:
+            checkpoint = open_checkpoint(folder)
+            checkpoint.verify()
+        except TrainingError as error:
+            aside = folder.with_name(f".{folder.name}.altered")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            logger.warning("%s; set aside as %s, going back to the one before", error, aside.name)
+        else:
+            return checkpoint
+    return None
+
+
 def checkpoints(run: Path) -> list[Checkpoint]:
     """The checkpoints of a run, oldest first."""
-    found = [open_checkpoint(path.parent) for path in run.glob(f"step_*/{STATE}")]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    return [open_checkpoint(folder) for folder in _folders(run)]
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted(run.glob("step_*"), key=lambda folder: int(folder.name.removeprefix("step_")))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, not verified yet."""
-    record = read_json(folder / STATE)
-    return Checkpoint(folder, record["step"], record["identity"], record["sha256"])
+    """The checkpoint in `folder`, not verified yet. Raises TrainingError where it has no record."""
+    try:
+        record = read_json(folder / STATE)
+        return Checkpoint(folder, record["step"], record["identity"], record["sha256"])
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"{folder / STATE}: expected the record of a checkpoint, got {error!r}"
+        ) from error
 
 
 def resume(state: TrainState, checkpoint: Checkpoint) -> None:
     """Put `state` where the checkpoint left off."""
-    checkpoint.verify()
     state.restore(checkpoint.step, partial(Checkpoint.tensors, checkpoint))
 
 
 def prune(run: Path, *, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints of a run."""
-    for checkpoint in checkpoints(run)[:-keep]:
-        shutil.rmtree(checkpoint.folder)
+    for folder in _folders(run)[:-keep]:
+        shutil.rmtree(folder)
 
 
 def require_same_run(checkpoint: Checkpoint, identity: Identity) -> None:

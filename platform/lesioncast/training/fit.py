@@ -7,19 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # The public names below ray.train are these, but mypy takes them for those of version 1.
+from ray.exceptions import RayActorError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.callback import RayTrainCallback
-from ray.train.v2.api.config import (
-    CheckpointConfig,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-)
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from lesioncast.training.checkpoint import Checkpoint, checkpoints, require_same_run
+from lesioncast.training.checkpoint import Checkpoint, last_whole, require_same_run
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.ingest import fill, read_in_process, release
 from lesioncast.training.loop import train_loop_per_worker
@@ -36,25 +31,26 @@ def train(stage: Stage) -> Checkpoint:
     Raises ChangedSettingsError where the run was begun with other settings, TrainingError where the
     workers end without the last checkpoint.
     """
-    for checkpoint in checkpoints(stage.folder)[-1:]:
-        require_same_run(checkpoint, stage.identity)
-        if checkpoint.step == stage.settings.steps:
+    last = last_whole(stage.folder)
+    if last is not None:
+        require_same_run(last, stage.identity)
+        if last.step == stage.settings.steps:
             logger.info(
                 "%s: finished already, at step %d (%s); --fresh trains it again",
                 stage.name,
-                checkpoint.step,
-                checkpoint.folder,
+                last.step,
+                last.folder,
             )
-            return checkpoint
+            return last
     run_workers(stage)
     return finished(stage)
 
 
 def finished(stage: Stage) -> Checkpoint:
     """The checkpoint after the last step. Raises TrainingError where there is none yet."""
-    for checkpoint in checkpoints(stage.folder)[-1:]:
-        if checkpoint.step == stage.settings.steps:
-            return checkpoint
+    last = last_whole(stage.folder)
+    if last is not None and last.step == stage.settings.steps:
+        return last
     raise TrainingError(
         f"{stage.folder}: expected a checkpoint at step {stage.settings.steps}, got none; "
         f"run jobs/{stage.name}.py first"
@@ -68,27 +64,44 @@ def discard(stage: Stage) -> None:
 
 
 def run_workers(stage: Stage) -> None:
-    """Train on Ray, or in this process where `workers` is 0."""
-    settings = stage.settings
+    """Train on Ray, or in this process where `workers` is 0.
+
+    Ray Train starts lost workers again by itself. Its controller it does not: another one finds the
+    last checkpoint by the name of the run.
+    """
     # Two seconds by default: a report would wait that long for the controller to look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    trainer = trainer_class()(
+    with cases_at_hand(stage):
+        for left in reversed(range(stage.settings.max_failures + 1)):
+            try:
+                trainer(stage).fit()
+                return
+            except TrainingFailedError as error:
+                raise root_cause(error, stage) from error
+            except RayActorError as error:
+                why = str(error).splitlines()[0]
+                logger.warning("%s: lost Ray Train's controller (%s)", stage.name, why)
+                if not left:
+                    raise TrainingError(
+                        f"{stage.name}: expected Ray Train's controller to live, got {why}; "
+                        "run the same command again: it resumes from the last checkpoint"
+                    ) from error
+
+
+def trainer(stage: Stage) -> TorchTrainer:
+    """Ray Train's driver of the stage; checkpoints are the loop's own, see `checkpoint`."""
+    settings = stage.settings
+    return trainer_class()(
         train_loop_per_worker,
         train_loop_config={"stage": stage},
         scaling_config=scaling(settings),
         run_config=RunConfig(
             name=stage.name,
-            storage_path=str(stage.experiment.runs),
-            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep),
+            storage_path=str(stage.experiment.runs / ".ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        with cases_at_hand(stage):
-            trainer.fit()
-    except TrainingFailedError as error:
-        raise root_cause(error, stage) from error
 
 
 @contextmanager
@@ -138,8 +151,9 @@ def root_cause(error: TrainingFailedError, stage: Stage) -> TrainingError:
 
 def scaling(settings: TrainSettings) -> ScalingConfig:
     """One worker per GPU of the wanted type, or workers on CPUs alone."""
+    workers, fewest = settings.workers, settings.min_workers
     return ScalingConfig(
-        num_workers=settings.workers,
+        num_workers=workers if fewest is None else (fewest, workers),
         use_gpu=settings.accelerator_type is not None,
         accelerator_type=settings.accelerator_type,
         resources_per_worker={"CPU": settings.threads},

@@ -1,6 +1,7 @@
 """The training loop of both stages (paper, section 3), as every worker runs it."""
 
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ from typing import Any
 import ray.train
 import ray.train.collective
 import torch
-from ray.train import CheckpointUploadMode
 from torch import Tensor, nn
 
 from lesioncast.diffusion.objective import diffusion_loss
 from lesioncast.diffusion.precision import autocast
+from lesioncast.meters import TrainingMeter
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import (
-    checkpoints,
+    last_whole,
     open_checkpoint,
     prune,
     resume,
@@ -30,8 +31,10 @@ from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import Stage
 from lesioncast.training.state import TrainState, initial_state
 from lesioncast.training.worker import (
+    Notices,
     Worker,
     data_parallel,
+    gpu_memory,
     mean_over_workers,
     this_worker,
 )
@@ -51,8 +54,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     networks = data_parallel(state.networks, worker)
     # DDP averages the gradients of the workers, whose shares of a batch may differ by one case.
     share = len(worker.positions) * worker.world_size / settings.batch_size
-    window = Window(stage.name)
-    for step, batch in batches(stage, cases, worker, first=state.step):
+    window, meter = Window(stage.name), TrainingMeter(stage.name)
+    notices = Notices(worker, settings)
+    for step, batch in window.timed(batches(stage, cases, worker, first=state.step)):
         with autocast(settings.precision, worker.device):
             loss = share * batch_loss(networks, batch, step, stage=stage, worker=worker)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -60,7 +64,11 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         state.update(settings)
         window.record(state.step, loss, norm)
         if due(state, settings.log_every, settings) or checkpoint_due(state, settings):
-            report(stage, state, worker=worker, window=window)
+            report(stage, state, worker=worker, window=window, meter=meter)
+        elif notice := notices.new():
+            nodes = ", ".join(node[:8] for node in notice.preempted_node_ids)
+            logger.warning("%s: node %s is to go, saving step %d", stage.name, nodes, state.step)
+            commit(stage, state, meter)
 
 
 def batch_loss(
@@ -131,8 +139,9 @@ def resumed_state(stage: Stage, worker: Worker) -> TrainState:
     """The state at the run's newest checkpoint, or before the first step."""
     state = initial_state(stage.build().to(worker.device).train(), stage.settings)
     # Rank 0 decides, since workers on a network disk may not see a new folder at the same time.
-    newest = [str(checkpoint.folder) for checkpoint in checkpoints(stage.folder)[-1:]]
-    for folder in ray.train.collective.broadcast_from_rank_zero(newest):
+    newest = last_whole(stage.folder) if worker.leads else None
+    folder = ray.train.collective.broadcast_from_rank_zero(newest and str(newest.folder))
+    if folder is not None:
         resume(state, open_checkpoint(Path(folder)))
     if worker.leads:
         logger.info("%s: step %d of %d", stage.name, state.step, stage.settings.steps)
@@ -150,29 +159,26 @@ def checkpoint_due(state: TrainState, settings: TrainSettings) -> bool:
     return due(state, settings.checkpoint_every, settings)
 
 
-def report(stage: Stage, state: TrainState, *, worker: Worker, window: Window) -> None:
+def report(
+    stage: Stage, state: TrainState, *, worker: Worker, window: Window, meter: TrainingMeter
+) -> None:
     """Log and report the steps since the last report, and save a checkpoint where one is due."""
     settings = stage.settings
     metrics = window.close(batch_size=settings.batch_size)
     metrics["loss"] = mean_over_workers(metrics["loss"], worker)
     metrics["learning_rate"] = learning_rate(state.step - 1, settings)
-    checkpoint = None
     if worker.leads:
         logger.info("%s: %s", stage.name, progress_line(metrics, steps=settings.steps))
         append_metrics(stage.folder, metrics)
+        meter.reported({**metrics, **gpu_memory(worker)})
         if checkpoint_due(state, settings):
-            checkpoint = commit(stage, state)
-    ray.train.report(
-        metrics, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
-    )
+            commit(stage, state, meter)
+    ray.train.report(metrics)
 
 
-def commit(stage: Stage, state: TrainState) -> ray.train.Checkpoint:
-    """Save a checkpoint in the run's folder, for Ray Train to take note of where it is.
-
-    Ray Train removes those beyond `keep`, except in local mode (no workers).
-    """
-    saved = save_checkpoint(stage.folder, state, stage.identity)
-    if stage.settings.workers == 0:
-        prune(stage.folder, keep=stage.settings.keep)
-    return ray.train.Checkpoint.from_directory(str(saved.folder))
+def commit(stage: Stage, state: TrainState, meter: TrainingMeter) -> None:
+    """Save a checkpoint in the run's folder; the newest `keep` stay."""
+    began = time.monotonic()
+    save_checkpoint(stage.folder, state, stage.identity)
+    prune(stage.folder, keep=stage.settings.keep)
+    meter.saved(time.monotonic() - began)

@@ -3,9 +3,10 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from lesioncast.training.errors import NonFiniteLossError
 METRICS = "metrics.jsonl"
 
 Metrics = dict[str, float]  # by name; "step" counts the steps done
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -26,6 +28,15 @@ class Window:
     steps: list[int] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
+    waited: float = 0.0
+
+    def timed(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; the time that each was waited for is noted."""
+        asked = time.monotonic()
+        for item in items:
+            self.waited += time.monotonic() - asked
+            yield item
+            asked = time.monotonic()
 
     def record(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Note the loss of the `step`-th step (from 1) and its gradient's norm before clipping."""
@@ -34,7 +45,7 @@ class Window:
         self.norms.append(norm.detach())
 
     def close(self, *, batch_size: int) -> Metrics:
-        """The means and rates of the window; a new one begins.
+        """The means, rates and share of time that batches were waited for; a new window begins.
 
         Raises NonFiniteLossError for the first step whose loss or gradient is not finite.
         """
@@ -42,15 +53,17 @@ class Window:
         norms = torch.stack(self.norms).tolist()
         self._require_finite(losses, norms)
         now = time.monotonic()
-        rate = len(losses) / (now - self.began)
+        seconds = now - self.began
+        rate = len(losses) / seconds
         metrics = {
             "step": self.steps[-1],
             "loss": sum(losses) / len(losses),
             "gradient_norm": sum(norms) / len(norms),
             "steps_per_s": rate,
             "cases_per_s": rate * batch_size,
+            "data_wait": self.waited / seconds,
         }
-        self.began, self.steps, self.losses, self.norms = now, [], [], []
+        self.began, self.steps, self.losses, self.norms, self.waited = now, [], [], [], 0.0
         return metrics
 
     def _require_finite(self, losses: list[float], norms: list[float]) -> None:
@@ -86,13 +99,16 @@ def append_metrics(run: Path, metrics: Mapping[str, float]) -> None:
 
 
 def read_metrics(run: Path) -> list[Metrics]:
-    """The lines of a run's metrics.jsonl, none where it has not begun."""
+    """The lines of a run's metrics.jsonl, none where it has not begun; a torn last one is none."""
     path = run / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def rewind_metrics(run: Path, step: int) -> None:
     """Forget the lines after `step`, which a resumed run writes again."""
     kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= step]
     run.mkdir(parents=True, exist_ok=True)
-    (run / METRICS).write_text("".join(json.dumps(metrics) + "\n" for metrics in kept))
+    partial = run / f".{METRICS}.partial"
+    partial.write_text("".join(json.dumps(metrics) + "\n" for metrics in kept))
+    partial.replace(run / METRICS)

@@ -8,6 +8,7 @@ from lesioncast.diffusion.precision import Precision
 # These say where and how a stage runs; all others shape its weights and may not change midway.
 OPERATIONAL = (
     "workers",
+    "min_workers",
     "threads",
     "accelerator_type",
     "checkpoint_every",
@@ -29,10 +30,13 @@ class TrainSettings:
     and each covariate on its own. `balanced` takes as many inactive as active cases each epoch.
     `flair_weight`, where given, replaces the objective's for this stage: 0 trains NET2 alone.
 
-    `workers` 0 trains in the calling process. `threads` are CPUs per worker; with an
-    `accelerator_type` such as A100 each worker also gets one such GPU. `keep` checkpoints stay on
-    disk. `max_failures` restarts from the last checkpoint follow lost workers. Cases that take more
-    than `cache_gib`, or than a node has room for, are read from the store at every step.
+    `workers` 0 trains in the calling process. With `min_workers` a run goes on with so many where
+    the cluster has no room for all, and takes them on again when it has. `threads` are CPUs per
+    worker; with an `accelerator_type` such as A100 each worker also gets one such GPU. `keep`
+    checkpoints stay on disk. `max_failures` restarts from the last checkpoint follow lost workers,
+    as many a lost controller of Ray Train; nodes that are taken away with notice count for none.
+    Cases that take more than `cache_gib`, or than a node has room for, are read from the store at
+    every step.
     """
 
     steps: int
@@ -49,6 +53,7 @@ class TrainSettings:
     flair_weight: float | None = None
     precision: Precision = "float32"
     workers: int = 2
+    min_workers: int | None = None
     threads: int = 1
     accelerator_type: str | None = None
     checkpoint_every: int = 1000
@@ -71,6 +76,12 @@ class TrainSettings:
             "workers",
             f"at most one per case of a batch ({self.batch_size})",
             self.workers,
+        )
+        _require(
+            self.min_workers is None or 1 <= self.min_workers <= self.workers,
+            "min_workers",
+            f"from 1 to workers ({self.workers})",
+            self.min_workers,
         )
         _require(
             self.precision in ("float32", "bfloat16"),

@@ -7,6 +7,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.v2._internal.execution import context, train_fn_utils
+from ray.train.v2.api.preemption import PreemptionInfo
 from torch import nn
 
 from lesioncast.diffusion.precision import warn_if_slow
@@ -45,6 +46,33 @@ def this_worker(settings: TrainSettings) -> Worker:
     if worker.leads:
         warn_if_slow(settings.precision, worker.device)
     return worker
+
+
+class Notices:
+    """Ray's word that a node of the run is about to be taken away, each told once.
+
+    Ray's own get_preemption_info waits for all workers at every call; only the one that writes
+    checkpoints has to know.
+    """
+
+    def __init__(self, worker: Worker, settings: TrainSettings) -> None:
+        self._listens = worker.leads and settings.workers > 0
+        self._last: PreemptionInfo | None = None
+
+    def new(self) -> PreemptionInfo | None:
+        """What this worker has not been told yet, if anything."""
+        if not self._listens:
+            return None
+        before = self._last
+        self._last = context.get_train_context().preemption_context.preemption_info
+        return None if self._last is before else self._last
+
+
+def gpu_memory(worker: Worker) -> dict[str, float]:
+    """The largest number of bytes that tensors of this worker took on its GPU, if it has one."""
+    if worker.device.type != "cuda":
+        return {}
+    return {"gpu_bytes": torch.cuda.max_memory_allocated(worker.device)}
 
 
 def data_parallel(networks: nn.Module, worker: Worker) -> nn.Module:

@@ -1,0 +1,104 @@
+"""Jobs across several nodes whose head does no work, and disks that not every node mounts."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.util.state import list_actors, list_nodes, list_tasks
+from ray_nodes import ROOT, Nodes, nodes
+from synthetic_bids import write_trial
+from test_jobs_submit import CONFIG
+
+from lesioncast.training.bundle import load_bundle
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
+WORKERS = 4
+# Hides what lies at a path from whatever runs inside.
+HIDING = 'mount -t tmpfs none "$0" && exec "$@"'
+can_hide = subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    """A head without CPUs, and two nodes neither of which has room for all workers."""
+    with nodes(PYTHONPATH=f"{ROOT}:{ROOT}/platform", OMP_NUM_THREADS="1") as found:
+        found.head("--num-cpus=0")
+        for name in ("a", "b"):
+            found.join(name, "--num-cpus=3")
+        yield found
+
+
+def job(cluster: Nodes, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return cluster.run(sys.executable, f"jobs/{name}.py", *arguments)
+
+
+def places(cluster: Nodes) -> dict[str, set[str]]:
+    """The names of nodes where each kind of task and actor has run."""
+    names = {
+        node.node_id: next((n for n in ("a", "b") if n in node.resources_total), "head")
+        for node in list_nodes(address=cluster.dashboard)
+    }
+    found: dict[str, set[str]] = {}
+    tasks = list_tasks(address=cluster.dashboard, limit=10_000)
+    actors = list_actors(address=cluster.dashboard, limit=1000)
+    pairs = [(task.name, task.node_id) for task in tasks if task.type == "NORMAL_TASK"]
+    pairs += [(actor.class_name, actor.node_id) for actor in actors]
+    for name, node in pairs:
+        found.setdefault(name, set()).add(names.get(node, "nowhere"))
+    return found
+
+
+def test_a_head_without_cpus_does_no_work_and_four_workers_span_two_nodes(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    write_trial(tmp_path / "bids", 12)
+    stages = {
+        name: {**CONFIG[name], "workers": WORKERS, "steps": 6} for name in ("pretrain", "finetune")
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**CONFIG, **stages}))
+    given = ["--config", str(tmp_path / "tiny.yaml"), "--store", str(tmp_path / "store.zarr")]
+    out, bundle = ["--out", str(tmp_path / "runs")], ["--bundle", str(tmp_path / "bundle")]
+    for name, arguments in (
+        ("convert", ["--bids", str(tmp_path / "bids")]),
+        ("pretrain", out),
+        ("finetune", [*out, *bundle]),
+        ("evaluate", [*bundle, "--out", str(tmp_path / "evaluation")]),
+    ):
+        done = job(cluster, name, *given, *arguments)
+        assert done.returncode == 0, done.stdout
+    load_bundle(tmp_path / "bundle")
+    scored = json.loads((tmp_path / "evaluation/metrics.json").read_text())
+    assert scored["cases"]["test"] > 0
+
+    found = places(cluster)
+    assert found["RayTrainWorker"] == {"a", "b"}
+    assert found["fill"] == {"a", "b"}
+    for name in ("build_shard", "_Applied"):
+        assert found[name] <= {"a", "b"}, name
+    # What is left to the head is to watch over the others.
+    watching = {name for name, where in found.items() if "head" in where}
+    assert watching <= {"TrainController", "SynchronizationActor", "PlacementGroupCleaner"}, found
+
+
+@pytest.mark.skipif(not can_hide, reason="NO MOUNT NAMESPACES HERE: unshared disks were not tried")
+def test_a_disk_that_not_every_node_mounts_is_refused_by_name(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    write_trial(tmp_path / "bids", 2)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    own = tmp_path / "own"
+    own.mkdir()
+    alone = cluster.join(
+        "c", "--num-cpus=1", inside=["unshare", "--mount", "sh", "-c", HIDING, str(own)]
+    )
+    given = ["--config", str(tmp_path / "tiny.yaml"), "--bids", str(tmp_path / "bids")]
+    try:
+        done = job(cluster, "convert", *given, "--store", str(own / "store.zarr"))
+    finally:
+        alone.kill()
+    assert done.returncode == 1, done.stdout
+    assert f"{own}/store.zarr: expected the same folder on all nodes, got another" in done.stdout
