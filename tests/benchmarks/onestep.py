@@ -3,7 +3,8 @@
     PYTHONPATH=.:platform python tests/benchmarks/onestep.py --bundle out/demo/bundle --store STORE
 
 What is wrong here the networks learned wrong; what is right here and wrong in samples arises on the
-way (`solvers.py`). The cases are of the validation split, under the arm that they received.
+way (`solvers.py`). Where the AUC rises, presence is decided. The cases are told under the arm that
+they received.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lesioncast.diffusion.model import Model
@@ -25,8 +27,11 @@ from lesioncast.slab import TARGET, encode, named
 from lesioncast.training.bundle import load_bundle
 from storage import Store, open_store
 
-LOGSNR = (-6, -4, -3, -2, -1, 0, 1, 2, 3, 4)
-HEAD = "| logsnr | volume | active cases | of that in lesions | empty cases | empty, a P > 0.5 |"
+LOGSNR = (-6, -4, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
+HEAD = (
+    "| logsnr | volume | active cases | of that in lesions | empty cases | empty, a P > 0.5 "
+    "| AUC of volume |"
+)
 BATCH = 8
 
 Floats = npt.NDArray[np.float64]
@@ -39,18 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=120, help="of the validation split")
+    parser.add_argument("--split", default="val", help="whose cases are told")
+    parser.add_argument("--cases", type=int, default=120, help="of the split")
     args = parser.parse_args(argv)
     store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
-    cases = spread_out(evaluable(store.select(split="val")), args.cases)
+    cases = spread_out(evaluable(store.select(split=args.split)), args.cases)
     condition = store_condition(store, named(bundle.config.control.condition))
     x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
     given = torch.from_numpy(np.stack([condition(case.index) for case in cases]))
     arm = torch.tensor([case.arm_index for case in cases])
     volume = (x[:, 1] > 0).double().sum((1, 2, 3)).numpy()
     active = volume > 0
-    print(HEAD, "|" + "---|" * 6, sep="\n")
-    print(f"| true | {volume.mean():.1f} | {volume[active].mean():.1f} | | 0 | |")
+    print(HEAD, "|" + "---|" * 7, sep="\n")
+    print(f"| true | {volume.mean():.1f} | {volume[active].mean():.1f} | | 0 | | |")
     for logsnr in LOGSNR:
         drawn = [
             told(bundle.model, x[rows], given[rows], arm[rows], logsnr=logsnr)
@@ -85,7 +91,7 @@ def row(logsnr: float, found: Floats, active: npt.NDArray[np.bool_]) -> str:
     return (
         f"| {logsnr} | {volume.mean():.1f} | {volume[active].mean():.1f} "
         f"| {inside[active].mean():.1f} | {volume[~active].mean():.2f} "
-        f"| {(greatest[~active] > 0.5).mean():.0%} |"
+        f"| {(greatest[~active] > 0.5).mean():.0%} | {roc_auc_score(active, volume):.3f} |"
     )
 
 
