@@ -6,7 +6,9 @@ INSTALLED := $(VENV)/installed-$(PINNED)
 SERVED := $(VENV)/served-$(PINNED)
 DEVELOPED := $(VENV)/developed-$(PINNED)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
-	--constraint .ci/constraints.txt
+	--no-compile --constraint .ci/constraints.txt
+# On all processors, while pip would compile on one.
+COMPILE := $(VENV)/bin/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib
 export LESIONCAST_ROOT ?= $(CURDIR)/out
 export RAY_AUTH_MODE ?= disabled
 
@@ -47,15 +49,18 @@ $(INSTALLED):
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable .
+	$(COMPILE)
 	@rm -f $(VENV)/installed-* && touch $@
 
 $(SERVED): $(INSTALLED)
 	$(PIP) --editable ".[serve]"
+	$(COMPILE)
 	@rm -f $(VENV)/served-* && touch $@
 
 $(DEVELOPED): $(INSTALLED)
 	@echo "Adding what the tests need (about 1 minute the first time) ..."
 	$(PIP) --editable ".[dev]"
+	$(COMPILE)
 	@rm -f $(VENV)/developed-* && touch $@
 
 clean:
