@@ -141,3 +141,17 @@ def pack_masks(masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 def unpack_masks(packed: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.uint8]:
     """The inverse of `pack_masks`: {0, 1} masks [..., width]."""
     return np.unpackbits(packed, axis=-1, count=width)
+
+
+SIGNS = unpack_masks(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np.float32) * 2 - 1
+
+
+def unpack_signs(packed: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
+    """Masks that `pack_masks` packed as -1 / +1 into `out` [..., w], which is contiguous.
+
+    A table from bytes to eight floats: a third of the time of unpacking and arithmetic.
+    """
+    if out.shape[-1] % 8:
+        out[...] = SIGNS[packed].reshape(*packed.shape[:-1], -1)[..., : out.shape[-1]]
+    else:  # "clip" because "raise" would fill a copy first
+        np.take(SIGNS, packed, axis=0, out=out.reshape(*packed.shape, 8), mode="clip")

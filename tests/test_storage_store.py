@@ -15,7 +15,7 @@ from storage import Store, StoreError, open_store, pack_masks, unpack_masks
 from storage.cases import Case, CaseTable
 from storage.errors import Refusal
 from storage.grid import plan_grid
-from storage.layout import CASE_TABLE, StoreSpec
+from storage.layout import CASE_TABLE, StoreSpec, unpack_signs
 from storage.read import open_arrays, take_rows
 from storage.settings import StoreSettings
 from storage.split import assign_splits
@@ -30,6 +30,9 @@ def test_unpacking_undoes_packing(width: int) -> None:
     packed = pack_masks(masks)
     assert packed.shape == (3, 3, 2, 5, -(-width // 8))
     np.testing.assert_array_equal(unpack_masks(packed, width), masks)
+    signs = np.empty(masks.shape, np.float32)
+    unpack_signs(packed, signs)
+    np.testing.assert_array_equal(signs, masks.astype(np.float32) * 2 - 1)
 
 
 def trial_of(sizes: dict[str | None, int]) -> dict[str, str | None]:

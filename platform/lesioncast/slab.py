@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.layout import CHANNELS, MASKS, SESSIONS
+from storage import CaseArrays
+from storage.layout import CHANNELS, MASKS, SESSIONS, pack_masks, unpack_signs
 
-__all__ = ["CHANNELS", "MASKS", "SESSIONS", "TARGET", "Channels", "encode", "named"]
+__all__ = ["CHANNELS", "MASKS", "SESSIONS", "TARGET", "Channels", "encode", "encode_case", "named"]
 
 # x, in the order in which the network receives it; c_f is the model's (`ControlConfig.condition`).
 TARGET = (("w096", "flair"), ("w096", "net2"))
@@ -37,10 +38,10 @@ def encode(
 ) -> npt.NDArray[np.float32]:
     """The named channels of one case as floats, absent ones zero.
 
-    `flair` [session, s, h, w] in [-1, 1]; `masks` [session, kind, s, h, w] in {0, 1}, kinds as in
-    `MASKS`; `present` [session, channel], channels as in `CHANNELS`; all of the `sessions` named.
-    Returns [channel, s, h, w], which is `out` where that is given. `copy(to, values)` is how FLAIR
-    gets there.
+    `flair` [session, s, h, w] in [-1, 1]; `masks` [session, kind, s, h, ceil(w / 8)] packed as in
+    the store, kinds as in `MASKS`; `present` [session, channel], channels as in `CHANNELS`; all of
+    the `sessions` named. Returns [channel, s, h, w], which is `out` where that is given.
+    `copy(to, values)` is how FLAIR gets there.
     """
     encoded = np.empty((len(channels), *flair.shape[1:]), np.float32) if out is None else out
     for row, (session, channel) in enumerate(channels):
@@ -50,6 +51,10 @@ def encode(
         elif channel == "flair":
             copy(encoded[row], flair[k])
         else:
-            np.multiply(masks[k, MASKS.index(channel)], np.float32(2), out=encoded[row])
-            encoded[row] -= 1
+            unpack_signs(masks[k, MASKS.index(channel)], encoded[row])
     return encoded
+
+
+def encode_case(arrays: CaseArrays, *, channels: Channels) -> npt.NDArray[np.float32]:
+    """The same of a case as it is read: [channel, s, h, w]."""
+    return encode(arrays.flair, pack_masks(arrays.masks), arrays.present, channels=channels)

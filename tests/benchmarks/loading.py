@@ -4,7 +4,8 @@
         --config jobs/configs/paper.yaml --subjects 64 --set 'cohort.shape=[21, 256, 256]'
 
 Simulates the trial below OUT once, converts it with one and two workers, then reads all cases in
-random order in one way after the other, `--rounds` times. Prints medians and the range.
+random order in one way after the other, `--rounds` times, with the allocator set as jobs set it for
+Ray's workers. Prints medians over the rounds, of ratios those within a round, and the range.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from tables import table
 
 from jobs import convert, simulate
 from lesioncast.config import load_config
-from lesioncast.start import RaySettings, cluster, job_parser
+from lesioncast.start import ALLOCATOR, RaySettings, cluster, job_parser
 from storage import open_store
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,11 @@ class Reading:
     def median(self) -> float:
         """Over the rounds."""
         return statistics.median(self.rounds)
+
+    def times(self, other: "Reading") -> float:
+        """How many times as fast as another way: the median of each round's ratio."""
+        pairs = zip(self.rounds, other.rounds, strict=True)
+        return statistics.median(own / others for own, others in pairs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +102,7 @@ def measure(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_average": {"before": begun[0], "after": os.getloadavg()[0]},
         "conversions": [asdict(each) for each in conversions],
-        "readings": [{**asdict(each), "median": each.median} for each in readings],
+        "readings": [asdict(each) for each in readings],
         "ray_data_worker_mib": worker_mib,
     }
 
@@ -146,16 +152,16 @@ def report(record: dict[str, Any]) -> str:
         f"{record['cases']} cases of {slab}, {record['cores']} cores, load average "
         f"{load['before']:.1f} before and {load['after']:.1f} after, {record['date']}."
     )
-    base = {each["name"]: each["median"] for each in record["readings"]}
+    readings = {each["name"]: Reading(each["name"], each["rounds"]) for each in record["readings"]}
     reading = [
         [
-            each["name"],
-            f"{each['median']:.3g}",
-            f"{min(each['rounds']):.3g} to {max(each['rounds']):.3g}",
-            f"{each['median'] / base[loaders.NIBABEL]:.2g}",
-            f"{each['median'] / base[loaders.MONAI]:.2g}",
+            name,
+            f"{each.median:.3g}",
+            f"{min(each.rounds):.3g} to {max(each.rounds):.3g}",
+            f"{each.times(readings[loaders.NIBABEL]):.2g}",
+            f"{each.times(readings[loaders.MONAI]):.2g}",
         ]
-        for each in record["readings"]
+        for name, each in readings.items()
     ]
     head = ("cases to tensors", "cases/s", "range", "to nibabel", "to MONAI")
     conversions = [
@@ -170,4 +176,6 @@ def report(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if not ALLOCATOR.items() <= os.environ.items():  # glibc reads them as a process starts
+        os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
     sys.exit(main())

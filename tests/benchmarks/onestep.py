@@ -23,7 +23,7 @@ from lesioncast.diffusion.schedule import alpha_sigma, per_sample
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.engine import store_condition
 from lesioncast.forecasting.heldout import spread_out
-from lesioncast.slab import TARGET, encode, named
+from lesioncast.slab import TARGET, encode_case, named
 from lesioncast.training.bundle import load_bundle
 from storage import Store, open_store
 
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def target(store: Store, index: int) -> npt.NDArray[np.float32]:
     """x of a case, [2, s, h, w]."""
-    arrays = store.read(index)
-    return encode(arrays.flair, arrays.masks, arrays.present, channels=TARGET)
+    return encode_case(store.read(index), channels=TARGET)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.forecasting.draws import Condition, Covariates, Draw, Sampler
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.slab import Channels, encode, named
+from lesioncast.slab import Channels, encode_case, named
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
 from storage import Location, Store, open_store
 
@@ -75,8 +75,7 @@ def store_condition(store: Store, channels: Channels) -> Condition:
     """c_f of a case by its index, with the channels named; absent ones are null."""
 
     def condition(index: int) -> npt.NDArray[np.float32]:
-        arrays = store.read(index)
-        return encode(arrays.flair, arrays.masks, arrays.present, channels=channels)
+        return encode_case(store.read(index), channels=channels)
 
     return condition
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lesioncast.slab import SESSIONS, TARGET, Channels, encode
 from lesioncast.training.noise import Drops
 from lesioncast.training.order import Rows
-from storage import Store, unpack_masks
+from storage import Store
 from storage.layout import array_specs, session_indices
 from storage.read import open_arrays, take_rows
 
@@ -121,9 +121,7 @@ class Cases:
         `condition` names the channels of c_f; with None there is no c_f.
         """
         arm = np.where(drops.arm | (self.arm[rows] < 0), null_arm, self.arm[rows])
-        flair = self.flair[rows]
-        masks = unpack_masks(self.masks[rows], flair.shape[-1])
-        encode_rows = partial(self._encode, rows, flair, masks)
+        encode_rows = partial(self._encode, rows, self.flair[rows], self.masks[rows])
         x = torch.from_numpy(encode_rows(TARGET))
         images = covariates = None
         if condition is not None:
