@@ -52,14 +52,15 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     cases = open_cases(stage.cases, read_in_process)
     state = resumed_state(stage, worker)
     networks = data_parallel(state.networks, worker)
-    # DDP averages the gradients of the workers, whose shares of a batch may differ by one case.
-    share = len(worker.positions) * worker.world_size / settings.batch_size
     window, meter = Window(stage.name), TrainingMeter(stage.name)
-    notices = Notices(worker, settings)
-    for step, batch in window.timed(batches(stage, cases, worker, first=state.step)):
-        with autocast(settings.precision, worker.device):
-            loss = share * batch_loss(networks, batch, step, stage=stage, worker=worker)
-        loss.backward()  # type: ignore[no-untyped-call]
+    notices, first = Notices(worker, settings), state.step
+    for step, batch in window.timed(batches(stage, cases, worker, first=first)):
+        if step == first and worker.world_size > 1:
+            # DDP orders its sums anew after the first pass. In that pass's order, a step after a
+            # resumption would differ in its last bits from that of a run without interruption.
+            backward(networks, batch, step, stage=stage, worker=worker)
+            state.optimizer.zero_grad()
+        loss = backward(networks, batch, step, stage=stage, worker=worker)
         norm = nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
         state.update(settings)
         window.record(state.step, loss, norm)
@@ -69,6 +70,18 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             nodes = ", ".join(node[:8] for node in notice.preempted_node_ids)
             logger.warning("%s: node %s is to go, saving step %d", stage.name, nodes, state.step)
             commit(stage, state, meter)
+
+
+def backward(
+    networks: nn.Module, batch: Batch, step: int, *, stage: Stage, worker: Worker
+) -> Tensor:
+    """Put the gradients of the batch in the networks; returns this worker's part of the loss."""
+    # DDP averages the gradients of the workers, whose shares of a batch may differ by one case.
+    share = len(worker.positions) * worker.world_size / stage.settings.batch_size
+    with autocast(stage.settings.precision, worker.device):
+        loss = share * batch_loss(networks, batch, step, stage=stage, worker=worker)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss
 
 
 def batch_loss(
