@@ -17,7 +17,7 @@ from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.assess import assess
 from lesioncast.evaluation.baselines import BaselineError
-from lesioncast.evaluation.card import write_card
+from lesioncast.evaluation.card import CardError, write_card
 from lesioncast.evaluation.identify import warnings_record
 from lesioncast.evaluation.metrics import Bootstrap
 from lesioncast.evaluation.output import REPORT, write_assessment
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluate(load_config(args.config, args.overrides), args)
     except ConfigError as error:
         parser.error(str(error))
-    except (StorageError, TrainingError, ForecastError, BaselineError) as error:
+    except (StorageError, TrainingError, ForecastError, BaselineError, CardError) as error:
         logger.error("%s", error)
         return 1
     return 0
@@ -117,8 +117,8 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
         )
         sights = gallery(store, cases.test, path, assessment, settings=settings, seed=config.seed)
     write_assessment(assessment, out, forced=cases.forced, case=test.case, sights=sights)
-    write_card(path, assessment.record)
     logger.info("%s", out / REPORT)
+    write_card(path, assessment.record)
 
 
 if __name__ == "__main__":

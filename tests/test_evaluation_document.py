@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_harms import as_nobody
 from test_evaluation_report import TEST, assessed, certain, ladder_counts
 
 from lesioncast.evaluation.assess import Assessment
@@ -176,6 +177,19 @@ def test_subjects_are_shown_by_rule() -> None:
     assert shown[1].startswith("the median")
     assert "gravest miss" in shown[4]
     assert "worst alarm" in shown[2]
+
+
+def test_a_bundle_that_may_not_be_written_to_is_named(
+    assessment: Assessment, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir(mode=0o555)
+    with (
+        as_nobody(bundle),
+        pytest.raises(CardError, match=r"bundle: .* got Permission denied; the report is complete"),
+    ):
+        write_card(bundle, assessment.record)
+    assert not list(bundle.iterdir())
 
 
 def test_a_subject_that_two_rules_choose_is_shown_once() -> None:

@@ -20,11 +20,14 @@ CARD, EVALUATION = "EVALUATION.md", "evaluation.json"
 
 
 class CardError(ValueError):
-    """What lies beside a bundle as its evaluation is not that."""
+    """What lies beside a bundle as its evaluation is not that, or cannot be put there."""
 
 
 def write_card(bundle: Path, record: Record) -> None:
-    """Put the evaluation `record` beside the weights of the bundle folder, replacing an older."""
+    """Put the evaluation `record` beside the weights of the bundle folder, replacing an older.
+
+    Raises CardError where the folder cannot be written to.
+    """
     content = {
         "schema": SCHEMA,
         "bundle": record["bundle"],
@@ -34,8 +37,15 @@ def write_card(bundle: Path, record: Record) -> None:
         "warnings": record["warnings"],
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomic(bundle / EVALUATION, text.encode())
-    write_atomic(bundle / CARD, card_text(record).encode())
+    try:
+        write_atomic(bundle / EVALUATION, text.encode())
+        write_atomic(bundle / CARD, card_text(record).encode())
+    except OSError as error:
+        raise CardError(
+            f"{bundle}: expected a bundle's folder to put the evaluation in, got {error.strerror}; "
+            "the report is complete, but forecasts carry no warnings of it: copy the bundle to "
+            "where you may write and evaluate it there"
+        ) from error
 
 
 def card_text(record: Record) -> str:
