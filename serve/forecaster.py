@@ -28,8 +28,8 @@ from storage import Store, open_store
 class Watch(Protocol):
     """Who is told how it goes; see `serve.metrics.ForecastMetrics`."""
 
-    def waiting(self, number: int) -> None:
-        """As the records say."""
+    def waiting(self, number: int, oldest: float) -> None:
+        """As the records say: how many, and the age of the oldest in seconds."""
 
     def ended(self, state: str, seconds: float) -> None:
         """One forecast that came to an end."""
@@ -138,7 +138,8 @@ class Forecaster:
                 await asyncio.to_thread(self._tidy_uploads)
             self._woken.clear()
             unfinished = await asyncio.to_thread(self._records.unfinished)
-            self._watch.waiting(len(unfinished))
+            oldest = max((time.time() - job.created for job in unfinished), default=0.0)
+            self._watch.waiting(len(unfinished), oldest)
             for job in unfinished:
                 if len(self._tasks) >= self._study.settings.running:
                     break

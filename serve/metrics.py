@@ -37,6 +37,9 @@ class ForecastMetrics:
 
     def __init__(self) -> None:
         self._unfinished = metrics.Gauge("lesioncast_unfinished", "Forecasts accepted, not ended.")
+        self._oldest = metrics.Gauge(
+            "lesioncast_oldest_seconds", "Since the oldest of them was accepted; 0 without any."
+        )
         self._ended = metrics.Counter(
             "lesioncast_forecasts", "Forecasts ended.", tag_keys=("state",)
         )
@@ -44,9 +47,10 @@ class ForecastMetrics:
             "lesioncast_forecast_seconds", "From acceptance to result.", boundaries=BOUNDARIES
         )
 
-    def waiting(self, number: int) -> None:
-        """As the records say."""
+    def waiting(self, number: int, oldest: float) -> None:
+        """As the records say: how many, and the age of the oldest in seconds."""
         self._unfinished.set(number)
+        self._oldest.set(oldest)
 
     def ended(self, state: str, seconds: float) -> None:
         """One forecast that came to an end."""

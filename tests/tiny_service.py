@@ -57,7 +57,7 @@ class Watch:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def waiting(self, number: int) -> None:
+    def waiting(self, number: int, oldest: float) -> None:
         pass
 
     def ended(self, state: str, seconds: float) -> None:

@@ -57,6 +57,7 @@ ROWS = {
     ),
     "Forecasts": (
         Panel("Forecasts not ended", "sum(ray_lesioncast_unfinished)"),
+        Panel("Age of the oldest", "max(ray_lesioncast_oldest_seconds)", unit="s"),
         Panel(
             "Forecasts ended",
             "sum by (state) (rate(ray_lesioncast_forecasts_total[5m]))",
