@@ -1,11 +1,19 @@
-"""Effects of arms by hand, by simulation with known effects, and by SciPy's rank correlation."""
+"""Effects of arms by hand, by simulation with known effects, by SciPy and by EconML."""
+
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import StratifiedKFold
 
 from lesioncast.evaluation.baselines import arm_statistics
 from lesioncast.evaluation.contrasts import (
+    FOLDS,
     aipw,
     contrasts,
     cross_fitted,
@@ -154,6 +162,46 @@ def test_aipw_is_the_difference_of_means_where_nothing_is_known_of_the_patients(
         chance=np.full(200, treated.mean()),
     )  # fmt: skip
     assert parts.mean() == pytest.approx(after - before)
+
+
+class OneOfEachArm(RegressorMixin, BaseEstimator):
+    """A line for each side of the last feature, as EconML hands treatment to a regression."""
+
+    def fit(self, features: np.ndarray, outcome: np.ndarray) -> "OneOfEachArm":
+        self.sides_ = [
+            LinearRegression().fit(features[side, :-1], outcome[side])
+            for side in (features[:, -1] == 0, features[:, -1] == 1)
+        ]
+        return self
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        others, treated = (side.predict(features[:, :-1]) for side in self.sides_)
+        return np.where(features[:, -1] == 1, treated, others)
+
+
+def test_cross_fitted_aipw_is_that_of_econml() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from econml.dr import LinearDRLearner
+
+    rng = np.random.default_rng(0)
+    scalars, treated = rng.normal(size=(400, 3)), rng.random(400) < 0.4
+    count = rng.poisson(np.exp(0.3 * scalars[:, 0] - 0.5 * treated)).astype(float)
+
+    def fit(rows: np.ndarray, lesions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        lines = [LinearRegression().fit(rows, each) for each in ((lesions > 0) * 1.0, lesions)]
+        return lambda asked: np.stack([line.predict(asked) for line in lines])
+
+    ours = cross_fitted(scalars, count, treated, fit=fit, seed=3)
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=3).split(scalars, treated))
+    for parts, outcome in zip(ours, ((count > 0) * 1.0, count), strict=True):
+        theirs = LinearDRLearner(
+            model_propensity=DummyClassifier(), model_regression=OneOfEachArm(), cv=folds
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs.fit(outcome, treated.astype(int), X=None, W=scalars)
+        assert parts.mean() == pytest.approx(theirs.intercept_(T=1), abs=1e-12)
 
 
 def test_aipw_is_right_where_either_of_its_parts_is() -> None:
