@@ -43,7 +43,8 @@ def test_alerts_fire_on_recorded_series_when_they_should_and_not_else(tmp_path: 
     ("written", "instead"),
     [
         ("== 0", "== 1"), ("> 3", "> 30"), ("0.15", "0.5"), ("> 10", "> 1"), ("> 1800", "> 600"),
-        ("[15m:1m]) > 0", "[15m:1m]) >= 0"), ("0.05", "0.01"), ("0.05", "0.2"),
+        ("unfinished) > 0", "unfinished) >= 0"), ("unless", "and"), ("0.05", "0.01"),
+        ("0.05", "0.2"),
     ],
 )  # fmt: skip
 def test_the_series_tell_other_thresholds_apart(tmp_path: Path, written: str, instead: str) -> None:
