@@ -204,7 +204,8 @@ class Sampler:
         """
         hint = await self._hint(patient)
         sampler = replace(self._sampler, **changes)
-        x = await self._thread.draw(job, [Told(hint, arm)] * len(seeds), seeds, sampler)
+        told = [self._model.told(hint, arm, seed) for seed in seeds]
+        x = await self._thread.draw(job, told, seeds, sampler)
         return await asyncio.to_thread(self._counted, x)
 
     async def _hint(self, patient: Patient) -> Hint:

@@ -154,7 +154,9 @@ class ArmAlone(nn.Module):
         super().__init__()
         self.passes = 0
 
-    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: Residuals) -> Tensor:
+    def forward(
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: Residuals, load: None
+    ) -> Tensor:
         self.passes += 1
         return 0.1 * arm[:, None, None, None, None] + residuals.middle.expand(z.shape)
 
@@ -166,7 +168,7 @@ class ConditionAlone(nn.Module):
         assert covariates is None
         return Hint(condition.mean((1, 2, 3, 4), keepdim=True), None, None)
 
-    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint) -> Residuals:
+    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint, load: None) -> Residuals:
         return Residuals([], hint.features)
 
 

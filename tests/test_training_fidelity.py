@@ -39,10 +39,10 @@ def lone_worker(settings: TrainSettings) -> Worker:
     return Worker(0, 1, torch.device("cpu"), np.arange(settings.batch_size))
 
 
-def networks(control: ControlConfig = MODEL.control) -> ControlledUNet:
+def networks(control: ControlConfig = MODEL.control, loads: tuple[int, ...] = ()) -> ControlledUNet:
     """Stage 2 at its first step, upon a UNet none of whose weights is zero."""
     torch.manual_seed(0)
-    unet = UNet(MODEL.unet)
+    unet = UNet(replace(MODEL.unet, loads=loads))
     randomise(unet)
     return ControlledUNet(unet, ControlNet.from_unet(control, unet))
 
@@ -66,19 +66,24 @@ def seen(stage: Stage, *, steps: int) -> Iterator[Batch]:
 
 @pytest.mark.parametrize("reduced", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("control", [MODEL.control, ControlConfig(burden=True, voxels=4)])
+@pytest.mark.parametrize("loads", [(), (1, 5)], ids=["", "loads"])
 @torch.no_grad()
 def test_stage_two_predicts_at_its_first_step_what_stage_one_did_to_the_last_bit(
-    control: ControlConfig, reduced: bool
+    control: ControlConfig, reduced: bool, loads: tuple[int, ...]
 ) -> None:
-    second = networks(control)
+    second = networks(control, loads)
     first = UNetAlone(second.unet)
     z, condition = torch.randn(4, 2, *SLAB), torch.randn(4, 7, *SLAB)
     logsnr, arm = torch.linspace(-10, 10, 4), torch.tensor([0, 1, 2, 2])
+    load = torch.tensor([1, 2, 1, 2]) if loads else None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced):
-        expected = first(z, logsnr, arm, None)
-        assert torch.equal(second(z, logsnr, arm, condition), expected)
+        expected = first(z, logsnr, arm, None, None, load)
+        found = second(z, logsnr, arm, condition, None, load)
+    assert torch.equal(found.prediction, expected.prediction)
+    assert load is None or torch.equal(found.load, expected.load)
     randomise(second.control.zero_middle)
-    assert not torch.equal(second(z, logsnr, arm, condition), expected)
+    other = second(z, logsnr, arm, condition, None, load)
+    assert not torch.equal(other.prediction, expected.prediction)
 
 
 def test_steps_of_stage_two_move_the_controlnet_and_no_bit_of_the_unet(tmp_path: Path) -> None:

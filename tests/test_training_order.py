@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lesioncast.training import noise
-from lesioncast.training.order import batch_rows, epoch_rows, positions_of
+from lesioncast.training.order import active_first, batch_rows, epoch_rows, positions_of
 
 ACTIVE = np.arange(30) % 5 == 0  # 6 active, 24 inactive
 
@@ -43,17 +43,26 @@ def test_a_balanced_epoch_has_as_many_inactive_as_active_cases() -> None:
     assert seen == set(range(30))  # the inactive subset is drawn afresh each epoch
 
 
+def test_every_worker_has_as_many_active_cases_of_a_batch() -> None:
+    rows = np.array([5, 1, 2, 10, 3, 4, 15, 6])
+    ordered = active_first(rows, ACTIVE)
+    assert ordered.tolist() == [5, 10, 15, 1, 2, 3, 4, 6]
+    shares = [positions_of(rank, world_size=2, batch_size=8) for rank in range(2)]
+    assert [ACTIVE[ordered[share]].sum() for share in shares] == [2, 1]
+
+
 def test_balance_needs_both_classes() -> None:
     with pytest.raises(ValueError, match="got 0 and 4; set balanced to false"):
         epoch_rows(np.zeros(4, bool), seed=0, epoch=0, balanced=True)
 
 
 def test_t_covers_the_noise_levels_evenly_at_every_step_and_uniformly_over_steps() -> None:
-    t = np.stack([noise.stratified_t(1, step, batch_size=8) for step in range(2000)])
+    t = np.stack([noise.spread_t(1, step, batch_size=16) for step in range(2000)])
     assert (t >= 0).all()
     assert (t < 1).all()
-    parts = np.sort((t * 8).astype(int), axis=1)
-    assert (parts == np.arange(8)).all()
+    for places in (t, t[:, :5], t[:, ::2]):  # the batch, its beginning, one worker's share
+        gaps = np.diff(np.sort(places, axis=1), append=places.min(axis=1, keepdims=True) + 1)
+        assert gaps.max() < 2.7 / places.shape[1]  # drawn by lot, 6 of 16 on average would be
     # Uniform over steps: the first place's mean, with standard error 0.0065.
     assert abs(t[:, 0].mean() - 0.5) < 0.026
 

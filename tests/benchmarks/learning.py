@@ -28,6 +28,7 @@ CONFIG = Path("jobs/configs/demo.yaml")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "recipe": (),
     "no burden": ("control.burden=false",),
+    "no lesion load": ("unet.loads=[]",),
     "no voxel perceptrons": ("unet.head=0", "control.voxels=0"),
     "non-zero hint": ("control.zero_hint=false",),
     "min-SNR weighting": ("objective.weighting=min_snr",),

@@ -3,8 +3,8 @@
     PYTHONPATH=.:platform python tests/benchmarks/onestep.py --bundle out/demo/bundle --store STORE
 
 What is wrong here the networks learned wrong; what is right here and wrong in samples arises on the
-way (`solvers.py`). Where the AUC rises, presence is decided. The cases are told under the arm that
-they received.
+way (`solvers.py`). Where the AUC rises, presence is decided; networks that are told the lesion load
+are told the true one. The cases are told under the arm that they received.
 """
 
 import argparse
@@ -18,7 +18,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from lesioncast.diffusion.load import load_of
 from lesioncast.diffusion.model import Model
+from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.schedule import alpha_sigma, per_sample
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.engine import store_condition
@@ -77,7 +79,10 @@ def told(model: Model, x: Tensor, condition: Tensor, arm: Tensor, *, logsnr: flo
     at = torch.full((len(x),), float(logsnr))
     alpha, sigma = (per_sample(value, x) for value in alpha_sigma(at))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    x_hat = model.denoiser(condition, arm, guidance=1.0)(alpha * x + sigma * noise, at)
+    least = model.config.unet.loads
+    load = load_of(x[:, NET2], least) if least else None
+    denoise = model.denoiser(condition, arm, guidance=1.0, load=load)
+    x_hat = denoise(alpha * x + sigma * noise, at)
     chance, lesion = (x_hat[:, 1] + 1) / 2, (x[:, 1] > 0).float()
     axes = (1, 2, 3)
     found = [chance.sum(axes), (chance * lesion).sum(axes), chance.amax(axes)]

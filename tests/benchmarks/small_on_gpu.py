@@ -202,7 +202,7 @@ class Run:
             objective = replace(objective, flair_weight=weight)
         for _ in range(number):
             x, *seen = self.batch(settings, state.step, conditioned=stage == "finetune")
-            t = noise.stratified_t(SEED, state.step, batch_size=settings.batch_size)
+            t = noise.spread_t(SEED, state.step, batch_size=settings.batch_size)
             eps = noise.gaussian(
                 SEED,
                 state.step,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import fold, zeroed
 from lesioncast.diffusion.covariates import Covariate, CovariateEmbedding
+from lesioncast.diffusion.load import load_prior
 from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
 from lesioncast.diffusion.voxels import VoxelPerceptron, surroundings
 
@@ -75,13 +76,14 @@ class Hint:
     burden: Tensor | None
     voxels: Tensor | None
     covariates: Tensor | None = None
+    load: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Hint":
         """The hint of some rows, in the order of `index` [n]."""
         return Hint(*(part if part is None else part[index] for part in self._parts()))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.features, self.burden, self.voxels, self.covariates
+        return self.features, self.burden, self.voxels, self.covariates, self.load
 
     @staticmethod
     def joined(hints: "Sequence[Hint]") -> "Hint":
@@ -137,6 +139,15 @@ class ControlNet(nn.Module):
         )
         self.zero_skips = nn.ModuleList(zeroed(nn.Conv2d(w, w, 1)) for w in unet.skip_widths())
         self.zero_middle = zeroed(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
+        self.load_prior = (
+            load_prior(
+                2 * config.channels + (2 if covariates else 1) * unet.embedding,
+                unet.load_classes,
+                hidden=unet.widths[0],
+            )
+            if unet.loads
+            else None
+        )
         # Last, so that all other weights begin the same with and without covariates.
         self.covariates = CovariateEmbedding(covariates, unet.embedding) if covariates else None
 
@@ -154,18 +165,41 @@ class ControlNet(nn.Module):
 
         Computed once, shared over t, arms and seeds. No covariates are the null ones: all absent.
         """
+        load = self.load_features(condition, covariates) if self.load_prior else None
         burden = self.burden(burden_features(condition)) if self.burden else None
         voxels = surroundings(condition) if self.voxels else None
         features = self.hint(fold(condition, self.patch))
         if self.covariates is None:
-            return Hint(features, burden, voxels)
+            return Hint(features, burden, voxels, load=load)
+        return Hint(features, burden, voxels, self._embedded(condition, covariates), load)
+
+    def _embedded(self, condition: Tensor, covariates: Tensor | None) -> Tensor:
+        assert self.covariates is not None
         if covariates is None:
             covariates = condition.new_full((len(condition), len(self.covariates.covariates)), nan)
-        return Hint(features, burden, voxels, self.covariates(covariates))
+        embedded: Tensor = self.covariates(covariates)
+        return embedded
 
-    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint) -> Residuals:
+    def load_features(self, condition: Tensor, covariates: Tensor | None) -> Tensor:
+        """What the lesion load is told from: burden and covariates, [b, feature]."""
+        features = burden_features(condition)
+        if self.covariates is None:
+            return features
+        return torch.cat([features, self._embedded(condition, covariates)], dim=1)
+
+    def load_logits(self, arm: Tensor, features: Tensor) -> Tensor:
+        """What the patient adds to the UNet's logits of the load, [b, classes]; at first 0."""
+        assert self.load_prior is not None
+        logits: Tensor = self.load_prior(
+            torch.cat([features, self.encoder.embedding.arm(arm)], dim=1)
+        )
+        return logits
+
+    def forward(
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint, load: Tensor | None = None
+    ) -> Residuals:
         """What to add to the UNet's skips and middle for z [b, 2, s, h, w]."""
-        embedding = self.encoder.embedding(logsnr, arm)
+        embedding = self.encoder.embedding(logsnr, arm, load)
         if hint.burden is not None:
             embedding = embedding + hint.burden
         if hint.covariates is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.engine import Engine, draw_all
+from lesioncast.diffusion.load import drawn_load, within_load
 from lesioncast.diffusion.objective import (
     NET2,
     Denoiser,
@@ -47,10 +48,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Told:
-    """What the networks are told of a sample: its patient's hint, one row, and the arm."""
+    """What the networks are told of a sample: its patient's hint, one row, the arm, and, where they
+    know of lesion loads, the one that its seed drew."""
 
     hint: Hint
     arm: int
+    load: int | None = None
 
 
 class Model:
@@ -61,10 +64,12 @@ class Model:
         self.control = control.eval()
         self.config = config
 
-    def predict(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint) -> Tensor:
-        """x_hat [b, 2, s, h, w] given the condition's hint and the arm."""
-        residuals = self.control(z, logsnr, arm, hint)
-        prediction = self.unet(z, logsnr, arm, residuals).float()
+    def predict(
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint, load: Tensor | None = None
+    ) -> Tensor:
+        """x_hat [b, 2, s, h, w] given the condition's hint, the arm, and the lesion load."""
+        residuals = self.control(z, logsnr, arm, hint, load)
+        prediction = self.unet(z, logsnr, arm, residuals, load).float()
         return predicted_x(prediction, z, logsnr, self.config.objective)
 
     def denoiser(
@@ -75,6 +80,7 @@ class Model:
         guidance: float,
         interval: tuple[float, float] = (-math.inf, math.inf),
         covariates: Tensor | None = None,
+        load: Tensor | None = None,
     ) -> Denoiser:
         """x_hat under classifier-free guidance (Ho and Salimans 2022), clamped to [-1, 1].
 
@@ -86,7 +92,7 @@ class Model:
         hint = self.control.encode(condition, covariates)
         null = self.null_hint(condition) if guidance != 1 else None
         return self._guided(
-            hint, arm, null, guidance=guidance, interval=interval, size=len(condition)
+            hint, arm, load, null, guidance=guidance, interval=interval, size=len(condition)
         )
 
     def null_hint(self, condition: Tensor) -> Hint:
@@ -97,6 +103,7 @@ class Model:
         self,
         hint: Hint,
         arm: Tensor,
+        load: Tensor | None,
         null: Hint | None,
         *,
         guidance: float,
@@ -113,9 +120,16 @@ class Model:
             rows = torch.cat([everyone, guided])
             told = torch.cat([everyone, torch.full_like(guided, len(arm))])
             arms = torch.cat([arm, torch.full_like(guided, self.config.unet.null_arm)])
+            loads = None if load is None else load[rows]
             x_hat = torch.cat(
                 [
-                    self.predict(z_t[rows[p]], logsnr_t[rows[p]], arms[p], hints.rows(told[p]))
+                    self.predict(
+                        z_t[rows[p]],
+                        logsnr_t[rows[p]],
+                        arms[p],
+                        hints.rows(told[p]),
+                        None if loads is None else loads[p],
+                    )
                     for p in (torch.tensor(p, device=z_t.device) for p in filled(len(rows), size))
                 ]
             )[: len(rows)]
@@ -126,6 +140,8 @@ class Model:
             x_hat[:, NET2] = unweighted_probability(
                 x_hat[:, NET2], self.config.objective.lesion_weight
             )
+            if load is not None:
+                x_hat[:, NET2] = within_load(x_hat[:, NET2], load, self.config.unet.loads)
             return x_hat
 
         return denoise
@@ -146,7 +162,7 @@ class Model:
         its NET2 is `settled`: other predictions overshoot, and an x_hat clamped to 1 says nothing
         of how sure it is.
         """
-        channels = self.config.control.channels
+        channels, loads = self.config.control.channels, self.config.unet.loads
         with torch.no_grad(), autocast(sampler.precision, device):
             empty = torch.zeros(1, channels, *spatial_shape, device=device)
             null = self.null_hint(empty) if sampler.guidance != 1 else None
@@ -155,6 +171,7 @@ class Model:
             guided = self._guided(
                 Hint.joined([each.hint for each in told]),
                 torch.tensor([each.arm for each in told], device=device),
+                torch.tensor([each.load for each in told], device=device) if loads else None,
                 null,
                 guidance=sampler.guidance,
                 interval=sampler.guidance_interval,
@@ -186,6 +203,15 @@ class Model:
             )
 
     @torch.no_grad()
+    def told(self, hint: Hint, arm: int, seed: int) -> Told:
+        """What the networks are told of a patient's sample: its seed draws the lesion load."""
+        if hint.load is None:
+            return Told(hint, arm)
+        row = torch.tensor([arm], device=hint.load.device)
+        logits = self.unet.load_logits(row) + self.control.load_logits(row, hint.load)
+        return Told(hint, arm, drawn_load(logits[0], seed))
+
+    @torch.no_grad()
     def draw_x(
         self,
         condition: Tensor,
@@ -203,9 +229,10 @@ class Model:
         """
         slots = CPU_ROWS if condition.device.type == "cpu" else len(condition)
         told = [
-            Told(
+            self.told(
                 self.hint(condition[row], None if covariates is None else covariates[row], sampler),
                 int(arm[row]),
+                seeds[row],
             )
             for row in range(len(condition))
         ]

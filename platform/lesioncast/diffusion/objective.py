@@ -113,6 +113,21 @@ def voxel_error(
     return torch.stack([error[:, FLAIR], functional.softplus(-x[:, NET2] * odds)], dim=1)
 
 
+def noised(x: Tensor, noise: Tensor, logsnr_t: Tensor) -> Tensor:
+    """z_t of x and noise [b, 2, s, h, w] at logsnr [b] (equation 1)."""
+    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(logsnr_t))
+    return alpha * x + sigma * noise
+
+
+def denoising_loss(
+    prediction: Tensor, x: Tensor, noise: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig
+) -> Tensor:
+    """The weighted error of a batch's predictions [b, 2, s, h, w] at logsnr [b]; a scalar."""
+    error = voxel_error(prediction.float(), x, noise, logsnr_t, objective)
+    weight = per_sample(x_weight(logsnr_t, objective), x) * voxel_weight(x, objective)
+    return (weight * error).mean()
+
+
 def diffusion_loss(
     network: Network,
     x: Tensor,
@@ -122,13 +137,10 @@ def diffusion_loss(
     schedule: ScheduleConfig,
     objective: ObjectiveConfig,
 ) -> Tensor:
-    """The weighted denoising loss of a batch: x, noise [b, 2, s, h, w], t [b]; a scalar."""
+    """The denoising loss of a network on a batch: x, noise [b, 2, s, h, w], t [b]; a scalar."""
     logsnr_t = logsnr_at(t, schedule)
-    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(logsnr_t))
-    prediction = network(alpha * x + sigma * noise, logsnr_t).float()
-    error = voxel_error(prediction, x, noise, logsnr_t, objective)
-    weight = per_sample(x_weight(logsnr_t, objective), x) * voxel_weight(x, objective)
-    return (weight * error).mean()
+    prediction = network(noised(x, noise, logsnr_t), logsnr_t)
+    return denoising_loss(prediction, x, noise, logsnr_t, objective)
 
 
 def unweighted_probability(x_hat: Tensor, lesion_weight: float) -> Tensor:

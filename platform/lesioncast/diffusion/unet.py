@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import Block, Up, fold, sinusoidal, unfold, zeroed
+from lesioncast.diffusion.load import load_prior
 from lesioncast.diffusion.voxels import VoxelHead
 
 
@@ -20,7 +21,9 @@ class UNetConfig:
 
     `patch` > 1 folds patch x patch voxels into channels before the first convolution, which makes
     small machines faster; the paper's is 1. `attention_stages` counts stages from 0. `head` is the
-    width of a `VoxelHead` that refines the NET2 output; 0 is the paper's plain output.
+    width of a `VoxelHead` that refines the NET2 output; 0 is the paper's plain output. `loads` are
+    the least NET2 voxels of each class of lesion load above none (`load`); without any, as in the
+    paper, the networks are told of none.
     """
 
     slices: int = 15
@@ -33,11 +36,17 @@ class UNetConfig:
     groups: int = 32
     target_channels: int = 2
     head: int = 0
+    loads: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         uneven = [width for width in self.widths if width % self.groups]
         if uneven:
             raise ValueError(f"widths must be multiples of groups={self.groups}, got {uneven}")
+        if list(self.loads) != sorted(set(self.loads)) or self.loads[:1] > (1,) or 0 in self.loads:
+            raise ValueError(
+                f"loads: expected voxels that rise from 1, got {list(self.loads)}; "
+                "such as [1, 10, 30, 100]"
+            )
 
     @property
     def folded_channels(self) -> int:
@@ -53,6 +62,11 @@ class UNetConfig:
     def null_arm(self) -> int:
         """Row of the arm table that means "no arm given"."""
         return self.arms
+
+    @property
+    def load_classes(self) -> int:
+        """Classes of lesion load, with that of none."""
+        return len(self.loads) + 1
 
     def skip_widths(self) -> list[int]:
         """Widths of the encoder's skip tensors, first to last."""
@@ -75,7 +89,10 @@ class UNetConfig:
 
 
 class Embedding(nn.Module):
-    """logsnr through sinusoids and an MLP, plus a learned row per arm (section 2, stage 1)."""
+    """logsnr through sinusoids and an MLP, plus a learned row per arm (section 2, stage 1).
+
+    And one per class of lesion load, where the networks are told it.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -86,10 +103,11 @@ class Embedding(nn.Module):
             nn.Linear(config.embedding, config.embedding),
         )
         self.arm = nn.Embedding(config.arms + 1, config.embedding)
+        self.load = nn.Embedding(config.load_classes, config.embedding) if config.loads else None
 
-    def forward(self, logsnr: Tensor, arm: Tensor) -> Tensor:
+    def forward(self, logsnr: Tensor, arm: Tensor, load: Tensor | None = None) -> Tensor:
         embedding: Tensor = self.time(sinusoidal(logsnr, self.width)) + self.arm(arm)
-        return embedding
+        return embedding if self.load is None else embedding + self.load(load)
 
 
 class Encoder(nn.Module):
@@ -157,12 +175,31 @@ class UNet(nn.Module):
             zeroed(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
         )
         self.head = VoxelHead(config.head, embedding=config.embedding) if config.head else None
+        self.load_prior = (
+            load_prior(config.embedding, config.load_classes, hidden=config.widths[0])
+            if config.loads
+            else None
+        )
+
+    def load_logits(self, arm: Tensor) -> Tensor:
+        """Of the classes of lesion load given the arm [b], [b, classes]."""
+        assert self.load_prior is not None
+        logits: Tensor = self.load_prior(self.encoder.embedding.arm(arm))
+        return logits
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: Residuals | None = None
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        arm: Tensor,
+        residuals: Residuals | None = None,
+        load: Tensor | None = None,
     ) -> Tensor:
-        """The prediction [b, 2, s, h, w] for z of that shape, logsnr [b], arm [b] (row numbers)."""
-        embedding = self.encoder.embedding(logsnr, arm)
+        """The prediction [b, 2, s, h, w] for z of that shape, logsnr [b], arm [b] (row numbers).
+
+        `load` [b] is the class of lesion load that the sample is to have.
+        """
+        embedding = self.encoder.embedding(logsnr, arm, load)
         skips, features = self.encoder(z, embedding)
         if residuals is not None:
             skips = [a + b for a, b in zip(skips, residuals.skips, strict=True)]

@@ -11,8 +11,10 @@ import ray.train.collective
 import torch
 from torch import Tensor, nn
 
-from lesioncast.diffusion.objective import diffusion_loss
+from lesioncast.diffusion.load import load_loss, load_of, with_lesions
+from lesioncast.diffusion.objective import NET2, denoising_loss, noised
 from lesioncast.diffusion.precision import autocast
+from lesioncast.diffusion.schedule import logsnr_at
 from lesioncast.meters import TrainingMeter
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import (
@@ -25,10 +27,10 @@ from lesioncast.training.checkpoint import (
 from lesioncast.training.dataset import Batch, Cases, ahead
 from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.optimisation import learning_rate
-from lesioncast.training.order import batch_rows
+from lesioncast.training.order import active_first, batch_rows
 from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.stages import Stage
+from lesioncast.training.stages import Predicted, Stage
 from lesioncast.training.state import TrainState, initial_state
 from lesioncast.training.worker import (
     Notices,
@@ -88,27 +90,27 @@ def batch_loss(
     networks: nn.Module, batch: Batch, step: int, *, stage: Stage, worker: Worker
 ) -> Tensor:
     """Equation 3 on this worker's share of the batch, with the step's own t and noise."""
-    t = noise.stratified_t(stage.experiment.seed, step, batch_size=stage.settings.batch_size)
+    model, settings = stage.experiment.model, stage.settings
+    load = load_of(batch.x[:, NET2], model.unet.loads) if model.unet.loads else None
+    rows = torch.arange(len(batch.x)) if load is None else with_lesions(load).cpu()
+    positions, x = worker.positions[rows.numpy()], batch.x[rows]
+    t = noise.spread_t(stage.experiment.seed, step, batch_size=settings.batch_size)
     eps = noise.gaussian(
         stage.experiment.seed,
         step,
-        positions=worker.positions,
-        shape=tuple(batch.x.shape[1:]),
+        positions=positions,
+        shape=tuple(x.shape[1:]),
         device=worker.device,
     )
-
-    def network(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
-        prediction: Tensor = networks(z_t, logsnr_t, batch.arm, batch.condition, batch.covariates)
-        return prediction
-
-    return diffusion_loss(
-        network,
-        batch.x,
-        t=torch.from_numpy(t[worker.positions]).to(worker.device),
-        noise=eps,
-        schedule=stage.experiment.model.schedule,
-        objective=stage.objective,
+    logsnr = logsnr_at(torch.from_numpy(t[positions]).to(worker.device), model.schedule)
+    predicted: Predicted = networks(
+        noised(x, eps, logsnr), logsnr, batch.arm, batch.condition, batch.covariates, load
     )
+    loss = denoising_loss(predicted.prediction, x, eps, logsnr, stage.objective)
+    if load is None or predicted.load is None:
+        return loss
+    # Nothing is left to predict of a case without lesions once its load is known.
+    return (load > 0).float().mean() * loss + load_loss(predicted.load, load)
 
 
 def batches(
@@ -137,7 +139,7 @@ def batches(
             covariate_drop=settings.covariate_drop,
         )
         return cases.batch(
-            rows[worker.positions],
+            active_first(rows, cases.active)[worker.positions],
             drops.at(worker.positions),
             null_arm=stage.experiment.model.unet.null_arm,
             condition=stage.condition,

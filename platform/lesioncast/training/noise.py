@@ -3,6 +3,7 @@
 A case gets the same t, noise and drops whichever worker computes it, and after a resume.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lesioncast.training.order import Rows, Stream, generator
+
+GOLDEN = (1 + math.sqrt(5)) / 2
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,15 @@ class Drops:
         return Drops(self.arm[positions], self.channels[positions], self.covariates[positions])
 
 
-def stratified_t(seed: int, step: int, *, batch_size: int) -> npt.NDArray[np.float32]:
-    """One t in [0, 1) a case, one from each of `batch_size` equal parts, [batch_size].
+def spread_t(seed: int, step: int, *, batch_size: int) -> npt.NDArray[np.float32]:
+    """One t in [0, 1) a case, [batch_size], those of the first places spread out as well as all.
 
     Each is uniform, and together they cover the noise levels evenly, which lowers the variance of
-    the loss: t_i = (u + i / B) mod 1 (Kingma et al. 2021, appendix I.1).
+    the loss (Kingma et al. 2021, appendix I.1, with i / B): t_i = (u + i / golden ratio) mod 1, of
+    which every beginning and every worker's share is spread out too.
     """
     u = generator(Stream.TIME, seed, step).random()
-    t = (u + np.arange(batch_size) / batch_size) % 1
+    t = (u + np.arange(batch_size) / GOLDEN) % 1
     # Rounding to float32 must not reach 1.
     return np.minimum(t.astype(np.float32), np.float32(1 - 2**-24))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lesioncast.config import Config
 from lesioncast.covariates import encode_covariates, fit_covariates
 from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.load import with_lesions
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.unet import UNet
@@ -26,6 +27,15 @@ from storage import Store
 UNET, CONTROL = "unet.", "control."
 
 
+class Predicted(NamedTuple):
+    """What the networks make of a batch of b cases: the `prediction` [b, 2, s, h, w]. Where the
+    model knows of lesion loads, the logits of `load` [b, classes], and the prediction is of the
+    cases `with_lesions` alone, as are z and logsnr."""
+
+    prediction: Tensor
+    load: Tensor | None = None
+
+
 class UNetAlone(nn.Module):
     """Stage 1: the UNet learns w096 FLAIR and NET2 jointly, given the arm."""
 
@@ -34,11 +44,20 @@ class UNetAlone(nn.Module):
         self.unet = unet
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, condition: None, covariates: None = None
-    ) -> Tensor:
-        """The prediction [b, 2, s, h, w]."""
-        prediction: Tensor = self.unet(z, logsnr, arm)
-        return prediction
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        arm: Tensor,
+        condition: None,
+        covariates: None = None,
+        load: Tensor | None = None,
+    ) -> Predicted:
+        """Given the arm alone."""
+        if load is None:
+            return Predicted(self.unet(z, logsnr, arm))
+        rows = with_lesions(load)
+        prediction = self.unet(z, logsnr, arm[rows], None, load[rows])
+        return Predicted(prediction, self.unet.load_logits(arm))
 
 
 class ControlledUNet(nn.Module):
@@ -63,11 +82,30 @@ class ControlledUNet(nn.Module):
         arm: Tensor,
         condition: Tensor,
         covariates: Tensor | None = None,
+        load: Tensor | None = None,
+    ) -> Predicted:
+        """`condition` is c_f [b, channels, s, h, w]."""
+        if load is None:
+            return Predicted(self._predict(z, logsnr, arm, condition, covariates))
+        rows = with_lesions(load)
+        known = None if covariates is None else covariates[rows]
+        prediction = self._predict(z, logsnr, arm[rows], condition[rows], known, load[rows])
+        features = self.control.load_features(condition, covariates)
+        logits = self.unet.load_logits(arm) + self.control.load_logits(arm, features)
+        return Predicted(prediction, logits)
+
+    def _predict(
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        arm: Tensor,
+        condition: Tensor,
+        covariates: Tensor | None,
+        load: Tensor | None = None,
     ) -> Tensor:
-        """The prediction [b, 2, s, h, w]; `condition` is c_f [b, channels, s, h, w]."""
         hint = self.control.encode(condition, covariates)
-        residuals = self.control(z, logsnr, arm, hint)
-        prediction: Tensor = self.unet(z, logsnr, arm, residuals)
+        residuals = self.control(z, logsnr, arm, hint, load)
+        prediction: Tensor = self.unet(z, logsnr, arm, residuals, load)
         return prediction
 
 

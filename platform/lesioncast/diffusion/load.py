@@ -1,0 +1,89 @@
+"""How much lesion there will be, decided before where: the classes of NET2's lesion load.
+
+A patient's lesions share a cause, so that most have none and some have many. Networks that decide
+voxel by voxel, in few steps, draw them as too independent: too many patients with some. Here the
+first decision is one number, p(load | arm, patient), and the networks are told it:
+p(x | arm, patient) = sum over loads of p(x | load, arm, patient) p(load | arm, patient).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lesioncast.diffusion.blocks import zeroed
+
+LOSS_WEIGHT = 0.01  # the arm's embedding is shared, and the voxels' loss is about as small
+LEAST_CHANCE = 1e-7  # float32 knows no greater probability below 1
+SHIFT_LIMIT, BISECTIONS = 32.0, 30
+UNIFORM_KEY = 0x6C6F6164  # so that the draw is not of the noise's own stream
+
+
+def load_of(net2: Tensor, least: Sequence[int]) -> Tensor:
+    """The class of a mask, [b] from NET2 in -1 / +1 [b, s, h, w]: 0 is less than `least[0]` voxels.
+
+    Class k has `least[k - 1]` voxels or more, and fewer than `least[k]`.
+    """
+    voxels = (net2 > 0).flatten(1).sum(1)
+    return torch.bucketize(voxels, torch.tensor(least, device=voxels.device), right=True)
+
+
+def with_lesions(load: Tensor) -> Tensor:
+    """The rows of load [b] that have lesions to place; the first where none has."""
+    rows = torch.nonzero(load).flatten()
+    return rows if len(rows) else rows.new_zeros(1)
+
+
+def within_load(x_hat: Tensor, load: Tensor, least: Sequence[int]) -> Tensor:
+    """NET2 x_hat [b, s, h, w] that expects lesions where there are to be some, and no more.
+
+    What has at most so many voxels has at most so many in expectation too, whatever z_t; and where
+    there is a lesion, at least one. Elsewhere all log odds of the sample are shifted alike. To ask
+    for the load's least number, too, would draw it in scattered voxels.
+    """
+    bounds = torch.tensor([0, *least, x_hat[0].numel() + 1], device=x_hat.device)
+    chance = (x_hat + 1) / 2
+    expected = chance.flatten(1).sum(1)
+    wanted = expected.clamp(load.clamp(max=1).to(expected), bounds[load + 1] - 1.0)
+    kept = x_hat.clone()
+    for row in torch.nonzero(expected != wanted).flatten().tolist():
+        kept[row] = 2 * with_sum(chance[row], wanted[row]) - 1
+    return kept
+
+
+def with_sum(chance: Tensor, total: Tensor) -> Tensor:
+    """Probabilities, of any shape, with all log odds shifted by what makes their sum `total`."""
+    if total == 0:
+        return torch.zeros_like(chance)
+    log_odds = chance.clamp(LEAST_CHANCE, 1 - LEAST_CHANCE).logit()
+    below, above = -SHIFT_LIMIT, SHIFT_LIMIT
+    for _ in range(BISECTIONS):
+        shift = (below + above) / 2
+        if torch.sigmoid(log_odds + shift).sum() < total:
+            below = shift
+        else:
+            above = shift
+    return torch.sigmoid(log_odds + above)
+
+
+def load_prior(features: int, classes: int, *, hidden: int) -> nn.Module:
+    """A small perceptron to the logits of the classes, at first 0."""
+    return nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), zeroed(nn.Linear(hidden, classes)))
+
+
+def load_loss(logits: Tensor, load: Tensor) -> Tensor:
+    """Cross entropy of the classes, logits [b, classes], load [b]; a scalar."""
+    return LOSS_WEIGHT * functional.cross_entropy(logits.float(), load)
+
+
+def drawn_load(logits: Tensor, seed: int) -> int:
+    """The class that a sample's seed draws from logits [classes].
+
+    By the inverse of the distribution function: one seed under two arms draws the same quantile, so
+    that arms are compared on the patient's same luck.
+    """
+    generator = torch.Generator().manual_seed(seed ^ UNIFORM_KEY)
+    uniform = torch.rand(1, generator=generator, dtype=torch.float64)
+    below = logits.double().cpu().softmax(0).cumsum(0)[:-1].contiguous()
+    return int(torch.searchsorted(below, uniform, right=True))

@@ -1,0 +1,91 @@
+"""How masks keep to the lesion load that their seeds drew, beside observed cases of that load.
+
+    PYTHONPATH=.:platform python tests/benchmarks/loads.py --bundle out/demo/bundle --store STORE
+
+The cases are drawn under the arm that they received.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from solvers import Masks, counted, draw, observed
+
+from lesioncast.diffusion.load import load_of
+from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.forecasting.draws import seeds_of
+from lesioncast.forecasting.engine import store_condition, store_covariates
+from lesioncast.forecasting.heldout import spread_out
+from lesioncast.slab import named
+from lesioncast.start import RaySettings, cluster, configure_logging
+from lesioncast.training.bundle import Bundle, load_bundle
+from storage import Case, Store, open_store
+
+HEAD = (
+    "| load | voxels at least | samples | empty | voxels | lesions | observed cases | voxels "
+    "| lesions |"
+)
+Loads = npt.NDArray[np.int64]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws the cases and prints a row a load."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--cases", type=int, default=300, help="of the split")
+    parser.add_argument("--samples", type=int, default=2, help="a case")
+    parser.add_argument("--split", default="test", help="whose cases are drawn")
+    args = parser.parse_args(argv)
+    configure_logging()
+    store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
+    least = bundle.config.unet.loads
+    if not least:
+        parser.error(f"{args.bundle}: expected networks with unet.loads, got none")
+    cases = spread_out(evaluable(store.select(split=args.split)), args.cases)
+    truth = np.stack([observed(store, case) for case in cases])
+    with cluster(RaySettings()):
+        drawn = draw(store, cases, args.bundle.absolute(), bundle.sampler, samples=args.samples)
+    masks = drawn.reshape(-1, *truth.shape[1:])
+    told = told_loads(store, cases, bundle, samples=args.samples)
+    true = load_of(torch.from_numpy(2.0 * truth - 1), least).numpy()
+    print(HEAD, "|" + "---|" * 9, sep="\n")
+    for load, voxels in enumerate((0, *least)):
+        of_load, seen = masks[told == load], truth[true == load]
+        empty = np.mean([not mask.any() for mask in of_load]) if len(of_load) else np.nan
+        print(
+            f"| {load} | {voxels} | {len(of_load)} | {empty:.2f} | {means(of_load, store)} "
+            f"| {len(seen)} | {means(seen, store)} |"
+        )
+    return 0
+
+
+def told_loads(store: Store, cases: Sequence[Case], bundle: Bundle, *, samples: int) -> Loads:
+    """The load of every sample, case after case."""
+    seeds = seeds_of(cases, seed=0, samples=samples)
+    condition = store_condition(store, named(bundle.config.control.condition))
+    covariates = store_covariates(store, bundle.config.covariates)
+    loads = []
+    for case in cases:
+        told = torch.from_numpy(covariates(case.index))
+        hint = bundle.model.hint(torch.from_numpy(condition(case.index)), told, bundle.sampler)
+        loads += [bundle.model.told(hint, case.arm_index, s).load for s in seeds[case.index]]
+    return np.array(loads)
+
+
+def means(masks: Masks, store: Store) -> str:
+    """Mean voxels and lesions of some masks."""
+    if not len(masks):
+        return " | "
+    lesions = np.mean([counted(mask, store) for mask in masks])
+    return f"{masks.sum() / len(masks):.1f} | {lesions:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
