@@ -15,6 +15,7 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training.bundle import BundleConfig, bundle_digest, load_bundle, save_bundle
+from lesioncast.training.card import model_card
 from lesioncast.training.errors import BundleError
 
 # Without the correction for the lesion weight, half of all voxels are lesions.
@@ -109,3 +110,8 @@ def test_the_model_card_says_what_the_weights_are_not_for(tmp_path: Path) -> Non
     assert "Not a medical device" in card
     assert METRICS["data"] in card
     assert "placebo, avonex" in card
+    assert "Lesion load" not in card
+    told = replace(MODEL, unet=replace(MODEL.unet, loads=(1, 20)))
+    assert "from 1, 20 voxels how many, is drawn first" in model_card(
+        replace(CONFIG, model=told), METRICS
+    )

@@ -106,6 +106,32 @@ def test_steps_of_stage_two_move_the_controlnet_and_no_bit_of_the_unet(tmp_path:
     assert optimised == {id(p) for p in both.control.parameters()}
 
 
+@pytest.mark.parametrize("loads", [(), (1, 19)], ids=["", "loads"])
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_its_shares_on_workers(
+    tmp_path: Path, loads: tuple[int, ...]
+) -> None:
+    """The third case of the batch alone has lesions, so that one worker's share has none."""
+    settings = replace(SETTINGS, batch_size=4)
+    stage = stage_two(tmp_path, settings)
+    model = replace(MODEL, unet=replace(MODEL.unet, loads=loads))
+    stage = replace(stage, experiment=replace(stage.experiment, model=model))
+    both, batch = networks(loads=loads), next(seen(stage, steps=1))
+    batch.x[[0, 1, 3], 1] = -1
+    batch.x[2, 1, 0, 0, :3] = 1
+    whole = batch_loss(both, batch, 5, stage=stage, worker=lone_worker(settings))
+    shares = []
+    for positions in (np.array([0, 2]), np.array([1, 3])):
+        rows = torch.from_numpy(positions)
+        assert batch.condition is not None
+        share = replace(
+            batch, x=batch.x[rows], arm=batch.arm[rows], condition=batch.condition[rows]
+        )
+        worker = Worker(0, 2, torch.device("cpu"), positions)
+        shares.append(batch_loss(both, share, 5, stage=stage, worker=worker))
+    torch.testing.assert_close(torch.stack(shares).mean(), whole)
+
+
 def within(count: int, *, of: int, rate: float) -> bool:
     """Whether a count lies within four standard deviations of its binomial."""
     return abs(count - of * rate) < 4 * math.sqrt(of * rate * (1 - rate))

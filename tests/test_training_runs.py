@@ -17,9 +17,11 @@ from lesioncast.training.checkpoint import Checkpoint, checkpoints
 from lesioncast.training.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
 from lesioncast.training.fit import discard, finished, train
 from lesioncast.training.progress import METRICS, read_metrics
+from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import (
     CONTROL,
     UNET,
+    Predicted,
     Stage,
     _controlled_unet,
     finetuning,
@@ -34,11 +36,11 @@ class Spoilt(nn.Module):
         super().__init__()
         self.networks, self.at, self.fault, self.passes = networks, at, fault, 0
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Predicted:
         self.passes += 1
         factor = self.fault() if self.passes == self.at else 1.0
-        prediction: Tensor = self.networks(*inputs)
-        return prediction * factor
+        predicted: Predicted = self.networks(*inputs)
+        return predicted._replace(prediction=predicted.prediction * factor)
 
     def named_parameters(self, *args: object, **kwargs: object):  # type: ignore[no-untyped-def, override]
         return self.networks.named_parameters(*args, **kwargs)
@@ -59,18 +61,25 @@ def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {f"{path.stem}/{k}": v.clone() for path in files for k, v in load_file(path).items()}
 
 
-def both_stages(runs: Path, settings=SETTINGS) -> tuple[Checkpoint, Stage]:  # type: ignore[no-untyped-def]
+def both_stages(
+    runs: Path, settings: TrainSettings = SETTINGS, *, loads: tuple[int, ...] = ()
+) -> tuple[Checkpoint, Stage]:
     experiment = tiny_experiment(runs)
+    told = replace(experiment.model, unet=replace(experiment.model.unet, loads=loads))
+    experiment = replace(experiment, model=told)
     pretrained = train(pretraining(settings, experiment))
     return pretrained, finetuning(settings, experiment, pretrained)
 
 
 @pytest.mark.parametrize("pass_of_failure", [4, 6])
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, pass_of_failure: int) -> None:
-    _, stage = both_stages(tmp_path / "whole")
+@pytest.mark.parametrize("loads", [(), (1, 19)], ids=["", "loads"])
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    tmp_path: Path, pass_of_failure: int, loads: tuple[int, ...]
+) -> None:
+    _, stage = both_stages(tmp_path / "whole", loads=loads)
     whole = train(stage)
 
-    _, stage = both_stages(tmp_path / "broken")
+    _, stage = both_stages(tmp_path / "broken", loads=loads)
     with pytest.raises(KeyboardInterrupt):
         train(spoilt(stage, at=pass_of_failure, fault=interrupt))
     assert [found.step for found in checkpoints(stage.folder)] == [3]
@@ -236,14 +245,19 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage_number", [1, 2])
-def test_every_trained_weight_gets_a_gradient(tmp_path: Path, stage_number: int) -> None:
-    pretrained, stage = both_stages(tmp_path)
+@pytest.mark.parametrize("loads", [(), (1, 19)], ids=["", "loads"])
+def test_every_trained_weight_gets_a_gradient(
+    tmp_path: Path, stage_number: int, loads: tuple[int, ...]
+) -> None:
+    _, stage = both_stages(tmp_path, loads=loads)
     stage = stage if stage_number == 2 else pretraining(SETTINGS, stage.experiment)
     networks = stage.build()
     z = torch.randn(2, 2, *SLAB)
     condition = torch.randn(2, 7, *SLAB)
     arm = torch.zeros(2, dtype=torch.int64)
-    networks(z, torch.zeros(2), arm, condition, torch.zeros(2, 2)).sum().backward()
+    load = torch.tensor([1, 2]) if loads else None
+    predicted = networks(z, torch.zeros(2), arm, condition, torch.zeros(2, 2), load)
+    sum(part.square().sum() for part in predicted if part is not None).backward()
     # Without one, DDP would wait for it.
     missing = [n for n, p in networks.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []

@@ -128,6 +128,8 @@ class Run:
             built(ScheduleConfig, sections.get("schedule", {})),
             built(ObjectiveConfig, sections["objective"]),
         )
+        if self.model.unet.loads:
+            raise SystemExit("unet.loads: expected none, whose training this is not; take them out")
         self.settings = {
             name: built(TrainSettings, sections[name]) for name in ("pretrain", "finetune")
         }

@@ -16,7 +16,7 @@ from lesioncast.diffusion.blocks import zeroed
 
 LOSS_WEIGHT = 0.01  # the arm's embedding is shared, and the voxels' loss is about as small
 LEAST_CHANCE = 1e-7  # float32 knows no greater probability below 1
-SHIFT_LIMIT, BISECTIONS = 32.0, 30
+SHIFT_LIMIT, BISECTIONS = 32.0, 18  # to 0.0001 in log odds
 UNIFORM_KEY = 0x6C6F6164  # so that the draw is not of the noise's own stream
 
 

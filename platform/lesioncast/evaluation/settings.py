@@ -13,7 +13,7 @@ def _at_least(least: int, **values: float) -> None:
 class ForecastSettings:
     """One forecast: `samples` draws an arm, for `subjects` of the test split when none is named.
 
-    `batch_size` draws share a forward pass on each of `workers` Ray actors, every one of which
+    `batch_size` draws share forward passes on each of `workers` Ray actors, every one of which
     holds the model (`gpus_per_worker` 0 runs it on one CPU thread). `reference_arm` is what the
     paired differences are taken against. `opening` applies the paper's 5 mm opening before lesions
     are counted; both counts are written in any case. `slices` is what the figure shows.

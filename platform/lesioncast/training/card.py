@@ -18,7 +18,7 @@ draw masks of the new and enlarging T2 lesions (NET2) at week 96: the method of 
 - Data: {data}
 - Arms: {arms}. In the paper the arms come from different trials, so that arm and scanner are
   confounded; a counterfactual answer holds only for patients who could have been given that arm.
-{covariates}- Slab: {slab} voxels (s, h, w) of {spacing} mm.
+{covariates}{loads}- Slab: {slab} voxels (s, h, w) of {spacing} mm.
 - Sampler: {solver}, {num_steps} steps, guidance {guidance}.
 - Weights: moving averages of the parameters, float32.
 
@@ -42,12 +42,24 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         data=metrics["data"],
         arms=", ".join(config.model.arms),
         covariates=_covariates(config),
+        loads=_loads(config),
         slab=" x ".join(map(str, config.slab)),
         spacing=" x ".join(f"{size:g}" for size in config.spacing),
         solver=config.sampler.solver,
         num_steps=config.sampler.num_steps,
         guidance=config.sampler.guidance,
         stages="\n".join(stages),
+    )
+
+
+def _loads(config: BundleConfig) -> str:
+    if not config.model.unet.loads:
+        return ""
+    least = ", ".join(map(str, config.model.unet.loads))
+    return (
+        f"- Lesion load: whether there are lesions, and from {least} voxels how many, is drawn first\n"
+        "  from arm, covariates and the images' lesion burden; the diffusion places them. Guidance\n"
+        "  does not change the load.\n"
     )
 
 
