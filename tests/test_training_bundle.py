@@ -112,6 +112,5 @@ def test_the_model_card_says_what_the_weights_are_not_for(tmp_path: Path) -> Non
     assert "placebo, avonex" in card
     assert "Lesion load" not in card
     told = replace(MODEL, unet=replace(MODEL.unet, loads=(1, 20)))
-    assert "from 1, 20 voxels how many, is drawn first" in model_card(
-        replace(CONFIG, model=told), METRICS
-    )
+    card = model_card(replace(CONFIG, model=told), METRICS)
+    assert "from 1, 20 voxels how many, is drawn\n  first" in card

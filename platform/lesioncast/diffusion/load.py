@@ -17,7 +17,7 @@ from lesioncast.diffusion.blocks import zeroed
 LOSS_WEIGHT = 0.01  # the arm's embedding is shared, and the voxels' loss is about as small
 LEAST_CHANCE = 1e-7  # float32 knows no greater probability below 1
 SHIFT_LIMIT, BISECTIONS = 32.0, 18  # to 0.0001 in log odds
-UNIFORM_KEY = 0x6C6F6164  # so that the draw is not of the noise's own stream
+GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64  # odd, and 2^64 over the golden ratio
 
 
 def load_of(net2: Tensor, least: Sequence[int]) -> Tensor:
@@ -81,9 +81,9 @@ def drawn_load(logits: Tensor, seed: int) -> int:
     """The class that a sample's seed draws from logits [classes].
 
     By the inverse of the distribution function: one seed under two arms draws the same quantile, so
-    that arms are compared on the patient's same luck.
+    that arms are compared on the patient's same luck. The quantiles of consecutive seeds are a Weyl
+    sequence by the golden ratio, spread out evenly however many they are.
     """
-    generator = torch.Generator().manual_seed(seed ^ UNIFORM_KEY)
-    uniform = torch.rand(1, generator=generator, dtype=torch.float64)
+    uniform = torch.tensor([seed * GOLDEN % WORD / WORD], dtype=torch.float64)
     below = logits.double().cpu().softmax(0).cumsum(0)[:-1].contiguous()
     return int(torch.searchsorted(below, uniform, right=True))

@@ -57,9 +57,9 @@ def _loads(config: BundleConfig) -> str:
         return ""
     least = ", ".join(map(str, config.model.unet.loads))
     return (
-        f"- Lesion load: whether there are lesions, and from {least} voxels how many, is drawn first\n"
-        "  from arm, covariates and the images' lesion burden; the diffusion places them. Guidance\n"
-        "  does not change the load.\n"
+        f"- Lesion load: whether there are lesions, and from {least} voxels how many, is drawn\n"
+        "  first, from arm, covariates and the images' lesion burden; the diffusion places them.\n"
+        "  Guidance does not change the load.\n"
     )
 
 
