@@ -60,7 +60,7 @@ def test_consecutive_seeds_of_a_subject_draw_their_share_of_loads_whatever_their
         seeds = sample_seeds(0, f"sub-{subject}", 32)
         empty = np.cumsum([drawn_load(logits, seed) == 0 for seed in seeds])
         off = np.abs(empty - 0.7 * np.arange(1, 33))
-        assert off.max() < 2  # drawn by lot, 2.6 of 32 would be one standard deviation
+        assert off.max() < 2.5  # drawn by lot, every third would be off by 2.6 at the end
 
 
 def test_a_seed_has_no_more_lesions_under_an_arm_that_makes_every_load_less_likely() -> None:
