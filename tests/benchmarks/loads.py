@@ -2,7 +2,8 @@
 
     PYTHONPATH=.:platform python tests/benchmarks/loads.py --bundle out/demo/bundle --store STORE
 
-The cases are drawn under the arm that they received.
+The cases are drawn under the arm that they received. The last line is what the networks make of
+them before anything is drawn.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.metrics import roc_auc_score
 from solvers import Masks, counted, draw, observed
 
 from lesioncast.diffusion.load import load_of
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with cluster(RaySettings()):
         drawn = draw(store, cases, args.bundle.absolute(), bundle.sampler, samples=args.samples)
     masks = drawn.reshape(-1, *truth.shape[1:])
-    told = told_loads(store, cases, bundle, samples=args.samples)
+    told, chance = told_loads(store, cases, bundle, samples=args.samples)
     true = load_of(torch.from_numpy(2.0 * truth - 1), least).numpy()
     print(HEAD, "|" + "---|" * 9, sep="\n")
     for load, voxels in enumerate((0, *least)):
@@ -61,22 +63,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         empty = np.mean([not mask.any() for mask in of_load]) if len(of_load) else np.nan
         print(
             f"| {load} | {voxels} | {len(of_load)} | {empty:.2f} | {means(of_load, store)} "
-            f"| {len(seen)} | {means(seen, store)} |"
+            f"| {len(seen)} | {means(seen, store)} |",
+            flush=True,
         )
+    auc = roc_auc_score(true > 0, chance)
+    print(f"P(load > 0): {chance.mean():.3f}, observed {np.mean(true > 0):.3f}, AUC {auc:.3f}")
     return 0
 
 
-def told_loads(store: Store, cases: Sequence[Case], bundle: Bundle, *, samples: int) -> Loads:
-    """The load of every sample, case after case."""
+def told_loads(
+    store: Store, cases: Sequence[Case], bundle: Bundle, *, samples: int
+) -> tuple[Loads, npt.NDArray[np.float64]]:
+    """The load of every sample, case after case, and of each case the chance of any."""
     seeds = seeds_of(cases, seed=0, samples=samples)
     condition = store_condition(store, named(bundle.config.control.condition))
     covariates = store_covariates(store, bundle.config.covariates)
-    loads = []
+    loads, chance = [], []
     for case in cases:
         told = torch.from_numpy(covariates(case.index))
         hint = bundle.model.hint(torch.from_numpy(condition(case.index)), told, bundle.sampler)
         loads += [bundle.model.told(hint, case.arm_index, s).load for s in seeds[case.index]]
-    return np.array(loads)
+        logits = bundle.model.load_logits(hint, case.arm_index)
+        assert logits is not None
+        chance.append(1 - logits.softmax(0)[0].item())
+    return np.array(loads), np.array(chance)
 
 
 def means(masks: Masks, store: Store) -> str:

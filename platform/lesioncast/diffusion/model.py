@@ -205,11 +205,16 @@ class Model:
     @torch.no_grad()
     def told(self, hint: Hint, arm: int, seed: int) -> Told:
         """What the networks are told of a patient's sample: its seed draws the lesion load."""
+        logits = self.load_logits(hint, arm)
+        return Told(hint, arm, None if logits is None else drawn_load(logits, seed))
+
+    @torch.no_grad()
+    def load_logits(self, hint: Hint, arm: int) -> Tensor | None:
+        """Of a patient's lesion load under an arm, [classes]; None for a model without loads."""
         if hint.load is None:
-            return Told(hint, arm)
+            return None
         row = torch.tensor([arm], device=hint.load.device)
-        logits = self.unet.load_logits(row) + self.control.load_logits(row, hint.load)
-        return Told(hint, arm, drawn_load(logits[0], seed))
+        return (self.unet.load_logits(row) + self.control.load_logits(row, hint.load))[0]
 
     @torch.no_grad()
     def draw_x(
