@@ -8,12 +8,13 @@ import torch
 from test_diffusion_networks import TINY, randomise
 
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.load import drawn_load, load_of, with_lesions, within_load
+from lesioncast.diffusion.load import drawn_load, load_loss, load_of, with_lesions, within_load
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.forecasting.draws import sample_seeds
+from lesioncast.training.order import oversampling
 
 LEAST = (1, 4, 20)
 SAMPLER = SamplerConfig(solver="sde2m", num_steps=24, grid="logsnr", logsnr_min=-4, logsnr_max=8)
@@ -68,6 +69,15 @@ def test_a_seed_has_no_more_lesions_under_an_arm_that_makes_every_load_less_like
     pairs = [(drawn_load(worse, seed), drawn_load(better, seed)) for seed in range(2000)]
     assert all(under_better <= under_worse for under_worse, under_better in pairs)
     assert 0.05 < np.mean([a > 0 and b == 0 for a, b in pairs]) < 0.15  # 0.1, and no more
+
+
+def test_balanced_batches_teach_how_often_loads_occur() -> None:
+    """Of 20 cases 16 have no lesions, 3 a few and 1 many; a balanced batch shows 4, 3 and 1."""
+    shown, active = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2]), np.arange(20) < 4
+    logits = torch.log(torch.tensor([0.8, 0.15, 0.05])).expand(8, -1).requires_grad_()
+    load_loss(logits, shown, oversampled=oversampling(active)).backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.sum(0), torch.zeros(3), atol=1e-7, rtol=0)
 
 
 def test_cases_with_lesions_are_told_and_one_where_there_is_none() -> None:

@@ -132,6 +132,15 @@ def test_the_loss_of_a_batch_is_that_of_its_shares_on_workers(
     torch.testing.assert_close(torch.stack(shares).mean(), whole)
 
 
+def test_balanced_batches_say_by_how_much_active_cases_are_shown_too_often(
+    tmp_path: Path,
+) -> None:
+    stage = stage_two(tmp_path, replace(SETTINGS, balanced=True))
+    assert next(seen(stage, steps=1)).oversampled == pytest.approx(math.log(6 / 4))
+    stage = stage_two(tmp_path / "natural", SETTINGS)
+    assert next(seen(stage, steps=1)).oversampled == 0
+
+
 def within(count: int, *, of: int, rate: float) -> bool:
     """Whether a count lies within four standard deviations of its binomial."""
     return abs(count - of * rate) < 4 * math.sqrt(of * rate * (1 - rate))

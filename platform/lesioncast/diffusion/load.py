@@ -72,9 +72,15 @@ def load_prior(features: int, classes: int, *, hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), zeroed(nn.Linear(hidden, classes)))
 
 
-def load_loss(logits: Tensor, load: Tensor) -> Tensor:
-    """Cross entropy of the classes, logits [b, classes], load [b]; a scalar."""
-    return LOSS_WEIGHT * functional.cross_entropy(logits.float(), load)
+def load_loss(logits: Tensor, load: Tensor, *, oversampled: float = 0.0) -> Tensor:
+    """Cross entropy of the classes, logits [b, classes], load [b]; a scalar.
+
+    Where cases with lesions are shown more often than they occur, `oversampled` is the log of how
+    much, relative to those without: the logits stay those of how often they occur (Menon et al.
+    2021, equation 10).
+    """
+    shift = oversampled * (torch.arange(logits.shape[1], device=logits.device) > 0)
+    return LOSS_WEIGHT * functional.cross_entropy(logits.float() + shift, load)
 
 
 def drawn_load(logits: Tensor, seed: int) -> int:

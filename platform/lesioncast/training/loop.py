@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lesioncast.training.checkpoint import (
 from lesioncast.training.dataset import Batch, Cases, ahead
 from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.optimisation import learning_rate
-from lesioncast.training.order import active_first, batch_rows
+from lesioncast.training.order import active_first, batch_rows, oversampling
 from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import Predicted, Stage
@@ -110,7 +111,9 @@ def batch_loss(
     if load is None or predicted.load is None:
         return loss
     # Nothing is left to predict of a case without lesions once its load is known.
-    return (load > 0).float().mean() * loss + load_loss(predicted.load, load)
+    return (load > 0).float().mean() * loss + load_loss(
+        predicted.load, load, oversampled=batch.oversampled
+    )
 
 
 def batches(
@@ -138,11 +141,14 @@ def batches(
             covariates=len(stage.experiment.model.covariates),
             covariate_drop=settings.covariate_drop,
         )
-        return cases.batch(
+        batch = cases.batch(
             active_first(rows, cases.active)[worker.positions],
             drops.at(worker.positions),
             null_arm=stage.experiment.model.unet.null_arm,
             condition=stage.condition,
+        )
+        return (
+            replace(batch, oversampled=oversampling(cases.active)) if settings.balanced else batch
         )
 
     depth = STREAMED_AHEAD if cases.streamed else 1

@@ -52,6 +52,12 @@ def _balanced(active: npt.NDArray[np.bool_], *, seed: int, epoch: int) -> Rows:
     return np.concatenate([rng.choice(rows, size, replace=False) for rows in classes])
 
 
+def oversampling(active: npt.NDArray[np.bool_]) -> float:
+    """How much more often than it occurs a balanced epoch shows an active case: the log of the
+    ratio to an inactive one."""
+    return float(np.log(np.sum(~active) / np.sum(active)))
+
+
 def batch_rows(
     active: npt.NDArray[np.bool_], step: int, *, seed: int, batch_size: int, balanced: bool
 ) -> Rows:
