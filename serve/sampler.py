@@ -204,7 +204,7 @@ class Sampler:
         """
         hint = await self._hint(patient)
         sampler = replace(self._sampler, **changes)
-        told = [self._model.told(hint, arm, seed) for seed in seeds]
+        told = self._model.told(hint, arm, seeds)
         x = await self._thread.draw(job, told, seeds, sampler)
         return await asyncio.to_thread(self._counted, x)
 

@@ -28,9 +28,9 @@ def test_a_sample_is_that_of_draw_x_to_the_last_bit_whatever_its_slot_mates() ->
 
     def wanted(request: str, patient: int, seeds: range) -> list[Wanted[Told]]:
         return [
-            Wanted(request, (patient, arm, seed), model.told(hints[patient], arm, seed), seed)
-            for seed in seeds
+            Wanted(request, (patient, arm, seed), told, seed)
             for arm in (0, 4)
+            for seed, told in zip(seeds, model.told(hints[patient], arm, seeds), strict=True)
         ]
 
     engine.add(wanted("first", 0, range(2)))

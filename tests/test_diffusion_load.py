@@ -106,7 +106,7 @@ def test_the_expected_voxels_are_moved_into_the_bounds_of_the_load_and_no_furthe
 def test_masks_have_the_load_that_their_seeds_drew() -> None:
     model, condition = loaded_model(), condition_of(1)
     hint = model.hint(condition[0], None, SAMPLER)
-    told = [model.told(hint, 1, seed).load for seed in SEEDS]
+    told = [each.load for each in model.told(hint, 1, SEEDS)]
     assert len(set(told)) > 1
     arm = torch.ones(len(SEEDS), dtype=torch.long)
     x = model.draw_x(condition.expand(len(SEEDS), -1, -1, -1, -1), arm, SEEDS, SAMPLER)

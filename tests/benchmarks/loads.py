@@ -6,26 +6,23 @@ The cases are drawn under the arm that they received. The last line is what the 
 them before anything is drawn.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from chosen import chosen, study_parser
 from sklearn.metrics import roc_auc_score
 from solvers import Masks, counted, draw, observed
 
 from lesioncast.diffusion.load import load_of
-from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.draws import seeds_of
 from lesioncast.forecasting.engine import store_condition, store_covariates
-from lesioncast.forecasting.heldout import spread_out
 from lesioncast.slab import named
 from lesioncast.start import RaySettings, cluster, configure_logging
-from lesioncast.training.bundle import Bundle, load_bundle
-from storage import Case, Store, open_store
+from lesioncast.training.bundle import Bundle
+from storage import Case, Store
 
 HEAD = (
     "| load | voxels at least | samples | empty | voxels | lesions | observed cases | voxels "
@@ -36,21 +33,14 @@ Loads = npt.NDArray[np.int64]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws the cases and prints a row a load."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=300, help="of the split")
+    parser = study_parser(__doc__, cases=300, split="test")
     parser.add_argument("--samples", type=int, default=2, help="a case")
-    parser.add_argument("--split", default="test", help="whose cases are drawn")
     args = parser.parse_args(argv)
     configure_logging()
-    store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
+    store, bundle, cases = chosen(args)
     least = bundle.config.unet.loads
     if not least:
         parser.error(f"{args.bundle}: expected networks with unet.loads, got none")
-    cases = spread_out(evaluable(store.select(split=args.split)), args.cases)
     truth = np.stack([observed(store, case) for case in cases])
     with cluster(RaySettings()):
         drawn = draw(store, cases, args.bundle.absolute(), bundle.sampler, samples=args.samples)
@@ -82,7 +72,8 @@ def told_loads(
     for case in cases:
         told = torch.from_numpy(covariates(case.index))
         hint = bundle.model.hint(torch.from_numpy(condition(case.index)), told, bundle.sampler)
-        loads += [bundle.model.told(hint, case.arm_index, s).load for s in seeds[case.index]]
+        drawn = bundle.model.told(hint, case.arm_index, seeds[case.index])
+        loads += [each.load for each in drawn]
         logits = bundle.model.load_logits(hint, case.arm_index)
         assert logits is not None
         chance.append(1 - logits.softmax(0)[0].item())

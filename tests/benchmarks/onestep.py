@@ -7,27 +7,22 @@ way (`solvers.py`). Where the AUC rises, presence is decided; networks that are 
 are told the true one. The cases are told under the arm that they received.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from chosen import chosen, study_parser
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lesioncast.diffusion.load import load_of
 from lesioncast.diffusion.model import Model
-from lesioncast.diffusion.objective import NET2
-from lesioncast.diffusion.schedule import alpha_sigma, per_sample
-from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.diffusion.objective import NET2, noised
 from lesioncast.forecasting.engine import store_condition
-from lesioncast.forecasting.heldout import spread_out
 from lesioncast.slab import TARGET, encode_case, named
-from lesioncast.training.bundle import load_bundle
-from storage import Store, open_store
+from storage import Store
 
 LOGSNR = (-6, -4, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
 HEAD = (
@@ -41,16 +36,7 @@ Floats = npt.NDArray[np.float64]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a row a noise level: predicted voxels of lesion a case."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--split", default="val", help="whose cases are told")
-    parser.add_argument("--cases", type=int, default=120, help="of the split")
-    args = parser.parse_args(argv)
-    store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
-    cases = spread_out(evaluable(store.select(split=args.split)), args.cases)
+    store, bundle, cases = chosen(study_parser(__doc__, cases=120, split="val").parse_args(argv))
     condition = store_condition(store, named(bundle.config.control.condition))
     x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
     given = torch.from_numpy(np.stack([condition(case.index) for case in cases]))
@@ -77,12 +63,11 @@ def target(store: Store, index: int) -> npt.NDArray[np.float32]:
 def told(model: Model, x: Tensor, condition: Tensor, arm: Tensor, *, logsnr: float) -> Floats:
     """Of each case [n, 3]: voxels of lesion predicted, those in true lesions, the greatest P."""
     at = torch.full((len(x),), float(logsnr))
-    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(at))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     least = model.config.unet.loads
     load = load_of(x[:, NET2], least) if least else None
     denoise = model.denoiser(condition, arm, guidance=1.0, load=load)
-    x_hat = denoise(alpha * x + sigma * noise, at)
+    x_hat = denoise(noised(x, noise, at), at)
     chance, lesion = (x_hat[:, 1] + 1) / 2, (x[:, 1] > 0).float()
     axes = (1, 2, 3)
     found = [chance.sum(axes), (chance * lesion).sum(axes), chance.amax(axes)]

@@ -8,7 +8,6 @@ blind, or of any split of a trial that the bundle does not know. Prints a table;
 its steps are even, how many they are, and their noise, 0 for the ODE.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -19,20 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from chosen import chosen, study_parser
 from sklearn.metrics import roc_auc_score
 
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.lesions import measure
 from lesioncast.evaluation.metrics import crps, log_count_errors
-from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.draws import Drawn, Request, plan, seeds_of
 from lesioncast.forecasting.engine import build_sampler
-from lesioncast.forecasting.heldout import spread_out
 from lesioncast.slab import MASKS, SESSIONS
 from lesioncast.start import RaySettings, cluster, configure_logging
-from lesioncast.training.bundle import load_bundle
-from storage import Case, Store, open_store
+from storage import Case, Store
 
 HEAD = (
     "| from | steps | eta | s a sample | P(active) | count | voxels a lesion | AUC | count CRPS "
@@ -43,28 +40,21 @@ Masks = npt.NDArray[np.bool_]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws the same cases with every solver."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=160, help="of the split")
+    parser = study_parser(__doc__, cases=160, split="val")
     parser.add_argument("--samples", type=int, default=4, help="a case")
-    parser.add_argument("--split", default="val", help="whose cases are drawn")
     parser.add_argument("--starts", default="-4", help="logsnr of the second evaluation")
     parser.add_argument("--steps", default="18,28", help="numbers of steps")
     parser.add_argument("--etas", default="0,0.3,0.6,1", help="from the ODE (0) to the SDE (1)")
     args = parser.parse_args(argv)
     configure_logging()
-    store, shipped = open_store(args.store.absolute()), load_bundle(args.bundle).sampler
-    cases = spread_out(evaluable(store.select(split=args.split)), args.cases)
+    store, bundle, cases = chosen(args)
     truth = np.stack([observed(store, case) for case in cases])
     print(HEAD, "|" + "---|" * 11, observed_row(truth, store), sep="\n")
     with cluster(RaySettings()):
         tried = product(*(each.split(",") for each in (args.starts, args.steps, args.etas)))
         for start, steps, eta in tried:
             sampler = replace(
-                shipped, logsnr_min=float(start), num_steps=int(steps), eta=float(eta)
+                bundle.sampler, logsnr_min=float(start), num_steps=int(steps), eta=float(eta)
             )
             begun = time.monotonic()
             masks = draw(store, cases, args.bundle.absolute(), sampler, samples=args.samples)

@@ -165,16 +165,19 @@ class ControlNet(nn.Module):
 
         Computed once, shared over t, arms and seeds. No covariates are the null ones: all absent.
         """
-        load = self.load_features(condition, covariates) if self.load_prior else None
-        burden = self.burden(burden_features(condition)) if self.burden else None
-        voxels = surroundings(condition) if self.voxels else None
-        features = self.hint(fold(condition, self.patch))
-        if self.covariates is None:
-            return Hint(features, burden, voxels, load=load)
-        return Hint(features, burden, voxels, self._embedded(condition, covariates), load)
+        shares = burden_features(condition) if self.burden or self.load_prior else None
+        embedded = self._embedded(condition, covariates)
+        return Hint(
+            self.hint(fold(condition, self.patch)),
+            self.burden(shares) if self.burden else None,
+            surroundings(condition) if self.voxels else None,
+            embedded,
+            _joined(shares, embedded) if self.load_prior and shares is not None else None,
+        )
 
-    def _embedded(self, condition: Tensor, covariates: Tensor | None) -> Tensor:
-        assert self.covariates is not None
+    def _embedded(self, condition: Tensor, covariates: Tensor | None) -> Tensor | None:
+        if self.covariates is None:
+            return None
         if covariates is None:
             covariates = condition.new_full((len(condition), len(self.covariates.covariates)), nan)
         embedded: Tensor = self.covariates(covariates)
@@ -182,10 +185,7 @@ class ControlNet(nn.Module):
 
     def load_features(self, condition: Tensor, covariates: Tensor | None) -> Tensor:
         """What the lesion load is told from: burden and covariates, [b, feature]."""
-        features = burden_features(condition)
-        if self.covariates is None:
-            return features
-        return torch.cat([features, self._embedded(condition, covariates)], dim=1)
+        return _joined(burden_features(condition), self._embedded(condition, covariates))
 
     def load_logits(self, arm: Tensor, features: Tensor) -> Tensor:
         """What the patient adds to the UNet's logits of the load, [b, classes]; at first 0."""
@@ -210,3 +210,7 @@ class ControlNet(nn.Module):
             self.zero_middle(middle),
             self.voxels(hint.voxels, embedding).float() if self.voxels else None,
         )
+
+
+def _joined(shares: Tensor, embedded: Tensor | None) -> Tensor:
+    return shares if embedded is None else torch.cat([shares, embedded], dim=1)

@@ -85,9 +85,9 @@ class Model:
         """x_hat under classifier-free guidance (Ho and Salimans 2022), clamped to [-1, 1].
 
         All conditions are guided at once: the null arm goes with the null image and without
-        covariates. Outside the `interval` of logsnr x_hat is conditional (Kynkaanniemi et al. 2024,
-        Applying guidance in a limited interval). The bias of the lesion weight is taken out of the
-        NET2 channel last.
+        covariates, but with the same lesion `load` [b]. Outside the `interval` of logsnr x_hat is
+        conditional (Kynkaanniemi et al. 2024, Applying guidance in a limited interval). Last, the
+        bias of the lesion weight is taken out of the NET2 channel, which is held to its load.
         """
         hint = self.control.encode(condition, covariates)
         null = self.null_hint(condition) if guidance != 1 else None
@@ -203,10 +203,12 @@ class Model:
             )
 
     @torch.no_grad()
-    def told(self, hint: Hint, arm: int, seed: int) -> Told:
-        """What the networks are told of a patient's sample: its seed draws the lesion load."""
+    def told(self, hint: Hint, arm: int, seeds: Sequence[int]) -> list[Told]:
+        """What the networks are told of a patient's samples: each seed draws its lesion load."""
         logits = self.load_logits(hint, arm)
-        return Told(hint, arm, None if logits is None else drawn_load(logits, seed))
+        if logits is None:
+            return [Told(hint, arm)] * len(seeds)
+        return [Told(hint, arm, drawn_load(logits, seed)) for seed in seeds]
 
     @torch.no_grad()
     def load_logits(self, hint: Hint, arm: int) -> Tensor | None:
@@ -234,12 +236,13 @@ class Model:
         """
         slots = CPU_ROWS if condition.device.type == "cpu" else len(condition)
         told = [
-            self.told(
+            each
+            for row in range(len(condition))
+            for each in self.told(
                 self.hint(condition[row], None if covariates is None else covariates[row], sampler),
                 int(arm[row]),
-                seeds[row],
+                seeds[row : row + 1],
             )
-            for row in range(len(condition))
         ]
         engine = self.engine(
             sampler, spatial_shape=condition.shape[2:], device=condition.device, slots=slots

@@ -93,6 +93,12 @@ def voxel_weight(x: Tensor, objective: ObjectiveConfig) -> Tensor:
     return weight
 
 
+def noised(x: Tensor, noise: Tensor, logsnr_t: Tensor) -> Tensor:
+    """z_t of x and noise [b, 2, s, h, w] at logsnr [b] (equation 1)."""
+    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(logsnr_t))
+    return alpha * x + sigma * noise
+
+
 def voxel_error(
     prediction: Tensor, x: Tensor, noise: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig
 ) -> Tensor:
@@ -105,18 +111,12 @@ def voxel_error(
         return sigma**2 * (prediction - (alpha * noise - sigma * x)) ** 2
     if objective.prediction == "eps":
         return (sigma / alpha) ** 2 * (prediction - noise) ** 2
-    z_t = alpha * x + sigma * noise
+    z_t = noised(x, noise, logsnr_t)
     error = (predicted_x(prediction, z_t, logsnr_t, objective) - x) ** 2
     if objective.mask_loss == "squared":
         return error
     odds = log_odds(prediction[:, NET2], z_t[:, NET2], logsnr_t, objective)
     return torch.stack([error[:, FLAIR], functional.softplus(-x[:, NET2] * odds)], dim=1)
-
-
-def noised(x: Tensor, noise: Tensor, logsnr_t: Tensor) -> Tensor:
-    """z_t of x and noise [b, 2, s, h, w] at logsnr [b] (equation 1)."""
-    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(logsnr_t))
-    return alpha * x + sigma * noise
 
 
 def denoising_loss(

@@ -42,7 +42,8 @@ class UNetConfig:
         uneven = [width for width in self.widths if width % self.groups]
         if uneven:
             raise ValueError(f"widths must be multiples of groups={self.groups}, got {uneven}")
-        if list(self.loads) != sorted(set(self.loads)) or self.loads[:1] > (1,) or 0 in self.loads:
+        rising = list(self.loads) == sorted(set(self.loads))
+        if self.loads and not (rising and self.loads[0] == 1):
             raise ValueError(
                 f"loads: expected voxels that rise from 1, got {list(self.loads)}; "
                 "such as [1, 10, 30, 100]"

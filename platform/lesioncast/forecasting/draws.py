@@ -82,7 +82,7 @@ def seeds_of(cases: Iterable[Case], *, seed: int, samples: int) -> dict[int, See
 def plan(
     requests: Sequence[Request], seeds: Mapping[int, Seeds], *, batch_size: int
 ) -> list[Batch]:
-    """All samples of the requests, request by request, cut into batches of one forward pass.
+    """All samples of the requests, request by request, cut into batches that share forward passes.
 
     `seeds` holds those of each case, by its index.
     """

@@ -1,0 +1,27 @@
+"""The bundle and the cases that a study on a CPU is asked for."""
+
+import argparse
+from pathlib import Path
+
+from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.forecasting.heldout import spread_out
+from lesioncast.training.bundle import Bundle, load_bundle
+from storage import Case, Store, open_store
+
+
+def study_parser(doc: str | None, *, cases: int, split: str) -> argparse.ArgumentParser:
+    """The arguments that all such studies have; `doc` is the script's own docstring."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--cases", type=int, default=cases, help="of the split")
+    parser.add_argument("--split", default=split, help="whose cases are told or drawn")
+    return parser
+
+
+def chosen(args: argparse.Namespace) -> tuple[Store, Bundle, list[Case]]:
+    """The open store, the loaded bundle, and so many evaluable cases of the split."""
+    store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
+    return store, bundle, spread_out(evaluable(store.select(split=args.split)), args.cases)
