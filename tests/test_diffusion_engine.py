@@ -116,6 +116,28 @@ def test_a_patients_hint_is_computed_once_for_all_arms_and_seeds() -> None:
     assert calls == 1
 
 
+def test_rows_of_one_patient_that_follow_each_other_share_a_hint() -> None:
+    model, (condition, _, _) = tiny_model(), case(2)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.control.hint.register_forward_hook(count)
+    model.draw_x(condition[[0, 0, 1, 1, 0]], torch.tensor([0, 1, 0, 0, 1]), range(5), SAMPLER)
+    assert calls == 3 + 1  # and that of no patient, for guidance
+
+
+def test_a_sample_that_is_known_takes_no_slot() -> None:
+    engine, shared = counting_engine(slots=2)
+    engine._known = lambda told: torch.full((2,), told) if told < 0 else None
+    engine.add(Wanted("a", told, told, 0) for told in (-0.5, 0.1, -0.25, 0.2, 0.3))
+    found = engine.step()
+    assert [(each.name, x[0].item()) for each, x in found] == [(-0.5, -0.5), (-0.25, -0.25)]
+    assert shared == [pytest.approx([0.1, 0.2])]
+
+
 def test_guided_branches_share_forward_passes() -> None:
     """Two samples and their two unconditional branches need one pass of eight rows a step."""
     model, (condition, _, _) = tiny_model(), case(1)

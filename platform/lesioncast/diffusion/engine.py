@@ -42,7 +42,8 @@ class Engine(Generic[Of]):
 
     `denoiser` makes the denoiser of the samples that now share a batch, in order; it is asked again
     only when one enters or leaves. `settled`, bool [n] of x_hat [n, *shape], ends a sample early
-    with its x_hat once nothing can change any more. Free slots go to the request that holds the
+    with its x_hat once nothing can change any more. `known` is the x of a sample that needs no
+    network, else None; such a sample takes no slot. Free slots go to the request that holds the
     fewest, and among those to the one that has waited longest.
     """
 
@@ -56,9 +57,10 @@ class Engine(Generic[Of]):
         slots: int,
         device: torch.device | str = "cpu",
         settled: Callable[[Tensor], Tensor] | None = None,
+        known: Callable[[Of], Tensor | None] = lambda _: None,
     ) -> None:
         self.slots = slots
-        self._denoiser, self._settled = denoiser, settled
+        self._denoiser, self._settled, self._known = denoiser, settled, known
         self._shape, self._device = tuple(shape), device
         self._steps, self._num_steps = plan_steps(schedule, sampler), sampler.num_steps
         self._waiting: dict[Hashable, deque[Wanted[Of]]] = {}  # longest unserved first
@@ -99,9 +101,9 @@ class Engine(Generic[Of]):
     @torch.no_grad()
     def step(self) -> list[tuple[Wanted[Of], Tensor]]:
         """Every sample one step further; those that are done, each with its x [*shape]."""
-        self._seat()
+        finished = self._seat()
         if not self._running:
-            return []
+            return finished
         if self._denoise is None:
             self._denoise = self._denoiser([each.of for each in self._running])
         noise = seeded_noise(self._generators, self._shape).to(self._device)
@@ -111,17 +113,23 @@ class Engine(Generic[Of]):
         if self._settled is not None:
             done |= self._settled(x)
         ended = done.tolist()
-        finished = [(each, x[row].clone()) for row, each in enumerate(self._running) if ended[row]]
+        finished += [(each, x[row].clone()) for row, each in enumerate(self._running) if ended[row]]
         self._keep([not end for end in ended])
         return finished
 
-    def _seat(self) -> None:
+    def _seat(self) -> list[tuple[Wanted[Of], Tensor]]:
+        """Fills the free slots; returns those on the way to them whose x is known."""
         entering: list[Wanted[Of]] = []
+        known: list[tuple[Wanted[Of], Tensor]] = []
         while self._waiting and len(self._running) < self.slots:
-            entering.append(self._next())
-            self._running.append(entering[-1])
+            wanted = self._next()
+            if (x := self._known(wanted.of)) is not None:
+                known.append((wanted, x))
+                continue
+            entering.append(wanted)
+            self._running.append(wanted)
         if not entering:
-            return
+            return known
         generators = seeded_generators([each.seed for each in entering])
         new = start(seeded_noise(generators, self._shape).to(self._device))
         self._generators += generators
@@ -131,6 +139,7 @@ class Engine(Generic[Of]):
             torch.cat([self._state.step, new.step]),
         )
         self._denoise = None
+        return known
 
     def _next(self) -> Wanted[Of]:
         held = [each.request for each in self._running]

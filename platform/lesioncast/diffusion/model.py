@@ -160,12 +160,14 @@ class Model:
         repeated where fewer are there. Nor may it depend on the number of threads, which is its
         caller's to hold. Where x_hat is a probability (prediction odds), a sample ends early once
         its NET2 is `settled`: other predictions overshoot, and an x_hat clamped to 1 says nothing
-        of how sure it is.
+        of how sure it is. A sample whose seed drew no lesions needs no network: its NET2 is empty,
+        and its FLAIR black.
         """
         channels, loads = self.config.control.channels, self.config.unet.loads
         with torch.no_grad(), autocast(sampler.precision, device):
             empty = torch.zeros(1, channels, *spatial_shape, device=device)
             null = self.null_hint(empty) if sampler.guidance != 1 else None
+        shape = (self.config.unet.target_channels, *spatial_shape)
 
         def denoiser(told: Sequence[Told]) -> Denoiser:
             guided = self._guided(
@@ -186,12 +188,13 @@ class Model:
 
         return Engine(
             denoiser,
-            shape=(self.config.unet.target_channels, *spatial_shape),
+            shape=shape,
             schedule=self.config.schedule,
             sampler=sampler,
             slots=slots,
             device=device,
             settled=settled if self.config.objective.prediction == "odds" else None,
+            known=lambda told: torch.full(shape, -1.0, device=device) if told.load == 0 else None,
         )
 
     @torch.no_grad()
@@ -201,6 +204,20 @@ class Model:
             return self.control.encode(
                 condition[None], None if covariates is None else covariates[None]
             )
+
+    def _hints(
+        self, condition: Tensor, covariates: Tensor | None, sampler: SamplerConfig
+    ) -> list[Hint]:
+        """One a row; rows of the same patient that follow each other share theirs."""
+        given = condition if covariates is None else covariates
+        hints: list[Hint] = []
+        for row in range(len(condition)):
+            if row and all(_same(each[row], each[row - 1]) for each in (given, condition)):
+                hints.append(hints[-1])
+            else:
+                told = None if covariates is None else covariates[row]
+                hints.append(self.hint(condition[row], told, sampler))
+        return hints
 
     @torch.no_grad()
     def told(self, hint: Hint, arm: int, seeds: Sequence[int]) -> list[Told]:
@@ -235,14 +252,11 @@ class Model:
         sample's x differs from that of another batch by rounding.
         """
         slots = CPU_ROWS if condition.device.type == "cpu" else len(condition)
+        hints = self._hints(condition, covariates, sampler)
         told = [
             each
-            for row in range(len(condition))
-            for each in self.told(
-                self.hint(condition[row], None if covariates is None else covariates[row], sampler),
-                int(arm[row]),
-                seeds[row : row + 1],
-            )
+            for row, hint in enumerate(hints)
+            for each in self.told(hint, int(arm[row]), seeds[row : row + 1])
         ]
         engine = self.engine(
             sampler, spatial_shape=condition.shape[2:], device=condition.device, slots=slots
@@ -260,6 +274,11 @@ class Model:
     ) -> Tensor:
         """One NET2 mask per row, bool [n, s, h, w]: lesions are where `draw_x` is positive."""
         return self.draw_x(condition, arm, seeds, sampler, covariates=covariates)[:, NET2] > 0
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether all values are equal; absent ones, NaN, equal each other."""
+    return bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 
 
 def settled(x_hat: Tensor) -> Tensor:
