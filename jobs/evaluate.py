@@ -104,7 +104,7 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
             sessions=sessions_seen(bundle),
             bootstrap=Bootstrap(settings.bootstrap, config.seed),
         )
-        tallies = draw_tallies(store, cases, path, settings=settings, seed=config.seed)
+        tallies = draw_tallies(store, cases, bundle, settings=settings, seed=config.seed)
         assessment = assess(
             train,
             test,

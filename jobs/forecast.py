@@ -76,7 +76,14 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)
         background = background_of(store, bids, config.store.layout)
         for record in forecast_all(
-            store, cases, drawn, settings=settings, origin=origin, out=out, background=background
+            store,
+            cases,
+            drawn,
+            settings=settings,
+            origin=origin,
+            out=out,
+            background=background,
+            bundle=bundle,
         ):
             logger.info("%s", figure_path(out, record["subject"]))
 

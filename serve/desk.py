@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
-from lesioncast.evaluation.ensembles import p_active, wilson_interval
+from lesioncast.evaluation.ensembles import share_active, wilson_interval
 from serve.forecaster import Study
 from serve.keys import KeyFile
 from serve.models import Served, served
@@ -94,7 +94,7 @@ def status_of(desk: Desk, job: Job) -> dict[str, Any]:
 
 
 def _so_far(counts: np.ndarray[Any, Any]) -> dict[str, Any]:
-    share = p_active(counts)
+    share = share_active(counts)
     low, high = wilson_interval(share, len(counts))
     return {
         "samples": len(counts),

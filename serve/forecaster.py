@@ -11,7 +11,13 @@ from typing import Any, Protocol
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import write_forecast_root
 from lesioncast.forecasting.draws import Drawn, Request, ensembles, sample_seeds
-from lesioncast.forecasting.engine import bundle_remark, require_fit, sessions_seen, trial_remarks
+from lesioncast.forecasting.engine import (
+    bundle_remark,
+    require_fit,
+    sessions_seen,
+    stated_chances,
+    trial_remarks,
+)
 from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
 from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import Bundle, load_bundle
@@ -64,7 +70,8 @@ class Study:
             for arm in order["arms"]
             for first in sorted(place for name, place in by_place if name == arm)
         ]
-        found = ensembles(requests, {case.index: seeds}, drawn)
+        stated = stated_chances(self.bundle, store, requests)
+        found = ensembles(requests, {case.index: seeds}, drawn, stated=stated)
         out = result_folder(self.settings.artifacts, job.id)
         remarks = (bundle_remark(self.bundle.path), *trial_remarks(bids), *order_remarks(order))
         write_forecast_root(out, source=bids)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lesioncast.evaluation.ensembles import p_active, wilson_interval
+from lesioncast.evaluation.ensembles import share_active, wilson_interval
 from serve.orders import Block
 
 Order = Mapping[str, Any]
@@ -32,7 +32,7 @@ def precise(order: Order, counts: Mapping[str, Sequence[int]]) -> bool:
 
 
 def _half_width(counts: Sequence[int]) -> float:
-    low, high = wilson_interval(p_active(np.array(counts)), len(counts))
+    low, high = wilson_interval(share_active(np.array(counts)), len(counts))
     return (high - low) / 2
 
 

@@ -116,6 +116,17 @@ def test_masks_have_the_load_that_their_seeds_drew() -> None:
     assert np.mean([got > 0 for got, load in zip(drawn, told, strict=True) if load > 0]) > 0.8
 
 
+def test_the_stated_chance_is_how_often_seeds_draw_lesions() -> None:
+    model, (condition,) = loaded_model(), condition_of(1)
+    stated = model.stated_chance(condition, None)
+    assert stated is not None
+    hint = model.hint(condition, None, SAMPLER)
+    for arm, chance in enumerate(stated.tolist()):
+        told = model.told(hint, arm, range(2000))
+        assert np.mean([each.load > 0 for each in told]) == pytest.approx(chance, abs=2e-3)
+    assert 0 < stated.min() < stated.max() < 1
+
+
 def test_a_sample_without_lesions_costs_no_evaluation() -> None:
     model, condition = loaded_model(), condition_of(1)
     torch.nn.init.constant_(model.unet.load_prior[-1].bias[:1], 1e3)

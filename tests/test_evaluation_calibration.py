@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from lesioncast.evaluation.calibration import brier_parts, fit_recalibration
 from lesioncast.evaluation.conformal import count_intervals, count_scores, threshold
+from lesioncast.evaluation.ensembles import Counted
 from lesioncast.evaluation.metrics import resamples
 
 ACTIVE = np.array([True, True, False, False])
@@ -55,11 +56,17 @@ def ensembles(cases: int, seed: int, *, bias: float = 1.0) -> tuple[np.ndarray, 
     return rng.poisson(rate).astype(float), rng.poisson(bias * rate[:, None], (cases, 8)) * 1.0
 
 
+def log_odds(samples: np.ndarray) -> np.ndarray:
+    """Those of the forecasts with these samples [n, k], [n]."""
+    counts = samples.astype(int)
+    return np.array([Counted(plain=row, opened=row).log_odds(opening=False) for row in counts])
+
+
 def test_recalibration_mends_a_forecast_that_finds_too_many_active() -> None:
     known, told = ensembles(400, 0, bias=4.0)
     true, samples = ensembles(4000, 1, bias=4.0)
-    curve = fit_recalibration(known > 0, told)
-    raw, mended = (samples > 0).mean(axis=1), curve.probability(samples)
+    curve = fit_recalibration(known > 0, log_odds(told))
+    raw, mended = (samples > 0).mean(axis=1), curve.probability(log_odds(samples))
     assert raw.mean() > (true > 0).mean() + 0.15
     assert mended.mean() == pytest.approx((true > 0).mean(), abs=0.05)
     before, after = (parts(true > 0, chance) for chance in (raw, mended))
@@ -72,11 +79,12 @@ def test_recalibration_is_scikit_learns_logistic_regression_on_the_logit() -> No
     held = (told > 0).sum(axis=1)
     logit = np.log((held + 0.5) / (8.5 - held))[:, None]
     theirs = LogisticRegression().fit(logit, known > 0).predict_proba(logit)[:, 1]
-    assert fit_recalibration(known > 0, told).probability(told) == pytest.approx(theirs)
+    curve = fit_recalibration(known > 0, log_odds(told))
+    assert curve.probability(log_odds(told)) == pytest.approx(theirs)
 
 
 def test_one_class_teaches_nothing() -> None:
-    assert fit_recalibration(np.zeros(5, bool), np.zeros((5, 4))) is None
+    assert fit_recalibration(np.zeros(5, bool), np.zeros(5)) is None
 
 
 def test_the_rank_of_the_threshold_is_that_of_one_more_case() -> None:

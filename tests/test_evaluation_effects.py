@@ -41,7 +41,13 @@ def recorded(sampled: np.ndarray, true: np.ndarray | None) -> dict:
     arm = np.arange(90) % 3
     training = arm_statistics(arm, futures(90, 9)[arm, np.arange(90)], arms=3)
     return effects_record(
-        sampled, arms=ARMS, reference=0, training=training, bootstrap=BOOTSTRAP, true=true
+        sampled,
+        (sampled > 0).mean(axis=2),
+        arms=ARMS,
+        reference=0,
+        training=training,
+        bootstrap=BOOTSTRAP,
+        true=true,
     )
 
 
@@ -81,8 +87,16 @@ def test_the_error_of_individual_effects_by_hand() -> None:
     true = np.array([[4, 0], [1, 1]], np.float64)
     training = arm_statistics(np.array([0, 1]), np.array([2.0, 1.0]), arms=2)
     record = effects_record(
-        sampled, arms=ARMS[:2], reference=0, training=training, bootstrap=BOOTSTRAP, true=true
+        sampled,
+        np.array([[0.9, 0.9], [0.6, 0.4]]),
+        arms=ARMS[:2],
+        reference=0,
+        training=training,
+        bootstrap=BOOTSTRAP,
+        true=true,
     )
+    row = record["outcomes"]["activity"]["avonex"]
+    assert row["forecast"]["value"] == pytest.approx(-0.4)  # as stated, not as drawn
     row = record["outcomes"]["count"]["avonex"]
     assert (row["forecast"]["value"], row["true"]["value"]) == (-1, -1)
     assert row["forecast_minus_true"]["value"] == 0

@@ -7,8 +7,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from lesioncast.evaluation import metrics
 from lesioncast.evaluation.ensembles import (
     monte_carlo_error,
-    p_active,
     paired_difference,
+    share_active,
     wilson_interval,
 )
 
@@ -135,7 +135,7 @@ def test_one_positive_case_gives_a_value_but_no_interval() -> None:
 
 
 def test_p_active_is_the_share_of_samples_with_a_lesion() -> None:
-    assert p_active(np.array([0, 3, 1, 0])) == 0.5
+    assert share_active(np.array([0, 3, 1, 0])) == 0.5
 
 
 def test_the_wilson_interval_by_hand() -> None:

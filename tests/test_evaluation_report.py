@@ -57,7 +57,9 @@ def covaried(given: Outcomes) -> Outcomes:
 def certain(test: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], Tally]:
     """Every sample of a case says the same count; opening takes one lesion."""
     return {
-        (case, int(arm)): Tally(*np.tile([[count], [max(count - 1, 0)]], SAMPLES).astype(int))
+        (case, int(arm)): Tally(
+            plain=np.full(SAMPLES, int(count)), opened=np.full(SAMPLES, max(int(count) - 1, 0))
+        )
         for case, arm, count in zip(test.case, test.arm, counts, strict=True)
     }
 
@@ -301,7 +303,7 @@ def ladder_counts() -> tuple[dict, tuple[int, ...]]:
     for case in forced:
         for arm, rate in enumerate(np.linspace(1, 0, len(ARMS))):
             active = (np.arange(SAMPLES) / SAMPLES < rate).astype(int)
-            counts[case, arm] = Tally(active, active)
+            counts[case, arm] = Tally(plain=active, opened=active)
     return counts, forced
 
 
@@ -313,6 +315,28 @@ def test_the_ladder_is_the_mean_p_active_of_the_same_cases_under_each_arm() -> N
     assert ladder["falling"]
     assert ladder["cases"] == 12
     assert ladder["first_minus_last"]["value"] == pytest.approx(1.0)
+
+
+def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() -> None:
+    """As drawn: a stated chance says nothing of what the opening leaves."""
+    counts, forced = ladder_counts()
+    drawn = assessed(TEST, counts, forced=forced, spacing=(3.0, 1.0, 1.0)).record
+    for key, tally in counts.items():
+        counts[key] = replace(tally, stated=0.9 if tally.plain.any() else 0.2)
+    record = assessed(TEST, counts, forced=forced, spacing=(3.0, 1.0, 1.0)).record
+    rates = [row["p_active"]["value"] for row in record["ladder"]["arms"].values()]
+    assert rates == pytest.approx([0.9] * 5 + [0.2])
+    assert {row["mc_error"] for row in record["ladder"]["arms"].values()} == {0.0}
+    assert any(row["mc_error"] > 0 for row in drawn["ladder"]["arms"].values())
+    plain, opened = (
+        record["variants"][name]["activity"]["pooled"]["methods"]["ensemble"]["mean"]
+        for name in ("plain", "opened")
+    )
+    active = (TEST.plain > 0).mean()
+    assert plain == pytest.approx(0.9 * active + 0.2 * (1 - active), abs=0.05)
+    before = drawn["variants"]["opened"]["activity"]["pooled"]["methods"]["ensemble"]["mean"]
+    assert opened == before
+    assert record["variants"]["plain"]["count"] == drawn["variants"]["plain"]["count"]
 
 
 def test_a_step_upwards_counts_only_where_chance_does_not_explain_it() -> None:

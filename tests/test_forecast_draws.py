@@ -17,7 +17,13 @@ from lesioncast.forecasting.draws import (
     sample_seeds,
 )
 from lesioncast.forecasting.heldout import tally_of
-from lesioncast.forecasting.summary import Provenance, Subject, summarise
+from lesioncast.forecasting.summary import (
+    Provenance,
+    Subject,
+    arm_record,
+    difference_record,
+    summarise,
+)
 
 SPACING = (3.0, 2.0, 2.0)
 
@@ -108,6 +114,19 @@ def test_a_summary_says_what_was_drawn() -> None:
     assert [row["received"] for row in record["arms"].values()] == [False, True, False]
     assert record["arms"]["placebo"]["minus_reference"]["count"] == {"value": 0.0, "mc_error": 0.0}
     assert "Predicted, not observed." in record["notices"]
+
+
+def test_a_summary_tells_p_active_as_the_model_states_it() -> None:
+    requests, seeds = [Request(1, 0), Request(1, 1)], numbered(0, 40)
+    batches = map(sampler(), plan(requests, seeds, batch_size=8))
+    found = list(ensembles(requests, seeds, batches, stated={(1, 0): 0.8, (1, 1): 0.55}))
+    reference, other = (arm_record(each, opening=False)["p_active"] for each in found)
+    assert reference == {"value": 0.8, "low": 0.8, "high": 0.8, "stated": True}
+    assert other["value"] == 0.55
+    gap = difference_record(found[1], found[0], opening=False)
+    assert gap["p_active"] == {"value": pytest.approx(-0.25), "mc_error": 0.0}
+    assert gap["count"]["mc_error"] > 0
+    assert not arm_record(found[0], opening=True)["p_active"]["stated"]
 
 
 def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:

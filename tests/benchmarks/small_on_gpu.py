@@ -285,7 +285,10 @@ class Run:
             found = [count for piece in threads.map(drawn, pieces) for count in piece]
         counts = np.array(found, np.int64).reshape(samples, len(held), 2).transpose(1, 2, 0)
         say(f"{samples} samples of {len(held)} held-out cases drawn")
-        tallies = {(case, int(arm)): Tally(*counts[case]) for case, arm in enumerate(arms)}
+        tallies = {
+            (case, int(arm)): Tally(plain=counts[case][0], opened=counts[case][1])
+            for case, arm in enumerate(arms)
+        }
         context = Context(
             PAPER_ARM_NAMES,
             self.spacing,

@@ -232,8 +232,25 @@ class Model:
         """Of a patient's lesion load under an arm, [classes]; None for a model without loads."""
         if hint.load is None:
             return None
-        row = torch.tensor([arm], device=hint.load.device)
-        return (self.unet.load_logits(row) + self.control.load_logits(row, hint.load))[0]
+        return self._load_logits(torch.tensor([arm], device=hint.load.device), hint.load)[0]
+
+    def _load_logits(self, arm: Tensor, features: Tensor) -> Tensor:
+        return self.unet.load_logits(arm) + self.control.load_logits(arm, features)
+
+    @torch.no_grad()
+    def stated_chance(self, condition: Tensor, covariates: Tensor | None) -> Tensor | None:
+        """P(load > 0) of one patient under every arm, [arm]; None for a model without loads.
+
+        That is P(active) without the luck of a draw. condition [channels, s, h, w], covariates [k].
+        """
+        if not self.config.unet.loads:
+            return None
+        features = self.control.load_features(
+            condition[None], None if covariates is None else covariates[None]
+        )
+        arms = torch.arange(len(self.config.arms), device=condition.device)
+        logits = self._load_logits(arms, features.expand(len(arms), -1))
+        return 1 - logits.double().softmax(1)[:, 0]
 
     @torch.no_grad()
     def draw_x(

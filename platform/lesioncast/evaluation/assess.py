@@ -141,20 +141,29 @@ def _forced(
         return None, None, None
     names = context.arms
     arms = range(len(names))
-    sampled = np.array([[tallies[case, arm].plain for case in forced] for arm in arms], np.float64)
+    told = [[tallies[case, arm] for case in forced] for arm in arms]
+    sampled = np.array([[tally.plain for tally in row] for row in told], np.float64)
+    chance = np.array([[tally.p_active(opening=False) for tally in row] for row in told])
     true = None
     if truth is not None:
         true = np.array([[truth[case, arm] for case in forced] for arm in arms], np.float64)
     training = arm_statistics(train.arm, train.plain, arms=len(names))
     ladder = ladder_record(
-        sampled, arms=names, train_rate=training.activity, bootstrap=bootstrap, true=true
+        sampled,
+        chance,
+        arms=names,
+        train_rate=training.activity,
+        bootstrap=bootstrap,
+        true=true,
+        stated=all(tally.stated is not None for row in told for tally in row),
     )
     effects = effects_record(
         sampled,
+        chance,
         arms=names,
         reference=context.reference,
         training=training,
         bootstrap=bootstrap,
         true=true,
     )
-    return ladder, effects, (sampled > 0).mean(axis=2).T
+    return ladder, effects, chance.T

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 from sklearn.isotonic import isotonic_regression
 from sklearn.linear_model import LogisticRegression
 
@@ -64,35 +65,27 @@ def reliability(
 
 @dataclass(frozen=True)
 class Recalibration:
-    """P(active) = sigmoid(intercept + slope * logit), fitted on other cases than it is used on.
+    """P(active) = sigmoid(intercept + slope * log odds), fitted on other cases than it is used on.
 
-    `logit` is that of the share of k samples with half a sample added to either side, so that it
-    is finite where all samples agree. Logistic rather than isotonic: two numbers can be learned
-    from some dozens of cases, a free monotone curve needs about a thousand (Niculescu-Mizil and
-    Caruana 2005).
+    The log odds are those of the forecast (`Counted.log_odds`). Logistic rather than isotonic: two
+    numbers can be learned from some dozens of cases, a free monotone curve needs about a thousand
+    (Niculescu-Mizil and Caruana 2005).
     """
 
     slope: float
     intercept: float
 
-    def probability(self, counts: Floats) -> Floats:
-        """Recalibrated P(active) of ensembles with `counts` [n, k], [n]."""
-        return np.asarray(
-            1 / (1 + np.exp(-self.intercept - self.slope * _logit(counts))), np.float64
-        )
+    def probability(self, log_odds: Floats) -> Floats:
+        """Recalibrated P(active) of forecasts with `log_odds` [n], [n]."""
+        return np.asarray(expit(self.intercept + self.slope * log_odds), np.float64)
 
 
-def fit_recalibration(active: Bools, counts: Floats) -> Recalibration | None:
-    """Platt (1999) on cases with `counts` [n, k]; None where they lack a class.
+def fit_recalibration(active: Bools, log_odds: Floats) -> Recalibration | None:
+    """Platt (1999) on forecasts with `log_odds` [n]; None where the cases lack a class.
 
     The unit ridge of scikit-learn's default keeps the slope finite where the classes separate.
     """
     if not active.any() or active.all():
         return None
-    model = LogisticRegression().fit(_logit(counts)[:, None], active)
+    model = LogisticRegression().fit(log_odds[:, None], active)
     return Recalibration(float(model.coef_[0, 0]), float(model.intercept_[0]))
-
-
-def _logit(counts: Floats) -> Floats:
-    held, samples = (counts > 0).sum(axis=1), counts.shape[1]
-    return np.asarray(np.log((held + 0.5) / (samples - held + 0.5)), np.float64)

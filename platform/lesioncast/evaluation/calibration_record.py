@@ -51,14 +51,15 @@ class Calibration:
         return count_intervals(sampled, shown.score)
 
 
-def calibrate(validation: Cases, sampled: Floats) -> Calibration:
-    """Learns from validation cases and their ensembles `sampled` [n, k], and from nothing else."""
+def calibrate(validation: Cases, sampled: Floats, log_odds: Floats) -> Calibration:
+    """Learns from validation cases, the lesions of their samples `sampled` [n, k] and the
+    `log_odds` [n] of their P(active), and from nothing else."""
     scores = count_scores(validation.count, sampled)
     return Calibration(
         cases=len(scores),
         positives=int(validation.active.sum()),
         thresholds=tuple(threshold(scores, level) for level in LEVELS),
-        activity=fit_recalibration(validation.active, sampled),
+        activity=fit_recalibration(validation.active, log_odds),
     )
 
 

@@ -42,6 +42,7 @@ OUTCOMES = ("activity", "count")
 
 def effects_record(
     sampled: Floats,
+    chance: Floats,
     *,
     arms: Sequence[str],
     reference: int,
@@ -51,11 +52,13 @@ def effects_record(
 ) -> Record:
     """Effects of every arm against `reference` on the forced cases, by outcome.
 
-    `sampled` [arm, n, k] and `true` [arm, n] as in `effects`; `training` gives what an estimate
+    `sampled` [arm, n, k], `chance` [arm, n], P(active), and `true` [arm, n] as in `effects`;
+    `training` gives what an estimate
     that is the same for everyone would say. Without `true`, what needs it is null.
     """
     weights = bootstrap.weights(sampled.shape[1])
     draws = {"activity": as_activity(sampled), "count": sampled}
+    expected = {"activity": chance, "count": sampled.mean(axis=2)}
     known = None if true is None else {"activity": as_activity(true), "count": true}
     constant = {"activity": training.activity, "count": training.mean_count}
     return {
@@ -65,6 +68,7 @@ def effects_record(
             name: {
                 arms[arm]: _effect(
                     draws[name],
+                    expected[name],
                     None if known is None else known[name],
                     constant[name],
                     arm=arm,
@@ -85,6 +89,7 @@ def effects_record(
 
 def _effect(
     draws: Floats,
+    expected: Floats,
     true: Floats | None,
     constant: Floats,
     *,
@@ -94,7 +99,7 @@ def _effect(
 ) -> Record:
     """`pehe`: root mean square error of individual effects (Hill 2011), beside that of one effect
     for everyone; `seeds_saved`: samples that independent seeds would need, times those drawn."""
-    told = individual_effects(draws.mean(axis=2), arm, reference)
+    told = individual_effects(expected, arm, reference)
     apart, paired = seed_variances(draws, arm, reference)
     record: Record = {
         "forecast": estimate_mean(told, weights).as_dict(),

@@ -5,56 +5,83 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logit
 
 from lesioncast.evaluation.spatial import Spatial
 
 Counts = npt.NDArray[np.int64]
 
+SUREST = 1e-6  # a chance from which log odds are taken
 
-@dataclass(frozen=True)
-class Ensemble:
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """The lesions of K samples of one case under one arm: `plain` and `opened` [k] are counts
+    without and with the opening.
+
+    `stated` is P(active) as the model states it before it draws, which has no Monte Carlo error;
+    None for models that only draw. It is about lesions as drawn.
+    """
+
+    plain: Counts
+    opened: Counts
+    stated: float | None = None
+
+    def counts(self, *, opening: bool) -> Counts:
+        """Lesions of each sample, [k]."""
+        return self.opened if opening else self.plain
+
+    def stated_of(self, *, opening: bool) -> float | None:
+        """`stated`, which says nothing of what the opening leaves."""
+        return None if opening else self.stated
+
+    def p_active(self, *, opening: bool) -> float:
+        """P(active) as stated, else the share of samples with at least one lesion."""
+        stated = self.stated_of(opening=opening)
+        return share_active(self.counts(opening=opening)) if stated is None else stated
+
+    def log_odds(self, *, opening: bool) -> float:
+        """Of P(active); of a share of samples with half a sample added to either side, so that it
+        is finite where all samples agree."""
+        chance = self.stated_of(opening=opening)
+        if chance is None:
+            held = self.counts(opening=opening) > 0
+            chance = (held.sum() + 0.5) / (len(held) + 1)
+        return float(logit(min(max(chance, SUREST), 1 - SUREST)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Counted):
     """K samples of one case under one arm; sample k has seed `seeds[k]`.
 
-    `plain` and `opened` [k] are lesion counts without and with the opening, `volume` [k] is in
-    mm3, `probability` [s, h, w] is the share of samples with a lesion at each voxel.
+    `volume` [k] is in mm3, `probability` [s, h, w] is the share of samples with a lesion at each
+    voxel.
     """
 
     case: int
     arm: int
     seeds: tuple[int, ...]
-    plain: Counts
-    opened: Counts
     volume: npt.NDArray[np.float64]
     probability: npt.NDArray[np.float32]
 
-    def counts(self, *, opening: bool) -> Counts:
-        """Lesions of each sample, [k]."""
-        return self.opened if opening else self.plain
 
-
-@dataclass(frozen=True)
-class Tally:
+@dataclass(frozen=True, kw_only=True)
+class Tally(Counted):
     """What an evaluation keeps of an ensemble once its masks are let go.
 
-    `plain` and `opened` [k] as in `Ensemble`; `spatial` where the observed mask is the outcome of
-    the very arm that was drawn, and so can be laid beside it.
+    `spatial` where the observed mask is the outcome of the very arm that was drawn, and so can be
+    laid beside it.
     """
 
-    plain: Counts
-    opened: Counts
     spatial: Spatial | None = None
-
-    def counts(self, *, opening: bool) -> Counts:
-        """Lesions of each sample, [k]."""
-        return self.opened if opening else self.plain
 
 
 Tallies = Mapping[tuple[int, int], Tally]
 """(case, arm) -> what is kept of the ensemble."""
 
 
-def p_active(counts: Counts) -> float:
-    """P(active): the share of samples with at least one lesion."""
+def share_active(counts: Counts) -> float:
+    """The share of samples with at least one lesion."""
     return float(np.mean(counts > 0))
 
 

@@ -46,8 +46,9 @@ def recalibrated_method(chance: Floats, validation: int) -> Method:
     return Method(RECALIBRATED, label, scores=chance[None])
 
 
-def ensemble_methods(counts: Floats, true: Floats) -> tuple[Method, ...]:
-    """The forecast from the lesions of its samples, `counts` [n, k] (paper: the mean count).
+def ensemble_methods(counts: Floats, chance: Floats, true: Floats) -> tuple[Method, ...]:
+    """The forecast: P(active), `chance` [n], and from the lesions of its samples, `counts` [n, k],
+    how many (paper: the mean count).
 
     The second takes the mean of log(1 + count), which is what a squared log error asks for.
     """
@@ -56,7 +57,7 @@ def ensemble_methods(counts: Floats, true: Floats) -> tuple[Method, ...]:
         Method(
             ENSEMBLE,
             f"ControlNet ensemble ({samples} samples)",
-            scores=(counts > 0).mean(axis=1)[None],
+            scores=chance[None],
             counts=counts.mean(axis=1),
             crps=crps(true, counts),
         ),

@@ -73,14 +73,20 @@ def scored(
     """Every method in the variant called `name`."""
     opening, opening_truth = VARIANTS[name]
     known, asked = (outcomes.cases(opening=opening_truth) for outcomes in (train, test))
-    sampled = _sampled(test, tallies, opening=opening)
+    own = own_tallies(test, tallies)
+    sampled = _sampled(own, opening=opening)
     learned = None
     if validation is not None:
-        others = _sampled(validation, tallies, opening=opening)
-        learned = calibrate(validation.cases(opening=opening_truth), others)
+        others = own_tallies(validation, tallies)
+        learned = calibrate(
+            validation.cases(opening=opening_truth),
+            _sampled(others, opening=opening),
+            _log_odds(others, opening=opening),
+        )
+    chance = np.array([tally.p_active(opening=opening) for tally in own])
     methods = (
-        *ensemble_methods(sampled, asked.count),
-        *_recalibrated(learned, sampled),
+        *ensemble_methods(sampled, chance, asked.count),
+        *_recalibrated(learned, _log_odds(own, opening=opening)),
         *baseline_methods(
             known, asked, arms=context.arms, runs=settings.monte_carlo_runs, seed=context.seed
         ),
@@ -88,16 +94,18 @@ def scored(
     return Scored(asked, sampled, methods, learned)
 
 
-def _sampled(cases: Outcomes, tallies: Tallies, *, opening: bool) -> Floats:
-    return np.array(
-        [tally.counts(opening=opening) for tally in own_tallies(cases, tallies)], np.float64
-    )
+def _sampled(tallies: Sequence[Tally], *, opening: bool) -> Floats:
+    return np.array([tally.counts(opening=opening) for tally in tallies], np.float64)
 
 
-def _recalibrated(learned: Calibration | None, sampled: Floats) -> tuple[Method, ...]:
+def _log_odds(tallies: Sequence[Tally], *, opening: bool) -> Floats:
+    return np.array([tally.log_odds(opening=opening) for tally in tallies], np.float64)
+
+
+def _recalibrated(learned: Calibration | None, log_odds: Floats) -> tuple[Method, ...]:
     if learned is None or learned.activity is None:
         return ()
-    return (recalibrated_method(learned.activity.probability(sampled), learned.cases),)
+    return (recalibrated_method(learned.activity.probability(log_odds), learned.cases),)
 
 
 def case_columns(plain: Scored, own: Sequence[Tally]) -> dict[str, Floats]:

@@ -46,6 +46,8 @@ class Sample(NamedTuple):
 
 
 Batch = tuple[Sample, ...]
+Stated = Mapping[tuple[int, int], float]
+"""(case, arm) -> P(active) as the model states it before it draws."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,11 @@ def gather(
 
 
 def ensembles(
-    requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
+    requests: Sequence[Request],
+    seeds: Mapping[int, Seeds],
+    drawn: Iterable[Drawn],
+    *,
+    stated: Stated | None = None,
 ) -> Iterator[Ensemble]:
     """One ensemble a request, in order, from the batches of `plan` in order."""
     for samples in gather(requests, seeds, drawn):
@@ -171,6 +177,7 @@ def ensembles(
             seeds=samples.seeds,
             plain=samples.plain,
             opened=samples.opened,
+            stated=None if stated is None else stated.get(samples.request),
             volume=np.array([found.volume for found in samples.lesions], np.float64),
             probability=np.mean(samples.masks, axis=0, dtype=np.float32),
         )

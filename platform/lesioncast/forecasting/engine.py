@@ -1,8 +1,9 @@
 """The real thing behind the `Draw` seam: a bundle's networks and a store's cases."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lesioncast.covariates import encode_covariates
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.sampler import SamplerConfig
-from lesioncast.forecasting.draws import Condition, Covariates, Draw, Sampler
+from lesioncast.forecasting.draws import Condition, Covariates, Draw, Request, Sampler, Stated
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.slab import Channels, encode_case, named
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
@@ -108,6 +109,20 @@ def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
         return masks.cpu().numpy()
 
     return draw
+
+
+@torch.no_grad()
+def stated_chances(bundle: Bundle, store: Store, requests: Iterable[Request]) -> Stated:
+    """P(active) of each request as the model states it before it draws; none where it does not."""
+    condition = store_condition(store, named(bundle.config.control.condition))
+    covariates = store_covariates(store, bundle.config.covariates)
+    stated: dict[tuple[int, int], float] = {}
+    for case, asked in groupby(requests, key=lambda request: request.case):
+        given = (torch.from_numpy(known(case)) for known in (condition, covariates))
+        if (chance := bundle.model.stated_chance(*given)) is None:
+            return {}
+        stated |= {request: float(chance[request.arm]) for request in asked}
+    return stated
 
 
 def sessions_seen(bundle: Bundle) -> tuple[str, ...]:

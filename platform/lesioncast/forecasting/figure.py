@@ -120,7 +120,7 @@ def _head_column(axes: Axes) -> None:
 
 
 def _arm_column(axes: Axes, arm: str, record: Record) -> None:
-    """Name, P(active) as number and bar with its Wilson interval, expected count."""
+    """Name, P(active) as number and bar with the Wilson interval of a share, expected count."""
     _bare(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     chance, count = record["p_active"], record["count"]
@@ -151,8 +151,9 @@ def _bar(axes: Axes, chance: Record) -> None:
     end = left + length * chance["value"]
     if chance["value"] > 0:
         axes.plot([left, end], [y, y], color=HEAT(0.55), lw=5, solid_capstyle="round")
-    interval = [left + length * chance[side] for side in ("low", "high")]
-    axes.plot(interval, [y, y], color=TEXT, lw=1.1)
+    if not chance["stated"]:
+        interval = [left + length * chance[side] for side in ("low", "high")]
+        axes.plot(interval, [y, y], color=TEXT, lw=1.1)
     axes.plot(end, y, "|", color=TEXT, ms=7, mew=1.4)
 
 
@@ -231,13 +232,18 @@ def _subtitle(record: Record) -> str:
 
 def _footer(record: Record, outlined: str) -> list[str]:
     remarks = record["notices"][3:]
+    stated = all(row["p_active"]["stated"] for row in record["arms"].values())
     first = "PREDICTED, NOT OBSERVED. Research use only; not a medical device. " + " ".join(remarks)
     return [
         *textwrap.wrap(first, FOOTER_WIDTH),
         "Columns other than the arm received are counterfactual: arm and trial may be confounded. "
         f"Bundle {record['bundle'][:12]}.",
         f"{outlined}Radiological convention: the patient's right is on the left. "
-        "White whisker: 95% Wilson interval.",
+        + (
+            "P(active) as the networks state it; lesions and maps from the samples."
+            if stated
+            else "White whisker: 95% Wilson interval."
+        ),
     ]
 
 

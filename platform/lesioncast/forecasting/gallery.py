@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lesioncast.evaluation.assess import Assessment
 from lesioncast.evaluation.document import Picture, Sight
-from lesioncast.evaluation.ensembles import Ensemble, p_active
+from lesioncast.evaluation.ensembles import Ensemble
 from lesioncast.evaluation.fanout import map_on_actors
 from lesioncast.evaluation.methods import ENSEMBLE, by_key
 from lesioncast.evaluation.settings import EvaluationSettings
@@ -93,14 +93,14 @@ def gallery(
     )
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     return [
-        sight(store, case, ensemble, why=each.why)
+        sight(store, case, ensemble, chance=scores[0][each.row], why=each.why)
         for case, ensemble, each in zip(
             cases, ensembles(requests, seeds, drawn), chosen, strict=True
         )
     ]
 
 
-def sight(store: Store, case: Case, ensemble: Ensemble, *, why: str) -> Sight:
+def sight(store: Store, case: Case, ensemble: Ensemble, *, chance: float, why: str) -> Sight:
     """One subject: what was forecast and observed, in words and in slices of the store's slab."""
     arrays = store.read(case.index)
     last = SESSIONS.index("w096")
@@ -114,10 +114,9 @@ def sight(store: Store, case: Case, ensemble: Ensemble, *, why: str) -> Sight:
         spacing=store.spec.spacing,
         heights=affine[2, 3] + affine[2, 2] * np.arange(observed.shape[0]),
     )
-    chance, lesions = p_active(ensemble.plain), float(ensemble.plain.mean())
     words = (
-        f"Received {case.arm}. Forecast: {chance:.0%} chance of new lesions, {lesions:.1f} "
-        f"expected, from {len(ensemble.seeds)} samples."
+        f"Received {case.arm}. Forecast: {chance:.0%} chance of new lesions, "
+        f"{ensemble.plain.mean():.1f} expected, from {len(ensemble.seeds)} samples."
     )
     return Sight(case.subject, why, words, tuple(_pictures(view, case)))
 

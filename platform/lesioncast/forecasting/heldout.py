@@ -23,8 +23,9 @@ from lesioncast.evaluation.scalars import observed_of
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.spatial import compare
 from lesioncast.forecasting.draws import Gathered, Request, gather, plan, seeds_of
-from lesioncast.forecasting.engine import build_sampler, device_of
+from lesioncast.forecasting.engine import build_sampler, device_of, stated_chances
 from lesioncast.forecasting.errors import ForecastError
+from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 
 
@@ -107,7 +108,7 @@ def measure(
 
 
 def draw_tallies(
-    store: Store, cases: HeldOut, bundle: Path, *, settings: EvaluationSettings, seed: int
+    store: Store, cases: HeldOut, bundle: Bundle, *, settings: EvaluationSettings, seed: int
 ) -> Tallies:
     """What is kept of every ensemble that the evaluation asks for, drawn on Ray actors.
 
@@ -118,27 +119,36 @@ def draw_tallies(
     batches = plan(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(
-        build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
+        build_sampler, bundle.path, store.path, device=device_of(gpus), inputs=store.table.inputs
     )
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     counted = with_progress(drawn, total=len(batches), label="batches drawn")
     tested = {case.index for case in cases.test}
+    stated = stated_chances(bundle, store, requests)
     return {
-        samples.request: tally_of(samples, store, tested=samples.request.case in tested)
+        samples.request: tally_of(
+            samples,
+            store,
+            tested=samples.request.case in tested,
+            stated=stated.get(samples.request),
+        )
         for samples in gather(requests, seeds, counted)
     }
 
 
-def tally_of(samples: Gathered, store: Store, *, tested: bool) -> Tally:
+def tally_of(
+    samples: Gathered, store: Store, *, tested: bool, stated: float | None = None
+) -> Tally:
     """The counts of one ensemble, and of a `tested` case on its own arm where its lesions lie."""
     case, arm = samples.request
     observed = None
     if tested and store.cases[case].arm_index == arm:
         observed = observed_of(store.read(case))
     return Tally(
-        samples.plain,
-        samples.opened,
-        None if observed is None else compare(samples.masks, observed, store.spec.spacing),
+        plain=samples.plain,
+        opened=samples.opened,
+        stated=stated,
+        spatial=None if observed is None else compare(samples.masks, observed, store.spec.spacing),
     )
 
 

@@ -69,8 +69,7 @@ def forecast_section(record: Record, *, heading: str, figure: str | None = None)
     rows = [
         [
             f"**{arm}** (received)" if row["received"] else arm,
-            f"{row['p_active']['value']:.2f} "
-            f"({row['p_active']['low']:.2f} to {row['p_active']['high']:.2f})",
+            _chance(row["p_active"]),
             f"{row['count']['mean']:.2f} ({row['count']['sd']:.2f})",
             _difference(row["minus_reference"]["p_active"]),
             _difference(row["minus_reference"]["count"]),
@@ -95,6 +94,12 @@ def forecast_section(record: Record, *, heading: str, figure: str | None = None)
         table(head, rows),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _chance(told: Record) -> str:
+    """With the interval of a share of samples; what the networks state needs none."""
+    interval = "" if told["stated"] else f" ({told['low']:.2f} to {told['high']:.2f})"
+    return f"{told['value']:.2f}{interval}"
 
 
 def _difference(gap: Record) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from lesioncast.evaluation.ensembles import (
     Ensemble,
     monte_carlo_error,
-    p_active,
     paired_difference,
     wilson_interval,
 )
@@ -90,13 +89,17 @@ def summarise(
 
 
 def arm_record(ensemble: Ensemble, *, opening: bool) -> Record:
-    """P(active) with its Wilson interval, and the spread of lesion count and volume."""
+    """P(active), and the spread of lesion count and volume.
+
+    `low` and `high` are the Wilson interval of a share of samples; what the model states has none.
+    """
     counts = ensemble.counts(opening=opening)
-    share = p_active(counts)
-    low, high = wilson_interval(share, len(counts))
+    stated = ensemble.stated_of(opening=opening)
+    chance = ensemble.p_active(opening=opening)
+    low, high = (chance, chance) if stated is not None else wilson_interval(chance, len(counts))
     quantiles = np.quantile(counts, QUANTILES, method="inverted_cdf")
     return {
-        "p_active": {"value": share, "low": low, "high": high},
+        "p_active": {"value": chance, "low": low, "high": high, "stated": stated is not None},
         "count": {
             "mean": float(counts.mean()),
             "mc_error": monte_carlo_error(counts),
@@ -124,6 +127,9 @@ def difference_record(ensemble: Ensemble, reference: Ensemble, *, opening: bool)
         )
     counts, others = ensemble.counts(opening=opening), reference.counts(opening=opening)
     active, active_error = paired_difference(counts > 0, others > 0)
+    told, told_of_reference = (each.stated_of(opening=opening) for each in (ensemble, reference))
+    if told is not None and told_of_reference is not None:
+        active, active_error = told - told_of_reference, 0.0
     count, count_error = paired_difference(counts, others)
     return {
         "p_active": {"value": active, "mc_error": active_error},
