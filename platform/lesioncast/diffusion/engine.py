@@ -43,7 +43,8 @@ class Engine(Generic[Of]):
     `denoiser` makes the denoiser of the samples that now share a batch, in order; it is asked again
     only when one enters or leaves. `settled`, bool [n] of x_hat [n, *shape], ends a sample early
     with its x_hat once nothing can change any more. `known` is the x of a sample that needs no
-    network, else None; such a sample takes no slot. Free slots go to the request that holds the
+    network, else None; such a sample takes no slot. `finish` has the last word on the x of a sample
+    that ends. Free slots go to the request that holds the
     fewest, and among those to the one that has waited longest.
     """
 
@@ -58,9 +59,11 @@ class Engine(Generic[Of]):
         device: torch.device | str = "cpu",
         settled: Callable[[Tensor], Tensor] | None = None,
         known: Callable[[Of], Tensor | None] = lambda _: None,
+        finish: Callable[[Of, Tensor], Tensor] = lambda _, x: x,
     ) -> None:
         self.slots = slots
-        self._denoiser, self._settled, self._known = denoiser, settled, known
+        self._denoiser, self._settled = denoiser, settled
+        self._known, self._finish = known, finish
         self._shape, self._device = tuple(shape), device
         self._steps, self._num_steps = plan_steps(schedule, sampler), sampler.num_steps
         self._waiting: dict[Hashable, deque[Wanted[Of]]] = {}  # longest unserved first
@@ -113,7 +116,11 @@ class Engine(Generic[Of]):
         if self._settled is not None:
             done |= self._settled(x)
         ended = done.tolist()
-        finished += [(each, x[row].clone()) for row, each in enumerate(self._running) if ended[row]]
+        finished += [
+            (each, self._finish(each.of, x[row].clone()))
+            for row, each in enumerate(self._running)
+            if ended[row]
+        ]
         self._keep([not end for end in ended])
         return finished
 

@@ -52,6 +52,16 @@ def within_load(x_hat: Tensor, load: Tensor, least: Sequence[int]) -> Tensor:
     return kept
 
 
+def with_lesion(x: Tensor) -> Tensor:
+    """A sample's NET2 [s, h, w] that is to have lesions: where none is likelier than not, the
+    likeliest voxel is one."""
+    if (x > 0).any():
+        return x
+    kept = x.flatten().clone()
+    kept[kept.argmax()] = 1.0
+    return kept.view_as(x)
+
+
 def with_sum(chance: Tensor, total: Tensor) -> Tensor:
     """Probabilities, of any shape, with all log odds shifted by what makes their sum `total`."""
     if total == 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.engine import Engine, draw_all
-from lesioncast.diffusion.load import drawn_load, within_load
+from lesioncast.diffusion.load import drawn_load, with_lesion, within_load
 from lesioncast.diffusion.objective import (
     NET2,
     Denoiser,
@@ -195,6 +195,7 @@ class Model:
             device=device,
             settled=settled if self.config.objective.prediction == "odds" else None,
             known=lambda told: torch.full(shape, -1.0, device=device) if told.load == 0 else None,
+            finish=finished,
         )
 
     @torch.no_grad()
@@ -296,6 +297,13 @@ class Model:
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether all values are equal; absent ones, NaN, equal each other."""
     return bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
+
+
+def finished(told: Told, x: Tensor) -> Tensor:
+    """The x of a sample that ends, [2, s, h, w], here: one that was to have lesions has some."""
+    if told.load:
+        x[NET2] = with_lesion(x[NET2])
+    return x
 
 
 def settled(x_hat: Tensor) -> Tensor:
