@@ -5,6 +5,7 @@ claims must fit the bytes that are there, and its several ways to say how a file
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import nibabel as nib
@@ -98,10 +99,16 @@ def _check_agreement(header: nib.Nifti1Header, source: Source) -> None:
         )
         raise source.refuse("contradictory header", f"{reason}; correct the wrong one")
     if header["sform_code"] and header["qform_code"]:
-        sform, qform = ("".join(nib.aff2axcodes(a)) for a in (affine, header.get_qform()))
+        sform, qform = (_axes(np.asarray(a).tobytes()) for a in (affine, header.get_qform()))
         if sform != qform:
             reason = f"expected one orientation, got {sform} from the sform, {qform} from the qform"
             raise source.refuse("contradictory header", f"{reason}; correct the wrong one")
+
+
+@lru_cache(maxsize=256)  # most files of a trial share few affines
+def _axes(affine: bytes) -> str:
+    """Such as RAS, from the float64 of a 4x4 affine."""
+    return "".join(nib.aff2axcodes(np.frombuffer(affine).reshape(4, 4)))
 
 
 def voxel_sizes(affine: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

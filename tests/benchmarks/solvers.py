@@ -4,8 +4,8 @@
 
 The cases are those of the store's validation split, so that choosing a solver leaves the test split
 blind, or of any split of a trial that the bundle does not know. Prints a table; `--starts`,
-`--steps` and `--etas` say what is tried of the stochastic DPM-Solver++ 2M: the logsnr from which
-its steps are even, how many they are, and their noise, 0 for the ODE.
+`--ends`, `--steps` and `--etas` say what is tried of the stochastic DPM-Solver++ 2M: the logsnr
+between which its steps are even, how many they are, and their noise, 0 for the ODE.
 """
 
 import sys
@@ -32,8 +32,8 @@ from lesioncast.start import RaySettings, cluster, configure_logging
 from storage import Case, Store
 
 HEAD = (
-    "| from | steps | eta | s a sample | P(active) | count | voxels a lesion | AUC | count CRPS "
-    "| log-count MSE | diversity |"
+    "| from | to | steps | eta | s a sample | P(active) | count | voxels a lesion | AUC "
+    "| count CRPS | log-count MSE | diversity |"
 )
 Masks = npt.NDArray[np.bool_]
 
@@ -43,18 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = study_parser(__doc__, cases=160, split="val")
     parser.add_argument("--samples", type=int, default=4, help="a case")
     parser.add_argument("--starts", default="-4", help="logsnr of the second evaluation")
+    parser.add_argument("--ends", default="8", help="logsnr of the last evaluation")
     parser.add_argument("--steps", default="18,28", help="numbers of steps")
     parser.add_argument("--etas", default="0,0.3,0.6,1", help="from the ODE (0) to the SDE (1)")
     args = parser.parse_args(argv)
     configure_logging()
     store, bundle, cases = chosen(args)
     truth = np.stack([observed(store, case) for case in cases])
-    print(HEAD, "|" + "---|" * 11, observed_row(truth, store), sep="\n")
+    print(HEAD, "|" + "---|" * 12, observed_row(truth, store), sep="\n")
     with cluster(RaySettings()):
-        tried = product(*(each.split(",") for each in (args.starts, args.steps, args.etas)))
-        for start, steps, eta in tried:
+        tried = (args.starts, args.ends, args.steps, args.etas)
+        for start, end, steps, eta in product(*(each.split(",") for each in tried)):
             sampler = replace(
-                bundle.sampler, logsnr_min=float(start), num_steps=int(steps), eta=float(eta)
+                bundle.sampler,
+                logsnr_min=float(start),
+                logsnr_max=float(end),
+                num_steps=int(steps),
+                eta=float(eta),
             )
             begun = time.monotonic()
             masks = draw(store, cases, args.bundle.absolute(), sampler, samples=args.samples)
@@ -89,8 +94,9 @@ def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cos
     true = np.array([counted(mask, store) for mask in truth], float)
     active, chance = true > 0, (counts > 0).mean(axis=1)
     return (
-        f"| {sampler.logsnr_min:g} | {sampler.num_steps} | {sampler.eta:g} | {cost:.2f} "
-        f"| {chance.mean():.3f} | {counts.mean():.2f} | {masks.sum() / max(counts.sum(), 1):.1f} "
+        f"| {sampler.logsnr_min:g} | {sampler.logsnr_max:g} | {sampler.num_steps} "
+        f"| {sampler.eta:g} | {cost:.2f} | {chance.mean():.3f} | {counts.mean():.2f} "
+        f"| {masks.sum() / max(counts.sum(), 1):.1f} "
         f"| {roc_auc_score(active, chance):.3f} | {crps(true, counts).mean():.3f} "
         f"| {log_count_errors(true, counts.mean(axis=1)).mean():.3f} "
         f"| {diversity(masks[active]):.3f} |"
@@ -101,7 +107,7 @@ def observed_row(truth: Masks, store: Store) -> str:
     """What was observed of the same cases."""
     true = np.array([counted(mask, store) for mask in truth])
     return (
-        f"| observed | | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
+        f"| observed | | | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
         f"| {truth.sum() / true.sum():.1f} | | | | |"
     )
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +150,21 @@ def grid_affine(settings: CohortSettings) -> npt.NDArray[np.float64]:
     return affine
 
 
+@lru_cache(maxsize=8)  # a trial has one affine, a file a header of its own
+def _header(affine: bytes) -> nib.Nifti1Header:
+    matrix = np.frombuffer(affine).reshape(4, 4)
+    header = nib.Nifti1Header()
+    header.set_xyzt_units("mm", "sec")
+    header.set_sform(matrix, 1)
+    header.set_qform(matrix, 1)
+    return header
+
+
 def nifti_bytes(volume: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> bytes:
     """A volume [s, h, w] as .nii.gz, the same bytes whenever it is written."""
-    image = nib.Nifti1Image(volume.T, affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
+    header = _header(affine.tobytes()).copy()
+    header.set_data_dtype(volume.dtype)
+    image = nib.Nifti1Image(volume.T, None, header)
     return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
 
 
