@@ -2,7 +2,9 @@
 
 PYTHONPATH=.:platform:tests python tests/benchmarks/load.py --requests 200 --rounds 3
 
-Networks of a few thousand weights, so that what is measured is the service and not the drawing.
+With `--kill-every` seconds the sampler's replica is killed so often while requests are drawn, and
+no accepted request may fail. Networks of a few thousand weights, so that what is measured is the
+service and not the drawing.
 """
 
 import argparse
@@ -10,12 +12,16 @@ import asyncio
 import logging
 import socket
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import quantiles
 
 import httpx2
+import ray
 from peaks import memory_now
 from ray import serve as ray_serve
 from tiny_forecast import SPEC, write_bundle, write_store
@@ -28,8 +34,8 @@ ORDER = {"subject": "sub-01", "samples": 2, "arms": [SPEC.arms[0]]}
 ENDED = ("succeeded", "failed", "cancelled")
 POLL_SECONDS = 1.0
 HEAD = (
-    "| round | ends | answer p50 / p95 | result p50 / p95 | all | memory after |\n"
-    "|---|---|---|---|---|---|"
+    "| round | ends | answer p50 / p95 | result p50 / p95 | all | memory after | kills |\n"
+    "|---|---|---|---|---|---|---|"
 )
 
 
@@ -56,14 +62,37 @@ async def one_round(url: str, number: int) -> list[tuple[str, float, float]]:
         return await asyncio.gather(*(ask(http, each) for each in range(number)))
 
 
-def row(name: int, ends: list[tuple[str, float, float]], seconds: float) -> str:
+@contextmanager
+def killing(every: float) -> Iterator[list[float]]:
+    """Kills the replicas of the sampler every so many seconds, if any; when it did."""
+    over, kills = threading.Event(), list[float]()
+
+    def kill() -> None:
+        while not over.wait(every):
+            for each in ray.util.list_named_actors(all_namespaces=True):
+                if each["namespace"] == "serve" and "#SamplerReplica#" in each["name"]:
+                    with suppress(ValueError):  # it is gone already
+                        actor = ray.get_actor(each["name"], namespace="serve")
+                        ray.kill(actor, no_restart=True)
+                        kills.append(time.monotonic())
+
+    thread = threading.Thread(target=kill, daemon=True)
+    if every:
+        thread.start()
+    yield kills
+    over.set()
+    if every:
+        thread.join()
+
+
+def row(name: int, ends: list[tuple[str, float, float]], seconds: float, kills: int) -> str:
     """One line of the table."""
     results = [end for state, _, end in ends if state == "succeeded"]
     answers = [answered for _, answered, _ in ends]
     words = ", ".join(f"{count} {state}" for state, count in Counter(e[0] for e in ends).items())
     return (
         f"| {name} | {words} | {_cuts(answers)} | {_cuts(results)} | {seconds:.0f} s "
-        f"| {memory_now():.0f} MiB |"
+        f"| {memory_now():.0f} MiB | {kills} |"
     )
 
 
@@ -79,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kill-every", type=float, default=0.0, help="seconds; 0 kills nothing")
     given = parser.parse_args()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as name, cluster(RaySettings(num_cpus=2)):
@@ -99,8 +129,12 @@ def main() -> None:
         print(f"memory before: {memory_now():.0f} MiB\n{HEAD}", flush=True)
         for number in range(1, given.rounds + 1):
             began = time.monotonic()
-            ends = asyncio.run(one_round(f"http://127.0.0.1:{port}", given.requests))
-            print(row(number, ends, time.monotonic() - began), flush=True)
+            with killing(given.kill_every) as kills:
+                ends = asyncio.run(one_round(f"http://127.0.0.1:{port}", given.requests))
+            print(row(number, ends, time.monotonic() - began, len(kills)), flush=True)
+            lost = [state for state, *_ in ends if state not in ("succeeded", "429")]
+            if lost:
+                raise AssertionError(f"expected a result or a 429 each, got {Counter(lost)}")
         ray_serve.shutdown()
 
 

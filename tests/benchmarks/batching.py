@@ -1,0 +1,243 @@
+"""Three ways to share the networks between requests on Ray Serve, with real ones.
+
+    PYTHONPATH=.:platform python tests/benchmarks/batching.py --bundle out/demo/bundle --store STORE
+
+By step is the service's own sampler replica; by request is @serve.batch, eight samples that go
+together until the last is done; one at a time is the first with a queue before it. Each has one
+replica, the same networks, patients' hints computed once, and the same requests: all at once, then
+with Poisson arrivals at `--load` of the rate that batching by step had reached.
+"""
+
+import argparse
+import asyncio
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
+from torch import Tensor
+
+from lesioncast.diffusion.engine import Engine, draw_all
+from lesioncast.diffusion.model import Told
+from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.forecasting.draws import sample_seeds
+from lesioncast.start import RaySettings, cluster
+from serve.orders import Patient
+from serve.sampler import EngineThread, Sampler
+from serve.settings import Settings
+from storage import open_store
+
+ARMS_AND_SAMPLES = ((1, 2), (1, 8), (6, 4), (6, 16))  # of a request, equally likely
+ROWS = 8  # of a forward pass on a CPU
+HEAD = (
+    "| arrivals | batching | samples/s | p50 | p95 | passes | rows without a sample |\n"
+    "|---|---|---|---|---|---|---|"
+)
+Make = Callable[[SamplerConfig], Engine[Told]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: when it arrives, for whom, and its calls, (arm, seeds) each."""
+
+    at: float
+    patient: Patient
+    calls: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @property
+    def samples(self) -> int:
+        """Over all arms."""
+        return sum(len(seeds) for _, seeds in self.calls)
+
+
+@dataclass
+class Passes:
+    """Forward passes so far, and the rows in them that were a sample's."""
+
+    passes: int = 0
+    rows: int = 0
+
+    def counting(self, make: Make) -> Make:
+        """The same engines, whose steps are counted."""
+
+        def made(sampler: SamplerConfig) -> Engine[Told]:
+            engine = make(sampler)
+            step = engine.step
+
+            def counted() -> list[Any]:
+                finished = step()
+                drawn = sum(wanted.of.load != 0 for wanted, _ in finished)  # none for no lesions
+                self.passes += engine.running + drawn > 0
+                self.rows += engine.running + drawn
+                return finished
+
+            engine.step = counted  # type: ignore[method-assign]
+            return engine
+
+        return made
+
+
+class ByRequest:
+    """In place of `EngineThread`: samples are gathered and drawn until the last of them is done."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+
+    async def draw(
+        self,
+        _: Hashable,
+        told: Sequence[Told],
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+    ) -> list[Tensor]:
+        """As `EngineThread.draw`."""
+        each = zip(told, seeds, strict=True)
+        return list(await asyncio.gather(*(self._one((of, seed, sampler)) for of, seed in each)))
+
+    @ray_serve.batch(max_batch_size=ROWS, batch_wait_timeout_s=0.01)
+    async def _one(self, batch: list[tuple[Told, int, SamplerConfig]]) -> list[Tensor]:
+        told, seeds, samplers = zip(*batch, strict=True)
+        engine = self._make(samplers[0])
+        return list(await asyncio.to_thread(draw_all, engine, told, seeds))
+
+
+@ray_serve.deployment(max_ongoing_requests=4096, ray_actor_options={"num_cpus": 1})
+class Replica:
+    """The service's sampler, batching by step or by request."""
+
+    def __init__(self, settings: Settings, *, by_step: bool) -> None:
+        self._passes = Passes()
+        self._sampler = Sampler(settings, lambda _: None)
+        make = self._passes.counting(self._sampler._thread._make)
+        self._sampler._thread = (
+            EngineThread(make, lambda _: None) if by_step else ByRequest(make)  # type: ignore[assignment]
+        )
+
+    async def draw(self, job: str, patient: Patient, arm: int, seeds: tuple[int, ...]) -> int:
+        """How many lesions the samples have together."""
+        drawn = await self._sampler.draw(job, patient, arm, seeds, {})
+        return sum(found.plain for found in drawn.lesions)
+
+    def passes(self) -> tuple[int, int]:
+        """Forward passes, and rows in them, since this was asked last."""
+        found = self._passes.passes, self._passes.rows
+        self._passes.passes = self._passes.rows = 0
+        return found
+
+
+def requests(patients: Sequence[str], number: int, *, rate: float, seed: int) -> list[Asked]:
+    """`number` requests, `rate` a second; all at once where it is 0."""
+    rng = random.Random(seed)
+    asked, now = [], 0.0
+    for place in range(number):
+        arms, samples = rng.choice(ARMS_AND_SAMPLES)
+        name = rng.choice(patients)
+        seeds = sample_seeds(place, name, samples)
+        blocks = [seeds[first : first + ROWS] for first in range(0, samples, ROWS)]
+        calls = tuple((arm, block) for arm in rng.sample(range(6), arms) for block in blocks)
+        asked.append(Asked(now, Patient(name, None), calls))
+        now += rng.expovariate(rate) if rate else 0.0
+    return asked
+
+
+async def serve_all(
+    replica: DeploymentHandle[Any], asked: Sequence[Asked], *, together: bool
+) -> tuple[list[float], int, float]:
+    """Seconds from each request's arrival to its last sample, all lesions, and all seconds."""
+    began, alone = time.monotonic(), asyncio.Lock()
+
+    async def call(job: str, each: Asked) -> int:
+        calls = (replica.draw.remote(job, each.patient, arm, seeds) for arm, seeds in each.calls)
+        return sum(await asyncio.gather(*calls))
+
+    async def one(place: int, each: Asked) -> tuple[float, int]:
+        await asyncio.sleep(max(0.0, began + each.at - time.monotonic()))
+        if together:
+            lesions = await call(str(place), each)
+        else:
+            async with alone:
+                lesions = await call(str(place), each)
+        return time.monotonic() - began - each.at, lesions
+
+    ends = await asyncio.gather(*(one(place, each) for place, each in enumerate(asked)))
+    waits, lesions = zip(*ends, strict=True)
+    return list(waits), sum(lesions), time.monotonic() - began
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a row for each way to batch and each pattern of arrivals."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--requests", type=int, default=24)
+    parser.add_argument("--load", type=float, default=0.7)
+    given = parser.parse_args(argv)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    torch.set_num_threads(1)
+    settings = Settings(bundle=given.bundle, store=given.store, demo=True).absolute()
+    patients = [case.subject for case in evaluable(open_store(settings.store).select(split="test"))]
+    with cluster(RaySettings(num_cpus=2)):
+        ways = {
+            "by step": (_started("step", settings, by_step=True), True),
+            "by request, @serve.batch": (_started("request", settings, by_step=False), True),
+            "one request at a time": (_started("alone", settings, by_step=True), False),
+        }
+        print(HEAD, flush=True)
+        rate = 0.0
+        for words in ("all at once", f"{given.load:.0%} of that"):
+            asked = requests(patients, given.requests, rate=rate, seed=0)
+            drawn = set()
+            for name, (replica, together) in ways.items():
+                lesions, row, seconds = _row(words, name, replica, asked, together=together)
+                print(row, flush=True)
+                drawn.add(lesions)
+                if name == "by step":
+                    fastest = len(asked) / seconds
+            if len(drawn) > 1:
+                raise AssertionError(f"expected the same lesions however drawn, got {drawn}")
+            rate = given.load * fastest
+        ray_serve.shutdown()
+    return 0
+
+
+def _started(name: str, settings: Settings, *, by_step: bool) -> DeploymentHandle[Any]:
+    bound: Any = Replica
+    replica = ray_serve.run(bound.bind(settings, by_step=by_step), name=name, route_prefix=None)
+    patient = Patient(open_store(settings.store).select(split="test")[0].subject, None)
+    replica.draw.remote("warm", patient, 0, tuple(range(ROWS))).result()
+    replica.passes.remote().result()
+    return replica
+
+
+def _row(
+    words: str,
+    name: str,
+    replica: DeploymentHandle[Any],
+    asked: Sequence[Asked],
+    *,
+    together: bool,
+) -> tuple[int, str, float]:
+    waits, lesions, seconds = asyncio.run(serve_all(replica, asked, together=together))
+    passes, rows = replica.passes.remote().result()
+    cuts = quantiles(waits, n=20)
+    rate = sum(each.samples for each in asked) / seconds
+    line = (
+        f"| {words} | {name} | {rate:.2f} | {cuts[9]:.1f} s | {cuts[18]:.1f} s | {passes} "
+        f"| {1 - rows / (ROWS * passes):.0%} |"
+    )
+    return lesions, line, seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
