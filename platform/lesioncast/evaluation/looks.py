@@ -70,10 +70,10 @@ def appearance(flair: Floats, spacing: tuple[float, float, float]) -> Floats:
 
 def _likeness(flair: Floats, axis: int) -> float:
     """Correlation of neighbouring voxels along an axis; 0 where the image is flat."""
-    low, high = (np.delete(flair, end, axis).ravel() for end in (-1, 0))
-    if low.size < 2 or low.std() == 0 or high.std() == 0:
-        return 0.0
-    return float(np.corrcoef(low, high)[0, 1])
+    along = np.moveaxis(flair, axis, 0)
+    low, high = (part - part.mean() if part.size else part for part in (along[:-1], along[1:]))
+    norm = np.sqrt(np.vdot(low, low) * np.vdot(high, high))
+    return float(np.vdot(low, high) / norm) if norm > 0 else 0.0
 
 
 def _shade(flair: Floats, head: Bools, axis: int) -> float:
