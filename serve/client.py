@@ -63,8 +63,8 @@ class Client:
         """Ask for a forecast of a subject of the store, or of a patient with these `images`.
 
         Images are NIfTI files by name, such as w048/flair; `subject` and `covariates` are then what
-        the order of an upload says. With `error` sampling stops when P(active) is known to it;
-        `sampler` are changes to the bundle's own. Returns the id.
+        the order of an upload says. With `error` sampling stops when the share of samples with
+        lesions is known to it; `sampler` are changes to the bundle's own. Returns the id.
 
         While the queue is full, asks again for `patience` seconds, always with one idempotency key.
         """

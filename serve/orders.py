@@ -31,8 +31,8 @@ class Wishes(BaseModel):
     """A forecast under some arms or all of them.
 
     The same seed names the same samples, whatever else is asked for; arms share them. With `error`
-    sampling stops as soon as the 95 % interval of P(active) reaches no further than that to either
-    side, on average, under every arm; `samples` are the most then.
+    sampling stops as soon as the 95 % interval of the share of samples with lesions reaches no
+    further than that to either side, on average, under every arm; `samples` are the most then.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

@@ -26,7 +26,7 @@ def rounds(order: Order, wanted: Sequence[Block]) -> Iterator[list[Block]]:
 
 
 def precise(order: Order, counts: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the lesion counts of each arm's samples give P(active) to the order's `error`."""
+    """Whether the share of each arm's samples with lesions is known to the order's `error`."""
     error = order.get("error")
     return error is not None and all(_half_width(some) <= error for some in counts.values())
 
@@ -42,7 +42,7 @@ def order_remarks(order: Order) -> tuple[str, ...]:
     remarks = [f"Drawn with {own} in place of the bundle's own."] if own else []
     if order.get("error") is not None:
         remarks.append(
-            f"Drawn until P(active) was known to {order['error']:g} under every arm (half the 95 % "
-            f"interval), or for {order['samples']} samples."
+            f"Drawn until the share of samples with lesions was known to {order['error']:g} under "
+            f"every arm (half its 95 % interval), or for {order['samples']} samples."
         )
     return tuple(remarks)
