@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -36,7 +37,7 @@ from serve.sampler import EngineThread, Sampler
 from serve.settings import Settings
 from storage import open_store
 
-ARMS_AND_SAMPLES = ((1, 2), (1, 8), (6, 4), (6, 16))  # of a request, equally likely
+ARMS_AND_SAMPLES = ((1, 2), (1, 8), (6, 2), (6, 4))  # of a request, equally likely
 ROWS = 8  # of a forward pass on a CPU
 HEAD = (
     "| arrivals | batching | samples/s | p50 | p95 | passes | rows without a sample |\n"
@@ -101,7 +102,14 @@ class ByRequest:
     ) -> list[Tensor]:
         """As `EngineThread.draw`."""
         each = zip(told, seeds, strict=True)
-        return list(await asyncio.gather(*(self._one((of, seed, sampler)) for of, seed in each)))
+        return list(await asyncio.gather(*(self._any((of, seed, sampler)) for of, seed in each)))
+
+    async def _any(self, sample: tuple[Told, int, SamplerConfig]) -> Tensor:
+        """One without lesions needs no network, and so no place in a batch."""
+        if sample[0].load == 0:
+            return draw_all(self._make(sample[2]), sample[:1], sample[1:2])[0]
+        found: Tensor = await self._one(sample)
+        return found
 
     @ray_serve.batch(max_batch_size=ROWS, batch_wait_timeout_s=0.01)
     async def _one(self, batch: list[tuple[Told, int, SamplerConfig]]) -> list[Tensor]:
@@ -114,7 +122,8 @@ class ByRequest:
 class Replica:
     """The service's sampler, batching by step or by request."""
 
-    def __init__(self, settings: Settings, *, by_step: bool) -> None:
+    def __init__(self, settings: Settings, *, by_step: bool, steps: int) -> None:
+        self._steps = steps
         self._passes = Passes()
         self._sampler = Sampler(settings, lambda _: None)
         make = self._passes.counting(self._sampler._thread._make)
@@ -124,7 +133,7 @@ class Replica:
 
     async def draw(self, job: str, patient: Patient, arm: int, seeds: tuple[int, ...]) -> int:
         """How many lesions the samples have together."""
-        drawn = await self._sampler.draw(job, patient, arm, seeds, {})
+        drawn = await self._sampler.draw(job, patient, arm, seeds, {"num_steps": self._steps})
         return sum(found.plain for found in drawn.lesions)
 
     def passes(self) -> tuple[int, int]:
@@ -181,17 +190,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=28, help="of a sample")
     parser.add_argument("--load", type=float, default=0.7)
     given = parser.parse_args(argv)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     settings = Settings(bundle=given.bundle, store=given.store, demo=True).absolute()
     patients = [case.subject for case in evaluable(open_store(settings.store).select(split="test"))]
-    with cluster(RaySettings(num_cpus=2)):
+    with cluster(RaySettings(num_cpus=3)):
+        start = partial(_started, settings=settings, steps=given.steps)
         ways = {
-            "by step": (_started("step", settings, by_step=True), True),
-            "by request, @serve.batch": (_started("request", settings, by_step=False), True),
-            "one request at a time": (_started("alone", settings, by_step=True), False),
+            "by step": (start("step", by_step=True), True),
+            "by request, @serve.batch": (start("request", by_step=False), True),
+            "one request at a time": (start("alone", by_step=True), False),
         }
         print(HEAD, flush=True)
         rate = 0.0
@@ -211,9 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _started(name: str, settings: Settings, *, by_step: bool) -> DeploymentHandle[Any]:
-    bound: Any = Replica
-    replica = ray_serve.run(bound.bind(settings, by_step=by_step), name=name, route_prefix=None)
+def _started(name: str, *, settings: Settings, by_step: bool, steps: int) -> DeploymentHandle[Any]:
+    deployment: Any = Replica
+    bound = deployment.bind(settings, by_step=by_step, steps=steps)
+    replica = ray_serve.run(bound, name=name, route_prefix=None)
     patient = Patient(open_store(settings.store).select(split="test")[0].subject, None)
     replica.draw.remote("warm", patient, 0, tuple(range(ROWS))).result()
     replica.passes.remote().result()
