@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -156,8 +157,9 @@ class EngineThread:
 
 
 def _tell(future: Awaited, act: Callable[..., object], *given: object) -> None:
-    """Acts on a future from another thread, unless it has ended by then."""
-    future.get_loop().call_soon_threadsafe(lambda: None if future.done() else act(*given))
+    """Acts on a future from another thread, unless it has ended by then, or its loop."""
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        future.get_loop().call_soon_threadsafe(lambda: None if future.done() else act(*given))
 
 
 class Sampler:

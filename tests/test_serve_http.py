@@ -1,7 +1,9 @@
 """The service through real HTTP, on a tiny store with networks of random weights."""
 
+import asyncio
 import gzip
 import json
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +11,14 @@ from pathlib import Path
 import httpx2
 import nibabel as nib
 import pytest
+import torch
 from tiny_forecast import SPEC, write_bundle, write_store
 from tiny_service import Service, finished, key_line, refused, running, until
 
+from lesioncast.diffusion.controlnet import Hint
+from lesioncast.diffusion.engine import Wanted
+from lesioncast.diffusion.model import Told
+from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import summary_path
 from lesioncast.forecasting.engine import build_sampler, bundle_remark, sessions_seen
@@ -21,6 +28,7 @@ from lesioncast.training.bundle import load_bundle
 from serve.client import Client, RefusedError
 from serve.files import result_folder
 from serve.records import Records
+from serve.sampler import EngineThread
 from serve.settings import Settings
 from storage import open_store
 
@@ -338,3 +346,30 @@ def test_a_request_may_change_the_sampler(client: Client) -> None:
     notice = "Drawn with num_steps 4, guidance 2 in place of the bundle's own."
     assert notice in longer["notices"]
     assert notice not in plain["notices"]
+
+
+def test_the_engine_outlives_a_caller_whose_loop_is_closed() -> None:
+    release = threading.Event()
+
+    class Slow:
+        """Draws its one sample once it is released."""
+
+        busy, running, waiting = True, 1, 0
+
+        def add(self, wanted: list[Wanted[Told]]) -> None:
+            self.wanted = wanted
+
+        def step(self) -> list[tuple[Wanted[Told], torch.Tensor]]:
+            release.wait()
+            self.busy = False
+            return [(each, torch.zeros(1)) for each in self.wanted]
+
+    thread = EngineThread(lambda _: Slow(), lambda _: None)  # type: ignore[arg-type,return-value]
+    told = Told(Hint(torch.zeros(1), None, None), 0)
+    loop = asyncio.new_event_loop()
+    loop.create_task(thread.draw("job", [told], [0], SamplerConfig()))
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.close()  # without an end to the task, as a server does that is stopped at once
+    release.set()
+    assert asyncio.run(thread.draw("next", [told], [0], SamplerConfig()))[0].tolist() == [0.0]
+    assert thread.alive
