@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_diffusion_model import case, demo_model, tiny_model
+from torch import nn
 
 from lesioncast.diffusion.engine import Engine, Wanted, draw_all
 from lesioncast.diffusion.model import Model, Told
@@ -17,6 +18,13 @@ DOOMED = 2  # the patient whose samples are cancelled
 
 def engine_of(model: Model, condition: torch.Tensor) -> Engine[Told]:
     return model.engine(SAMPLER, spatial_shape=condition.shape[2:], device=condition.device)
+
+
+def passes_of(module: nn.Module) -> list[int]:
+    """The rows of each forward pass of a module from now on."""
+    rows: list[int] = []
+    module.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    return rows
 
 
 def test_a_sample_is_that_of_draw_x_to_the_last_bit_whatever_its_slot_mates() -> None:
@@ -103,30 +111,18 @@ def test_a_sample_that_is_settled_leaves_its_slot() -> None:
 
 def test_a_patients_hint_is_computed_once_for_all_arms_and_seeds() -> None:
     model, (condition, _, _) = tiny_model(), case(1)
-    calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-
     engine = engine_of(model, condition)
-    model.control.hint.register_forward_hook(count)
+    passes = passes_of(model.control.hint)
     hint = model.hint(condition[0], None, SAMPLER)
     draw_all(engine, [Told(hint, arm) for arm in (0, 1) for _ in range(6)], range(12))
-    assert calls == 1
+    assert len(passes) == 1
 
 
 def test_rows_of_one_patient_that_follow_each_other_share_a_hint() -> None:
     model, (condition, _, _) = tiny_model(), case(2)
-    calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    model.control.hint.register_forward_hook(count)
+    passes = passes_of(model.control.hint)
     model.draw_x(condition[[0, 0, 1, 1, 0]], torch.tensor([0, 1, 0, 0, 1]), range(5), SAMPLER)
-    assert calls == 3 + 1  # and that of no patient, for guidance
+    assert len(passes) == 3 + 1  # and that of no patient, for guidance
 
 
 def test_a_sample_that_is_known_takes_no_slot() -> None:
@@ -141,10 +137,9 @@ def test_a_sample_that_is_known_takes_no_slot() -> None:
 def test_guided_branches_share_forward_passes() -> None:
     """Two samples and their two unconditional branches need one pass of eight rows a step."""
     model, (condition, _, _) = tiny_model(), case(1)
-    rows: list[int] = []
-    model.unet.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    passes = passes_of(model.unet)
     hint = model.hint(condition[0], None, SAMPLER)
     engine = engine_of(model, condition)
     engine.add(Wanted(0, arm, Told(hint, arm), 5) for arm in (0, 1))
     engine.step()
-    assert rows == [8]
+    assert passes == [8]

@@ -44,8 +44,8 @@ class Engine(Generic[Of]):
     only when one enters or leaves. `settled`, bool [n] of x_hat [n, *shape], ends a sample early
     with its x_hat once nothing can change any more. `known` is the x of a sample that needs no
     network, else None; such a sample takes no slot. `finish` has the last word on the x of a sample
-    that ends. Free slots go to the request that holds the
-    fewest, and among those to the one that has waited longest.
+    that ends. Free slots go to the request that holds the fewest, and among those to the one that
+    has waited longest.
     """
 
     def __init__(
