@@ -53,7 +53,7 @@ $(INSTALLED):
 	@rm -f $(VENV)/installed-* && touch $@
 
 $(SERVED): $(INSTALLED)
-	$(PIP) --editable ".[serve]"
+	$(PIP) --editable ".[serve,dicom]"
 	$(COMPILE)
 	@rm -f $(VENV)/served-* && touch $@
 

@@ -6,7 +6,7 @@ python k8s/requirements.py > requirements.txt
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("serve", "postgres")
+EXTRAS = ("serve", "dicom", "postgres")
 
 
 def requirements(pyproject: Path) -> list[str]:

@@ -11,19 +11,23 @@ from serve.following import add_following
 from serve.models import add_models
 from serve.problems import add_problems
 from serve.results import add_results
+from serve.segmentation import add_segmentation
 
 
 def make_api(desk: Desk) -> FastAPI:
     """The application, open to whom `desk.keys` names."""
     api = FastAPI(title="lesioncast", version="1", docs_url=None, redoc_url=None)
-    max_form = desk.settings.max_body if desk.upload is None else desk.settings.max_upload
-    api.add_middleware(Doors, keys=desk.keys, max_body=desk.settings.max_body, max_form=max_form)
+    settings = desk.settings
+    api.add_middleware(
+        Doors, keys=desk.keys, max_body=settings.max_body, max_form=settings.max_upload
+    )
     add_problems(api)
     _add_health(api, desk)
     add_models(api, desk.model, desk.ready)
     add_asking(api, desk)
     add_following(api, desk)
     add_results(api, desk)
+    add_segmentation(api, desk)
     return api
 
 

@@ -106,6 +106,18 @@ class Client:
         """Write all of a result, a BIDS derivative, as a zip to `path`."""
         path.write_bytes(_accepted(self._http.get(f"/v1/forecasts/{job}/derivative")).content)
 
+    def save_segmentation(
+        self, job: str, series: Path, path: Path, *, threshold: float | None = None
+    ) -> None:
+        """Write a result as DICOM SEG to `path`: a segment of probabilities for each arm or, with a
+        `threshold`, of the voxels at or above it. `series` is the folder with the DICOM images of
+        the FLAIR of week 48."""
+        images = sorted(each for each in series.rglob("*") if each.is_file())
+        sent = [("series", (each.name, each.read_bytes())) for each in images]
+        asked = {} if threshold is None else {"threshold": threshold}
+        here = f"/v1/forecasts/{job}/segmentation"
+        path.write_bytes(_accepted(self._http.post(here, params=asked, files=sent)).content)
+
     def delete(self, job: str) -> None:
         """Stop a forecast that has not ended; of one that has, remove all that was kept."""
         _accepted(self._http.delete(f"/v1/forecasts/{job}"))

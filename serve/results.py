@@ -25,13 +25,13 @@ def add_results(api: FastAPI, desk: Desk) -> None:
 
     @api.get("/v1/forecasts/{job}/result")
     def result(job: str, request: Request) -> FileResponse:
-        found = _succeeded(desk, job, request)
+        found = find_succeeded(desk, job, request)
         path = summary_path(result_folder(artifacts, found.id), found.order["subject"])
         return FileResponse(path, media_type="application/json")
 
     @api.get("/v1/forecasts/{job}/arms/{arm}")
     def probability(job: str, arm: str, request: Request) -> FileResponse:
-        found = _succeeded(desk, job, request)
+        found = find_succeeded(desk, job, request)
         arms = found.order["arms"]
         if arm not in arms:
             raise RequestError(
@@ -42,7 +42,7 @@ def add_results(api: FastAPI, desk: Desk) -> None:
 
     @api.get("/v1/forecasts/{job}/derivative")
     def derivative(job: str, request: Request) -> StreamingResponse:
-        found = _succeeded(desk, job, request)
+        found = find_succeeded(desk, job, request)
         name = f"attachment; filename={found.id}.zip"
         return StreamingResponse(
             _pieces(_zipped(result_folder(artifacts, found.id))),
@@ -51,7 +51,8 @@ def add_results(api: FastAPI, desk: Desk) -> None:
         )
 
 
-def _succeeded(desk: Desk, job: str, request: Request) -> Job:
+def find_succeeded(desk: Desk, job: str, request: Request) -> Job:
+    """The asking client's forecast with that id. Raises RequestError where it has no result."""
     found = find_job(desk, job, request)
     if found.state == "succeeded":
         return found

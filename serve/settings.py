@@ -14,8 +14,9 @@ class Settings(BaseModel):
     with `slots` samples in a batch; one handle call draws `block` seeds of an arm. `running`
     forecasts are drawn at a time, and beyond `unfinished` ones a request is refused with 429.
     A request may ask for `max_samples`, `max_steps` of the sampler and `max_guidance`. `opening` as
-    in `ForecastSettings`. Uploads are taken where `config` is the configuration that the store was
-    converted with: `max_upload` bytes together, `max_file` a file, and `max_voxels` in it unpacked.
+    in `ForecastSettings`. Patients' images are taken where `config` is the configuration that the
+    store was converted with. Files of one request have at most `max_upload` bytes together; a
+    patient's image has at most `max_file`, and `max_voxels` unpacked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,6 +1,8 @@
 """A DICOM series as the grid of NIfTI images that show the same voxels."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from storage.errors import StorageError
 
@@ -50,7 +54,23 @@ def read_series(folder: Path) -> Series:
 
     Raises DicomError where there is none or several, or where its images make no regular volume.
     """
-    images = _one_series(folder)
+    with complete_headers(folder):
+        return _series(folder, _one_series(folder))
+
+
+@contextmanager
+def complete_headers(folder: Path) -> Iterator[None]:
+    """Raises DicomError where a block needs what the headers of the series there lack."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # pydicom's and highdicom's
+        raise DicomError(
+            f"{folder}: expected complete headers of DICOM images, got ones that do not do "
+            f"({error}); give the series as the scanner sent it."
+        ) from error
+
+
+def _series(folder: Path, images: list[Dataset]) -> Series:
     if int(images[0].get("NumberOfFrames", 1)) > 1:
         raise DicomError(f"{folder}: expected one image a file, got a multi-frame file; split it.")
     _, places = hd.spatial.get_series_volume_positions(images)
@@ -71,12 +91,9 @@ def _first(pair: tuple[int, Dataset]) -> int:
 def _one_series(folder: Path) -> list[Dataset]:
     found: dict[str, list[Dataset]] = defaultdict(list)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            image = dcmread(path, stop_before_pixels=True)
-        except InvalidDicomError:
-            continue
-        if "ImagePositionPatient" in image or "NumberOfFrames" in image:
-            found[image.SeriesInstanceUID].append(image)
+        image = _header(path)
+        if image is not None and ("ImagePositionPatient" in image or "NumberOfFrames" in image):
+            found[image.get("SeriesInstanceUID", "without a number")].append(image)
     if len(found) != 1:
         names = ", ".join(
             f"{images[0].get('SeriesDescription', uid)} ({len(images)} images)"
@@ -87,6 +104,23 @@ def _one_series(folder: Path) -> list[Dataset]:
             f"got {names or 'none'}."
         )
     return next(iter(found.values()))
+
+
+def _header(path: Path) -> Dataset | None:
+    """What is said of an image before its pixels; None where the file is no DICOM.
+
+    Deflated files are refused: a small one can unpack to any size.
+    """
+    try:
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise DicomError(f"{path}: expected a file that is not deflated; rewrite it inflated.")
+        return dcmread(path, stop_before_pixels=True)
+    except InvalidDicomError:
+        return None
+    except DicomError:
+        raise
+    except Exception as error:  # pydicom names no errors of its own for what is broken further on
+        raise DicomError(f"{path}: expected DICOM, got a broken file ({error}).") from error
 
 
 def _affine(images: tuple[Dataset, ...]) -> Array:

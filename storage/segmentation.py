@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from storage.cases import Case
 from storage.derivative import package_version
-from storage.dicom import Series, lay_onto
+from storage.dicom import Series, complete_headers, lay_onto
 from storage.export import KINDS, has, source_image
 from storage.layout import MASKS
 from storage.nifti import write_atomic
@@ -90,13 +92,24 @@ def write_segmentation(segmentation: Segmentation, series: Series, path: Path) -
     """Write a SEG whose frames lie on the images of `series`; binary unless any is a probability.
 
     Probabilities are kept in steps of 1 / 255. Equal inputs give equal identifiers. Raises
-    DicomError where an image lies on another grid than the series.
+    DicomError where an image lies on another grid than the series, or where the series' headers
+    lack what a SEG has to repeat.
     """
     frames = np.stack([lay_onto(each.image, series) for each in segmentation.segments], axis=-1)
+    voxels = frames.astype(np.float32 if segmentation.fractional else np.uint8)
+    with complete_headers(series.folder):
+        made = _made(segmentation, series, voxels, name=path.name)
+    content = BytesIO()
+    made.save_as(content)
+    write_atomic(path, content.getvalue())
+
+
+def _made(
+    segmentation: Segmentation, series: Series, voxels: npt.NDArray[Any], *, name: str
+) -> hd.seg.Segmentation:
     fractional = segmentation.fractional
-    key = [series.images[0].SeriesInstanceUID, segmentation.version, segmentation.title, path.name]
-    voxels = frames.astype(np.float32 if fractional else np.uint8)
-    made = hd.seg.Segmentation(
+    key = [series.images[0].SeriesInstanceUID, segmentation.version, segmentation.title, name]
+    return hd.seg.Segmentation(
         source_images=series.images,
         pixel_array=voxels,
         segmentation_type="FRACTIONAL" if fractional else "BINARY",
@@ -119,9 +132,6 @@ def write_segmentation(segmentation: Segmentation, series: Series, path: Path) -
         content_creator_name=f"{MAKER}^",
         series_description=f"{segmentation.title} ({RESEARCH.lower()})",
     )
-    content = BytesIO()
-    made.save_as(content)
-    write_atomic(path, content.getvalue())
 
 
 def _describe(

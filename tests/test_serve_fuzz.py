@@ -20,6 +20,7 @@ OPERATIONS = [
     "GET /v1/forecasts/{job}/result",
     "GET /v1/forecasts/{job}/arms/{arm}",
     "GET /v1/forecasts/{job}/derivative",
+    "POST /v1/forecasts/{job}/segmentation",
     "GET /v2/health/live",
     "GET /v2/health/ready",
     "GET /v2",

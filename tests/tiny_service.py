@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import uvicorn
 import yaml
-from synthetic_bids import ARMS, write_participants, write_trial
+from synthetic_bids import ARMS, Geometry, write_participants, write_trial
 from tiny_forecast import GEOMETRY, SPEC, write_bundle
 
 from lesioncast.config import load_config
@@ -158,10 +158,10 @@ def key_line(
     return Key(name, digest_of(key), scopes, until).line + "\n"
 
 
-def write_trial_served(root: Path, *, unlabelled: str) -> None:
+def write_trial_served(root: Path, *, unlabelled: str, geometry: Geometry = GEOMETRY) -> None:
     """A trial without week 96, its store, the configuration that made it, and a bundle."""
     bids = root / "bids"
-    trial = write_trial(bids, 3, geometry=GEOMETRY)
+    trial = write_trial(bids, 3, geometry=geometry)
     arms = dict(zip(trial, ARMS, strict=True))
     write_participants(bids, arms | {unlabelled: "n/a"})
     for path in list(bids.rglob("ses-w096")):
