@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator
 import pytest
 import ray
 from ray import serve as ray_serve
-from tiny_forecast import SPEC, write_bundle, write_store
+from synthetic_bids import path_of
+from tiny_forecast import SPEC, write_bundle
+from tiny_service import trial_settings, write_trial_served
 
 from serve.app import build
 from serve.client import Client
 from serve.settings import Settings
+from serve.uploads import IMAGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SAMPLES = 24
+UNLABELLED = "sub-03"
 
 
 def free_port() -> int:
@@ -27,15 +31,9 @@ def free_port() -> int:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Of a service whose samples take long enough to be interrupted."""
     folder = tmp_path_factory.mktemp("app")
-    write_store(folder / "store.zarr", folder / "bids", test=2)
+    write_trial_served(folder, unlabelled=UNLABELLED)
     write_bundle(folder / "bundle", num_steps=60)
-    return Settings(
-        bundle=folder / "bundle",
-        store=folder / "store.zarr",
-        artifacts=folder / "out",
-        demo=True,
-        block=2,
-    )
+    return trial_settings(folder, folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +91,14 @@ def test_no_accepted_forecast_is_lost_or_changed_by_kills_and_a_restart(
     ray_serve.delete("lesioncast")
     ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
     assert result(client, job) == undisturbed
+
+
+def test_images_come_through_serves_proxy(client: Client, settings: Settings) -> None:
+    bids = settings.store.parent / "bids"
+    images = {
+        name: path_of(bids, UNLABELLED, *name.split("/"))
+        for name in IMAGES
+        if name != "w048/brain_mask"
+    }
+    stored = result(client, client.ask(UNLABELLED, samples=2))
+    assert result(client, client.ask(UNLABELLED, images=images, samples=2)) == stored
