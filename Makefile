@@ -7,8 +7,10 @@ SERVED := $(VENV)/served-$(PINNED)
 DEVELOPED := $(VENV)/developed-$(PINNED)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
 	--no-compile --constraint .ci/constraints.txt
-# On all processors, while pip would compile on one; some files are for other versions of Python.
-COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+# On all processors, while pip would compile on one; some files are for other versions of Python. Left
+# out is what nothing here imports.
+COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/(tests?|rllib|_inductor|networkx|pip|setuptools)/' \
+	$(VENV)/lib || true
 export LESIONCAST_ROOT ?= $(CURDIR)/out
 export RAY_AUTH_MODE ?= disabled
 
@@ -48,7 +50,7 @@ $(INSTALLED):
 	@echo "Setting up $(VENV) (about 2 minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable .
+	($(COMPILE)) & $(PIP) --editable . && wait
 	$(COMPILE)
 	@rm -f $(VENV)/installed-* && touch $@
 

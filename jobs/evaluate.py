@@ -104,7 +104,7 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
             sessions=sessions_seen(bundle),
             bootstrap=Bootstrap(settings.bootstrap, config.seed),
         )
-        tallies = draw_tallies(store, cases, bundle, settings=settings, seed=config.seed)
+        tallies, stated = draw_tallies(store, cases, bundle, settings=settings, seed=config.seed)
         assessment = assess(
             train,
             test,
@@ -112,6 +112,7 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
             forced=cases.forced,
             context=replace(context, warnings=warnings),
             settings=settings,
+            stated=stated,
             truth=true_counts(store, cases),
             validation=validation,
         )

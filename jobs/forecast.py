@@ -76,14 +76,7 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)
         background = background_of(store, bids, config.store.layout)
         for record in forecast_all(
-            store,
-            cases,
-            drawn,
-            settings=settings,
-            origin=origin,
-            out=out,
-            background=background,
-            bundle=bundle,
+            store, cases, drawn, settings=settings, origin=origin, out=out, background=background
         ):
             logger.info("%s", figure_path(out, record["subject"]))
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from lesioncast.forecasting.engine import (
     bundle_remark,
     require_fit,
     sessions_seen,
-    stated_chances,
+    stated_of,
     trial_remarks,
 )
 from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
@@ -64,14 +64,14 @@ class Study:
         samples = samples_of(parts, order["arms"])
         seeds = sample_seeds(order["seed"], case.subject, samples)
         requests = [Request(case.index, store.spec.arms.index(arm)) for arm in order["arms"]]
-        by_place = {(part.arm, part.first): part.drawn() for part in parts}
+        stated = stated_of(self.bundle, store, case.index)
+        by_place = {(part.arm, part.first): replace(part.drawn(), stated=stated) for part in parts}
         drawn = [
             by_place[arm, first]
             for arm in order["arms"]
             for first in sorted(place for name, place in by_place if name == arm)
         ]
-        stated = stated_chances(self.bundle, store, requests)
-        found = ensembles(requests, {case.index: seeds}, drawn, stated=stated)
+        found = ensembles(requests, {case.index: seeds}, drawn)
         out = result_folder(self.settings.artifacts, job.id)
         remarks = (bundle_remark(self.bundle.path), *trial_remarks(bids), *order_remarks(order))
         write_forecast_root(out, source=bids)

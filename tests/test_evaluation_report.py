@@ -70,12 +70,20 @@ def assessed(
     *,
     forced: tuple[int, ...] = (),
     spacing: tuple[float, float, float] = MM3,
+    stated: dict[int, np.ndarray] | None = None,
     truth: Truth | None = None,
 ) -> Assessment:
     context = Context(ARMS, spacing, "f" * 64, 0, ("Research use only.",))
     train = outcomes(600, seed=1)
     return assess(
-        train, test, counts, forced=forced, context=context, settings=SETTINGS, truth=truth
+        train,
+        test,
+        counts,
+        forced=forced,
+        context=context,
+        settings=SETTINGS,
+        stated=stated,
+        truth=truth,
     )
 
 
@@ -324,10 +332,6 @@ def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() 
     for key, tally in counts.items():
         counts[key] = replace(tally, stated=0.9 if tally.plain.any() else 0.2)
     record = assessed(TEST, counts, forced=forced, spacing=(3.0, 1.0, 1.0)).record
-    rates = [row["p_active"]["value"] for row in record["ladder"]["arms"].values()]
-    assert rates == pytest.approx([0.9] * 5 + [0.2])
-    assert {row["mc_error"] for row in record["ladder"]["arms"].values()} == {0.0}
-    assert any(row["mc_error"] > 0 for row in drawn["ladder"]["arms"].values())
     plain, opened = (
         record["variants"][name]["activity"]["pooled"]["methods"]["ensemble"]["mean"]
         for name in ("plain", "opened")
@@ -337,6 +341,26 @@ def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() 
     before = drawn["variants"]["opened"]["activity"]["pooled"]["methods"]["ensemble"]["mean"]
     assert opened == before
     assert record["variants"]["plain"]["count"] == drawn["variants"]["plain"]["count"]
+
+
+def test_the_ladder_of_what_is_stated_is_that_of_every_test_case() -> None:
+    counts, forced = ladder_counts()
+    slopes = np.random.default_rng(3).random(len(TEST.case))
+    stated = {
+        case: slope * np.linspace(1, 0, len(ARMS))
+        for case, slope in zip(TEST.case, slopes, strict=True)
+    }
+    truth = {(case, arm): int(arm < 2) for case in TEST.case for arm in range(len(ARMS))}
+    record = assessed(TEST, counts, forced=forced, stated=stated, truth=truth).record
+    ladder, drawn = record["ladder"], assessed(TEST, counts, forced=forced).record["ladder"]
+    assert (ladder["cases"], drawn["cases"]) == (len(TEST.case), 12)
+    rates = [row["p_active"]["value"] for row in ladder["arms"].values()]
+    assert rates == pytest.approx(slopes.mean() * np.linspace(1, 0, len(ARMS)))
+    assert [row["true_rate"] for row in ladder["arms"].values()] == [1, 1, 0, 0, 0, 0]
+    assert all(row["mc_error"] is None for row in ladder["arms"].values())
+    assert any(row["mc_error"] > 0 for row in drawn["arms"].values())
+    assert "as the networks state it" in report_text(record)
+    assert assessed(TEST, counts, stated=stated).record["ladder"]["cases"] == len(TEST.case)
 
 
 def test_a_step_upwards_counts_only_where_chance_does_not_explain_it() -> None:
@@ -367,7 +391,9 @@ def test_the_truth_stands_beside_the_ladder_where_it_is_known() -> None:
     record = assessed(TEST, counts, forced=forced, truth=truth).record
     rows = list(record["ladder"]["arms"].values())
     assert [row["true_rate"] for row in rows] == [1, 1, 1, 1, 1, 0.5]
-    assert [row["true_count"] for row in rows] == [5.5, 4.5, 3.5, 2.5, 1.5, 0.5]
+    means = record["effects"]["mean_count"].values()
+    assert [row["true"] for row in means] == [5.5, 4.5, 3.5, 2.5, 1.5, 0.5]
+    assert [row["forecast"] for row in means] == pytest.approx([1, 7 / 8, 5 / 8, 4 / 8, 2 / 8, 0])
     assert "truly active" in report_text(record)
     unknown = assessed(TEST, counts, forced=forced).record["ladder"]["arms"]["placebo"]
     assert unknown["true_rate"] is None

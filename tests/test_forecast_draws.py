@@ -118,8 +118,11 @@ def test_a_summary_says_what_was_drawn() -> None:
 
 def test_a_summary_tells_p_active_as_the_model_states_it() -> None:
     requests, seeds = [Request(1, 0), Request(1, 1)], numbered(0, 40)
-    batches = map(sampler(), plan(requests, seeds, batch_size=8))
-    found = list(ensembles(requests, seeds, batches, stated={(1, 0): 0.8, (1, 1): 0.55}))
+    states = Sampler(
+        fake_draw, active_patient, spacing=SPACING, state=lambda *_: np.array([0.8, 0.55, 0.1])
+    )
+    batches = map(states, plan(requests, seeds, batch_size=8))
+    found = list(ensembles(requests, seeds, batches))
     reference, other = (arm_record(each, opening=False)["p_active"] for each in found)
     assert reference == {"value": 0.8, "low": 0.8, "high": 0.8, "stated": True}
     assert other["value"] == 0.55

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 Truth = Mapping[tuple[int, int], int]
 """(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,28 @@ def assess(
     forced: Sequence[int],
     context: Context,
     settings: EvaluationSettings,
+    stated: Mapping[int, Floats] | None = None,
     truth: Truth | None = None,
     validation: Outcomes | None = None,
 ) -> Assessment:
     """Scores the forecast of the test cases beside the baselines fitted on the training cases.
 
     `tallies` holds every test and validation case under its own arm, and the cases in `forced`
-    under every arm, as does `truth` where it is known.
+    under every arm. So do, of every test case where they are known, `stated`, P(active) [arm] of a
+    case as the model states it before it draws, and `truth`.
     """
     arms = context.arms
     bootstrap = Bootstrap(settings.bootstrap, context.seed)
     idle = opening_element(context.spacing) == (1, 1, 1)
-    ladder, effects, p_forced = _forced(
-        train, tallies, forced, truth=truth, context=context, bootstrap=bootstrap
+    ladder, effects, p_forced = _under_every_arm(
+        train,
+        test,
+        tallies,
+        forced,
+        stated=stated or {},
+        truth=truth,
+        context=context,
+        bootstrap=bootstrap,
     )
     by_variant = {
         name: scored(
@@ -127,43 +137,50 @@ def _masks(
     return masks_record(found, groups(cases, arms), bootstrap=bootstrap)
 
 
-def _forced(
+def _under_every_arm(
     train: Outcomes,
+    test: Outcomes,
     tallies: Tallies,
     forced: Sequence[int],
     *,
+    stated: Mapping[int, Floats],
     truth: Truth | None,
     context: Context,
     bootstrap: Bootstrap,
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, Floats | None]:
-    """The ladder, the effects and P(active) [case, arm] of the forced cases; None without any."""
-    if not forced:
-        return None, None, None
-    names = context.arms
-    arms = range(len(names))
-    told = [[tallies[case, arm] for case in forced] for arm in arms]
-    sampled = np.array([[tally.plain for tally in row] for row in told], np.float64)
-    chance = np.array([[tally.p_active(opening=False) for tally in row] for row in told])
-    true = None
-    if truth is not None:
-        true = np.array([[truth[case, arm] for case in forced] for arm in arms], np.float64)
+    """The ladder, the effects and P(active) [case, arm] of the forced cases; None without any.
+
+    What is stated needs no draws, so that the ladder is then of all test cases.
+    """
+    names, arms = context.arms, range(len(context.arms))
     training = arm_statistics(train.arm, train.plain, arms=len(names))
-    ladder = ladder_record(
-        sampled,
-        chance,
-        arms=names,
-        train_rate=training.activity,
-        bootstrap=bootstrap,
-        true=true,
-        stated=all(tally.stated is not None for row in told for tally in row),
+    ladder = effects = p_forced = None
+    ladder_of = partial(
+        ladder_record, arms=names, train_rate=training.activity, bootstrap=bootstrap
     )
-    effects = effects_record(
-        sampled,
-        chance,
-        arms=names,
-        reference=context.reference,
-        training=training,
-        bootstrap=bootstrap,
-        true=true,
-    )
-    return ladder, effects, chance.T
+    if forced:
+        told = [[tallies[case, arm] for case in forced] for arm in arms]
+        sampled = np.array([[tally.plain for tally in row] for row in told], np.float64)
+        chance = np.array([[tally.p_active(opening=False) for tally in row] for row in told])
+        true = _true(truth, forced, arms)
+        p_forced, ladder = chance.T, ladder_of(chance, sampled=sampled, true=true)
+        effects = effects_record(
+            sampled,
+            chance,
+            arms=names,
+            reference=context.reference,
+            training=training,
+            bootstrap=bootstrap,
+            true=true,
+        )
+    if set(test.case) <= set(stated):
+        chance = np.array([stated[case] for case in test.case]).T
+        ladder = ladder_of(chance, true=_true(truth, test.case, arms))
+    return ladder, effects, p_forced
+
+
+def _true(truth: Truth | None, cases: Sequence[int], arms: Sequence[int]) -> Floats | None:
+    """The true lesions of the cases, [arm, n]."""
+    if truth is None:
+        return None
+    return np.array([[truth[case, arm] for case in cases] for arm in arms], np.float64)

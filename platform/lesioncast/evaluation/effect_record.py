@@ -53,8 +53,8 @@ def effects_record(
     """Effects of every arm against `reference` on the forced cases, by outcome.
 
     `sampled` [arm, n, k], `chance` [arm, n], P(active), and `true` [arm, n] as in `effects`;
-    `training` gives what an estimate
-    that is the same for everyone would say. Without `true`, what needs it is null.
+    `training` gives what an estimate that is the same for everyone would say. Without `true`, what
+    needs it is null. `mean_count` is that of every arm.
     """
     weights = bootstrap.weights(sampled.shape[1])
     draws = {"activity": as_activity(sampled), "count": sampled}
@@ -63,7 +63,15 @@ def effects_record(
     constant = {"activity": training.activity, "count": training.mean_count}
     return {
         "cases": sampled.shape[1],
+        "samples": sampled.shape[2],
         "reference": arms[reference],
+        "mean_count": {
+            name: {
+                "forecast": float(sampled[arm].mean()),
+                "true": None if true is None else float(true[arm].mean()),
+            }
+            for arm, name in enumerate(arms)
+        },
         "outcomes": {
             name: {
                 arms[arm]: _effect(

@@ -16,9 +16,10 @@ def effect_sections(record: Record | None) -> list[str]:
         return []
     known = record["ranking"] is not None
     opening = (
-        f"{record['cases']} test cases forced onto every arm, each minus {record['reference']}. "
-        "Samples that seeds of their own would need for the same Monte Carlo error, times those "
-        "drawn on common seeds, are the last column. "
+        f"{record['cases']} test cases forced onto every arm, {record['samples']} samples on the "
+        f"same seeds for all arms of a case, each arm minus {record['reference']}. Samples that "
+        "seeds of their own would need for the same Monte Carlo error, times those drawn on common "
+        "seeds, are the last column. "
     )
     opening += (
         "True effects are those of the simulated patients, with the luck that each of them had, "
@@ -28,11 +29,19 @@ def effect_sections(record: Record | None) -> list[str]:
         if known
         else "No truth is known here: what follows is what the model says."
     )
-    parts = ["## Effects of the arms", opening]
+    parts = ["## Effects of the arms", opening, _mean_counts(record["mean_count"])]
     parts += [_effects(name, rows) for name, rows in record["outcomes"].items()]
     if known:
         parts += [_ranking(record["ranking"]), *map(_policy, record["policy"])]
     return ["\n\n".join(parts)]
+
+
+def _mean_counts(rows: Record) -> str:
+    body = [
+        [arm, number(row["forecast"], digits=2), number(row["true"], digits=2)]
+        for arm, row in rows.items()
+    ]
+    return f"### Mean lesion count\n\n{table(['arm', 'forecast', 'true'], body)}"
 
 
 def _effects(outcome: str, rows: Record) -> str:

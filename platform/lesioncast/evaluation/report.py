@@ -183,28 +183,30 @@ def variant_record(
 
 
 def ladder_record(
-    counts: Floats,
     chance: Floats,
     *,
     arms: Sequence[str],
     train_rate: Floats,
     bootstrap: Bootstrap,
+    sampled: Floats | None = None,
     true: Floats | None = None,
-    stated: bool = False,
 ) -> Record:
-    """Mean P(active) and mean count of the same cases forced onto every arm.
+    """Mean P(active) of the same cases forced onto every arm.
 
-    `counts` [arm, n, k] lesions of sample k, on the same seeds for all arms of a case and on others
-    for each case; `chance` [arm, n] is P(active), stated or the share of these samples;
-    `train_rate` [arm] is what was observed of the patients who received the arm; `true` [arm, n]
-    are the lesions that a simulated patient would have had, where that is known. Intervals are over
-    cases, whose draws differ, so they hold the Monte Carlo error too: `mc_error` is that share of
-    it, 0 where P(active) is `stated`. `minus_previous` is paired, against the arm before; `rising`
-    names the arms that stand above the one before by more than chance.
+    `chance` [arm, n] is stated, or else the share of k samples whose lesions are `sampled`
+    [arm, n, k], on the same seeds for all arms of a case and on others for each case; `train_rate`
+    [arm] is what was observed of the patients who received the arm; `true` [arm, n] are the lesions
+    that a simulated patient would have had, where that is known. Intervals are over cases, whose
+    draws differ, so they hold the Monte Carlo error too: `mc_error` is that share of it.
+    `minus_previous` is paired, against the arm before; `rising` names the arms that stand above the
+    one before by more than chance.
     """
-    weights = bootstrap.weights(counts.shape[1])
-    active = (counts > 0).astype(np.float64)
-    record: Record = {"cases": counts.shape[1], "samples": counts.shape[2], "arms": {}}
+    weights = bootstrap.weights(chance.shape[1])
+    record: Record = {
+        "cases": chance.shape[1],
+        "samples": None if sampled is None else sampled.shape[2],
+        "arms": {},
+    }
     for index, name in enumerate(arms):
         observed = float(train_rate[index])
         record["arms"][name] = {
@@ -212,11 +214,11 @@ def ladder_record(
             "minus_previous": estimate_mean(chance[index] - chance[index - 1], weights).as_dict()
             if index
             else None,
-            "mc_error": 0.0 if stated else stratified_error(active[index]),
-            "count_mean": float(counts[index].mean()),
+            "mc_error": None
+            if sampled is None
+            else stratified_error((sampled[index] > 0).astype(np.float64)),
             "train_rate": None if np.isnan(observed) else observed,
             "true_rate": None if true is None else float((true[index] > 0).mean()),
-            "true_count": None if true is None else float(true[index].mean()),
         }
     rates = [row["p_active"]["value"] for row in record["arms"].values()]
     record["falling"] = all(first > last for first, last in zip(rates, rates[1:], strict=False))

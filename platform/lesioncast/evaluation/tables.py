@@ -143,9 +143,7 @@ def _ladder(ladder: Record | None) -> str:
             with_interval(row["p_active"]),
             DASH if row["minus_previous"] is None else with_interval(row["minus_previous"]),
             number(row["mc_error"]),
-            number(row["count_mean"], digits=2),
             number(row["true_rate"]),
-            number(row["true_count"], digits=2),
             number(row["train_rate"]),
         ]
         for arm, row in ladder["arms"].items()
@@ -155,19 +153,24 @@ def _ladder(ladder: Record | None) -> str:
         "mean P(active)",
         "minus the arm before",
         "Monte Carlo error",
-        "mean count",
         "truly active",
-        "true mean count",
         "training rate of the arm",
     ]
     return (
         "## The same patients under every arm\n\n"
-        f"{ladder['cases']} test cases forced onto each arm, {ladder['samples']} samples on the "
-        f"same seeds for all arms of a case. {falling_words(ladder)} First minus last arm: "
+        f"{ladder['cases']} test cases forced onto each arm, {source_words(ladder)}. "
+        f"{falling_words(ladder)} First minus last arm: "
         f"{with_interval(ladder['first_minus_last'])}. Truly active are as many of the same cases "
         "as the simulation says; the training rate is of other patients, those who received the "
         f"arm.\n\n{table(head, rows)}"
     )
+
+
+def source_words(ladder: Record) -> str:
+    """Where the P(active) of a ladder comes from."""
+    if ladder["samples"] is None:
+        return "P(active) as the networks state it before they draw"
+    return f"{ladder['samples']} samples on the same seeds for all arms of a case"
 
 
 def falling_words(ladder: Record) -> str:

@@ -8,7 +8,7 @@ luck of the draw too.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from storage import Case
 
 Masks = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+Chances = npt.NDArray[np.float64]
 Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
 """(condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2 masks
 [n, s, h, w]."""
@@ -28,6 +29,11 @@ Condition = Callable[[int], Floats]
 """case index -> condition [channels, s, h, w]."""
 Covariates = Callable[[int], Floats]
 """case index -> encoded covariates [k], NaN where absent."""
+State = Callable[[Floats, Floats], Chances | None]
+"""(condition [channels, s, h, w], covariates [k]) -> P(active) under every arm [arm] as the model
+states it before it draws; None for models that only draw."""
+Stated = Mapping[int, Chances]
+"""case index -> P(active) under every arm, of the cases of which it is stated."""
 
 
 class Request(NamedTuple):
@@ -46,17 +52,17 @@ class Sample(NamedTuple):
 
 
 Batch = tuple[Sample, ...]
-Stated = Mapping[tuple[int, int], float]
-"""(case, arm) -> P(active) as the model states it before it draws."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The samples of one batch: masks packed along w, and what was counted of each."""
+    """The samples of one batch: masks packed along w, what was counted of each, and what the model
+    states of their cases."""
 
     packed: npt.NDArray[np.uint8]
     width: int
     lesions: tuple[Lesions, ...]
+    stated: Stated = field(default_factory=dict)
 
     def masks(self) -> Masks:
         """[n, s, h, w]."""
@@ -99,6 +105,10 @@ def no_covariates(_: int) -> Floats:
     return np.empty(0, np.float32)
 
 
+def nothing_stated(condition: Floats, covariates: Floats) -> None:  # noqa: ARG001, a `State`
+    """For a model that only draws."""
+
+
 class Sampler:
     """Draws batches with one model and counts lesions where the masks are made."""
 
@@ -109,34 +119,41 @@ class Sampler:
         *,
         spacing: tuple[float, float, float],
         covariates: Covariates = no_covariates,
+        state: State = nothing_stated,
     ) -> None:
-        self._draw = draw
+        self._draw, self._state = draw, state
         self._condition = condition
         self._covariates = covariates
         self._spacing = spacing
 
     def __call__(self, batch: Batch) -> Drawn:
-        read = {case: self._condition(case) for case in {sample.case for sample in batch}}
+        cases = {sample.case for sample in batch}
+        read = {case: (self._condition(case), self._covariates(case)) for case in cases}
+        conditions, covariates = zip(*(read[sample.case] for sample in batch), strict=True)
         masks = self._draw(
-            np.stack([read[sample.case] for sample in batch]),
+            np.stack(conditions),
             np.array([sample.arm for sample in batch], np.int64),
             [sample.seed for sample in batch],
-            np.stack([self._covariates(sample.case) for sample in batch]),
+            np.stack(covariates),
         )
+        stated = {case: self._state(*given) for case, given in read.items()}
         return Drawn(
             packed=np.packbits(masks, axis=-1),
             width=masks.shape[-1],
             lesions=tuple(measure(mask, self._spacing) for mask in masks),
+            stated={case: each for case, each in stated.items() if each is not None},
         )
 
 
 class Gathered(NamedTuple):
-    """All samples of one request, before they become an ensemble."""
+    """All samples of one request, before they become an ensemble; `chances` [arm] are what is
+    stated of the case, if anything."""
 
     request: Request
     seeds: Seeds
     masks: Masks  # [k, s, h, w]
     lesions: tuple[Lesions, ...]
+    chances: Chances | None
 
     @property
     def plain(self) -> Counts:
@@ -148,6 +165,11 @@ class Gathered(NamedTuple):
         """Lesions of each sample after the opening, [k]."""
         return np.array([found.opened for found in self.lesions], np.int64)
 
+    @property
+    def stated(self) -> float | None:
+        """P(active) under the arm of the request as stated."""
+        return None if self.chances is None else float(self.chances[self.request.arm])
+
 
 def gather(
     requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
@@ -158,16 +180,13 @@ def gather(
     """
     flat = _unbatched(drawn)
     for request in requests:
-        masks, lesions = zip(*islice(flat, len(seeds[request.case])), strict=True)
-        yield Gathered(request, seeds[request.case], np.stack(masks), lesions)
+        masks, lesions, stated = zip(*islice(flat, len(seeds[request.case])), strict=True)
+        chances = stated[0].get(request.case)
+        yield Gathered(request, seeds[request.case], np.stack(masks), lesions, chances)
 
 
 def ensembles(
-    requests: Sequence[Request],
-    seeds: Mapping[int, Seeds],
-    drawn: Iterable[Drawn],
-    *,
-    stated: Stated | None = None,
+    requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
 ) -> Iterator[Ensemble]:
     """One ensemble a request, in order, from the batches of `plan` in order."""
     for samples in gather(requests, seeds, drawn):
@@ -177,12 +196,14 @@ def ensembles(
             seeds=samples.seeds,
             plain=samples.plain,
             opened=samples.opened,
-            stated=None if stated is None else stated.get(samples.request),
+            stated=samples.stated,
             volume=np.array([found.volume for found in samples.lesions], np.float64),
             probability=np.mean(samples.masks, axis=0, dtype=np.float32),
         )
 
 
-def _unbatched(drawn: Iterable[Drawn]) -> Iterator[tuple[Masks, Lesions]]:
+def _unbatched(drawn: Iterable[Drawn]) -> Iterator[tuple[Masks, Lesions, Stated]]:
     for batch in drawn:
-        yield from zip(batch.masks(), batch.lesions, strict=True)
+        yield from (
+            (*each, batch.stated) for each in zip(batch.masks(), batch.lesions, strict=True)
+        )

@@ -1,9 +1,8 @@
 """The real thing behind the `Draw` seam: a bundle's networks and a store's cases."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,15 @@ from lesioncast.covariates import encode_covariates
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.sampler import SamplerConfig
-from lesioncast.forecasting.draws import Condition, Covariates, Draw, Request, Sampler, Stated
+from lesioncast.forecasting.draws import (
+    Chances,
+    Condition,
+    Covariates,
+    Draw,
+    Sampler,
+    State,
+    Stated,
+)
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.slab import Channels, encode_case, named
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
@@ -50,6 +57,7 @@ def build_sampler(
         store_condition(opened, named(loaded.config.control.condition)),
         spacing=opened.spec.spacing,
         covariates=store_covariates(opened, loaded.config.covariates),
+        state=bundle_state(loaded, device=device),
     )
 
 
@@ -111,18 +119,25 @@ def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
     return draw
 
 
-@torch.no_grad()
-def stated_chances(bundle: Bundle, store: Store, requests: Iterable[Request]) -> Stated:
-    """P(active) of each request as the model states it before it draws; none where it does not."""
+def bundle_state(bundle: Bundle, *, device: str) -> State:
+    """P(active) as the bundle's networks state it, where they do."""
+
+    def state(
+        condition: npt.NDArray[np.float32], covariates: npt.NDArray[np.float32]
+    ) -> Chances | None:
+        given = (torch.from_numpy(each).to(device) for each in (condition, covariates))
+        chances = bundle.model.stated_chance(*given)
+        return None if chances is None else chances.cpu().numpy()
+
+    return state
+
+
+def stated_of(bundle: Bundle, store: Store, case: int) -> Stated:
+    """What the bundle, on the CPU, states of one case; nothing where it does not."""
     condition = store_condition(store, named(bundle.config.control.condition))
     covariates = store_covariates(store, bundle.config.covariates)
-    stated: dict[tuple[int, int], float] = {}
-    for case, asked in groupby(requests, key=lambda request: request.case):
-        given = (torch.from_numpy(known(case)) for known in (condition, covariates))
-        if (chance := bundle.model.stated_chance(*given)) is None:
-            return {}
-        stated |= {request: float(chance[request.arm]) for request in asked}
-    return stated
+    chances = bundle_state(bundle, device="cpu")(condition(case), covariates(case))
+    return {} if chances is None else {case: chances}
 
 
 def sessions_seen(bundle: Bundle) -> tuple[str, ...]:

@@ -29,13 +29,12 @@ from lesioncast.forecasting.draws import (
     plan,
     seeds_of,
 )
-from lesioncast.forecasting.engine import build_sampler, device_of, stated_chances
+from lesioncast.forecasting.engine import build_sampler, device_of
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.figure import forecast_figure, save
 from lesioncast.forecasting.summary import Provenance, Record, Subject, summarise
 from lesioncast.forecasting.view import view_of
 from lesioncast.slab import CHANNELS, MASKS, SESSIONS
-from lesioncast.training.bundle import Bundle
 from storage import Case, Store, TrialLayout, to_source_grid
 from storage.derivative import write_json
 from storage.patterns import match
@@ -99,12 +98,10 @@ def forecast_all(
     origin: Origin,
     out: Path,
     background: Background,
-    bundle: Bundle | None = None,
 ) -> Iterator[Record]:
     """Writes each case's forecast under `out` as soon as its samples are `drawn`.
 
-    `drawn` are the batches of `forecast_batches`, in order. P(active) is what `bundle` states,
-    where it does. Yields the summaries.
+    `drawn` are the batches of `forecast_batches`, in order. Yields the summaries.
     """
     arms = store.spec.arms
     if settings.reference_arm not in arms:
@@ -115,8 +112,7 @@ def forecast_all(
     requests, seeds, _ = forecast_batches(
         cases, arms=len(arms), settings=settings, seed=origin.seed
     )
-    stated = None if bundle is None else stated_chances(bundle, store, requests)
-    stream = ensembles(requests, seeds, drawn, stated=stated)
+    stream = ensembles(requests, seeds, drawn)
     for case in cases:
         by_arm = {arm: next(stream) for arm in arms}
         yield write_forecast(

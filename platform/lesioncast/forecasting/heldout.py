@@ -22,8 +22,16 @@ from lesioncast.evaluation.outcomes import (
 from lesioncast.evaluation.scalars import observed_of
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.spatial import compare
-from lesioncast.forecasting.draws import Gathered, Request, gather, plan, seeds_of
-from lesioncast.forecasting.engine import build_sampler, device_of, stated_chances
+from lesioncast.forecasting.draws import (
+    Chances,
+    Gathered,
+    Request,
+    Stated,
+    gather,
+    plan,
+    seeds_of,
+)
+from lesioncast.forecasting.engine import build_sampler, device_of
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.training.bundle import Bundle
 from storage import Case, Store
@@ -109,8 +117,9 @@ def measure(
 
 def draw_tallies(
     store: Store, cases: HeldOut, bundle: Bundle, *, settings: EvaluationSettings, seed: int
-) -> Tallies:
-    """What is kept of every ensemble that the evaluation asks for, drawn on Ray actors.
+) -> tuple[Tallies, Stated]:
+    """What is kept of every ensemble that the evaluation asks for, drawn on Ray actors; and what
+    the model states of each case under every arm, where it does.
 
     Masks are compared as they arrive, one ensemble at a time, and let go.
     """
@@ -124,21 +133,17 @@ def draw_tallies(
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     counted = with_progress(drawn, total=len(batches), label="batches drawn")
     tested = {case.index for case in cases.test}
-    stated = stated_chances(bundle, store, requests)
-    return {
-        samples.request: tally_of(
-            samples,
-            store,
-            tested=samples.request.case in tested,
-            stated=stated.get(samples.request),
-        )
-        for samples in gather(requests, seeds, counted)
-    }
+    tallies: dict[tuple[int, int], Tally] = {}
+    stated: dict[int, Chances] = {}
+    for samples in gather(requests, seeds, counted):
+        case = samples.request.case
+        tallies[samples.request] = tally_of(samples, store, tested=case in tested)
+        if samples.chances is not None:
+            stated[case] = samples.chances
+    return tallies, stated
 
 
-def tally_of(
-    samples: Gathered, store: Store, *, tested: bool, stated: float | None = None
-) -> Tally:
+def tally_of(samples: Gathered, store: Store, *, tested: bool) -> Tally:
     """The counts of one ensemble, and of a `tested` case on its own arm where its lesions lie."""
     case, arm = samples.request
     observed = None
@@ -147,22 +152,21 @@ def tally_of(
     return Tally(
         plain=samples.plain,
         opened=samples.opened,
-        stated=stated,
+        stated=samples.stated,
         spatial=None if observed is None else compare(samples.masks, observed, store.spec.spacing),
     )
 
 
 def true_counts(store: Store, cases: HeldOut) -> Truth | None:
-    """The true lesions of the forced cases under every arm; None for a trial that is not simulated.
+    """The true lesions of the test cases under every arm; None for a trial that is not simulated.
 
     Raises StorageError where a simulated trial lacks a file.
     """
     bids, arms = Path(store.table.bids), store.spec.arms
     if not has_truth(bids):
         return None
-    forced = [case for case in cases.test if case.index in set(cases.forced)]
     return {
         (case.index, arm): lesion_count(mask, store.spec.spacing)
-        for case in forced
+        for case in cases.test
         for arm, mask in enumerate(true_net2(bids, case.subject, case.grid, arms=arms))
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from lesioncast.evaluation.cells import number, table, with_interval
 from lesioncast.evaluation.report import POOLED, WITHIN
-from lesioncast.evaluation.tables import NAMES, falling_words
+from lesioncast.evaluation.tables import NAMES, falling_words, source_words
 
 Record = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ def _ladder(ladder: Record | None) -> str:
     ]
     head = ["arm", "mean P(active)", "truly active", "active, training patients of the arm"]
     return (
-        f"The same {ladder['cases']} subjects under every arm, {ladder['samples']} samples each. "
+        f"The same {ladder['cases']} subjects under every arm, {source_words(ladder)}. "
         f"{falling_words(ladder)} First minus last arm: "
         f"{with_interval(ladder['first_minus_last'])}.\n\n{table(head, rows)}"
     )
