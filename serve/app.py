@@ -25,6 +25,7 @@ from lesioncast.forecasting.draws import Drawn
 from serve.api import make_api
 from serve.desk import open_desk
 from serve.forecaster import Forecaster, open_study, patient_of
+from serve.log import STRUCTURED
 from serve.metrics import EngineMetrics, ForecastMetrics
 from serve.orders import Block, Patient
 from serve.records import Records
@@ -43,7 +44,9 @@ TRIES, FIRST_WAIT, LONGEST_WAIT = 20, 0.5, 10.0
 FAN_OUT = 4096  # above any peak: what really runs at a time is bounded by the engine's slots
 
 
-@ray_serve.deployment(max_ongoing_requests=FAN_OUT, health_check_period_s=5)
+@ray_serve.deployment(
+    max_ongoing_requests=FAN_OUT, health_check_period_s=5, logging_config=STRUCTURED
+)
 class SamplerReplica:
     """`serve.sampler.Sampler` behind a handle."""
 
@@ -67,7 +70,7 @@ class SamplerReplica:
             raise EngineStoppedError("the engine has stopped")
 
 
-@ray_serve.deployment(num_replicas=1, max_ongoing_requests=1000)
+@ray_serve.deployment(num_replicas=1, max_ongoing_requests=1000, logging_config=STRUCTURED)
 class ForecasterReplica:
     """`serve.forecaster.Forecaster` behind a handle; the only one."""
 
@@ -118,7 +121,7 @@ async def drawn_by(sampler: DeploymentHandle[Any], *call: Any) -> Drawn:
     raise AssertionError("unreachable")
 
 
-@ray_serve.deployment(max_ongoing_requests=1000)
+@ray_serve.deployment(max_ongoing_requests=1000, logging_config=STRUCTURED)
 @ray_serve.ingress()
 class Ingress:
     """The HTTP interface; it holds nothing that is not in the records."""

@@ -15,6 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from serve.desk import Desk, status_of
 from serve.doors import FORM, media_type
 from serve.files import remove_upload, upload_folder
+from serve.log import logger
 from serve.orders import Order, UploadOrder, Wishes, require_subject, settle
 from serve.problems import RequestError
 from serve.records import KeyReusedError, QueueFullError
@@ -52,6 +53,7 @@ def add_asking(api: FastAPI, desk: Desk) -> None:
             raise
         if accepted.id != name:
             remove_upload(desk.settings.artifacts, name)
+        logger.info("accepted", extra={"forecast": accepted.id})
         await desk.wake()
         found = await run_in_threadpool(status_of, desk, accepted)
         headers = {"Location": f"/v1/forecasts/{accepted.id}", **desk.wait}

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from serve.desk import Desk, find_job, status_of
 from serve.files import remove_files
+from serve.log import logger
 from serve.tables import UNFINISHED
 
 POLL_SECONDS = 0.25
@@ -36,6 +37,7 @@ def add_following(api: FastAPI, desk: Desk) -> None:
         else:
             await run_in_threadpool(desk.records.forget, found.id, by=by)
         await run_in_threadpool(remove_files, desk.settings.artifacts, found.id)
+        logger.info("deleted", extra={"forecast": found.id})
         return Response(status_code=204)
 
     @api.get("/v1/forecasts/{job}/events")

@@ -1,7 +1,6 @@
 """Runs what was accepted: fans a forecast out as arms x blocks of seeds, gathers, writes."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
 from lesioncast.forecasting.notice import evaluated_warnings
 from lesioncast.training.bundle import Bundle, load_bundle
 from serve.files import old_uploads, remove_files, remove_upload, result_folder
+from serve.log import logger
 from serve.orders import Block, Patient, blocks
 from serve.records import Records
 from serve.settings import Settings
@@ -44,8 +44,6 @@ class Watch(Protocol):
 Draw = Callable[[Job, Block], Awaitable[Drawn]]
 POLL_SECONDS = 1.0
 TIDY_SECONDS = 600.0
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Forecaster:
         except asyncio.CancelledError:  # by its owner, who ended it; or by a stop, to be resumed
             await asyncio.to_thread(self._tidy, job.id)
         except Exception:
-            logger.exception("forecast %s failed", job.id)
+            logger.exception("failed", extra={"forecast": job.id})
             error = f"The forecast failed; the service's log says why, under {job.id}."
             await self._end(job, "failed", error=error)
         finally:
@@ -176,7 +174,9 @@ class Forecaster:
     async def _end(self, job: Job, state: State, **values: Any) -> None:
         facts = {"bundle": self._study.bundle.digest}
         if await asyncio.to_thread(self._records.end, job.id, state, facts=facts, **values):
-            self._watch.ended(state, time.time() - job.created)
+            seconds = time.time() - job.created
+            logger.info("ended", extra={"forecast": job.id, "state": state, "seconds": seconds})
+            self._watch.ended(state, seconds)
 
     async def _forecast(self, job: Job) -> int:
         """Draws and writes; how many samples of each arm that took."""

@@ -8,16 +8,15 @@ several keys: a key is rotated by adding a line, and later taking the old one ou
 
 import hashlib
 import hmac
-import logging
 import secrets
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from serve.log import logger
+
 READ, FORECAST = "read", "forecast"
 SCOPES = (READ, FORECAST)
-
-logger = logging.getLogger(__name__)
 
 
 class Key(NamedTuple):

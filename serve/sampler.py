@@ -1,7 +1,6 @@
 """One sampler replica: the engine in a thread of its own, so that the event loop stays free."""
 
 import asyncio
-import logging
 import queue
 import threading
 import time
@@ -31,14 +30,13 @@ from lesioncast.forecasting.engine import (
 )
 from lesioncast.slab import named
 from lesioncast.training.bundle import load_bundle
+from serve.log import logger
 from serve.orders import Patient
 from serve.settings import Settings
 from serve.uploads import patients_store
 from storage import open_store
 
 PATIENTS = 16  # hints kept
-
-logger = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):

@@ -1,9 +1,12 @@
 """The service on Ray Serve: replicas are killed under it, it is restarted, and nothing is lost."""
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import httpx2
 import pytest
 import ray
 from ray import serve as ray_serve
@@ -37,13 +40,18 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster: None, settings: Settings) -> Iterator[Client]:
+def url(ray_cluster: None, settings: Settings) -> Iterator[str]:
     port = free_port()
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
-    with Client(f"http://127.0.0.1:{port}", timeout=300) as client:
-        yield client
+    yield f"http://127.0.0.1:{port}"
     ray_serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[Client]:
+    with Client(url, timeout=300) as client:
+        yield client
 
 
 def kill(deployment: str) -> None:
@@ -102,3 +110,26 @@ def test_images_come_through_serves_proxy(client: Client, settings: Settings) ->
     }
     stored = result(client, client.ask(UNLABELLED, samples=2))
     assert result(client, client.ask(UNLABELLED, images=images, samples=2)) == stored
+
+
+def test_the_log_ties_a_request_to_what_came_of_it(client: Client, url: str) -> None:
+    asked = httpx2.post(
+        f"{url}/v1/forecasts",
+        json={"subject": "sub-02", "samples": 2},
+        headers={"X-Request-ID": "asked-by-a-test"},
+        timeout=60,
+    )
+    job = asked.json()["id"]
+    assert asked.headers["x-request-id"] == "asked-by-a-test"
+    result(client, job)
+    until(lambda: ("ended", "succeeded") in {(e["message"], e.get("state")) for e in told_of(job)})
+    (accepted,) = (each for each in told_of(job) if each["message"] == "accepted")
+    assert accepted["request_id"] == "asked-by-a-test"
+
+
+def told_of(job: str) -> list[dict]:  # type: ignore[type-arg]
+    """What the replicas' logs say of a forecast."""
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path(), "serve")
+    text = "".join(path.read_text() for path in logs.glob("replica_lesioncast_*.log"))
+    lines = [line for line in text.splitlines() if job in line]
+    return [each for each in map(json.loads, lines) if each.get("forecast") == job]
