@@ -84,14 +84,12 @@ def export_store(config: Config, args: argparse.Namespace, out: Path) -> None:
 def export_forecasts(_: Config, args: argparse.Namespace, out: Path) -> None:
     """The maps of a forecast as DICOM SEG."""
     from lesioncast.forecasting.segments import forecast_segmentation
-    from storage.segmentation import thresholded
 
     wanted = [name for name in args.subjects.split(",") if name]
     subjects = wanted or forecast_subjects(args.forecasts)
     for subject in subjects:
-        segmentation = forecast_segmentation(read_maps(args.forecasts, subject))
-        if args.threshold is not None:
-            segmentation = thresholded(segmentation, args.threshold)
+        maps = read_maps(args.forecasts, subject)
+        segmentation = forecast_segmentation(maps, threshold=args.threshold)
         write_dicom(segmentation, args.dicom, subject, out=out, alone=len(subjects) == 1)
 
 

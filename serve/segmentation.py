@@ -96,14 +96,12 @@ def _segmented(
     try:
         from lesioncast.forecasting.segments import forecast_segmentation
         from storage.dicom import DicomError, read_series
-        from storage.segmentation import thresholded, write_segmentation
+        from storage.segmentation import write_segmentation
     except ModuleNotFoundError as error:
         if error.name not in ("highdicom", "pydicom"):
             raise
         raise RequestError(501, "This service was installed without the extra dicom.") from None
-    segmentation = forecast_segmentation(read_maps(folder, subject))
-    if threshold is not None:
-        segmentation = thresholded(segmentation, threshold)
+    segmentation = forecast_segmentation(read_maps(folder, subject), threshold=threshold)
     with TemporaryDirectory() as temporary:
         series, path = Path(temporary, "series"), Path(temporary, f"{subject}_seg.dcm")
         series.mkdir()

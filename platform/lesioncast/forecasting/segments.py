@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 
 from lesioncast.forecasting.derivative import Map
-from storage.segmentation import Segment, Segmentation
+from storage.segmentation import Segment, Segmentation, thresholded
 
 
-def forecast_segmentation(maps: Sequence[Map]) -> Segmentation:
-    """All maps of a subject in one file; what each says of itself comes from its sidecar."""
+def forecast_segmentation(maps: Sequence[Map], *, threshold: float | None = None) -> Segmentation:
+    """All maps of a subject in one file; what each says of itself comes from its sidecar.
+
+    With a `threshold` masks of the voxels at or above that probability.
+    """
     segments = tuple(
         Segment(
             each.image,
@@ -17,4 +20,5 @@ def forecast_segmentation(maps: Sequence[Map]) -> Segmentation:
         for each in maps
     )
     bundle = str(maps[0].sidecar["BundleDigest"])
-    return Segmentation(segments, "Forecast of new lesions", bundle, forecast=True)
+    made = Segmentation(segments, "Forecast of new lesions", bundle, forecast=True)
+    return made if threshold is None else thresholded(made, threshold)
