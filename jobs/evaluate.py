@@ -26,6 +26,7 @@ from lesioncast.evaluation.scored import Context
 from lesioncast.forecasting.engine import (
     bundle_remark,
     require_fit,
+    sessions_compared,
     sessions_seen,
     trial_remarks,
 )
@@ -84,6 +85,7 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
         config.seed,
         (RESEARCH_USE, *remarks),
         reference=reference_of(config.forecast.reference_arm, store),
+        compared=sessions_compared(bundle) or sessions_seen(bundle),
         provenance=provenance(
             this_command(),
             bundle=bundle.digest,
@@ -104,15 +106,16 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
             sessions=sessions_seen(bundle),
             bootstrap=Bootstrap(settings.bootstrap, config.seed),
         )
-        tallies, stated = draw_tallies(store, cases, bundle, settings=settings, seed=config.seed)
+        answers = draw_tallies(store, cases, bundle, settings=settings, seed=config.seed)
         assessment = assess(
             train,
             test,
-            tallies,
+            answers.own,
             forced=cases.forced,
             context=replace(context, warnings=warnings),
             settings=settings,
-            stated=stated,
+            under_every_arm=answers.under_every_arm,
+            stated=answers.stated,
             truth=true_counts(store, cases),
             validation=validation,
         )

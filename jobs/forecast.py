@@ -2,7 +2,8 @@
 
     python jobs/forecast.py --config jobs/configs/demo.yaml [--subjects sub-0001,sub-0002]
 
-Without --subjects: the first of the test split, or all of a store without outcomes.
+Without --subjects: the first of the test split, or all of a store without outcomes. To compare arms
+as if taken from the start, show the images before treatment alone: --set forecast.sessions=[w000]
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.forecasting.derivative import figure_path, write_forecast_root
-from lesioncast.forecasting.engine import bundle_remark, require_fit, sessions_seen, trial_remarks
+from lesioncast.forecasting.engine import bundle_remark, require_fit, shown_sessions, trial_remarks
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.forecast import (
     Origin,
@@ -23,7 +24,7 @@ from lesioncast.forecasting.forecast import (
     forecast_all,
     subjects_to_forecast,
 )
-from lesioncast.forecasting.notice import evaluated_warnings
+from lesioncast.forecasting.notice import evaluated_warnings, shown_remark
 from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.errors import TrainingError
@@ -66,11 +67,10 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     require_fit(bundle, store)
     names = [name for name in args.subjects.split(",") if name]
     cases = subjects_to_forecast(store, names, number=settings.subjects)
-    remarks = (bundle_remark(path), *trial_remarks(bids))
+    sessions = shown_sessions(bundle, settings.sessions)
+    remarks = (bundle_remark(path), *trial_remarks(bids), shown_remark(sessions))
     warnings = evaluated_warnings(path, bundle.digest)
-    origin = Origin(
-        bundle.digest, seed, remarks, sessions_seen(bundle), bundle.config.covariates, warnings
-    )
+    origin = Origin(bundle.digest, seed, remarks, sessions, bundle.config.covariates, warnings)
     write_forecast_root(out, source=bids)
     with cluster(config.ray, reads=[store.path, path]):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)

@@ -101,8 +101,7 @@ def _parse(kind: type[Wished], body: str | bytes) -> Wished:
 
 
 def _settle(desk: Desk, order: Wishes) -> Settled:
-    model = desk.model
-    return settle(order, arms=model.arms, sampler=model.sampler, settings=desk.settings)
+    return settle(order, model=desk.model, settings=desk.settings)
 
 
 async def _uploaded(

@@ -58,19 +58,22 @@ class Client:
         seed: int = 0,
         sampler: Mapping[str, float] | None = None,
         reference_arm: str | None = None,
+        sessions: Sequence[str] | None = None,
         patience: float = 60.0,
     ) -> str:
         """Ask for a forecast of a subject of the store, or of a patient with these `images`.
 
         Images are NIfTI files by name, such as w048/flair; `subject` and `covariates` are then what
         the order of an upload says. With `error` sampling stops when the share of samples with
-        lesions is known to it; `sampler` are changes to the bundle's own. Returns the id.
+        lesions is known to it; `sampler` are changes to the bundle's own; of the `sessions` named
+        alone images are shown. Returns the id.
 
         While the queue is full, asks again for `patience` seconds, always with one idempotency key.
         """
         order = {
             "subject": subject, "arms": None if arms is None else list(arms), "samples": samples,
             "error": error, "seed": seed, "reference_arm": reference_arm, "sampler": sampler,
+            "sessions": None if sessions is None else list(sessions),
             "covariates": None if covariates is None else dict(covariates),
         }  # fmt: skip
         sent = _sent({name: value for name, value in order.items() if value is not None}, images)

@@ -13,12 +13,12 @@ from lesioncast.forecasting.draws import Drawn, Request, ensembles, sample_seeds
 from lesioncast.forecasting.engine import (
     bundle_remark,
     require_fit,
-    sessions_seen,
+    shown_sessions,
     stated_of,
     trial_remarks,
 )
 from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
-from lesioncast.forecasting.notice import evaluated_warnings
+from lesioncast.forecasting.notice import evaluated_warnings, shown_remark
 from lesioncast.training.bundle import Bundle, load_bundle
 from serve.files import old_uploads, remove_files, remove_upload, result_folder
 from serve.log import logger
@@ -61,8 +61,12 @@ class Study:
         case, bids = store.case(patient.subject), Path(store.table.bids)
         samples = samples_of(parts, order["arms"])
         seeds = sample_seeds(order["seed"], case.subject, samples)
-        requests = [Request(case.index, store.spec.arms.index(arm)) for arm in order["arms"]]
-        stated = stated_of(self.bundle, store, case.index)
+        requests = [
+            Request(case.index, store.spec.arms.index(arm), patient.sessions)
+            for arm in order["arms"]
+        ]
+        stated = stated_of(self.bundle, store, requests[0].shown)
+        sessions = shown_sessions(self.bundle, patient.sessions or ())
         by_place = {(part.arm, part.first): replace(part.drawn(), stated=stated) for part in parts}
         drawn = [
             by_place[arm, first]
@@ -71,7 +75,12 @@ class Study:
         ]
         found = ensembles(requests, {case.index: seeds}, drawn)
         out = result_folder(self.settings.artifacts, job.id)
-        remarks = (bundle_remark(self.bundle.path), *trial_remarks(bids), *order_remarks(order))
+        remarks = (
+            bundle_remark(self.bundle.path),
+            *trial_remarks(bids),
+            shown_remark(sessions),
+            *order_remarks(order),
+        )
         write_forecast_root(out, source=bids)
         write_forecast(
             store,
@@ -86,7 +95,7 @@ class Study:
                 self.bundle.digest,
                 order["seed"],
                 remarks,
-                sessions_seen(self.bundle),
+                sessions,
                 self.bundle.config.covariates,
                 evaluated_warnings(self.bundle.path, self.bundle.digest),
             ),
@@ -109,8 +118,14 @@ def samples_of(parts: Sequence[Part], arms: Sequence[str]) -> int:
 
 
 def patient_of(job: Job) -> Patient:
-    """Who a job is about."""
-    return Patient(job.order["subject"], job.id if job.order.get("upload") else None)
+    """Who a job is about, and by what."""
+    order = job.order
+    sessions = order.get("sessions")
+    return Patient(
+        order["subject"],
+        job.id if order.get("upload") else None,
+        None if sessions is None else tuple(sessions),
+    )
 
 
 class Forecaster:

@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.forecasting.engine import session_choices
+from lesioncast.slab import Sessions
 from lesioncast.training.bundle import Bundle
 from serve.problems import RequestError
 from storage.derivative import package_version
@@ -19,7 +21,8 @@ NAME = "lesioncast"
 class Served:
     """What clients may know of a bundle, without its weights.
 
-    `condition` names the channels and `covariates` the numbers that its model is told of.
+    `condition` names the channels and `covariates` the numbers that its model is told of;
+    `sessions` are the choices of those whose images it may be shown.
     """
 
     digest: str
@@ -28,6 +31,7 @@ class Served:
     condition: tuple[str, ...]
     covariates: tuple[str, ...]
     sampler: SamplerConfig
+    sessions: tuple[Sessions, ...]
 
 
 def served(bundle: Bundle) -> Served:
@@ -40,6 +44,7 @@ def served(bundle: Bundle) -> Served:
         condition=config.control.condition,
         covariates=tuple(each.name for each in config.covariates),
         sampler=bundle.sampler,
+        sessions=session_choices(bundle),
     )
 
 
@@ -79,6 +84,7 @@ def _metadata(model: Served) -> dict[str, Any]:
         "inputs": inputs,
         "outputs": [_tensor("w096/net2", "BOOL", slab)],
         "arms": list(model.arms),
+        "sessions": [list(each) for each in model.sessions],
     }
 
 

@@ -6,8 +6,10 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.forecasting.draws import sample_seeds
+from lesioncast.forecasting.engine import either
+from lesioncast.slab import Sessions
+from serve.models import Served
 from serve.problems import RequestError
 from serve.settings import Settings
 
@@ -33,6 +35,8 @@ class Wishes(BaseModel):
     The same seed names the same samples, whatever else is asked for; arms share them. With `error`
     sampling stops as soon as the 95 % interval of the share of samples with lesions reaches no
     further than that to either side, on average, under every arm; `samples` are the most then.
+    `sessions` are those whose images are shown, all where none is named: w000 alone asks what each
+    arm would have done from the start.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -43,6 +47,7 @@ class Wishes(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     sampler: SamplerWishes = Field(default_factory=SamplerWishes)
     reference_arm: str | None = Field(default=None, max_length=64)
+    sessions: list[str] | None = Field(default=None, min_length=1, max_length=2)
 
 
 class Order(Wishes):
@@ -63,10 +68,12 @@ class UploadOrder(Wishes):
 
 
 class Patient(NamedTuple):
-    """Who is forecast: a subject of the mounted store, or of what was uploaded for a forecast."""
+    """Who is forecast: a subject of the mounted store, or of what was uploaded for a forecast; and
+    the sessions whose images are shown, None for all."""
 
     subject: str
     upload: str | None  # the forecast's id
+    sessions: Sessions | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,9 @@ def require_subject(order: Order, subjects: Sequence[str]) -> None:
         )
 
 
-def settle(
-    wishes: Wishes, *, arms: Sequence[str], sampler: SamplerConfig, settings: Settings
-) -> dict[str, Any]:
+def settle(wishes: Wishes, *, model: Served, settings: Settings) -> dict[str, Any]:
     """The wishes with every default made explicit, as they are recorded. Raises RequestError."""
+    arms = model.arms
     wanted = list(arms) if wishes.arms is None else wishes.arms
     for number, arm in enumerate(wanted):
         if arm not in arms or arm in wanted[:number]:
@@ -105,14 +111,18 @@ def settle(
             f"reference_arm: expected one of {', '.join(wanted)}, got {reference}.",
             field="reference_arm",
         )
+    sessions = model.sessions[0] if wishes.sessions is None else tuple(wishes.sessions)
+    if sessions not in model.sessions:
+        detail = f"sessions: expected {either(model.sessions)}, got {', '.join(sessions)[:80]}."
+        raise RequestError(422, detail, field="sessions")
     own = wishes.sampler
     _bound("samples", wishes.samples, settings.max_samples)
     _bound("sampler.num_steps", own.num_steps, settings.max_steps)
     _bound("sampler.guidance", own.guidance, settings.max_guidance)
-    if own.eta is not None and sampler.solver != "sde2m":
-        detail = f"sampler.eta: expected none, for this bundle's solver is {sampler.solver}."
+    if own.eta is not None and model.sampler.solver != "sde2m":
+        detail = f"sampler.eta: expected none, for this bundle's solver is {model.sampler.solver}."
         raise RequestError(422, detail, field="sampler.eta")
-    explicit = {"arms": wanted, "reference_arm": reference}
+    explicit = {"arms": wanted, "reference_arm": reference, "sessions": list(sessions)}
     return wishes.model_dump() | explicit | {"sampler": own.model_dump(exclude_none=True)}
 
 

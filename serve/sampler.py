@@ -222,7 +222,9 @@ class Sampler:
         store = patients_store(patient, self._store, self._artifacts)
         case, config = store.case(patient.subject).index, self._model.config
         channels = named(config.control.condition)
-        condition = torch.from_numpy(store_condition(store, channels)(case)).to(self._device)
+        condition = torch.from_numpy(store_condition(store, channels)(case, patient.sessions)).to(
+            self._device
+        )
         told = store_covariates(store, config.covariates)(case)
         covariates = torch.from_numpy(told).to(self._device)
         return self._model.hint(condition, covariates, self._sampler)

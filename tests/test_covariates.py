@@ -18,7 +18,7 @@ from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import ForecastSettings
-from lesioncast.forecasting.draws import Covariates, Sample, Sampler
+from lesioncast.forecasting.draws import Covariates, Request, Sample, Sampler
 from lesioncast.forecasting.engine import (
     build_sampler,
     bundle_draw,
@@ -279,7 +279,8 @@ def test_a_bundle_knows_its_covariates_as_training_fitted_them(
 def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
     store: Store, bundle: Bundle
 ) -> None:
-    samples = tuple(Sample(case.index, arm, 7) for case in store.cases[:3] for arm in range(3))
+    asked = [Request(case.index, arm) for case in store.cases[:3] for arm in range(3)]
+    samples = tuple(Sample(request, 7) for request in asked)
     assert build_sampler(bundle.path, store.path, device="cpu")(samples).masks().any()
     loaded = load_bundle(bundle.path)
     torch.manual_seed(0)

@@ -109,7 +109,7 @@ def test_without_a_truth_only_what_the_model_says_is_told() -> None:
     row = record["outcomes"]["activity"]["avonex"]
     assert row["forecast"]["value"] < 0
     assert (row["true"], row["pehe"], record["ranking"], record["policy"]) == (None,) * 4
-    assert "No truth is known here" in effect_sections(record)[0]
+    assert "No truth is known here" in effect_sections(record, ("w000",))[0]
 
 
 def test_arms_expected_to_be_equal_are_drawn_by_lot() -> None:

@@ -11,6 +11,7 @@ from lesioncast.forecasting.draws import (
     Request,
     Sampler,
     Seeds,
+    Shown,
     ensembles,
     gather,
     plan,
@@ -28,7 +29,7 @@ from lesioncast.forecasting.summary import (
 SPACING = (3.0, 2.0, 2.0)
 
 
-def active_patient(case: int) -> np.ndarray:
+def active_patient(case: int, sessions: tuple[str, ...] | None = None) -> np.ndarray:  # noqa: ARG001
     return np.full((7, *SLAB), 1.0 if case == 1 else -1.0, np.float32)
 
 
@@ -59,7 +60,7 @@ def test_the_arms_of_a_case_are_asked_for_on_the_same_seeds() -> None:
     seeds = [sample.seed for batch in batches for sample in batch]
     assert seeds[:5] == seeds[5:10]
     assert not set(seeds[5:10]) & set(seeds[10:])
-    asked = [(sample.case, sample.arm) for batch in batches for sample in batch]
+    asked = [sample.request for batch in batches for sample in batch]
     assert list(dict.fromkeys(asked)) == requests
 
 
@@ -130,6 +131,24 @@ def test_a_summary_tells_p_active_as_the_model_states_it() -> None:
     assert gap["p_active"] == {"value": pytest.approx(-0.25), "mc_error": 0.0}
     assert gap["count"]["mc_error"] > 0
     assert not arm_record(found[0], opening=True)["p_active"]["stated"]
+
+
+def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are_compared() -> None:
+    def condition(case: int, sessions: tuple[str, ...] | None) -> np.ndarray:
+        return active_patient(case) if sessions is None else active_patient(0)
+
+    def state(told: np.ndarray, _: np.ndarray) -> np.ndarray:
+        return np.array([0.9, 0.8, 0.7]) if (told > 0).any() else np.array([0.3, 0.2, 0.1])
+
+    samples = Sampler(fake_draw, condition, spacing=SPACING, state=state, compared=("w000",))
+    requests = [Request(1, 1), Request(1, 1, ("w000",))]
+    seeds = numbered(0, 40)
+    for size in (80, 40):  # in one batch, and each in its own
+        batches = plan(requests, seeds, batch_size=size)
+        every, start = gather(requests, seeds, map(samples, batches))
+        assert np.mean(every.plain) > 0.3 > np.mean(start.plain)
+        assert (every.stated, start.stated) == (0.8, 0.2)
+        assert every.all_stated[Shown(1, ("w000",))].tolist() == [0.3, 0.2, 0.1]
 
 
 def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:

@@ -230,8 +230,10 @@ def test_held_out_cases_are_drawn_once_each_and_forced_ones_under_every_arm(
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=6, train=3)
     found = held_out(store, EvaluationSettings(counterfactual_subjects=2))
     assert (len(found.train), len(found.test), found.forced) == (3, 6, (0, 3))
-    requests = found.requests(arms=3)
-    assert len(requests) == len(set(requests)) == 4 + 2 * 3
+    own, forced = found.own(), found.under_every_arm(arms=3, sessions=None)
+    assert len({*own, *forced}) == 4 + 2 * 3
+    apart = found.under_every_arm(arms=3, sessions=("w000",))
+    assert len({*own, *apart}) == 6 + 2 * 3
     assert found.validation == ()
     with pytest.raises(ForecastError, match=r"reference_arm: expected one of .*, got aspirin"):
         reference_of("aspirin", store)

@@ -13,10 +13,10 @@ from tiny_forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_store
 from jobs import evaluate, forecast
 from lesioncast.cohort.truth import RANKS, TRUTH
 from lesioncast.evaluation.tables import report_text
-from lesioncast.forecasting.draws import Sample
+from lesioncast.forecasting.draws import Request, Sample
 from lesioncast.forecasting.engine import build_sampler, require_fit
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.notice import NOT_EVALUATED
+from lesioncast.forecasting.notice import FROM_START, NOT_EVALUATED
 from lesioncast.forecasting.page import evaluation_section
 from lesioncast.training.bundle import load_bundle
 from storage import StoreError, open_store
@@ -46,6 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_truth(folder / "bids", subject)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     write_bundle(folder / "bundle")
+    write_bundle(folder / "from_start", from_start=True)
     return folder
 
 
@@ -108,6 +109,43 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
 
 
 @pytest.mark.ray
+def test_arms_are_compared_from_before_treatment_where_the_bundle_was_trained_for_it(
+    ray_cluster: None, root: Path
+) -> None:
+    records = {}
+    for name in ("bundle", "from_start"):
+        out = root / f"evaluation_{name}"
+        paths = ["--bundle", str(root / name), "--out", str(out)]
+        assert evaluate.main(given(root, *paths)) == 0
+        records[name] = json.loads((out / "metrics.json").read_text())
+    later, start = records.values()
+    assert (later["compared"], start["compared"]) == (["w000", "w048"], ["w000"])
+    assert later["variants"] == start["variants"]  # on its own arm a case is shown all its images
+    sampler = build_sampler(root / "from_start", root / "store.zarr", device="cpu")
+    every, alone = (
+        sampler((Sample(Request(1, 0, told), 7),)).masks() for told in (None, ("w000",))
+    )
+    assert (every != alone).any()
+    assert "before any treatment: 3 samples" in report_text(start)
+
+
+@pytest.mark.ray
+def test_a_forecast_from_before_treatment_says_so_or_is_refused(
+    ray_cluster: None, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = root / "compared"
+    asked = ["--set", "forecast.sessions=[w000]", "--out", str(out), "--subjects", "sub-03"]
+    assert forecast.main(given(root, *asked, "--bundle", str(root / "from_start"))) == 0
+    record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
+    assert record["sessions"] == ["w000"]
+    assert FROM_START in record["notices"]
+    (one, *_) = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
+    assert [source.split("/")[-1] for source in one["Sources"]] == ["sub-03_ses-w000_FLAIR.nii.gz"]
+    assert forecast.main(given(root, *asked)) == 1
+    assert "expected w000, w048, got w000; to show w000 alone, train" in caplog.text
+
+
+@pytest.mark.ray
 def test_a_forecast_after_the_evaluation_carries_what_it_found(
     ray_cluster: None, root: Path
 ) -> None:
@@ -126,7 +164,9 @@ def test_a_forecast_after_the_evaluation_carries_what_it_found(
 
 def test_a_seed_names_a_mask_whatever_the_batch(root: Path) -> None:
     sampler = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
-    batch = tuple(Sample(case, arm, 10 * case + arm) for case in (1, 2) for arm in range(3))
+    batch = tuple(
+        Sample(Request(case, arm), 10 * case + arm) for case in (1, 2) for arm in range(3)
+    )
     together = sampler(batch).masks()
     assert together.any()
     alone = np.concatenate([sampler((sample,)).masks() for sample in batch])

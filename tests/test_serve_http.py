@@ -21,9 +21,10 @@ from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import summary_path
+from lesioncast.forecasting.draws import Request, ensembles, plan, sample_seeds
 from lesioncast.forecasting.engine import build_sampler, bundle_remark, sessions_seen
 from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batches, stored_flair
-from lesioncast.forecasting.notice import evaluated_warnings
+from lesioncast.forecasting.notice import FROM_LATER, FROM_START, evaluated_warnings
 from lesioncast.training.bundle import load_bundle
 from serve.client import Client, RefusedError
 from serve.files import result_folder
@@ -39,7 +40,7 @@ KEYS = {"hospital-a": "the key of a", "hospital-b": "the key of b"}
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("service")
     write_store(folder / "store.zarr", folder / "bids", test=4)
-    write_bundle(folder / "bundle")
+    write_bundle(folder / "bundle", from_start=True)
     lines = [key_line(name, key) for name, key in KEYS.items()]
     (folder / "keys.txt").write_text("".join(lines))
     return folder
@@ -108,7 +109,7 @@ def test_the_result_is_the_summary_that_the_job_would_write(
         origin=Origin(
             bundle.digest,
             0,
-            (bundle_remark(bundle.path),),
+            (bundle_remark(bundle.path), FROM_LATER),
             sessions_seen(bundle),
             warnings=evaluated_warnings(bundle.path, bundle.digest),
         ),
@@ -186,6 +187,7 @@ def test_the_bundle_is_a_model_of_the_open_inference_protocol(
     service.broken = True
     assert http.get("/v2/models/lesioncast/ready").status_code == 503
     service.broken = False
+    assert model["sessions"] == [["w000", "w048"], ["w000"]]
     refused(http.get("/v2/models/other"), 404, "name")
 
 
@@ -230,6 +232,8 @@ def test_an_idempotency_key_names_one_forecast(http: httpx2.Client, client: Clie
         ({"subject": "sub-01", "seed": -1}, "seed"),
         ({"subject": "sub-01", "seed": 2**63}, "seed"),
         ({"subject": "sub-01", "reference_arm": "homeopathy"}, "reference_arm"),
+        ({"subject": "sub-01", "sessions": ["w048"]}, "sessions"),
+        ({"subject": "sub-01", "sessions": []}, "sessions"),
         ({"subject": "sub-01", "sample": 3}, "sample"),
         ({"subject": "sub-01", "error": 0}, "error"),
         ({"subject": "sub-01", "error": 0.5}, "error"),
@@ -346,6 +350,26 @@ def test_a_request_may_change_the_sampler(client: Client) -> None:
     notice = "Drawn with num_steps 4, guidance 2 in place of the bundle's own."
     assert notice in longer["notices"]
     assert notice not in plain["notices"]
+
+
+def test_arms_may_be_compared_from_the_images_before_treatment_alone(
+    client: Client, root: Path
+) -> None:
+    every, start = (
+        client.result(finished(client, client.ask("sub-02", samples=2, sessions=sessions)))
+        for sessions in (None, ["w000"])
+    )
+    assert (every["sessions"], start["sessions"]) == (["w000", "w048"], ["w000"])
+    assert every["arms"] != start["arms"]
+    assert FROM_LATER in every["notices"]
+    assert FROM_START in start["notices"]
+    case = open_store(root / "store.zarr").case("sub-02").index
+    requests = [Request(case, arm, ("w000",)) for arm in range(3)]
+    seeds = {case: sample_seeds(0, "sub-02", 2)}
+    draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
+    found = ensembles(requests, seeds, map(draw, plan(requests, seeds, batch_size=8)))
+    volumes = [float(each.volume.mean()) for each in found]
+    assert [arm["volume_mm3"]["mean"] for arm in start["arms"].values()] == volumes
 
 
 def test_the_engine_outlives_a_caller_whose_loop_is_closed() -> None:

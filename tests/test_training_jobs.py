@@ -31,7 +31,14 @@ CONFIG = {
         "groups": 4,
     },
     "pretrain": {"steps": 4, "batch_size": 4, "warmup": 1, "workers": 0, "checkpoint_every": 2},
-    "finetune": {"steps": 4, "batch_size": 4, "warmup": 1, "workers": 0, "channel_drop": 0.1},
+    "finetune": {
+        "steps": 4,
+        "batch_size": 4,
+        "warmup": 1,
+        "workers": 0,
+        "channel_drop": 0.1,
+        "session_drop": 0.2,
+    },
     "sampler": {"num_steps": 2},
 }
 
@@ -106,6 +113,7 @@ def test_both_jobs_end_in_a_bundle_and_may_be_run_again(
     assert pretrain.main(command) == 0
     assert finetune.main(command) == 0
     bundle = load_bundle(tmp_path / "tiny/bundle")
+    assert bundle.from_start
     assert (bundle.config.arms, bundle.slab, bundle.spacing) == (ARMS, SLAB, SPACING)
 
     assert finetune.main(command) == 0

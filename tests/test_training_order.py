@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.slab import START, named, outside
 from lesioncast.training import noise
 from lesioncast.training.order import active_first, batch_rows, epoch_rows, positions_of
 
@@ -77,6 +79,25 @@ def test_drops_happen_at_their_rates_and_independently() -> None:
     columns = np.column_stack([drawn.arm, whole, drawn.channels[:, 0]])[~whole][:, [0, 2]]
     assert abs(np.corrcoef(columns.T)[0, 1]) < 0.032
     assert abs(np.corrcoef(drawn.arm, whole)[0, 1]) < 0.03
+
+
+def test_later_sessions_drop_at_their_rate_and_leave_the_other_drops_alone() -> None:
+    rates = {"arm_drop": 0.3, "condition_drop": 0.2, "channel_drop": 0.1}
+    later = outside(named(CONDITION), (START,))
+    assert [name for name, dropped in zip(CONDITION, later, strict=True) if not dropped] == [
+        "w000/flair", "w000/t2", "w000/gad",
+    ]  # fmt: skip
+    size = {"batch_size": 20_000, "channels": 7}
+    before = noise.drops(5, 0, **size, **rates)
+    drawn = noise.drops(5, 0, **size, **rates, later=later, session_drop=0.25)
+    np.testing.assert_array_equal(before.arm, drawn.arm)
+    np.testing.assert_array_equal(before.channels[:, ~later], drawn.channels[:, ~later])
+    none = dict.fromkeys(rates, 0.0)
+    alone = noise.drops(5, 0, **size, **none, later=later, session_drop=0.25).channels
+    np.testing.assert_array_equal(alone, alone.any(1)[:, None] & later)
+    assert abs(alone.any(1).mean() - 0.25) < 0.013  # four standard errors
+    others = np.column_stack([drawn.arm, before.channels.all(1), alone.any(1)])
+    assert np.abs(np.corrcoef(others.T) - np.eye(3)).max() < 0.03
 
 
 def test_a_case_draws_the_same_noise_on_whichever_worker() -> None:

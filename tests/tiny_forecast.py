@@ -109,18 +109,19 @@ def fake_draw(
     return masks
 
 
-def write_bundle(path: Path, *, num_steps: int = 3) -> None:
-    """Networks of random weights for the store's cases."""
+def write_bundle(path: Path, *, num_steps: int = 3, from_start: bool = False) -> None:
+    """Networks of random weights for the store's cases, which the condition moves too."""
     torch.manual_seed(0)
     unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET)
     with torch.no_grad():
-        for parameter in unet.parameters():  # the last convolution begins at zero
+        for parameter in (*unet.parameters(), *control.parameters()):  # many begin at zero
             parameter.add_(0.02 * torch.randn_like(parameter))
     config = BundleConfig(
         ModelConfig(SPEC.arms, UNET, objective=ObjectiveConfig(lesion_weight=1.0)),
         SLAB,
         SPEC.spacing,
         SamplerConfig(num_steps=num_steps),
+        from_start=from_start,
     )
     metrics = {"data": "8 training cases of a made-up trial.", "stages": {}}
     save_bundle(path, config, unet=unet.state_dict(), control=control.state_dict(), metrics=metrics)

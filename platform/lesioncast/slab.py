@@ -13,17 +13,34 @@ import numpy.typing as npt
 from storage import CaseArrays
 from storage.layout import CHANNELS, MASKS, SESSIONS, pack_masks, unpack_signs
 
-__all__ = ["CHANNELS", "MASKS", "SESSIONS", "TARGET", "Channels", "encode", "encode_case", "named"]
+__all__ = [
+    "CHANNELS", "MASKS", "SESSIONS", "START", "TARGET", "Channels", "Sessions",
+    "encode", "encode_case", "named", "outside", "sessions_of",
+]  # fmt: skip
 
 # x, in the order in which the network receives it; c_f is the model's (`ControlConfig.condition`).
 TARGET = (("w096", "flair"), ("w096", "net2"))
 
+# The session before any treatment. What a patient's later images show, an arm has had its part in.
+START = SESSIONS[0]
+
 Channels = tuple[tuple[str, str], ...]
+Sessions = tuple[str, ...]
 
 
 def named(names: Iterable[str]) -> Channels:
     """(session, channel) of names such as w000/flair."""
     return tuple((session, channel) for session, channel in (name.split("/") for name in names))
+
+
+def sessions_of(channels: Channels) -> Sessions:
+    """The sessions among the channels, each once."""
+    return tuple(dict.fromkeys(session for session, _ in channels))
+
+
+def outside(channels: Channels, sessions: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which of the channels belong to none of the `sessions`, [channel]."""
+    return np.array([session not in sessions for session, _ in channels], bool)
 
 
 def encode(

@@ -37,7 +37,7 @@ from lesioncast.evaluation.scored import Context
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.draws import sample_seeds
-from lesioncast.slab import named
+from lesioncast.slab import START, named, outside
 from lesioncast.training import noise
 from lesioncast.training.dataset import Cases
 from lesioncast.training.order import Rows, batch_rows
@@ -247,6 +247,8 @@ class Run:
             arm_drop=settings.arm_drop,
             condition_drop=settings.condition_drop,
             channel_drop=settings.channel_drop,
+            later=outside(named(CONDITION), (START,)),
+            session_drop=settings.session_drop,
         )
         chosen, no_arm, no_channel = (
             torch.from_numpy(array).to(self.device) for array in (rows, drops.arm, drops.channels)

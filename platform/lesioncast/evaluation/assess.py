@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 Truth = Mapping[tuple[int, int], int]
 """(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,17 @@ def assess(
     forced: Sequence[int],
     context: Context,
     settings: EvaluationSettings,
+    under_every_arm: Tallies | None = None,
     stated: Mapping[int, Floats] | None = None,
     truth: Truth | None = None,
     validation: Outcomes | None = None,
 ) -> Assessment:
     """Scores the forecast of the test cases beside the baselines fitted on the training cases.
 
-    `tallies` holds every test and validation case under its own arm, and the cases in `forced`
-    under every arm. So do, of every test case where they are known, `stated`, P(active) [arm] of a
-    case as the model states it before it draws, and `truth`.
+    `tallies` holds every test and validation case under its own arm, `under_every_arm`, or else
+    `tallies` too, the cases in `forced` under every arm, from the images of `context.compared`. So
+    do, of every test case where they are known, `stated`, P(active) [arm] of a case as the model
+    states it before it draws, and `truth`.
     """
     arms = context.arms
     bootstrap = Bootstrap(settings.bootstrap, context.seed)
@@ -69,7 +71,7 @@ def assess(
     ladder, effects, p_forced = _under_every_arm(
         train,
         test,
-        tallies,
+        under_every_arm or tallies,
         forced,
         stated=stated or {},
         truth=truth,
@@ -117,6 +119,7 @@ def assess(
         else calibration_record(
             plain.calibration, plain.cases, plain.sampled, arms=arms, bootstrap=bootstrap
         ),
+        "compared": list(context.compared),
         "ladder": ladder,
         "effects": effects,
         "contrasts": contrast_record(

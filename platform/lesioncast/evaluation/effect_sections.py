@@ -4,22 +4,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lesioncast.evaluation.cells import number, table, with_interval
+from lesioncast.slab import START
 
 Record = Mapping[str, Any]
 
 NAMES = {"activity": "Activity", "count": "Lesion count"}
 
 
-def effect_sections(record: Record | None) -> list[str]:
+def told_words(sessions: Sequence[str]) -> str:
+    """By whose images arms were compared."""
+    if tuple(sessions) == (START,):
+        return f"from the images of {START} alone, before any treatment"
+    return f"from the images of {' and '.join(sessions)}"
+
+
+def effect_sections(record: Record | None, sessions: Sequence[str]) -> list[str]:
     """Average and individual effects, the ranking of arms, the value of choosing by the model."""
     if record is None:
         return []
     known = record["ranking"] is not None
     opening = (
-        f"{record['cases']} test cases forced onto every arm, {record['samples']} samples on the "
-        f"same seeds for all arms of a case, each arm minus {record['reference']}. Samples that "
-        "seeds of their own would need for the same Monte Carlo error, times those drawn on common "
-        "seeds, are the last column. "
+        f"{record['cases']} test cases forced onto every arm, {told_words(sessions)}: "
+        f"{record['samples']} samples on the same seeds for all arms of a case, each arm minus "
+        f"{record['reference']}. Samples that seeds of their own would need for the same Monte "
+        "Carlo error, times those drawn on common seeds, are the last column. "
     )
     opening += (
         "True effects are those of the simulated patients, with the luck that each of them had, "
@@ -80,7 +88,7 @@ def _policy(record: Record) -> str:
     )
 
 
-def contrast_section(record: Record) -> str:
+def contrast_section(record: Record, sessions: Sequence[str]) -> str:
     """What was observed within trials, and what no data here can say."""
     rows = [
         [
@@ -97,13 +105,22 @@ def contrast_section(record: Record) -> str:
         "## Observed effects within trials",
         "All cases with an outcome, whatever their split; the model has no part in it. Arms of one "
         "trial were assigned by chance, so these are effects of an arm taken from week 0 on. AIPW "
-        "(Robins et al. 1994) adjusts for the lesions of week 0, cross-fitted in five folds. A "
-        "forecast is told the images of week 48, which show what the arm received has done by "
-        "then, so its effects above answer another question.",
+        "(Robins et al. 1994) adjusts for the lesions of week 0, cross-fitted in five folds. "
+        + _likeness(sessions),
         table(head, rows) if rows else "No trial is named in the case table, so none is known.",
         _not_identified(record["not_identified"]),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _likeness(sessions: Sequence[str]) -> str:
+    told = f"The effects above were forecast {told_words(sessions)}"
+    if tuple(sessions) == (START,):
+        return f"{told}, and answer the same question."
+    return (
+        f"{told}; later ones show what the arm received has done by then, so they answer another "
+        "question."
+    )
 
 
 def _not_identified(pairs: Sequence[Sequence[str]]) -> str:

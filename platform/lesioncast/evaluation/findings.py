@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lesioncast.evaluation.effect_sections import told_words
 from lesioncast.evaluation.ensembles import wilson_interval
 from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION
 from lesioncast.evaluation.published import AUC, LOG_MSE
@@ -37,7 +38,7 @@ def findings(record: Record) -> tuple[Finding, ...]:
         _who(variant),
         _calibration(variant),
         _count(variant),
-        _treatments(record["ladder"], record["warnings"]),
+        _treatments(record),
     )
 
 
@@ -126,7 +127,8 @@ def _count(variant: Record) -> Finding:
     )
 
 
-def _treatments(ladder: Record | None, warnings: Record | None) -> Finding:
+def _treatments(record: Record) -> Finding:
+    ladder, warnings = record["ladder"], record["warnings"]
     title = "What would another treatment have done?"
     caution = f" {warnings['sentences'][0]}" if warnings and warnings["sentences"] else ""
     if ladder is None:
@@ -141,7 +143,8 @@ def _treatments(ladder: Record | None, warnings: Record | None) -> Finding:
     truth = _truth_words(ladder["arms"][arms[0]], ladder["arms"][arms[-1]])
     return Finding(
         title,
-        f"{ladder['cases']} patients were forecast under every arm. {falling_words(ladder)} "
+        f"{ladder['cases']} patients were forecast under every arm, "
+        f"{told_words(record['compared'])}. {falling_words(ladder)} "
         f"{arms[0].capitalize()} minus {arms[-1]}: {gap['value']:.2f} ({size}).{truth}{caution}",
     )
 

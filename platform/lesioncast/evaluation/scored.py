@@ -29,8 +29,8 @@ VARIANTS = {PLAIN: (False, False), "opened": (True, True), "opened_forecast": (T
 
 @dataclass(frozen=True)
 class Context:
-    """What an evaluation is of: names and digests that its record carries, and the index of the arm
-    that effects are taken against."""
+    """What an evaluation is of: names and digests that its record carries, the index of the arm
+    that effects are taken against, and the sessions by whose images arms are compared."""
 
     arms: tuple[str, ...]
     spacing: tuple[float, float, float]
@@ -38,6 +38,7 @@ class Context:
     seed: int
     notices: tuple[str, ...] = ()
     reference: int = 0
+    compared: Sequence[str] = ()
     warnings: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] | None = None
 

@@ -16,7 +16,9 @@ class ForecastSettings:
     `batch_size` draws share forward passes on each of `workers` Ray actors, every one of which
     holds the model (`gpus_per_worker` 0 runs it on one CPU thread). `reference_arm` is what the
     paired differences are taken against. `opening` applies the paper's 5 mm opening before lesions
-    are counted; both counts are written in any case. `slices` is what the figure shows.
+    are counted; both counts are written in any case. `slices` is what the figure shows. `sessions`
+    are those whose images the model is shown, all that it knows where none is named: w000 alone
+    asks what each arm would have done from the start.
     """
 
     samples: int = 32
@@ -27,6 +29,7 @@ class ForecastSettings:
     reference_arm: str = "placebo"
     opening: bool = False
     slices: int = 2
+    sessions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least(2, samples=self.samples)

@@ -5,7 +5,7 @@ from typing import Any
 
 from lesioncast.evaluation.caution import caution_text
 from lesioncast.evaluation.cells import DASH, number, table, with_interval
-from lesioncast.evaluation.effect_sections import contrast_section, effect_sections
+from lesioncast.evaluation.effect_sections import contrast_section, effect_sections, told_words
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE, SOURCE, published
 from lesioncast.evaluation.report import POOLED, WITHIN
 from lesioncast.evaluation.sections import (
@@ -34,15 +34,15 @@ VARIANTS = {
 
 def report_text(record: Record) -> str:
     """tables.md."""
-    sections = [_opening_words(record), cohort_section(record), _ladder(record["ladder"])]
+    sections = [_opening_words(record), cohort_section(record), _ladder(record)]
     for key, variant in record["variants"].items():
         sections += [f"## {VARIANTS[key]}", *_variant(variant, record["methods"])]
     sections += [
         regional_section(record["regional"]),
         mask_section(record["masks"]),
         calibration_section(record),
-        *effect_sections(record["effects"]),
-        contrast_section(record["contrasts"]),
+        *effect_sections(record["effects"], record["compared"]),
+        contrast_section(record["contrasts"], record["compared"]),
         caution_text(record["warnings"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -134,7 +134,8 @@ def _counts(groups: Record, methods: Mapping[str, str]) -> str:
     return f"### Mean lesion count\n\n{table(head, rows)}"
 
 
-def _ladder(ladder: Record | None) -> str:
+def _ladder(record: Record) -> str:
+    ladder = record["ladder"]
     if ladder is None:
         return ""
     rows = [
@@ -158,7 +159,7 @@ def _ladder(ladder: Record | None) -> str:
     ]
     return (
         "## The same patients under every arm\n\n"
-        f"{ladder['cases']} test cases forced onto each arm, {source_words(ladder)}. "
+        f"{ladder['cases']} test cases forced onto each arm, {ladder_words(record)}. "
         f"{falling_words(ladder)} First minus last arm: "
         f"{with_interval(ladder['first_minus_last'])}. Truly active are as many of the same cases "
         "as the simulation says; the training rate is of other patients, those who received the "
@@ -166,11 +167,12 @@ def _ladder(ladder: Record | None) -> str:
     )
 
 
-def source_words(ladder: Record) -> str:
-    """Where the P(active) of a ladder comes from."""
-    if ladder["samples"] is None:
-        return "P(active) as the networks state it before they draw"
-    return f"{ladder['samples']} samples on the same seeds for all arms of a case"
+def ladder_words(record: Record) -> str:
+    """Where the P(active) of the ladder comes from."""
+    told, samples = told_words(record["compared"]), record["ladder"]["samples"]
+    if samples is None:
+        return f"{told}: P(active) as the networks state it before they draw"
+    return f"{told}: {samples} samples on the same seeds for all arms of a case"
 
 
 def falling_words(ladder: Record) -> str:

@@ -1,9 +1,9 @@
 """Which samples make a forecast, and how they become ensembles.
 
-A sample is named by (case, arm, seed). Seed k of a subject depends on the run's seed, the subject
-and k alone. Its arms share it, so that they are compared on common random numbers, and an ensemble
-of 32 begins with the ensemble of 16. Subjects do not, so that a mean over subjects averages the
-luck of the draw too.
+A sample is named by (case, arm, seed) and the sessions whose images are shown. Seed k of a subject
+depends on the run's seed, the subject and k alone. Its arms share it, so that they are compared on
+common random numbers, and an ensemble of 32 begins with the ensemble of 16. Subjects do not, so
+that a mean over subjects averages the luck of the draw too.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from lesioncast.evaluation.ensembles import Counts, Ensemble
 from lesioncast.evaluation.lesions import Lesions, measure
+from lesioncast.slab import Sessions
 from storage import Case
 
 Masks = npt.NDArray[np.bool_]
@@ -25,29 +26,44 @@ Chances = npt.NDArray[np.float64]
 Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
 """(condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2 masks
 [n, s, h, w]."""
-Condition = Callable[[int], Floats]
-"""case index -> condition [channels, s, h, w]."""
+Condition = Callable[[int, Sessions | None], Floats]
+"""(case index, sessions or None for all) -> condition [channels, s, h, w], null outside them."""
 Covariates = Callable[[int], Floats]
 """case index -> encoded covariates [k], NaN where absent."""
 State = Callable[[Floats, Floats], Chances | None]
 """(condition [channels, s, h, w], covariates [k]) -> P(active) under every arm [arm] as the model
 states it before it draws; None for models that only draw."""
-Stated = Mapping[int, Chances]
-"""case index -> P(active) under every arm, of the cases of which it is stated."""
+
+
+class Shown(NamedTuple):
+    """What a model is shown: a case by its index, the images of `sessions` alone; None for all."""
+
+    case: int
+    sessions: Sessions | None = None
+
+
+Stated = Mapping[Shown, Chances]
+"""What was shown -> P(active) under every arm, where it is stated."""
 
 
 class Request(NamedTuple):
-    """One ensemble asked for: a case index under an arm index."""
+    """One ensemble asked for: a case index under an arm index, from the images of `sessions`
+    alone; None for all."""
 
     case: int
     arm: int
+    sessions: Sessions | None = None
+
+    @property
+    def shown(self) -> Shown:
+        """What the model is shown for it."""
+        return Shown(self.case, self.sessions)
 
 
 class Sample(NamedTuple):
     """One sample asked for."""
 
-    case: int
-    arm: int
+    request: Request
     seed: int
 
 
@@ -94,7 +110,7 @@ def plan(
 
     `seeds` holds those of each case, by its index.
     """
-    samples = [Sample(*request, seed) for request in requests for seed in seeds[request.case]]
+    samples = [Sample(request, seed) for request in requests for seed in seeds[request.case]]
     return [
         tuple(samples[start : start + batch_size]) for start in range(0, len(samples), batch_size)
     ]
@@ -110,7 +126,10 @@ def nothing_stated(condition: Floats, covariates: Floats) -> None:  # noqa: ARG0
 
 
 class Sampler:
-    """Draws batches with one model and counts lesions where the masks are made."""
+    """Draws batches with one model and counts lesions where the masks are made.
+
+    `compared` are sessions of which the model also states P(active), of every case that it draws.
+    """
 
     def __init__(
         self,
@@ -120,40 +139,47 @@ class Sampler:
         spacing: tuple[float, float, float],
         covariates: Covariates = no_covariates,
         state: State = nothing_stated,
+        compared: Sessions | None = None,
     ) -> None:
-        self._draw, self._state = draw, state
+        self._draw, self._state, self._compared = draw, state, compared
         self._condition = condition
         self._covariates = covariates
         self._spacing = spacing
 
     def __call__(self, batch: Batch) -> Drawn:
-        cases = {sample.case for sample in batch}
-        read = {case: (self._condition(case), self._covariates(case)) for case in cases}
-        conditions, covariates = zip(*(read[sample.case] for sample in batch), strict=True)
+        shown = [sample.request.shown for sample in batch]
+        read = {each: self._read(each) for each in dict.fromkeys(shown)}
+        conditions, covariates = zip(*(read[each] for each in shown), strict=True)
         masks = self._draw(
             np.stack(conditions),
-            np.array([sample.arm for sample in batch], np.int64),
+            np.array([sample.request.arm for sample in batch], np.int64),
             [sample.seed for sample in batch],
             np.stack(covariates),
         )
-        stated = {case: self._state(*given) for case, given in read.items()}
+        if self._compared is not None:
+            others = {Shown(each.case, self._compared) for each in shown} - read.keys()
+            read |= {each: self._read(each) for each in others}
+        stated = {each: self._state(*given) for each, given in read.items()}
         return Drawn(
             packed=np.packbits(masks, axis=-1),
             width=masks.shape[-1],
             lesions=tuple(measure(mask, self._spacing) for mask in masks),
-            stated={case: each for case, each in stated.items() if each is not None},
+            stated={key: each for key, each in stated.items() if each is not None},
         )
+
+    def _read(self, shown: Shown) -> tuple[Floats, Floats]:
+        return self._condition(*shown), self._covariates(shown.case)
 
 
 class Gathered(NamedTuple):
-    """All samples of one request, before they become an ensemble; `chances` [arm] are what is
-    stated of the case, if anything."""
+    """All samples of one request, before they become an ensemble; `all_stated` holds what is
+    stated of its case, if anything, and of others that were drawn beside it."""
 
     request: Request
     seeds: Seeds
     masks: Masks  # [k, s, h, w]
     lesions: tuple[Lesions, ...]
-    chances: Chances | None
+    all_stated: Stated
 
     @property
     def plain(self) -> Counts:
@@ -168,7 +194,8 @@ class Gathered(NamedTuple):
     @property
     def stated(self) -> float | None:
         """P(active) under the arm of the request as stated."""
-        return None if self.chances is None else float(self.chances[self.request.arm])
+        chances = self.all_stated.get(self.request.shown)
+        return None if chances is None else float(chances[self.request.arm])
 
 
 def gather(
@@ -181,8 +208,7 @@ def gather(
     flat = _unbatched(drawn)
     for request in requests:
         masks, lesions, stated = zip(*islice(flat, len(seeds[request.case])), strict=True)
-        chances = stated[0].get(request.case)
-        yield Gathered(request, seeds[request.case], np.stack(masks), lesions, chances)
+        yield Gathered(request, seeds[request.case], np.stack(masks), lesions, stated[0])
 
 
 def ensembles(

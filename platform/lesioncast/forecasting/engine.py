@@ -21,11 +21,12 @@ from lesioncast.forecasting.draws import (
     Covariates,
     Draw,
     Sampler,
+    Shown,
     State,
     Stated,
 )
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.slab import Channels, encode_case, named
+from lesioncast.slab import START, Channels, Sessions, encode_case, named, outside, sessions_of
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
 from storage import Location, Store, open_store
 
@@ -37,13 +38,15 @@ def build_sampler(
     device: str,
     inputs: str | None = None,
     sampler: SamplerConfig | None = None,
+    compared: Sessions | None = None,
 ) -> Sampler:
     """What a Ray actor holds: the networks on `device` and the open store.
 
     Draws as the bundle was shipped to, or with another `sampler`. On the CPU one thread a process:
     the actors are the parallelism. `inputs` is that of the table in which the cases to draw were
-    found. Raises ForecastError where the bundle and the store do not fit, StoreError where the
-    store was converted anew since then, so that a case's index may be another patient's.
+    found; `compared` as in Sampler. Raises ForecastError where the bundle and the store do not fit,
+    StoreError where the store was converted anew since then, so that a case's index may be another
+    patient's.
     """
     if device == "cpu":
         torch.set_num_threads(1)
@@ -58,6 +61,7 @@ def build_sampler(
         spacing=opened.spec.spacing,
         covariates=store_covariates(opened, loaded.config.covariates),
         state=bundle_state(loaded, device=device),
+        compared=compared,
     )
 
 
@@ -81,10 +85,14 @@ def require_fit(bundle: Bundle, store: Store) -> None:
 
 
 def store_condition(store: Store, channels: Channels) -> Condition:
-    """c_f of a case by its index, with the channels named; absent ones are null."""
+    """c_f of a case by its index, with the channels named; absent ones are null, and so are those
+    of other sessions where some are named."""
 
-    def condition(index: int) -> npt.NDArray[np.float32]:
-        return encode_case(store.read(index), channels=channels)
+    def condition(index: int, sessions: Sessions | None = None) -> npt.NDArray[np.float32]:
+        encoded = encode_case(store.read(index), channels=channels)
+        if sessions is not None:
+            encoded[outside(channels, sessions)] = 0
+        return encoded
 
     return condition
 
@@ -132,17 +140,46 @@ def bundle_state(bundle: Bundle, *, device: str) -> State:
     return state
 
 
-def stated_of(bundle: Bundle, store: Store, case: int) -> Stated:
+def stated_of(bundle: Bundle, store: Store, shown: Shown) -> Stated:
     """What the bundle, on the CPU, states of one case; nothing where it does not."""
     condition = store_condition(store, named(bundle.config.control.condition))
     covariates = store_covariates(store, bundle.config.covariates)
-    chances = bundle_state(bundle, device="cpu")(condition(case), covariates(case))
-    return {} if chances is None else {case: chances}
+    chances = bundle_state(bundle, device="cpu")(condition(*shown), covariates(shown.case))
+    return {} if chances is None else {shown: chances}
 
 
-def sessions_seen(bundle: Bundle) -> tuple[str, ...]:
+def sessions_seen(bundle: Bundle) -> Sessions:
     """The sessions among the channels of the bundle's condition."""
-    return tuple(dict.fromkeys(session for session, _ in named(bundle.config.control.condition)))
+    return sessions_of(named(bundle.config.control.condition))
+
+
+def session_choices(bundle: Bundle) -> tuple[Sessions, ...]:
+    """What a forecast may show the bundle: all sessions that it sees, or w000 alone where it was
+    trained for that."""
+    seen = sessions_seen(bundle)
+    return (seen, (START,)) if bundle.from_start and seen != (START,) else (seen,)
+
+
+def shown_sessions(bundle: Bundle, wanted: Sequence[str]) -> Sessions:
+    """Those `wanted`, or all where none is. ForecastError where the bundle was not trained so."""
+    choices = session_choices(bundle)
+    if wanted and tuple(wanted) not in choices:
+        raise ForecastError(
+            f"forecast.sessions: expected {either(choices)}, got {', '.join(wanted)}; to show "
+            f"{START} alone, train stage 2 with finetune.session_drop above 0"
+        )
+    return tuple(wanted) or choices[0]
+
+
+def either(choices: Sequence[Sessions]) -> str:
+    """The choices in words."""
+    return " or else ".join(", ".join(each) for each in choices)
+
+
+def sessions_compared(bundle: Bundle) -> Sessions | None:
+    """Those that the bundle is shown where the arms of a patient are compared: w000 alone, where
+    it was trained for that, since later images show what the arm received has done. None: all."""
+    return (START,) if bundle.from_start else None
 
 
 def bundle_remark(bundle: Path) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ HEAT = LinearSegmentedColormap.from_list(
 LEAST_SCALE = 0.2
 FOOTER_WIDTH = 145  # characters that fit beside the scale bar
 PANEL_INCHES = 1.95
-HEADER_INCHES, STRIP_INCHES, FOOTER_INCHES = 0.95, 0.95, 1.0
+HEADER_INCHES, STRIP_INCHES, FOOTER_INCHES, LINE_INCHES = 0.95, 0.95, 1.0, 0.17
 GREYS = LinearSegmentedColormap.from_list("greys", [BACKGROUND, "#ffffff"])
 WORDS = {"NE": "no proven", "LE": "low", "MiE": "mild", "MoE": "moderate", "HE": "high"}
 EFFICACY = {
@@ -47,9 +47,12 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
     """
     shown = choose_slices(view, slices)
     window_hw = crop(view, shown)
-    figure, grid = _canvas(view, window_hw, rows=len(shown), columns=1 + len(view.probability))
+    footer = _footer(record, _outlined(view, shown, record))
+    room = max(FOOTER_INCHES, 0.35 + LINE_INCHES * len(footer))
+    columns = 1 + len(view.probability)
+    figure, grid = _canvas(view, window_hw, rows=len(shown), columns=columns, room=room)
     scale, grey = Normalize(0, _top(view, shown)), Normalize(*window(view))
-    _head_column(figure.add_subplot(grid[0, 0]))
+    _head_column(figure.add_subplot(grid[0, 0]), seen="w048" in record["sessions"])
     for column, arm in enumerate(view.probability, 1):
         _arm_column(figure.add_subplot(grid[0, column]), arm, record["arms"][arm])
     for row, index in enumerate(shown, 1):
@@ -61,8 +64,8 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
             draw_heat(axes, view.probability[arm][index][window_hw], view, scale)
             if record["arms"][arm]["received"]:
                 draw_outline(axes, view, index, window_hw)
-    _words(figure, record, outlined=_outlined(view, shown, record))
-    _scale_bar(figure, scale)
+    _words(figure, record, footer, room=room)
+    _scale_bar(figure, scale, room=room)
     return figure
 
 
@@ -75,14 +78,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _canvas(
-    view: View, window_hw: tuple[slice, slice], *, rows: int, columns: int
+    view: View, window_hw: tuple[slice, slice], *, rows: int, columns: int, room: float
 ) -> tuple[Figure, GridSpec]:
     height, width = (
         (part.stop - part.start) * size
         for part, size in zip(window_hw, view.spacing[1:], strict=True)
     )
     panel = PANEL_INCHES * height / width
-    tall = HEADER_INCHES + STRIP_INCHES + rows * panel + FOOTER_INCHES
+    tall = HEADER_INCHES + STRIP_INCHES + rows * panel + room
     figure = Figure(figsize=(columns * PANEL_INCHES + 0.5, tall), facecolor=BACKGROUND)
     grid = GridSpec(
         rows + 1,
@@ -92,7 +95,7 @@ def _canvas(
         left=0.25 / figure.get_figwidth(),
         right=1 - 0.25 / figure.get_figwidth(),
         top=1 - HEADER_INCHES / tall,
-        bottom=FOOTER_INCHES / tall,
+        bottom=room / tall,
         wspace=0.03,
         hspace=0.02,
     )
@@ -110,11 +113,12 @@ def _bare(axes: Axes) -> None:
     axes.set_facecolor(BACKGROUND)
 
 
-def _head_column(axes: Axes) -> None:
+def _head_column(axes: Axes, *, seen: bool) -> None:
+    note = "the last scan before the forecast" if seen else "not shown to the model"
     _bare(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.text(0.03, 0.82, "FLAIR, week 48", color=TEXT, fontsize=11, weight="bold", va="center")
-    axes.text(0.03, 0.55, "the last scan before the forecast", color=DIM, fontsize=8, va="center")
+    axes.text(0.03, 0.55, note, color=DIM, fontsize=8, va="center")
     axes.text(0.97, 0.34, "P(active)", color=DIM, fontsize=8, va="center", ha="right")
     axes.text(0.97, 0.10, "lesions expected", color=DIM, fontsize=8, va="center", ha="right")
 
@@ -204,7 +208,7 @@ def _outlined(view: View, shown: list[int], record: Record) -> str:
     return f"Outline: lesions observed at week 96 ({number} in the slab{here}). "
 
 
-def _words(figure: Figure, record: Record, *, outlined: str) -> None:
+def _words(figure: Figure, record: Record, footer: Sequence[str], *, room: float) -> None:
     tall, wide = figure.get_figheight(), figure.get_figwidth()
     left = 0.3 / wide
     figure.text(
@@ -217,8 +221,9 @@ def _words(figure: Figure, record: Record, *, outlined: str) -> None:
         va="center",
     )
     figure.text(left, 1 - 0.68 / tall, _subtitle(record), color=DIM, fontsize=9.5, va="center")
-    for row, line in enumerate(_footer(record, outlined)):
-        figure.text(left, (0.74 - 0.17 * row) / tall, line, color=DIM, fontsize=8, va="center")
+    for row, line in enumerate(footer):
+        height = (room - 0.26 - LINE_INCHES * row) / tall
+        figure.text(left, height, line, color=DIM, fontsize=8, va="center")
 
 
 def _subtitle(record: Record) -> str:
@@ -247,9 +252,9 @@ def _footer(record: Record, outlined: str) -> list[str]:
     ]
 
 
-def _scale_bar(figure: Figure, scale: Normalize) -> None:
+def _scale_bar(figure: Figure, scale: Normalize, *, room: float) -> None:
     tall, wide = figure.get_figheight(), figure.get_figwidth()
-    axes = figure.add_axes((1 - 3.1 / wide, 0.62 / tall, 2.8 / wide, 0.09 / tall))
+    axes = figure.add_axes((1 - 3.1 / wide, (room - 0.38) / tall, 2.8 / wide, 0.09 / tall))
     bar = figure.colorbar(ScalarMappable(scale, HEAT), cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
     top = float(scale.vmax or 1)

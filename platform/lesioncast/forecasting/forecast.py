@@ -71,7 +71,8 @@ def forecast_batches(
     cases: Sequence[Case], *, arms: int, settings: ForecastSettings, seed: int
 ) -> tuple[list[Request], dict[int, Seeds], list[Batch]]:
     """Every case under every arm on the same seeds: requests, seeds by case, and batches."""
-    requests = [Request(case.index, arm) for case in cases for arm in range(arms)]
+    sessions = settings.sessions or None
+    requests = [Request(case.index, arm, sessions) for case in cases for arm in range(arms)]
     seeds = seeds_of(cases, seed=seed, samples=settings.samples)
     return requests, seeds, plan(requests, seeds, batch_size=settings.batch_size)
 

@@ -1,10 +1,11 @@
 """The cases of an evaluation, measured and drawn on Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from lesioncast.cohort.truth import has_truth, true_net2
 from lesioncast.covariates import fit_covariates
@@ -26,13 +27,14 @@ from lesioncast.forecasting.draws import (
     Chances,
     Gathered,
     Request,
-    Stated,
+    Shown,
     gather,
     plan,
     seeds_of,
 )
-from lesioncast.forecasting.engine import build_sampler, device_of
+from lesioncast.forecasting.engine import build_sampler, device_of, sessions_compared
 from lesioncast.forecasting.errors import ForecastError
+from lesioncast.slab import Sessions
 from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 
@@ -52,14 +54,23 @@ class HeldOut:
         """The cases that are forecast."""
         return (*self.test, *self.validation)
 
-    def requests(self, *, arms: int) -> list[Request]:
-        """Every drawn case under its own arm, the forced ones under all; none twice."""
-        forced = set(self.forced)
-        return [
-            Request(case.index, arm)
-            for case in self.drawn
-            for arm in (range(arms) if case.index in forced else (case.arm_index,))
-        ]
+    def own(self) -> list[Request]:
+        """Every drawn case under the arm that it received."""
+        return [Request(case.index, case.arm_index) for case in self.drawn]
+
+    def under_every_arm(self, *, arms: int, sessions: Sessions | None) -> list[Request]:
+        """The forced cases under every arm, shown the images of `sessions` alone."""
+        return [Request(case, arm, sessions) for case in self.forced for arm in range(arms)]
+
+
+class Answers(NamedTuple):
+    """What the model answers: `own`, every drawn case under the arm that it received;
+    `under_every_arm` the forced cases, and `stated`, P(active) [arm] of all cases where the model
+    states it, both from the sessions by which arms are compared."""
+
+    own: Tallies
+    under_every_arm: Tallies
+    stated: Mapping[int, Chances]
 
 
 def held_out(store: Store, settings: EvaluationSettings) -> HeldOut:
@@ -117,35 +128,46 @@ def measure(
 
 def draw_tallies(
     store: Store, cases: HeldOut, bundle: Bundle, *, settings: EvaluationSettings, seed: int
-) -> tuple[Tallies, Stated]:
-    """What is kept of every ensemble that the evaluation asks for, drawn on Ray actors; and what
-    the model states of each case under every arm, where it does.
+) -> Answers:
+    """What is kept of every ensemble that the evaluation asks for, drawn on Ray actors.
 
     Masks are compared as they arrive, one ensemble at a time, and let go.
     """
-    requests = cases.requests(arms=len(store.spec.arms))
+    compared = sessions_compared(bundle)
+    own = cases.own()
+    forced = cases.under_every_arm(arms=len(store.spec.arms), sessions=compared)
+    requests = list(dict.fromkeys([*own, *forced]))
     seeds = seeds_of(cases.drawn, seed=seed, samples=settings.samples)
     batches = plan(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(
-        build_sampler, bundle.path, store.path, device=device_of(gpus), inputs=store.table.inputs
+        build_sampler,
+        bundle.path,
+        store.path,
+        device=device_of(gpus),
+        inputs=store.table.inputs,
+        compared=compared,
     )
     drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     counted = with_progress(drawn, total=len(batches), label="batches drawn")
     tested = {case.index for case in cases.test}
-    tallies: dict[tuple[int, int], Tally] = {}
-    stated: dict[int, Chances] = {}
+    tallies: dict[Request, Tally] = {}
+    stated: dict[Shown, Chances] = {}
     for samples in gather(requests, seeds, counted):
-        case = samples.request.case
-        tallies[samples.request] = tally_of(samples, store, tested=case in tested)
-        if samples.chances is not None:
-            stated[case] = samples.chances
-    return tallies, stated
+        request = samples.request
+        scored = request.case in tested and request.sessions is None  # by all that is known
+        tallies[request] = tally_of(samples, store, tested=scored)
+        stated |= samples.all_stated
+    return Answers(
+        {(asked.case, asked.arm): tallies[asked] for asked in own},
+        {(asked.case, asked.arm): tallies[asked] for asked in forced},
+        {shown.case: each for shown, each in stated.items() if shown.sessions == compared},
+    )
 
 
 def tally_of(samples: Gathered, store: Store, *, tested: bool) -> Tally:
     """The counts of one ensemble, and of a `tested` case on its own arm where its lesions lie."""
-    case, arm = samples.request
+    case, arm, _ = samples.request
     observed = None
     if tested and store.cases[case].arm_index == arm:
         observed = observed_of(store.read(case))

@@ -1,9 +1,11 @@
 """What every forecast has to say about itself."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lesioncast.evaluation.card import CardError, read_sentences
 from lesioncast.forecasting.errors import ForecastError
+from lesioncast.slab import START
 
 RESEARCH_USE = "Research use only; not a medical device."
 PREDICTED = "Predicted, not observed."
@@ -12,10 +14,23 @@ POSITIVITY = (
     "arm and scanner are confounded: the model may have seen no patient like this one on that arm, "
     "and nothing in the data can show that its answer is right."
 )
+FROM_START = (
+    f"Shown the images of {START} alone, before any treatment: each arm is forecast as if taken "
+    "from then on."
+)
+FROM_LATER = (
+    f"The images shown after {START} tell what the arm received has done by then, so forecasts "
+    "under other arms do not say what these would have done from the start."
+)
 NOT_EVALUATED = (
     "This bundle has not been evaluated: whether arm and trial can be told from the images, and "
     "which arms share a trial, was not measured."
 )
+
+
+def shown_remark(sessions: Sequence[str]) -> str:
+    """What arms that are compared by the images of these sessions can say."""
+    return FROM_START if tuple(sessions) == (START,) else FROM_LATER
 
 
 def evaluated_warnings(bundle: Path, digest: str) -> tuple[str, ...]:

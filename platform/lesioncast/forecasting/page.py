@@ -7,7 +7,7 @@ from typing import Any
 
 from lesioncast.evaluation.cells import number, table, with_interval
 from lesioncast.evaluation.report import POOLED, WITHIN
-from lesioncast.evaluation.tables import NAMES, falling_words, source_words
+from lesioncast.evaluation.tables import NAMES, falling_words, ladder_words
 
 Record = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def evaluation_section(record: Record, *, heading: str, figure: str | None = Non
         f"week 96; {record['samples']} samples each; bundle `{record['bundle'][:12]}`.",
         table(head, rows),
         _gaps(variant["differences"], record["methods"]),
-        _ladder(record["ladder"]),
+        _ladder(record),
         f"![evaluation]({figure})" if figure else "",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -48,7 +48,8 @@ def _gaps(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
     return "Paired on the same subjects (95 % bootstrap interval):\n\n" + "\n".join(lines)
 
 
-def _ladder(ladder: Record | None) -> str:
+def _ladder(record: Record) -> str:
+    ladder = record["ladder"]
     if ladder is None:
         return ""
     rows = [
@@ -57,7 +58,7 @@ def _ladder(ladder: Record | None) -> str:
     ]
     head = ["arm", "mean P(active)", "truly active", "active, training patients of the arm"]
     return (
-        f"The same {ladder['cases']} subjects under every arm, {source_words(ladder)}. "
+        f"The same {ladder['cases']} subjects under every arm, {ladder_words(record)}. "
         f"{falling_words(ladder)} First minus last arm: "
         f"{with_interval(ladder['first_minus_last'])}.\n\n{table(head, rows)}"
     )

@@ -66,6 +66,7 @@ def summarise(
         "warnings": list(provenance.warnings),
         "bundle": provenance.bundle,
         "case": provenance.case,
+        "sessions": list(provenance.sessions),
         "seed": provenance.seed,
         "samples": len(seeds),
         "seeds": list(seeds),

@@ -41,12 +41,16 @@ FILES = (UNET_FILE, CONTROL_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What a bundle's weights are for: `slab` (s, h, w) in voxels, its `spacing` in mm."""
+    """What a bundle's weights are for: `slab` (s, h, w) in voxels, its `spacing` in mm.
+
+    `from_start`: they were trained to answer from the images of w000 alone, too.
+    """
 
     model: ModelConfig
     slab: tuple[int, int, int]
     spacing: tuple[float, float, float]
     sampler: SamplerConfig
+    from_start: bool = False
     schema: int = SCHEMA
 
 
@@ -61,6 +65,7 @@ class Bundle:
     spacing: tuple[float, float, float]
     sampler: SamplerConfig
     digest: str
+    from_start: bool = False
 
 
 def save_bundle(
@@ -107,6 +112,7 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
         spacing=config.spacing,
         sampler=config.sampler,
         digest=bundle_digest(path),
+        from_start=config.from_start,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lesioncast.slab import START
+
 if TYPE_CHECKING:
     from lesioncast.training.bundle import BundleConfig
 
@@ -18,7 +20,7 @@ draw masks of the new and enlarging T2 lesions (NET2) at week 96: the method of 
 - Data: {data}
 - Arms: {arms}. In the paper the arms come from different trials, so that arm and scanner are
   confounded; a counterfactual answer holds only for patients who could have been given that arm.
-{covariates}{loads}- Slab: {slab} voxels (s, h, w) of {spacing} mm.
+{covariates}{start}{loads}- Slab: {slab} voxels (s, h, w) of {spacing} mm.
 - Sampler: {solver}, {num_steps} steps, guidance {guidance}.
 - Weights: moving averages of the parameters, float32.
 
@@ -42,6 +44,7 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         data=metrics["data"],
         arms=", ".join(config.model.arms),
         covariates=_covariates(config),
+        start=_start(config),
         loads=_loads(config),
         slab=" x ".join(map(str, config.slab)),
         spacing=" x ".join(f"{size:g}" for size in config.spacing),
@@ -49,6 +52,16 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         num_steps=config.sampler.num_steps,
         guidance=config.sampler.guidance,
         stages="\n".join(stages),
+    )
+
+
+def _start(config: BundleConfig) -> str:
+    if not config.from_start:
+        return ""
+    return (
+        f"- To compare arms for a patient, show the images of {START} alone: later ones show what\n"
+        "  the arm received has done, so that with them a forecast under another arm does not say\n"
+        "  what that arm would have done from the start.\n"
     )
 
 

@@ -25,7 +25,13 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
     assert stage.pretrained is not None
     digest = save_bundle(
         path,
-        BundleConfig(stage.experiment.model, store.spec.slab, store.spec.spacing, sampler),
+        BundleConfig(
+            stage.experiment.model,
+            store.spec.slab,
+            store.spec.spacing,
+            sampler,
+            from_start=stage.settings.session_drop > 0,
+        ),
         unet=stage.pretrained.tensors(EMA, UNET),
         control=last.tensors(EMA, CONTROL),
         metrics={

@@ -140,6 +140,8 @@ def batches(
             channel_drop=settings.channel_drop,
             covariates=len(stage.experiment.model.covariates),
             covariate_drop=settings.covariate_drop,
+            later=stage.later,
+            session_drop=settings.session_drop,
         )
         batch = cases.batch(
             active_first(rows, cases.active)[worker.positions],

@@ -54,15 +54,22 @@ def drops(
     channel_drop: float,
     covariates: int = 0,
     covariate_drop: float = 0.0,
+    later: npt.NDArray[np.bool_] | None = None,
+    session_drop: float = 0.0,
 ) -> Drops:
-    """Arm, condition (all channels), single channels, all and single covariates fall away
-    independently; covariates draw from a stream of their own, so that the others keep theirs.
+    """Arm, condition (all channels), single channels, all `later` channels [channels], all and
+    single covariates fall away independently; covariates and later channels draw from streams of
+    their own, so that the others keep theirs.
     """
     u = generator(Stream.DROPS, seed, step).random((batch_size, 2 + channels))
     v = generator(Stream.COVARIATE_DROPS, seed, step).random((batch_size, 1 + covariates))
+    lost = (u[:, 1:2] < condition_drop) | (u[:, 2:] < channel_drop)
+    if later is not None:
+        w = generator(Stream.SESSION_DROPS, seed, step).random((batch_size, 1))
+        lost |= (w < session_drop) & later
     return Drops(
         arm=u[:, 0] < arm_drop,
-        channels=(u[:, 1:2] < condition_drop) | (u[:, 2:] < channel_drop),
+        channels=lost,
         covariates=(v[:, :1] < covariate_drop) | (v[:, 1:] < channel_drop),
     )
 

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     NOISE = 3
     DROPS = 4
     COVARIATE_DROPS = 5
+    SESSION_DROPS = 6
 
 
 def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:

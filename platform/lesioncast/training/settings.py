@@ -27,8 +27,10 @@ class TrainSettings:
     `learning_rate` precede a cosine to zero. `ema` is the decay of the averaged weights once warm.
     `arm_drop`, `condition_drop` and `covariate_drop` are the rates at which a case loses its arm,
     all of its condition, and all of its covariates; `channel_drop` that of each condition channel
-    and each covariate on its own. `balanced` takes as many inactive as active cases each epoch.
-    `flair_weight`, where given, replaces the objective's for this stage: 0 trains NET2 alone.
+    and each covariate on its own; `session_drop` that of all images later than w000: with it, one
+    model also answers from w000 alone (paper, section 4.4). `balanced` takes as many inactive as
+    active cases each epoch. `flair_weight`, where given, replaces the objective's for this stage: 0
+    trains NET2 alone.
 
     `workers` 0 trains in the calling process. With `min_workers` a run goes on with so many where
     the cluster has no room for all, and takes them on again when it has. `threads` are CPUs per
@@ -48,6 +50,7 @@ class TrainSettings:
     arm_drop: float = 0.1
     condition_drop: float = 0.0
     channel_drop: float = 0.0
+    session_drop: float = 0.0
     covariate_drop: float = 0.0
     balanced: bool = False
     flair_weight: float | None = None
@@ -69,7 +72,8 @@ class TrainSettings:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("learning_rate", "gradient_clip"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("ema", "arm_drop", "condition_drop", "channel_drop", "covariate_drop"):
+        rates = ("arm_drop", "condition_drop", "channel_drop", "session_drop", "covariate_drop")
+        for name in ("ema", *rates):
             _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         _require(
             self.workers <= self.batch_size,

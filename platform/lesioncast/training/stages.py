@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from lesioncast.diffusion.load import with_lesions
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.unet import UNet
-from lesioncast.slab import SESSIONS, TARGET, Channels, named
+from lesioncast.slab import SESSIONS, START, TARGET, Channels, named, outside, sessions_of
 from lesioncast.training.cache import CaseCache, training_cases
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.placement import GIB
@@ -157,9 +158,14 @@ class Stage:
         return None if self.pretrained is None else named(self.experiment.model.control.condition)
 
     @property
+    def later(self) -> npt.NDArray[np.bool_]:
+        """Which of the model's channels were seen after w000, [channel]."""
+        return outside(named(self.experiment.model.control.condition), (START,))
+
+    @property
     def cases(self) -> CaseCache:
         """The cases with the sessions that these networks see: in stage 1 w096 alone."""
-        seen = {session for session, _ in (*TARGET, *(self.condition or ()))}
+        seen = sessions_of((*TARGET, *(self.condition or ())))
         return replace(
             self.experiment.cases,
             sessions=tuple(session for session in SESSIONS if session in seen),
