@@ -41,6 +41,7 @@ GONE = (
     EngineStoppedError,
 )
 TRIES, FIRST_WAIT, LONGEST_WAIT = 20, 0.5, 10.0
+LIGHT = {"num_cpus": 0.1}  # above 0, so that a head without CPUs is left in peace
 FAN_OUT = 4096  # above any peak: what really runs at a time is bounded by the engine's slots
 
 
@@ -173,11 +174,9 @@ def build(args: Settings) -> ray_serve.Application:
     )
     return (
         deployment(Ingress)
-        .options(ray_actor_options={"num_cpus": 0})
+        .options(ray_actor_options=LIGHT)
         .bind(
             settings,
-            deployment(ForecasterReplica)
-            .options(ray_actor_options={"num_cpus": 0})
-            .bind(settings, sampler),
+            deployment(ForecasterReplica).options(ray_actor_options=LIGHT).bind(settings, sampler),
         )
     )

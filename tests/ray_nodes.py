@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +41,8 @@ class Node:
     def kill(self) -> None:
         """SIGKILL to every process, as where the machine is gone."""
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one may end with its parent
+                os.kill(pid, signal.SIGKILL)
         self.process.wait(timeout=60)
 
 
@@ -54,17 +55,18 @@ class Nodes:
     address: str = ""
     dashboard: str = ""
     started: list[Node] = field(default_factory=list)
+    ports: Mapping[str, int] = field(default_factory=dict)
 
-    def head(self, *options: str) -> Node:
-        """Start the head; returns when its dashboard answers."""
+    def head(self, *options: str, host: str = "127.0.0.1", inside: Sequence[str] = ()) -> Node:
+        """Start the head at `host`, again at the same ports; returns when its dashboard answers."""
         names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.address = f"127.0.0.1:{ports['port']}"
-        self.dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
-        given = [f"--{name}={port}" for name, port in ports.items()]
+        self.ports = self.ports or dict(zip(names, free_ports(len(names)), strict=True))
+        self.address = f"{host}:{self.ports['port']}"
+        self.dashboard = f"http://{host}:{self.ports['dashboard-port']}"
+        given = [f"--{name}={port}" for name, port in self.ports.items()]
         head = self._start(
             "head", "--head", f"--temp-dir={self.folder}/ray", "--disable-usage-stats", *given,
-            *options,
+            *options, inside=inside,
         )  # fmt: skip
         self._wait_until(head, lambda: _answers(f"{self.dashboard}/api/version"))
         return head

@@ -102,6 +102,11 @@ class Trial:
         """What the run has logged."""
         return read_metrics(self.folder / run / "pretrain")
 
+    def workers(self) -> int:
+        """How many workers of Ray Train there are now."""
+        nodes = self.alive.values()
+        return sum(len(node.processes("ray::RayTrainWorker")) for node in nodes)
+
     def victim(self, title: str = "ray::RayTrainWorker") -> tuple[str, int]:
         """A process of the cluster, with its node."""
         for name, node in {**self.alive, "head": self.cluster.started[0]}.items():
@@ -128,13 +133,29 @@ def struck(trial: Trial, run: str, strike: Callable[[], None], *overrides: str) 
     """The output of a run that is struck amid its steps, and what it had saved before that."""
     trial.join()
     driver = trial.cluster.start(*trial.command(run, *overrides))
-    at = SAVED_EVERY + SAVED_EVERY // 2
-    until = time.monotonic() + 180
-    while not any(line["step"] >= at for line in trial.log(run)):
-        assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < until, "training does not begin"
-        time.sleep(0.02)
+    wait(driver, lambda: reached(trial, run, SAVED_EVERY + SAVED_EVERY // 2))
     strike()
+    return ended(driver)
+
+
+def reached(trial: Trial, run: str, step: float) -> bool:
+    """Whether the log has come so far."""
+    return any(line["step"] >= step for line in trial.log(run))
+
+
+def wait(driver: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
+    """Until it holds, while the driver lives."""
+    until = time.monotonic() + 180
+    while not holds():
+        assert driver.poll() is None, driver.communicate()[0]
+        if time.monotonic() > until:
+            driver.kill()
+            raise AssertionError(f"what was waited for never came: {driver.communicate()[0]}")
+        time.sleep(0.02)
+
+
+def ended(driver: "subprocess.Popen[str]") -> str:
+    """All that it said, and how it ended."""
     output, _ = driver.communicate(timeout=300)
     return f"{output}\nexit code {driver.returncode}"
 
@@ -158,7 +179,7 @@ def resumed_at(output: str) -> list[int]:
 
     Nodes of one machine share a folder of logs, so that each line arrives once a node.
     """
-    steps = re.findall(rf"pretrain: step (\d+) of {STEPS}", output)
+    steps = re.findall(r"pretrain: step (\d+) of \d+", output)
     return [int(step) for step, _ in groupby(steps)]
 
 
@@ -193,6 +214,31 @@ def test_a_lost_node_is_done_without(trial: Trial) -> None:
     assert output.endswith("exit code 0"), output
     assert resumed_at(output)[-1] >= SAVED_EVERY
     assert_as_if_nothing_had_happened(trial, "node")
+
+
+def test_training_shrinks_with_the_cluster_and_grows_again(trial: Trial) -> None:
+    """Other workers sum gradients in another order, so losses agree, but not to the last bit."""
+    # Long enough for nodes to come and go: Ray Train looks for more workers once a minute.
+    longer = "batch_size=64", "steps=1400"
+    alone = trial.cluster.run(*trial.command("alone", *longer, "workers=0"))
+    assert alone.returncode == 0, alone.stdout
+    trial.join()
+    driver = trial.cluster.start(*trial.command("elastic", *longer, "min_workers=2"))
+    wait(driver, lambda: reached(trial, "elastic", SAVED_EVERY + SAVED_EVERY // 2))
+    assert trial.workers() == WORKERS
+    for name in list(trial.alive)[:2]:
+        trial.alive.pop(name).kill()
+    struck_at = trial.log("elastic")[-1]["step"]
+    wait(driver, lambda: trial.workers() == 2 and reached(trial, "elastic", struck_at + 1))
+    trial.join()
+    wait(driver, lambda: trial.workers() == WORKERS)
+    grown_at = trial.log("elastic")[-1]["step"]
+    output = ended(driver)
+    assert output.endswith("exit code 0"), output
+    assert resumed_at(output)[-1] >= SAVED_EVERY
+    assert SAVED_EVERY <= struck_at < grown_at
+    found, whole = (dict(_losses(trial, run)) for run in ("elastic", "alone"))
+    assert found == pytest.approx(whole, rel=0.02)
 
 
 def kill_controller(trial: Trial) -> None:

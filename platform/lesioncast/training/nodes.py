@@ -1,9 +1,12 @@
 """The caches of all nodes that training may run on, filled before and given back after it."""
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import ray
+from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayError, RayTaskError
 
 from lesioncast.nodes import on_node, working_nodes
@@ -11,6 +14,22 @@ from lesioncast.training.cache import CaseCache
 from lesioncast.training.ingest import fill, read_with_ray_data, release
 
 logger = logging.getLogger(__name__)
+
+
+def coordinate_from_here() -> None:
+    """Have Ray's account of which node has room, which elastic training asks, on this node.
+
+    Whoever is first to need it starts it on their own node, where it stays, and Ray Data that fills
+    the cache of a node would be: with that node lost, training would wait for room for ever.
+    """
+    found: Callable[[], Any] = get_or_create_autoscaling_coordinator
+    account = found()
+    try:
+        ray.get(account.__ray_ready__.remote())
+    except RayError as error:  # what an earlier job left on a node that is gone
+        logger.warning("Ray's account of the nodes was lost with one of them: %s", error)
+        ray.kill(account)
+        ray.get(found().__ray_ready__.remote())
 
 
 def prepare_nodes(cache: CaseCache, *, accelerator_type: str | None) -> None:
