@@ -6,14 +6,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from ray.util.state import list_actors, list_nodes, list_tasks
-from ray_nodes import ROOT, Nodes, nodes
-from synthetic_bids import write_trial
+from ray_nodes import OBJECT_STORE, ROOT, Nodes, nodes
+from synthetic_bids import ARMS, Geometry, case_of, head, volume_of, write_trial
 from test_jobs_submit import CONFIG
+from tiny_store import noise, table_of, write_tiny_store
 
 from lesioncast.training.bundle import load_bundle
+from lesioncast.training.checkpoint import checkpoints
+from storage import StoreSettings, StoreSpec
+from storage.grid import plan_grid
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 WORKERS = 4
@@ -86,6 +91,49 @@ def test_a_head_without_cpus_does_no_work_and_four_workers_span_two_nodes(
     # What is left to the head is Ray Train's watch over the others, which takes no CPU.
     watching = {name for name, where in found.items() if "head" in where}
     assert watching <= WATCHING, found
+
+
+def write_large_store(path: Path) -> int:
+    """Noise that fills the object store of a node three times over; returns its size in bytes."""
+    settings = StoreSettings((3, 128, 128), (3.0, 2.0, 2.0), resample=False)
+    spec = StoreSpec(ARMS, settings.slab, settings.spacing)
+    grid = plan_grid(volume_of(head((9, 18, 14), 0), Geometry()), settings=settings, brain=None)
+    blocks = noise(1, spec)
+    cases = 3 * OBJECT_STORE // blocks["flair"].nbytes
+    rng = np.random.default_rng(0)
+    blocks = noise(cases, spec) | {
+        "flair": rng.uniform(-1, 1, (cases, *blocks["flair"].shape[1:])).astype(np.float16),
+        "present": np.ones((cases, 3, 4), bool),
+    }
+    table = [case_of(grid, index=index, subject=f"sub-{index:04d}") for index in range(cases)]
+    write_tiny_store(path, table_of(spec, table), blocks)
+    return blocks["flair"].nbytes
+
+
+def test_a_store_thrice_as_large_as_an_object_store_goes_through_it(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    """What Ray Data brought to the nodes trains to the weights of what each batch reads itself."""
+    assert write_large_store(tmp_path / "store.zarr") >= 2.9 * OBJECT_STORE
+    short = {"steps": 2, "workers": 2, "batch_size": 4}
+    config = {
+        **CONFIG,
+        "store": {"slab": [3, 128, 128], "spacing": [3.0, 2.0, 2.0], "resample": False},
+        "pretrain": {**CONFIG["pretrain"], **short},
+        "finetune": {**CONFIG["finetune"], **short},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    given = ["--config", str(tmp_path / "tiny.yaml"), "--store", str(tmp_path / "store.zarr")]
+    weights = []
+    for name, limit in (("kept", []), ("streamed", ["--set", "finetune.cache_gib=0"])):
+        out = ["--out", str(tmp_path / name), "--bundle", str(tmp_path / f"bundle-{name}"), *limit]
+        for stage in ("pretrain", "finetune"):
+            done = job(cluster, stage, *given, *(out if stage == "finetune" else out[:2]))
+            assert done.returncode == 0, done.stdout
+        weights.append(checkpoints(tmp_path / name / "finetune")[-1].tensors("ema"))
+    kept, streamed = weights
+    assert kept.keys() == streamed.keys()
+    assert all(kept[key].equal(streamed[key]) for key in kept)
 
 
 @pytest.mark.skipif(not can_hide, reason="NO MOUNT NAMESPACES HERE: unshared disks were not tried")

@@ -24,6 +24,8 @@ from lesioncast.training.stages import Stage
 
 logger = logging.getLogger(__name__)
 
+ROOM_EVERY_S = 20.0  # how often a run that lacks workers looks for room for them
+
 
 def train(stage: Stage) -> Checkpoint:
     """The stage's last checkpoint; what is missing is trained, a finished run is left as it is.
@@ -159,4 +161,5 @@ def scaling(settings: TrainSettings) -> ScalingConfig:
         use_gpu=settings.accelerator_type is not None,
         accelerator_type=settings.accelerator_type,
         resources_per_worker={"CPU": settings.threads},
+        elastic_resize_monitor_interval_s=ROOM_EVERY_S,
     )
