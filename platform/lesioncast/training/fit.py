@@ -18,7 +18,7 @@ from lesioncast.training.checkpoint import Checkpoint, last_whole, require_same_
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.ingest import fill, read_in_process, release
 from lesioncast.training.loop import train_loop_per_worker
-from lesioncast.training.nodes import coordinate_from_here, prepare_nodes, release_nodes
+from lesioncast.training.nodes import prepare_nodes, release_nodes
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import Stage
 
@@ -117,8 +117,6 @@ def cases_at_hand(stage: Stage) -> Iterator[None]:
         finally:
             release(cases)
         return
-    if stage.settings.min_workers is not None:
-        coordinate_from_here()
     prepare_nodes(cases, accelerator_type=accelerator)
     try:
         yield

@@ -16,27 +16,13 @@ from lesioncast.training.ingest import fill, read_with_ray_data, release
 logger = logging.getLogger(__name__)
 
 
-def coordinate_from_here() -> None:
-    """Have Ray's account of which node has room, which elastic training asks, on this node.
-
-    Whoever is first to need it starts it on their own node, where it stays, and Ray Data that fills
-    the cache of a node would be: with that node lost, training would wait for room for ever.
-    """
-    found: Callable[[], Any] = get_or_create_autoscaling_coordinator
-    account = found()
-    try:
-        ray.get(account.__ray_ready__.remote())
-    except RayError as error:  # what an earlier job left on a node that is gone
-        logger.warning("Ray's account of the nodes was lost with one of them: %s", error)
-        ray.kill(account)
-        ray.get(found().__ray_ready__.remote())
-
-
 def prepare_nodes(cache: CaseCache, *, accelerator_type: str | None) -> None:
     """Fill the cache of every node that training may run on, all nodes at once."""
     here = ray.get_runtime_context().get_node_id()
     nodes = _training_nodes(accelerator_type)
     others = [node for node in nodes if node != here]
+    if others:
+        _coordinate_from_here()
     filling = {node: on_node(node, fill, cache, read_with_ray_data) for node in others}
     if here in nodes:
         logger.info("this node: %s", fill(cache, read_with_ray_data).remark)
@@ -54,6 +40,23 @@ def release_nodes(cache: CaseCache, *, accelerator_type: str | None) -> None:
     for reference in [on_node(node, release, cache) for node in _training_nodes(accelerator_type)]:
         with suppress(RayError):  # a lost node has no memory left to give back
             ray.get(reference)
+
+
+def _coordinate_from_here() -> None:
+    """Have Ray's account of which node has room, which elastic training asks, on this node.
+
+    Whoever is first to need it starts it on their own node, where it stays, for all jobs of the
+    cluster. Ray Data that fills the cache of a node would be first: with that node lost, elastic
+    training would wait for room for ever.
+    """
+    found: Callable[[], Any] = get_or_create_autoscaling_coordinator
+    account = found()
+    try:
+        ray.get(account.__ray_ready__.remote())
+    except RayError as error:  # what an earlier job left on a node that is gone
+        logger.warning("Ray's account of the nodes was lost with one of them: %s", error)
+        ray.kill(account)
+        ray.get(found().__ray_ready__.remote())
 
 
 def _training_nodes(accelerator_type: str | None) -> list[str]:
