@@ -8,6 +8,7 @@ draw. Whichever dies is started again by Serve and goes on from the records.
 """
 
 import asyncio
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -157,7 +158,15 @@ def deployment(decorated: Any) -> ray_serve.Deployment:
 
 
 def build(args: Settings) -> ray_serve.Application:
-    """The application; see `Settings` for what it may be told."""
+    """The application; see `Settings` for what it may be told.
+
+    Raises ValueError in demo mode behind HAProxy, from which every client looks local.
+    """
+    if args.demo and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        raise ValueError(
+            "demo: expected Serve's own proxy, got RAY_SERVE_ENABLE_HA_PROXY=1, behind which every "
+            "client looks local; start it with keys=FILE"
+        )
     settings = args.absolute()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     sampler = (
@@ -174,7 +183,7 @@ def build(args: Settings) -> ray_serve.Application:
     )
     return (
         deployment(Ingress)
-        .options(ray_actor_options=LIGHT)
+        .options(ray_actor_options=LIGHT, num_replicas=settings.ingresses)
         .bind(
             settings,
             deployment(ForecasterReplica).options(ray_actor_options=LIGHT).bind(settings, sampler),

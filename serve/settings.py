@@ -10,8 +10,9 @@ class Settings(BaseModel):
 
     `artifacts` holds uploads, results and, unless `database` is another SQLAlchemy URL, the SQLite
     file of the forecasts. `keys` is a file of hashed API keys (`serve.doors`); `demo` needs none
-    and answers this machine alone. `samplers` replicas at most draw, each on `cpus` or `gpus` and
-    with `slots` samples in a batch; one handle call draws `block` seeds of an arm. `running`
+    and answers this machine alone. `ingresses` replicas answer requests: with two, the loss of one
+    costs none. `samplers` replicas at most draw, each on `cpus` or `gpus` and with `slots` samples
+    in a batch; one handle call draws `block` seeds of an arm. `running`
     forecasts are drawn at a time, and beyond `unfinished` ones a request is refused with 429.
     A request may ask for `max_samples`, `max_steps` of the sampler and `max_guidance`. `opening` as
     in `ForecastSettings`. Patients' images are taken where `config` is the configuration that the
@@ -28,6 +29,7 @@ class Settings(BaseModel):
     database: str = ""
     keys: Path | None = None
     demo: bool = False
+    ingresses: int = Field(default=1, ge=1)
     samplers: int = Field(default=1, ge=1)
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)

@@ -127,11 +127,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "node", "--num-cpus=2", f"--node-ip-address={NODE}", inside=inside(NODE)
         )
         found = Site(cluster, head, node)
-        deploy(found, folder)
+        deploy(cluster, folder, found.url)
         yield found
 
 
-def deploy(site: Site, folder: Path) -> None:
+def deploy(cluster: Nodes, folder: Path, url: str, **settings: object) -> None:
     """The service as its operator deploys it: a configuration sent to the head."""
     application = {
         "name": "lesioncast",
@@ -144,21 +144,22 @@ def deploy(site: Site, folder: Path) -> None:
             "keys": str(folder / "keys.txt"),
             "block": 2,
             "max_samples": SAMPLES,
+            **settings,
         },
     }
     config = {
         "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": 8000},
+        "http_options": {"host": "0.0.0.0", "port": int(url.rpartition(":")[2])},
         "applications": [application],
     }
     request = urllib.request.Request(
-        f"{site.cluster.dashboard}/api/serve/applications/",
+        f"{cluster.dashboard}/api/serve/applications/",
         data=json.dumps(config).encode(),
         headers={"Content-Type": "application/json"},
         method="PUT",
     )
     with urllib.request.urlopen(request, timeout=60):
-        until(lambda: health(site.url) == 200, seconds=180)
+        until(lambda: health(url) == 200, seconds=180)
 
 
 def health(url: str) -> int:

@@ -101,6 +101,14 @@ def test_no_accepted_forecast_is_lost_or_changed_by_kills_and_a_restart(
     assert result(client, job) == undisturbed
 
 
+def test_demo_mode_is_not_for_haproxy_behind_which_all_look_local(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(ValueError, match="start it with keys=FILE"):
+        build(settings)
+
+
 def test_images_come_through_serves_proxy(client: Client, settings: Settings) -> None:
     bids = settings.store.parent / "bids"
     images = {
