@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 WORKERS = 4
 WATCHING = {
     "TrainController", "SynchronizationActor", "PlacementGroupCleaner", "DatasetManager",
-    "PreemptionWatcher",
+    "PreemptionWatcher", "_AutoscalingCoordinatorActor",
 }  # fmt: skip
 # Hides what lies at a path from whatever runs inside.
 HIDING = 'mount -t tmpfs none "$0" && exec "$@"'
@@ -88,7 +88,7 @@ def test_a_head_without_cpus_does_no_work_and_four_workers_span_two_nodes(
     assert found["fill"] == {"a", "b"}
     for name in ("build_shard", "_Applied"):
         assert found[name] <= {"a", "b"}, name
-    # What is left to the head is Ray Train's watch over the others, which takes no CPU.
+    # What is left to the head is to watch over the others and their room, which takes no CPU.
     watching = {name for name, where in found.items() if "head" in where}
     assert watching <= WATCHING, found
 
