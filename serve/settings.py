@@ -12,10 +12,10 @@ class Settings(BaseModel):
     file of the forecasts. `keys` is a file of hashed API keys (`serve.doors`); `demo` needs none
     and answers this machine alone. `ingresses` replicas answer requests: with two, the loss of one
     costs none. `samplers` replicas at most draw, each on `cpus` or `gpus` and with `slots` samples
-    in a batch; one handle call draws `block` seeds of an arm. `running`
-    forecasts are drawn at a time, and beyond `unfinished` ones a request is refused with 429.
-    A request may ask for `max_samples`, `max_steps` of the sampler and `max_guidance`. `opening` as
-    in `ForecastSettings`. Patients' images are taken where `config` is the configuration that the
+    in a batch; one handle call draws `block` seeds of an arm. `running` forecasts are drawn at a
+    time, and beyond `unfinished` ones a request is refused with 429. A request may ask for
+    `max_samples`, `max_steps` of the sampler and `max_guidance`. `opening` as in
+    `ForecastSettings`. Patients' images are taken where `config` is the configuration that the
     store was converted with. Files of one request have at most `max_upload` bytes together; a
     patient's image has at most `max_file`, and `max_voxels` unpacked.
     """

@@ -5,9 +5,8 @@ Head and worker node have an address each, in network namespaces of their own, a
 
 import json
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import kill
@@ -21,7 +20,7 @@ import httpx2
 import pytest
 from ray_nodes import ROOT, Node, Nodes, nodes
 from tiny_forecast import write_bundle, write_store
-from tiny_service import key_line
+from tiny_service import key_line, until
 
 from serve.client import Client
 
@@ -167,13 +166,6 @@ def health(url: str) -> int:
         return httpx2.get(f"{url}/v2/health/ready", timeout=10).status_code
     except httpx2.HTTPError:
         return 0
-
-
-def until(true: Callable[[], bool], *, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.1)
 
 
 @dataclass

@@ -7,9 +7,9 @@ from signal import SIGKILL
 import httpx2
 import pytest
 from ray_nodes import ROOT, Nodes, free_ports, nodes
-from test_cluster_head import KEY, Knocking, deploy, result, until
+from test_cluster_head import KEY, Knocking, deploy, result
 from tiny_forecast import write_bundle, write_store
-from tiny_service import key_line
+from tiny_service import key_line, until
 
 from serve.client import Client, RefusedError
 
