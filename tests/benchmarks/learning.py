@@ -2,49 +2,61 @@
 
     PYTHONPATH=.:platform python tests/benchmarks/learning.py --seeds 0,1,2
 
-Simulates and converts once, then trains and evaluates every variant with every seed and prints a
-table. Run again, what is finished is kept. `--variants` names some of them.
+Simulates and converts once, then trains and evaluates every variant with every seed and prints the
+tables (`learned.py`). Variants that change stage 2 alone share a stage 1. Run again, what is
+finished is kept. `--variants` names some of them; `recipe` is always among them.
 """
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+from learned import STEERING, curves, table
+from steering import nats
 
 from jobs import convert, evaluate, finetune, pretrain, simulate
 from lesioncast.config import load_config
-from lesioncast.evaluation.methods import ENSEMBLE, REGRESSION
-from lesioncast.evaluation.output import METRICS
-from lesioncast.evaluation.published import AUC, LOG_MSE
-from lesioncast.evaluation.report import POOLED, WITHIN
+from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.start import cluster, configure_logging
+from lesioncast.training.bundle import load_bundle
+from storage import open_store
 
 logger = logging.getLogger(__name__)
 CONFIG = Path("jobs/configs/demo.yaml")
+RECIPE = "recipe"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "recipe": (),
+    RECIPE: (),
     "no burden": ("control.burden=false",),
-    "no lesion load": ("unet.loads=[]",),
-    "no voxel perceptrons": ("unet.head=0", "control.voxels=0"),
     "non-zero hint": ("control.zero_hint=false",),
+    "no pre-training": ("pretrain.steps=1",),
     "min-SNR weighting": ("objective.weighting=min_snr",),
+    "balanced finish": ("finetune.balanced=true",),
     "no average of weights": ("pretrain.ema=0.0", "finetune.ema=0.0"),
     "lesion weight 1": ("objective.lesion_weight=1.0",),
-    "balanced finish": ("finetune.balanced=true",),
-    "no pre-training": ("pretrain.steps=1",),
+    "no voxel perceptrons": ("unet.head=0", "control.voxels=0"),
     "squared error": ("objective.mask_loss=squared",),
     "v-prediction": ("objective.prediction=v", "objective.mask_loss=squared"),
+    "no lesion load": ("unet.loads=[]",),
 }
 """One thing changed in each; what it is compared with is `recipe`."""
-HEAD = "| variant | seeds | AUC | AUC within arms | log-count MSE | P(active) | count | CRPS |"
+STAGE_2_ALONE = ("control.", "finetune.")
+# Arms are not compared and nothing is calibrated here.
+EVALUATION = ("evaluation.counterfactual_subjects=0", "evaluation.validation_subjects=0")
+
+
+class Study(NamedTuple):
+    """What every run shares: the flags of a job, and the folder of all that is trained."""
+
+    flags: tuple[str, ...]
+    out: Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what is missing, then prints the table."""
+    """Runs what is missing, then prints the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,86 +66,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     configure_logging()
     config = load_config(args.config, ["name=learning"])
-    flags = ["--config", str(args.config), "--set=name=learning"]
+    study = Study(
+        ("--config", str(args.config), "--set=name=learning"), config.paths.root / "learning"
+    )
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    names = args.variants.split(",")
+    names = list(dict.fromkeys([RECIPE, *args.variants.split(",")]))
     with cluster(config.ray):
         for job in (simulate, convert):
-            job.main(flags)
-        for seed in seeds:
-            for name in names:
-                run(name, seed, flags=flags, root=config.paths.root)
-    records = {
-        name: [
-            json.loads((folder(config.paths.root, name, seed) / METRICS).read_text())
-            for seed in seeds
-        ]
-        for name in names
-    }
-    print("\n".join(table(records)))
+            done(job.main(study.flags), "the trial", job.__name__)
+        for name in names:
+            for seed in seeds:
+                run(name, seed, study, store=config.paths.store)
+    folders = {name: [folder(study, name, seed) for seed in seeds] for name in names}
+    print("\n".join((*table(folders), "", *curves(folders))))
     return 0
 
 
-def folder(root: Path, name: str, seed: int) -> Path:
+def folder(study: Study, name: str, seed: int) -> Path:
     """Where one variant's run with one seed lies."""
-    return root / "learning" / f"{name.replace(' ', '-')}-{seed}"
+    return study.out / f"{name.replace(' ', '-')}-{seed}"
 
 
-def run(name: str, seed: int, *, flags: Sequence[str], root: Path) -> None:
+def run(name: str, seed: int, study: Study, *, store: Path) -> None:
     """Both stages and the evaluation of one variant."""
-    out = folder(root, name, seed)
-    if (out / METRICS).is_file():
+    out = folder(study, name, seed)
+    if (out / STEERING).is_file():
         return
     logger.info("%s, seed %d", name, seed)
-    own = [*flags, f"--set=seed={seed}", *(f"--set={each}" for each in VARIANTS[name])]
-    runs = ["--out", str(out / "runs")]
-    bundle = ["--bundle", str(out / "bundle")]
+    changes = VARIANTS[name]
+    runs = ("--out", str(out / "runs"))
+    bundle = ("--bundle", str(out / "bundle"))
+    borrow(pretrained([each for each in changes if seen_by_stage_1(each)], seed, study), out)
     for job, places in (
-        (pretrain, runs),
-        (finetune, [*runs, *bundle]),
-        (evaluate, [*bundle, "--out", str(out)]),
+        (finetune, (*runs, *bundle)),
+        (evaluate, (*bundle, "--out", str(out))),
     ):
-        if job.main([*own, *places]) != 0:
-            raise SystemExit(f"{name}, seed {seed}: {job.__name__} failed; its log says why")
+        flags = (*study.flags, *overrides(seed, (*changes, *EVALUATION)), *places)
+        done(job.main(flags), f"{name}, seed {seed}", job.__name__)
+    opened = open_store(store)
+    cases = evaluable(opened.select(split="test"))
+    own, none = nats(opened, load_bundle(out / "bundle"), cases)
+    np.savez(out / STEERING, own=own, none=none)
 
 
-def table(records: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Means over the seeds, with the least and the greatest where there are several."""
-    yield from (HEAD, "|" + "---|" * 8)
-    for name, runs in records.items():
-        yield line(name, len(runs), [scores(run, ENSEMBLE) for run in runs])
-    first = next(iter(records.values()))[0]
-    yield line("regression on scalars", 1, [scores(first, REGRESSION)])
-    activity = first["variants"]["plain"]["activity"][POOLED]
-    count = first["variants"]["plain"]["count"][POOLED]["true_mean"]
-    rate = activity["positives"] / activity["cases"]
-    yield f"| observed | | | | | {rate:.3f} | {count:.2f} | |"
+def seen_by_stage_1(change: str) -> bool:
+    """Whether stage 1 is another one after the change of a key."""
+    return not change.startswith(STAGE_2_ALONE)
 
 
-def scores(record: dict[str, Any], method: str) -> list[float | None]:
-    """AUC, AUC within arms, log-count MSE, mean P(active), mean count, CRPS."""
-    pooled = record["variants"]["plain"]
-    activity = pooled["activity"][POOLED]["methods"][method]
-    count = pooled["count"][POOLED]["methods"][method]
-    crps = count.get("crps", {"value": None})
-    return [
-        activity[AUC]["value"],
-        activity[WITHIN]["value"],
-        count[LOG_MSE]["value"],
-        activity["mean"],
-        count["mean"],
-        crps["value"],
-    ]
+def pretrained(changes: Sequence[str], seed: int, study: Study) -> Path:
+    """The folder of the stage 1 with these changes, trained where it is missing."""
+    runs = study.out / "stage-1" / "-".join([*(changes or [RECIPE]), str(seed)])
+    flags = (*study.flags, *overrides(seed, changes), "--out", str(runs))
+    done(pretrain.main(flags), f"stage 1 of {runs.name}", pretrain.__name__)
+    return runs / "pretrain"
 
 
-def line(name: str, seeds: int, found: Sequence[Sequence[float | None]]) -> str:
-    """One row of the table."""
-    cells = []
-    for column in zip(*found, strict=True):
-        known = [value for value in column if value is not None]
-        spread = f" ({min(known):.3f} to {max(known):.3f})" if len(known) > 1 else ""
-        cells.append(f"{mean(known):.3f}{spread}" if known else "")
-    return f"| {name} | {seeds} | " + " | ".join(cells) + " |"
+def borrow(stage_1: Path, out: Path) -> None:
+    """Stage 2 looks for stage 1 beside itself."""
+    place = out / "runs" / stage_1.name
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(stage_1.absolute())
+
+
+def overrides(seed: int, changes: Sequence[str]) -> tuple[str, ...]:
+    """The flags of a job for a seed and the changes."""
+    return (f"--set=seed={seed}", *(f"--set={each}" for each in changes))
+
+
+def done(code: int, what: str, job: str) -> None:
+    """Stops where a job failed."""
+    if code != 0:
+        raise SystemExit(f"{what}: {job} failed; its log says why")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,157 @@
+"""The tables of `learning.py`, from what its runs left behind.
+
+Values are means over the seeds, with the least and the greatest. Differences are paired, a
+variant minus the recipe on the same cases with the same seeds; their 95 % intervals resample cases
+and seeds. Cases are those of the test split, and for the nats those of them with lesions.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import roc_auc_score
+
+from lesioncast.evaluation.methods import ENSEMBLE, REGRESSION
+from lesioncast.evaluation.metrics import (
+    LEVEL,
+    log_count_errors,
+    resampled_auc,
+    resampled_mean,
+    resamples,
+)
+from lesioncast.training.progress import read_metrics
+
+CASES, STEERING = "cases.csv", "steering.npz"
+DRAWS = 1000
+HEAD = (
+    "| variant | seeds | AUC | minus recipe | log-count MSE | minus recipe | count "
+    "| nats a case | minus recipe | images save |"
+)
+CURVE = (25, 50, 100, 200, 300, 400)
+
+Floats = npt.NDArray[np.float64]
+Folders = Mapping[str, Sequence[Path]]
+"""Variant -> the folder of its run with each seed; the first variant is the recipe."""
+Resampled = Callable[[Path, Floats], Floats]
+"""(run, weights [b, n]) -> its score in every resample [b]."""
+
+
+def table(folders: Folders) -> Iterator[str]:
+    """A row a variant, then the regression and what was observed."""
+    recipe = next(iter(folders.values()))
+    yield from (HEAD, "|" + "---|" * 10)
+    for name, runs in folders.items():
+        against = [
+            "" if runs == recipe else difference(runs, recipe, score)
+            for score in (auc, log_count_error, surprise)
+        ]
+        cells = (
+            spread([auc(run, whole(run)) for run in runs]),
+            against[0],
+            spread([log_count_error(run, whole(run)) for run in runs]),
+            against[1],
+            spread([np.mean(column(run, f"lesions_{ENSEMBLE}")) for run in runs], digits=2),
+            spread([surprise(run, np.ones((1, len(own(run))))) for run in runs], digits=2),
+            against[2],
+            spread([np.mean(none(run) - own(run)) for run in runs], digits=2),
+        )
+        yield f"| {name} | {len(runs)} | " + " | ".join(cells) + " |"
+    yield regression(recipe[0])
+
+
+def regression(run: Path) -> str:
+    """What the regression on image scalars makes of the same cases, and their mean count."""
+    true = column(run, "lesions")
+    area = roc_auc_score(true > 0, column(run, f"p_active_{REGRESSION}"))
+    predicted = column(run, f"lesions_{REGRESSION}")
+    error = log_count_errors(true, predicted).mean()
+    return (
+        f"| regression on image scalars | | {area:.3f} | | {error:.3f} | | {predicted.mean():.2f} "
+        f"(observed {true.mean():.2f}) | | | |"
+    )
+
+
+def curves(folders: Folders) -> Iterator[str]:
+    """1000 x stage 2's loss on its training cases: means of the steps since the last report."""
+    losses = {
+        name: [
+            {line["step"]: line["loss"] for line in read_metrics(run / "runs" / "finetune")}
+            for run in runs
+        ]
+        for name, runs in folders.items()
+    }
+    steps = [step for step in CURVE if all(step in run for each in losses.values() for run in each)]
+    yield "| 1000 x loss of stage 2 at step | " + " | ".join(map(str, steps)) + " |"
+    yield "|" + "---|" * (len(steps) + 1)
+    for name, runs in losses.items():
+        cells = [f"{1000 * np.mean([loss[step] for loss in runs]):.2f}" for step in steps]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def auc(run: Path, weights: Floats) -> Floats:
+    """Of activity."""
+    active = column(run, "lesions") > 0
+    return resampled_auc(active, column(run, f"p_active_{ENSEMBLE}"), weights)
+
+
+def log_count_error(run: Path, weights: Floats) -> Floats:
+    """Of the mean count, as the paper's table 4."""
+    errors = log_count_errors(column(run, "lesions"), column(run, f"lesions_{ENSEMBLE}"))
+    return resampled_mean(errors, weights)
+
+
+def surprise(run: Path, weights: Floats) -> Floats:
+    """Nats a case with the patient's images, over all noise levels."""
+    return resampled_mean(own(run), weights)
+
+
+def difference(runs: Sequence[Path], recipe: Sequence[Path], score: Resampled) -> str:
+    """Mean over the seeds with its interval."""
+    cases = len(own(recipe[0])) if score is surprise else len(column(recipe[0], "lesions"))
+    weights = np.concatenate([np.ones((1, cases)), resamples(cases, draws=DRAWS, seed=0)])
+    gaps = np.stack(
+        [score(a, weights) - score(b, weights) for a, b in zip(runs, recipe, strict=True)]
+    )
+    seeds = resamples(len(runs), draws=DRAWS, seed=1) / len(runs)
+    drawn = (seeds * gaps[:, 1:].T).sum(axis=1)
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return f"{gaps[:, 0].mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def spread(values: Sequence[Floats | np.floating[npt.NBitBase]], *, digits: int = 3) -> str:
+    """Mean, and the least to the greatest where there are several."""
+    found = np.array([float(np.squeeze(value)) for value in values])
+    mean = f"{found.mean():.{digits}f}"
+    return (
+        f"{mean} ({found.min():.{digits}f} to {found.max():.{digits}f})" if found.size > 1 else mean
+    )
+
+
+def whole(run: Path) -> Floats:
+    """The cases as they are, as weights [1, n]."""
+    return np.ones((1, len(column(run, "lesions"))))
+
+
+@cache
+def rows(run: Path) -> list[dict[str, str]]:
+    """The run's cases.csv."""
+    with (run / CASES).open() as text:
+        return list(csv.DictReader(text))
+
+
+def column(run: Path, name: str) -> Floats:
+    """One number of every test case, [n]."""
+    return np.array([float(row[name]) for row in rows(run)])
+
+
+def own(run: Path) -> Floats:
+    """Nats with the patient's images, [n], means over the noise levels."""
+    return np.asarray(np.load(run / STEERING)["own"].mean(axis=1))
+
+
+def none(run: Path) -> Floats:
+    """Nats with no image, [n], means over the noise levels."""
+    return np.asarray(np.load(run / STEERING)["none"].mean(axis=1))

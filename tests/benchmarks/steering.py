@@ -1,0 +1,81 @@
+"""What a patient's images are worth to where lesions are placed: nats a case, by noise level.
+
+    PYTHONPATH=.:platform python tests/benchmarks/steering.py --bundle out/demo/bundle --store STORE
+
+The cross entropy of the observed NET2 voxels of cases that have some, told one noised copy of them,
+once with the patient's images and once with none, which is stage 1's answer. Networks that are
+told the lesion load are told the true one, so that nothing is won by guessing how much; the arm is
+the one received.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from chosen import chosen, study_parser
+from onestep import BATCH, target
+from torch import Tensor
+
+from lesioncast.diffusion.load import LEAST_CHANCE, load_of
+from lesioncast.diffusion.model import Model
+from lesioncast.diffusion.objective import NET2, noised
+from lesioncast.forecasting.engine import store_condition
+from lesioncast.slab import named
+from lesioncast.training.bundle import Bundle
+from storage import Case, Store
+
+LOGSNR = (-4.0, -2.0, 0.0, 2.0)
+HEAD = "| logsnr | with the images | with none | they save |"
+
+Floats = npt.NDArray[np.float64]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a row a noise level: means over the cases."""
+    store, bundle, cases = chosen(study_parser(__doc__, cases=400, split="test").parse_args(argv))
+    own, none = nats(store, bundle, cases)
+    print(HEAD, "|" + "---|" * 4, sep="\n")
+    for level, logsnr in enumerate(LOGSNR):
+        with_images, without = own[:, level].mean(), none[:, level].mean()
+        print(f"| {logsnr:g} | {with_images:.2f} | {without:.2f} | {without - with_images:.2f} |")
+    return 0
+
+
+def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, Floats]:
+    """With the images and with none, each [n, level], of those n cases that have lesions."""
+    condition = store_condition(store, named(bundle.config.control.condition))
+    own, none = [], []
+    for first in range(0, len(cases), BATCH):
+        few = cases[first : first + BATCH]
+        x = torch.from_numpy(np.stack([target(store, case.index) for case in few]))
+        rows = torch.nonzero((x[:, NET2] > 0).flatten(1).any(1)).flatten()
+        if not len(rows):
+            continue
+        few, x = [few[row] for row in rows.tolist()], x[rows]
+        arm = torch.tensor([case.arm_index for case in few])
+        given = torch.from_numpy(np.stack([condition(case.index) for case in few]))
+        own.append(surprise(bundle.model, x, given, arm))
+        none.append(surprise(bundle.model, x, torch.zeros_like(given), arm))
+    return np.concatenate(own), np.concatenate(none)
+
+
+@torch.no_grad()
+def surprise(model: Model, x: Tensor, condition: Tensor, arm: Tensor) -> Floats:
+    """- log P of the voxels of NET2 in x [n, 2, s, h, w], summed, at each level [n, level]."""
+    least = model.config.unet.loads
+    load = load_of(x[:, NET2], least) if least else None
+    denoise = model.denoiser(condition, arm, guidance=1.0, load=load)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    found = []
+    for logsnr in LOGSNR:
+        at = torch.full((len(x),), logsnr)
+        chance = (denoise(noised(x, noise, at), at)[:, NET2] + 1) / 2
+        right = torch.where(x[:, NET2] > 0, chance, 1 - chance).double().clamp(min=LEAST_CHANCE)
+        found.append(-right.log().flatten(1).sum(1))
+    return torch.stack(found, dim=1).numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
