@@ -26,7 +26,7 @@ from lesioncast.evaluation.scored import Context
 from lesioncast.forecasting.engine import (
     bundle_remark,
     require_fit,
-    sessions_compared,
+    session_choices,
     sessions_seen,
     trial_remarks,
 )
@@ -85,7 +85,7 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
         config.seed,
         (RESEARCH_USE, *remarks),
         reference=reference_of(config.forecast.reference_arm, store),
-        compared=sessions_compared(bundle) or sessions_seen(bundle),
+        compared=session_choices(bundle)[-1],
         provenance=provenance(
             this_command(),
             bundle=bundle.digest,

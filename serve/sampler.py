@@ -21,14 +21,12 @@ from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.evaluation.lesions import measure
-from lesioncast.forecasting.draws import Drawn
+from lesioncast.forecasting.draws import Drawn, Shown
 from lesioncast.forecasting.engine import (
     device_of,
     require_fit,
-    store_condition,
-    store_covariates,
+    store_reader,
 )
-from lesioncast.slab import named
 from lesioncast.training.bundle import load_bundle
 from serve.log import logger
 from serve.orders import Patient
@@ -220,13 +218,9 @@ class Sampler:
 
     def _encode(self, patient: Patient) -> Hint:
         store = patients_store(patient, self._store, self._artifacts)
-        case, config = store.case(patient.subject).index, self._model.config
-        channels = named(config.control.condition)
-        condition = torch.from_numpy(store_condition(store, channels)(case, patient.sessions)).to(
-            self._device
-        )
-        told = store_covariates(store, config.covariates)(case)
-        covariates = torch.from_numpy(told).to(self._device)
+        shown = Shown(store.case(patient.subject).index, patient.sessions)
+        given = store_reader(store, self._model.config)(shown)
+        condition, covariates = (torch.from_numpy(each).to(self._device) for each in given)
         return self._model.hint(condition, covariates, self._sampler)
 
     def _counted(self, x: Sequence[Tensor]) -> Drawn:

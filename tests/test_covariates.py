@@ -18,12 +18,11 @@ from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import ForecastSettings
-from lesioncast.forecasting.draws import Covariates, Request, Sample, Sampler
+from lesioncast.forecasting.draws import Read, Request, Sample, Sampler
 from lesioncast.forecasting.engine import (
     build_sampler,
     bundle_draw,
-    store_condition,
-    store_covariates,
+    store_reader,
 )
 from lesioncast.forecasting.forecast import (
     Origin,
@@ -288,16 +287,12 @@ def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
         for parameter in network.parameters():  # a training of seconds hardly moves them
             parameter.data.add_(0.2 * torch.randn_like(parameter))
 
-    def masks(covariates: Covariates) -> np.ndarray:
-        draw, condition = (
-            bundle_draw(loaded, device="cpu"),
-            store_condition(store, named(CONDITION)),
-        )
-        spacing = store.spec.spacing
-        return Sampler(draw, condition, spacing=spacing, covariates=covariates)(samples).masks()
+    def masks(read: Read) -> np.ndarray:
+        draw = bundle_draw(loaded, device="cpu")
+        return Sampler(draw, read, spacing=store.spec.spacing)(samples).masks()
 
     bare = replace(store, table=replace(store.table, cases=without(store)))
-    told, untold = (store_covariates(each, bundle.config.covariates) for each in (store, bare))
+    told, untold = (store_reader(each, bundle.config) for each in (store, bare))
     assert np.array_equal(masks(told), masks(told))
     assert not np.array_equal(masks(told), masks(untold))
 

@@ -8,6 +8,7 @@ from tiny_forecast import RATE, SLAB, fake_draw, write_store
 
 from lesioncast.evaluation.ensembles import Ensemble
 from lesioncast.forecasting.draws import (
+    Given,
     Request,
     Sampler,
     Seeds,
@@ -29,8 +30,13 @@ from lesioncast.forecasting.summary import (
 SPACING = (3.0, 2.0, 2.0)
 
 
-def active_patient(case: int, sessions: tuple[str, ...] | None = None) -> np.ndarray:  # noqa: ARG001
-    return np.full((7, *SLAB), 1.0 if case == 1 else -1.0, np.float32)
+def active_patient(shown: Shown) -> Given:
+    return patient(active=shown.case == 1)
+
+
+def patient(*, active: bool) -> Given:
+    condition = np.full((7, *SLAB), 1.0 if active else -1.0, np.float32)
+    return Given(condition, np.empty(0, np.float32))
 
 
 def sampler() -> Sampler:
@@ -134,13 +140,14 @@ def test_a_summary_tells_p_active_as_the_model_states_it() -> None:
 
 
 def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are_compared() -> None:
-    def condition(case: int, sessions: tuple[str, ...] | None) -> np.ndarray:
-        return active_patient(case) if sessions is None else active_patient(0)
+    def read(shown: Shown) -> Given:
+        return patient(active=shown.case == 1 and shown.sessions is None)
 
-    def state(told: np.ndarray, _: np.ndarray) -> np.ndarray:
-        return np.array([0.9, 0.8, 0.7]) if (told > 0).any() else np.array([0.3, 0.2, 0.1])
+    def state(told: Given) -> np.ndarray:
+        active = (told.condition > 0).any()
+        return np.array([0.9, 0.8, 0.7]) if active else np.array([0.3, 0.2, 0.1])
 
-    samples = Sampler(fake_draw, condition, spacing=SPACING, state=state, compared=("w000",))
+    samples = Sampler(fake_draw, read, spacing=SPACING, state=state, compared=("w000",))
     requests = [Request(1, 1), Request(1, 1, ("w000",))]
     seeds = numbered(0, 40)
     for size in (80, 40):  # in one batch, and each in its own

@@ -13,7 +13,8 @@ from bids_validity import validator_reports
 from synthetic_bids import path_of
 from tiny_forecast import LAYOUT, fake_draw, write_store
 
-from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
 from lesioncast.forecasting.derivative import (
@@ -23,7 +24,7 @@ from lesioncast.forecasting.derivative import (
     write_forecast_root,
 )
 from lesioncast.forecasting.draws import Sampler
-from lesioncast.forecasting.engine import store_condition
+from lesioncast.forecasting.engine import store_reader
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.forecast import (
     Origin,
@@ -36,7 +37,6 @@ from lesioncast.forecasting.forecast import (
 from lesioncast.forecasting.heldout import held_out, reference_of
 from lesioncast.forecasting.page import forecast_section, page, relative_path
 from lesioncast.forecasting.view import choose_slices, for_display, view_of
-from lesioncast.slab import named
 from storage import Store, open_store
 
 SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
@@ -44,8 +44,8 @@ SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
 
 def build_fake(store: Path) -> Sampler:
     opened = open_store(store)
-    condition = store_condition(opened, named(CONDITION))
-    return Sampler(fake_draw, condition, spacing=opened.spec.spacing)
+    config = ModelConfig(opened.spec.arms, UNetConfig(arms=len(opened.spec.arms)))
+    return Sampler(fake_draw, store_reader(opened, config), spacing=opened.spec.spacing)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,14 @@ from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import forecast_path
-from lesioncast.forecasting.engine import build_sampler, sessions_seen, store_condition
+from lesioncast.forecasting.draws import Shown
+from lesioncast.forecasting.engine import (
+    build_sampler,
+    session_choices,
+    sessions_compared,
+    sessions_seen,
+    store_reader,
+)
 from lesioncast.forecasting.forecast import (
     Origin,
     bids_flair,
@@ -130,9 +137,22 @@ def test_a_bundle_says_itself_what_it_is_conditioned_on(
         "a patient's images (w000/flair, w000/t2, w000/gad)"
         in (bundle.path / "README.md").read_text()
     )
-    w000 = store_condition(store, named(W000))(0)
-    assert w000.shape == (3, *SLAB)
-    np.testing.assert_array_equal(w000, store_condition(store, named(CONDITION))(0)[:3])
+
+    def told(channels: tuple[str, ...]) -> np.ndarray:
+        control = replace(bundle.config.control, condition=channels)
+        return store_reader(store, replace(bundle.config, control=control))(Shown(0)).condition
+
+    assert told(W000).shape == (3, *SLAB)
+    np.testing.assert_array_equal(told(W000), told(CONDITION)[:3])
+
+
+def test_a_bundle_that_sees_w000_alone_has_nothing_to_leave_out(
+    trained: tuple[Store, Bundle, Experiment],
+) -> None:
+    """Whatever its stage 2 was trained with, its arms are compared by all that it sees."""
+    bundle = replace(trained[1], from_start=True)
+    assert session_choices(bundle) == (("w000",),)
+    assert sessions_compared(bundle) is None
 
 
 def test_a_forecast_needs_no_flags_and_names_w000_as_its_source(

@@ -17,9 +17,8 @@ from sklearn.metrics import roc_auc_score
 from solvers import Masks, counted, draw, observed
 
 from lesioncast.diffusion.load import load_of
-from lesioncast.forecasting.draws import seeds_of
-from lesioncast.forecasting.engine import store_condition, store_covariates
-from lesioncast.slab import named
+from lesioncast.forecasting.draws import Shown, seeds_of
+from lesioncast.forecasting.engine import store_reader
 from lesioncast.start import RaySettings, cluster, configure_logging
 from lesioncast.training.bundle import Bundle
 from storage import Case, Store
@@ -66,12 +65,11 @@ def told_loads(
 ) -> tuple[Loads, npt.NDArray[np.float64]]:
     """The load of every sample, case after case, and of each case the chance of any."""
     seeds = seeds_of(cases, seed=0, samples=samples)
-    condition = store_condition(store, named(bundle.config.control.condition))
-    covariates = store_covariates(store, bundle.config.covariates)
+    read = store_reader(store, bundle.config)
     loads, chance = [], []
     for case in cases:
-        told = torch.from_numpy(covariates(case.index))
-        hint = bundle.model.hint(torch.from_numpy(condition(case.index)), told, bundle.sampler)
+        given = map(torch.from_numpy, read(Shown(case.index)))
+        hint = bundle.model.hint(*given, bundle.sampler)
         drawn = bundle.model.told(hint, case.arm_index, seeds[case.index])
         loads += [each.load for each in drawn]
         logits = bundle.model.load_logits(hint, case.arm_index)

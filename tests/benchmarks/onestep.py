@@ -20,8 +20,9 @@ from torch import Tensor
 from lesioncast.diffusion.load import load_of
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
-from lesioncast.forecasting.engine import store_condition
-from lesioncast.slab import TARGET, encode_case, named
+from lesioncast.forecasting.draws import Shown
+from lesioncast.forecasting.engine import store_reader
+from lesioncast.slab import TARGET, encode_case
 from storage import Store
 
 LOGSNR = (-6, -4, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
@@ -37,9 +38,9 @@ Floats = npt.NDArray[np.float64]
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a row a noise level: predicted voxels of lesion a case."""
     store, bundle, cases = chosen(study_parser(__doc__, cases=120, split="val").parse_args(argv))
-    condition = store_condition(store, named(bundle.config.control.condition))
+    read = store_reader(store, bundle.config)
     x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
-    given = torch.from_numpy(np.stack([condition(case.index) for case in cases]))
+    given = torch.from_numpy(np.stack([read(Shown(case.index)).condition for case in cases]))
     arm = torch.tensor([case.arm_index for case in cases])
     volume = (x[:, 1] > 0).double().sum((1, 2, 3)).numpy()
     active = volume > 0

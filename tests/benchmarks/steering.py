@@ -21,8 +21,8 @@ from torch import Tensor
 from lesioncast.diffusion.load import LEAST_CHANCE, load_of
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
-from lesioncast.forecasting.engine import store_condition
-from lesioncast.slab import named
+from lesioncast.forecasting.draws import Shown
+from lesioncast.forecasting.engine import store_reader
 from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, Floats]:
     """With the images and with none, each [n, level], of those n cases that have lesions."""
-    condition = store_condition(store, named(bundle.config.control.condition))
+    read = store_reader(store, bundle.config)
     own, none = [], []
     for first in range(0, len(cases), BATCH):
         few = cases[first : first + BATCH]
@@ -55,7 +55,7 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
             continue
         few, x = [few[row] for row in rows.tolist()], x[rows]
         arm = torch.tensor([case.arm_index for case in few])
-        given = torch.from_numpy(np.stack([condition(case.index) for case in few]))
+        given = torch.from_numpy(np.stack([read(Shown(case.index)).condition for case in few]))
         own.append(surprise(bundle.model, x, given, arm))
         none.append(surprise(bundle.model, x, torch.zeros_like(given), arm))
     return np.concatenate(own), np.concatenate(none)

@@ -26,13 +26,6 @@ Chances = npt.NDArray[np.float64]
 Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
 """(condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2 masks
 [n, s, h, w]."""
-Condition = Callable[[int, Sessions | None], Floats]
-"""(case index, sessions or None for all) -> condition [channels, s, h, w], null outside them."""
-Covariates = Callable[[int], Floats]
-"""case index -> encoded covariates [k], NaN where absent."""
-State = Callable[[Floats, Floats], Chances | None]
-"""(condition [channels, s, h, w], covariates [k]) -> P(active) under every arm [arm] as the model
-states it before it draws; None for models that only draw."""
 
 
 class Shown(NamedTuple):
@@ -42,6 +35,18 @@ class Shown(NamedTuple):
     sessions: Sessions | None = None
 
 
+class Given(NamedTuple):
+    """The same as numbers: the `condition` [channels, s, h, w], null outside the sessions shown,
+    and the encoded `covariates` [k], NaN where absent."""
+
+    condition: Floats
+    covariates: Floats
+
+
+Read = Callable[[Shown], Given]
+State = Callable[[Given], Chances | None]
+"""P(active) under every arm [arm] as the model states it before it draws; None for models that only
+draw."""
 Stated = Mapping[Shown, Chances]
 """What was shown -> P(active) under every arm, where it is stated."""
 
@@ -116,12 +121,7 @@ def plan(
     ]
 
 
-def no_covariates(_: int) -> Floats:
-    """For a model that knows of none, [0]."""
-    return np.empty(0, np.float32)
-
-
-def nothing_stated(condition: Floats, covariates: Floats) -> None:  # noqa: ARG001, a `State`
+def nothing_stated(_: Given) -> None:
     """For a model that only draws."""
 
 
@@ -134,16 +134,14 @@ class Sampler:
     def __init__(
         self,
         draw: Draw,
-        condition: Condition,
+        read: Read,
         *,
         spacing: tuple[float, float, float],
-        covariates: Covariates = no_covariates,
         state: State = nothing_stated,
         compared: Sessions | None = None,
     ) -> None:
-        self._draw, self._state, self._compared = draw, state, compared
-        self._condition = condition
-        self._covariates = covariates
+        self._draw, self._read, self._state = draw, read, state
+        self._compared = compared
         self._spacing = spacing
 
     def __call__(self, batch: Batch) -> Drawn:
@@ -159,16 +157,13 @@ class Sampler:
         if self._compared is not None:
             others = {Shown(each.case, self._compared) for each in shown} - read.keys()
             read |= {each: self._read(each) for each in others}
-        stated = {each: self._state(*given) for each, given in read.items()}
+        stated = {each: self._state(given) for each, given in read.items()}
         return Drawn(
             packed=np.packbits(masks, axis=-1),
             width=masks.shape[-1],
             lesions=tuple(measure(mask, self._spacing) for mask in masks),
             stated={key: each for key, each in stated.items() if each is not None},
         )
-
-    def _read(self, shown: Shown) -> tuple[Floats, Floats]:
-        return self._condition(*shown), self._covariates(shown.case)
 
 
 class Gathered(NamedTuple):

@@ -12,21 +12,21 @@ import torch
 
 from lesioncast.cohort.truth import has_truth
 from lesioncast.covariates import encode_covariates
-from lesioncast.diffusion.covariates import Covariate
+from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.forecasting.draws import (
     Chances,
-    Condition,
-    Covariates,
     Draw,
+    Given,
+    Read,
     Sampler,
     Shown,
     State,
     Stated,
 )
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.slab import START, Channels, Sessions, encode_case, named, outside, sessions_of
+from lesioncast.slab import START, Sessions, encode_case, named, outside, sessions_of
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
 from storage import Location, Store, open_store
 
@@ -57,9 +57,8 @@ def build_sampler(
     warn_if_slow(loaded.sampler.precision, torch.device(device))
     return Sampler(
         bundle_draw(loaded, device=device),
-        store_condition(opened, named(loaded.config.control.condition)),
+        store_reader(opened, loaded.config),
         spacing=opened.spec.spacing,
-        covariates=store_covariates(opened, loaded.config.covariates),
         state=bundle_state(loaded, device=device),
         compared=compared,
     )
@@ -84,26 +83,18 @@ def require_fit(bundle: Bundle, store: Store) -> None:
             )
 
 
-def store_condition(store: Store, channels: Channels) -> Condition:
-    """c_f of a case by its index, with the channels named; absent ones are null, and so are those
-    of other sessions where some are named."""
+def store_reader(store: Store, config: ModelConfig) -> Read:
+    """What the networks are told of a store's cases; channels that a case lacks are null, as are
+    those of sessions that are not shown."""
+    channels = named(config.control.condition)
 
-    def condition(index: int, sessions: Sessions | None = None) -> npt.NDArray[np.float32]:
-        encoded = encode_case(store.read(index), channels=channels)
-        if sessions is not None:
-            encoded[outside(channels, sessions)] = 0
-        return encoded
+    def read(shown: Shown) -> Given:
+        condition = encode_case(store.read(shown.case), channels=channels)
+        if shown.sessions is not None:
+            condition[outside(channels, shown.sessions)] = 0
+        return Given(condition, encode_covariates(config.covariates, store.cases[shown.case]))
 
-    return condition
-
-
-def store_covariates(store: Store, covariates: Sequence[Covariate]) -> Covariates:
-    """The covariates of a case by its index, as the bundle's networks are told them."""
-
-    def encoded(index: int) -> npt.NDArray[np.float32]:
-        return encode_covariates(covariates, store.cases[index])
-
-    return encoded
+    return read
 
 
 def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
@@ -130,11 +121,8 @@ def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
 def bundle_state(bundle: Bundle, *, device: str) -> State:
     """P(active) as the bundle's networks state it, where they do."""
 
-    def state(
-        condition: npt.NDArray[np.float32], covariates: npt.NDArray[np.float32]
-    ) -> Chances | None:
-        given = (torch.from_numpy(each).to(device) for each in (condition, covariates))
-        chances = bundle.model.stated_chance(*given)
+    def state(given: Given) -> Chances | None:
+        chances = bundle.model.stated_chance(*(torch.from_numpy(each).to(device) for each in given))
         return None if chances is None else chances.cpu().numpy()
 
     return state
@@ -142,9 +130,7 @@ def bundle_state(bundle: Bundle, *, device: str) -> State:
 
 def stated_of(bundle: Bundle, store: Store, shown: Shown) -> Stated:
     """What the bundle, on the CPU, states of one case; nothing where it does not."""
-    condition = store_condition(store, named(bundle.config.control.condition))
-    covariates = store_covariates(store, bundle.config.covariates)
-    chances = bundle_state(bundle, device="cpu")(condition(*shown), covariates(shown.case))
+    chances = bundle_state(bundle, device="cpu")(store_reader(store, bundle.config)(shown))
     return {} if chances is None else {shown: chances}
 
 
@@ -179,7 +165,8 @@ def either(choices: Sequence[Sessions]) -> str:
 def sessions_compared(bundle: Bundle) -> Sessions | None:
     """Those that the bundle is shown where the arms of a patient are compared: w000 alone, where
     it was trained for that, since later images show what the arm received has done. None: all."""
-    return (START,) if bundle.from_start else None
+    compared = session_choices(bundle)[-1]
+    return None if compared == sessions_seen(bundle) else compared
 
 
 def bundle_remark(bundle: Path) -> str:
