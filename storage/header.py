@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.orientations import io_orientation, ornt2axcodes
 
 from storage.bids import Source
 
@@ -99,16 +100,25 @@ def _check_agreement(header: nib.Nifti1Header, source: Source) -> None:
         )
         raise source.refuse("contradictory header", f"{reason}; correct the wrong one")
     if header["sform_code"] and header["qform_code"]:
-        sform, qform = (_axes(np.asarray(a).tobytes()) for a in (affine, header.get_qform()))
+        sform, qform = map(_axes, (affine, header.get_qform()))
         if sform != qform:
             reason = f"expected one orientation, got {sform} from the sform, {qform} from the qform"
             raise source.refuse("contradictory header", f"{reason}; correct the wrong one")
 
 
+def orientation(affine: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Flips and permutation that take a 4x4 affine's axes to RAS+ order, in nibabel's terms."""
+    return _orientation(np.asarray(affine, np.float64).tobytes())
+
+
 @lru_cache(maxsize=256)  # most files of a trial share few affines
-def _axes(affine: bytes) -> str:
-    """Such as RAS, from the float64 of a 4x4 affine."""
-    return "".join(nib.aff2axcodes(np.frombuffer(affine).reshape(4, 4)))
+def _orientation(affine: bytes) -> npt.NDArray[Any]:
+    return np.asarray(io_orientation(np.frombuffer(affine).reshape(4, 4)))
+
+
+def _axes(affine: npt.ArrayLike) -> str:
+    """Such as RAS."""
+    return "".join(ornt2axcodes(orientation(affine)))
 
 
 def voxel_sizes(affine: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

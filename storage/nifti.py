@@ -5,17 +5,16 @@ import hashlib
 import io
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from storage.bids import Source
-from storage.header import Shape, judge, voxel_sizes
+from storage.header import Shape, judge, orientation, voxel_sizes
 from storage.stream import UNREADABLE, content_of, is_packed, read_to_the_end, unpack, unreadable
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -39,7 +38,7 @@ class Header:
     @property
     def orientation(self) -> npt.NDArray[Any]:
         """Flips and permutation that take the file's axes to RAS+ order, in nibabel's terms."""
-        return _orientation(self.affine)
+        return orientation(self.affine)
 
     @property
     def canonical_affine(self) -> npt.NDArray[np.float64]:
@@ -57,11 +56,6 @@ class Header:
         """Millimetres between voxels along (s, h, w)."""
         w, h, s = (float(size) for size in voxel_sizes(self.canonical_affine))
         return s, h, w
-
-
-@lru_cache(maxsize=256)  # most files of a trial share few affines
-def _orientation(affine: Matrix) -> npt.NDArray[Any]:
-    return np.asarray(io_orientation(np.array(affine)))
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from pathlib import Path
 from shutil import which
 from signal import SIGKILL
 from threading import Event, Thread
-from typing import Any
 
 import httpx2
 import pytest
 from ray_nodes import ROOT, Node, Nodes, nodes
 from tiny_forecast import write_bundle, write_store
-from tiny_service import key_line, until
+from tiny_service import key_line, result, until
 
 from serve.client import Client
 
@@ -188,11 +187,6 @@ class Knocking:
     def _run(self) -> None:
         while not self.over.wait(0.1):
             self.answers.append(health(self.url))
-
-
-def result(client: Client, job: str) -> dict[str, Any]:
-    until(lambda: client.status(job)["state"] not in ("accepted", "running"), seconds=300)
-    return client.result(job)
 
 
 def test_the_service_answers_while_the_head_is_gone_and_outlives_its_return(site: Site) -> None:

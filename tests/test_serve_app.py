@@ -2,8 +2,7 @@
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -12,7 +11,7 @@ import ray
 from ray import serve as ray_serve
 from synthetic_bids import path_of
 from tiny_forecast import SPEC, write_bundle
-from tiny_service import trial_settings, write_trial_served
+from tiny_service import result, trial_settings, until, write_trial_served
 
 from serve.app import build
 from serve.client import Client
@@ -68,20 +67,8 @@ def kill(deployment: str) -> None:
 
 def midway(client: Client, job: str) -> None:
     """Waits until some of its blocks are drawn; fails where it ends before it can be disturbed."""
-    until(lambda: client.status(job)["progress"]["done"] > 0)
+    until(lambda: client.status(job)["progress"]["done"] > 0, seconds=300)
     assert client.status(job)["state"] == "running"
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 300
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.05)
-
-
-def result(client: Client, job: str) -> dict:  # type: ignore[type-arg]
-    until(lambda: client.status(job)["state"] not in ("accepted", "running"))
-    return client.result(job)
 
 
 def test_no_accepted_forecast_is_lost_or_changed_by_kills_and_a_restart(

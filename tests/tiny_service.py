@@ -134,6 +134,12 @@ def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def result(client: Client, job: str) -> dict[str, Any]:
+    """The job's result, once it has ended, however often the service is lost on the way."""
+    until(lambda: client.status(job)["state"] not in ("accepted", "running"), seconds=300)
+    return client.result(job)
+
+
 def finished(client: Client, job: str) -> str:
     """The job, once it has succeeded."""
     assert [status["state"] for status in client.follow(job)][-1] == "succeeded"
