@@ -1,17 +1,22 @@
-"""The learning study's tables, from runs whose answers are known by hand."""
+"""The learning study's tables and nats, where the answers are known by hand."""
 
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from tiny_forecast import SLAB, write_bundle, write_store
 
+from lesioncast.training.bundle import load_bundle
 from lesioncast.training.progress import METRICS
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import learned
+import steering
 
 LESIONS = (0, 0, 3, 1)
 HEADER = (
@@ -92,3 +97,31 @@ def test_seeds_that_disagree_widen_the_interval(tmp_path: Path) -> None:
         for name, found in (("a", (2.0, 2.0)), ("b", (2.0, 4.0)))
     )
     assert learned.difference(variant, recipe, learned.surprise) == "+1.000 (+0.000 to +2.000)"
+
+
+@pytest.mark.parametrize(("told", "expected"), [(0.0, np.prod(SLAB) * np.log(2)), (1.0, 0.0)])
+def test_nats_are_those_of_the_voxels_together(told: float, expected: float) -> None:
+    """Of a model that knows nothing, P = 0.5 everywhere, and of one that knows all."""
+    x = torch.full((2, 2, *SLAB), -1.0)
+    x[:, 1, 2, 3:5] = 1.0
+
+    def denoiser(*_: object, **__: object) -> object:
+        return lambda *_: told * x
+
+    model = SimpleNamespace(
+        config=SimpleNamespace(unet=SimpleNamespace(loads=())), denoiser=denoiser
+    )
+    found = steering.surprise(model, x, torch.zeros(2), torch.zeros(2, 7, *SLAB), None)
+    assert found.shape == (2, len(steering.LOGSNR))
+    assert found == pytest.approx(np.full_like(found, expected), rel=1e-5)
+
+
+def test_nats_are_asked_of_the_cases_with_lesions_with_and_without_their_images(
+    tmp_path: Path,
+) -> None:
+    store = write_store(tmp_path / "store.zarr", tmp_path / "bids")
+    write_bundle(tmp_path / "bundle")
+    own, none = steering.nats(store, load_bundle(tmp_path / "bundle"), store.cases)
+    assert own.shape == none.shape == (3, len(steering.LOGSNR))  # every second case is active
+    assert np.isfinite(own).all()
+    assert not np.array_equal(own, none)

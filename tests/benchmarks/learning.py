@@ -30,9 +30,13 @@ CONFIG = Path("jobs/configs/demo.yaml")
 RECIPE = "recipe"
 VARIANTS: dict[str, tuple[str, ...]] = {
     RECIPE: (),
-    "no burden": ("control.burden=false",),
-    "non-zero hint": ("control.zero_hint=false",),
     "no pre-training": ("pretrain.steps=1",),
+    "non-zero hint": ("control.zero_hint=false",),
+    "no burden": ("control.burden=false",),
+    "clinical covariates": (
+        "covariates=[age, sex, disease_duration, edss, relapses]",
+        "finetune.covariate_drop=0.1",
+    ),
     "min-SNR weighting": ("objective.weighting=min_snr",),
     "balanced finish": ("finetune.balanced=true",),
     "no average of weights": ("pretrain.ema=0.0", "finetune.ema=0.0"),
@@ -43,7 +47,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no lesion load": ("unet.loads=[]",),
 }
 """One thing changed in each; what it is compared with is `recipe`."""
-STAGE_2_ALONE = ("control.", "finetune.")
+STAGE_2_ALONE = ("control.", "finetune.", "covariates=")
 # Arms are not compared and nothing is calibrated here.
 EVALUATION = ("evaluation.counterfactual_subjects=0", "evaluation.validation_subjects=0")
 

@@ -3,7 +3,7 @@
     PYTHONPATH=.:platform python tests/benchmarks/steering.py --bundle out/demo/bundle --store STORE
 
 The cross entropy of the observed NET2 voxels of cases that have some, told one noised copy of them,
-once with the patient's images and once with none, which is stage 1's answer. Networks that are
+once with the patient's images and covariates and once with none, as stage 1 is. Networks that are
 told the lesion load are told the true one, so that nothing is won by guessing how much; the arm is
 the one received.
 """
@@ -55,18 +55,21 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
             continue
         few, x = [few[row] for row in rows.tolist()], x[rows]
         arm = torch.tensor([case.arm_index for case in few])
-        given = torch.from_numpy(np.stack([read(Shown(case.index)).condition for case in few]))
-        own.append(surprise(bundle.model, x, given, arm))
-        none.append(surprise(bundle.model, x, torch.zeros_like(given), arm))
+        given = zip(*(read(Shown(case.index)) for case in few), strict=True)
+        condition, covariates = (torch.from_numpy(np.stack(each)) for each in given)
+        own.append(surprise(bundle.model, x, arm, condition, covariates))
+        none.append(surprise(bundle.model, x, arm, torch.zeros_like(condition), None))
     return np.concatenate(own), np.concatenate(none)
 
 
 @torch.no_grad()
-def surprise(model: Model, x: Tensor, condition: Tensor, arm: Tensor) -> Floats:
+def surprise(
+    model: Model, x: Tensor, arm: Tensor, condition: Tensor, covariates: Tensor | None
+) -> Floats:
     """- log P of the voxels of NET2 in x [n, 2, s, h, w], summed, at each level [n, level]."""
     least = model.config.unet.loads
     load = load_of(x[:, NET2], least) if least else None
-    denoise = model.denoiser(condition, arm, guidance=1.0, load=load)
+    denoise = model.denoiser(condition, arm, guidance=1.0, covariates=covariates, load=load)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     found = []
     for logsnr in LOGSNR:
