@@ -87,7 +87,7 @@ def test_a_run_out_of_time_says_so_in_every_row(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_middle_sized_run_ends_in_table_3_without_ray(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "jobs" / "configs" / "demo.yaml").read_text())
-    config["unet"] |= {"widths": [8, 8, 16], "loads": []}
+    config["unet"] |= {"widths": [8, 8, 16]}
     for stage in ("pretrain", "finetune"):
         config[stage]["batch_size"] = 2
         config[stage]["workers"] = 1

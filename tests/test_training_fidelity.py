@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.stages import ControlledUNet, UNetAlone
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import Checkpoint
@@ -21,13 +22,7 @@ from lesioncast.training.dataset import Batch
 from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.loop import batch_loss, batches
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.stages import (
-    ControlledUNet,
-    Stage,
-    UNetAlone,
-    finetuning,
-    pretraining,
-)
+from lesioncast.training.stages import Stage, finetuning, pretraining
 from lesioncast.training.state import initial_state
 from lesioncast.training.worker import Worker
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny_training import SETTINGS, SLAB, random_rows, tiny_cache, tiny_experiment
 from torch import Tensor, nn
 
+from lesioncast.diffusion.stages import Predicted
 from lesioncast.training.checkpoint import Checkpoint, checkpoints
 from lesioncast.training.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
 from lesioncast.training.fit import discard, finished, train
@@ -21,7 +22,6 @@ from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import (
     CONTROL,
     UNET,
-    Predicted,
     Stage,
     _controlled_unet,
     finetuning,

@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:platform python3 tests/benchmarks/small_on_gpu.py --cases FOLDER --minutes 4
 
-Both stages with the project's own losses, orders and random numbers, every case on the device;
-`--cases` is simulated where it does not exist. Needs nibabel, nilearn and zarr, not Ray.
+Both stages with the project's own networks, losses, orders and random numbers, every case on the
+device; `--cases` is simulated where it does not exist. Needs nibabel, nilearn and zarr, not Ray.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
-from lesioncast.diffusion.objective import ObjectiveConfig, diffusion_loss
+from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
-from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
+from lesioncast.diffusion.stages import ControlledUNet, UNetAlone, stage_loss, to_place
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.evaluation.assess import assess
 from lesioncast.evaluation.ensembles import Tally
@@ -40,7 +41,7 @@ from lesioncast.forecasting.draws import sample_seeds
 from lesioncast.slab import START, named, outside
 from lesioncast.training import noise
 from lesioncast.training.dataset import Cases
-from lesioncast.training.order import Rows, batch_rows
+from lesioncast.training.order import Rows, active_first, batch_rows, oversampling
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state
 
@@ -48,8 +49,6 @@ SMALL = Path("jobs/configs/small.yaml")
 STAGE1_SHARE = 0.4  # of the minutes
 PACED = {"cuda": (5, 20), "cpu": (1, 2)}  # steps before the clock starts, and on it
 SEED = 0
-
-Predict = Callable[..., Tensor]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,8 +127,6 @@ class Run:
             built(ScheduleConfig, sections.get("schedule", {})),
             built(ObjectiveConfig, sections["objective"]),
         )
-        if self.model.unet.loads:
-            raise SystemExit("unet.loads: expected none, whose training this is not; take them out")
         self.settings = {
             name: built(TrainSettings, sections[name]) for name in ("pretrain", "finetune")
         }
@@ -145,56 +142,50 @@ class Run:
         """Stage 1, its averaged weights."""
         with self.device:
             unet = UNet(self.model.unet)
-        return unet, self.fitted("pretrain", unet, unet, seconds)
+        return unet, self.fitted("pretrain", UNetAlone(unet), seconds)
 
     def finetuned(self, unet: UNet, seconds: float) -> tuple[ControlNet, Trained]:
         """Stage 2 on the frozen UNet, its averaged weights."""
-        unet.eval().requires_grad_(False)
         with self.device:
             control = ControlNet.from_unet(self.model.control, unet)
+        return control, self.fitted("finetune", ControlledUNet(unet, control), seconds)
 
-        def network(z: Tensor, logsnr: Tensor, arm: Tensor, condition: Tensor) -> Tensor:
-            residuals = control(z, logsnr, arm, control.encode(condition))
-            prediction: Tensor = unet(z, logsnr, arm, residuals)
-            return prediction
-
-        return control, self.fitted("finetune", control, network, seconds)
-
-    def fitted(self, stage: str, module: nn.Module, network: Predict, seconds: float) -> Trained:
-        """Train `module` for so many seconds, as many steps as its measured pace allows."""
+    def fitted(self, stage: str, networks: nn.Module, seconds: float) -> Trained:
+        """Train the networks for so many seconds, as many steps as their measured pace allows."""
+        compiled: Any = networks
         if self.on_gpu:
-            module.to(memory_format=torch.channels_last)
-            network = torch.compile(network)
-        start = {name: weight.clone() for name, weight in module.state_dict().items()}
+            networks.to(memory_format=torch.channels_last)
+            compiled = torch.compile(networks)
+        start = {name: weight.clone() for name, weight in networks.state_dict().items()}
         before, timed = PACED[self.device.type]
-        for _ in self.steps(stage, initial_state(module, self.settings[stage]), network, before):
+        for _ in self.steps(stage, initial_state(networks, self.settings[stage]), compiled, before):
             pass
-        pace = initial_state(module, self.settings[stage])
+        pace = initial_state(networks, self.settings[stage])
         self.wait()
         began = time.monotonic()
-        for _ in self.steps(stage, pace, network, timed):
+        for _ in self.steps(stage, pace, compiled, timed):
             pass
         self.wait()
         each = (time.monotonic() - began) / timed
-        module.load_state_dict(start)
+        networks.load_state_dict(start)
         steps = max(10, int(seconds / each))
         warmup = min(self.settings[stage].warmup, steps // 10)
         self.settings[stage] = replace(self.settings[stage], steps=steps, warmup=warmup)
         say(f"{stage}: {steps} steps of {1e3 * each:.1f} ms")
-        state = initial_state(module, self.settings[stage])
+        state = initial_state(networks, self.settings[stage])
         losses = []
         began = time.monotonic()
-        for loss in self.steps(stage, state, network, steps):
+        for loss in self.steps(stage, state, compiled, steps):
             losses.append(loss)
             if state.step % max(1, steps // 10) == 0:
                 self.report(stage, losses[-max(1, steps // 10) :], state.step)
         self.wait()
-        module.load_state_dict(state.averaged)
+        networks.load_state_dict({**networks.state_dict(), **state.averaged})
         last = torch.stack(losses[-max(1, steps // 10) :]).mean()
         return Trained(steps, 1e3 * (time.monotonic() - began) / steps, float(last))
 
     def steps(
-        self, stage: str, state: TrainState, network: Predict, number: int
+        self, stage: str, state: TrainState, networks: nn.Module, number: int
     ) -> Iterator[Tensor]:
         """The losses of `number` steps from the state's own, as training/loop.py takes them."""
         settings = self.settings[stage]
@@ -203,37 +194,42 @@ class Run:
         if weight is not None:
             objective = replace(objective, flair_weight=weight)
         for _ in range(number):
-            x, *seen = self.batch(settings, state.step, conditioned=stage == "finetune")
+            x, arm, condition = self.batch(settings, state.step, conditioned=stage == "finetune")
+            load, rows = to_place(x, self.model.unet.loads)
             t = noise.spread_t(SEED, state.step, batch_size=settings.batch_size)
             eps = noise.gaussian(
                 SEED,
                 state.step,
-                positions=np.arange(settings.batch_size),
+                positions=rows.cpu().numpy(),
                 shape=tuple(x.shape[1:]),
                 device=self.device,
             )
-
-            def predict(z_t: Tensor, logsnr_t: Tensor, seen: list[Tensor] = seen) -> Tensor:
-                return network(z_t, logsnr_t, *seen)
-
+            logsnr = logsnr_at(torch.from_numpy(t).to(self.device)[rows], self.model.schedule)
             with self.autocast():
-                loss = diffusion_loss(
-                    predict,
-                    x,
-                    t=torch.from_numpy(t).to(self.device),
-                    noise=eps,
-                    schedule=self.model.schedule,
+                loss = stage_loss(
+                    networks,
+                    x[rows],
+                    eps,
+                    logsnr,
+                    arm=arm,
+                    condition=condition,
+                    covariates=None,
+                    load=load,
                     objective=objective,
+                    oversampled=oversampling(self.resident.active) if settings.balanced else 0.0,
                 )
             loss.backward()
             nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
             state.update(settings)
             yield loss.detach()
 
-    def batch(self, settings: TrainSettings, step: int, *, conditioned: bool) -> tuple[Tensor, ...]:
+    def batch(
+        self, settings: TrainSettings, step: int, *, conditioned: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, arm and, in stage 2, condition of a step, with what it drops taken away."""
-        rows: Rows = batch_rows(
-            self.resident.active,
+        active = self.resident.active
+        rows = batch_rows(
+            active,
             step,
             seed=SEED,
             batch_size=settings.batch_size,
@@ -251,12 +247,13 @@ class Run:
             session_drop=settings.session_drop,
         )
         chosen, no_arm, no_channel = (
-            torch.from_numpy(array).to(self.device) for array in (rows, drops.arm, drops.channels)
+            torch.from_numpy(array).to(self.device)
+            for array in (active_first(rows, active), drops.arm, drops.channels)
         )
         arm = self.resident.arm[chosen].masked_fill(no_arm, self.model.unet.null_arm)
         x = self.resident.x[chosen].float()
         if not conditioned:
-            return x, arm
+            return x, arm, None
         condition = self.resident.condition[chosen].float()
         return x, arm, condition.masked_fill(no_channel[:, :, None, None, None], 0)
 

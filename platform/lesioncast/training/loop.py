@@ -12,10 +12,9 @@ import ray.train.collective
 import torch
 from torch import Tensor, nn
 
-from lesioncast.diffusion.load import load_loss, load_of, with_lesions
-from lesioncast.diffusion.objective import NET2, denoising_loss, noised
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import logsnr_at
+from lesioncast.diffusion.stages import stage_loss, to_place
 from lesioncast.meters import TrainingMeter
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import (
@@ -31,7 +30,7 @@ from lesioncast.training.optimisation import learning_rate
 from lesioncast.training.order import active_first, batch_rows, oversampling
 from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.stages import Predicted, Stage
+from lesioncast.training.stages import Stage
 from lesioncast.training.state import TrainState, initial_state
 from lesioncast.training.worker import (
     Notices,
@@ -92,9 +91,8 @@ def batch_loss(
 ) -> Tensor:
     """Equation 3 on this worker's share of the batch, with the step's own t and noise."""
     model, settings = stage.experiment.model, stage.settings
-    load = load_of(batch.x[:, NET2], model.unet.loads) if model.unet.loads else None
-    rows = torch.arange(len(batch.x)) if load is None else with_lesions(load).cpu()
-    positions, x = worker.positions[rows.numpy()], batch.x[rows]
+    load, rows = to_place(batch.x, model.unet.loads)
+    positions, x = worker.positions[rows.cpu().numpy()], batch.x[rows]
     t = noise.spread_t(stage.experiment.seed, step, batch_size=settings.batch_size)
     eps = noise.gaussian(
         stage.experiment.seed,
@@ -104,15 +102,17 @@ def batch_loss(
         device=worker.device,
     )
     logsnr = logsnr_at(torch.from_numpy(t[positions]).to(worker.device), model.schedule)
-    predicted: Predicted = networks(
-        noised(x, eps, logsnr), logsnr, batch.arm, batch.condition, batch.covariates, load
-    )
-    loss = denoising_loss(predicted.prediction, x, eps, logsnr, stage.objective)
-    if load is None or predicted.load is None:
-        return loss
-    # Nothing is left to predict of a case without lesions once its load is known.
-    return (load > 0).float().mean() * loss + load_loss(
-        predicted.load, load, oversampled=batch.oversampled
+    return stage_loss(
+        networks,
+        x,
+        eps,
+        logsnr,
+        arm=batch.arm,
+        condition=batch.condition,
+        covariates=batch.covariates,
+        load=load,
+        objective=stage.objective,
+        oversampled=batch.oversampled,
     )
 
 

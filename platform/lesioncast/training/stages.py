@@ -1,21 +1,21 @@
-"""The two stages of the paper (section 2) as networks to train and what a run of them is."""
+"""What a run of each stage of the paper (section 2) is: networks, cases, settings, identity."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lesioncast.config import Config
 from lesioncast.covariates import encode_covariates, fit_covariates
 from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.load import with_lesions
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.stages import ControlledUNet, UNetAlone
 from lesioncast.diffusion.unet import UNet
 from lesioncast.slab import SESSIONS, START, TARGET, Channels, named, outside, sessions_of
 from lesioncast.training.cache import CaseCache, training_cases
@@ -26,88 +26,6 @@ from storage import Store
 
 # Where the networks of both stages keep their weights in a checkpoint.
 UNET, CONTROL = "unet.", "control."
-
-
-class Predicted(NamedTuple):
-    """What the networks make of a batch of b cases: the `prediction` [b, 2, s, h, w]. Where the
-    model knows of lesion loads, the logits of `load` [b, classes], and the prediction is of the
-    cases `with_lesions` alone, as are z and logsnr."""
-
-    prediction: Tensor
-    load: Tensor | None = None
-
-
-class UNetAlone(nn.Module):
-    """Stage 1: the UNet learns w096 FLAIR and NET2 jointly, given the arm."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self,
-        z: Tensor,
-        logsnr: Tensor,
-        arm: Tensor,
-        condition: None,
-        covariates: None = None,
-        load: Tensor | None = None,
-    ) -> Predicted:
-        """Given the arm alone."""
-        if load is None:
-            return Predicted(self.unet(z, logsnr, arm))
-        rows = with_lesions(load)
-        prediction = self.unet(z, logsnr, arm[rows], None, load[rows])
-        return Predicted(prediction, self.unet.load_logits(arm))
-
-
-class ControlledUNet(nn.Module):
-    """Stage 2: the ControlNet learns to steer the frozen UNet by the patient's images."""
-
-    def __init__(self, unet: UNet, control: ControlNet) -> None:
-        super().__init__()
-        self.unet = unet.eval()
-        self.unet.requires_grad_(requires_grad=False)
-        self.control = control
-
-    def train(self, mode: bool = True) -> "ControlledUNet":  # noqa: FBT001, FBT002
-        """The UNet stays in evaluation mode."""
-        super().train(mode)
-        self.unet.eval()
-        return self
-
-    def forward(
-        self,
-        z: Tensor,
-        logsnr: Tensor,
-        arm: Tensor,
-        condition: Tensor,
-        covariates: Tensor | None = None,
-        load: Tensor | None = None,
-    ) -> Predicted:
-        """`condition` is c_f [b, channels, s, h, w]."""
-        if load is None:
-            return Predicted(self._predict(z, logsnr, arm, condition, covariates))
-        rows = with_lesions(load)
-        known = None if covariates is None else covariates[rows]
-        prediction = self._predict(z, logsnr, arm[rows], condition[rows], known, load[rows])
-        features = self.control.load_features(condition, covariates)
-        logits = self.unet.load_logits(arm) + self.control.load_logits(arm, features)
-        return Predicted(prediction, logits)
-
-    def _predict(
-        self,
-        z: Tensor,
-        logsnr: Tensor,
-        arm: Tensor,
-        condition: Tensor,
-        covariates: Tensor | None,
-        load: Tensor | None = None,
-    ) -> Tensor:
-        hint = self.control.encode(condition, covariates)
-        residuals = self.control(z, logsnr, arm, hint, load)
-        prediction: Tensor = self.unet(z, logsnr, arm, residuals, load)
-        return prediction
 
 
 @dataclass(frozen=True)
