@@ -12,6 +12,7 @@ from lesioncast.evaluation.assess import Assessment, Truth, assess
 from lesioncast.evaluation.calibration import reliability
 from lesioncast.evaluation.cells import DASH, with_interval
 from lesioncast.evaluation.ensembles import Tallies, Tally, stratified_error
+from lesioncast.evaluation.findings import findings
 from lesioncast.evaluation.outcomes import Outcomes
 from lesioncast.evaluation.output import write_assessment
 from lesioncast.evaluation.scalars import SCALARS
@@ -208,6 +209,24 @@ def test_counts_are_reported_with_and_without_the_opening_where_it_does_somethin
     coarse = assessed(TEST, counts).record
     assert list(coarse["variants"]) == ["plain"]
     assert coarse["opening"] == {"mm": 5.0, "element": [1, 1, 1], "idle": True}
+
+
+def test_the_count_is_off_by_what_the_forecast_draws_too_many_or_too_few() -> None:
+    arm = TEST.arm == 0
+    for extra, said in ((2, "too many"), (0, "within what chance allows"), (-1, "too few")):
+        drawn = np.maximum(TEST.plain + extra, 0)
+        record = assessed(TEST, certain(TEST, drawn), spacing=MM1).record
+        groups = record["variants"]["plain"]["count"]
+        for name, member in (("pooled", slice(None)), ("placebo", arm)):
+            bias = groups[name]["methods"]["ensemble"]["bias"]
+            assert bias["value"] == pytest.approx((drawn - TEST.plain)[member].mean())
+            assert bias["low"] <= bias["value"] <= bias["high"]
+        text = next(each.text for each in findings(record) if each.title == "How many new lesions?")
+        assert said in text
+        assert (
+            f"| {with_interval(groups['pooled']['methods']['ensemble']['bias'], digits=2)} |"
+            in (report_text(record))
+        )
 
 
 def box_of(lesions: float) -> np.ndarray:

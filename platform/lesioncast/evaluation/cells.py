@@ -13,13 +13,14 @@ def number(value: float | None, *, digits: int = 3) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def with_interval(estimate: Record | None) -> str:
+def with_interval(estimate: Record | None, *, digits: int = 3) -> str:
     """`.812 (.760 to .861)`; without the interval where it is undefined."""
     if estimate is None or estimate["value"] is None:
         return DASH
     if estimate["low"] is None:
-        return number(estimate["value"])
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+        return number(estimate["value"], digits=digits)
+    value, low, high = (f"{estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

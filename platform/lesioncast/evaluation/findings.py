@@ -11,7 +11,7 @@ from lesioncast.evaluation.effect_sections import told_words
 from lesioncast.evaluation.ensembles import wilson_interval
 from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION
 from lesioncast.evaluation.published import AUC, LOG_MSE
-from lesioncast.evaluation.report import POOLED, WITHIN
+from lesioncast.evaluation.report import BIAS, POOLED, WITHIN
 from lesioncast.evaluation.tables import falling_words
 
 Record = Mapping[str, Any]
@@ -114,6 +114,13 @@ def _calibration(variant: Record) -> Finding:
     )
 
 
+def _off(bias: Record) -> str:
+    """Whether a mean error has a sign."""
+    if bias["low"] is None or bias["low"] <= 0 <= bias["high"]:
+        return "within what chance allows"
+    return "too many" if bias["low"] > 0 else "too few"
+
+
 def _count(variant: Record) -> Finding:
     pooled = variant["count"][POOLED]
     own = pooled["methods"][ENSEMBLE]
@@ -122,8 +129,8 @@ def _count(variant: Record) -> Finding:
     return Finding(
         "How many new lesions?",
         f"The forecast expects {own['mean']:.2f} lesions a patient where {pooled['true_mean']:.2f} "
-        f"were observed. Its squared error of the log count is {error['value']:.2f}{interval}, "
-        f"{_against(variant, LOG_MSE)}; 0 would be perfect.",
+        f"were observed. That is {_off(own[BIAS])}. Its squared error of the log count is "
+        f"{error['value']:.2f}{interval}, {_against(variant, LOG_MSE)}; 0 would be perfect.",
     )
 
 

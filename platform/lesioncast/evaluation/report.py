@@ -35,6 +35,7 @@ Record = dict[str, Any]
 
 POOLED = "pooled"
 WITHIN = "auc_within"
+BIAS = "bias"  # of the count: mean forecast minus observed
 POINT = {AP: metrics.average_precision, AUC: metrics.roc_auc}
 RESAMPLED = {AP: metrics.resampled_ap, AUC: metrics.resampled_auc}
 
@@ -112,7 +113,7 @@ def _within(cases: Cases, score: Floats) -> metrics.Resampled:
 def count_record(
     cases: Cases, methods: Sequence[Method], *, arms: Sequence[str], bootstrap: Bootstrap
 ) -> Record:
-    """Log-count MSE, CRPS and mean count of every method that counts, in every group."""
+    """Log-count MSE, CRPS, mean count and its error of every method that counts, in every group."""
     record: Record = {}
     for name, member in groups(cases, arms):
         weights = bootstrap.weights(int(member.sum()))
@@ -136,6 +137,7 @@ def _count_scores(true: Floats, method: Method, member: Bools, weights: Floats) 
     record: Record = {
         LOG_MSE: estimate_mean(errors, weights).as_dict(),
         "mean": float(counts.mean()),
+        BIAS: estimate_mean(counts - true, weights).as_dict(),
     }
     if method.crps is not None:
         record["crps"] = estimate_mean(method.crps[member], weights).as_dict()

@@ -6,8 +6,9 @@ from typing import Any
 from lesioncast.evaluation.caution import caution_text
 from lesioncast.evaluation.cells import DASH, number, table, with_interval
 from lesioncast.evaluation.effect_sections import contrast_section, effect_sections, told_words
+from lesioncast.evaluation.methods import ENSEMBLE
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE, SOURCE, published
-from lesioncast.evaluation.report import POOLED, WITHIN
+from lesioncast.evaluation.report import BIAS, POOLED, WITHIN
 from lesioncast.evaluation.sections import (
     calibration_section,
     cohort_section,
@@ -126,11 +127,12 @@ def _counts(groups: Record, methods: Mapping[str, str]) -> str:
         [
             name,
             number(group["true_mean"], digits=2),
+            with_interval(group["methods"][ENSEMBLE][BIAS], digits=2),
             *(number(group["methods"][key]["mean"], digits=2) for key in keys),
         ]
         for name, group in groups.items()
     ]
-    head = ["group", "observed", *(methods[key] for key in keys)]
+    head = ["group", "observed", "ensemble minus observed", *(methods[key] for key in keys)]
     return f"### Mean lesion count\n\n{table(head, rows)}"
 
 
