@@ -125,3 +125,22 @@ def test_nats_are_asked_of_the_cases_with_lesions_with_and_without_their_images(
     assert own.shape == none.shape == (3, len(steering.LOGSNR))  # every second case is active
     assert np.isfinite(own).all()
     assert not np.array_equal(own, none)
+
+
+def test_lesions_beside_older_ones_save_nats_and_without_older_ones_nothing_does() -> None:
+    rng = np.random.default_rng(0)
+
+    def outcome(*, beside: bool) -> tuple[np.ndarray, np.ndarray]:
+        new, old = np.zeros((2, 3, 16, 16), bool)
+        at, other = rng.integers(2, 14, (2, 2))
+        new[1, at[0], at[1]] = True
+        old[1, (at + 1 if beside else other)[0], (at if beside else other)[1]] = True
+        return new, old
+
+    def saved(cases: list[tuple[np.ndarray, np.ndarray]]) -> float:
+        return float(steering.beside(cases[:200], cases[200:], (3.0, 1.5, 1.5)).mean())
+
+    near, anywhere = ([outcome(beside=each) for _ in range(400)] for each in (True, False))
+    assert saved(near) > 2
+    assert abs(saved(anywhere)) < 0.1
+    assert saved([(new, np.zeros_like(old)) for new, old in near]) == pytest.approx(0, abs=1e-9)
