@@ -130,7 +130,26 @@ def test_voxels_are_counted_by_the_samples_that_hold_them() -> None:
     assert seen.lesion_voxels.tolist() == [20, 0, 20]
     record = voxel_record([seen, seen], np.ones((3, 2)))
     assert [row["share"]["value"] for row in record["rows"]] == pytest.approx([20 / 920, 0, 1])
-    assert record["brier"]["value"] == pytest.approx((20 + 20 / 4) / 960)
+    # Of the 40 voxels that one of two samples holds, an endless ensemble might know all.
+    assert record["brier"]["value"] == pytest.approx(20 / 960)
+
+
+def test_the_brier_score_of_voxels_is_that_of_the_probability_whatever_the_samples() -> None:
+    rng = np.random.default_rng(5)
+    chance = rng.beta(0.5, 2, SHAPE)
+
+    def mean_score(samples: int) -> float:
+        drawn = [
+            compare(
+                rng.random((samples, *SHAPE)) < chance, Observed(rng.random(SHAPE) < chance), MM
+            )
+            for _ in range(60)
+        ]
+        return float(voxel_record(drawn, np.ones((1, 60)))["brier"]["value"])
+
+    exact = np.mean(chance * (1 - chance))
+    assert mean_score(2) == pytest.approx(exact, rel=0.03)
+    assert mean_score(12) == pytest.approx(exact, rel=0.03)
 
 
 def test_many_samples_fall_into_ten_rows_and_nothing() -> None:

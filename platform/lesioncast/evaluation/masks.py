@@ -74,7 +74,8 @@ def _empty(found: Sequence[Spatial], weights: Floats) -> Record:
 def voxel_record(found: Sequence[Spatial], weights: Floats) -> Record:
     """Observed share of lesion among voxels of one forecast probability, and their Brier score.
 
-    Every voxel of every slab counts. Probabilities above 0 fall into at most STEPS rows.
+    That score is the fair one, what the share of endless samples would have on average (Ferro
+    2014). Every voxel of every slab counts. Probabilities above 0 fall into at most STEPS rows.
     """
     voxels = np.array([spatial.voxels for spatial in found], np.float64)  # [n, k + 1]
     lesions = np.array([spatial.lesion_voxels for spatial in found], np.float64)
@@ -97,7 +98,8 @@ def voxel_record(found: Sequence[Spatial], weights: Floats) -> Record:
                 "share": share.as_dict(),
             }
         )
-    squared = voxels @ chance**2 - 2 * lesions @ chance + lesions.sum(axis=1)
+    luck = chance * (1 - chance) / (samples - 1)
+    squared = voxels @ (chance**2 - luck) - 2 * lesions @ chance + lesions.sum(axis=1)
     return {
         "rows": rows,
         "brier": estimate_ratio(squared, voxels.sum(axis=1), weights).as_dict(),

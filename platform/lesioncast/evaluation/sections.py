@@ -127,7 +127,8 @@ def _voxels(record: Record) -> str:
     ]
     head = ["forecast probability", "voxels", "of them lesion", "share"]
     return (
-        "### Reliability of the voxel probability\n\nBrier score over all voxels: "
+        "### Reliability of the voxel probability\n\nBrier score over all voxels, less what the "
+        "small number of samples costs (Ferro 2014): "
         f"{_small(record['brier'])}; that of the mean rate alone "
         f"{record['lesion_share'] * (1 - record['lesion_share']):.2e}.\n\n{table(head, rows)}"
     )
