@@ -138,7 +138,9 @@ def test_lesions_beside_older_ones_save_nats_and_without_older_ones_nothing_does
         return new, old
 
     def saved(cases: list[tuple[np.ndarray, np.ndarray]]) -> float:
-        return float(steering.beside(cases[:200], cases[200:], (3.0, 1.5, 1.5)).mean())
+        spacing = (3.0, 1.5, 1.5)
+        learned = steering.places(cases[:200], spacing)
+        return float(steering.beside(learned, cases[200:], spacing).mean())
 
     near, anywhere = ([outcome(beside=each) for _ in range(400)] for each in (True, False))
     assert saved(near) > 2

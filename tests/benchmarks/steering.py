@@ -11,6 +11,7 @@ lie and how much oftener beside older ones, without any noised copy.
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,13 @@ from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 
 LOGSNR = (-4.0, -2.0, 0.0, 2.0)
-RINGS = (0.1, 3.1, 4.5, 6.5, 9, 12, 16, 22, 30)  # mm from older lesions
+RINGS = (0.0, 0.1, 3.1, 4.5, 6.5, 9, 12, 16, 22, 30)  # mm from older lesions
 SMOOTH = (1.0, 1.5, 1.5)  # voxels, of the map
 HEAD = "| logsnr | with the images | with none | they save |"
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Spacing = tuple[float, float, float]
 Outcome = tuple[Mask, Mask]
 """New lesions at w096 and all of before, both [s, h, w]."""
 
@@ -53,8 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"| {mean_and_error(without - with_images)} |"
         )
     known = evaluable(store.select(split="train"))
-    saved = beside(*(outcomes(store, each) for each in (known, cases)), store.spec.spacing)
-    print(f"the distance to older lesions saves {mean_and_error(saved)} in {len(saved)} cases")
+    learned = places(outcomes(store, known), store.spec.spacing)
+    print("", "| mm from older lesions | lesions, times the map's |", "|---|---|", sep="\n")
+    for least, lift in zip(RINGS, learned.lift, strict=True):
+        print(f"| {least:g} or more | {lift:.2f} |")
+    saved = beside(learned, outcomes(store, cases), store.spec.spacing)
+    print(f"\nThat table saves {mean_and_error(saved)} over the map in {len(saved)} cases.")
     return 0
 
 
@@ -84,34 +90,39 @@ def outcomes(store: Store, cases: Sequence[Case]) -> list[Outcome]:
     return [(new, old) for new, old in found if new.any()]
 
 
-def beside(
-    known: Sequence[Outcome], asked: Sequence[Outcome], spacing: tuple[float, float, float]
-) -> Floats:
-    """Nats a case [n] that the distance to older lesions saves over a map of where lesions lie,
-    both learned from the cases `known`."""
+class Places(NamedTuple):
+    """Where lesions lie: the `share` of them at each voxel [s, h, w], and how many times that there
+    are at each distance from older ones, `lift` [ring]."""
+
+    share: Floats
+    lift: Floats
+
+
+def places(known: Sequence[Outcome], spacing: Spacing) -> Places:
+    """As the cases `known` show it."""
     share = gaussian_filter(np.sum([new for new, _ in known], axis=0, dtype=float), SMOOTH) + 1e-6
     share /= share.sum()
+    found, expected = np.zeros((2, len(RINGS)))
+    for new, old in known:
+        at = ring(old, spacing)
+        found += np.bincount(at[new], minlength=len(RINGS))
+        expected += np.bincount(at.ravel(), (share * new.sum()).ravel(), minlength=len(RINGS))
+    return Places(share, (found + 1e-6) / (expected + 1e-6))
 
-    def ring(old: Mask) -> npt.NDArray[np.int64]:
-        far = (
-            distance_transform_edt(~old, sampling=spacing) if old.any() else np.full(old.shape, 1e3)
-        )
-        return np.asarray(np.digitize(far, RINGS))
 
-    rings = [ring(old) for _, old in known]
-    size = len(RINGS) + 1
-    found = sum(
-        np.bincount(at[new], minlength=size) for at, (new, _) in zip(rings, known, strict=True)
-    )
-    expected = sum(
-        np.bincount(at.ravel(), (share * new.sum()).ravel(), minlength=size)
-        for at, (new, _) in zip(rings, known, strict=True)
-    )
-    lift = (found + 1e-6) / (expected + 1e-6)
+def ring(old: Mask, spacing: Spacing) -> npt.NDArray[np.int64]:
+    """Of each voxel, by its distance from older lesions; the last where there are none."""
+    if not old.any():
+        return np.full(old.shape, len(RINGS) - 1)
+    return np.asarray(np.digitize(distance_transform_edt(~old, sampling=spacing), RINGS) - 1)
+
+
+def beside(learned: Places, asked: Sequence[Outcome], spacing: Spacing) -> Floats:
+    """Nats a case [n] that the distance to older lesions saves over the map alone."""
     saved = []
     for new, old in asked:
-        told = share * lift[ring(old)]
-        saved.append(np.log(told[new] / told.sum() / share[new]).sum())
+        told = learned.share * learned.lift[ring(old, spacing)]
+        saved.append(np.log(told[new] / told.sum() / learned.share[new]).sum())
     return np.array(saved)
 
 
