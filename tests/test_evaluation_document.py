@@ -117,12 +117,12 @@ def test_words_follow_from_the_numbers() -> None:
     perfect = assessed(TEST, certain(TEST, TEST.plain)).record
     mixed = np.random.default_rng(9).permutation(TEST.plain)
     chance = assessed(TEST, certain(TEST, mixed)).record
-    who, _, count, treatments = (each.text for each in findings(perfect))
+    who, _, count, where, treatments = (each.text for each in findings(perfect))
     assert "100 (100 to 100) of 100 pairs. That is better than what the treatment arm" in who
     assert "so it knows something of the patient beyond the treatment" in who
     assert "better than what the treatment arm alone tells" in count
-    assert treatments == "Not asked in this evaluation."
-    who, said, count, _ = (each.text for each in findings(chance))
+    assert where == treatments == "Not asked in this evaluation."
+    who, said, count, *_ = (each.text for each in findings(chance))
     assert "not told apart from a coin's 50. That is worse than what the treatment arm" in who
     assert "not shown to know more of the patient" in who
     assert "within what chance allows" in said

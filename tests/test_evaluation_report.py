@@ -292,6 +292,10 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     )  # fmt: skip
     assert ["placebo", "laquinimod"] not in record["contrasts"]["not_identified"]
     assert ["placebo", "ocrelizumab"] in record["contrasts"]["not_identified"]
+    where = next(each.text for each in findings(record) if each.title == "Where will they lie?")
+    assert "an F1 of 1.000 (1.000 to 1.000)" in where
+    assert "together are nearer to the observed masks than masks without" in where
+    assert "cerebral white matter 1.000 (1.000 to 1.000), cerebral cortex 1.000" in where
     text = json.dumps(record, allow_nan=False)
     assert report_text(json.loads(text)) == report_text(record)
 

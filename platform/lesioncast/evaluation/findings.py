@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lesioncast.evaluation.cells import with_interval
 from lesioncast.evaluation.effect_sections import told_words
 from lesioncast.evaluation.ensembles import wilson_interval
 from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION
 from lesioncast.evaluation.published import AUC, LOG_MSE
 from lesioncast.evaluation.report import BIAS, POOLED, WITHIN
+from lesioncast.evaluation.sections import REGION_NAMES
 from lesioncast.evaluation.tables import falling_words
 
 Record = Mapping[str, Any]
@@ -32,12 +34,14 @@ class Finding:
 
 
 def findings(record: Record) -> tuple[Finding, ...]:
-    """Who becomes active, whether the probability holds, how many lesions, and under treatments."""
+    """Who becomes active, whether the probability holds, how many lesions, where, and under
+    treatments."""
     variant = record["variants"]["plain"]
     return (
         _who(variant),
         _calibration(variant),
         _count(variant),
+        _where(record),
         _treatments(record),
     )
 
@@ -132,6 +136,33 @@ def _count(variant: Record) -> Finding:
         f"were observed. That is {_off(own[BIAS])}. Its squared error of the log count is "
         f"{error['value']:.2f}{interval}, {_against(variant, LOG_MSE)}; 0 would be perfect.",
     )
+
+
+def _where(record: Record) -> Finding:
+    title = "Where will they lie?"
+    if record["masks"] is None:
+        return Finding(title, "Not asked in this evaluation.")
+    pooled = record["masks"]["groups"][POOLED]
+    energy, empty = pooled["energy"], pooled["energy_of_empty"]
+    nearer = energy["low"] is not None and energy["high"] < empty["low"]
+    return Finding(
+        title,
+        "Laid on the observed lesions, those of one sample are detected with an F1 of "
+        f"{with_interval(pooled['f1_sample'])} by the rule of MSSEG-2, where 1 would be perfect. "
+        f"The samples together are {'nearer' if nearer else 'not shown to be nearer'} to the "
+        "observed masks than masks without lesions would be (energy distance "
+        f"{with_interval(energy)}, {with_interval(empty)}).{_regions(record['regional'])}",
+    )
+
+
+def _regions(record: Record | None) -> str:
+    if record is None:
+        return ""
+    told = [
+        f"{REGION_NAMES[name]} {with_interval(group['methods'][ENSEMBLE]['balanced_accuracy'])}"
+        for name, group in record["regions"].items()
+    ]
+    return f" Balanced accuracy by region, where 0.5 is chance: {', '.join(told)}."
 
 
 def _treatments(record: Record) -> Finding:
