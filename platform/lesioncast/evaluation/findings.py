@@ -151,7 +151,7 @@ def _where(record: Record) -> Finding:
         f"{with_interval(pooled['f1_sample'])} by the rule of MSSEG-2, where 1 would be perfect. "
         f"The samples together are {'nearer' if nearer else 'not shown to be nearer'} to the "
         "observed masks than masks without lesions would be (energy distance "
-        f"{with_interval(energy)}, {with_interval(empty)}).{_regions(record['regional'])}",
+        f"{with_interval(energy)} for {with_interval(empty)}).{_regions(record['regional'])}",
     )
 
 
