@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_forecast import SLAB, write_bundle, write_store
 
+from lesioncast.evaluation.output import CASES
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.progress import METRICS
 
@@ -34,7 +35,7 @@ def written(
         f"sub-{row},{true},{p},{true},{p},0"
         for row, (true, p) in enumerate(zip(LESIONS, chance, strict=True))
     ]
-    (folder / learned.CASES).write_text("\n".join([HEADER, *lines]) + "\n")
+    (folder / CASES).write_text("\n".join([HEADER, *lines]) + "\n")
     own = np.full((2, 4), nats)
     np.savez(folder / learned.STEERING, own=own, none=own + 0.5)
     run = folder / "runs" / "finetune"

@@ -22,9 +22,10 @@ from lesioncast.evaluation.metrics import (
     resampled_mean,
     resamples,
 )
+from lesioncast.evaluation.output import CASES
 from lesioncast.training.progress import read_metrics
 
-CASES, STEERING = "cases.csv", "steering.npz"
+STEERING = "steering.npz"
 DRAWS = 1000
 HEAD = (
     "| variant | seeds | AUC | minus recipe | log-count MSE | minus recipe | count "
