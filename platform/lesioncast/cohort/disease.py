@@ -7,7 +7,7 @@ standard normal variable whatever the arm. Both columns of Table 1 therefore hol
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,15 @@ from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cohort.settings import CohortSettings
 from lesioncast.cohort.streams import Stream, stream
 
+Reals = npt.NDArray[np.float64]
+
 PERIODS = ("w048", "w096")
 MAX_COUNT = 48
 _DISPERSION = 0.9
-_AGE_Z = -0.35  # younger patients are more active
+AGE_Z = -0.35  # correlation of age and frailty: younger patients are more active
+_MEAN_AGE, _SD_AGE = 37.5, 9.0  # years
+GAD_SHAPE, MOST_GAD = 1.5, 15
+T2_SPREAD, LEAST_T2, MOST_T2 = 0.35, 3, 70
 
 
 @dataclass(frozen=True)
@@ -110,17 +115,35 @@ def count_law(arm: str, period: int) -> npt.NDArray[np.float64]:
     return np.cumsum(pmf)
 
 
+class Weights(NamedTuple):
+    """What the score of a period under an arm is made of; each weighs a standard normal variable,
+    and so is their sum."""
+
+    severity: float  # h z + sqrt(1 - h^2) noise of the period
+    response: float  # the noise of the arm's channel
+    age: float
+
+
+@lru_cache
+def score_weights(arm: str, h: float) -> Weights:
+    """Of `arm` where the severity has predictability h."""
+    model = ARM_MODELS[arm]
+    own = np.sqrt(1 - model.response**2)
+    scale = np.sqrt(1 + model.age**2 + 2 * own * model.age * h * AGE_Z)
+    return Weights(own / scale, model.response / scale, model.age / scale)
+
+
 def _scores(
     severity: npt.NDArray[np.float64], age: float, responses: npt.NDArray[np.float64], h: float
 ) -> npt.NDArray[np.float64]:
     """S_p(arm), standard normal for every arm: [period, arm] from severity [period]."""
     scores = np.empty((len(PERIODS), len(PAPER_ARM_NAMES)))
     for column, arm in enumerate(PAPER_ARM_NAMES):
-        model = ARM_MODELS[arm]
-        own = np.sqrt(1 - model.response**2)
-        variance = 1 + model.age**2 + 2 * own * model.age * h * _AGE_Z
-        mixed = own * severity + model.response * responses[model.channel] + model.age * age
-        scores[:, column] = mixed / np.sqrt(variance)
+        weights = score_weights(arm, h)
+        response = responses[ARM_MODELS[arm].channel]
+        scores[:, column] = (
+            weights.severity * severity + weights.response * response + weights.age * age
+        )
     return scores
 
 
@@ -144,32 +167,53 @@ def _assign(rng: np.random.Generator) -> tuple[str, str]:
     return trial, arm
 
 
+def standard_age(years: float) -> float:
+    """Age as the scores weigh it."""
+    return (years - _MEAN_AGE) / _SD_AGE
+
+
+def gad_mean(z: Reals) -> Reals:
+    """Expected enhancing lesions at w000, before the cap, of frailty z."""
+    return np.asarray(np.exp(-0.2 + 0.9 * z))
+
+
+def t2_median(z: Reals, age: float, duration: float) -> Reals:
+    """Median T2 lesions at w000 of frailty z, standardised age and years of disease."""
+    return np.asarray(14 * np.exp(0.4 * z + 0.15 * age + 0.25 * np.log1p(duration / 5)))
+
+
+def further_relapses(z: Reals) -> Reals:
+    """Expected relapses, beside the first, of frailty z."""
+    return np.asarray(0.5 * np.exp(0.35 * z))
+
+
 def draw_patient(settings: CohortSettings, index: int) -> Patient:
     """Patient number `index` of the trial: the same one whatever the image grid."""
     trial, arm = _assign(stream(settings, index, Stream.ASSIGNMENT))
     rng = stream(settings, index, Stream.PATIENT)
     h = settings.predictability
     z, age, disability = rng.standard_normal(3)
-    age = _AGE_Z * z + np.sqrt(1 - _AGE_Z**2) * age  # standardised
+    age = AGE_Z * z + np.sqrt(1 - AGE_Z**2) * age  # standardised
     severity = h * z + np.sqrt(1 - h**2) * rng.standard_normal(len(PERIODS))
     scores = _scores(severity, age, rng.standard_normal(5), h)
-    years = float(np.clip(37.5 + 9 * age, 18, 60))
-    duration = float(np.clip(rng.gamma(1.6, 4.0) * years / 37.5, 0.2, years - 12))
-    gad_mean = np.exp(-0.2 + 0.9 * z)
-    t2_mean = 14 * np.exp(0.4 * z + 0.15 * age + 0.25 * np.log1p(duration / 5))
+    years = float(np.clip(_MEAN_AGE + _SD_AGE * age, 18, 60))
+    duration = float(np.clip(rng.gamma(1.6, 4.0) * years / _MEAN_AGE, 0.2, years - 12))
+    sex = "F" if rng.random() < 0.68 else "M"
+    gad = rng.poisson(rng.gamma(GAD_SHAPE, gad_mean(z) / GAD_SHAPE))
+    t2 = t2_median(z, age, duration) * np.exp(T2_SPREAD * rng.standard_normal())
     return Patient(
         index=index,
         arm=arm,
         trial=trial,
         age=years,
-        sex="F" if rng.random() < 0.68 else "M",
+        sex=sex,
         duration=duration,
         frailty=float(z),
-        gad_count=int(min(rng.poisson(rng.gamma(1.5, gad_mean / 1.5)), 15)),
-        t2_count=int(np.clip(t2_mean * np.exp(0.35 * rng.standard_normal()), 3, 70)),
+        gad_count=int(np.clip(gad, 0, MOST_GAD)),
+        t2_count=int(np.clip(t2, LEAST_T2, MOST_T2)),
         cortical=float(rng.beta(0.8, 6.4)),
         atrophy=float(np.clip(0.8 + 0.5 * age + 0.08 * duration + 0.5 * disability, -0.5, 4.0)),
-        relapses=int(1 + rng.poisson(0.5 * np.exp(0.35 * z))),
+        relapses=int(1 + rng.poisson(further_relapses(z))),
         edss=float(np.clip(np.round(2 * (2.3 + 0.08 * duration + 0.9 * disability)) / 2, 0, 5.5)),
         counts=_counts(scores),
     )
