@@ -1,4 +1,4 @@
-"""The learning study's tables and nats, where the answers are known by hand."""
+"""The studies' tables and figures, where the answers are known by hand or by the law."""
 
 import json
 import sys
@@ -10,14 +10,18 @@ import pytest
 import torch
 from tiny_forecast import SLAB, write_bundle, write_store
 
+from lesioncast.cohort.disease import count_law, draw_patient
+from lesioncast.cohort.settings import CohortSettings
 from lesioncast.evaluation.output import CASES
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.progress import METRICS
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
+import ceiling
 import learned
 import steering
+from covariates import column
 
 LESIONS = (0, 0, 3, 1)
 HEADER = (
@@ -147,3 +151,35 @@ def test_lesions_beside_older_ones_save_nats_and_without_older_ones_nothing_does
     assert saved(near) > 2
     assert abs(saved(anywhere)) < 0.1
     assert saved([(new, np.zeros_like(old)) for new, old in near]) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_exact_forecast_is_right_on_average_and_nearer_than_the_arms_law() -> None:
+    settings = CohortSettings(subjects=600, seed=5)
+    patients = [draw_patient(settings, index) for index in range(600)]
+    law = np.stack([ceiling.posterior(each, settings.predictability) for each in patients])
+    arm = [np.diff(count_law(each.arm, 1), prepend=0.0) for each in patients]
+    true = np.array([each.counts[1, column(each)] for each in patients])
+    np.testing.assert_allclose(law.sum(1), 1)
+    assert law.min() >= 0
+    for value in (ceiling.COUNTS > 0, np.log1p(ceiling.COUNTS)):
+        mean = law @ value
+        error = np.sqrt((law @ value**2 - mean**2).sum())
+        assert abs((value[true] - mean).sum()) < 4 * error
+    surprise, of_arm = (
+        -np.log([p[n] for p, n in zip(each, true, strict=True)]).mean() for each in (law, arm)
+    )
+    assert surprise < of_arm - 0.2
+
+
+def test_a_gain_says_how_many_patients_it_takes_to_see_it() -> None:
+    """One AUC is 1, the other that of chance; each resample says so."""
+    true = np.tile([0.0, 2.0], 200)
+    good = ceiling.Forecast((true > 0) * 0.8 + 0.1, true)
+    poor = ceiling.Forecast(np.full(400, 0.5), np.zeros(400))
+    rows = list(ceiling.gains({"poor": poor, "exact": good}, true, np.ones((3, 400))))
+    assert rows[0].startswith("| exact minus | AUC | patients | average precision")
+    assert rows[2].startswith("| poor | +0.5000 (+0.5000 to +0.5000) | 0 |")
+    assert (
+        list(ceiling.scores({"exact": good}, true))[2]
+        == "| exact | 1.000 | 1.000 | 0.010 | 0.000 |"
+    )

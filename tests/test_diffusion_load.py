@@ -10,7 +10,6 @@ from test_diffusion_networks import TINY, randomise
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.load import (
     drawn_load,
-    load_loss,
     load_of,
     with_lesion,
     with_lesions,
@@ -21,7 +20,6 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.forecasting.draws import sample_seeds
-from lesioncast.training.order import oversampling
 
 LEAST = (1, 4, 20)
 SAMPLER = SamplerConfig(solver="sde2m", num_steps=24, grid="logsnr", logsnr_min=-4, logsnr_max=8)
@@ -78,15 +76,6 @@ def test_a_seed_has_no_more_lesions_under_an_arm_that_makes_every_load_less_like
     assert 0.05 < np.mean([a > 0 and b == 0 for a, b in pairs]) < 0.15  # 0.1, and no more
 
 
-def test_balanced_batches_teach_how_often_loads_occur() -> None:
-    """Of 20 cases 16 have no lesions, 3 a few and 1 many; a balanced batch shows 4, 3 and 1."""
-    shown, active = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2]), np.arange(20) < 4
-    logits = torch.log(torch.tensor([0.8, 0.15, 0.05])).expand(8, -1).requires_grad_()
-    load_loss(logits, shown, oversampled=oversampling(active)).backward()
-    assert logits.grad is not None
-    torch.testing.assert_close(logits.grad.sum(0), torch.zeros(3), atol=1e-7, rtol=0)
-
-
 def test_cases_with_lesions_are_told_and_one_where_there_is_none() -> None:
     assert with_lesions(torch.tensor([0, 2, 0, 1])).tolist() == [1, 3]
     assert with_lesions(torch.tensor([0, 0])).tolist() == [0]
@@ -128,20 +117,25 @@ def test_a_sample_with_lesions_has_its_likeliest_voxel_where_none_is_likelier_th
     assert torch.equal(with_lesion(some), some)
 
 
-def test_the_stated_chance_is_how_often_seeds_draw_lesions() -> None:
+def test_what_is_stated_is_the_mean_over_the_loads_that_seeds_draw() -> None:
     model, (condition,) = loaded_model(), condition_of(1)
-    stated = model.stated_chance(condition, None)
+    lesions = torch.tensor([0.0, 1.0, 3.0, 8.0])
+    model.control.load_prior.lesions.copy_(lesions)
+    model.control.load_prior.log_lesions.copy_(lesions.log1p())
+    stated = model.stated(condition, None)
     assert stated is not None
     hint = model.hint(condition, None, SAMPLER)
-    for arm, chance in enumerate(stated.tolist()):
-        told = model.told(hint, arm, range(2000))
-        assert np.mean([each.load > 0 for each in told]) == pytest.approx(chance, abs=2e-3)
-    assert 0 < stated.min() < stated.max() < 1
+    for arm in range(2):
+        drawn = lesions[[told.load for told in model.told(hint, arm, range(2000))]].numpy()
+        assert np.mean(drawn > 0) == pytest.approx(float(stated.p_active[arm]), abs=2e-3)
+        assert np.mean(drawn) == pytest.approx(float(stated.lesions[arm]), abs=2e-2)
+        assert np.log1p(drawn).mean() == pytest.approx(float(stated.log_lesions[arm]), abs=5e-3)
+    assert 0 < stated.p_active.min() < stated.p_active.max() < 1
 
 
 def test_a_sample_without_lesions_costs_no_evaluation() -> None:
     model, condition = loaded_model(), condition_of(1)
-    torch.nn.init.constant_(model.unet.load_prior[-1].bias[:1], 1e3)
+    torch.nn.init.constant_(model.control.load_prior.layers[-1].bias[:1], 1e3)
     calls = 0
 
     def count(*_: object) -> None:

@@ -11,7 +11,7 @@ from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.evaluation.assess import Assessment, Truth, assess
 from lesioncast.evaluation.calibration import reliability
 from lesioncast.evaluation.cells import DASH, with_interval
-from lesioncast.evaluation.ensembles import Tallies, Tally, stratified_error
+from lesioncast.evaluation.ensembles import Stated, Tallies, Tally, stratified_error
 from lesioncast.evaluation.findings import findings
 from lesioncast.evaluation.outcomes import Outcomes
 from lesioncast.evaluation.output import write_assessment
@@ -71,7 +71,7 @@ def assessed(
     *,
     forced: tuple[int, ...] = (),
     spacing: tuple[float, float, float] = MM3,
-    stated: dict[int, np.ndarray] | None = None,
+    stated: dict[int, tuple[Stated, ...]] | None = None,
     truth: Truth | None = None,
 ) -> Assessment:
     context = Context(ARMS, spacing, "f" * 64, 0, ("Research use only.",))
@@ -348,12 +348,17 @@ def test_the_ladder_is_the_mean_p_active_of_the_same_cases_under_each_arm() -> N
     assert ladder["first_minus_last"]["value"] == pytest.approx(1.0)
 
 
+def stated(p_active: float, lesions: float = 0.0) -> Stated:
+    """As many lesions in every future."""
+    return Stated(p_active, lesions, float(np.log1p(lesions)))
+
+
 def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() -> None:
     """As drawn: a stated chance says nothing of what the opening leaves."""
     counts, forced = ladder_counts()
     drawn = assessed(TEST, counts, forced=forced, spacing=(3.0, 1.0, 1.0)).record
     for key, tally in counts.items():
-        counts[key] = replace(tally, stated=0.9 if tally.plain.any() else 0.2)
+        counts[key] = replace(tally, stated=stated(0.9 if tally.plain.any() else 0.2))
     record = assessed(TEST, counts, forced=forced, spacing=(3.0, 1.0, 1.0)).record
     plain, opened = (
         record["variants"][name]["activity"]["pooled"]["methods"]["ensemble"]["mean"]
@@ -363,18 +368,30 @@ def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() 
     assert plain == pytest.approx(0.9 * active + 0.2 * (1 - active), abs=0.05)
     before = drawn["variants"]["opened"]["activity"]["pooled"]["methods"]["ensemble"]["mean"]
     assert opened == before
-    assert record["variants"]["plain"]["count"] == drawn["variants"]["plain"]["count"]
+    for name in ("ensemble", "arm_rate"):  # by the mean of what is drawn, as in the paper
+        assert pooled(record, name, "log_mse") == pooled(drawn, name, "log_mse")
+
+
+def test_the_stated_log_count_is_scored_in_place_of_the_mean_over_samples() -> None:
+    counts = certain(TEST, np.random.default_rng(9).permutation(TEST.plain))
+    assert pooled(assessed(TEST, counts).record, "ensemble_log_mean", "log_mse")["value"] > 0.1
+    for (case, arm), tally in counts.items():
+        true = TEST.plain[TEST.case.index(case)]
+        counts[case, arm] = replace(tally, stated=stated(0.5, true))
+    record = assessed(TEST, counts).record
+    assert pooled(record, "ensemble_log_mean", "log_mse")["value"] == pytest.approx(0)
+    assert pooled(record, "ensemble", "log_mse")["value"] > 0.1
 
 
 def test_the_ladder_of_what_is_stated_is_that_of_every_test_case() -> None:
     counts, forced = ladder_counts()
     slopes = np.random.default_rng(3).random(len(TEST.case))
-    stated = {
-        case: slope * np.linspace(1, 0, len(ARMS))
+    known = {
+        case: tuple(stated(slope * share) for share in np.linspace(1, 0, len(ARMS)))
         for case, slope in zip(TEST.case, slopes, strict=True)
     }
     truth = {(case, arm): int(arm < 2) for case in TEST.case for arm in range(len(ARMS))}
-    record = assessed(TEST, counts, forced=forced, stated=stated, truth=truth).record
+    record = assessed(TEST, counts, forced=forced, stated=known, truth=truth).record
     ladder, drawn = record["ladder"], assessed(TEST, counts, forced=forced).record["ladder"]
     assert (ladder["cases"], drawn["cases"]) == (len(TEST.case), 12)
     rates = [row["p_active"]["value"] for row in ladder["arms"].values()]
@@ -383,7 +400,7 @@ def test_the_ladder_of_what_is_stated_is_that_of_every_test_case() -> None:
     assert all(row["mc_error"] is None for row in ladder["arms"].values())
     assert any(row["mc_error"] > 0 for row in drawn["arms"].values())
     assert "as the networks state it" in report_text(record)
-    assert assessed(TEST, counts, stated=stated).record["ladder"]["cases"] == len(TEST.case)
+    assert assessed(TEST, counts, stated=known).record["ladder"]["cases"] == len(TEST.case)
 
 
 def test_a_step_upwards_counts_only_where_chance_does_not_explain_it() -> None:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from tiny_forecast import RATE, SLAB, fake_draw, write_store
 
-from lesioncast.evaluation.ensembles import Ensemble
+from lesioncast.evaluation.ensembles import Ensemble, Stated
 from lesioncast.forecasting.draws import (
     Given,
     Request,
     Sampler,
     Seeds,
     Shown,
+    Statement,
     ensembles,
     gather,
     plan,
@@ -119,14 +120,23 @@ def test_a_summary_says_what_was_drawn() -> None:
         assert row["count"]["mean"] == row["p_active"]["value"]  # never more than one lesion
         assert row["count"]["quantiles"]["0.05"] in (0, 1)
     assert [row["received"] for row in record["arms"].values()] == [False, True, False]
-    assert record["arms"]["placebo"]["minus_reference"]["count"] == {"value": 0.0, "mc_error": 0.0}
+    assert record["arms"]["placebo"]["minus_reference"]["count"] == {
+        "value": 0.0,
+        "mc_error": 0.0,
+        "stated": None,
+    }
     assert "Predicted, not observed." in record["notices"]
 
 
-def test_a_summary_tells_p_active_as_the_model_states_it() -> None:
+def stated(*chances: float) -> Statement:
+    """Twice as many lesions as the chance of any, under each arm."""
+    return tuple(Stated(each, 2 * each, each) for each in chances)
+
+
+def test_a_summary_tells_what_the_model_states() -> None:
     requests, seeds = [Request(1, 0), Request(1, 1)], numbered(0, 40)
     states = Sampler(
-        fake_draw, active_patient, spacing=SPACING, state=lambda *_: np.array([0.8, 0.55, 0.1])
+        fake_draw, active_patient, spacing=SPACING, state=lambda *_: stated(0.8, 0.55, 0.1)
     )
     batches = map(states, plan(requests, seeds, batch_size=8))
     found = list(ensembles(requests, seeds, batches))
@@ -136,16 +146,19 @@ def test_a_summary_tells_p_active_as_the_model_states_it() -> None:
     gap = difference_record(found[1], found[0], opening=False)
     assert gap["p_active"] == {"value": pytest.approx(-0.25), "mc_error": 0.0}
     assert gap["count"]["mc_error"] > 0
-    assert not arm_record(found[0], opening=True)["p_active"]["stated"]
+    assert gap["count"]["stated"] == pytest.approx(-0.5)
+    assert arm_record(found[0], opening=False)["count"]["stated"] == 1.6
+    opened = arm_record(found[0], opening=True)
+    assert (opened["p_active"]["stated"], opened["count"]["stated"]) == (False, None)
 
 
 def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are_compared() -> None:
     def read(shown: Shown) -> Given:
         return patient(active=shown.case == 1 and shown.sessions is None)
 
-    def state(told: Given) -> np.ndarray:
+    def state(told: Given) -> Statement:
         active = (told.condition > 0).any()
-        return np.array([0.9, 0.8, 0.7]) if active else np.array([0.3, 0.2, 0.1])
+        return stated(0.9, 0.8, 0.7) if active else stated(0.3, 0.2, 0.1)
 
     samples = Sampler(fake_draw, read, spacing=SPACING, state=state, compared=("w000",))
     requests = [Request(1, 1), Request(1, 1, ("w000",))]
@@ -154,8 +167,8 @@ def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are
         batches = plan(requests, seeds, batch_size=size)
         every, start = gather(requests, seeds, map(samples, batches))
         assert np.mean(every.plain) > 0.3 > np.mean(start.plain)
-        assert (every.stated, start.stated) == (0.8, 0.2)
-        assert every.all_stated[Shown(1, ("w000",))].tolist() == [0.3, 0.2, 0.1]
+        assert (every.stated, start.stated) == (*stated(0.8), *stated(0.2))
+        assert every.all_stated[Shown(1, ("w000",))] == stated(0.3, 0.2, 0.1)
 
 
 def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:

@@ -87,7 +87,7 @@ def test_a_bundle_of_another_schema_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "bundle")
     manifest = tmp_path / "bundle" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
-    with pytest.raises(BundleError, match="expected schema 2 .* got schema 99"):
+    with pytest.raises(BundleError, match="expected schema 3 .* got schema 99"):
         load_bundle(tmp_path / "bundle")
 
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from tiny_training import SETTINGS, SLAB, random_rows, tiny_cache, tiny_experiment
 from torch import Tensor, nn
 
-from lesioncast.diffusion.stages import Predicted
 from lesioncast.training.checkpoint import Checkpoint, checkpoints
 from lesioncast.training.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
 from lesioncast.training.fit import discard, finished, train
@@ -36,11 +35,11 @@ class Spoilt(nn.Module):
         super().__init__()
         self.networks, self.at, self.fault, self.passes = networks, at, fault, 0
 
-    def forward(self, *inputs: Tensor) -> Predicted:
+    def forward(self, *inputs: Tensor) -> Tensor:
         self.passes += 1
         factor = self.fault() if self.passes == self.at else 1.0
-        predicted: Predicted = self.networks(*inputs)
-        return predicted._replace(prediction=predicted.prediction * factor)
+        prediction: Tensor = self.networks(*inputs)
+        return prediction * factor
 
     def named_parameters(self, *args: object, **kwargs: object):  # type: ignore[no-untyped-def, override]
         return self.networks.named_parameters(*args, **kwargs)

@@ -25,14 +25,15 @@ from torch import Tensor, nn
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.load import load_of
 from lesioncast.diffusion.model import Model, ModelConfig
-from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.objective import NET2, ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
 from lesioncast.diffusion.stages import ControlledUNet, UNetAlone, stage_loss, to_place
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.evaluation.assess import assess
-from lesioncast.evaluation.ensembles import Tally
+from lesioncast.evaluation.ensembles import Stated, Tally
 from lesioncast.evaluation.lesions import measure
 from lesioncast.evaluation.scored import Context
 from lesioncast.evaluation.settings import EvaluationSettings
@@ -41,7 +42,8 @@ from lesioncast.forecasting.draws import sample_seeds
 from lesioncast.slab import START, named, outside
 from lesioncast.training import noise
 from lesioncast.training.dataset import Cases
-from lesioncast.training.order import Rows, active_first, batch_rows, oversampling
+from lesioncast.training.loads import Patients, fit_load_prior
+from lesioncast.training.order import Rows, active_first, batch_rows
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state
 
@@ -49,6 +51,7 @@ SMALL = Path("jobs/configs/small.yaml")
 STAGE1_SHARE = 0.4  # of the minutes
 PACED = {"cuda": (5, 20), "cpu": (1, 2)}  # steps before the clock starts, and on it
 SEED = 0
+LATER = outside(named(CONDITION), (START,))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,7 +151,21 @@ class Run:
         """Stage 2 on the frozen UNet, its averaged weights."""
         with self.device:
             control = ControlNet.from_unet(self.model.control, unet)
-        return control, self.fitted("finetune", ControlledUNet(unet, control), seconds)
+        trained = self.fitted("finetune", ControlledUNet(unet, control), seconds)
+        if control.load_prior is not None:
+            patients, settings = self.patients(control), self.settings["finetune"]
+            nats = fit_load_prior(control.load_prior, patients, settings, seed=SEED, later=LATER)
+            say(f"lesion load: {nats:.3f} nats a case")
+        return control, trained
+
+    def patients(self, control: ControlNet) -> Patients:
+        """What the prior of the lesion load is fitted to."""
+        held = self.resident
+        burden = [control.burden_of(some.float()) for some in held.condition.split(32)]
+        load = load_of(held.x[:, NET2], self.model.unet.loads)
+        none = torch.empty(len(held), 0, device=self.device)
+        lesions = torch.from_numpy(self.train.outcomes.plain).float().to(self.device)
+        return Patients(torch.cat(burden), none, held.arm, load, lesions)
 
     def fitted(self, stage: str, networks: nn.Module, seconds: float) -> Trained:
         """Train the networks for so many seconds, as many steps as their measured pace allows."""
@@ -195,7 +212,7 @@ class Run:
             objective = replace(objective, flair_weight=weight)
         for _ in range(number):
             x, arm, condition = self.batch(settings, state.step, conditioned=stage == "finetune")
-            load, rows = to_place(x, self.model.unet.loads)
+            rows, load = to_place(x, self.model.unet.loads)
             t = noise.spread_t(SEED, state.step, batch_size=settings.batch_size)
             eps = noise.gaussian(
                 SEED,
@@ -211,12 +228,12 @@ class Run:
                     x[rows],
                     eps,
                     logsnr,
-                    arm=arm,
-                    condition=condition,
+                    arm=arm[rows],
+                    condition=None if condition is None else condition[rows],
                     covariates=None,
                     load=load,
                     objective=objective,
-                    oversampled=oversampling(self.resident.active) if settings.balanced else 0.0,
+                    cases=len(x),
                 )
             loss.backward()
             nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
@@ -240,11 +257,8 @@ class Run:
             step,
             batch_size=settings.batch_size,
             channels=len(CONDITION),
-            arm_drop=settings.arm_drop,
-            condition_drop=settings.condition_drop,
-            channel_drop=settings.channel_drop,
-            later=outside(named(CONDITION), (START,)),
-            session_drop=settings.session_drop,
+            later=LATER,
+            **settings.drop_rates,
         )
         chosen, no_arm, no_channel = (
             torch.from_numpy(array).to(self.device)
@@ -285,7 +299,11 @@ class Run:
         counts = np.array(found, np.int64).reshape(samples, len(held), 2).transpose(1, 2, 0)
         say(f"{samples} samples of {len(held)} held-out cases drawn")
         tallies = {
-            (case, int(arm)): Tally(plain=counts[case][0], opened=counts[case][1])
+            (case, int(arm)): Tally(
+                plain=counts[case][0],
+                opened=counts[case][1],
+                stated=self.stated(model, held.condition[case].float(), int(arm)),
+            )
             for case, arm in enumerate(arms)
         }
         context = Context(
@@ -304,6 +322,11 @@ class Run:
             context=context,
             settings=settings,
         ).record
+
+    def stated(self, model: Model, condition: Tensor, arm: int) -> Stated | None:
+        """What the model states of one case under its own arm."""
+        stated = model.stated(condition, None)
+        return None if stated is None else Stated(*(float(each[arm]) for each in stated))
 
     def autocast(self) -> Any:
         """bfloat16 on a GPU; CPUs without it would be slower for it."""

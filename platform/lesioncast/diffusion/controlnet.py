@@ -10,10 +10,11 @@ from math import nan
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lesioncast.diffusion.blocks import fold, zeroed
 from lesioncast.diffusion.covariates import Covariate, CovariateEmbedding
-from lesioncast.diffusion.load import load_prior
+from lesioncast.diffusion.load import LoadPrior
 from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
 from lesioncast.diffusion.voxels import VoxelPerceptron, surroundings
 
@@ -27,6 +28,7 @@ CONDITION = (
     "w048/gad",
     "w048/net2",
 )
+BURDEN = 3  # numbers a channel
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class ControlConfig:
 
     `condition` names its channels in order; those of w000 alone make the counterfactual model
     (section 4.4). `hint_widths` are the hidden widths of the hint encoder (3x3 convolutions, SiLU
-    between); its last convolution starts at zero where `zero_hint`. `burden` adds the share of
-    lesion voxels and the mean of each condition channel to the copy's embedding: normalised feature
-    maps lose how many lesions a patient has, which small networks do not recover in a short
-    training. `voxels` is the width of a `VoxelPerceptron` that reads the condition voxel by voxel;
+    between); its last convolution starts at zero where `zero_hint`. `burden` adds how much lesion
+    each condition channel shows, and in how many pieces, to the copy's embedding: normalised
+    feature maps lose that, and small networks do not recover it in a short training. `voxels` is
+    the width of a `VoxelPerceptron` that reads the condition voxel by voxel;
     0 leaves it out.
     """
 
@@ -67,6 +69,11 @@ class ControlConfig:
         """Channels of c_f."""
         return len(self.condition)
 
+    @property
+    def masks(self) -> list[int]:
+        """Which of them are masks."""
+        return [row for row, name in enumerate(self.condition) if not name.endswith("/flair")]
+
 
 @dataclass(frozen=True)
 class Hint:
@@ -92,14 +99,37 @@ class Hint:
         return Hint(*(None if part[0] is None else torch.cat(part) for part in columns))  # type: ignore[arg-type]
 
 
-def burden_features(condition: Tensor) -> Tensor:
-    """[b, 2 * channels] from c_f [b, channels, s, h, w]: present or null, and the log share.
+def burden_of(condition: Tensor, masks: Sequence[int]) -> Tensor:
+    """[b, channels, 3] from c_f [b, channels, s, h, w]: present or null, and the logs of how much
+    and of how many.
 
-    For a -1 / +1 mask the share is that of lesion voxels; a null channel gives two zeros.
+    Of the channels `masks`, which are -1 / +1, that is the share of lesion voxels and the number of
+    lesions; of others it is the mean and 0. A null channel gives three zeros.
     """
     present = condition.flatten(2).any(2).to(condition.dtype)
     share = (condition.flatten(2).mean(2) + 1) / 2
-    return torch.cat([present, present * (share.clamp(min=0) + 1e-5).log10().add(3)], dim=1)
+    number = torch.zeros_like(share)
+    if masks:
+        number[:, masks] = euler_number(condition[:, masks] > 0).clamp(min=0).log1p().to(share)
+    much = (share.clamp(min=0) + 1e-5).log10().add(3)
+    return torch.stack([present, present * much, number], dim=2)
+
+
+def euler_number(mask: Tensor) -> Tensor:
+    """Objects minus tunnels plus cavities of masks [b, c, s, h, w], touching at corners, [b, c].
+
+    V - E + F - C of the union of closed voxels: a vertex, edge or face is there where one of the
+    voxels around it is. For lesions, which are convex or nearly so, that is their number.
+    """
+    signed = [(1, functional.pad(mask, (1, 1) * 3))]
+    for axis in (2, 3, 4):
+        extent = mask.shape[axis] + 1
+        either = [
+            (sign, cells.narrow(axis, 0, extent) | cells.narrow(axis, 1, extent))
+            for sign, cells in signed
+        ]
+        signed = [(-sign, cells) for sign, cells in signed] + either
+    return torch.stack([sign * cells.sum((2, 3, 4)) for sign, cells in signed]).sum(0)
 
 
 class ControlNet(nn.Module):
@@ -125,7 +155,7 @@ class ControlNet(nn.Module):
             zeroed(self.hint[-1])
         self.burden = (
             nn.Sequential(
-                nn.Linear(2 * config.channels, unet.embedding),
+                nn.Linear(BURDEN * config.channels, unet.embedding),
                 nn.SiLU(),
                 nn.Linear(unet.embedding, unet.embedding),
             )
@@ -140,14 +170,16 @@ class ControlNet(nn.Module):
         self.zero_skips = nn.ModuleList(zeroed(nn.Conv2d(w, w, 1)) for w in unet.skip_widths())
         self.zero_middle = zeroed(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
         self.load_prior = (
-            load_prior(
-                2 * config.channels + (2 if covariates else 1) * unet.embedding,
-                unet.load_classes,
-                hidden=unet.widths[0],
+            LoadPrior(
+                BURDEN * config.channels,
+                arms=unet.arms + 1,
+                classes=unet.load_classes,
+                covariates=covariates,
             )
             if unet.loads
             else None
         )
+        self.masks = config.masks
         # Last, so that all other weights begin the same with and without covariates.
         self.covariates = CovariateEmbedding(covariates, unet.embedding) if covariates else None
 
@@ -165,15 +197,20 @@ class ControlNet(nn.Module):
 
         Computed once, shared over t, arms and seeds. No covariates are the null ones: all absent.
         """
-        shares = burden_features(condition) if self.burden or self.load_prior else None
-        embedded = self._embedded(condition, covariates)
+        burden = self.burden_of(condition) if self.burden or self.load_prior else None
         return Hint(
             self.hint(fold(condition, self.patch)),
-            self.burden(shares) if self.burden else None,
+            self.burden(burden.flatten(1)) if self.burden and burden is not None else None,
             surroundings(condition) if self.voxels else None,
-            embedded,
-            _joined(shares, embedded) if self.load_prior and shares is not None else None,
+            self._embedded(condition, covariates),
+            self.load_prior.patient(burden, covariates)
+            if self.load_prior and burden is not None
+            else None,
         )
+
+    def burden_of(self, condition: Tensor) -> Tensor:
+        """As the function, of c_f."""
+        return burden_of(condition, self.masks)
 
     def _embedded(self, condition: Tensor, covariates: Tensor | None) -> Tensor | None:
         if self.covariates is None:
@@ -182,18 +219,6 @@ class ControlNet(nn.Module):
             covariates = condition.new_full((len(condition), len(self.covariates.covariates)), nan)
         embedded: Tensor = self.covariates(covariates)
         return embedded
-
-    def load_features(self, condition: Tensor, covariates: Tensor | None) -> Tensor:
-        """What the lesion load is told from: burden and covariates, [b, feature]."""
-        return _joined(burden_features(condition), self._embedded(condition, covariates))
-
-    def load_logits(self, arm: Tensor, features: Tensor) -> Tensor:
-        """What the patient adds to the UNet's logits of the load, [b, classes]; at first 0."""
-        assert self.load_prior is not None
-        logits: Tensor = self.load_prior(
-            torch.cat([features, self.encoder.embedding.arm(arm)], dim=1)
-        )
-        return logits
 
     def forward(
         self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint, load: Tensor | None = None
@@ -210,7 +235,3 @@ class ControlNet(nn.Module):
             self.zero_middle(middle),
             self.voxels(hint.voxels, embedding).float() if self.voxels else None,
         )
-
-
-def _joined(shares: Tensor, embedded: Tensor | None) -> Tensor:
-    return shares if embedded is None else torch.cat([shares, embedded], dim=1)

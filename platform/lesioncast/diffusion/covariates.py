@@ -54,15 +54,21 @@ def covariate_features(values: Tensor, covariates: Sequence[Covariate]) -> Tenso
     return torch.cat(features, dim=1)
 
 
+def covariate_width(covariates: Sequence[Covariate]) -> int:
+    """How many features `covariate_features` gives."""
+    return sum((len(each.levels) or 1) + 1 for each in covariates)
+
+
 class CovariateEmbedding(nn.Module):
     """Encoded covariates [b, covariate] to what is added to an embedding of `width`, at first 0."""
 
     def __init__(self, covariates: Sequence[Covariate], width: int) -> None:
         super().__init__()
         self.covariates = tuple(covariates)
-        features = sum((len(each.levels) or 1) + 1 for each in covariates)
         self.layers = nn.Sequential(
-            nn.Linear(features, width), nn.SiLU(), zeroed(nn.Linear(width, width))
+            nn.Linear(covariate_width(covariates), width),
+            nn.SiLU(),
+            zeroed(nn.Linear(width, width)),
         )
 
     def forward(self, values: Tensor) -> Tensor:

@@ -7,14 +7,17 @@ p(x | arm, patient) = sum over loads of p(x | load, arm, patient) p(load | arm, 
 """
 
 from collections.abc import Sequence
+from math import nan
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lesioncast.diffusion.blocks import zeroed
+from lesioncast.diffusion.covariates import Covariate, covariate_features, covariate_width
 
-LOSS_WEIGHT = 0.01  # the arm's embedding is shared, and the voxels' loss is about as small
+HIDDEN = 32
 LEAST_CHANCE = 1e-7  # float32 knows no greater probability below 1
 SHIFT_LIMIT, BISECTIONS = 32.0, 18  # to 0.0001 in log odds
 GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64  # odd, and 2^64 over the golden ratio
@@ -77,20 +80,60 @@ def with_sum(chance: Tensor, total: Tensor) -> Tensor:
     return torch.sigmoid(log_odds + above)
 
 
-def load_prior(features: int, classes: int, *, hidden: int) -> nn.Module:
-    """A small perceptron to the logits of the classes, at first 0."""
-    return nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), zeroed(nn.Linear(hidden, classes)))
+class Stated(NamedTuple):
+    """What is known before anything is drawn, each [arm]: P(active), and the expectations of the
+    number of lesions n and of log(1 + n)."""
+
+    p_active: Tensor
+    lesions: Tensor
+    log_lesions: Tensor
 
 
-def load_loss(logits: Tensor, load: Tensor, *, oversampled: float = 0.0) -> Tensor:
-    """Cross entropy of the classes, logits [b, classes], load [b]; a scalar.
+class LoadPrior(nn.Module):
+    """p(load | arm, patient): a small perceptron on numbers alone, so that it can be fitted to all
+    training cases at once and needs no other network; at first all classes are alike.
 
-    Where cases with lesions are shown more often than they occur, `oversampled` is the log of how
-    much, relative to those without: the logits stay those of how often they occur (Menon et al.
-    2021, equation 10).
+    `lesions` and `log_lesions` [class] are the means, over those cases that had a load, of their
+    number of lesions n and of log(1 + n).
     """
-    shift = oversampled * (torch.arange(logits.shape[1], device=logits.device) > 0)
-    return LOSS_WEIGHT * functional.cross_entropy(logits.float() + shift, load)
+
+    lesions: Tensor
+    log_lesions: Tensor
+
+    def __init__(
+        self, patient: int, *, arms: int, classes: int, covariates: Sequence[Covariate]
+    ) -> None:
+        super().__init__()
+        self.arms, self.covariates = arms, tuple(covariates)
+        features = patient + covariate_width(covariates) + arms
+        self.layers = nn.Sequential(
+            nn.Linear(features, HIDDEN), nn.SiLU(), zeroed(nn.Linear(HIDDEN, classes))
+        )
+        self.register_buffer("lesions", torch.zeros(classes))
+        self.register_buffer("log_lesions", torch.zeros(classes))
+
+    def patient(self, burden: Tensor, covariates: Tensor | None) -> Tensor:
+        """What is told of patients, [b, feature], from their burden [b, channel, 3] and encoded
+        covariates [b, covariate], NaN where absent; None is all absent."""
+        if not self.covariates:
+            return burden.flatten(1)
+        if covariates is None:
+            covariates = burden.new_full((len(burden), len(self.covariates)), nan)
+        return torch.cat([burden.flatten(1), covariate_features(covariates, self.covariates)], 1)
+
+    def forward(self, patient: Tensor, arm: Tensor) -> Tensor:
+        """Logits of the classes [b, classes] under arm [b], the last of which is null."""
+        chosen = functional.one_hot(arm, self.arms).to(patient)
+        logits: Tensor = self.layers(torch.cat([patient, chosen], dim=1))
+        return logits
+
+    def stated(self, patient: Tensor) -> Stated:
+        """What it says of one patient [1, feature] under every arm but the null one."""
+        arms = torch.arange(self.arms - 1, device=patient.device)
+        chance = self(patient.expand(len(arms), -1), arms).double().softmax(1)
+        return Stated(
+            1 - chance[:, 0], chance @ self.lesions.double(), chance @ self.log_lesions.double()
+        )
 
 
 def drawn_load(logits: Tensor, seed: int) -> int:

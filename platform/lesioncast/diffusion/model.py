@@ -10,7 +10,7 @@ from torch import Tensor
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.engine import Engine, draw_all
-from lesioncast.diffusion.load import drawn_load, with_lesion, within_load
+from lesioncast.diffusion.load import Stated, drawn_load, with_lesion, within_load
 from lesioncast.diffusion.objective import (
     NET2,
     Denoiser,
@@ -233,25 +233,24 @@ class Model:
         """Of a patient's lesion load under an arm, [classes]; None for a model without loads."""
         if hint.load is None:
             return None
-        return self._load_logits(torch.tensor([arm], device=hint.load.device), hint.load)[0]
-
-    def _load_logits(self, arm: Tensor, features: Tensor) -> Tensor:
-        return self.unet.load_logits(arm) + self.control.load_logits(arm, features)
+        assert self.control.load_prior is not None
+        logits: Tensor = self.control.load_prior(
+            hint.load, torch.tensor([arm], device=hint.load.device)
+        )
+        return logits[0]
 
     @torch.no_grad()
-    def stated_chance(self, condition: Tensor, covariates: Tensor | None) -> Tensor | None:
-        """P(load > 0) of one patient under every arm, [arm]; None for a model without loads.
+    def stated(self, condition: Tensor, covariates: Tensor | None) -> Stated | None:
+        """What is known of one patient without the luck of a draw, under every arm; None for a
+        model without loads.
 
-        That is P(active) without the luck of a draw. condition [channels, s, h, w], covariates [k].
+        condition [channels, s, h, w], covariates [k].
         """
-        if not self.config.unet.loads:
+        prior = self.control.load_prior
+        if prior is None:
             return None
-        features = self.control.load_features(
-            condition[None], None if covariates is None else covariates[None]
-        )
-        arms = torch.arange(len(self.config.arms), device=condition.device)
-        logits = self._load_logits(arms, features.expand(len(arms), -1))
-        return 1 - logits.double().softmax(1)[:, 0]
+        burden = self.control.burden_of(condition[None])
+        return prior.stated(prior.patient(burden, None if covariates is None else covariates[None]))
 
     @torch.no_grad()
     def draw_x(

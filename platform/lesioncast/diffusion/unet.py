@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import Block, Up, fold, sinusoidal, unfold, zeroed
-from lesioncast.diffusion.load import load_prior
 from lesioncast.diffusion.voxels import VoxelHead
 
 
@@ -176,17 +175,6 @@ class UNet(nn.Module):
             zeroed(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
         )
         self.head = VoxelHead(config.head, embedding=config.embedding) if config.head else None
-        self.load_prior = (
-            load_prior(config.embedding, config.load_classes, hidden=config.widths[0])
-            if config.loads
-            else None
-        )
-
-    def load_logits(self, arm: Tensor) -> Tensor:
-        """Of the classes of lesion load given the arm [b], [b, classes]."""
-        assert self.load_prior is not None
-        logits: Tensor = self.load_prior(self.encoder.embedding.arm(arm))
-        return logits
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from lesioncast.evaluation.baselines import arm_statistics
 from lesioncast.evaluation.calibration_record import calibration_record, probability_record
 from lesioncast.evaluation.characteristics import cohort_record
 from lesioncast.evaluation.effect_record import contrast_record, effects_record
-from lesioncast.evaluation.ensembles import Tallies, Tally
+from lesioncast.evaluation.ensembles import Stated, Tallies, Tally
 from lesioncast.evaluation.lesions import OPENING_MM, opening_element
 from lesioncast.evaluation.masks import masks_record
 from lesioncast.evaluation.methods import Method
@@ -54,7 +54,7 @@ def assess(
     context: Context,
     settings: EvaluationSettings,
     under_every_arm: Tallies | None = None,
-    stated: Mapping[int, Floats] | None = None,
+    stated: Mapping[int, Sequence[Stated]] | None = None,
     truth: Truth | None = None,
     validation: Outcomes | None = None,
 ) -> Assessment:
@@ -62,8 +62,8 @@ def assess(
 
     `tallies` holds every test and validation case under its own arm, `under_every_arm`, or else
     `tallies` too, the cases in `forced` under every arm, from the images of `context.compared`. So
-    do, of every test case where they are known, `stated`, P(active) [arm] of a case as the model
-    states it before it draws, and `truth`.
+    do, of every test case where they are known, `stated`, what the model states of a case under
+    every arm before it draws, and `truth`.
     """
     arms = context.arms
     bootstrap = Bootstrap(settings.bootstrap, context.seed)
@@ -146,7 +146,7 @@ def _under_every_arm(
     tallies: Tallies,
     forced: Sequence[int],
     *,
-    stated: Mapping[int, Floats],
+    stated: Mapping[int, Sequence[Stated]],
     truth: Truth | None,
     context: Context,
     bootstrap: Bootstrap,
@@ -177,7 +177,7 @@ def _under_every_arm(
             true=true,
         )
     if set(test.case) <= set(stated):
-        chance = np.array([stated[case] for case in test.case]).T
+        chance = np.array([[each.p_active for each in stated[case]] for case in test.case]).T
         ladder = ladder_of(chance, true=_true(truth, test.case, arms))
     return ladder, effects, p_forced
 

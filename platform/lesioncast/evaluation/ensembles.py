@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,37 +15,52 @@ Counts = npt.NDArray[np.int64]
 SUREST = 1e-6  # a chance from which log odds are taken
 
 
+class Stated(NamedTuple):
+    """What a model knows of one case under one arm before it draws, which has no Monte Carlo error:
+    P(active), and the expectations of the number of lesions n and of log(1 + n)."""
+
+    p_active: float
+    lesions: float
+    log_lesions: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counted:
     """The lesions of K samples of one case under one arm: `plain` and `opened` [k] are counts
     without and with the opening.
 
-    `stated` is P(active) as the model states it before it draws, which has no Monte Carlo error;
-    None for models that only draw. It is about lesions as drawn.
+    `stated` is about lesions as drawn; None for models that only draw.
     """
 
     plain: Counts
     opened: Counts
-    stated: float | None = None
+    stated: Stated | None = None
 
     def counts(self, *, opening: bool) -> Counts:
         """Lesions of each sample, [k]."""
         return self.opened if opening else self.plain
 
-    def stated_of(self, *, opening: bool) -> float | None:
+    def stated_of(self, *, opening: bool) -> Stated | None:
         """`stated`, which says nothing of what the opening leaves."""
         return None if opening else self.stated
 
     def p_active(self, *, opening: bool) -> float:
         """P(active) as stated, else the share of samples with at least one lesion."""
         stated = self.stated_of(opening=opening)
-        return share_active(self.counts(opening=opening)) if stated is None else stated
+        return share_active(self.counts(opening=opening)) if stated is None else stated.p_active
+
+    def log_lesions(self, *, opening: bool) -> float:
+        """The expectation of log(1 + n) as stated, else the mean over the samples."""
+        stated = self.stated_of(opening=opening)
+        if stated is not None:
+            return stated.log_lesions
+        return float(np.log1p(self.counts(opening=opening)).mean())
 
     def log_odds(self, *, opening: bool) -> float:
         """Of P(active); of a share of samples with half a sample added to either side, so that it
         is finite where all samples agree."""
-        chance = self.stated_of(opening=opening)
-        if chance is None:
+        chance = self.p_active(opening=opening)
+        if self.stated_of(opening=opening) is None:
             held = self.counts(opening=opening) > 0
             chance = (held.sum() + 0.5) / (len(held) + 1)
         return float(logit(min(max(chance, SUREST), 1 - SUREST)))

@@ -46,11 +46,14 @@ def recalibrated_method(chance: Floats, validation: int) -> Method:
     return Method(RECALIBRATED, label, scores=chance[None])
 
 
-def ensemble_methods(counts: Floats, chance: Floats, true: Floats) -> tuple[Method, ...]:
+def ensemble_methods(
+    counts: Floats, chance: Floats, log_lesions: Floats, true: Floats
+) -> tuple[Method, ...]:
     """The forecast: P(active), `chance` [n], and from the lesions of its samples, `counts` [n, k],
     how many (paper: the mean count).
 
-    The second takes the mean of log(1 + count), which is what a squared log error asks for.
+    The second takes the mean of log(1 + count), `log_lesions` [n], which is what a squared log
+    error asks for.
     """
     samples = counts.shape[1]
     return (
@@ -64,7 +67,7 @@ def ensemble_methods(counts: Floats, chance: Floats, true: Floats) -> tuple[Meth
         Method(
             "ensemble_log_mean",
             "ControlNet ensemble, mean of log counts",
-            counts=np.expm1(np.log1p(counts).mean(axis=1)),
+            counts=np.expm1(log_lesions),
         ),
     )
 

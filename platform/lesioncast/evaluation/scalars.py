@@ -15,17 +15,16 @@ from lesioncast.slab import CHANNELS, MASKS, SESSIONS
 
 FLAIR = CHANNELS.index("flair")
 NEW_SIGNAL = 3.0  # robust standard deviations above the usual w048 - w000 difference
-VOLUMES = (
+LESIONS = (
     ("w000", "t2"),
     ("w048", "t2"),
     ("w000", "gad"),
     ("w048", "gad"),
     ("w048", "net2"),
 )
-COUNTS = (("w000", "gad"), ("w048", "gad"), ("w048", "net2"))
 SCALARS = (
-    *(f"{channel}_volume_{session}" for session, channel in VOLUMES),
-    *(f"{channel}_count_{session}" for session, channel in COUNTS),
+    *(f"{channel}_volume_{session}" for session, channel in LESIONS),
+    *(f"{channel}_count_{session}" for session, channel in LESIONS),
     "flair_gain",
 )
 BEFORE_TREATMENT = tuple(place for place, name in enumerate(SCALARS) if name.endswith("_w000"))
@@ -91,8 +90,8 @@ def image_scalars(arrays: Arrays, spacing: tuple[float, float, float]) -> npt.ND
     """
     voxel = float(np.prod(spacing))
     values = [
-        *(_of_mask(_mask(arrays, *key), lambda mask: voxel * float(mask.sum())) for key in VOLUMES),
-        *(_of_mask(_mask(arrays, *key), lambda mask: components(mask)[1]) for key in COUNTS),
+        *(_of_mask(_mask(arrays, *key), lambda mask: voxel * float(mask.sum())) for key in LESIONS),
+        *(_of_mask(_mask(arrays, *key), lambda mask: components(mask)[1]) for key in LESIONS),
         _flair_gain(arrays, voxel),
     ]
     return np.log1p(np.array(values, np.float64))

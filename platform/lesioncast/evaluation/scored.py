@@ -85,8 +85,9 @@ def scored(
             _log_odds(others, opening=opening),
         )
     chance = np.array([tally.p_active(opening=opening) for tally in own])
+    log_lesions = np.array([tally.log_lesions(opening=opening) for tally in own])
     methods = (
-        *ensemble_methods(sampled, chance, asked.count),
+        *ensemble_methods(sampled, chance, log_lesions, asked.count),
         *_recalibrated(learned, _log_odds(own, opening=opening)),
         *baseline_methods(
             known, asked, arms=context.arms, runs=settings.monte_carlo_runs, seed=context.seed

@@ -15,14 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.ensembles import Counts, Ensemble
+from lesioncast.evaluation.ensembles import Counts, Ensemble, Stated
 from lesioncast.evaluation.lesions import Lesions, measure
 from lesioncast.slab import Sessions
 from storage import Case
 
 Masks = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
-Chances = npt.NDArray[np.float64]
 Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
 """(condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2 masks
 [n, s, h, w]."""
@@ -44,11 +43,12 @@ class Given(NamedTuple):
 
 
 Read = Callable[[Shown], Given]
-State = Callable[[Given], Chances | None]
-"""P(active) under every arm [arm] as the model states it before it draws; None for models that only
-draw."""
-Stated = Mapping[Shown, Chances]
-"""What was shown -> P(active) under every arm, where it is stated."""
+Statement = tuple[Stated, ...]
+"""What a model states of a patient under each arm before it draws."""
+State = Callable[[Given], Statement | None]
+"""None for models that only draw."""
+Statements = Mapping[Shown, Statement]
+"""By what was shown."""
 
 
 class Request(NamedTuple):
@@ -83,7 +83,7 @@ class Drawn:
     packed: npt.NDArray[np.uint8]
     width: int
     lesions: tuple[Lesions, ...]
-    stated: Stated = field(default_factory=dict)
+    stated: Statements = field(default_factory=dict)
 
     def masks(self) -> Masks:
         """[n, s, h, w]."""
@@ -128,7 +128,7 @@ def nothing_stated(_: Given) -> None:
 class Sampler:
     """Draws batches with one model and counts lesions where the masks are made.
 
-    `compared` are sessions of which the model also states P(active), of every case that it draws.
+    `compared` are sessions by which the model also states what it can of every case that it draws.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Gathered(NamedTuple):
     seeds: Seeds
     masks: Masks  # [k, s, h, w]
     lesions: tuple[Lesions, ...]
-    all_stated: Stated
+    all_stated: Statements
 
     @property
     def plain(self) -> Counts:
@@ -187,10 +187,10 @@ class Gathered(NamedTuple):
         return np.array([found.opened for found in self.lesions], np.int64)
 
     @property
-    def stated(self) -> float | None:
-        """P(active) under the arm of the request as stated."""
-        chances = self.all_stated.get(self.request.shown)
-        return None if chances is None else float(chances[self.request.arm])
+    def stated(self) -> Stated | None:
+        """What is stated under the arm of the request."""
+        statement = self.all_stated.get(self.request.shown)
+        return None if statement is None else statement[self.request.arm]
 
 
 def gather(
@@ -223,7 +223,7 @@ def ensembles(
         )
 
 
-def _unbatched(drawn: Iterable[Drawn]) -> Iterator[tuple[Masks, Lesions, Stated]]:
+def _unbatched(drawn: Iterable[Drawn]) -> Iterator[tuple[Masks, Lesions, Statements]]:
     for batch in drawn:
         yield from (
             (*each, batch.stated) for each in zip(batch.masks(), batch.lesions, strict=True)

@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lesioncast.cohort.truth import has_truth
 from lesioncast.covariates import encode_covariates
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.evaluation.ensembles import Stated
 from lesioncast.forecasting.draws import (
-    Chances,
     Draw,
     Given,
     Read,
     Sampler,
     Shown,
     State,
-    Stated,
+    Statement,
+    Statements,
 )
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.slab import START, Sessions, encode_case, named, outside, sessions_of
@@ -119,19 +121,21 @@ def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
 
 
 def bundle_state(bundle: Bundle, *, device: str) -> State:
-    """P(active) as the bundle's networks state it, where they do."""
+    """What the bundle's networks state, where they do."""
 
-    def state(given: Given) -> Chances | None:
-        chances = bundle.model.stated_chance(*(torch.from_numpy(each).to(device) for each in given))
-        return None if chances is None else chances.cpu().numpy()
+    def state(given: Given) -> Statement | None:
+        stated = bundle.model.stated(*(torch.from_numpy(each).to(device) for each in given))
+        if stated is None:
+            return None
+        return tuple(Stated(*of_arm) for of_arm in zip(*map(Tensor.tolist, stated), strict=True))
 
     return state
 
 
-def stated_of(bundle: Bundle, store: Store, shown: Shown) -> Stated:
+def stated_of(bundle: Bundle, store: Store, shown: Shown) -> Statements:
     """What the bundle, on the CPU, states of one case; nothing where it does not."""
-    chances = bundle_state(bundle, device="cpu")(store_reader(store, bundle.config)(shown))
-    return {} if chances is None else {shown: chances}
+    statement = bundle_state(bundle, device="cpu")(store_reader(store, bundle.config)(shown))
+    return {} if statement is None else {shown: statement}
 
 
 def sessions_seen(bundle: Bundle) -> Sessions:

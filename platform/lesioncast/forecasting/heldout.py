@@ -24,10 +24,10 @@ from lesioncast.evaluation.scalars import observed_of
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.spatial import compare
 from lesioncast.forecasting.draws import (
-    Chances,
     Gathered,
     Request,
     Shown,
+    Statement,
     gather,
     plan,
     seeds_of,
@@ -65,12 +65,12 @@ class HeldOut:
 
 class Answers(NamedTuple):
     """What the model answers: `own`, every drawn case under the arm that it received;
-    `under_every_arm` the forced cases, and `stated`, P(active) [arm] of all cases where the model
-    states it, both from the sessions by which arms are compared."""
+    `under_every_arm` the forced cases, and `stated`, what the model states of all cases, both from
+    the sessions by which arms are compared."""
 
     own: Tallies
     under_every_arm: Tallies
-    stated: Mapping[int, Chances]
+    stated: Mapping[int, Statement]
 
 
 def held_out(store: Store, settings: EvaluationSettings) -> HeldOut:
@@ -152,7 +152,7 @@ def draw_tallies(
     counted = with_progress(drawn, total=len(batches), label="batches drawn")
     tested = {case.index for case in cases.test}
     tallies: dict[Request, Tally] = {}
-    stated: dict[Shown, Chances] = {}
+    stated: dict[Shown, Statement] = {}
     for samples in gather(requests, seeds, counted):
         request = samples.request
         scored = request.case in tested and request.sessions is None  # by all that is known

@@ -18,7 +18,7 @@ from lesioncast.slab import SESSIONS
 
 Record = dict[str, Any]
 
-SCHEMA = 2
+SCHEMA = 3
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -93,6 +93,7 @@ def arm_record(ensemble: Ensemble, *, opening: bool) -> Record:
     """P(active), and the spread of lesion count and volume.
 
     `low` and `high` are the Wilson interval of a share of samples; what the model states has none.
+    A count's `stated` is its expectation as the model states it before it draws, None where not.
     """
     counts = ensemble.counts(opening=opening)
     stated = ensemble.stated_of(opening=opening)
@@ -103,6 +104,7 @@ def arm_record(ensemble: Ensemble, *, opening: bool) -> Record:
         "p_active": {"value": chance, "low": low, "high": high, "stated": stated is not None},
         "count": {
             "mean": float(counts.mean()),
+            "stated": None if stated is None else stated.lesions,
             "mc_error": monte_carlo_error(counts),
             "sd": float(counts.std(ddof=1)),
             "quantiles": {
@@ -128,11 +130,13 @@ def difference_record(ensemble: Ensemble, reference: Ensemble, *, opening: bool)
         )
     counts, others = ensemble.counts(opening=opening), reference.counts(opening=opening)
     active, active_error = paired_difference(counts > 0, others > 0)
-    told, told_of_reference = (each.stated_of(opening=opening) for each in (ensemble, reference))
-    if told is not None and told_of_reference is not None:
-        active, active_error = told - told_of_reference, 0.0
     count, count_error = paired_difference(counts, others)
+    told, told_of_reference = (each.stated_of(opening=opening) for each in (ensemble, reference))
+    stated = None
+    if told is not None and told_of_reference is not None:
+        active, active_error = told.p_active - told_of_reference.p_active, 0.0
+        stated = told.lesions - told_of_reference.lesions
     return {
         "p_active": {"value": active, "mc_error": active_error},
-        "count": {"value": count, "mc_error": count_error},
+        "count": {"value": count, "mc_error": count_error, "stated": stated},
     }

@@ -32,7 +32,7 @@ from lesioncast.training.files import (
 )
 from lesioncast.training.optimisation import Weights
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
 CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"

@@ -29,22 +29,27 @@ Item = TypeVar("Item")
 class Batch:
     """What the network sees of b cases: the target `x` [b, 2, s, h, w], `arm` [b] (row numbers of
     the arm table, the last one null), `condition` [b, channels, s, h, w], None in stage 1, and
-    `covariates` [b, covariate], NaN where absent, None in stage 1 and where a model has none.
-    `oversampled` is the log of how much more often than they occur active cases are shown."""
+    `covariates` [b, covariate], NaN where absent, None in stage 1 and where a model has none."""
 
     x: Tensor
     arm: Tensor
     condition: Tensor | None
     covariates: Tensor | None = None
-    oversampled: float = 0.0
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        condition = None if self.condition is None else self.condition.to(device)
-        covariates = None if self.covariates is None else self.covariates.to(device)
-        return Batch(
-            self.x.to(device), self.arm.to(device), condition, covariates, self.oversampled
+        return self._each(lambda tensor: tensor.to(device))
+
+    def at(self, rows: Tensor) -> "Batch":
+        """Some cases of it, in the order of `rows` [r]."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        condition, covariates = (
+            None if tensor is None else change(tensor)
+            for tensor in (self.condition, self.covariates)
         )
+        return Batch(change(self.x), change(self.arm), condition, covariates)
 
 
 @dataclass(frozen=True)

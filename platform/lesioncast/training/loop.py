@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from lesioncast.training.checkpoint import (
 from lesioncast.training.dataset import Batch, Cases, ahead
 from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.optimisation import learning_rate
-from lesioncast.training.order import active_first, batch_rows, oversampling
+from lesioncast.training.order import active_first, batch_rows
 from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import Stage
@@ -91,28 +90,28 @@ def batch_loss(
 ) -> Tensor:
     """Equation 3 on this worker's share of the batch, with the step's own t and noise."""
     model, settings = stage.experiment.model, stage.settings
-    load, rows = to_place(batch.x, model.unet.loads)
-    positions, x = worker.positions[rows.cpu().numpy()], batch.x[rows]
+    rows, load = to_place(batch.x, model.unet.loads)
+    placed, positions = batch.at(rows), worker.positions[rows.cpu().numpy()]
     t = noise.spread_t(stage.experiment.seed, step, batch_size=settings.batch_size)
     eps = noise.gaussian(
         stage.experiment.seed,
         step,
         positions=positions,
-        shape=tuple(x.shape[1:]),
+        shape=tuple(placed.x.shape[1:]),
         device=worker.device,
     )
     logsnr = logsnr_at(torch.from_numpy(t[positions]).to(worker.device), model.schedule)
     return stage_loss(
         networks,
-        x,
+        placed.x,
         eps,
         logsnr,
-        arm=batch.arm,
-        condition=batch.condition,
-        covariates=batch.covariates,
+        arm=placed.arm,
+        condition=placed.condition,
+        covariates=placed.covariates,
         load=load,
         objective=stage.objective,
-        oversampled=batch.oversampled,
+        cases=len(batch.x),
     )
 
 
@@ -135,22 +134,15 @@ def batches(
             step,
             batch_size=settings.batch_size,
             channels=stage.experiment.model.control.channels,
-            arm_drop=settings.arm_drop,
-            condition_drop=settings.condition_drop,
-            channel_drop=settings.channel_drop,
             covariates=len(stage.experiment.model.covariates),
-            covariate_drop=settings.covariate_drop,
             later=stage.later,
-            session_drop=settings.session_drop,
+            **settings.drop_rates,
         )
-        batch = cases.batch(
+        return cases.batch(
             active_first(rows, cases.active)[worker.positions],
             drops.at(worker.positions),
             null_arm=stage.experiment.model.unet.null_arm,
             condition=stage.condition,
-        )
-        return (
-            replace(batch, oversampled=oversampling(cases.active)) if settings.balanced else batch
         )
 
     depth = STREAMED_AHEAD if cases.streamed else 1

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     DROPS = 4
     COVARIATE_DROPS = 5
     SESSION_DROPS = 6
+    LOAD = 7
 
 
 def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
@@ -51,12 +52,6 @@ def _balanced(active: npt.NDArray[np.bool_], *, seed: int, epoch: int) -> Rows:
         )
     rng = generator(Stream.BALANCE, seed, epoch)
     return np.concatenate([rng.choice(rows, size, replace=False) for rows in classes])
-
-
-def oversampling(active: npt.NDArray[np.bool_]) -> float:
-    """How much more often than it occurs a balanced epoch shows an active case: the log of the
-    ratio to an inactive one."""
-    return float(np.log(np.sum(~active) / np.sum(active)))
 
 
 def batch_rows(

@@ -17,6 +17,7 @@ OPERATIONAL = (
     "max_failures",
     "cache_gib",
 )
+RATES = ("arm_drop", "condition_drop", "channel_drop", "session_drop", "covariate_drop")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class TrainSettings:
     max_failures: int = 0
     cache_gib: float = math.inf
 
+    @property
+    def drop_rates(self) -> dict[str, float]:
+        """The rates by name."""
+        return {name: getattr(self, name) for name in RATES}
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "threads", "checkpoint_every", "log_every", "keep"):
             _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
@@ -72,8 +78,7 @@ class TrainSettings:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("learning_rate", "gradient_clip"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        rates = ("arm_drop", "condition_drop", "channel_drop", "session_drop", "covariate_drop")
-        for name in ("ema", *rates):
+        for name in ("ema", *RATES):
             _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         _require(
             self.workers <= self.batch_size,

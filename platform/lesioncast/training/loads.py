@@ -1,0 +1,117 @@
+"""The prior of the lesion load, fitted to all training cases at once.
+
+It reads a few numbers of each patient, so that many more rows go into a step than images would
+allow; what a case may lack when it is forecast, rows lack at the rates of stage 2.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lesioncast.diffusion.load import LoadPrior
+from lesioncast.training import noise
+from lesioncast.training.optimisation import learning_rate
+from lesioncast.training.order import Stream, generator
+from lesioncast.training.settings import TrainSettings
+
+STEPS, ROWS, LEARNING_RATE = 1000, 1024, 3e-3
+
+
+@dataclass(frozen=True)
+class Patients:
+    """What is known of n training cases: the `burden` of their images [n, channel, 3], encoded
+    `covariates` [n, covariate], NaN where absent, the row `arm` [n] of the arm received, and the
+    `lesions` [n] that they had, with the class of their `load` [n]."""
+
+    burden: Tensor
+    covariates: Tensor
+    arm: Tensor
+    load: Tensor
+    lesions: Tensor
+
+
+def fit_load_prior(
+    prior: LoadPrior,
+    patients: Patients,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    later: npt.NDArray[np.bool_],
+    rows: int = ROWS,
+) -> float:
+    """Fits the prior by cross entropy; returns that of the last tenth of the steps, in nats.
+
+    `rows` go into each of the steps. They lose arm, channels, those `later` than w000 [channel],
+    and covariates at the rates of `settings`, those of stage 2.
+    """
+    fitting = replace(settings, steps=STEPS, batch_size=rows, learning_rate=LEARNING_RATE, warmup=0)
+    weights = [each.requires_grad_() for each in prior.parameters()]
+    optimizer = torch.optim.Adam(weights)
+    losses = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, fitting)
+        burden, covariates, arm, load = shown(
+            patients, step, fitting, seed=seed, null_arm=prior.arms - 1, later=later
+        )
+        loss = functional.cross_entropy(prior(prior.patient(burden, covariates), arm), load)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.detach())
+    for mean, values in (
+        (prior.lesions, patients.lesions),
+        (prior.log_lesions, patients.lesions.log1p()),
+    ):
+        mean.copy_(mean_of_each(values, patients.load, classes=len(mean)))
+    return float(torch.stack(losses[-STEPS // 10 :]).mean())
+
+
+def mean_of_each(values: Tensor, load: Tensor, *, classes: int) -> Tensor:
+    """Means of `values` [n] by class of load [n], [class]; that of the class below where a class
+    has no case."""
+    means = torch.zeros(classes)
+    for each in range(classes):
+        of_class = values[load == each]
+        means[each] = of_class.mean() if len(of_class) else means[max(each - 1, 0)]
+    return means
+
+
+def shown(
+    patients: Patients,
+    step: int,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    null_arm: int,
+    later: npt.NDArray[np.bool_],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Burden, covariates, arm and load of the rows of a step, drawn with replacement, without what
+    they lose."""
+    size = settings.batch_size
+    rows = torch.from_numpy(
+        generator(Stream.LOAD, seed, step).integers(len(patients.arm), size=size)
+    ).to(patients.arm.device)
+    drops = noise.drops(
+        seed,
+        step,
+        batch_size=size,
+        channels=patients.burden.shape[1],
+        covariates=patients.covariates.shape[1],
+        later=later,
+        **settings.drop_rates,
+    )
+    no_channel, no_covariate, no_arm = (
+        torch.from_numpy(lost).to(rows.device)
+        for lost in (drops.channels, drops.covariates, drops.arm)
+    )
+    return (
+        patients.burden[rows].masked_fill(no_channel[:, :, None], 0),
+        patients.covariates[rows].masked_fill(no_covariate, torch.nan),
+        patients.arm[rows].masked_fill(no_arm, null_arm),
+        patients.load[rows],
+    )
