@@ -24,8 +24,7 @@ from lesioncast.diffusion.load import LoadPrior
 from lesioncast.evaluation.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.outcomes import Outcomes, build_measurer, evaluable, outcomes_of
 from lesioncast.slab import START, named, outside
-from lesioncast.training.export import patients_of
-from lesioncast.training.loads import ROWS, Patients, fit_load_prior
+from lesioncast.training.loads import ROWS, Patients, fit_load_prior, patients_of
 from storage import Case, Store, open_store
 
 NUMBER = 2  # place among the numbers of a channel

@@ -40,8 +40,7 @@ class ControlConfig:
     between); its last convolution starts at zero where `zero_hint`. `burden` adds how much lesion
     each condition channel shows, and in how many pieces, to the copy's embedding: normalised
     feature maps lose that, and small networks do not recover it in a short training. `voxels` is
-    the width of a `VoxelPerceptron` that reads the condition voxel by voxel;
-    0 leaves it out.
+    the width of a `VoxelPerceptron` that reads the condition voxel by voxel; 0 leaves it out.
     """
 
     condition: tuple[str, ...] = CONDITION
@@ -123,13 +122,15 @@ def euler_number(mask: Tensor) -> Tensor:
     """
     signed = [(1, functional.pad(mask, (1, 1) * 3))]
     for axis in (2, 3, 4):
-        extent = mask.shape[axis] + 1
-        either = [
-            (sign, cells.narrow(axis, 0, extent) | cells.narrow(axis, 1, extent))
-            for sign, cells in signed
-        ]
-        signed = [(-sign, cells) for sign, cells in signed] + either
-    return torch.stack([sign * cells.sum((2, 3, 4)) for sign, cells in signed]).sum(0)
+        size = mask.shape[axis] + 1
+        own = [(sign, cells.narrow(axis, 0, size)) for sign, cells in signed]
+        others = [cells.narrow(axis, 1, size) for _, cells in signed]
+        shared = [(sign, cells | other) for (sign, cells), other in zip(own, others, strict=True)]
+        signed = [*shared, *((-sign, cells) for sign, cells in own)]
+    total = torch.zeros_like(signed[0][1], dtype=torch.int8)
+    for sign, cells in signed:
+        total += sign * cells.to(torch.int8)
+    return total.flatten(2).sum(2)
 
 
 class ControlNet(nn.Module):

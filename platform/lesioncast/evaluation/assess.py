@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 Truth = Mapping[tuple[int, int], int]
 """(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass(frozen=True)

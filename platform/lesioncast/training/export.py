@@ -1,34 +1,21 @@
 """From the end of stage 2 to a bundle."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from lesioncast.cohort.truth import has_truth
-from lesioncast.covariates import encode_covariates
-from lesioncast.diffusion.controlnet import burden_of
-from lesioncast.diffusion.load import LoadPrior, load_of
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.sampler import SamplerConfig
-from lesioncast.evaluation.lesions import components
-from lesioncast.slab import TARGET, encode_case, named
 from lesioncast.training.bundle import BundleConfig, save_bundle
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.files import read_json
 from lesioncast.training.fit import finished
-from lesioncast.training.loads import Patients, fit_load_prior
-from lesioncast.training.optimisation import Weights
+from lesioncast.training.loads import fitted_load_prior
 from lesioncast.training.progress import read_metrics
 from lesioncast.training.stages import CONTROL, UNET, Stage
-from storage import Case, Store
+from storage import Store
 
 logger = logging.getLogger(__name__)
 
@@ -58,49 +45,6 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
     )
     logger.info("bundle %s (%s)", path, digest[:12])
     return digest
-
-
-def fitted_load_prior(stage: Stage, store: Store) -> tuple[Weights, Mapping[str, float] | None]:
-    """The weights of the prior of the lesion load, by the ControlNet's names, and how the fit went;
-    none for a model without loads."""
-    control = stage.build().get_submodule("control")
-    prior = control.load_prior
-    if not isinstance(prior, LoadPrior):
-        return {}, None
-    patients = patients_of(
-        [store.cases[index] for index in stage.experiment.cases.cases],
-        store,
-        stage.experiment.model,
-    )
-    seed = stage.experiment.seed
-    loss = fit_load_prior(prior, patients, stage.settings, seed=seed, later=stage.later)
-    logger.info("lesion load of %d cases: %.3f nats a case", len(patients.arm), loss)
-    weights = {f"load_prior.{name}": each for name, each in prior.state_dict().items()}
-    return weights, {"cases": len(patients.arm), "nats": loss}
-
-
-def patients_of(cases: Sequence[Case], store: Store, model: ModelConfig) -> Patients:
-    """What the prior of the lesion load is fitted to."""
-    channels = named(model.control.condition)
-
-    def read(case: Case) -> tuple[Tensor, Tensor, int]:
-        arrays = store.read(case.index)
-        condition, x = (encode_case(arrays, channels=each) for each in (channels, TARGET))
-        burden = burden_of(torch.from_numpy(condition)[None], model.control.masks)
-        load = load_of(torch.from_numpy(x)[None, NET2], model.unet.loads)
-        return burden, load, components(x[NET2] > 0)[1]
-
-    with ThreadPoolExecutor() as threads:
-        burden, load, lesions = zip(*threads.map(read, cases), strict=True)
-    arm = torch.tensor([model.unet.null_arm if c.arm_index < 0 else c.arm_index for c in cases])
-    covariates = np.stack([encode_covariates(model.covariates, case) for case in cases])
-    return Patients(
-        torch.cat(burden),
-        torch.from_numpy(covariates),
-        arm,
-        torch.cat(load),
-        torch.tensor(lesions, dtype=torch.float32),
-    )
 
 
 def describe_data(store: Store, cases: int) -> str:

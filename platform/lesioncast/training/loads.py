@@ -4,6 +4,9 @@ It reads a few numbers of each patient, so that many more rows go into a step th
 allow; what a case may lack when it is forecast, rows lack at the rates of stage 2.
 """
 
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,11 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lesioncast.diffusion.load import LoadPrior
+from lesioncast.covariates import encode_covariates
+from lesioncast.diffusion.controlnet import burden_of
+from lesioncast.diffusion.load import LoadPrior, load_of
+from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.objective import NET2
+from lesioncast.evaluation.lesions import components
+from lesioncast.slab import TARGET, encode_case, named
 from lesioncast.training import noise
-from lesioncast.training.optimisation import learning_rate
+from lesioncast.training.optimisation import Weights, learning_rate
 from lesioncast.training.order import Stream, generator
 from lesioncast.training.settings import TrainSettings
+from lesioncast.training.stages import Stage
+from storage import Case, Store
+
+logger = logging.getLogger(__name__)
 
 STEPS, ROWS, LEARNING_RATE = 1000, 1024, 3e-3
 
@@ -32,6 +45,49 @@ class Patients:
     arm: Tensor
     load: Tensor
     lesions: Tensor
+
+
+def fitted_load_prior(stage: Stage, store: Store) -> tuple[Weights, Mapping[str, float] | None]:
+    """The weights of the prior of the lesion load, by the ControlNet's names, and how the fit went;
+    none for a model without loads."""
+    control = stage.build().get_submodule("control")
+    prior = control.load_prior
+    if not isinstance(prior, LoadPrior):
+        return {}, None
+    patients = patients_of(
+        [store.cases[index] for index in stage.experiment.cases.cases],
+        store,
+        stage.experiment.model,
+    )
+    seed = stage.experiment.seed
+    loss = fit_load_prior(prior, patients, stage.settings, seed=seed, later=stage.later)
+    logger.info("lesion load of %d cases: %.3f nats a case", len(patients.arm), loss)
+    weights = {f"load_prior.{name}": each for name, each in prior.state_dict().items()}
+    return weights, {"cases": len(patients.arm), "nats": loss}
+
+
+def patients_of(cases: Sequence[Case], store: Store, model: ModelConfig) -> Patients:
+    """What the prior of the lesion load is fitted to."""
+    channels = named(model.control.condition)
+
+    def read(case: Case) -> tuple[Tensor, Tensor, int]:
+        arrays = store.read(case.index)
+        condition, x = (encode_case(arrays, channels=each) for each in (channels, TARGET))
+        burden = burden_of(torch.from_numpy(condition)[None], model.control.masks)
+        load = load_of(torch.from_numpy(x)[None, NET2], model.unet.loads)
+        return burden, load, components(x[NET2] > 0)[1]
+
+    with ThreadPoolExecutor() as threads:
+        burden, load, lesions = zip(*threads.map(read, cases), strict=True)
+    arm = torch.tensor([model.unet.null_arm if c.arm_index < 0 else c.arm_index for c in cases])
+    covariates = np.stack([encode_covariates(model.covariates, case) for case in cases])
+    return Patients(
+        torch.cat(burden),
+        torch.from_numpy(covariates),
+        arm,
+        torch.cat(load),
+        torch.tensor(lesions, dtype=torch.float32),
+    )
 
 
 def fit_load_prior(
