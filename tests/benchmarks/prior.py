@@ -4,7 +4,8 @@
 
 Fits the prior to the first store's training cases in several ways, each with every seed, and scores
 P(active) at w096 on its test cases and on all cases of the other stores: means over the seeds, and
-how far those lie apart. No images are drawn and no other network is needed.
+how far those lie apart. `--cases` fits to so many of the training cases. No images are drawn and no
+other network is needed.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -22,7 +24,9 @@ from lesioncast.config import Config, load_config
 from lesioncast.diffusion.controlnet import BURDEN
 from lesioncast.diffusion.load import LoadPrior
 from lesioncast.evaluation.baselines import Floats, fit_scalar_model
-from lesioncast.evaluation.outcomes import Outcomes, build_measurer, evaluable, outcomes_of
+from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.evaluation.scalars import image_scalars
+from lesioncast.forecasting.heldout import spread_out
 from lesioncast.slab import START, named, outside
 from lesioncast.training.loads import ROWS, Patients, fit_load_prior, patients_of
 from storage import Case, Store, open_store
@@ -31,10 +35,10 @@ NUMBER = 2  # place among the numbers of a channel
 
 
 class Known(NamedTuple):
-    """Some cases of a store, as the prior and as a regression are told them."""
+    """Some cases of a store, as the prior and as a regression are told them [n, scalar]."""
 
     patients: Patients
-    outcomes: Outcomes
+    scalars: Floats
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,13 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("stores", type=Path, nargs="+")
     parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo.yaml"))
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--cases", type=int, help="of the training split; all where not given")
     args = parser.parse_args(argv)
     config = load_config(args.config, [])
     first, *others = (open_store(path.absolute()) for path in args.stores)
-    known = told(evaluable(first.select(split="train")), first, config)
+    train = evaluable(first.select(split="train"))
+    known = told(spread_out(train, args.cases or len(train)), first, config)
     asked = [told(evaluable(first.select(split="test")), first, config)]
     asked += [told(evaluable(each.cases), each, config) for each in others]
-    sizes = [len(each.outcomes.case) for each in asked]
+    sizes = [len(each.scalars) for each in asked]
     print("| P(active) by | " + " | ".join(f"AUC, {n} | AP, {n}" for n in sizes) + " |")
     print("|" + "---|" * (1 + 2 * len(asked)))
     for numbers in (False, True):
@@ -68,19 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for seed in range(args.seeds)
             ]
             print(line(name, np.array(runs)), flush=True)
-    train, arms = known.outcomes, len(config.arms)
-    model = fit_scalar_model(train.scalars, train.arm, train.plain, arms=arms)
-    found = [
-        score(each, model.probability(each.outcomes.scalars, each.outcomes.arm)) for each in asked
-    ]
+    arms = len(config.arms)
+    model = fit_scalar_model(known.scalars, *observed(known), arms=arms)
+    found = [score(each, model.probability(each.scalars, observed(each)[0])) for each in asked]
     print(line("regression on image scalars", np.array([found]).reshape(1, -1)))
     return 0
 
 
 def told(cases: Sequence[Case], store: Store, config: Config) -> Known:
-    """The cases, read once for each."""
-    measured = build_measurer(store.path)([case.index for case in cases])
-    return Known(patients_of(cases, store, config.model), outcomes_of(cases, measured))
+    """The cases, read from the store."""
+    scalars = [image_scalars(store.read(case.index), store.spec.spacing) for case in cases]
+    return Known(patients_of(cases, store, config.model), np.array(scalars))
+
+
+def observed(of: Known) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Arm and lesions, both [n]."""
+    return of.patients.arm.numpy(), of.patients.lesions.double().numpy()
 
 
 def fitted(known: Known, config: Config, seed: int, *, rows: int, numbers: bool) -> LoadPrior:
@@ -114,7 +123,7 @@ def scores(prior: LoadPrior, asked: Sequence[Known], *, numbers: bool) -> Iterat
 
 def score(of: Known, chance: Floats) -> tuple[float, float]:
     """AUC and average precision of P(active) [n]."""
-    active = of.outcomes.plain > 0
+    active = observed(of)[1] > 0
     return roc_auc_score(active, chance), average_precision_score(active, chance)
 
 

@@ -32,6 +32,7 @@ from storage import Case, Store
 logger = logging.getLogger(__name__)
 
 STEPS, ROWS, LEARNING_RATE = 1000, 1024, 3e-3
+WEIGHT_DECAY = 500.0  # divided by the cases, as a Gaussian prior of the weights would be
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def fit_load_prior(
     """
     fitting = replace(settings, steps=STEPS, batch_size=rows, learning_rate=LEARNING_RATE, warmup=0)
     weights = [each.requires_grad_() for each in prior.parameters()]
-    optimizer = torch.optim.Adam(weights)
+    optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY / len(patients.arm))
     losses = []
     for step in range(STEPS):
         for group in optimizer.param_groups:
