@@ -4,14 +4,14 @@
 
 Fits the prior to the first store's training cases in several ways, each with every seed, and scores
 P(active) at w096 on its test cases and on all cases of the other stores: means over the seeds, and
-how far those lie apart. `--cases` fits to so many of the training cases. No images are drawn and no
-other network is needed.
+how far those lie apart. Last, it is fitted to fewer of the training cases. No images are drawn and
+no other network is needed.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,6 @@ from lesioncast.diffusion.load import LoadPrior
 from lesioncast.evaluation.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.evaluation.scalars import image_scalars
-from lesioncast.forecasting.heldout import spread_out
 from lesioncast.slab import START, named, outside
 from lesioncast.training.loads import ROWS, Patients, fit_load_prior, patients_of
 from storage import Case, Store, open_store
@@ -40,6 +39,27 @@ class Known(NamedTuple):
     patients: Patients
     scalars: Floats
 
+    @property
+    def arm(self) -> npt.NDArray[np.int64]:
+        """Of each case, [n]."""
+        return self.patients.arm.numpy()
+
+    @property
+    def lesions(self) -> Floats:
+        """At w096, [n]."""
+        return self.patients.lesions.double().numpy()
+
+    def first(self, number: int) -> "Known":
+        """So many of the cases."""
+        parts = (getattr(self.patients, each.name)[:number] for each in fields(Patients))
+        return Known(Patients(*parts), self.scalars[:number])
+
+    def limited(self, *, numbers: bool) -> "Known":
+        """With the numbers of lesions or without."""
+        burden = self.patients.burden.clone()
+        burden[:, :, NUMBER] *= numbers
+        return self._replace(patients=replace(self.patients, burden=burden))
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a row for each way of fitting, and one for the regression."""
@@ -49,35 +69,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("stores", type=Path, nargs="+")
     parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo.yaml"))
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--cases", type=int, help="of the training split; all where not given")
+    parser.add_argument("--cases", default="400,150", help="of the training split, at last")
     args = parser.parse_args(argv)
     config = load_config(args.config, [])
     first, *others = (open_store(path.absolute()) for path in args.stores)
-    train = evaluable(first.select(split="train"))
-    known = told(spread_out(train, args.cases or len(train)), first, config)
+    train = told(evaluable(first.select(split="train")), first, config)
     asked = [told(evaluable(first.select(split="test")), first, config)]
     asked += [told(evaluable(each.cases), each, config) for each in others]
     sizes = [len(each.scalars) for each in asked]
     print("| P(active) by | " + " | ".join(f"AUC, {n} | AP, {n}" for n in sizes) + " |")
     print("|" + "---|" * (1 + 2 * len(asked)))
-    for numbers in (False, True):
-        for rows in (config.finetune.batch_size, ROWS):
-            name = f"prior, {'shares and numbers' if numbers else 'shares'}, {rows} rows a step"
-            runs = [
-                list(
-                    scores(
-                        fitted(known, config, seed, rows=rows, numbers=numbers),
-                        asked,
-                        numbers=numbers,
-                    )
-                )
-                for seed in range(args.seeds)
-            ]
-            print(line(name, np.array(runs)), flush=True)
-    arms = len(config.arms)
-    model = fit_scalar_model(known.scalars, *observed(known), arms=arms)
-    found = [score(each, model.probability(each.scalars, observed(each)[0])) for each in asked]
-    print(line("regression on image scalars", np.array([found]).reshape(1, -1)))
+    tried = [
+        (
+            f"{'shares and numbers' if numbers else 'shares'}, {rows} rows a step",
+            train,
+            numbers,
+            rows,
+        )
+        for numbers in (False, True)
+        for rows in (config.finetune.batch_size, ROWS)
+    ]
+    for number in map(int, args.cases.split(",")):
+        tried.append((f"{number} training cases", train.first(number), True, ROWS))
+    for name, known, numbers, rows in tried:
+        few = [each.limited(numbers=numbers) for each in (known, *asked)]
+        priors = [fitted(few[0], config, seed, rows=rows) for seed in range(args.seeds)]
+        print(
+            line(
+                f"prior, {name}", [[chances(each, of) for of in few[1:]] for each in priors], asked
+            ),
+            flush=True,
+        )
+    model = fit_scalar_model(train.scalars, train.arm, train.lesions, arms=len(config.arms))
+    regression = [model.probability(each.scalars, each.arm) for each in asked]
+    print(line("regression on image scalars", [regression], asked))
     return 0
 
 
@@ -87,54 +112,35 @@ def told(cases: Sequence[Case], store: Store, config: Config) -> Known:
     return Known(patients_of(cases, store, config.model), np.array(scalars))
 
 
-def observed(of: Known) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Arm and lesions, both [n]."""
-    return of.patients.arm.numpy(), of.patients.lesions.double().numpy()
-
-
-def fitted(known: Known, config: Config, seed: int, *, rows: int, numbers: bool) -> LoadPrior:
-    """The prior, without the numbers of lesions where these are not to be known."""
+def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LoadPrior:
+    """The prior of the configuration's networks."""
     torch.manual_seed(seed)
     channels, unet = config.model.control.channels, config.model.unet
     prior = LoadPrior(
         BURDEN * channels, arms=unet.arms + 1, classes=unet.load_classes, covariates=()
     )
     later = outside(named(config.model.control.condition), (START,))
-    patients = limited(known.patients, numbers=numbers)
-    fit_load_prior(prior, patients, config.finetune, seed=seed, later=later, rows=rows)
+    fit_load_prior(prior, known.patients, config.finetune, seed=seed, later=later, rows=rows)
     return prior
 
 
-def limited(patients: Patients, *, numbers: bool) -> Patients:
-    """With the numbers of lesions or without."""
-    burden = patients.burden.clone()
-    burden[:, :, NUMBER] *= numbers
-    return replace(patients, burden=burden)
-
-
 @torch.no_grad()
-def scores(prior: LoadPrior, asked: Sequence[Known], *, numbers: bool) -> Iterator[float]:
-    """AUC and average precision of each."""
-    for each in asked:
-        patients = limited(each.patients, numbers=numbers)
-        logits = prior(prior.patient(patients.burden, patients.covariates), patients.arm)
-        yield from score(each, (1 - logits.double().softmax(1)[:, 0]).numpy())
+def chances(prior: LoadPrior, of: Known) -> Floats:
+    """P(active) [n]."""
+    patient = prior.patient(of.patients.burden, of.patients.covariates)
+    chance: Floats = 1 - prior(patient, of.patients.arm).double().softmax(1)[:, 0].numpy()
+    return chance
 
 
-def score(of: Known, chance: Floats) -> tuple[float, float]:
-    """AUC and average precision of P(active) [n]."""
-    active = observed(of)[1] > 0
-    return roc_auc_score(active, chance), average_precision_score(active, chance)
-
-
-def line(name: str, runs: Floats) -> str:
-    """Means over the seeds [seed, score], and the least to the greatest."""
+def line(name: str, runs: Sequence[Sequence[Floats]], asked: Sequence[Known]) -> str:
+    """AUC and average precision of P(active), one a store, of every run: means over the runs, and
+    the least to the greatest where there are several."""
     cells = []
-    for column in runs.T:
-        cell = f"{column.mean():.3f}"
-        cells.append(
-            f"{cell} ({column.min():.3f} to {column.max():.3f})" if len(runs) > 1 else cell
-        )
+    for place, of in enumerate(asked):
+        for score in (roc_auc_score, average_precision_score):
+            found = np.array([score(of.lesions > 0, run[place]) for run in runs])
+            spread = f" ({found.min():.3f} to {found.max():.3f})" if len(runs) > 1 else ""
+            cells.append(f"{found.mean():.3f}{spread}")
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
