@@ -381,6 +381,13 @@ def test_the_stated_log_count_is_scored_in_place_of_the_mean_over_samples() -> N
     record = assessed(TEST, counts).record
     assert pooled(record, "ensemble_log_mean", "log_mse")["value"] == pytest.approx(0)
     assert pooled(record, "ensemble", "log_mse")["value"] > 0.1
+    (gap,) = (
+        row
+        for row in record["variants"]["plain"]["differences"]
+        if row["of"] == "ensemble_log_mean"
+    )
+    assert (gap["minus"], gap["metric"]) == ("regression", "log_mse")
+    assert gap["value"] == -pooled(record, "regression", "log_mse")["value"]
 
 
 def test_the_ladder_of_what_is_stated_is_that_of_every_test_case() -> None:

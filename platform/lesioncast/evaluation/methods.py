@@ -19,6 +19,7 @@ from lesioncast.evaluation.outcomes import Cases
 Floats = npt.NDArray[np.float64]
 
 ENSEMBLE = "ensemble"
+LOG_MEAN = "ensemble_log_mean"
 RECALIBRATED = "ensemble_recalibrated"
 ARM_RATE = "arm_rate"
 REGRESSION = "regression"
@@ -65,7 +66,7 @@ def ensemble_methods(
             crps=crps(true, counts),
         ),
         Method(
-            "ensemble_log_mean",
+            LOG_MEAN,
             "ControlNet ensemble, mean of log counts",
             counts=np.expm1(log_lesions),
         ),

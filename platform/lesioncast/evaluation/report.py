@@ -15,6 +15,7 @@ from lesioncast.evaluation.methods import (
     ARM_RATE,
     COVARIATES,
     ENSEMBLE,
+    LOG_MEAN,
     REGRESSION,
     Method,
     by_key,
@@ -147,9 +148,12 @@ def _count_scores(true: Floats, method: Method, member: Bools, weights: Floats) 
 def difference_record(
     cases: Cases, methods: Sequence[Method], *, bootstrap: Bootstrap
 ) -> list[Record]:
-    """Pooled paired differences: forecast minus each baseline, and what covariates add to one."""
+    """Pooled paired differences: forecast minus each baseline, and what covariates add to one.
+
+    The regression predicts a log count, so the forecast's mean of log counts stands beside it too.
+    """
     weights = bootstrap.weights(len(cases.arm))
-    pairs = [(ENSEMBLE, ARM_RATE), (ENSEMBLE, REGRESSION)]
+    pairs = [(ENSEMBLE, ARM_RATE), (ENSEMBLE, REGRESSION), (LOG_MEAN, REGRESSION)]
     if any(method.key == COVARIATES for method in methods):
         pairs += [(ENSEMBLE, COVARIATES), (COVARIATES, REGRESSION)]
     rows = []
@@ -162,14 +166,16 @@ def difference_record(
 
 
 def _pooled(cases: Cases, method: Method) -> dict[str, metrics.Resampled]:
-    assert method.scores is not None
     assert method.counts is not None
     errors = metrics.log_count_errors(cases.count, method.counts)
+    of_count = {LOG_MSE: lambda weights: metrics.resampled_mean(errors, weights)}
+    if method.scores is None:
+        return of_count
     return {
         AUC: _over_runs(metrics.resampled_auc, cases.active, method.scores),
         AP: _over_runs(metrics.resampled_ap, cases.active, method.scores),
         WITHIN: _within(cases, method.scores[0]),
-        LOG_MSE: lambda weights: metrics.resampled_mean(errors, weights),
+        **of_count,
     }
 
 

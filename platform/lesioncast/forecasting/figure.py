@@ -137,7 +137,8 @@ def _arm_column(axes: Axes, arm: str, record: Record) -> None:
         0.03, 0.34, f"{chance['value']:.0%}", color=TEXT, fontsize=10, weight="bold", va="center"
     )
     _bar(axes, chance)
-    axes.text(0.03, 0.10, f"{count['mean']:.1f}", color=TEXT, fontsize=10, va="center")
+    expected = count["mean"] if count["stated"] is None else count["stated"]
+    axes.text(0.03, 0.10, f"{expected:.1f}", color=TEXT, fontsize=10, va="center")
     quantiles = count["quantiles"]
     axes.text(
         0.32,
@@ -245,7 +246,7 @@ def _footer(record: Record, outlined: str) -> list[str]:
         f"Bundle {record['bundle'][:12]}.",
         f"{outlined}Radiological convention: the patient's right is on the left. "
         + (
-            "P(active) as the networks state it; lesions and maps from the samples."
+            "P(active) and lesions expected as the networks state them; range and maps of samples."
             if stated
             else "White whisker: 95% Wilson interval."
         ),
