@@ -388,6 +388,8 @@ def test_the_stated_log_count_is_scored_in_place_of_the_mean_over_samples() -> N
     )
     assert (gap["minus"], gap["metric"]) == ("regression", "log_mse")
     assert gap["value"] == -pooled(record, "regression", "log_mse")["value"]
+    text = next(each.text for each in findings(record) if each.title == "How many new lesions?")
+    assert "By the mean of log counts it is 0.00, better than a regression" in text
 
 
 def test_the_ladder_of_what_is_stated_is_that_of_every_test_case() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lesioncast.evaluation.cells import with_interval
 from lesioncast.evaluation.effect_sections import told_words
 from lesioncast.evaluation.ensembles import wilson_interval
-from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, REGRESSION
+from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, LOG_MEAN, REGRESSION
 from lesioncast.evaluation.published import AUC, LOG_MSE
 from lesioncast.evaluation.report import BIAS, POOLED, WITHIN
 from lesioncast.evaluation.sections import REGION_NAMES
@@ -81,12 +81,12 @@ def _of_hundred(share: Record) -> str:
     return f"{100 * share['value']:.0f} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
 
 
-def _against(variant: Record, metric: str) -> str:
-    """How the forecast stands to each rival, by the paired interval."""
+def _against(variant: Record, metric: str, *, of: str = ENSEMBLE) -> str:
+    """How the forecast, by the method `of`, stands to each rival, by the paired interval."""
     gaps = {
         row["minus"]: row
         for row in variant["differences"]
-        if row["of"] == ENSEMBLE and row["metric"] == metric
+        if row["of"] == of and row["metric"] == metric
     }
     words = [
         f"{_stands(gaps[key], metric)} {label}" for key, label in RIVALS.items() if key in gaps
@@ -134,7 +134,9 @@ def _count(variant: Record) -> Finding:
         "How many new lesions?",
         f"The forecast expects {own['mean']:.2f} lesions a patient where {pooled['true_mean']:.2f} "
         f"were observed. That is {_off(own[BIAS])}. Its squared error of the log count is "
-        f"{error['value']:.2f}{interval}, {_against(variant, LOG_MSE)}; 0 would be perfect.",
+        f"{error['value']:.2f}{interval}, {_against(variant, LOG_MSE)}; 0 would be perfect. By the "
+        f"mean of log counts it is {pooled['methods'][LOG_MEAN][LOG_MSE]['value']:.2f}, "
+        f"{_against(variant, LOG_MSE, of=LOG_MEAN)}.",
     )
 
 
