@@ -10,19 +10,18 @@ forecast's gain over each with its 95 % paired bootstrap, and the patients with 
 would just leave 0.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from covariates import column, counts, covariates
+from covariates import column, counts, covariates, parsed, patients_of
 from scipy.special import ndtr, ndtri
 from scipy.stats import nbinom, norm, poisson
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cohort import disease
-from lesioncast.cohort.disease import Patient, draw_patient
+from lesioncast.cohort.disease import Patient
 from lesioncast.cohort.settings import CohortSettings
 from lesioncast.evaluation.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.metrics import (
@@ -53,19 +52,12 @@ class Forecast(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws the patients, forecasts them in each way, prints both tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--train", type=int, default=1739)
-    parser.add_argument("--test", type=int, default=20000)
-    parser.add_argument("--seed", type=int, default=77, help="of the patients")
-    args = parser.parse_args(argv)
-    settings = CohortSettings(subjects=args.train + args.test, seed=args.seed)
-    patients = [draw_patient(settings, index) for index in range(settings.subjects)]
+    args = parsed(__doc__, argv, train=1739, test=20000)
+    patients = patients_of(args)
     known = counts(patients)
     told = np.column_stack([known, covariates(patients, args.train)])
     test = patients[args.train :]
-    law = np.stack([posterior(each, settings.predictability) for each in test])
+    law = np.stack([posterior(each, CohortSettings.predictability) for each in test])
     forecasts = {
         "regression on the counts": regression(known, patients, args.train),
         "regression on the counts and the record": regression(told, patients, args.train),

@@ -32,15 +32,8 @@ BOOTSTRAP = 500
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws the patients and fits each regression with and without the covariates."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--train", type=int, default=1216)
-    parser.add_argument("--test", type=int, default=12000)
-    parser.add_argument("--seed", type=int, default=77, help="of the patients")
-    args = parser.parse_args(argv)
-    settings = CohortSettings(subjects=args.train + args.test, seed=args.seed)
-    patients = [draw_patient(settings, index) for index in range(settings.subjects)]
+    args = parsed(__doc__, argv, train=1216, test=12000)
+    patients = patients_of(args)
     told = covariates(patients, args.train)
     weights = resamples(args.test, draws=BOOTSTRAP, seed=0)
     print(
@@ -60,6 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"| {gain.value:.3f} ({gain.low:.3f} to {gain.high:.3f}) |"
         )
     return 0
+
+
+def parsed(
+    doc: str | None, argv: Sequence[str] | None, *, train: int, test: int
+) -> argparse.Namespace:
+    """How many patients to fit to and to ask about, and their seed; `doc` is the script's own."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", type=int, default=train)
+    parser.add_argument("--test", type=int, default=test)
+    parser.add_argument("--seed", type=int, default=77, help="of the patients")
+    return parser.parse_args(argv)
+
+
+def patients_of(args: argparse.Namespace) -> list[Patient]:
+    """All of them, those to fit to first."""
+    settings = CohortSettings(subjects=args.train + args.test, seed=args.seed)
+    return [draw_patient(settings, index) for index in range(settings.subjects)]
 
 
 def column(patient: Patient) -> int:
