@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from lesioncast.cohort.truth import has_truth
+from lesioncast.diffusion.load import LoadPrior
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.training.bundle import BundleConfig, save_bundle
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.files import read_json
 from lesioncast.training.fit import finished
-from lesioncast.training.loads import fitted_load_prior
+from lesioncast.training.loads import fit_load_prior, patients_of
+from lesioncast.training.optimisation import Weights
 from lesioncast.training.progress import read_metrics
 from lesioncast.training.stages import CONTROL, UNET, Stage
 from storage import Store
@@ -45,6 +47,25 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
     )
     logger.info("bundle %s (%s)", path, digest[:12])
     return digest
+
+
+def fitted_load_prior(stage: Stage, store: Store) -> tuple[Weights, Mapping[str, float] | None]:
+    """The weights of the prior of the lesion load, by the ControlNet's names, and how the fit went;
+    none for a model without loads."""
+    control = stage.build().get_submodule("control")
+    prior = control.load_prior
+    if not isinstance(prior, LoadPrior):
+        return {}, None
+    patients = patients_of(
+        [store.cases[index] for index in stage.experiment.cases.cases],
+        store,
+        stage.experiment.model,
+    )
+    seed = stage.experiment.seed
+    loss = fit_load_prior(prior, patients, stage.settings, seed=seed, later=stage.later)
+    logger.info("lesion load of %d cases: %.3f nats a case", len(patients.arm), loss)
+    weights = {f"load_prior.{name}": each for name, each in prior.state_dict().items()}
+    return weights, {"cases": len(patients.arm), "nats": loss}
 
 
 def describe_data(store: Store, cases: int) -> str:

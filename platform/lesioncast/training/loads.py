@@ -4,8 +4,7 @@ It reads a few numbers of each patient, so that many more rows go into a step th
 allow; what a case may lack when it is forecast, rows lack at the rates of stage 2.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -23,13 +22,10 @@ from lesioncast.diffusion.objective import NET2
 from lesioncast.evaluation.lesions import components
 from lesioncast.slab import TARGET, encode_case, named
 from lesioncast.training import noise
-from lesioncast.training.optimisation import Weights, learning_rate
+from lesioncast.training.optimisation import learning_rate
 from lesioncast.training.order import Stream, generator
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.stages import Stage
 from storage import Case, Store
-
-logger = logging.getLogger(__name__)
 
 STEPS, ROWS, LEARNING_RATE = 1000, 1024, 3e-3
 WEIGHT_DECAY = 500.0  # divided by the cases, as a Gaussian prior of the weights would be
@@ -46,25 +42,6 @@ class Patients:
     arm: Tensor
     load: Tensor
     lesions: Tensor
-
-
-def fitted_load_prior(stage: Stage, store: Store) -> tuple[Weights, Mapping[str, float] | None]:
-    """The weights of the prior of the lesion load, by the ControlNet's names, and how the fit went;
-    none for a model without loads."""
-    control = stage.build().get_submodule("control")
-    prior = control.load_prior
-    if not isinstance(prior, LoadPrior):
-        return {}, None
-    patients = patients_of(
-        [store.cases[index] for index in stage.experiment.cases.cases],
-        store,
-        stage.experiment.model,
-    )
-    seed = stage.experiment.seed
-    loss = fit_load_prior(prior, patients, stage.settings, seed=seed, later=stage.later)
-    logger.info("lesion load of %d cases: %.3f nats a case", len(patients.arm), loss)
-    weights = {f"load_prior.{name}": each for name, each in prior.state_dict().items()}
-    return weights, {"cases": len(patients.arm), "nats": loss}
 
 
 def patients_of(cases: Sequence[Case], store: Store, model: ModelConfig) -> Patients:
