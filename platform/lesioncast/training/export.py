@@ -52,10 +52,10 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
 def fitted_load_prior(stage: Stage, store: Store) -> tuple[Weights, Mapping[str, float] | None]:
     """The weights of the prior of the lesion load, by the ControlNet's names, and how the fit went;
     none for a model without loads."""
-    control = stage.build().get_submodule("control")
-    prior = control.load_prior
-    if not isinstance(prior, LoadPrior):
+    if not stage.experiment.model.unet.loads:
         return {}, None
+    prior = stage.build().get_submodule("control.load_prior")
+    assert isinstance(prior, LoadPrior)
     patients = patients_of(
         [store.cases[index] for index in stage.experiment.cases.cases],
         store,
