@@ -112,6 +112,12 @@ def test_the_same_seed_fits_the_same_prior() -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_balanced_stage_does_not_change_how_often_loads_occur() -> None:
+    natural, balanced = (fitted(patients(200, seed=1), balanced=each) for each in (False, True))
+    found = balanced.state_dict()
+    assert all(torch.equal(each, found[name]) for name, each in natural.state_dict().items())
+
+
 def test_the_euler_number_is_that_of_scikit_image() -> None:
     generator = torch.Generator().manual_seed(0)
     masks = (

@@ -6,14 +6,13 @@ Zhang et al. 2023, figure 3, in voxel space: the hint keeps the resolution of z_
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lesioncast.diffusion.blocks import fold, zeroed
-from lesioncast.diffusion.covariates import Covariate, CovariateEmbedding
+from lesioncast.diffusion.covariates import Covariate, CovariateEmbedding, all_absent
 from lesioncast.diffusion.load import LoadPrior
 from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
 from lesioncast.diffusion.voxels import VoxelPerceptron, surroundings
@@ -217,7 +216,7 @@ class ControlNet(nn.Module):
         if self.covariates is None:
             return None
         if covariates is None:
-            covariates = condition.new_full((len(condition), len(self.covariates.covariates)), nan)
+            covariates = all_absent(self.covariates.covariates, condition)
         embedded: Tensor = self.covariates(covariates)
         return embedded
 

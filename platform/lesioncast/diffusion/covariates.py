@@ -54,6 +54,11 @@ def covariate_features(values: Tensor, covariates: Sequence[Covariate]) -> Tenso
     return torch.cat(features, dim=1)
 
 
+def all_absent(covariates: Sequence[Covariate], like: Tensor) -> Tensor:
+    """Encoded values [b, covariate] of as many patients as `like` has rows, none of them known."""
+    return like.new_full((len(like), len(covariates)), math.nan)
+
+
 def covariate_width(covariates: Sequence[Covariate]) -> int:
     """How many features `covariate_features` gives."""
     return sum((len(each.levels) or 1) + 1 for each in covariates)

@@ -7,7 +7,6 @@ p(x | arm, patient) = sum over loads of p(x | load, arm, patient) p(load | arm, 
 """
 
 from collections.abc import Sequence
-from math import nan
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lesioncast.diffusion.blocks import zeroed
-from lesioncast.diffusion.covariates import Covariate, covariate_features, covariate_width
+from lesioncast.diffusion.covariates import (
+    Covariate,
+    all_absent,
+    covariate_features,
+    covariate_width,
+)
 
 HIDDEN = 32
 LEAST_CHANCE = 1e-7  # float32 knows no greater probability below 1
@@ -118,7 +122,7 @@ class LoadPrior(nn.Module):
         if not self.covariates:
             return burden.flatten(1)
         if covariates is None:
-            covariates = burden.new_full((len(burden), len(self.covariates)), nan)
+            covariates = all_absent(self.covariates, burden)
         return torch.cat([burden.flatten(1), covariate_features(covariates, self.covariates)], 1)
 
     def forward(self, patient: Tensor, arm: Tensor) -> Tensor:
