@@ -11,6 +11,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +23,14 @@ from jobs import convert, evaluate, finetune, pretrain, simulate
 from lesioncast.config import load_config
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.start import cluster, configure_logging
-from lesioncast.training.bundle import load_bundle
+from lesioncast.training.bundle import METRICS_FILE, BundleConfig, load_bundle, save_bundle
+from lesioncast.training.files import read_json
 from storage import open_store
 
 logger = logging.getLogger(__name__)
 CONFIG = Path("jobs/configs/demo.yaml")
 RECIPE = "recipe"
+UNCORRECTED = "weight not corrected"  # trained as the recipe, drawn with the lesion weight's bias
 VARIANTS: dict[str, tuple[str, ...]] = {
     RECIPE: (),
     "no pre-training": ("pretrain.steps=1",),
@@ -41,6 +44,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "balanced finish": ("finetune.balanced=true",),
     "no average of weights": ("pretrain.ema=0.0", "finetune.ema=0.0"),
     "lesion weight 1": ("objective.lesion_weight=1.0",),
+    UNCORRECTED: (),
+    "stage 2 three times as long": ("finetune.steps=1440",),
     "no voxel perceptrons": ("unet.head=0", "control.voxels=0"),
     "squared error": ("objective.mask_loss=squared",),
     "v-prediction": ("objective.prediction=v", "objective.mask_loss=squared"),
@@ -98,15 +103,21 @@ def run(name: str, seed: int, study: Study, *, store: Path) -> None:
         return
     logger.info("%s, seed %d", name, seed)
     changes = VARIANTS[name]
-    runs = ("--out", str(out / "runs"))
+    flags = (*study.flags, *overrides(seed, (*changes, *EVALUATION)))
     bundle = ("--bundle", str(out / "bundle"))
-    borrow(pretrained([each for each in changes if seen_by_stage_1(each)], seed, study), out)
-    for job, places in (
-        (finetune, (*runs, *bundle)),
-        (evaluate, (*bundle, "--out", str(out))),
-    ):
-        flags = (*study.flags, *overrides(seed, (*changes, *EVALUATION)), *places)
-        done(job.main(flags), f"{name}, seed {seed}", job.__name__)
+    if name == UNCORRECTED:
+        borrow(folder(study, RECIPE, seed) / "runs", out)
+        save_uncorrected(folder(study, RECIPE, seed) / "bundle", out / "bundle")
+    else:
+        earlier = [each for each in changes if seen_by_stage_1(each)]
+        borrow(pretrained(earlier, seed, study), out / "runs")
+        places = ("--out", str(out / "runs"), *bundle)
+        done(finetune.main((*flags, *places)), f"{name}, seed {seed}", finetune.__name__)
+    done(
+        evaluate.main((*flags, *bundle, "--out", str(out))),
+        f"{name}, seed {seed}",
+        evaluate.__name__,
+    )
     opened = open_store(store)
     cases = evaluable(opened.select(split="test"))
     own, none = nats(opened, load_bundle(out / "bundle"), cases)
@@ -126,12 +137,31 @@ def pretrained(changes: Sequence[str], seed: int, study: Study) -> Path:
     return runs / "pretrain"
 
 
-def borrow(stage_1: Path, out: Path) -> None:
-    """Stage 2 looks for stage 1 beside itself."""
-    place = out / "runs" / stage_1.name
+def borrow(trained: Path, into: Path) -> None:
+    """What another run trained lies in `into` too: stage 2 looks for stage 1 beside itself."""
+    place = into / trained.name
     if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(stage_1.absolute())
+        into.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(trained.absolute())
+
+
+def save_uncorrected(trained: Path, path: Path) -> None:
+    """The bundle `trained` at `path`, its x_hat taken as it is: with the weight's bias."""
+    bundle = load_bundle(trained)
+    objective = replace(bundle.config.objective, lesion_weight=1.0)
+    save_bundle(
+        path,
+        BundleConfig(
+            replace(bundle.config, objective=objective),
+            bundle.slab,
+            bundle.spacing,
+            bundle.sampler,
+            bundle.from_start,
+        ),
+        unet=bundle.model.unet.state_dict(),
+        control=bundle.model.control.state_dict(),
+        metrics=read_json(trained / METRICS_FILE),
+    )
 
 
 def overrides(seed: int, changes: Sequence[str]) -> tuple[str, ...]:
