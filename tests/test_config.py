@@ -6,6 +6,7 @@ import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.config import load_config
+from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ConfigError
 from lesioncast.start import source_tree
@@ -23,14 +24,16 @@ def test_every_shipped_configuration_loads_and_is_named_as_its_file(path: Path) 
     assert config.store.slab[0] == config.unet.slices
 
 
-def test_the_paper_configuration_has_the_papers_network_and_recipe() -> None:
+def test_the_paper_configuration_has_the_papers_network_on_its_four_cards() -> None:
     config = load_config(ROOT / "jobs" / "configs" / "paper.yaml")
     assert config.unet == UNetConfig()
-    assert (config.pretrain.steps, config.finetune.steps) == (100_000, 40_000)
-    assert (config.pretrain.batch_size, config.pretrain.workers) == (16, 4)
-    assert config.pretrain.accelerator_type == "A100"
-    assert config.objective.lesion_weight == 10
-    assert config.finetune.balanced
+    assert (config.unet.widths, config.unet.attention_stages) == (
+        (128, 256, 512, 512, 1024, 1024),
+        (4, 5),
+    )
+    assert config.control == ControlConfig(hint_widths=(32, 96, 96, 256))
+    for stage in (config.pretrain, config.finetune):
+        assert (stage.workers, stage.accelerator_type) == (4, "A100")
 
 
 def test_an_unknown_key_is_refused_naming_its_neighbours() -> None:

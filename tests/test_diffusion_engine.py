@@ -1,5 +1,7 @@
 """The engine: what a sample is does not depend on its slot mates, and slots are shared fairly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_diffusion_model import case, demo_model, tiny_model
@@ -7,7 +9,15 @@ from torch import nn
 
 from lesioncast.diffusion.engine import Engine, Wanted, draw_all
 from lesioncast.diffusion.model import Model, Told
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.objective import NET2
+from lesioncast.diffusion.sampler import (
+    SamplerConfig,
+    advance,
+    plan_steps,
+    seeded_generators,
+    seeded_noise,
+    start,
+)
 from lesioncast.diffusion.schedule import ScheduleConfig
 
 SAMPLER = SamplerConfig(solver="sde2m", num_steps=3, guidance=1.5, guidance_interval=(-20, 0.0))
@@ -143,3 +153,36 @@ def test_guided_branches_share_forward_passes() -> None:
     engine.add(Wanted(0, arm, Told(hint, arm), 5) for arm in (0, 1))
     engine.step()
     assert passes == [8]
+
+
+@torch.no_grad()
+def test_what_is_drawn_is_guided_inside_the_interval() -> None:
+    """Against the steps of `sampler.py` taken one by one with the guided denoiser."""
+    model, (condition, arm, _) = tiny_model(), case(2)
+    sampler = replace(SAMPLER, num_steps=5, guidance=3.0, logsnr_min=-6, logsnr_max=6)
+    drawn = model.draw_x(condition, arm, [3, 4], sampler)
+    denoise = model.denoiser(
+        condition, arm, guidance=sampler.guidance, interval=sampler.guidance_interval
+    )
+    steps = plan_steps(model.config.schedule, sampler)
+    generators, shape = seeded_generators([3, 4]), drawn.shape[1:]
+    state = start(seeded_noise(generators, shape))
+    for _ in range(sampler.num_steps):
+        state = advance(denoise, state, seeded_noise(generators, shape), steps=steps)
+    assert torch.allclose(drawn, state.z, atol=1e-5)
+    for other in (replace(sampler, guidance=1.0), replace(sampler, guidance_interval=(-20, 20))):
+        assert not torch.allclose(model.draw_x(condition, arm, [3, 4], other), drawn, atol=1e-3)
+
+
+def test_guidance_does_not_change_who_has_lesions() -> None:
+    """That is the load's to say, and guidance acts on the networks that place them."""
+    model, generator = demo_model(), torch.Generator().manual_seed(1)
+    condition = torch.randn(8, 7, 15, 64, 56, generator=generator)
+    conditional, guided = (
+        model.draw_x(condition, torch.arange(8) % 6, range(8), replace(SAMPLER, guidance=guidance))
+        for guidance in (1.0, 3.0)
+    )
+    some = [(x[:, NET2] > 0).flatten(1).any(1) for x in (conditional, guided)]
+    assert torch.equal(*some)
+    assert 0 < some[0].sum() < 8
+    assert not torch.equal(conditional, guided)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import diffusers
 import pytest
 import torch
 from spread_oracle import (
@@ -24,7 +25,7 @@ from lesioncast.diffusion.sampler import (
     plan_steps,
     start,
 )
-from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.schedule import ScheduleConfig, t_at
 
 PAPER = ScheduleConfig()
 SHIPPED = ("demo", "small", "paper")
@@ -166,6 +167,8 @@ def test_the_grid_runs_from_pure_noise_to_data_inside_its_bounds(grid: str) -> N
     levels = logsnr_grid(PAPER, sampler)
     assert (levels.diff() > 0).all()
     assert levels[[0, 1, -1]].tolist() == pytest.approx([-15 + PAPER.shift_noise, -8, 6])
+    even = (levels if grid == "logsnr" else t_at(levels, PAPER))[1:].diff()
+    assert torch.allclose(even, even.mean())
     assert len(logsnr_grid(PAPER, SamplerConfig(num_steps=1, logsnr_min=-8))) == 1
 
 
@@ -173,9 +176,12 @@ def test_the_grid_runs_from_pure_noise_to_data_inside_its_bounds(grid: str) -> N
 @pytest.mark.parametrize(
     ("solver", "algorithm"), [("dpm2m", "dpmsolver++"), ("sde2m", "sde-dpmsolver++")]
 )
-def test_second_order_steps_are_those_of_diffusers(solver: str, algorithm: str) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    sampler = SamplerConfig(solver=solver, num_steps=10, grid="logsnr")  # type: ignore[arg-type]
+@pytest.mark.parametrize(("grid", "first"), [("logsnr", -20), ("logsnr", -4), ("t", -20)])
+def test_second_order_steps_are_those_of_diffusers(
+    solver: str, algorithm: str, grid: str, first: float
+) -> None:
+    """On even steps too, and on those whose size changes at the first or at each."""
+    sampler = SamplerConfig(solver=solver, num_steps=10, grid=grid, logsnr_min=first)  # type: ignore[arg-type]
     steps, noise = plan_steps(PAPER, sampler), independent_noise(11)
     scheduler = diffusers.DPMSolverMultistepScheduler(
         algorithm_type=algorithm,
@@ -198,7 +204,6 @@ def test_second_order_steps_are_those_of_diffusers(solver: str, algorithm: str) 
     ("solver", "variance"), [("ddim", 0.0), ("ancestral", 0.0), ("ancestral", 1.0)]
 )
 def test_first_order_steps_are_those_of_diffusers(solver: str, variance: float) -> None:
-    diffusers = pytest.importorskip("diffusers")
     sampler = SamplerConfig(solver=solver, num_steps=10, grid="logsnr", variance=variance)  # type: ignore[arg-type]
     steps, noise = plan_steps(PAPER, sampler), independent_noise(11)
     settings = {"num_train_timesteps": 10, "prediction_type": "sample", "clip_sample": False}

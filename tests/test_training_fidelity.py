@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.stages import ControlledUNet, UNetAlone
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training import noise
@@ -189,10 +191,20 @@ def test_a_balanced_stage_sees_as_many_active_as_inactive_cases(
 
 
 def test_the_papers_stages_have_its_rates() -> None:
+    """Sections 2 and 3, and where they are silent the preset's own choice."""
     config = load_config(PAPER)
     first, second = config.pretrain, config.finetune
-    assert (first.arm_drop, first.condition_drop, first.balanced) == (0.1, 0.0, False)
-    assert second.arm_drop > 0
-    assert second.condition_drop > 0
-    assert second.balanced
-    assert (config.objective.lesion_weight, config.objective.weighting) == (10.0, "min_snr")
+    assert (first.steps, first.batch_size, second.steps, second.batch_size) == (
+        100_000, 16, 40_000, 16,
+    )  # fmt: skip
+    assert (first.balanced, second.balanced) == (False, True)
+    assert (first.arm_drop, first.condition_drop) == (0.1, 0.0)
+    assert (second.arm_drop, second.condition_drop) == (0.15, 0.15)
+    for stage in (first, second):
+        assert (stage.channel_drop, stage.session_drop, stage.flair_weight) == (0, 0, None)
+        assert (stage.gradient_clip, stage.warmup) == (1.0, 1000)
+    assert (first.learning_rate, first.ema) == (1e-4, 0.9999)
+    assert (second.learning_rate, second.ema) == (5e-5, 0.999)
+    assert config.objective == ObjectiveConfig("v", "min_snr", 5.0, "squared", lesion_weight=10.0)
+    assert config.schedule == ScheduleConfig(2 * math.log(32 / 256), 2 * math.log(128 / 256))
+    assert config.store.slab == (15, 256, 256)

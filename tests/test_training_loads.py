@@ -1,6 +1,6 @@
 """The prior of the lesion load learns what there is to know of cases whose law is known."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -110,6 +110,19 @@ def test_a_covariate_is_learned_and_may_be_absent() -> None:
 def test_the_same_seed_fits_the_same_prior() -> None:
     one, other = (fitted(patients(200, seed=1), arm_drop=0.1).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_fewer_cases_the_smaller_the_weights() -> None:
+    """The same cases ten times over say the same and are trusted more."""
+    few = patients(100, seed=1)
+    many = Patients(
+        *(torch.cat([each] * 10) for each in (getattr(few, f.name) for f in fields(few)))
+    )
+    sizes = [
+        sum(each.square().sum().item() for each in fitted(known).parameters())
+        for known in (few, many)
+    ]
+    assert sizes[0] < 0.8 * sizes[1]
 
 
 def test_a_balanced_stage_does_not_change_how_often_loads_occur() -> None:
