@@ -1,13 +1,19 @@
 """The UNet and the ControlNet: the paper's sizes and the properties that stage 2 rests on."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from spread_oracle import CONFIGS
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lesioncast.config import load_config
 from lesioncast.diffusion.blocks import fold, unfold
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.objective import BASE_LOG_ODDS, evidence
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.diffusion.voxels import VoxelPerceptron, greatest, smoothed, surroundings
+from lesioncast.diffusion.voxels import VoxelHead, VoxelPerceptron, greatest, smoothed, surroundings
 
 TINY = UNetConfig(
     slices=3, arms=2, patch=2, widths=(8, 16), attention_stages=(1,), head_dim=8, groups=4
@@ -39,6 +45,20 @@ def test_the_paper_preset_has_the_papers_589_million_parameters() -> None:
     assert round(unet / 1e6, 2) == 433.46
     assert round(control / 1e6, 2) == 155.67
     assert round((unet + control) / 1e6) == 589
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_networks_of_every_shipped_configuration_predict_a_slab(path: Path) -> None:
+    config = load_config(path)
+    with FakeTensorMode(), torch.no_grad():
+        unet = UNet(config.unet)
+        control = ControlNet(config.control, config.unet, config.model.covariates)
+        z = torch.zeros(2, 2, *config.store.slab)
+        logsnr, arm = torch.zeros(2), torch.zeros(2, dtype=torch.long)
+        load = torch.ones(2, dtype=torch.long) if config.unet.loads else None
+        hint = control.encode(torch.zeros(2, config.control.channels, *config.store.slab))
+        residuals = control(z, logsnr, arm, hint, load)
+        assert unet(z, logsnr, arm, residuals, load=load).shape == z.shape
 
 
 def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> None:
@@ -113,6 +133,29 @@ def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
     assert smoothed(torch.ones(1, 3, 4, 5)).eq(1).all()
     pooled = nn.functional.max_pool3d(volume, 3, stride=1, padding=1)
     assert torch.equal(greatest(volume), pooled)
+
+
+def test_the_voxel_heads_second_pass_reads_what_the_first_made_of_the_neighbours() -> None:
+    """With weights set by hand it is one step of mean-field inference: a voxel's log odds rise by
+    so much for each lesion that is believed among its neighbours, by their binomial weight."""
+    head, coupling = VoxelHead(1, embedding=4), 3.0
+    nn.init.zeros_(head.second.read.weight)
+    nn.init.zeros_(head.second.read.bias)
+    nn.init.zeros_(head.second.embed.weight)
+    nn.init.zeros_(head.second.embed.bias)
+    nn.init.ones_(head.second.read.weight[:, 6:7])  # net2, four of the evidence, own, near, ...
+    nn.init.constant_(head.second.write.weight, coupling)
+    generator = torch.Generator().manual_seed(0)
+    net2, z = (torch.randn(2, 3, 6, 5, generator=generator) for _ in range(2))
+    net2, logsnr = 4 * net2 + 6, torch.tensor([-3.0, 1.0])
+    with torch.no_grad():
+        refined = head(net2, z, logsnr, torch.randn(2, 4, generator=generator))
+    believed = torch.sigmoid(net2 + BASE_LOG_ODDS + evidence(z, logsnr))
+    padded = nn.functional.pad(believed[:, None], (1,) * 6, mode="replicate")
+    binomial = torch.tensor([1.0, 2.0, 1.0])
+    kernel = torch.einsum("i,j,k->ijk", binomial, binomial, binomial)[None, None] / 8
+    around = nn.functional.conv3d(padded, kernel)[:, 0]
+    assert torch.allclose(refined, net2 + coupling * around, atol=1e-4)
 
 
 def test_a_voxel_perceptron_starts_at_zero() -> None:

@@ -6,7 +6,7 @@ the optimiser's state.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,7 +24,7 @@ from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import initial_state
 
-GUIDANCE = 2.0
+SAMPLER = SamplerConfig(solver="sde2m", eta=0.2, guidance=2.0)
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def evaluation(scale: Scale, variant: Variant, device: torch.device) -> Call:
     data = inputs(scale, batch=scale.batch, device=device)
     with torch.no_grad(), autocast(variant, device):
         denoise = _model(scale, variant, device).denoiser(
-            data.condition, data.arm, guidance=GUIDANCE
+            data.condition, data.arm, guidance=SAMPLER.guidance
         )
 
     def call() -> None:
@@ -285,7 +285,7 @@ def evaluation(scale: Scale, variant: Variant, device: torch.device) -> Call:
 def sampling(scale: Scale, variant: Variant, device: torch.device, *, steps: int) -> Call:
     """Whole guided samples in `steps` evaluations, noise drawn as the project draws it."""
     data, model = inputs(scale, batch=scale.batch, device=device), _model(scale, variant, device)
-    sampler = SamplerConfig(num_steps=steps, guidance=GUIDANCE, precision=variant.precision)
+    sampler = replace(SAMPLER, num_steps=steps, precision=variant.precision)
 
     def call() -> None:
         model.draw_x(data.condition, data.arm, range(scale.batch), sampler)
