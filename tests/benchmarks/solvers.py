@@ -3,11 +3,13 @@
     PYTHONPATH=.:platform python tests/benchmarks/solvers.py --bundle out/demo/bundle --store STORE
 
 The cases are those of the store's validation split, so that choosing a solver leaves the test split
-blind, or of any split of a trial that the bundle does not know. Prints a table; `--starts`,
-`--ends`, `--steps` and `--etas` say what is tried of the stochastic DPM-Solver++ 2M: the logsnr
-between which its steps are even, how many they are, and their noise, 0 for the ODE.
+blind, or of any split of a trial that the bundle does not know. Prints a table; `--solvers`,
+`--starts`, `--ends`, `--steps`, `--etas` and `--guidances` say what is tried: the logsnr between
+which steps are even, how many they are, the noise of sde2m, from 0 for the ODE, and how far samples
+are pushed from the unconditional ones. All else is as the bundle was shipped.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +26,13 @@ from sklearn.metrics import roc_auc_score
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.lesions import measure
-from lesioncast.evaluation.metrics import crps, log_count_errors
+from lesioncast.evaluation.metrics import (
+    LEVEL,
+    crps,
+    log_count_errors,
+    resampled_mean,
+    resamples,
+)
 from lesioncast.forecasting.draws import Drawn, Request, plan, seeds_of
 from lesioncast.forecasting.engine import build_sampler
 from lesioncast.slab import MASKS, SESSIONS
@@ -32,9 +40,10 @@ from lesioncast.start import RaySettings, cluster, configure_logging
 from storage import Case, Store
 
 HEAD = (
-    "| from | to | steps | eta | s a sample | P(active) | count | voxels a lesion | AUC "
-    "| count CRPS | log-count MSE | diversity |"
+    "| solver | from | to | eta | guidance | evaluations | s a sample | P(active) | count "
+    "| minus observed | voxels a lesion | AUC | count CRPS | log-count MSE | diversity |"
 )
+ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 Masks = npt.NDArray[np.bool_]
 
 
@@ -42,30 +51,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draws the same cases with every solver."""
     parser = study_parser(__doc__, cases=160, split="val")
     parser.add_argument("--samples", type=int, default=4, help="a case")
+    parser.add_argument("--solvers", default="sde2m", help="ancestral, ddim, dpm2m, sde2m")
     parser.add_argument("--starts", default="-4", help="logsnr of the second evaluation")
     parser.add_argument("--ends", default="8", help="logsnr of the last evaluation")
     parser.add_argument("--steps", default="18,28", help="numbers of steps")
-    parser.add_argument("--etas", default="0,0.3,0.6,1", help="from the ODE (0) to the SDE (1)")
+    parser.add_argument("--etas", default="0,0.3,0.6,1", help="of sde2m, 0 the ODE to 1 the SDE")
+    parser.add_argument("--guidances", default="1", help="1 is conditional")
     args = parser.parse_args(argv)
     configure_logging()
     store, bundle, cases = chosen(args)
     truth = np.stack([observed(store, case) for case in cases])
-    print(HEAD, "|" + "---|" * 12, observed_row(truth, store), sep="\n")
+    print(HEAD, "|" + "---|" * 15, observed_row(truth, store), sep="\n")
     with cluster(RaySettings()):
-        tried = (args.starts, args.ends, args.steps, args.etas)
-        for start, end, steps, eta in product(*(each.split(",") for each in tried)):
-            sampler = replace(
-                bundle.sampler,
-                logsnr_min=float(start),
-                logsnr_max=float(end),
-                num_steps=int(steps),
-                eta=float(eta),
-            )
+        for sampler in tried(args, bundle.sampler):
             begun = time.monotonic()
             masks = draw(store, cases, args.bundle.absolute(), sampler, samples=args.samples)
             cost = 2 * (time.monotonic() - begun) / (len(cases) * args.samples)
             print(row(sampler, masks, truth, store, cost=cost), flush=True)
     return 0
+
+
+def tried(args: argparse.Namespace, shipped: SamplerConfig) -> list[SamplerConfig]:
+    """Every combination, once where a solver knows no eta."""
+    named = (args.solvers, args.starts, args.ends, args.steps, args.etas, args.guidances)
+    listed = [each.split(",") for each in named]
+    found = [
+        replace(
+            shipped,
+            solver=solver,
+            logsnr_min=float(start),
+            logsnr_max=float(end),
+            num_steps=int(steps),
+            eta=float(eta) if solver == "sde2m" else shipped.eta,
+            guidance=float(guidance),
+        )
+        for solver, start, end, steps, eta, guidance in product(*listed)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def observed(store: Store, case: Case) -> Masks:
@@ -89,13 +111,19 @@ def draw(
 
 
 def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cost: float) -> str:
-    """What the samples are worth; `cost` is seconds of one core for a sample."""
+    """What the samples are worth; `cost` is seconds of one core for a sample, and its evaluations
+    are those of a sample that is not sure before the last step: guidance takes two a step."""
     counts = np.array([[counted(mask, store) for mask in of_case] for of_case in masks], float)
     true = np.array([counted(mask, store) for mask in truth], float)
     active, chance = true > 0, (counts > 0).mean(axis=1)
+    bias = counts.mean(axis=1) - true
+    low, high = np.quantile(resampled_mean(bias, resamples(len(bias), draws=1000, seed=0)), ENDS)
     return (
-        f"| {sampler.logsnr_min:g} | {sampler.logsnr_max:g} | {sampler.num_steps} "
-        f"| {sampler.eta:g} | {cost:.2f} | {chance.mean():.3f} | {counts.mean():.2f} "
+        f"| {sampler.solver} | {sampler.logsnr_min:g} | {sampler.logsnr_max:g} "
+        f"| {f'{sampler.eta:g}' if sampler.solver == 'sde2m' else ''} | {sampler.guidance:g} "
+        f"| {sampler.num_steps * (1 if sampler.guidance == 1 else 2)} | {cost:.2f} "
+        f"| {chance.mean():.3f} | {counts.mean():.2f} "
+        f"| {bias.mean():+.2f} ({low:+.2f} to {high:+.2f}) "
         f"| {masks.sum() / max(counts.sum(), 1):.1f} "
         f"| {roc_auc_score(active, chance):.3f} | {crps(true, counts).mean():.3f} "
         f"| {log_count_errors(true, counts.mean(axis=1)).mean():.3f} "
@@ -107,8 +135,8 @@ def observed_row(truth: Masks, store: Store) -> str:
     """What was observed of the same cases."""
     true = np.array([counted(mask, store) for mask in truth])
     return (
-        f"| observed | | | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
-        f"| {truth.sum() / true.sum():.1f} | | | | |"
+        f"| observed | | | | | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
+        f"| | {truth.sum() / true.sum():.1f} | | | | |"
     )
 
 

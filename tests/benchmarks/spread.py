@@ -3,6 +3,7 @@
 PYTHONPATH=.:platform:tests python tests/benchmarks/spread.py
 """
 
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -33,18 +34,21 @@ def row(name: str, schedule: ScheduleConfig, sampler: SamplerConfig) -> str:
 
 
 def main() -> None:
-    """Prints the shipped samplers, then every solver and grid."""
+    """Prints the shipped samplers and what is near them, then every solver and grid."""
     print(HEAD, "|" + "---|" * 12, sep="\n")
     configs = {name: load_config(CONFIGS / f"{name}.yaml") for name in ("demo", "small", "paper")}
     for name, config in configs.items():
         print(row(f"{name}, shipped", config.schedule, config.sampler))
-    for name, num_steps in (("demo", 16), ("small", 24), ("paper", 256)):
+        for eta in (0.0, 1.0):
+            print(row(name, config.schedule, replace(config.sampler, eta=eta)))
+    for grid, variance in product(("t", "logsnr"), (0.0, 0.25, 0.5, 1.0)):
+        sampler = SamplerConfig(grid=grid, variance=variance)  # type: ignore[arg-type]
+        print(row("paper", configs["paper"].schedule, sampler))
+    for name, config in configs.items():
+        num_steps = config.sampler.num_steps
         for grid, solver in product(("t", "logsnr"), get_args(Solver)):
             sampler = SamplerConfig(solver=solver, num_steps=num_steps, grid=grid)  # type: ignore[arg-type]
-            print(row(name, configs[name].schedule, sampler))
-    for variance in (0.0, 0.25, 1.0):
-        sampler = SamplerConfig(grid="logsnr", variance=variance)
-        print(row("paper", configs["paper"].schedule, sampler))
+            print(row(name, config.schedule, sampler))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ def euler_number(mask: Tensor) -> Tensor:
 
 
 class ControlNet(nn.Module):
-    """A copy of the encoder whose outputs reach the frozen UNet through zero convolutions.
+    """A copy of the encoder whose outputs reach the frozen UNet through zero convolutions (paper,
+    section 2).
 
     Covariates join the copy's embedding, as the burden does. They describe the patient, so they
     belong to stage 2: stage 1 stays the distribution given the arm, one for all choices of them.

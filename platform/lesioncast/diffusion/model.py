@@ -82,7 +82,7 @@ class Model:
         covariates: Tensor | None = None,
         load: Tensor | None = None,
     ) -> Denoiser:
-        """x_hat under classifier-free guidance (Ho and Salimans 2022), clamped to [-1, 1].
+        """x_hat in [-1, 1] under classifier-free guidance (Ho and Salimans 2022, equation 6).
 
         All conditions are guided at once: the null arm goes with the null image and without
         covariates, but with the same lesion `load` [b]. Outside the `interval` of logsnr x_hat is

@@ -137,7 +137,11 @@ def diffusion_loss(
     schedule: ScheduleConfig,
     objective: ObjectiveConfig,
 ) -> Tensor:
-    """The denoising loss of a network on a batch: x, noise [b, 2, s, h, w], t [b]; a scalar."""
+    """The denoising loss of a network on a batch: x, noise [b, 2, s, h, w], t [b]; a scalar.
+
+    Where t is uniform, logsnr follows the schedule's p(lambda) (paper, section 2), which is
+    therefore in the mean over a batch already and in no weight.
+    """
     logsnr_t = logsnr_at(t, schedule)
     prediction = network(noised(x, noise, logsnr_t), logsnr_t)
     return denoising_loss(prediction, x, noise, logsnr_t, objective)

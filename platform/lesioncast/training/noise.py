@@ -57,9 +57,11 @@ def drops(
     later: npt.NDArray[np.bool_] | None = None,
     session_drop: float = 0.0,
 ) -> Drops:
-    """Arm, condition (all channels), single channels, all `later` channels [channels], all and
-    single covariates fall away independently; covariates and later channels draw from streams of
-    their own, so that the others keep theirs.
+    """What each case of a step loses: arm, condition (all channels), single channels, all `later`
+    channels [channels], all and single covariates fall away independently.
+
+    Arm and condition are the paper's c_e and c_f (section 2). Covariates and later channels draw
+    from streams of their own, so that the others keep theirs.
     """
     u = generator(Stream.DROPS, seed, step).random((batch_size, 2 + channels))
     v = generator(Stream.COVARIATE_DROPS, seed, step).random((batch_size, 1 + covariates))
