@@ -1,6 +1,7 @@
 """The studies' tables and figures, where the answers are known by hand or by the law."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,17 +13,24 @@ from tiny_forecast import SLAB, write_bundle, write_store
 
 from lesioncast.cohort.disease import count_law, draw_patient
 from lesioncast.cohort.settings import CohortSettings
+from lesioncast.config import Config, load_config
 from lesioncast.evaluation.output import CASES
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.progress import METRICS
+from lesioncast.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import ceiling
 import learned
+import learning
 import steering
 from covariates import column
 
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "platform" / "README.md"
+CONFIGS = ROOT / "jobs" / "configs"
+LAST = "covariate_drop"  # none of the presets has covariates
 LESIONS = (0, 0, 3, 1)
 HEADER = (
     "participant_id,lesions,p_active_ensemble,lesions_ensemble,p_active_regression,"
@@ -183,3 +191,43 @@ def test_a_gain_says_how_many_patients_it_takes_to_see_it() -> None:
         list(ceiling.scores({"exact": good}, true))[2]
         == "| exact | 1.000 | 1.000 | 0.010 | 0.000 |"
     )
+
+
+def test_every_variant_that_the_readme_speaks_of_is_one() -> None:
+    text = README.read_text()
+    asked = [each for line in re.findall(r'--variants "(.*)"', text) for each in line.split(",")]
+    causes = text.split("| cause | remedy in `demo` and `small` | variant |")[1].split("\n\n")[0]
+    named = [line.split("|")[-2].strip() for line in causes.splitlines()[2:]]
+    assert len(asked) > 3
+    assert len([each for each in named if each]) > 3
+    assert {*asked, *named} - {""} <= learning.VARIANTS.keys()
+
+
+def test_the_readmes_table_of_presets_is_that_of_the_configurations() -> None:
+    table = README.read_text().split("## Presets")[1].split("\n\n")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    told = {row[0]: row[1:] for row in rows}
+    configs = [load_config(CONFIGS / f"{each.strip('`')}.yaml") for each in rows[0][1:]]
+    assert told["widths"] == [" ".join(map(str, each.unet.widths)) for each in configs]
+    assert told["folded patch"] == [str(each.unet.patch) for each in configs]
+    assert told["guidance"] == [f"{each.sampler.guidance:g}" for each in configs]
+    for cell, each in zip(told["sampler"], configs, strict=True):
+        assert f" {each.sampler.num_steps}" in cell
+    for cell, each in zip(told["slab (s, h, w)"], configs, strict=True):
+        assert cell.startswith(" x ".join(map(str, each.store.slab)) + ",")
+    stages = "stage 2 loses arm, images, one channel, w048"
+    assert told[stages] == [
+        ", ".join(f"{rate:g}" for name, rate in each.finetune.drop_rates.items() if name != LAST)
+        for each in configs
+    ]
+    assert told["stage 2 balanced"] == [
+        "yes" if each.finetune.balanced else "no" for each in configs
+    ]
+    assert told["weight of FLAIR in stage 1, stage 2"] == [
+        f"{weight(each, each.pretrain):g}, {weight(each, each.finetune):g}" for each in configs
+    ]
+
+
+def weight(config: Config, stage: TrainSettings) -> float:
+    """Of FLAIR in a stage's loss."""
+    return config.objective.flair_weight if stage.flair_weight is None else stage.flair_weight

@@ -105,3 +105,12 @@ def test_the_readmes_tree_has_a_phrase_for_every_file_and_no_other() -> None:
         if path.name not in ignored and path.name != "__init__.py" and path.suffix != ".png"
     }
     assert listed == present
+
+
+def test_every_file_that_a_readme_names_is_there() -> None:
+    """By its path from anywhere down the tree: `training/loads.py`, `demo.yaml`."""
+    present = [f"/{path}" for path in tracked()]
+    for readme in (path for path in tracked() if path.name == "README.md"):
+        named = re.findall(r"`([\w/]+\.(?:py|yaml))`", (ROOT / readme).read_text())
+        absent = [name for name in named if not any(p.endswith(f"/{name}") for p in present)]
+        assert not absent, f"{readme} names {absent}, which is not there"
