@@ -1,5 +1,6 @@
 """A forecast of whole subjects, from a store to files on their own skewed grid."""
 
+import copy
 import json
 import logging
 import operator
@@ -156,6 +157,18 @@ def test_a_page_shows_the_forecast_and_its_warnings_once(
     assert f"({out.name}/sub-02/sub-02_forecast.png)" in text
     assert text.count("Predicted, not observed.") == 1
     assert "| **avonex** (received) |" in text
+    assert "as stated" not in text
+
+
+def test_a_page_shows_the_lesions_that_the_model_states(
+    forecasts: tuple[Path, list[dict]],
+) -> None:
+    record = copy.deepcopy(forecasts[1][1])
+    for place, row in enumerate(record["arms"].values()):
+        row["count"]["stated"] = 1.25 + place
+    section = forecast_section(record, heading="A forecast")
+    assert "| lesions expected, as stated | lesions drawn, mean (sd) |" in section
+    assert all(f" | {1.25 + place:.2f} | " in section for place in range(3))
 
 
 def test_the_stored_flair_stands_in_where_the_bids_folder_is_gone(

@@ -67,10 +67,12 @@ def _ladder(record: Record) -> str:
 def forecast_section(record: Record, *, heading: str, figure: str | None = None) -> str:
     """One subject's forecast as a table, with its figure."""
     received, observed = record["received_arm"], record["observed_lesions"]
+    states = all(row["count"]["stated"] is not None for row in record["arms"].values())
     rows = [
         [
             f"**{arm}** (received)" if row["received"] else arm,
             _chance(row["p_active"]),
+            *([number(row["count"]["stated"], digits=2)] if states else []),
             f"{row['count']['mean']:.2f} ({row['count']['sd']:.2f})",
             _difference(row["minus_reference"]["p_active"]),
             _difference(row["minus_reference"]["count"]),
@@ -81,7 +83,8 @@ def forecast_section(record: Record, *, heading: str, figure: str | None = None)
     head = [
         "arm",
         "P(active)",
-        "lesions, mean (sd)",
+        *(["lesions expected, as stated"] if states else []),
+        "lesions drawn, mean (sd)",
         f"P(active) minus {reference} (MC error)",
         f"lesions minus {reference} (MC error)",
     ]
