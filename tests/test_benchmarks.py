@@ -1,6 +1,7 @@
-"""The GPU benchmarks in the reduced form that runs on a CPU: what they count and need."""
+"""The benchmarks in the small: what those of a GPU count and need, and that the others run."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -30,7 +31,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_without(absent: tuple[str, ...], script: str, *arguments: str) -> str:
     """Standard output of a benchmark in a Python that has not the `absent` modules."""
-    path = [str(BENCHMARKS), str(ROOT), str(ROOT / "platform")]
+    path = [str(BENCHMARKS), *(str(ROOT / each) for each in ("", "platform", "tests"))]
     code = WITHOUT.format(absent=absent, path=path, argv=[str(BENCHMARKS / script), *arguments])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -127,3 +128,15 @@ def test_loading_is_measured_in_every_way_and_conversion_on_one_and_two_workers(
     assert len(names) == 6
     assert all(name in shown for name in names)
     assert all(min(each["rounds"]) > 0 for each in record["readings"])
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_many_requests_at_once_end_in_a_result_or_a_429_and_memory_stays() -> None:
+    """The load test in small: it fails by itself where a request ends otherwise."""
+    shown = run_without((), "load.py", "--requests", "40", "--rounds", "3")
+    rounds = [line.split("|")[2:-1] for line in shown.splitlines() if re.match(r"\| \d", line)]
+    ended = [re.findall(r"(\d+) (succeeded|429)", each[0]) for each in rounds]
+    assert [sum(int(number) for number, _ in each) for each in ended] == [40] * 3
+    memory = [float(each[4].split()[0]) for each in rounds]
+    assert memory[2] - memory[1] < 50  # MiB; the first round warms the processes
