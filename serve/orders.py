@@ -13,6 +13,7 @@ from serve.models import Served
 from serve.problems import RequestError
 from serve.settings import Settings
 
+LARGE = 2**63  # an integer has less, which every database and every format string can hold
 Word = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9 _.+-]+$")]
 
 
@@ -24,7 +25,7 @@ class SamplerWishes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    num_steps: int | None = Field(default=None, ge=1)
+    num_steps: int | None = Field(default=None, ge=1, lt=LARGE)
     eta: float | None = Field(default=None, ge=0, le=1)
     guidance: float | None = Field(default=None, ge=0)
 
@@ -42,9 +43,9 @@ class Wishes(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     arms: list[str] | None = Field(default=None, min_length=1, max_length=64)
-    samples: int = Field(default=16, ge=2)
+    samples: int = Field(default=16, ge=2, lt=LARGE)
     error: float | None = Field(default=None, gt=0, lt=0.5)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=LARGE)
     sampler: SamplerWishes = Field(default_factory=SamplerWishes)
     reference_arm: str | None = Field(default=None, max_length=64)
     sessions: list[str] | None = Field(default=None, min_length=1, max_length=2)
