@@ -51,7 +51,7 @@ class Client:
         subject: str | None = None,
         *,
         images: Mapping[str, Path] | None = None,
-        covariates: Mapping[str, str | float] | None = None,
+        covariates: Mapping[str, str | float | None] | None = None,
         arms: Sequence[str] | None = None,
         samples: int = 16,
         error: float | None = None,

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.forecasting.engine import session_choices
 from lesioncast.slab import Sessions
@@ -21,7 +22,7 @@ NAME = "lesioncast"
 class Served:
     """What clients may know of a bundle, without its weights.
 
-    `condition` names the channels and `covariates` the numbers that its model is told of;
+    `condition` names the channels, `covariates` are the numbers and words that its model is told;
     `sessions` are the choices of those whose images it may be shown.
     """
 
@@ -29,7 +30,7 @@ class Served:
     arms: tuple[str, ...]
     slab: tuple[int, int, int]
     condition: tuple[str, ...]
-    covariates: tuple[str, ...]
+    covariates: tuple[Covariate, ...]
     sampler: SamplerConfig
     sessions: tuple[Sessions, ...]
 
@@ -42,7 +43,7 @@ def served(bundle: Bundle) -> Served:
         arms=config.arms,
         slab=bundle.slab,
         condition=config.control.condition,
-        covariates=tuple(each.name for each in config.covariates),
+        covariates=config.covariates,
         sampler=bundle.sampler,
         sessions=session_choices(bundle),
     )
@@ -75,7 +76,7 @@ def _require(name: str) -> None:
 def _metadata(model: Served) -> dict[str, Any]:
     slab = list(model.slab)
     inputs = [_tensor(name, "FP32", slab) for name in model.condition]
-    inputs += [_tensor(name, "FP32", [1]) for name in model.covariates]
+    inputs += [_tensor(each.name, "FP32", [1]) for each in model.covariates]
     inputs += [_tensor("arm", "BYTES", [1]), _tensor("seed", "UINT64", [1])]
     return {
         "name": NAME,

@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from lesioncast.forecasting.draws import sample_seeds
 from lesioncast.forecasting.engine import either
@@ -14,7 +22,24 @@ from serve.problems import RequestError
 from serve.settings import Settings
 
 LARGE = 2**63  # an integer has less, which every database and every format string can hold
-Word = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9 _.+-]+$")]
+
+
+def _one_error(value: object, parse: ValidatorFunctionWrapHandler) -> object:
+    """What is wrong with a covariate, once: a union says it for each of its kinds."""
+    try:
+        return parse(value)
+    except ValidationError:
+        wrong = "Input should be a word of at most 64 letters, a finite number or null"
+        raise PydanticCustomError("covariate", wrong) from None
+
+
+Told = Annotated[
+    Annotated[str, Field(max_length=64)]
+    | Annotated[int, Field(ge=-LARGE, lt=LARGE)]
+    | float
+    | None,
+    WrapValidator(_one_error),
+]
 
 
 class SamplerWishes(BaseModel):
@@ -61,11 +86,12 @@ class UploadOrder(Wishes):
     """A forecast of the patient whose images come with it.
 
     `subject` names the results, and the samples with the seed, as it would in a store;
-    `covariates` are those that the bundle's model is told of, the others are taken as not known.
+    `covariates` are those that the bundle's model is told of: null, like those left out, says that
+    one is not known.
     """
 
     subject: str = Field(default="sub-upload", pattern="^sub-[A-Za-z0-9]{1,58}$")
-    covariates: dict[str, Word | int | float] = Field(default_factory=dict, max_length=64)
+    covariates: dict[str, Told] = Field(default_factory=dict, max_length=64)
 
 
 class Patient(NamedTuple):

@@ -8,12 +8,13 @@ folders are the service's own: of what a client calls its files nothing is used.
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lesioncast.config import load_config
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.forecasting.errors import ForecastError
 from serve.files import upload_folder
 from serve.orders import Patient, UploadOrder
@@ -33,6 +34,7 @@ IMAGES = (
     "w000/flair", "w000/t2", "w000/gad",
     "w048/flair", "w048/t2", "w048/gad", "w048/net2", "w048/parcellation", "w048/brain_mask",
 )  # fmt: skip
+FARTHEST = 1e6  # of a covariate from its centre, in scales: far beyond, networks would overflow
 
 
 def upload_settings(settings: Settings, spec: StoreSpec) -> StoreSettings | None:
@@ -102,8 +104,9 @@ def _path(name: str, subject: str, layout: TrialLayout) -> str:
 
 
 def _write_participants(bids: Path, order: UploadOrder, layout: TrialLayout) -> None:
-    row = {layout.subject_column: order.subject, layout.arm_column: "n/a"} | order.covariates
-    lines = ("\t".join(row), "\t".join(map(str, row.values())))
+    row = {layout.subject_column: order.subject, layout.arm_column: None} | order.covariates
+    cells = ("n/a" if value is None else str(value) for value in row.values())
+    lines = ("\t".join(row), "\t".join(cells))
     bids.mkdir(parents=True)
     (bids / str(layout.participants)).write_text("\n".join(lines) + "\n")
 
@@ -138,14 +141,27 @@ def _refused(refusal: Refusal, bids: Path, paths: Mapping[str, str]) -> RequestE
     return RequestError(422, f"{field}: {refusal.reason}.", field=field)
 
 
-def require_known(covariates: Iterable[str], known: Sequence[str]) -> None:
-    """Raises RequestError for a covariate that the bundle's model is not told of."""
-    for name in covariates:
-        if name not in known:
-            reason = f"expected some of {', '.join(known) or 'none, for this model knows of none'}"
-            raise RequestError(
-                422, f"covariates.{name}: {reason}, got {name}.", field=f"covariates.{name}"
-            )
+def require_known(covariates: Mapping[str, str | float | None], known: Sequence[Covariate]) -> None:
+    """Raises RequestError for a covariate that the bundle's model is not told of, or one of a value
+    that it could not be told; None says that it is missing."""
+    by_name = {each.name: each for each in known}
+    for name, value in covariates.items():
+        if name not in by_name:
+            wanted, got = f"some of {', '.join(by_name) or 'none, for this model knows none'}", name
+        elif value is not None and not abs(by_name[name].encode(value)) <= FARTHEST:  # or is NaN
+            wanted, got = _told(by_name[name]), str(value)
+        else:
+            continue
+        field = f"covariates.{name}"
+        raise RequestError(422, f"{field}: expected {wanted}, got {got}.", field=field)
+
+
+def _told(covariate: Covariate) -> str:
+    """What a model can be told of it."""
+    if covariate.levels:
+        return f"one of {', '.join(covariate.levels)}"
+    far = FARTHEST * covariate.scale
+    return f"a finite number from {covariate.centre - far:.3g} to {covariate.centre + far:.3g}"
 
 
 def image_schema() -> dict[str, Any]:

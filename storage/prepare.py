@@ -1,5 +1,6 @@
 """From one subject's files to the arrays of one case, checked on the way."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,7 +207,7 @@ def _covariate(text: str) -> Covariate:
     for kind in (int, float):
         try:
             value = kind(text)
-        except ValueError:
+            return value if math.isfinite(value) else None
+        except (ValueError, OverflowError):
             continue
-        return value if np.isfinite(value) else None
     return text

@@ -1,5 +1,6 @@
 """Covariates: a third condition that may be absent, and that is absent from the paper's model."""
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -136,9 +137,10 @@ def test_what_a_case_lacks_or_training_did_not_know_is_absent(
 
 
 def test_an_absent_value_is_none_of_the_values_there_are() -> None:
-    values = torch.tensor([[NAN, NAN], [0.0, 0.0], [0.0, 1.0]])
+    values = torch.tensor([[NAN, NAN], [math.inf, NAN], [0.0, 0.0], [0.0, 1.0]])
     features = covariate_features(values, BOTH)
-    assert features.tolist() == [[0, 0, 0, 0, 0], [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]]
+    absent = [0, 0, 0, 0, 0]
+    assert features.tolist() == [absent, absent, [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]]
 
 
 def test_names_and_whole_covariates_may_be_mixed_in_a_configuration() -> None:

@@ -4,9 +4,11 @@ however made, does harm."""
 import gzip
 import io
 import json
+import math
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import nibabel as nib
@@ -23,6 +25,7 @@ from tiny_service import (
     write_trial_served,
 )
 
+from lesioncast.diffusion.covariates import Covariate
 from serve.client import Client
 from serve.files import FORGOTTEN_SECONDS, old_uploads, upload_folder
 from serve.settings import Settings
@@ -217,7 +220,7 @@ def test_a_spoilt_image_is_refused_by_the_field_that_it_came_in(
         ({"samples": 1}, "samples"),
         ({"arms": ["homeopathy"]}, "arms.0"),
         ({"covariates": {"age": 40}}, "covariates.age"),
-        ({"covariates": {"age": "40\tplacebo"}}, "covariates.age.constrained-str"),
+        ({"covariates": {"age": "40\tplacebo"}}, "covariates.age"),
         ("no object", "body"),
     ],
 )
@@ -227,6 +230,64 @@ def test_a_wrong_order_of_an_upload_is_refused_by_its_field(
     problem = post(service, files, order).json()
     assert problem["status"] == 422
     assert field in [each["field"] for each in problem["errors"]]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose model is told of covariates."""
+    folder = tmp_path_factory.mktemp("told")
+    covariates = (Covariate("age", centre=40.0, scale=10.0), Covariate("sex", levels=("F", "M")))
+    write_trial_served(folder, unlabelled=SUBJECT, covariates=covariates)
+    with running(trial_settings(folder, folder / "out")) as service:
+        yield service
+
+
+def test_covariates_of_an_upload_are_told_as_those_of_the_store_are(
+    told: Service, images: dict[str, Path]
+) -> None:
+    with Client(told.url) as client:
+
+        def forecast(**given: Any) -> dict[str, Any]:
+            return client.result(finished(client, client.ask(SUBJECT, samples=8, **given)))
+
+        stored = forecast()
+        same = forecast(images=images, covariates={"age": 32, "sex": "F"})
+        another = forecast(images=images, covariates={"age": 90.5, "sex": "M"})
+        older = forecast(images=images, covariates={"age": 32.0, "sex": None})
+        unknown = forecast(images=images)
+    assert same == stored
+    assert same["covariates"] == another["covariates"] == {"used": ["age", "sex"], "missing": []}
+    assert older["covariates"] == {"used": ["age"], "missing": ["sex"]}
+    assert unknown["covariates"] == {"used": [], "missing": ["age", "sex"]}
+    assert same["arms"] != another["arms"]
+    model = httpx2.get(f"{told.url}/v2/models/lesioncast").json()
+    assert {"name": "age", "datatype": "FP32", "shape": [1]} in model["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("age", "forty", "a finite number"),
+        ("age", "40", "a finite number"),
+        ("age", True, "a finite number"),
+        ("age", [40], "a finite number"),
+        ("age", math.nan, "a finite number"),
+        ("age", 1e39, "a finite number"),
+        ("age", -1e30, "a finite number"),
+        ("age", 10**20, "a finite number"),
+        ("age", 10**4000, "a finite number"),
+        ("sex", "male", "one of F, M, got male"),
+        ("sex", 1, "one of F, M, got 1"),
+        ("sex", "F\tplacebo", "one of F, M"),
+        ("sex", "F" * 65, "a word of at most 64"),
+        ("height", 1.8, "some of age, sex, got height"),
+    ],
+)
+def test_a_covariate_that_cannot_be_told_is_refused_by_its_name(
+    told: Service, files: Files, name: str, value: object, expected: str
+) -> None:
+    answer = post(told, files, {"covariates": {name: value}})
+    assert expected in refused(answer, 422, f"covariates.{name}")["detail"]
 
 
 def test_fields_that_nobody_knows_or_of_another_kind_are_refused(

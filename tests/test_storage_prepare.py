@@ -58,6 +58,18 @@ def test_a_whole_case_is_stored_to_the_voxel(tmp_path: Path) -> None:
     assert len(facts.digests) == len(made)
 
 
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [("9" * 20, 10**20 - 1), ("9" * 400, None), ("9" * 5000, None), ("1e999", None)],
+)
+def test_a_number_of_any_length_is_read_or_not_known(
+    trial: Path, cell: str, value: int | None
+) -> None:
+    table = trial / "participants.tsv"
+    table.write_text(table.read_text().replace("\t31\t", f"\t{cell}\t"))
+    assert prepared(trial)[0].covariates["age"] == value
+
+
 def test_optional_inputs_may_be_absent(trial: Path) -> None:
     bids.write_participants(trial, {"sub-01": "placebo", "sub-02": "n/a"})
     for session in SESSIONS:

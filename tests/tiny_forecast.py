@@ -10,6 +10,7 @@ from synthetic_bids import ARMS, Geometry, head, path_of, write_volume
 from tiny_store import SHARD, table_of, write_tiny_store
 
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.sampler import SamplerConfig
@@ -109,15 +110,26 @@ def fake_draw(
     return masks
 
 
-def write_bundle(path: Path, *, num_steps: int = 3, from_start: bool = False) -> None:
+def write_bundle(
+    path: Path,
+    *,
+    num_steps: int = 3,
+    from_start: bool = False,
+    covariates: tuple[Covariate, ...] = (),
+) -> None:
     """Networks of random weights for the store's cases, which the condition moves too."""
     torch.manual_seed(0)
-    unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET)
+    unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET, covariates)
     with torch.no_grad():
         for parameter in (*unet.parameters(), *control.parameters()):  # many begin at zero
             parameter.add_(0.02 * torch.randn_like(parameter))
     config = BundleConfig(
-        ModelConfig(SPEC.arms, UNET, objective=ObjectiveConfig(lesion_weight=1.0)),
+        ModelConfig(
+            SPEC.arms,
+            UNET,
+            objective=ObjectiveConfig(lesion_weight=1.0),
+            covariates=covariates,
+        ),
         SLAB,
         SPEC.spacing,
         SamplerConfig(num_steps=num_steps),

@@ -19,6 +19,7 @@ from synthetic_bids import ARMS, Geometry, write_participants, write_trial
 from tiny_forecast import GEOMETRY, SPEC, write_bundle
 
 from lesioncast.config import load_config
+from lesioncast.diffusion.covariates import Covariate
 from lesioncast.forecasting.draws import Drawn
 from serve.api import make_api
 from serve.client import Client
@@ -164,7 +165,13 @@ def key_line(
     return Key(name, digest_of(key), scopes, until).line + "\n"
 
 
-def write_trial_served(root: Path, *, unlabelled: str, geometry: Geometry = GEOMETRY) -> None:
+def write_trial_served(
+    root: Path,
+    *,
+    unlabelled: str,
+    geometry: Geometry = GEOMETRY,
+    covariates: tuple[Covariate, ...] = (),
+) -> None:
     """A trial without week 96, its store, the configuration that made it, and a bundle."""
     bids = root / "bids"
     trial = write_trial(bids, 3, geometry=geometry)
@@ -178,7 +185,7 @@ def write_trial_served(root: Path, *, unlabelled: str, geometry: Geometry = GEOM
     made = load_config(root / "config.yaml").store
     plan = plan_conversion(bids, root / "store.zarr", settings=made, arms=ARMS, seed=0)
     convert(plan, build=lambda builds: map(build_shard, builds))
-    write_bundle(root / "bundle")
+    write_bundle(root / "bundle", covariates=covariates)
 
 
 def trial_settings(root: Path, artifacts: Path, **given: object) -> Settings:

@@ -37,7 +37,7 @@ class Covariate:
 
 
 def covariate_features(values: Tensor, covariates: Sequence[Covariate]) -> Tensor:
-    """[b, feature] from encoded values [b, covariate], NaN where absent.
+    """[b, feature] from encoded values [b, covariate], not finite where absent.
 
     Each covariate gives its value (one-hot for levels) and whether it is present: an absent one is
     all zeros, which no value is, not even the mean.
@@ -45,7 +45,7 @@ def covariate_features(values: Tensor, covariates: Sequence[Covariate]) -> Tenso
     features = []
     for value, covariate in zip(values.unbind(1), covariates, strict=True):
         present = value.isfinite().to(values.dtype).unsqueeze(1)
-        known = value.nan_to_num(nan=0.0)
+        known = value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if covariate.levels:
             shown = nn.functional.one_hot(known.long(), len(covariate.levels)) * present
         else:
