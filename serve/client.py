@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx2
 
+PROBLEM = "application/problem+json"
+
 Record = dict[str, Any]
 
 
@@ -136,5 +138,12 @@ def _sent(order: Record, images: Mapping[str, Path] | None) -> Record:
 
 def _accepted(answer: httpx2.Response) -> httpx2.Response:
     if answer.is_error:
-        raise RefusedError(answer.json())
+        raise RefusedError(_problem(answer))
     return answer
+
+
+def _problem(answer: httpx2.Response) -> Record:
+    """What the service says is wrong; a proxy before it, Serve's too, says it as text."""
+    if answer.headers.get("Content-Type") == PROBLEM:
+        return dict(answer.json())
+    return {"status": answer.status_code, "title": answer.reason_phrase, "detail": answer.text}

@@ -1,5 +1,6 @@
 """What the routes share: what may be asked for, where it is kept, and who is told of it."""
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +63,10 @@ def open_desk(
 
 
 def find_job(desk: Desk, job: str, request: Request) -> Job:
-    """The forecast with that id, if it is the asking client's."""
-    found = desk.records.find(job, owner=request.state.owner)
+    """The forecast with that id, if it is the asking client's. What is no id never reaches the
+    database, which may not even hold it as text."""
+    is_id = re.fullmatch("[0-9a-f]{32}", job) is not None
+    found = desk.records.find(job, owner=request.state.owner) if is_id else None
     if found is None:
         raise RequestError(404, "No forecast has this id.", field="id")
     return found

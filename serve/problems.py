@@ -70,3 +70,8 @@ def add_problems(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    @api.exception_handler(Exception)
+    async def broken(_: Request, __: Exception) -> JSONResponse:
+        """Starlette raises it again afterwards, so that the server logs the traceback."""
+        return problem(500, "The service failed at this request; its log says why.")

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import logging
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -272,6 +273,58 @@ def test_what_is_not_there_is_a_problem_too(client: Client, http: httpx2.Client)
     job = finished(client, client.ask("sub-01", samples=2))
     refused(http.get(f"/v1/forecasts/{job}/arms/..%2F..%2Fkeys.txt"), 404)
     refused(http.get(f"/v1/forecasts/{job}/arms/homeopathy"), 404, "arm")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("GET", "/events"),
+        ("GET", "/result"),
+        ("GET", "/arms/placebo"),
+        ("GET", "/derivative"),
+        ("POST", "/segmentation"),
+    ],
+)
+@pytest.mark.parametrize("name", ["%00", "unknown", "A" * 32, "0" * 31, "%C3%A9" * 32, "a" * 4000])
+def test_what_is_no_id_is_not_looked_for(
+    http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, method: str, path: str, name: str
+) -> None:
+    monkeypatch.setattr(Records, "find", broken_on_purpose)
+    refused(http.request(method, f"/v1/forecasts/{name}{path}"), 404, "id")
+
+
+def broken_on_purpose(*_: object, **__: object) -> None:
+    raise RuntimeError("broken on purpose")
+
+
+def test_what_breaks_is_a_problem_that_tells_no_more_than_that(
+    http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    monkeypatch.setattr(Records, "find", broken_on_purpose)
+    problem = refused(http.get(f"/v1/forecasts/{'0' * 32}"), 500)
+    assert "on purpose" not in json.dumps(problem)
+    until(lambda: "broken on purpose" in caplog.text)  # it is logged after the answer
+
+
+def test_what_a_proxy_says_as_text_is_an_error_of_the_client_too() -> None:
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(503, text="Unavailable: try again")
+
+    with Client("http://service") as client:
+        client._http = httpx2.Client(base_url="http://s", transport=httpx2.MockTransport(answer))
+        for ask in (
+            client.status,
+            client.delete,
+            client.result,
+            lambda job: next(client.follow(job)),
+        ):
+            with pytest.raises(
+                RefusedError, match="503 Service Unavailable: Unavailable: try again"
+            ):
+                ask("0" * 32)
 
 
 def test_a_forecast_that_fails_says_where_to_look(client: Client, service: Service) -> None:

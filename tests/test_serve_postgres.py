@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from tiny_forecast import write_bundle, write_store
-from tiny_service import finished, running, until
+from tiny_service import finished, refused, running, until
 
 from serve.audit import faults, read_entries
 from serve.client import Client
@@ -95,17 +96,26 @@ def test_records_of_several_processes_keep_one_chain_and_one_job_a_key(url: str)
     records.close()
 
 
-def test_a_service_on_it_goes_on_after_a_restart(url: str, tmp_path: Path) -> None:
-    write_store(tmp_path / "store.zarr", tmp_path / "bids", test=2)
-    write_bundle(tmp_path / "bundle")
-    settings = Settings(
-        bundle=tmp_path / "bundle",
-        store=tmp_path / "store.zarr",
-        artifacts=tmp_path / "out",
+def test_an_id_that_it_could_not_hold_is_not_there(url: str, tmp_path: Path) -> None:
+    with running(settings_in(tmp_path, url)) as service:
+        refused(httpx2.get(f"{service.url}/v1/forecasts/%00"), 404, "id")
+
+
+def settings_in(folder: Path, url: str) -> Settings:
+    write_store(folder / "store.zarr", folder / "bids", test=2)
+    write_bundle(folder / "bundle")
+    return Settings(
+        bundle=folder / "bundle",
+        store=folder / "store.zarr",
+        artifacts=folder / "out",
         database=url,
         demo=True,
         block=2,
     )
+
+
+def test_a_service_on_it_goes_on_after_a_restart(url: str, tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, url)
     with running(settings) as first, Client(first.url) as client:
         whole = client.result(finished(client, client.ask("sub-02", samples=4)))
         first.budget = 3
