@@ -42,7 +42,7 @@ def add_asking(api: FastAPI, desk: Desk) -> None:
         try:
             kind = media_type(request.headers)
             if kind == FORM and desk.upload is not None:
-                settled = await _uploaded(desk, request, name, preparing)
+                settled = await _uploaded(desk, request, name, preparing, key=idempotency_key)
             elif kind == JSON:
                 settled = _stored(desk, await request.body())
             else:
@@ -105,15 +105,16 @@ def _settle(desk: Desk, order: Wishes) -> Settled:
 
 
 async def _uploaded(
-    desk: Desk, request: Request, name: str, preparing: asyncio.Semaphore
+    desk: Desk, request: Request, name: str, preparing: asyncio.Semaphore, *, key: str | None
 ) -> Settled:
     """An order of a patient whose images came with it, which are prepared by then."""
     assert desk.upload is not None
     settings = desk.settings
-    if await run_in_threadpool(desk.records.is_full, settings.unfinished):
+    owner = request.state.owner
+    if await run_in_threadpool(desk.records.is_full, settings.unfinished, owner=owner, key=key):
         raise _full(desk)  # before anything is received
     limits = {"max_files": len(IMAGES), "max_fields": 1, "max_part_size": settings.max_body}
-    async with request.form(**limits) as form:
+    async with desk.forms.received(request, **limits) as form:
         order, images = _fields(form, max_file=settings.max_file)
         require_known(order.covariates, desk.model.covariates)
         settled = _settle(desk, order)

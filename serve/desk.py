@@ -10,6 +10,7 @@ from fastapi import Request
 
 from lesioncast.evaluation.ensembles import share_active, wilson_interval
 from serve.forecaster import Study
+from serve.forms import Forms
 from serve.keys import KeyFile
 from serve.models import Served, served
 from serve.problems import RequestError
@@ -30,6 +31,7 @@ class Desk:
     model: Served
     upload: StoreSettings | None
     keys: KeyFile | None
+    forms: Forms
     wake: Callable[[], Awaitable[None]]
     cancel: Callable[[str], Awaitable[None]]
     ready: Callable[[], Awaitable[bool]]
@@ -37,7 +39,12 @@ class Desk:
     @property
     def wait(self) -> dict[str, str]:
         """The header that says when to ask again."""
-        return {"Retry-After": str(self.settings.retry_after)}
+        return wait_of(self.settings)
+
+
+def wait_of(settings: Settings) -> dict[str, str]:
+    """See `Desk.wait`."""
+    return {"Retry-After": str(settings.retry_after)}
 
 
 def open_desk(
@@ -56,6 +63,7 @@ def open_desk(
         model=served(study.bundle),
         upload=upload_settings(settings, study.store.spec),
         keys=None if settings.keys is None else KeyFile(settings.keys),
+        forms=Forms(wait_of(settings)),
         wake=wake,
         cancel=cancel,
         ready=ready,

@@ -72,8 +72,7 @@ class Records:
         )  # fmt: skip
         try:
             with self._session() as session:
-                known = key is not None and self._named(session, owner, key) is not None
-                if not known and _waiting(session) >= limit:
+                if self._is_full(session, limit, owner, key):
                     raise QueueFullError
                 session.add(new)
                 session.flush()
@@ -87,10 +86,14 @@ class Records:
             return named
         return new
 
-    def is_full(self, limit: int) -> bool:
-        """Whether `accept` would refuse a new job."""
+    def is_full(self, limit: int, *, owner: str, key: str | None) -> bool:
+        """Whether `accept` would refuse a job: one that the key names already it does not."""
         with self._session() as session:
-            return _waiting(session) >= limit
+            return self._is_full(session, limit, owner, key)
+
+    def _is_full(self, session: Session, limit: int, owner: str, key: str | None) -> bool:
+        known = key is not None and self._named(session, owner, key) is not None
+        return not known and _waiting(session) >= limit
 
     def _named(self, session: Session, owner: str, key: str) -> Job | None:
         named = select(Job).where(Job.owner == owner, Job.idempotency_key == key)

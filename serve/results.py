@@ -3,13 +3,15 @@
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 
 from lesioncast.forecasting.derivative import forecast_path, summary_path
+from lesioncast.forecasting.errors import ForecastError
 from serve.desk import Desk, find_job
 from serve.files import result_folder
 from serve.problems import RequestError
@@ -24,13 +26,14 @@ def add_results(api: FastAPI, desk: Desk) -> None:
     artifacts = desk.settings.artifacts
 
     @api.get("/v1/forecasts/{job}/result")
-    def result(job: str, request: Request) -> FileResponse:
+    def result(job: str, request: Request) -> Response:
         found = find_succeeded(desk, job, request)
         path = summary_path(result_folder(artifacts, found.id), found.order["subject"])
-        return FileResponse(path, media_type="application/json")
+        with kept():
+            return Response(path.read_bytes(), media_type="application/json")
 
     @api.get("/v1/forecasts/{job}/arms/{arm}")
-    def probability(job: str, arm: str, request: Request) -> FileResponse:
+    def probability(job: str, arm: str, request: Request) -> Response:
         found = find_succeeded(desk, job, request)
         arms = found.order["arms"]
         if arm not in arms:
@@ -38,17 +41,23 @@ def add_results(api: FastAPI, desk: Desk) -> None:
                 404, f"Expected one of {', '.join(arms)}, got another arm.", field="arm"
             )
         path = forecast_path(result_folder(artifacts, found.id), found.order["subject"], arm)
-        return FileResponse(path, media_type="application/gzip", filename=path.name)
+        headers = _named(path.name)
+        with kept():
+            return Response(path.read_bytes(), media_type="application/gzip", headers=headers)
 
     @api.get("/v1/forecasts/{job}/derivative")
     def derivative(job: str, request: Request) -> StreamingResponse:
         found = find_succeeded(desk, job, request)
-        name = f"attachment; filename={found.id}.zip"
-        return StreamingResponse(
-            _pieces(_zipped(result_folder(artifacts, found.id))),
-            media_type="application/zip",
-            headers={"Content-Disposition": name},
-        )
+        zipped = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115, `_pieces` closes it
+        try:
+            with kept():
+                _zip(result_folder(artifacts, found.id), zipped)
+            find_succeeded(desk, job, request)  # still, so that no file was missing
+        except RequestError:
+            zipped.close()
+            raise
+        headers = _named(f"{found.id}.zip")
+        return StreamingResponse(_pieces(zipped), media_type="application/zip", headers=headers)
 
 
 def find_succeeded(desk: Desk, job: str, request: Request) -> Job:
@@ -60,15 +69,31 @@ def find_succeeded(desk: Desk, job: str, request: Request) -> Job:
     raise RequestError(409, f"The forecast is {found.state}: it has no result.", headers=wait)
 
 
-def _zipped(folder: Path) -> IO[bytes]:
-    """Every file of the folder; its images are compressed already."""
-    made = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115, `_pieces` closes it
-    with zipfile.ZipFile(made, "w") as archive:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+@contextmanager
+def kept() -> Iterator[None]:
+    """Raises RequestError where a result is not there: its client may have deleted the forecast
+    since that was found to have succeeded."""
+    try:
+        yield
+    except (FileNotFoundError, ForecastError):
+        raise RequestError(410, "The files of the forecast are no longer there.") from None
+
+
+def _named(file: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{file}"'}
+
+
+def _zip(folder: Path, into: IO[bytes]) -> None:
+    """Every file of the folder; its images are compressed already. Raises FileNotFoundError where
+    there is none."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not paths:
+        raise FileNotFoundError(folder)
+    with zipfile.ZipFile(into, "w") as archive:
+        for path in paths:
             name = path.relative_to(folder).as_posix()
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes())
-    made.seek(0)
-    return made
+    into.seek(0)
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:

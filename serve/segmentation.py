@@ -18,7 +18,7 @@ from serve.desk import Desk
 from serve.doors import FORM, media_type
 from serve.files import result_folder
 from serve.problems import RequestError
-from serve.results import find_succeeded
+from serve.results import find_succeeded, kept
 
 DICOM = "application/dicom"
 MOST_FILES = 1000
@@ -71,9 +71,11 @@ def add_segmentation(api: FastAPI, desk: Desk) -> None:
             detail = f"Content-Type: expected {FORM}, got {kind[:80] or 'none'}."
             raise RequestError(415, detail, field="Content-Type")
         folder, subject = result_folder(desk.settings.artifacts, found.id), found.order["subject"]
-        async with request.form(max_files=MOST_FILES, max_fields=1) as form, alone:
+        async with desk.forms.received(request, max_files=MOST_FILES, max_fields=1) as form, alone:
             files = [each.file for each in _series(form)]
-            made = await run_in_threadpool(_segmented, folder, subject, files, threshold)
+            with kept():
+                made = await run_in_threadpool(_segmented, folder, subject, files, threshold)
+        await run_in_threadpool(find_succeeded, desk, job, request)  # no map was missing
         named = f"attachment; filename={subject}_seg.dcm"
         return Response(made, media_type=DICOM, headers={"Content-Disposition": named})
 

@@ -4,10 +4,12 @@ import asyncio
 import gzip
 import json
 import logging
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import httpx2
 import nibabel as nib
@@ -27,6 +29,7 @@ from lesioncast.forecasting.engine import build_sampler, bundle_remark, sessions
 from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batches, stored_flair
 from lesioncast.forecasting.notice import FROM_LATER, FROM_START, evaluated_warnings
 from lesioncast.training.bundle import load_bundle
+from serve import results
 from serve.client import Client, RefusedError
 from serve.files import result_folder
 from serve.records import Records
@@ -161,6 +164,32 @@ def test_a_deleted_forecast_leaves_no_file(
     assert client.status(job)["state"] == "deleted"
     refused(http.get(f"/v1/forecasts/{job}/result"), 409)
     assert not folder.exists()
+
+
+def test_files_that_went_since_are_gone(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+    shutil.rmtree(result_folder(service.settings.artifacts, job))
+    for path in ("result", f"arms/{SPEC.arms[0]}", "derivative"):
+        refused(http.get(f"/v1/forecasts/{job}/{path}"), 410)
+    files = {"series": ("1.dcm", b"")}
+    refused(http.post(f"/v1/forecasts/{job}/segmentation", files=files), 410)
+
+
+def test_no_part_of_a_result_is_given_that_is_deleted_meanwhile(
+    client: Client, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+
+    def zip_half(folder: Path, into: IO[bytes]) -> None:
+        next(folder.rglob("*.json")).unlink()
+        zip_all(folder, into)
+        client.delete(job)
+
+    zip_all = results._zip
+    monkeypatch.setattr(results, "_zip", zip_half)
+    refused(http.get(f"/v1/forecasts/{job}/derivative"), 409)
 
 
 def test_a_result_comes_as_a_zip_of_the_derivative(

@@ -7,6 +7,7 @@ import json
 import math
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tiny_service import (
 )
 
 from lesioncast.diffusion.covariates import Covariate
+from serve import forms
 from serve.client import Client
 from serve.files import FORGOTTEN_SECONDS, old_uploads, upload_folder
 from serve.settings import Settings
@@ -126,6 +128,88 @@ def test_an_upload_with_a_key_is_taken_once(service: Service, files: Files) -> N
     assert uploads(service) >= {first.json()["id"]}
     other = dict(files) | {"w000/flair": files["w048/flair"]}
     refused(post(service, other, {"samples": 2}, key="once"), 422, "Idempotency-Key")
+
+
+def test_an_upload_that_is_known_is_taken_while_the_queue_is_full(root: Path, files: Files) -> None:
+    with running(settings_in(root, "full", unfinished=1)) as service:
+        service.held = True
+        first = post(service, files, {"samples": 2}, key="once")
+        assert first.status_code == 202
+        for key in (None, "another"):
+            answer = post(service, files, {"samples": 2}, key=key)
+            refused(answer, 429)
+            assert int(answer.headers["Retry-After"]) >= 1
+        again = post(service, files, {"samples": 2}, key="once")
+        assert again.status_code == 202, again.text
+        assert again.headers["Location"] == first.headers["Location"]
+        assert uploads(service) == {first.json()["id"]}
+        service.held = False
+
+
+@contextmanager
+def begun(service: Service, path: str = "") -> Iterator[socket.socket]:
+    """A form that began and does not go on."""
+    url = httpx2.URL(service.url)
+    with socket.create_connection((url.host, url.port)) as to:
+        lines = [f"POST /v1/forecasts{path} HTTP/1.1", "Host: localhost", "Content-Length: 1000"]
+        lines += ["Content-Type: multipart/form-data; boundary=x", "", "--x"]
+        to.sendall("\r\n".join(lines).encode())
+        yield to
+
+
+def test_forms_are_received_a_few_at_a_time(
+    root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "TOGETHER", 2)
+    with running(settings_in(root, "few")) as service, Client(service.url) as client:
+        job = finished(client, post(service, files, {"samples": 2}).json()["id"])
+        with begun(service), begun(service, f"/{job}/segmentation"):
+            until(lambda: post(service, files, {"samples": 2}).status_code == 429)
+            for url in ("", f"/{job}/segmentation"):
+                answer = httpx2.post(f"{service.url}/v1/forecasts{url}", files=files)
+                refused(answer, 429)
+                assert int(answer.headers["Retry-After"]) >= 1
+        until(lambda: post(service, files, {"samples": 2}).status_code == 202)
+
+
+def test_a_form_that_does_not_come_gives_its_place_back(
+    root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "TOGETHER", 1)
+    with running(settings_in(root, "silent")) as service:
+        monkeypatch.setattr(forms, "SECONDS", 0.1)
+        with begun(service) as to:
+            assert to.recv(100).startswith(b"HTTP/1.1 408 ")
+            monkeypatch.setattr(forms, "SECONDS", 60.0)
+            assert post(service, files, {"samples": 2}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "charset", ["undefined", "utf-16", "unicode_escape", "latin-1", "nonsense"]
+)
+@pytest.mark.parametrize("path", ["", "/segmentation"])
+def test_a_form_in_another_charset_than_utf_8_is_refused(
+    service: Service, client: Client, files: Files, path: str, charset: str
+) -> None:
+    job = client.ask(SUBJECT, samples=2)
+    where = f"/{finished(client, job)}{path}" if path else ""
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    part = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\na\r\n--x--\r\n'
+    url = f"{service.url}/v1/forecasts{where}"
+    answer = httpx2.post(url, content=part, headers={"Content-Type": kind}, timeout=60)
+    refused(answer, 415, "Content-Type")
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfe", b"\xed\xa0\x80", b"\\ud800", b"", b"\x00", b"a" * 999]
+)
+def test_a_field_of_any_name_is_refused_by_it(service: Service, name: bytes) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\na\r\n--x--\r\n' % name
+    kind = {"Content-Type": 'multipart/form-data; boundary=x; charset="UTF-8"'}
+    assert httpx2.post(f"{service.url}/v1/forecasts", content=part, headers=kind).status_code in (
+        400,
+        422,
+    )
 
 
 def test_an_interrupted_upload_goes_on_after_a_restart(root: Path, files: Files) -> None:
