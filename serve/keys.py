@@ -8,6 +8,7 @@ several keys: a key is rotated by adding a line, and later taking the old one ou
 
 import hashlib
 import hmac
+import re
 import secrets
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -51,9 +52,13 @@ def new_key(name: str, *, scopes: tuple[str, ...], days: int) -> tuple[str, Key]
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """All keys of a file, expired ones too. Raises ValueError, naming the line."""
-    lines = path.read_text().splitlines()
-    return tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
+    """All keys of a file, expired ones too. Raises ValueError, naming the line, and for a file
+    without any, which may be about to be written anew."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    keys = [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not keys:
+        raise ValueError(f"{path}: expected a key or more; make one with python -m serve.doors")
+    return tuple(keys)
 
 
 def _parse(path: Path, number: int, line: str) -> Key:
@@ -61,7 +66,7 @@ def _parse(path: Path, number: int, line: str) -> Key:
     try:
         name, digest, scopes, until = words
         key = Key(name, digest, tuple(scopes.split(",")), date.fromisoformat(until))
-        if len(digest) != 64 or not set(key.scopes) <= set(SCOPES):
+        if not re.fullmatch("[0-9a-f]{64}", digest) or not set(key.scopes) <= set(SCOPES):
             raise ValueError(line)
     except ValueError as error:
         raise ValueError(
@@ -72,7 +77,8 @@ def _parse(path: Path, number: int, line: str) -> Key:
 
 
 class KeyFile:
-    """The keys that count now. While a changed file cannot be read, those before it count."""
+    """The keys that count now. While a changed file cannot be read, or changes as it is read, those
+    before it count."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._state = path, _state(path)
@@ -90,7 +96,9 @@ class KeyFile:
             state = _state(self._path)
             if state != self._state:
                 self._state = state
-                self._keys = read_keys(self._path)
+                keys = read_keys(self._path)
+                if _state(self._path) == state:
+                    self._keys = keys
         except (OSError, ValueError):
             logger.exception("the keys stay as they were")
 

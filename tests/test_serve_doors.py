@@ -1,10 +1,12 @@
 """Who may do what with which key, and what is written of it, without a patient's name."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -12,10 +14,10 @@ from sqlalchemy import create_engine, text
 from tiny_forecast import write_bundle, write_store
 from tiny_service import Service, finished, key_line, refused, running
 
-from serve import audit, doors
+from serve import audit, doors, keys
 from serve.audit import faults, read_entries
 from serve.client import Client
-from serve.keys import KeyFile, digest_of, read_keys
+from serve.keys import Key, KeyFile, digest_of, read_keys
 from serve.records import Records
 from serve.settings import Settings
 
@@ -59,6 +61,9 @@ def test_a_key_may_do_what_its_scopes_say(service: Service) -> None:
     assert httpx2.get(here, headers=bearer("reader")).status_code == 200  # of the same client
     refused(httpx2.get(here, headers=bearer("forecaster")), 403, "Authorization")
     refused(httpx2.delete(here, headers=bearer("reader")), 403, "Authorization")
+    files = {"series": ("1.dcm", b"")}
+    answer = httpx2.post(f"{here}/segmentation", files=files, headers=bearer("reader"))
+    refused(answer, 403, "Authorization")
     assert httpx2.delete(here, headers=bearer("forecaster")).status_code == 204
 
 
@@ -67,7 +72,9 @@ def test_a_key_expires_after_its_last_day(service: Service) -> None:
     refused(httpx2.get(f"{service.url}/v2", headers=bearer("expired")), 401, "Authorization")
 
 
-def test_keys_are_rotated_while_the_service_runs(service: Service) -> None:
+def test_keys_are_rotated_while_the_service_runs(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     assert service.settings.keys is not None
     before = service.settings.keys.read_text()
     new = key_line("a", "new")
@@ -77,9 +84,32 @@ def test_keys_are_rotated_while_the_service_runs(service: Service) -> None:
     assert httpx2.get(url, headers=bearer("reader")).status_code == 200
     service.settings.keys.write_text(new)
     refused(httpx2.get(url, headers=bearer("reader")), 401, "Authorization")
-    service.settings.keys.write_text("torn")  # what counted before still counts
-    assert httpx2.get(url, headers=bearer("new")).status_code == 200
+    for unfinished in ("torn", "", "\n", f"a {'é' * 64} read 2030-01-01"):
+        service.settings.keys.write_text(unfinished)  # what counted before still counts
+        assert httpx2.get(url, headers=bearer("new")).status_code == 200
+    assert "expected a key or more" in caplog.text
     service.settings.keys.write_text(before)
+    assert httpx2.get(url, headers=bearer("reader")).status_code == 200
+
+
+def test_keys_that_are_written_as_they_are_read_wait_for_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_text(key_line("a", "old"))
+    known = KeyFile(path)
+
+    def read_and_write(path: Path) -> tuple[Key, ...]:
+        read = read_keys(path)
+        path.write_text(key_line("a", "new") + key_line("a", "old"))
+        return read
+
+    path.write_text(key_line("a", "new"))
+    monkeypatch.setattr(keys, "read_keys", read_and_write)
+    assert known.find("old") is not None
+    monkeypatch.undo()
+    assert known.find("old") is not None
+    assert known.find("new") is not None
 
 
 def test_the_command_makes_a_key_that_opens(
@@ -100,7 +130,16 @@ def test_the_command_makes_a_key_that_opens(
 
 
 @pytest.mark.parametrize(
-    "line", ["a", "a b read 2030-01-01", key_line("a", "k").replace("read", "x")]
+    "line",
+    [
+        "a",
+        "a b read 2030-01-01",
+        key_line("a", "k").replace("read", "x"),
+        f"a {'z' * 64} read 2030-01-01",
+        f"a {'é' * 64} read 2030-01-01",
+        f"a {'0' * 63} read 2030-01-01",
+        f"a {'0' * 64} read 2030-01-32",
+    ],
 )
 def test_a_line_that_is_no_key_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "keys.txt"
@@ -123,6 +162,25 @@ def test_the_audit_says_who_asked_and_how_it_ended_but_of_nobody(service: Servic
     assert all(record["client"] == "a" for record in mine)
     assert "sub-" not in json.dumps(records)
     assert list(faults(read_entries(url))) == []
+
+
+def test_the_audit_says_how_what_did_not_succeed_ended(service: Service) -> None:
+    with Client(service.url, key="last-day") as client:
+        service.held = True
+        cancelled = client.ask("sub-01", samples=2)
+        client.delete(cancelled)
+        service.held, service.broken = False, True
+        failed = client.ask("sub-01", samples=2)
+        assert list(client.follow(failed))[-1]["state"] == "failed"
+        service.broken = False
+        client.delete(failed)
+    records = [json.loads(entry.record) for entry in read_entries(service.settings.database_url)]
+    found = {job: [r for r in records if r["forecast"] == job] for job in (cancelled, failed)}
+    assert [record["event"] for record in found[cancelled]] == ["accepted", "cancelled"]
+    assert found[cancelled][1]["by"] == digest_of("last-day")[:8]
+    assert [record["event"] for record in found[failed]] == ["accepted", "failed", "deleted"]
+    assert len(found[failed][1]["bundle"]) == 64
+    assert "on purpose" not in json.dumps(records)
 
 
 @pytest.fixture
@@ -155,6 +213,17 @@ def chain(tmp_path: Path) -> str:
         ),
         ("DELETE FROM audit WHERE number = 7", "entry 7: expected it, got entry 8"),
         ("UPDATE audit SET before = digest WHERE number = 1", "entry 1: "),
+        # Every entry agrees with itself then, and with its number:
+        (
+            "DELETE FROM audit WHERE number = 7;"
+            "UPDATE audit SET number = number - 1 WHERE number > 7",
+            "entry 7: expected what was written",
+        ),
+        (
+            "UPDATE audit SET record = '{}' WHERE number = 7;"
+            "UPDATE audit SET digest = sha256(before || char(10) || record) WHERE number = 7",
+            "entry 8: expected what was written",
+        ),
     ],
 )
 def test_what_is_changed_in_the_audit_is_named(
@@ -164,7 +233,10 @@ def test_what_is_changed_in_the_audit_is_named(
     assert audit.main([chain]) == 0
     assert capsys.readouterr().out.startswith("20 entries, as they were written")
     with create_engine(chain).begin() as connection:
-        connection.execute(text(harm))
+        raw: Any = connection.connection.dbapi_connection
+        raw.create_function("sha256", 1, lambda line: hashlib.sha256(line.encode()).hexdigest())
+        for each in harm.split(";"):
+            connection.execute(text(each))
     assert audit.main([chain]) == 1
     assert capsys.readouterr().out.startswith(found)
 
@@ -175,3 +247,5 @@ def test_the_last_entries_are_missed_beside_a_digest_that_was_kept(chain: str) -
         connection.execute(text("DELETE FROM audit WHERE number > 18"))
     assert list(faults(read_entries(chain))) == []
     assert audit.main([chain, "--head", head]) == 1
+    for kept in (read_entries(chain)[-1].digest, read_entries(chain)[3].digest):
+        assert audit.main([chain, "--head", kept]) == 0
