@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from serve.asking import add_asking
+from serve.description import describe
 from serve.desk import Desk
 from serve.doors import Doors
 from serve.following import add_following
@@ -28,6 +29,7 @@ def make_api(desk: Desk) -> FastAPI:
     add_following(api, desk)
     add_results(api, desk)
     add_segmentation(api, desk)
+    describe(api, keys=desk.keys is not None)
     return api
 
 

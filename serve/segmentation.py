@@ -54,12 +54,7 @@ def add_segmentation(api: FastAPI, desk: Desk) -> None:
     """The route by which a forecast becomes a DICOM SEG."""
     alone = asyncio.Semaphore(1)  # each holds the maps of all arms in memory
 
-    @api.post(
-        "/v1/forecasts/{job}/segmentation",
-        response_class=Response,
-        responses={200: {"content": {DICOM: {}}}},
-        openapi_extra={"requestBody": _BODY},
-    )
+    @api.post("/v1/forecasts/{job}/segmentation", openapi_extra={"requestBody": _BODY})
     async def segmentation(
         job: str,
         request: Request,

@@ -189,12 +189,11 @@ def write_trial_served(
 
 
 def trial_settings(root: Path, artifacts: Path, **given: object) -> Settings:
-    """Of a service of that trial in demo mode, which takes uploads."""
+    """Of a service of that trial, in demo mode if nothing else is given, which takes uploads."""
     return Settings(
         bundle=root / "bundle",
         store=root / "store.zarr",
         artifacts=artifacts,
-        demo=True,
         block=2,
-        **({"config": root / "config.yaml"} | given),  # type: ignore[arg-type]
+        **({"config": root / "config.yaml", "demo": True} | given),  # type: ignore[arg-type]
     )
