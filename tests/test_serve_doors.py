@@ -1,5 +1,6 @@
 """Who may do what with which key, and what is written of it, without a patient's name."""
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 from sqlalchemy import create_engine, text
+from starlette.responses import PlainTextResponse
 from tiny_forecast import write_bundle, write_store
 from tiny_service import Service, finished, key_line, refused, running
 
@@ -65,6 +67,23 @@ def test_a_key_may_do_what_its_scopes_say(service: Service) -> None:
     answer = httpx2.post(f"{here}/segmentation", files=files, headers=bearer("reader"))
     refused(answer, 403, "Authorization")
     assert httpx2.delete(here, headers=bearer("forecaster")).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("client", "status"),
+    [(("127.0.0.1", 1), 200), (("::1", 1), 200), (("10.0.0.1", 1), 403), (("", 1), 403)],
+)
+def test_demo_mode_answers_clients_of_this_machine_alone(
+    client: tuple[str, int], status: int
+) -> None:
+    inside = doors.Doors(PlainTextResponse("inside"), keys=None, max_body=1, max_form=1)
+
+    async def ask() -> httpx2.Response:
+        transport = httpx2.ASGITransport(inside, client=client)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.get("/v2")
+
+    assert asyncio.run(ask()).status_code == status
 
 
 def test_a_key_expires_after_its_last_day(service: Service) -> None:

@@ -15,6 +15,8 @@ import httpx2
 import nibabel as nib
 import pytest
 import torch
+import yaml
+from ray.serve.schema import ServeDeploySchema
 from tiny_forecast import SPEC, write_bundle, write_store
 from tiny_service import Service, finished, key_line, refused, running, until
 
@@ -30,6 +32,7 @@ from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batch
 from lesioncast.forecasting.notice import FROM_LATER, FROM_START, evaluated_warnings
 from lesioncast.training.bundle import load_bundle
 from serve import results
+from serve.app import build
 from serve.client import Client, RefusedError
 from serve.files import result_folder
 from serve.records import Records
@@ -37,6 +40,7 @@ from serve.sampler import EngineThread
 from serve.settings import Settings
 from storage import open_store
 
+ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"hospital-a": "the key of a", "hospital-b": "the key of b"}
 
 
@@ -219,6 +223,7 @@ def test_the_bundle_is_a_model_of_the_open_inference_protocol(
     service.broken = False
     assert model["sessions"] == [["w000", "w048"], ["w000"]]
     refused(http.get("/v2/models/other"), 404, "name")
+    refused(http.get("/v2/models/other/ready"), 404, "name")
 
 
 def test_a_full_queue_is_429_with_a_time_to_wait(
@@ -235,16 +240,32 @@ def test_a_full_queue_is_429_with_a_time_to_wait(
         finished(client, job)
 
 
-def test_an_idempotency_key_names_one_forecast(http: httpx2.Client, client: Client) -> None:
-    def post(seed: int) -> httpx2.Response:
+def test_an_idempotency_key_names_one_forecast_of_a_client(
+    http: httpx2.Client, client: Client
+) -> None:
+    def post(seed: int, owner: str = "hospital-a") -> httpx2.Response:
         order = {"subject": "sub-01", "samples": 2, "seed": seed}
-        return http.post("/v1/forecasts", json=order, headers={"Idempotency-Key": "once"})
+        headers = {"Idempotency-Key": "once", "Authorization": f"Bearer {KEYS[owner]}"}
+        return http.post("/v1/forecasts", json=order, headers=headers)
 
     first, again = post(1), post(1)
     assert first.status_code == again.status_code == 202
     assert first.headers["Location"] == again.headers["Location"]
     refused(post(2), 422, "Idempotency-Key")
-    finished(client, first.json()["id"])
+    another = post(1, "hospital-b")
+    assert another.status_code == 202
+    assert another.json()["id"] != first.json()["id"]
+    job = finished(client, first.json()["id"])
+    client.delete(job)
+    late = post(1)
+    assert (late.status_code, late.json()["id"], late.json()["state"]) == (202, job, "deleted")
+
+
+@pytest.mark.parametrize("key", ["", "k" * 201])
+def test_an_idempotency_key_has_a_length(http: httpx2.Client, key: str) -> None:
+    order = {"subject": "sub-01", "samples": 2}
+    answer = http.post("/v1/forecasts", json=order, headers={"Idempotency-Key": key})
+    refused(answer, 422, "idempotency-key")
 
 
 @pytest.mark.parametrize(
@@ -285,7 +306,10 @@ def test_a_wrong_order_is_refused_by_its_field(
 
 def test_a_body_that_is_no_order_is_refused(http: httpx2.Client) -> None:
     json_type = {"Content-Type": "application/json"}
-    refused(http.post("/v1/forecasts", content=b"{", headers=json_type), 422)
+    for content in (b"", b"{", b"[]", b'{"subject": "\xff"}', b'"sub-01"'):
+        refused(http.post("/v1/forecasts", content=content, headers=json_type), 422, "body")
+    problem = refused(http.post("/v1/forecasts", content=b"{}"), 415, "Content-Type")
+    assert "got none" in problem["detail"]
     refused(http.post("/v1/forecasts", content=b" " * 2001, headers=json_type), 413)
 
     def unannounced() -> Iterator[bytes]:
@@ -296,7 +320,10 @@ def test_a_body_that_is_no_order_is_refused(http: httpx2.Client) -> None:
 
 
 def test_what_is_not_there_is_a_problem_too(client: Client, http: httpx2.Client) -> None:
-    refused(http.get("/v1/forecasts/unknown"), 404, "id")
+    nobodys = "0" * 32
+    refused(http.get(f"/v1/forecasts/{nobodys}"), 404, "id")
+    refused(http.get(f"/v1/forecasts/{nobodys}/events"), 404, "id")
+    refused(http.delete(f"/v1/forecasts/{nobodys}"), 404, "id")
     refused(http.get("/elsewhere"), 404)
     refused(http.put("/v1/forecasts"), 405)
     job = finished(client, client.ask("sub-01", samples=2))
@@ -356,13 +383,19 @@ def test_what_a_proxy_says_as_text_is_an_error_of_the_client_too() -> None:
                 ask("0" * 32)
 
 
-def test_a_forecast_that_fails_says_where_to_look(client: Client, service: Service) -> None:
+def test_a_forecast_that_fails_says_where_to_look(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
     service.broken = True
     job = client.ask("sub-01", samples=2)
     last = list(client.follow(job))[-1]
     assert last["state"] == "failed"
     assert job in last["error"]
     assert "on purpose" not in json.dumps(last)
+    for path in ("result", f"arms/{SPEC.arms[0]}", "derivative"):
+        assert "failed" in refused(http.get(f"/v1/forecasts/{job}/{path}"), 409)["detail"]
+    client.delete(job)
+    assert client.status(job)["state"] == "deleted"
 
 
 def test_every_route_but_health_wants_a_key(service: Service) -> None:
@@ -375,19 +408,35 @@ def test_every_route_but_health_wants_a_key(service: Service) -> None:
     assert httpx2.get(f"{service.url}/v2/health/ready").status_code == 200
 
 
+def test_the_shipped_configuration_is_one_that_the_service_knows() -> None:
+    config = yaml.safe_load((ROOT / "serve" / "service.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    settings = Settings(**application.args)
+    assert settings.demo
+    assert settings.config is not None
+    assert (ROOT / settings.config).is_file()
+
+
 def test_ready_is_503_where_nothing_can_be_drawn(service: Service) -> None:
     service.broken = True
     assert httpx2.get(f"{service.url}/v2/health/ready").status_code == 503
     service.broken = False
 
 
-def test_a_forecast_is_its_owners_alone(client: Client, service: Service) -> None:
-    job = client.ask("sub-01", samples=2)
-    with Client(service.url, key=KEYS["hospital-b"]) as other:
-        for ask in (other.status, other.result, other.delete):
-            with pytest.raises(RefusedError, match="No forecast has this id"):
-                ask(job)
-    finished(client, job)
+def test_a_forecast_is_its_owners_alone(
+    client: Client, http: httpx2.Client, service: Service
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+    here, other = f"/v1/forecasts/{job}", {"Authorization": f"Bearer {KEYS['hospital-b']}"}
+    for path in ("", "/events", "/result", f"/arms/{SPEC.arms[0]}", "/derivative"):
+        assert http.get(here + path).status_code == 200
+        refused(http.get(here + path, headers=other), 404, "id")
+    files = {"series": ("1.dcm", b"")}
+    refused(http.post(f"{here}/segmentation", files=files), 422, "series")
+    refused(http.post(f"{here}/segmentation", files=files, headers=other), 404, "id")
+    refused(http.delete(here, headers=other), 404, "id")
+    assert client.status(job)["state"] == "succeeded"
 
 
 def test_demo_mode_answers_this_machine_under_its_own_name_alone(root: Path) -> None:

@@ -15,7 +15,9 @@ import httpx2
 import nibabel as nib
 import numpy as np
 import pytest
-from synthetic_bids import ARMS, path_of
+from hostile_harms import GEOMETRY as HOSTILE_GEOMETRY
+from hostile_inputs import CLAIMS, FILES, PLACES, Hostile
+from synthetic_bids import ARMS, path_of, write_subject
 from tiny_service import (
     Service,
     finished,
@@ -36,6 +38,10 @@ from serve.uploads import IMAGES
 SUBJECT = "sub-03"
 SENT = [name for name in IMAGES if name != "w048/brain_mask"]
 Files = dict[str, tuple[str, bytes]]
+NOT_SENT = {
+    "a folder", "a link to nothing", "a pipe", "a file that cannot be read", "w096 moved",
+}  # fmt: skip
+SENDABLE = [entry for entry in (*FILES, *CLAIMS, *PLACES) if entry.what not in NOT_SENT]
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +320,22 @@ def test_a_wrong_order_of_an_upload_is_refused_by_its_field(
     problem = post(service, files, order).json()
     assert problem["status"] == 422
     assert field in [each["field"] for each in problem["errors"]]
+
+
+@pytest.mark.parametrize("entry", SENDABLE, ids=lambda entry: entry.what)
+def test_a_hostile_image_is_refused_with_the_reason_that_conversion_has(
+    told: Service, tmp_path: Path, entry: Hostile
+) -> None:
+    before = uploads(told)
+    write_subject(tmp_path, SUBJECT, geometry=HOSTILE_GEOMETRY, seed=1)
+    entry.harm(tmp_path, SUBJECT)
+    paths = {name: path_of(tmp_path, SUBJECT, *name.split("/")) for name in SENT}
+    files = {name: ("image", path.read_bytes()) for name, path in paths.items()}
+    problem = refused(post(told, files), 422)
+    assert problem["errors"][0]["field"] in SENT
+    assert all(words in problem["detail"] for words in entry.words), problem["detail"]
+    assert str(told.settings.artifacts) not in problem["detail"]
+    assert uploads(told) == before
 
 
 @pytest.fixture(scope="module")
