@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from ray._common.formatters import JSONFormatter
 from sqlalchemy import create_engine, text
 from starlette.responses import PlainTextResponse
 from tiny_forecast import write_bundle, write_store
@@ -22,6 +23,8 @@ from serve.client import Client
 from serve.keys import Key, KeyFile, digest_of, read_keys
 from serve.records import Records
 from serve.settings import Settings
+from storage import Store
+from storage.cases import Case
 
 TODAY = datetime.now(UTC).date()
 ORDER = {"subject": "sub-01", "samples": 2}
@@ -200,6 +203,26 @@ def test_the_audit_says_how_what_did_not_succeed_ended(service: Service) -> None
     assert [record["event"] for record in found[failed]] == ["accepted", "failed", "deleted"]
     assert len(found[failed][1]["bundle"]) == 64
     assert "on purpose" not in json.dumps(records)
+
+
+def test_no_line_of_the_log_names_a_subject(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(store: Store, case: Case, *_: object, out: Path, **__: object) -> None:
+        raise ValueError(f"{out / case.subject / 'ses-w048'}: expected something else")
+
+    with Client(service.url, key="last-day") as client:
+        jobs = [finished(client, client.ask("sub-01", samples=2))]
+        monkeypatch.setattr("serve.forecaster.write_forecast", fail)
+        jobs.append(client.ask("sub-01", samples=2))
+        assert list(client.follow(jobs[1]))[-1]["state"] == "failed"
+        for job in jobs:
+            client.delete(job)
+    found = [record for record in caplog.records if record.name == "ray.serve"]
+    assert {record.message for record in found} == {"accepted", "ended", "failed", "deleted"}
+    lines = "\n".join(JSONFormatter().format(record) for record in found)
+    assert "/sub-*/ses-w048: expected something else" in lines
+    assert "sub-01" not in lines + caplog.text
 
 
 @pytest.fixture
