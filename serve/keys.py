@@ -52,13 +52,9 @@ def new_key(name: str, *, scopes: tuple[str, ...], days: int) -> tuple[str, Key]
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """All keys of a file, expired ones too. Raises ValueError, naming the line, and for a file
-    without any, which may be about to be written anew."""
+    """All keys of a file, expired ones too. Raises ValueError, naming the line."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    keys = [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not keys:
-        raise ValueError(f"{path}: expected a key or more; make one with python -m serve.doors")
-    return tuple(keys)
+    return tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _parse(path: Path, number: int, line: str) -> Key:
@@ -78,11 +74,16 @@ def _parse(path: Path, number: int, line: str) -> Key:
 
 class KeyFile:
     """The keys that count now. While a changed file cannot be read, or changes as it is read, those
-    before it count."""
+    before it count; one that was emptied takes all keys back.
+
+    Raises ValueError where there is none to begin with.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._state = path, _state(path)
         self._keys = read_keys(path)
+        if not self._keys:
+            raise ValueError(f"{path}: expected a key or more; make one with python -m serve.doors")
 
     def find(self, key: str) -> Key | None:
         """What is known of a key, None where it is unknown or has expired."""

@@ -106,12 +106,20 @@ def test_keys_are_rotated_while_the_service_runs(
     assert httpx2.get(url, headers=bearer("reader")).status_code == 200
     service.settings.keys.write_text(new)
     refused(httpx2.get(url, headers=bearer("reader")), 401, "Authorization")
-    for unfinished in ("torn", "", "\n", f"a {'é' * 64} read 2030-01-01"):
-        service.settings.keys.write_text(unfinished)  # what counted before still counts
+    for torn in ("torn", f"a {'é' * 64} read 2030-01-01"):
+        service.settings.keys.write_text(torn)  # what counted before still counts
         assert httpx2.get(url, headers=bearer("new")).status_code == 200
-    assert "expected a key or more" in caplog.text
+    assert "line 1: expected a name, a sha256" in caplog.text
+    service.settings.keys.write_text("")
+    refused(httpx2.get(url, headers=bearer("new")), 401, "Authorization")
     service.settings.keys.write_text(before)
     assert httpx2.get(url, headers=bearer("reader")).status_code == 200
+
+
+def test_a_service_without_a_key_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("\n")
+    with pytest.raises(ValueError, match="expected a key or more; make one with"):
+        KeyFile(tmp_path / "keys.txt")
 
 
 def test_keys_that_are_written_as_they_are_read_wait_for_the_next_look(
