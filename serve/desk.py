@@ -83,7 +83,7 @@ def find_job(desk: Desk, job: str, request: Request) -> Job:
 def status_of(desk: Desk, job: Job) -> dict[str, Any]:
     """How far a forecast is, and what its samples say so far."""
     lesions: dict[str, list[Any]] = {arm: [] for arm in job.order["arms"]}
-    for arm, _, some in desk.records.lesions(job.id):
+    for arm, some in desk.records.lesions(job.id, desk.model.digest):
         lesions[arm] += some
     done = sum(map(len, lesions.values()))
     here = f"/v1/forecasts/{job.id}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,11 +55,14 @@ class Study:
     settings: Settings
 
     def write(self, job: Job, parts: Sequence[Part]) -> Path:
-        """The result of a job from its samples, just as jobs/forecast.py writes it."""
+        """The result of a job from its samples, just as jobs/forecast.py writes it.
+
+        `parts` are as many blocks of every arm, in the order of `serve.orders.blocks`.
+        """
         order, patient = job.order, patient_of(job)
         store = patients_store(patient, self.store, self.settings.artifacts)
         case, bids = store.case(patient.subject), Path(store.table.bids)
-        samples = samples_of(parts, order["arms"])
+        samples = samples_of(parts, order)
         seeds = sample_seeds(order["seed"], case.subject, samples)
         requests = [
             Request(case.index, store.spec.arms.index(arm), patient.sessions)
@@ -67,11 +70,11 @@ class Study:
         ]
         stated = stated_of(self.bundle, store, requests[0].shown)
         sessions = shown_sessions(self.bundle, patient.sessions or ())
-        by_place = {(part.arm, part.first): replace(part.drawn(), stated=stated) for part in parts}
         drawn = [
-            by_place[arm, first]
+            replace(part.drawn(), stated=stated)
             for arm in order["arms"]
-            for first in sorted(place for name, place in by_place if name == arm)
+            for part in parts
+            if part.arm == arm
         ]
         found = ensembles(requests, {case.index: seeds}, drawn)
         out = result_folder(self.settings.artifacts, job.id)
@@ -112,9 +115,9 @@ def open_study(settings: Settings) -> Study:
     return Study(bundle, store, settings)
 
 
-def samples_of(parts: Sequence[Part], arms: Sequence[str]) -> int:
+def samples_of(parts: Sequence[Part], order: Mapping[str, Any]) -> int:
     """How many samples of each arm there are; all have as many."""
-    return sum(len(part.lesions) for part in parts if part.arm == arms[0])
+    return sum(len(part.lesions) for part in parts if part.arm == order["arms"][0])
 
 
 def patient_of(job: Job) -> Patient:
@@ -195,37 +198,39 @@ class Forecaster:
 
     async def _forecast(self, job: Job) -> int:
         """Draws and writes; how many samples of each arm that took."""
-        digest = self._study.bundle.digest
-        known = await asyncio.to_thread(self._records.parts, job.id, digest)
-        there = {(part.arm, part.first) for part in known}
         used: list[Block] = []
         for some in rounds(job.order, blocks(job.order, size=job.block)):
-            async with asyncio.TaskGroup() as group:
-                for block in some:
-                    if (block.arm, block.first) not in there:
-                        group.create_task(self._keep(job, block))
             used += some
-            if await asyncio.to_thread(self._precise, job, used):
+            parts = await self._gather(job, used)
+            if precise(job.order, self._counts(job, parts)):
                 break
-        wanted = {(block.arm, block.first) for block in used}
-        drawn = await asyncio.to_thread(self._records.parts, job.id, digest)
-        parts = [part for part in drawn if (part.arm, part.first) in wanted]
         writing = asyncio.create_task(asyncio.to_thread(self._study.write, job, parts))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait([writing])  # what it writes until then is to be removed
             raise
-        return samples_of(parts, job.order["arms"])
+        return samples_of(parts, job.order)
 
-    def _precise(self, job: Job, used: Sequence[Block]) -> bool:
+    async def _gather(self, job: Job, wanted: Sequence[Block]) -> list[Part]:
+        """The samples of each block wanted, in order; those that the records lack are drawn."""
+        while True:
+            kept = await asyncio.to_thread(self._records.parts, job.id, self._study.bundle.digest)
+            by_place = {(part.arm, part.first): part for part in kept}
+            missing = [block for block in wanted if (block.arm, block.first) not in by_place]
+            if not missing:
+                return [by_place[block.arm, block.first] for block in wanted]
+            async with asyncio.TaskGroup() as group:
+                for block in missing:
+                    group.create_task(self._keep(job, block))
+
+    def _counts(self, job: Job, parts: Sequence[Part]) -> dict[str, list[int]]:
+        """Lesions of each sample so far, by arm."""
         column = 1 if self._study.settings.opening else 0
-        wanted = {(block.arm, block.first) for block in used}
         counts: dict[str, list[int]] = {arm: [] for arm in job.order["arms"]}
-        for arm, first, lesions in self._records.lesions(job.id):
-            if (arm, first) in wanted:
-                counts[arm] += [each[column] for each in lesions]
-        return precise(job.order, counts)
+        for part in parts:
+            counts[part.arm] += [each[column] for each in part.lesions]
+        return counts
 
     def _tidy(self, job: str) -> None:
         self._records.tidy(job)

@@ -121,11 +121,11 @@ class Records:
         with self._session() as session:
             return list(session.scalars(select(Part).where(Part.job == job, Part.bundle == bundle)))
 
-    def lesions(self, job: str) -> list[tuple[str, int, list[Any]]]:
-        """Of each block its arm, the number of its first seed, and its lesions."""
+    def lesions(self, job: str, bundle: str) -> list[tuple[str, list[Any]]]:
+        """Of each block drawn with that bundle its arm and its lesions."""
         with self._session() as session:
-            wanted = select(Part.arm, Part.first, Part.lesions).where(Part.job == job)
-            return [(arm, first, lesions) for arm, first, lesions in session.execute(wanted)]
+            wanted = select(Part.arm, Part.lesions).where(Part.job == job, Part.bundle == bundle)
+            return [(arm, lesions) for arm, lesions in session.execute(wanted)]
 
     def begin(self, job: str) -> bool:
         """Whether the job may run; a cancelled one may not."""

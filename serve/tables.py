@@ -41,15 +41,16 @@ class Job(Table):
 class Part(Table):
     """The samples of one block of seeds under one arm, drawn with the bundle of that digest.
 
-    `lesions` are (plain, opened, volume).
+    So two bundles that draw for one job, as while one is exchanged for the other, do so side by
+    side. `lesions` are (plain, opened, volume).
     """
 
-    __tablename__ = "parts"
+    __tablename__ = "drawn"  # "parts" in older databases, whose key lacks the bundle
 
     job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    bundle: Mapped[str] = mapped_column(primary_key=True)
     arm: Mapped[str] = mapped_column(primary_key=True)
     first: Mapped[int] = mapped_column(primary_key=True)
-    bundle: Mapped[str]
     lesions: Mapped[list[Any]]
     shape: Mapped[list[Any]]
     width: Mapped[int]
