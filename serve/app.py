@@ -29,6 +29,7 @@ from serve.forecaster import Forecaster, open_study, patient_of
 from serve.log import STRUCTURED
 from serve.metrics import EngineMetrics, ForecastMetrics
 from serve.orders import Block, Patient
+from serve.passing import NobodyDrawsError
 from serve.records import Records
 from serve.sampler import EngineStoppedError, Sampler
 from serve.settings import Settings
@@ -39,7 +40,6 @@ GONE = (
     DeploymentUnavailableError,
     ReplicaUnavailableError,
     BackPressureError,
-    EngineStoppedError,
 )
 TRIES, FIRST_WAIT, LONGEST_WAIT = 20, 0.5, 10.0
 LIGHT = {"num_cpus": 0.1}  # above 0, so that a head without CPUs is left in peace
@@ -93,10 +93,6 @@ class ForecasterReplica:
         """There is something new."""
         self._forecaster.wake()
 
-    async def cancel(self, job: str) -> None:
-        """Stops a job."""
-        self._forecaster.cancel(job)
-
     def check_health(self) -> None:
         """Serve replaces it once it has stopped looking into the records."""
         if self._running.done():
@@ -116,10 +112,13 @@ async def drawn_by(sampler: DeploymentHandle[Any], *call: Any) -> Drawn:
         except asyncio.CancelledError:
             response.cancel()  # type: ignore[no-untyped-call]
             raise
-        except GONE:
+        except EngineStoppedError:  # perhaps by what it was to draw
             if attempt == TRIES - 1:
                 raise
-            await asyncio.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+        except GONE as error:
+            if attempt == TRIES - 1:
+                raise NobodyDrawsError(f"no sampler answered {TRIES} times") from error
+        await asyncio.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
     raise AssertionError("unreachable")
 
 
@@ -137,9 +136,6 @@ class Ingress:
         async def wake() -> None:
             forecaster.wake.remote()  # not awaited: it looks for itself before long
 
-        async def cancel(job: str) -> None:
-            await forecaster.cancel.remote(job)
-
         async def ready() -> bool:
             try:
                 await asyncio.wait_for(forecaster.wake.remote(), 5)
@@ -147,7 +143,7 @@ class Ingress:
                 return False
             return True
 
-        desk = open_desk(open_study(self._settings), wake=wake, cancel=cancel, ready=ready)
+        desk = open_desk(open_study(self._settings), wake=wake, ready=ready)
         return make_api(desk)
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-from serve.desk import Desk, status_of
+from serve.desk import Desk, status_of, wake_forecaster
 from serve.doors import FORM, media_type
 from serve.files import remove_upload, upload_folder
 from serve.log import logger
@@ -54,7 +54,7 @@ def add_asking(api: FastAPI, desk: Desk) -> None:
         if accepted.id != name:
             remove_upload(desk.settings.artifacts, name)
         logger.info("accepted", extra={"forecast": accepted.id})
-        await desk.wake()
+        await wake_forecaster(desk)
         found = await run_in_threadpool(status_of, desk, accepted)
         headers = {"Location": f"/v1/forecasts/{accepted.id}", **desk.wait}
         return JSONResponse(found, status_code=202, headers=headers)

@@ -12,6 +12,7 @@ from lesioncast.evaluation.ensembles import share_active, wilson_interval
 from serve.forecaster import Study
 from serve.forms import Forms
 from serve.keys import KeyFile
+from serve.log import logger
 from serve.models import Served, served
 from serve.problems import RequestError
 from serve.records import Records
@@ -33,7 +34,6 @@ class Desk:
     keys: KeyFile | None
     forms: Forms
     wake: Callable[[], Awaitable[None]]
-    cancel: Callable[[str], Awaitable[None]]
     ready: Callable[[], Awaitable[bool]]
 
     @property
@@ -51,7 +51,6 @@ def open_desk(
     study: Study,
     *,
     wake: Callable[[], Awaitable[None]],
-    cancel: Callable[[str], Awaitable[None]],
     ready: Callable[[], Awaitable[bool]],
 ) -> Desk:
     """The desk of a study; keeps nothing of the bundle's weights."""
@@ -65,9 +64,16 @@ def open_desk(
         keys=None if settings.keys is None else KeyFile(settings.keys),
         forms=Forms(wait_of(settings)),
         wake=wake,
-        cancel=cancel,
         ready=ready,
     )
+
+
+async def wake_forecaster(desk: Desk) -> None:
+    """Has it look into the records now. Where it is away it will do so of itself."""
+    try:
+        await desk.wake()
+    except Exception:
+        logger.warning("the forecaster is away", exc_info=True)
 
 
 def find_job(desk: Desk, job: str, request: Request) -> Job:

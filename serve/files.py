@@ -32,12 +32,21 @@ def remove_files(artifacts: Path, job: str) -> None:
     shutil.rmtree(result_folder(artifacts, job), ignore_errors=True)
 
 
+def with_files(artifacts: Path) -> set[str]:
+    """The ids of forecasts of which something lies there."""
+    return {folder.name for place in ("*", "uploads/*") for folder in artifacts.glob(place)}
+
+
 def old_uploads(artifacts: Path) -> list[str]:
     """The ids of uploads that have lain there for an hour. A process can die between an upload and
     the acceptance of its forecast, which then never comes."""
-    now = time.time()
-    return [
-        folder.name
-        for folder in (artifacts / "uploads").glob("*")
-        if now - folder.stat().st_mtime > FORGOTTEN_SECONDS
-    ]
+    uploads = (artifacts / "uploads").glob("*")
+    return [folder.name for folder in uploads if _age(folder) > FORGOTTEN_SECONDS]
+
+
+def _age(folder: Path) -> float:
+    """In seconds; 0 of one that was removed meanwhile."""
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from serve.desk import Desk, find_job, status_of
+from serve.desk import Desk, find_job, status_of, wake_forecaster
 from serve.files import remove_files
 from serve.log import logger
 from serve.tables import UNFINISHED
@@ -32,10 +32,9 @@ def add_following(api: FastAPI, desk: Desk) -> None:
         """Cancels a forecast that has not ended, and removes all files of one that has."""
         found = await run_in_threadpool(find_job, desk, job, request)
         by = request.state.key
-        if await run_in_threadpool(desk.records.end, found.id, "cancelled", facts={"by": by}):
-            await desk.cancel(found.id)
-        else:
+        if not await run_in_threadpool(desk.records.end, found.id, "cancelled", facts={"by": by}):
             await run_in_threadpool(desk.records.forget, found.id, by=by)
+        await wake_forecaster(desk)  # which stops drawing for it
         await run_in_threadpool(remove_files, desk.settings.artifacts, found.id)
         logger.info("deleted", extra={"forecast": found.id})
         return Response(status_code=204)

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +21,14 @@ from lesioncast.forecasting.engine import (
 from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
 from lesioncast.forecasting.notice import evaluated_warnings, shown_remark
 from lesioncast.training.bundle import Bundle, load_bundle
-from serve.files import old_uploads, remove_files, remove_upload, result_folder
+from serve.files import old_uploads, remove_files, remove_upload, result_folder, with_files
 from serve.log import logger
 from serve.orders import Block, Patient, blocks
+from serve.passing import passes, waits
 from serve.records import Records
 from serve.settings import Settings
 from serve.stopping import order_remarks, precise, rounds
-from serve.tables import Job, Part, State, part_of
+from serve.tables import REMOVED, Job, Part, State, part_of
 from serve.uploads import patients_store
 from storage import Store, open_store
 
@@ -132,7 +134,8 @@ def patient_of(job: Job) -> Patient:
 
 
 class Forecaster:
-    """Takes up every unfinished job of the records, at most `running` of them at a time.
+    """Takes up every unfinished job of the records, draws for at most `running` of them at a time,
+    and stops when a job has ended: the records alone say what there is to do.
 
     What happens to one job stays with it. `draw` draws one block, and is asked only for blocks that
     the records lack: a job that was interrupted goes on where it was.
@@ -141,53 +144,76 @@ class Forecaster:
     def __init__(self, records: Records, study: Study, draw: Draw, watch: Watch) -> None:
         self._records, self._study, self._draw, self._watch = records, study, draw, watch
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._places = asyncio.Semaphore(study.settings.running)
         self._woken = asyncio.Event()
+        self._tidied = -TIDY_SECONDS
 
     def wake(self) -> None:
         """There is something new in the records."""
         self._woken.set()
 
-    def cancel(self, job: str) -> None:
-        """Stops drawing for a job, at once."""
-        if job in self._tasks:
-            self._tasks[job].cancel()
-
     async def run(self) -> None:
         """Never returns; looks into the records when woken, and now and then."""
-        tidied = -TIDY_SECONDS
         while True:
-            if time.monotonic() - tidied > TIDY_SECONDS:
-                tidied = time.monotonic()
-                await asyncio.to_thread(self._tidy_uploads)
             self._woken.clear()
-            unfinished = await asyncio.to_thread(self._records.unfinished)
-            oldest = max((time.time() - job.created for job in unfinished), default=0.0)
-            self._watch.waiting(len(unfinished), oldest)
-            for job in unfinished:
-                if len(self._tasks) >= self._study.settings.running:
-                    break
-                if job.id not in self._tasks:
-                    self._tasks[job.id] = asyncio.create_task(self._finish(job))
             try:
+                await self._look()
+            except Exception:
+                logger.exception("the records could not be followed; they will be")
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
-            except TimeoutError:
-                continue
+
+    async def _look(self) -> None:
+        """Takes up what is unfinished, and stops what no longer is."""
+        if time.monotonic() - self._tidied > TIDY_SECONDS:
+            self._tidied = time.monotonic()
+            await asyncio.to_thread(self._tidy_files)
+        unfinished = {job.id: job for job in await asyncio.to_thread(self._records.unfinished)}
+        oldest = max((time.time() - job.created for job in unfinished.values()), default=0.0)
+        self._watch.waiting(len(unfinished), oldest)
+        for name, task in self._tasks.items():
+            if name not in unfinished and not task.cancelling():
+                task.cancel()
+        for name, job in unfinished.items():
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._finish(job))
 
     async def _finish(self, job: Job) -> None:
-        """One job to its end, whatever that is."""
+        """One job to its end, in as many tries as that takes."""
         try:
-            if await asyncio.to_thread(self._records.begin, job.id):
-                samples = await self._forecast(job)
-                await self._end(job, "succeeded", total=samples * len(job.order["arms"]))
-        except asyncio.CancelledError:  # by its owner, who ended it; or by a stop, to be resumed
+            for wait in waits():
+                async with self._places:
+                    if await self._attempt(job):
+                        return
+                await asyncio.sleep(wait)
+        except asyncio.CancelledError:  # it has ended; or by a stop, to be resumed
             await asyncio.to_thread(self._tidy, job.id)
-        except Exception:
-            logger.exception("failed", extra={"forecast": job.id})
-            error = f"The forecast failed; the service's log says why, under {job.id}."
-            await self._end(job, "failed", error=error)
         finally:
             del self._tasks[job.id]
             self.wake()
+
+    async def _attempt(self, job: Job) -> bool:
+        """Whether the job has ended by then; else it is not its own fault, see `serve.passing`."""
+        try:
+            if await asyncio.to_thread(self._records.begin, job.id):
+                await self._bring_to_end(job)
+        except Exception:
+            logger.warning("postponed", exc_info=True, extra={"forecast": job.id})
+            return False
+        return True
+
+    async def _bring_to_end(self, job: Job) -> None:
+        try:
+            samples = await self._forecast(job)
+        except Exception as error:
+            if passes(error):
+                raise
+            logger.exception("failed", extra={"forecast": job.id})
+            said = f"The forecast failed; the service's log says why, under {job.id}."
+            await _whole(self._end(job, "failed", error=said))
+        else:
+            total = samples * len(job.order["arms"])
+            await _whole(self._end(job, "succeeded", total=total))
 
     async def _end(self, job: Job, state: State, **values: Any) -> None:
         facts = {"bundle": self._study.bundle.digest}
@@ -195,6 +221,8 @@ class Forecaster:
             seconds = time.time() - job.created
             logger.info("ended", extra={"forecast": job.id, "state": state, "seconds": seconds})
             self._watch.ended(state, seconds)
+        else:  # somebody else ended it
+            await asyncio.to_thread(self._tidy, job.id)
 
     async def _forecast(self, job: Job) -> int:
         """Draws and writes; how many samples of each arm that took."""
@@ -204,12 +232,7 @@ class Forecaster:
             parts = await self._gather(job, used)
             if precise(job.order, self._counts(job, parts)):
                 break
-        writing = asyncio.create_task(asyncio.to_thread(self._study.write, job, parts))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait([writing])  # what it writes until then is to be removed
-            raise
+        await _whole(asyncio.to_thread(self._study.write, job, parts))
         return samples_of(parts, job.order)
 
     async def _gather(self, job: Job, wanted: Sequence[Block]) -> list[Part]:
@@ -235,16 +258,29 @@ class Forecaster:
     def _tidy(self, job: str) -> None:
         self._records.tidy(job)
         found = self._records.find(job)
-        if found is not None and found.state == "cancelled":
+        if found is not None and found.state in REMOVED:
             remove_files(self._study.settings.artifacts, job)
 
-    def _tidy_uploads(self) -> None:
+    def _tidy_files(self) -> None:
+        """What a process left that died before it could remove it."""
         artifacts = self._study.settings.artifacts
         for upload in old_uploads(artifacts):
             if self._records.find(upload) is None:
                 remove_upload(artifacts, upload)
+        for job in with_files(artifacts) & self._records.removed():
+            remove_files(artifacts, job)
 
     async def _keep(self, job: Job, block: Block) -> None:
         drawn = await self._draw(job, block)
         part = part_of(job.id, self._study.bundle.digest, block.arm, block.first, drawn)
-        await asyncio.to_thread(self._records.add_part, part)
+        await _whole(asyncio.to_thread(self._records.add_part, part))
+
+
+async def _whole(doing: Coroutine[Any, Any, None | Path]) -> None:
+    """To its end even where who waits for it is cancelled, who may then remove what it wrote."""
+    task = asyncio.create_task(doing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.orm import Session
 
 from serve.audit import add_entry
-from serve.tables import UNFINISHED, Job, Part, State, Table
+from serve.tables import REMOVED, UNFINISHED, Job, Part, State, Table
 
 
 class QueueFullError(Exception):
@@ -110,6 +110,11 @@ class Records:
         with self._session() as session:
             wanted = select(Job).where(Job.state.in_(UNFINISHED)).order_by(Job.created)
             return list(session.scalars(wanted))
+
+    def removed(self) -> set[str]:
+        """The jobs of which nothing is kept."""
+        with self._session() as session:
+            return set(session.scalars(select(Job.id).where(Job.state.in_(REMOVED))))
 
     def add_part(self, part: Part) -> None:
         """Keep a block; one that is there already is the same, since seeds name samples."""

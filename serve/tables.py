@@ -12,6 +12,7 @@ from lesioncast.forecasting.draws import Drawn
 
 State = Literal["accepted", "running", "succeeded", "failed", "cancelled", "deleted"]
 UNFINISHED: tuple[State, ...] = ("accepted", "running")
+REMOVED: tuple[State, ...] = ("cancelled", "deleted")  # nothing is kept of them
 
 
 class Table(DeclarativeBase):

@@ -1,17 +1,28 @@
 """What disturbs the service while it runs; no accepted forecast is lost or changed by it."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 from sqlalchemy import create_engine, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from tiny_forecast import write_bundle, write_store
 from tiny_service import Service, finished, running, until
 
+from lesioncast.forecasting.draws import Drawn
 from lesioncast.training.bundle import load_bundle
-from serve.client import Client
+from serve import app
+from serve.client import Client, RefusedError
+from serve.files import old_uploads, result_folder, with_files
+from serve.forecaster import Study
+from serve.passing import FIRST_WAIT, LONGEST_WAIT, NobodyDrawsError, passes, waits
+from serve.records import Records
+from serve.sampler import EngineStoppedError
 from serve.settings import Settings
 from serve.tables import Part
 
@@ -117,3 +128,182 @@ def test_two_bundles_that_draw_for_one_forecast_do_not_mix(
         second.budget = BLOCKS
         assert client.result(finished(client, job)) == whole["other"]
         assert len(second.drawn) == BLOCKS
+
+
+def ask_long(client: Client, service: Service) -> str:
+    """A forecast that is being drawn, for a minute at least."""
+    job = client.ask("sub-01", samples=256, sampler={"num_steps": 512})
+    until(lambda: service.slots > 0)
+    return job
+
+
+def end(service: Service, job: str) -> None:
+    """As another process does, which does not tell this one."""
+    records = Records(service.settings.database_url)
+    assert records.end(job, "cancelled")
+    records.close()
+
+
+def nothing_left(service: Service, job: str) -> bool:
+    records = Records(service.settings.database_url)
+    parts = records.parts(job, load_bundle(service.settings.bundle).digest)
+    records.close()
+    return not parts and job not in with_files(service.settings.artifacts)
+
+
+def test_drawing_stops_where_a_cancel_misses_the_forecaster(
+    client: Client, service: Service
+) -> None:
+    job = ask_long(client, service)
+    end(service, job)
+    until(lambda: service.slots == 0, seconds=10)
+    until(lambda: nothing_left(service, job), seconds=10)
+    assert service.ended == []
+    finished(client, ask(client))
+
+
+def test_a_forecaster_that_is_away_keeps_no_client_from_an_end(
+    client: Client, service: Service
+) -> None:
+    service.deaf = True
+    job = ask_long(client, service)
+    client.delete(job)
+    assert client.status(job)["state"] == "cancelled"
+    until(lambda: service.slots == 0, seconds=10)
+    until(lambda: nothing_left(service, job), seconds=10)
+    job = finished(client, ask(client))
+    client.delete(job)
+    assert nothing_left(service, job)
+
+
+def test_a_forecast_that_is_cancelled_while_it_is_written_leaves_no_file(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = Study.write, []
+
+    def cancelled(self: Study, job: Any, parts: Any) -> Path:
+        written.append(write(self, job, parts))
+        end(service, job.id)
+        return written[0]
+
+    monkeypatch.setattr(Study, "write", cancelled)
+    job = ask(client)
+    until(lambda: bool(written) and nothing_left(service, job), seconds=10)
+    assert client.status(job)["state"] == "cancelled"
+
+
+def test_files_of_a_cancelled_forecast_go_though_their_forecaster_died(settings: Settings) -> None:
+    with running(settings) as first, Client(first.url) as client:
+        first.held = True
+        job, kept = ask(client), ask(client)
+        client.delete(job)
+    for each in (job, kept):
+        result_folder(settings.artifacts, each).mkdir()
+    with running(settings) as second, Client(second.url) as client:
+        until(lambda: nothing_left(second, job), seconds=10)
+        finished(client, kept)
+
+
+def once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Exception) -> None:
+    """The method fails the first time."""
+    errors, method = [error], getattr(owner, name)
+
+    def failing(*given: Any, **named: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return method(*given, **named)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (Records, "begin", OperationalError("update", {}, Exception("server closed"))),
+        (Records, "add_part", OperationalError("insert", {}, Exception("database is locked"))),
+        (Records, "end", OperationalError("update", {}, Exception("server closed"))),
+        (Study, "write", OSError(28, "No space left on device")),
+    ],
+)
+def test_an_error_that_passes_fails_no_forecast(
+    client: Client,
+    service: Service,
+    whole: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    name: str,
+    error: Exception,
+) -> None:
+    once(monkeypatch, owner, name, error)
+    assert client.result(finished(client, ask(client))) == whole["bundle"]
+    assert service.ended == ["succeeded"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError("its image")])
+def test_an_error_of_the_forecast_itself_ends_it(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    once(monkeypatch, Study, "write", error)
+    job = ask(client)
+    assert list(client.follow(job))[-1]["state"] == "failed"
+    with pytest.raises(RefusedError, match="failed: it has no result"):
+        client.result(job)
+    assert service.ended == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (DeploymentUnavailableError(DeploymentID("SamplerReplica")), NobodyDrawsError),
+        (EngineStoppedError("a step failed"), EngineStoppedError),
+    ],
+)
+def test_samplers_that_are_away_pass_and_an_engine_that_always_stops_does_not(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, told: type[Exception]
+) -> None:
+    monkeypatch.setattr(app, "FIRST_WAIT", 0.0)
+    calls = []
+
+    class Handle:
+        """Its replica is away."""
+
+        @property
+        def draw(self) -> "Handle":
+            return self
+
+        async def remote(self, *call: object) -> Drawn:
+            calls.append(call)
+            raise raised
+
+    with pytest.raises(told) as error:
+        asyncio.run(app.drawn_by(Handle(), "job"))  # type: ignore[arg-type]
+    assert calls == [("job",)] * app.TRIES
+    assert passes(error.value) == (told is NobodyDrawsError)
+
+
+def test_a_group_of_errors_passes_where_all_of_them_do() -> None:
+    assert passes(ExceptionGroup("drawing", [OSError(), ExceptionGroup("inner", [OSError()])]))
+    assert not passes(ExceptionGroup("drawing", [OSError(), ValueError()]))
+
+
+def test_waits_grow_up_to_a_bound() -> None:
+    first = [wait for wait, _ in zip(waits(), range(20), strict=False)]
+    assert first[:3] == [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
+    assert first == sorted(first)
+    assert first[-1] == LONGEST_WAIT
+
+
+@pytest.mark.parametrize("name", ["unfinished", "removed"])
+def test_the_forecaster_outlives_an_error_of_one_look(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    once(monkeypatch, Records, name, RuntimeError("of one look"))
+    with running(settings) as service, Client(service.url) as client:
+        job = ask(client)
+        until(lambda: client.status(job)["state"] == "succeeded", seconds=20)
+
+
+def test_an_upload_that_is_removed_while_they_are_listed_is_none(tmp_path: Path) -> None:
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "uploads" / "gone").symlink_to("nowhere")
+    assert old_uploads(tmp_path) == []

@@ -40,12 +40,14 @@ DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 
 @dataclass
 class Service:
-    """One that runs; `held` or with its `budget` of blocks drawn, it waits; `broken`, it fails."""
+    """One that runs; `held` or with its `budget` of blocks drawn, it waits; `broken`, it fails;
+    `deaf`, its forecaster is not told of anything."""
 
     settings: Settings
     url: str = ""
     held: bool = False
     broken: bool = False
+    deaf: bool = False
     budget: float = math.inf
     ended: list[str] = field(default_factory=list)
     drawn: list[Block] = field(default_factory=list)
@@ -93,15 +95,14 @@ def running(settings: Settings) -> Iterator[Service]:
     forecaster = Forecaster(records, study, draw, Watch(service))
 
     async def wake() -> None:
+        if service.deaf:
+            raise RuntimeError("away on purpose")
         forecaster.wake()
-
-    async def cancel(job: str) -> None:
-        forecaster.cancel(job)
 
     async def ready() -> bool:
         return not service.broken
 
-    desk = open_desk(study, wake=wake, cancel=cancel, ready=ready)
+    desk = open_desk(study, wake=wake, ready=ready)
     api = make_api(desk)
 
     @asynccontextmanager
