@@ -64,13 +64,13 @@ class EngineThread:
         self._engines: dict[SamplerConfig, Engine[Told]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._awaited: set[Awaited] = set()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._alive = True
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     @property
     def alive(self) -> bool:
         """False once a step has failed: then nothing can be drawn here any more."""
-        return self._thread.is_alive()
+        return self._alive
 
     async def draw(
         self,
@@ -80,8 +80,6 @@ class EngineThread:
         sampler: SamplerConfig,
     ) -> list[Tensor]:
         """One x for each of `told` and `seeds`. Raises EngineStoppedError."""
-        if not self.alive:
-            raise EngineStoppedError("the engine has stopped; this replica is to be replaced")
         loop = asyncio.get_running_loop()
         futures: list[Awaited] = [loop.create_future() for _ in told]
         wanted = [
@@ -102,6 +100,8 @@ class EngineThread:
         futures: Sequence[Awaited],
     ) -> None:
         self._awaited |= set(futures)
+        if not self._alive:
+            return  # `_refuse` tells them
         if sampler not in self._engines:
             self._engines[sampler] = self._make(sampler)
         self._engines[sampler].add(wanted)
@@ -120,8 +120,17 @@ class EngineThread:
                 self._engines = {key: each for key, each in self._engines.items() if each.busy}
         except Exception as error:
             logger.exception("the engine has stopped")
+            self._engines.clear()
+            self._alive = False
+            self._refuse(f"a step failed, another replica is needed: {error}")
+
+    def _refuse(self, why: str) -> None:
+        """Never returns: every draw gets an answer, however late it came into the inbox."""
+        while True:
             for future in self._awaited:
-                _tell(future, future.set_exception, EngineStoppedError(f"a step failed: {error}"))
+                _tell(future, future.set_exception, EngineStoppedError(why))
+            self._awaited.clear()
+            self._inbox.get()()
 
     def _step(self, engine: Engine[Told]) -> None:
         began = time.monotonic()

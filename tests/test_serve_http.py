@@ -1,11 +1,9 @@
 """The service through real HTTP, on a tiny store with networks of random weights."""
 
-import asyncio
 import gzip
 import json
 import logging
 import shutil
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +12,11 @@ from typing import IO
 import httpx2
 import nibabel as nib
 import pytest
-import torch
 import yaml
 from ray.serve.schema import ServeDeploySchema
 from tiny_forecast import SPEC, write_bundle, write_store
 from tiny_service import Service, finished, key_line, refused, running, until
 
-from lesioncast.diffusion.controlnet import Hint
-from lesioncast.diffusion.engine import Wanted
-from lesioncast.diffusion.model import Told
-from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import summary_path
 from lesioncast.forecasting.draws import Request, ensembles, plan, sample_seeds
@@ -36,7 +29,6 @@ from serve.app import build
 from serve.client import Client, RefusedError
 from serve.files import result_folder
 from serve.records import Records
-from serve.sampler import EngineThread
 from serve.settings import Settings
 from storage import open_store
 
@@ -504,30 +496,3 @@ def test_arms_may_be_compared_from_the_images_before_treatment_alone(
     found = ensembles(requests, seeds, map(draw, plan(requests, seeds, batch_size=8)))
     volumes = [float(each.volume.mean()) for each in found]
     assert [arm["volume_mm3"]["mean"] for arm in start["arms"].values()] == volumes
-
-
-def test_the_engine_outlives_a_caller_whose_loop_is_closed() -> None:
-    release = threading.Event()
-
-    class Slow:
-        """Draws its one sample once it is released."""
-
-        busy, running, waiting = True, 1, 0
-
-        def add(self, wanted: list[Wanted[Told]]) -> None:
-            self.wanted = wanted
-
-        def step(self) -> list[tuple[Wanted[Told], torch.Tensor]]:
-            release.wait()
-            self.busy = False
-            return [(each, torch.zeros(1)) for each in self.wanted]
-
-    thread = EngineThread(lambda _: Slow(), lambda _: None)  # type: ignore[arg-type,return-value]
-    told = Told(Hint(torch.zeros(1), None, None), 0)
-    loop = asyncio.new_event_loop()
-    loop.create_task(thread.draw("job", [told], [0], SamplerConfig()))
-    loop.run_until_complete(asyncio.sleep(0.05))
-    loop.close()  # without an end to the task, as a server does that is stopped at once
-    release.set()
-    assert asyncio.run(thread.draw("next", [told], [0], SamplerConfig()))[0].tolist() == [0.0]
-    assert thread.alive

@@ -1,0 +1,78 @@
+"""One sampler replica: its engine's thread, whatever becomes of the engine or of who calls it."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+
+from lesioncast.diffusion.controlnet import Hint
+from lesioncast.diffusion.engine import Wanted
+from lesioncast.diffusion.model import Told
+from lesioncast.diffusion.sampler import SamplerConfig
+from serve.sampler import EngineStoppedError, EngineThread
+
+TOLD = Told(Hint(torch.zeros(1), None, None), 0)
+
+
+def test_the_engine_outlives_a_caller_whose_loop_is_closed() -> None:
+    release = threading.Event()
+
+    class Slow:
+        """Draws its one sample once it is released."""
+
+        busy, running, waiting = True, 1, 0
+
+        def add(self, wanted: list[Wanted[Told]]) -> None:
+            self.wanted = wanted
+
+        def step(self) -> list[tuple[Wanted[Told], torch.Tensor]]:
+            release.wait()
+            self.busy = False
+            return [(each, torch.zeros(1)) for each in self.wanted]
+
+    thread = EngineThread(lambda _: Slow(), lambda _: None)  # type: ignore[arg-type,return-value]
+    loop = asyncio.new_event_loop()
+    loop.create_task(thread.draw("job", [TOLD], [0], SamplerConfig()))
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.close()  # without an end to the task, as a server does that is stopped at once
+    release.set()
+    assert asyncio.run(thread.draw("next", [TOLD], [0], SamplerConfig()))[0].tolist() == [0.0]
+    assert thread.alive
+
+
+def test_every_draw_of_an_engine_whose_step_fails_is_refused() -> None:
+    """Those under way, one that comes while the step fails, and later ones."""
+    entered, release = threading.Event(), threading.Event()
+
+    class Failing:
+        """Its first step fails once it is released."""
+
+        busy, running, waiting = True, 0, 0
+
+        def add(self, wanted: list[Wanted[Told]]) -> None:
+            pass
+
+        def step(self) -> list[tuple[Wanted[Told], torch.Tensor]]:
+            entered.set()
+            release.wait()
+            raise RuntimeError("out of memory")
+
+    thread = EngineThread(lambda _: Failing(), lambda _: None)  # type: ignore[arg-type,return-value]
+
+    async def draws() -> None:
+        def draw() -> asyncio.Task[list[torch.Tensor]]:
+            return asyncio.create_task(thread.draw("job", [TOLD] * 2, [0, 1], SamplerConfig()))
+
+        first = draw()
+        assert await asyncio.to_thread(entered.wait, 10)
+        assert thread.alive
+        during = draw()
+        await asyncio.sleep(0.05)  # so that it is in the inbox
+        release.set()
+        for each in (first, during, draw()):
+            with pytest.raises(EngineStoppedError, match="out of memory"):
+                await asyncio.wait_for(each, 10)
+        assert not thread.alive
+
+    asyncio.run(draws())
