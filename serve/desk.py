@@ -17,7 +17,7 @@ from serve.models import Served, served
 from serve.problems import RequestError
 from serve.records import Records
 from serve.settings import Settings
-from serve.tables import Job
+from serve.tables import UNFINISHED, Job
 from serve.uploads import upload_settings
 from storage import StoreSettings
 
@@ -87,10 +87,17 @@ def find_job(desk: Desk, job: str, request: Request) -> Job:
 
 
 def status_of(desk: Desk, job: Job) -> dict[str, Any]:
-    """How far a forecast is, and what its samples say so far."""
+    """How far a forecast is by now, and what its samples say so far.
+
+    Its state is read after its samples, which are dropped at its end: a running one never seems to
+    have fewer than before.
+    """
     lesions: dict[str, list[Any]] = {arm: [] for arm in job.order["arms"]}
     for arm, some in desk.records.lesions(job.id, desk.model.digest):
         lesions[arm] += some
+    job = desk.records.find(job.id) or job
+    if job.state not in UNFINISHED:
+        lesions.clear()
     done = sum(map(len, lesions.values()))
     here = f"/v1/forecasts/{job.id}"
     column = 1 if desk.settings.opening else 0

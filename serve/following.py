@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from serve.desk import Desk, find_job, status_of, wake_forecaster
 from serve.files import remove_files
 from serve.log import logger
-from serve.tables import UNFINISHED
+from serve.tables import UNFINISHED, Job
 
 POLL_SECONDS = 0.25
 QUIET_POLLS = 60  # a comment after as many keeps proxies from closing a silent stream
@@ -22,10 +22,8 @@ def add_following(api: FastAPI, desk: Desk) -> None:
 
     @api.get("/v1/forecasts/{job}")
     def get(job: str, request: Request) -> JSONResponse:
-        found = find_job(desk, job, request)
-        return JSONResponse(
-            status_of(desk, found), headers=desk.wait if found.state in UNFINISHED else None
-        )
+        status = status_of(desk, find_job(desk, job, request))
+        return JSONResponse(status, headers=desk.wait if status["state"] in UNFINISHED else None)
 
     @api.delete("/v1/forecasts/{job}", status_code=204)
     async def delete(job: str, request: Request) -> Response:
@@ -42,20 +40,18 @@ def add_following(api: FastAPI, desk: Desk) -> None:
     @api.get("/v1/forecasts/{job}/events")
     async def events(job: str, request: Request) -> StreamingResponse:
         found = await run_in_threadpool(find_job, desk, job, request)
-        return StreamingResponse(_events(desk, found.id), media_type="text/event-stream")
+        return StreamingResponse(_events(desk, found), media_type="text/event-stream")
 
 
-async def _events(desk: Desk, job: str) -> AsyncIterator[str]:
+async def _events(desk: Desk, job: Job) -> AsyncIterator[str]:
     """Every change as a server-sent event; the last one is named by how the forecast ended."""
     last, quiet = "", 0
     while True:
-        found = await run_in_threadpool(desk.records.find, job)
-        if found is None:
-            return
-        data = json.dumps(await run_in_threadpool(status_of, desk, found))
-        ended = found.state not in UNFINISHED
+        status = await run_in_threadpool(status_of, desk, job)
+        data, state = json.dumps(status), status["state"]
+        ended = state not in UNFINISHED
         if data != last:
-            yield f"event: {found.state if ended else 'progress'}\ndata: {data}\n\n"
+            yield f"event: {state if ended else 'progress'}\ndata: {data}\n\n"
             last, quiet = data, 0
         elif (quiet := quiet + 1) % QUIET_POLLS == 0:
             yield ": still here\n\n"

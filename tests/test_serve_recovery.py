@@ -307,3 +307,23 @@ def test_an_upload_that_is_removed_while_they_are_listed_is_none(tmp_path: Path)
     (tmp_path / "uploads").mkdir()
     (tmp_path / "uploads" / "gone").symlink_to("nowhere")
     assert old_uploads(tmp_path) == []
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_progress_never_goes_back_though_the_end_comes_between_two_reads(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    job = ask_midway(client, service)
+    lesions = Records.lesions
+
+    def ended(self: Records, *of: str) -> list[Any]:
+        if before:
+            self.end(job, "succeeded")
+        found = lesions(self, *of)
+        self.end(job, "succeeded")
+        return found
+
+    monkeypatch.setattr(Records, "lesions", ended)
+    status = client.status(job)
+    assert (status["state"], status["progress"]["done"]) == ("succeeded", 18)
+    assert status["partial"] == {}
