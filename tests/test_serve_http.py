@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import math
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from ray.serve.schema import ServeDeploySchema
 from tiny_forecast import SPEC, write_bundle, write_store
 from tiny_service import Service, finished, key_line, refused, running, until
 
+from lesioncast.diffusion.controlnet import Hint
+from lesioncast.evaluation.ensembles import share_active, wilson_interval
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import summary_path
-from lesioncast.forecasting.draws import Request, ensembles, plan, sample_seeds
+from lesioncast.forecasting.draws import Request, ensembles, gather, plan, sample_seeds
 from lesioncast.forecasting.engine import build_sampler, bundle_remark, sessions_seen
 from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batches, stored_flair
 from lesioncast.forecasting.notice import FROM_LATER, FROM_START, evaluated_warnings
@@ -28,7 +31,9 @@ from serve import results
 from serve.app import build
 from serve.client import Client, RefusedError
 from serve.files import result_folder
+from serve.orders import Patient
 from serve.records import Records
+from serve.sampler import Sampler
 from serve.settings import Settings
 from storage import open_store
 
@@ -64,10 +69,10 @@ def service(root: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def client(service: Service) -> Iterator[Client]:
-    service.held = service.broken = False
     with Client(service.url, key=KEYS["hospital-a"]) as client:
         yield client
     service.held = service.broken = False
+    service.budget, service.pace = math.inf, 0.0
 
 
 @pytest.fixture
@@ -119,19 +124,74 @@ def test_the_result_is_the_summary_that_the_job_would_write(
     assert record == json.loads(json.dumps(written))
 
 
-def test_a_status_shows_partial_results_while_it_runs(client: Client, service: Service) -> None:
-    service.held = True
-    job = client.ask("sub-01", samples=4, arms=list(SPEC.arms[:2]))
+def test_a_status_shows_partial_results_while_it_runs(
+    client: Client, service: Service, root: Path
+) -> None:
+    arms = list(SPEC.arms[:2])
+    service.budget = 0
+    job = client.ask("sub-01", samples=4, arms=arms)
     until(lambda: client.status(job)["state"] == "running")
     assert client.status(job)["progress"] == {"done": 0, "total": 8}
+    assert client.status(job)["partial"] == {}
     with pytest.raises(RefusedError, match="running: it has no result"):
         client.result(job)
+    service.budget = 2
+    until(lambda: client.status(job)["progress"] == {"done": 4, "total": 8})
+    assert client.status(job)["partial"] == partial(root, "sub-01", arms, samples=2)
+    service.budget = math.inf
+    ended = list(client.follow(job))[-1]
+    assert (ended["progress"], ended["partial"]) == ({"done": 8, "total": 8}, {})
+
+
+def partial(root: Path, subject: str, arms: list[str], *, samples: int) -> dict[str, object]:
+    """What a status says of the first samples under each arm."""
+    case = open_store(root / "store.zarr").case(subject).index
+    seeds = {case: sample_seeds(0, subject, samples)}
+    requests = [Request(case, SPEC.arms.index(arm)) for arm in arms]
+    draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
+    said: dict[str, object] = {}
+    for each in gather(requests, seeds, map(draw, plan(requests, seeds, batch_size=8))):
+        share = share_active(each.plain)
+        low, high = wilson_interval(share, samples)
+        said[SPEC.arms[each.request.arm]] = {
+            "samples": samples,
+            "p_active": {"value": share, "low": low, "high": high},
+            "count_mean": each.plain.mean(),
+        }
+    return said
+
+
+def test_who_has_to_wait_is_told_for_how_long(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    service.held = True
+    accepted = http.post("/v1/forecasts", json={"subject": "sub-01", "samples": 2})
+    here = accepted.headers["Location"]
+    early = http.get(f"{here}/result")
+    refused(early, 409)
+    for answer in (accepted, http.get(here), early):
+        assert answer.headers["Retry-After"] == str(service.settings.retry_after)
     service.held = False
-    partial = [status["partial"] for status in client.follow(job)]
-    assert (
-        any(0 < each[SPEC.arms[0]]["samples"] <= 4 for each in partial if SPEC.arms[0] in each)
-        or partial[-1] == {}
-    )
+    finished(client, accepted.json()["id"])
+    assert "Retry-After" not in http.get(here).headers
+    client.delete(accepted.json()["id"])
+    late = http.get(f"{here}/result")
+    refused(late, 409)
+    assert "Retry-After" not in late.headers
+
+
+def test_a_patient_is_read_and_encoded_once_for_all_arms_and_seeds(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, encode = [], Sampler._encode
+
+    def counted(self: Sampler, patient: Patient) -> Hint:
+        encoded.append(patient.subject)
+        return encode(self, patient)
+
+    monkeypatch.setattr(Sampler, "_encode", counted)
+    finished(client, client.ask("sub-04", samples=6))
+    assert encoded == ["sub-04"]
 
 
 def test_a_cancelled_forecast_stops_at_once_and_stays_so(
@@ -147,6 +207,19 @@ def test_a_cancelled_forecast_stops_at_once_and_stays_so(
     until(lambda: service.slots == 0)
     assert len(service.drawn) == before
     refused(http.get(f"/v1/forecasts/{job}/result"), 409)
+
+
+def test_a_cancelled_forecast_frees_its_slots_within_a_step(
+    client: Client, service: Service
+) -> None:
+    service.pace = 0.2
+    job = client.ask("sub-01", samples=20, sampler={"num_steps": 512})
+    until(lambda: service.slots > 0)
+    before = service.steps
+    client.delete(job)
+    until(lambda: service.slots == 0)
+    # The one under way, one that may begin until the engine hears of it, and one without samples.
+    assert service.steps - before <= 3
 
 
 def test_a_deleted_forecast_leaves_no_file(

@@ -41,7 +41,7 @@ DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 @dataclass
 class Service:
     """One that runs; `held` or with its `budget` of blocks drawn, it waits; `broken`, it fails;
-    `deaf`, its forecaster is not told of anything."""
+    `deaf`, its forecaster is not told of anything. After each step it rests for `pace` seconds."""
 
     settings: Settings
     url: str = ""
@@ -52,6 +52,8 @@ class Service:
     ended: list[str] = field(default_factory=list)
     drawn: list[Block] = field(default_factory=list)
     slots: int = 0
+    steps: int = 0
+    pace: float = 0.0
 
 
 class Watch:
@@ -75,7 +77,8 @@ def running(settings: Settings) -> Iterator[Service]:
     study, records = open_study(settings), Records(settings.database_url)
 
     def observe(step: Step) -> None:
-        service.slots = step.running
+        service.slots, service.steps = step.running, service.steps + 1
+        time.sleep(service.pace)
 
     sampler = Sampler(settings, observe)
 
