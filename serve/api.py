@@ -10,7 +10,7 @@ from serve.desk import Desk
 from serve.doors import Doors
 from serve.following import add_following
 from serve.models import add_models
-from serve.problems import add_problems
+from serve.problems import Tally, add_problems
 from serve.results import add_results
 from serve.segmentation import add_segmentation
 
@@ -22,6 +22,7 @@ def make_api(desk: Desk) -> FastAPI:
     api.add_middleware(
         Doors, keys=desk.keys, max_body=settings.max_body, max_form=settings.max_upload
     )
+    api.add_middleware(Tally, told=desk.watch.refused)
     add_problems(api)
     _add_health(api, desk)
     add_models(api, desk.model, desk.ready)

@@ -27,13 +27,14 @@ from serve.api import make_api
 from serve.desk import open_desk
 from serve.forecaster import Forecaster, open_study, patient_of
 from serve.log import STRUCTURED
-from serve.metrics import EngineMetrics, ForecastMetrics
+from serve.metrics import EngineMetrics, ForecastMetrics, RequestMetrics
 from serve.orders import Block, Patient
 from serve.passing import NobodyDrawsError
 from serve.records import Records
 from serve.sampler import EngineStoppedError, Sampler
 from serve.settings import Settings
 from serve.tables import Job
+from storage import open_store
 
 GONE = (
     RayActorError,
@@ -53,7 +54,8 @@ class SamplerReplica:
     """`serve.sampler.Sampler` behind a handle."""
 
     def __init__(self, settings: Settings) -> None:
-        self._sampler = Sampler(settings, EngineMetrics().stepped)
+        metrics = EngineMetrics(open_store(settings.store).spec.arms)
+        self._sampler = Sampler(settings, metrics.stepped)
 
     async def draw(
         self,
@@ -143,7 +145,8 @@ class Ingress:
                 return False
             return True
 
-        desk = open_desk(open_study(self._settings), wake=wake, ready=ready)
+        study, watch = open_study(self._settings), RequestMetrics()
+        desk = open_desk(study, wake=wake, ready=ready, watch=watch)
         return make_api(desk)
 
 

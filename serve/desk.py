@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from fastapi import Request
@@ -22,6 +22,16 @@ from serve.uploads import upload_settings
 from storage import StoreSettings
 
 
+class Watch(Protocol):
+    """Who is told what became of requests; see `serve.metrics.RequestMetrics`."""
+
+    def refused(self, status: int) -> None:
+        """A request was answered by a problem."""
+
+    def cancelled(self) -> None:
+        """A client ended a forecast."""
+
+
 @dataclass(frozen=True)
 class Desk:
     """See `open_desk`; `upload` says how uploads are prepared, None where there are none."""
@@ -35,6 +45,7 @@ class Desk:
     forms: Forms
     wake: Callable[[], Awaitable[None]]
     ready: Callable[[], Awaitable[bool]]
+    watch: Watch
 
     @property
     def wait(self) -> dict[str, str]:
@@ -52,6 +63,7 @@ def open_desk(
     *,
     wake: Callable[[], Awaitable[None]],
     ready: Callable[[], Awaitable[bool]],
+    watch: Watch,
 ) -> Desk:
     """The desk of a study; keeps nothing of the bundle's weights."""
     settings = study.settings
@@ -65,6 +77,7 @@ def open_desk(
         forms=Forms(wait_of(settings)),
         wake=wake,
         ready=ready,
+        watch=watch,
     )
 
 

@@ -30,7 +30,9 @@ def add_following(api: FastAPI, desk: Desk) -> None:
         """Cancels a forecast that has not ended, and removes all files of one that has."""
         found = await run_in_threadpool(find_job, desk, job, request)
         by = request.state.key
-        if not await run_in_threadpool(desk.records.end, found.id, "cancelled", facts={"by": by}):
+        if await run_in_threadpool(desk.records.end, found.id, "cancelled", facts={"by": by}):
+            desk.watch.cancelled()
+        else:
             await run_in_threadpool(desk.records.forget, found.id, by=by)
         await wake_forecaster(desk)  # which stops drawing for it
         await run_in_threadpool(remove_files, desk.settings.artifacts, found.id)

@@ -24,7 +24,7 @@ from lesioncast.training.bundle import Bundle, load_bundle
 from serve.files import old_uploads, remove_files, remove_upload, result_folder, with_files
 from serve.log import logger
 from serve.orders import Block, Patient, blocks
-from serve.passing import passes, waits
+from serve.passing import causes, passes, waits
 from serve.records import Records
 from serve.settings import Settings
 from serve.stopping import order_remarks, precise, rounds
@@ -39,8 +39,14 @@ class Watch(Protocol):
     def waiting(self, number: int, oldest: float) -> None:
         """As the records say: how many, and the age of the oldest in seconds."""
 
+    def began(self, seconds: float) -> None:
+        """The first samples of a forecast are there."""
+
     def ended(self, state: str, seconds: float) -> None:
         """One forecast that came to an end."""
+
+    def erred(self, error: str, outcome: str) -> None:
+        """An error of that type made a forecast `failed` or `postponed`."""
 
 
 Draw = Callable[[Job, Block], Awaitable[Drawn]]
@@ -144,6 +150,7 @@ class Forecaster:
     def __init__(self, records: Records, study: Study, draw: Draw, watch: Watch) -> None:
         self._records, self._study, self._draw, self._watch = records, study, draw, watch
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._begun: set[str] = set()  # of those, the ones that have samples
         self._places = asyncio.Semaphore(study.settings.running)
         self._woken = asyncio.Event()
         self._tidied = -TIDY_SECONDS
@@ -190,6 +197,7 @@ class Forecaster:
             await asyncio.to_thread(self._tidy, job.id)
         finally:
             del self._tasks[job.id]
+            self._begun.discard(job.id)
             self.wake()
 
     async def _attempt(self, job: Job) -> bool:
@@ -197,8 +205,9 @@ class Forecaster:
         try:
             if await asyncio.to_thread(self._records.begin, job.id):
                 await self._bring_to_end(job)
-        except Exception:
+        except Exception as error:
             logger.warning("postponed", exc_info=True, extra={"forecast": job.id})
+            self._tell(error, "postponed")
             return False
         return True
 
@@ -211,9 +220,14 @@ class Forecaster:
             logger.exception("failed", extra={"forecast": job.id})
             said = f"The forecast failed; the service's log says why, under {job.id}."
             await _whole(self._end(job, "failed", error=said))
+            self._tell(error, "failed")
         else:
             total = samples * len(job.order["arms"])
             await _whole(self._end(job, "succeeded", total=total))
+
+    def _tell(self, error: Exception, outcome: str) -> None:
+        for name in {type(each).__name__ for each in causes(error)}:
+            self._watch.erred(name, outcome)
 
     async def _end(self, job: Job, state: State, **values: Any) -> None:
         facts = {"bundle": self._study.bundle.digest}
@@ -241,6 +255,8 @@ class Forecaster:
             kept = await asyncio.to_thread(self._records.parts, job.id, self._study.bundle.digest)
             by_place = {(part.arm, part.first): part for part in kept}
             missing = [block for block in wanted if (block.arm, block.first) not in by_place]
+            if kept:
+                self._begun.add(job.id)
             if not missing:
                 return [by_place[block.arm, block.first] for block in wanted]
             async with asyncio.TaskGroup() as group:
@@ -274,6 +290,9 @@ class Forecaster:
         drawn = await self._draw(job, block)
         part = part_of(job.id, self._study.bundle.digest, block.arm, block.first, drawn)
         await _whole(asyncio.to_thread(self._records.add_part, part))
+        if job.id not in self._begun:
+            self._begun.add(job.id)
+            self._watch.began(time.time() - job.created)
 
 
 async def _whole(doing: Coroutine[Any, Any, None | Path]) -> None:

@@ -5,31 +5,45 @@ labelled by subject, seed or request. Ray's histograms have no exact sum, so tha
 counted.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+
 from ray.serve import metrics
 
 from serve.sampler import Step
 
-BOUNDARIES = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]
+WAITS = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]  # seconds
+STEPS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
 
 
 class EngineMetrics:
-    """Of one sampler replica."""
+    """Of one sampler replica; `arms` are the names of those that a step tells by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, arms: Sequence[str]) -> None:
+        self._arms = arms
         self._running = metrics.Gauge("lesioncast_slots_in_use", "Samples in the running batch.")
         self._waiting = metrics.Gauge("lesioncast_samples_waiting", "Samples without a slot.")
-        self._steps = metrics.Counter("lesioncast_steps", "Steps of the running batch.")
-        self._seconds = metrics.Counter("lesioncast_step_seconds", "Seconds in steps.")
-        self._samples = metrics.Counter("lesioncast_samples", "Samples drawn.")
+        self._steps = metrics.Counter("lesioncast_steps", "Forward passes of the running batch.")
+        self._rows = metrics.Counter(
+            "lesioncast_rows", "Samples in those; by the passes, the mean size of a batch."
+        )
+        self._seconds = metrics.Counter("lesioncast_step_seconds", "Seconds in those.")
+        self._durations = metrics.Histogram(
+            "lesioncast_step_duration_seconds", "Seconds of each of those.", boundaries=STEPS
+        )
+        self._samples = metrics.Counter("lesioncast_samples", "Samples drawn.", tag_keys=("arm",))
 
     def stepped(self, step: Step) -> None:
         """After each step."""
         self._running.set(step.running)
         self._waiting.set(step.waiting)
-        self._steps.inc()
-        self._seconds.inc(max(step.seconds, 1e-9))
-        if step.finished:
-            self._samples.inc(step.finished)
+        if step.rows:
+            self._steps.inc()
+            self._rows.inc(step.rows)
+            self._seconds.inc(max(step.seconds, 1e-9))
+            self._durations.observe(step.seconds)
+        for arm, number in Counter(step.finished).items():
+            self._samples.inc(number, tags={"arm": self._arms[arm]})
 
 
 class ForecastMetrics:
@@ -40,11 +54,19 @@ class ForecastMetrics:
         self._oldest = metrics.Gauge(
             "lesioncast_oldest_seconds", "Since the oldest of them was accepted; 0 without any."
         )
-        self._ended = metrics.Counter(
-            "lesioncast_forecasts", "Forecasts ended.", tag_keys=("state",)
+        self._first = metrics.Histogram(
+            "lesioncast_first_samples_seconds",
+            "From acceptance to the first partial result.",
+            boundaries=WAITS,
         )
         self._latency = metrics.Histogram(
-            "lesioncast_forecast_seconds", "From acceptance to result.", boundaries=BOUNDARIES
+            "lesioncast_forecast_seconds", "From acceptance to result.", boundaries=WAITS
+        )
+        self._ended = _ended()
+        self._errors = metrics.Counter(
+            "lesioncast_errors",
+            "Errors that failed a forecast or postponed it, by their type.",
+            tag_keys=("error", "outcome"),  # type: ignore[arg-type]  # any number, not one
         )
 
     def waiting(self, number: int, oldest: float) -> None:
@@ -52,7 +74,39 @@ class ForecastMetrics:
         self._unfinished.set(number)
         self._oldest.set(oldest)
 
+    def began(self, seconds: float) -> None:
+        """The first samples of a forecast are there."""
+        self._first.observe(seconds)
+
     def ended(self, state: str, seconds: float) -> None:
         """One forecast that came to an end."""
         self._ended.inc(tags={"state": state})
-        self._latency.observe(seconds)
+        if state == "succeeded":
+            self._latency.observe(seconds)
+
+    def erred(self, error: str, outcome: str) -> None:
+        """An error of that type made a forecast `failed` or `postponed`."""
+        self._errors.inc(tags={"error": error, "outcome": outcome})
+
+
+class RequestMetrics:
+    """Of one ingress replica."""
+
+    def __init__(self) -> None:
+        self._problems = metrics.Counter(
+            "lesioncast_problems", "Problems answered, by their status.", tag_keys=("status",)
+        )
+        self._ended = _ended()
+
+    def refused(self, status: int) -> None:
+        """A request was answered by a problem."""
+        self._problems.inc(tags={"status": str(status)})
+
+    def cancelled(self) -> None:
+        """A client ended a forecast."""
+        self._ended.inc(tags={"state": "cancelled"})
+
+
+def _ended() -> metrics.Counter:
+    """Cancelled ones are counted by the ingress, the others by the forecaster."""
+    return metrics.Counter("lesioncast_forecasts", "Forecasts ended.", tag_keys=("state",))

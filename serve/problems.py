@@ -1,6 +1,6 @@
 """What is wrong with a request, as RFC 9457 problem JSON that names the field."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MEDIA_TYPE = "application/problem+json"
 _TEXT = {"type": "string"}
@@ -69,6 +70,27 @@ def problem(
         content["errors"] = [{"field": field, "detail": wrong} for field, wrong in fields]
     sent = dict(headers) if headers else None
     return JSONResponse(content, status_code=status, headers=sent, media_type=MEDIA_TYPE)
+
+
+class Tally:
+    """ASGI middleware: `told` gets the status of every problem, and of what is answered 500."""
+
+    def __init__(self, app: ASGIApp, told: Callable[[int], None]) -> None:
+        self._app, self._told = app, told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes everything on."""
+
+        async def sending(message: Message) -> None:
+            if (b"content-type", MEDIA_TYPE.encode()) in message.get("headers", ()):
+                self._told(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception:
+            self._told(500)
+            raise
 
 
 def add_problems(api: FastAPI) -> None:

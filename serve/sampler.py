@@ -34,13 +34,14 @@ PATIENTS = 16  # hints kept
 
 
 class Step(NamedTuple):
-    """One that was made: slots in use and samples without one after it, its seconds, and the
-    samples that it finished."""
+    """One that was made: slots in use and samples without one after it, its seconds, the rows of
+    its forward pass, and the arm of each sample that it finished."""
 
     running: int
     waiting: int
     seconds: float
-    finished: int
+    rows: int
+    finished: tuple[int, ...]
 
 
 Observe = Callable[[Step], None]
@@ -141,7 +142,8 @@ class EngineThread:
                 running=sum(each.running for each in engines),
                 waiting=sum(each.waiting for each in engines),
                 seconds=time.monotonic() - began,
-                finished=len(finished),
+                rows=engine.rows,
+                finished=tuple(each.of.arm for each, _ in finished),
             )
         )
         for each, x in finished:

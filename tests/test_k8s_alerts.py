@@ -85,7 +85,7 @@ def test_the_dashboard_is_as_its_script_makes_it_of_metrics_that_are_declared() 
     ).stdout
     assert (folder / "dashboard.json").read_text() == made
     asked = set(re.findall(r"\bray_(lesioncast_\w+)", made))
-    assert len(asked) == 16
+    assert len(asked) == 22
     for name in asked:
         assert f'"{re.sub(r"_(total|bucket)$", "", name)}"' in declared_by_us(), name
 

@@ -204,6 +204,7 @@ def test_a_cancelled_forecast_stops_at_once_and_stays_so(
     client.delete(job)
     service.held = False
     assert client.status(job)["state"] == "cancelled"
+    assert service.ended[-1] == "cancelled"
     until(lambda: service.slots == 0)
     assert len(service.drawn) == before
     refused(http.get(f"/v1/forecasts/{job}/result"), 409)
@@ -389,8 +390,15 @@ def test_what_is_not_there_is_a_problem_too(client: Client, http: httpx2.Client)
     refused(http.get(f"/v1/forecasts/{nobodys}"), 404, "id")
     refused(http.get(f"/v1/forecasts/{nobodys}/events"), 404, "id")
     refused(http.delete(f"/v1/forecasts/{nobodys}"), 404, "id")
+def test_what_is_not_there_is_a_problem_too(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    before = len(service.problems)
+    refused(http.get("/v1/forecasts/unknown"), 404, "id")
     refused(http.get("/elsewhere"), 404)
     refused(http.put("/v1/forecasts"), 405)
+    refused(httpx2.get(f"{service.url}/v1/forecasts/unknown"), 401, "Authorization")
+    assert service.problems[before:] == [404, 404, 405, 401]
     job = finished(client, client.ask("sub-01", samples=2))
     refused(http.get(f"/v1/forecasts/{job}/arms/..%2F..%2Fkeys.txt"), 404)
     refused(http.get(f"/v1/forecasts/{job}/arms/homeopathy"), 404, "arm")
@@ -524,6 +532,7 @@ def test_a_restart_goes_on_with_what_was_drawn_and_ends_the_same(root: Path) -> 
     with running(settings) as second, Client(second.url) as client:
         assert client.result(finished(client, job)) == whole
         assert len(second.drawn) == 5
+        assert second.began == []
         assert summary_path(settings.artifacts / job, "sub-02").is_file()
 
 

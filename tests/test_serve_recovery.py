@@ -160,6 +160,7 @@ def test_drawing_stops_where_a_cancel_misses_the_forecaster(
     until(lambda: nothing_left(service, job), seconds=10)
     assert service.ended == []
     finished(client, ask(client))
+    assert len(service.began) == 1
 
 
 def test_a_forecaster_that_is_away_keeps_no_client_from_an_end(
@@ -237,6 +238,7 @@ def test_an_error_that_passes_fails_no_forecast(
     once(monkeypatch, owner, name, error)
     assert client.result(finished(client, ask(client))) == whole["bundle"]
     assert service.ended == ["succeeded"]
+    assert service.errors == [(type(error).__name__, "postponed")]
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError("its image")])
@@ -249,6 +251,7 @@ def test_an_error_of_the_forecast_itself_ends_it(
     with pytest.raises(RefusedError, match="failed: it has no result"):
         client.result(job)
     assert service.ended == ["failed"]
+    assert service.errors == [(type(error).__name__, "failed")]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_the_engine_outlives_a_caller_whose_loop_is_closed() -> None:
     class Slow:
         """Draws its one sample once it is released."""
 
-        busy, running, waiting = True, 1, 0
+        busy, running, waiting, rows = True, 1, 0, 1
 
         def add(self, wanted: list[Wanted[Told]]) -> None:
             self.wanted = wanted
@@ -48,7 +48,7 @@ def test_every_draw_of_an_engine_whose_step_fails_is_refused() -> None:
     class Failing:
         """Its first step fails once it is released."""
 
-        busy, running, waiting = True, 0, 0
+        busy, running, waiting, rows = True, 0, 0, 0
 
         def add(self, wanted: list[Wanted[Told]]) -> None:
             pass

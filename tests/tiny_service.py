@@ -50,6 +50,9 @@ class Service:
     deaf: bool = False
     budget: float = math.inf
     ended: list[str] = field(default_factory=list)
+    began: list[float] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[int] = field(default_factory=list)
     drawn: list[Block] = field(default_factory=list)
     slots: int = 0
     steps: int = 0
@@ -57,7 +60,7 @@ class Service:
 
 
 class Watch:
-    """Notes how forecasts ended."""
+    """Notes what the forecaster and the routes tell of forecasts and requests."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -65,8 +68,20 @@ class Watch:
     def waiting(self, number: int, oldest: float) -> None:
         pass
 
+    def began(self, seconds: float) -> None:
+        self.service.began.append(seconds)
+
     def ended(self, state: str, seconds: float) -> None:
         self.service.ended.append(state)
+
+    def erred(self, error: str, outcome: str) -> None:
+        self.service.errors.append((error, outcome))
+
+    def refused(self, status: int) -> None:
+        self.service.problems.append(status)
+
+    def cancelled(self) -> None:
+        self.service.ended.append("cancelled")
 
 
 @contextmanager
@@ -105,7 +120,7 @@ def running(settings: Settings) -> Iterator[Service]:
     async def ready() -> bool:
         return not service.broken
 
-    desk = open_desk(study, wake=wake, ready=ready)
+    desk = open_desk(study, wake=wake, ready=ready, watch=Watch(service))
     api = make_api(desk)
 
     @asynccontextmanager

@@ -70,14 +70,48 @@ ROWS = {
             "sum by (le) (rate(ray_lesioncast_forecast_seconds_bucket[15m])))",
             unit="s",
         ),
-        Panel("Samples a second", "sum(rate(ray_lesioncast_samples_total[1m]))", unit="ops"),
+        Panel(
+            "Half of the first samples are there after",
+            "histogram_quantile(0.5, "
+            "sum by (le) (rate(ray_lesioncast_first_samples_seconds_bucket[15m])))",
+            unit="s",
+        ),
+        Panel(
+            "Samples a second",
+            "sum by (arm) (rate(ray_lesioncast_samples_total[1m]))",
+            "{{arm}}",
+            "ops",
+        ),
         Panel(
             "Seconds a step of the batch",
             "sum(rate(ray_lesioncast_step_seconds_total[1m]))"
             " / sum(rate(ray_lesioncast_steps_total[1m]))",
             unit="s",
         ),
+        Panel(
+            "95 % of the steps take at most",
+            "histogram_quantile(0.95, "
+            "sum by (le) (rate(ray_lesioncast_step_duration_seconds_bucket[5m])))",
+            unit="s",
+        ),
+        Panel(
+            "Samples in a batch",
+            "sum(rate(ray_lesioncast_rows_total[1m])) / sum(rate(ray_lesioncast_steps_total[1m]))",
+        ),
         Panel("Slots in use", "sum(ray_lesioncast_slots_in_use)"),
+        Panel("Samples without a slot", "sum(ray_lesioncast_samples_waiting)"),
+        Panel(
+            "Errors of forecasts",
+            "sum by (error, outcome) (rate(ray_lesioncast_errors_total[5m]))",
+            "{{error}}, {{outcome}}",
+            "ops",
+        ),
+        Panel(
+            "Problems answered",
+            "sum by (status) (rate(ray_lesioncast_problems_total[5m]))",
+            "{{status}}",
+            "ops",
+        ),
     ),
 }
 

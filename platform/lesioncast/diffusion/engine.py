@@ -71,6 +71,7 @@ class Engine(Generic[Of]):
         self._generators: list[torch.Generator] = []
         self._state = start(torch.empty(0, *self._shape, device=device))
         self._denoise: Denoiser | None = None
+        self.rows = 0  # of the forward pass of the last step; 0 where it needed none
 
     @property
     def running(self) -> int:
@@ -105,6 +106,7 @@ class Engine(Generic[Of]):
     def step(self) -> list[tuple[Wanted[Of], Tensor]]:
         """Every sample one step further; those that are done, each with its x [*shape]."""
         finished = self._seat()
+        self.rows = len(self._running)
         if not self._running:
             return finished
         if self._denoise is None:
