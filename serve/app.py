@@ -43,6 +43,7 @@ GONE = (
     BackPressureError,
 )
 TRIES, FIRST_WAIT, LONGEST_WAIT = 20, 0.5, 10.0
+READY_SECONDS = 5.0
 LIGHT = {"num_cpus": 0.1}  # above 0, so that a head without CPUs is left in peace
 FAN_OUT = 4096  # above any peak: what really runs at a time is bounded by the engine's slots
 
@@ -68,6 +69,10 @@ class SamplerReplica:
         """See `Sampler.draw`."""
         return await self._sampler.draw(job, patient, arm, seeds, changes)
 
+    async def ready(self) -> bool:
+        """Whether it can draw."""
+        return self._sampler.alive
+
     def check_health(self) -> None:
         """Serve replaces a replica whose engine has stopped."""
         if not self._sampler.alive:
@@ -89,16 +94,29 @@ class ForecasterReplica:
 
         records = Records(settings.database_url)
         self._forecaster = Forecaster(records, study, draw, ForecastMetrics())
+        self._sampler = sampler
         self._running = asyncio.get_running_loop().create_task(self._forecaster.run())
 
     async def wake(self) -> None:
         """There is something new."""
         self._forecaster.wake()
 
+    async def ready(self) -> bool:
+        """Whether it follows the records, and a sampler answers that it can draw."""
+        return not self._running.done() and await answers(self._sampler)
+
     def check_health(self) -> None:
         """Serve replaces it once it has stopped looking into the records."""
         if self._running.done():
             raise RuntimeError("the forecaster has stopped")
+
+
+async def answers(replicas: DeploymentHandle[Any]) -> bool:
+    """Whether one of them says before long that it is ready."""
+    try:
+        return bool(await asyncio.wait_for(replicas.ready.remote(), READY_SECONDS))
+    except (TimeoutError, *GONE):
+        return False
 
 
 async def drawn_by(sampler: DeploymentHandle[Any], *call: Any) -> Drawn:
@@ -139,11 +157,7 @@ class Ingress:
             forecaster.wake.remote()  # not awaited: it looks for itself before long
 
         async def ready() -> bool:
-            try:
-                await asyncio.wait_for(forecaster.wake.remote(), 5)
-            except (TimeoutError, *GONE):
-                return False
-            return True
+            return await answers(forecaster)
 
         study, watch = open_study(self._settings), RequestMetrics()
         desk = open_desk(study, wake=wake, ready=ready, watch=watch)
@@ -173,9 +187,9 @@ def build(args: Settings) -> ray_serve.Application:
         .options(
             ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
             autoscaling_config={
-                "min_replicas": 1,
+                "min_replicas": settings.min_samplers,
                 "max_replicas": settings.samplers,
-                "target_ongoing_requests": 2 * max(1, settings.slots // settings.block),
+                "target_ongoing_requests": settings.target,
             },
         )
         .bind(settings)

@@ -1,8 +1,14 @@
 """What the service is told when it starts."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+def _twice_the_slots(given: dict[str, Any]) -> int:
+    """Calls that fill a replica's slots, and as many that wait for them."""
+    return 2 * max(1, int(given["slots"]) // int(given["block"]))
 
 
 class Settings(BaseModel):
@@ -11,8 +17,9 @@ class Settings(BaseModel):
     `artifacts` holds uploads, results and, unless `database` is another SQLAlchemy URL, the SQLite
     file of the forecasts. `keys` is a file of hashed API keys (`serve.doors`); `demo` needs none
     and answers this machine alone. `ingresses` replicas answer requests: with two, the loss of one
-    costs none. `samplers` replicas at most draw, each on `cpus` or `gpus` and with `slots` samples
-    in a batch; one handle call draws `block` seeds of an arm. `running` forecasts are drawn at a
+    costs none. Between `min_samplers` and `samplers` replicas draw, each on `cpus` or `gpus` and
+    with `slots` samples in a batch; one handle call draws `block` seeds of an arm, and there are as
+    many replicas as make `target` calls for each. `running` forecasts are drawn at a
     time, and beyond `unfinished` ones a request is refused with 429. A request may ask for
     `max_samples`, `max_steps` of the sampler and `max_guidance`. `opening` as in
     `ForecastSettings`. Patients' images are taken where `config` is the configuration that the
@@ -31,10 +38,12 @@ class Settings(BaseModel):
     demo: bool = False
     ingresses: int = Field(default=1, ge=1)
     samplers: int = Field(default=1, ge=1)
+    min_samplers: int = Field(default=1, ge=1)
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     slots: int = Field(default=8, ge=1)
     block: int = Field(default=8, ge=1)
+    target: int = Field(default_factory=_twice_the_slots, ge=1)
     running: int = Field(default=16, ge=1)
     unfinished: int = Field(default=64, ge=1)
     max_samples: int = Field(default=256, ge=2)
@@ -51,6 +60,14 @@ class Settings(BaseModel):
     def _one_door(self) -> "Settings":
         if self.demo == (self.keys is not None):
             raise ValueError("expected either keys=FILE or demo=true, got both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _some_samplers(self) -> "Settings":
+        if self.min_samplers > self.samplers:
+            raise ValueError(
+                f"min_samplers: expected at most samplers, {self.samplers}, got {self.min_samplers}"
+            )
         return self
 
     @property
