@@ -205,6 +205,8 @@ class Forecaster:
         try:
             if await asyncio.to_thread(self._records.begin, job.id):
                 await self._bring_to_end(job)
+            else:  # it has ended, perhaps by a try whose answer was lost
+                await asyncio.to_thread(self._tidy, job.id)
         except Exception as error:
             logger.warning("postponed", exc_info=True, extra={"forecast": job.id})
             self._tell(error, "postponed")

@@ -330,3 +330,15 @@ def test_progress_never_goes_back_though_the_end_comes_between_two_reads(
     status = client.status(job)
     assert (status["state"], status["progress"]["done"]) == ("succeeded", 18)
     assert status["partial"] == {}
+
+
+def test_samples_are_dropped_though_the_database_goes_just_after_the_end(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = OperationalError("delete", {}, Exception("server closed"))
+    once(monkeypatch, Records, "tidy", lost)
+    job = finished(client, ask(client))
+    records = Records(service.settings.database_url)
+    digest = load_bundle(service.settings.bundle).digest
+    until(lambda: records.parts(job, digest) == [], seconds=10)
+    records.close()
