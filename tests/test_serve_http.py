@@ -385,20 +385,17 @@ def test_a_body_that_is_no_order_is_refused(http: httpx2.Client) -> None:
     refused(http.post("/v1/forecasts", content=unannounced(), headers=json_type), 413)
 
 
-def test_what_is_not_there_is_a_problem_too(client: Client, http: httpx2.Client) -> None:
-    nobodys = "0" * 32
-    refused(http.get(f"/v1/forecasts/{nobodys}"), 404, "id")
-    refused(http.get(f"/v1/forecasts/{nobodys}/events"), 404, "id")
-    refused(http.delete(f"/v1/forecasts/{nobodys}"), 404, "id")
 def test_what_is_not_there_is_a_problem_too(
     client: Client, service: Service, http: httpx2.Client
 ) -> None:
-    before = len(service.problems)
-    refused(http.get("/v1/forecasts/unknown"), 404, "id")
+    before, nobodys = len(service.problems), "0" * 32
+    refused(http.get(f"/v1/forecasts/{nobodys}"), 404, "id")
+    refused(http.get(f"/v1/forecasts/{nobodys}/events"), 404, "id")
+    refused(http.delete(f"/v1/forecasts/{nobodys}"), 404, "id")
     refused(http.get("/elsewhere"), 404)
     refused(http.put("/v1/forecasts"), 405)
     refused(httpx2.get(f"{service.url}/v1/forecasts/unknown"), 401, "Authorization")
-    assert service.problems[before:] == [404, 404, 405, 401]
+    assert service.problems[before:] == [404, 404, 404, 404, 405, 401]
     job = finished(client, client.ask("sub-01", samples=2))
     refused(http.get(f"/v1/forecasts/{job}/arms/..%2F..%2Fkeys.txt"), 404)
     refused(http.get(f"/v1/forecasts/{job}/arms/homeopathy"), 404, "arm")
