@@ -215,6 +215,9 @@ def test_the_readmes_table_of_presets_is_that_of_the_configurations() -> None:
         assert f" {each.sampler.num_steps}" in cell
     for cell, each in zip(told["slab (s, h, w)"], configs, strict=True):
         assert cell.startswith(" x ".join(map(str, each.store.slab)) + ",")
+    assert told["weight of a lesion voxel"] == [
+        f"{each.objective.lesion_weight:g}" for each in configs
+    ]
     stages = "stage 2 loses arm, images, one channel, w048"
     assert told[stages] == [
         ", ".join(f"{rate:g}" for name, rate in each.finetune.drop_rates.items() if name != LAST)

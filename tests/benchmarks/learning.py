@@ -30,7 +30,8 @@ from storage import open_store
 logger = logging.getLogger(__name__)
 CONFIG = Path("jobs/configs/demo.yaml")
 RECIPE = "recipe"
-UNCORRECTED = "weight not corrected"  # trained as the recipe, drawn with the lesion weight's bias
+WEIGHTED = "lesion weight 10"
+UNCORRECTED = "weight 10 not corrected"  # trained as that, drawn with the bias that it gives
 VARIANTS: dict[str, tuple[str, ...]] = {
     RECIPE: (),
     "no pre-training": ("pretrain.steps=1",),
@@ -43,7 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "min-SNR weighting": ("objective.weighting=min_snr",),
     "balanced finish": ("finetune.balanced=true",),
     "no average of weights": ("pretrain.ema=0.0", "finetune.ema=0.0"),
-    "lesion weight 1": ("objective.lesion_weight=1.0",),
+    WEIGHTED: ("objective.lesion_weight=10.0",),
     UNCORRECTED: (),
     "stage 2 three times as long": ("finetune.steps=1440",),
     "no voxel perceptrons": ("unet.head=0", "control.voxels=0"),
@@ -106,8 +107,9 @@ def run(name: str, seed: int, study: Study, *, store: Path) -> None:
     flags = (*study.flags, *overrides(seed, (*changes, *EVALUATION)))
     bundle = ("--bundle", str(out / "bundle"))
     if name == UNCORRECTED:
-        borrow(folder(study, RECIPE, seed) / "runs", out)
-        save_uncorrected(folder(study, RECIPE, seed) / "bundle", out / "bundle")
+        run(WEIGHTED, seed, study, store=store)
+        borrow(folder(study, WEIGHTED, seed) / "runs", out)
+        save_uncorrected(folder(study, WEIGHTED, seed) / "bundle", out / "bundle")
     else:
         earlier = [each for each in changes if seen_by_stage_1(each)]
         borrow(pretrained(earlier, seed, study), out / "runs")
