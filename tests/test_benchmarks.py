@@ -134,9 +134,9 @@ def test_loading_is_measured_in_every_way_and_conversion_on_one_and_two_workers(
 @pytest.mark.ray
 def test_many_requests_at_once_end_in_a_result_or_a_429_and_memory_stays() -> None:
     """The load test in small: it fails by itself where a request ends otherwise."""
-    shown = run_without((), "load.py", "--requests", "40", "--rounds", "3")
+    shown = run_without((), "load.py", "--requests", "24", "--rounds", "3")
     rounds = [line.split("|")[2:-1] for line in shown.splitlines() if re.match(r"\| \d", line)]
     ended = [re.findall(r"(\d+) (succeeded|429)", each[0]) for each in rounds]
-    assert [sum(int(number) for number, _ in each) for each in ended] == [40] * 3
+    assert [sum(int(number) for number, _ in each) for each in ended] == [24] * 3
     memory = [float(each[4].split()[0]) for each in rounds]
     assert memory[2] - memory[1] < 50  # MiB; the first round warms the processes

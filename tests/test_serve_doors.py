@@ -5,8 +5,9 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -26,13 +27,13 @@ from serve.settings import Settings
 from storage import Store
 from storage.cases import Case
 
-TODAY = datetime.now(UTC).date()
+LAST = date(2030, 1, 31)
 ORDER = {"subject": "sub-01", "samples": 2}
 KEYS = {
     "reader": key_line("a", "reader", scopes=("read",)),
     "forecaster": key_line("a", "forecaster", scopes=("forecast",)),
-    "last-day": key_line("a", "last-day", until=TODAY),
-    "expired": key_line("a", "expired", until=TODAY - timedelta(days=1)),
+    "full": key_line("a", "full"),
+    "expiring": key_line("a", "expiring", until=LAST),
 }
 
 
@@ -89,9 +90,16 @@ def test_demo_mode_answers_clients_of_this_machine_alone(
     assert asyncio.run(ask()).status_code == status
 
 
-def test_a_key_expires_after_its_last_day(service: Service) -> None:
-    assert httpx2.get(f"{service.url}/v2", headers=bearer("last-day")).status_code == 200
-    refused(httpx2.get(f"{service.url}/v2", headers=bearer("expired")), 401, "Authorization")
+def test_a_key_expires_after_its_last_day(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(today: date) -> httpx2.Response:
+        now = datetime.combine(today, time.max, UTC)
+        monkeypatch.setattr(keys, "datetime", SimpleNamespace(now=lambda _: now))
+        return httpx2.get(f"{service.url}/v2", headers=bearer("expiring"))
+
+    assert ask(LAST).status_code == 200
+    refused(ask(LAST + timedelta(days=1)), 401, "Authorization")
 
 
 def test_keys_are_rotated_while_the_service_runs(
@@ -180,13 +188,13 @@ def test_a_line_that_is_no_key_is_named(tmp_path: Path, line: str) -> None:
 
 def test_the_audit_says_who_asked_and_how_it_ended_but_of_nobody(service: Service) -> None:
     url = service.settings.database_url
-    with Client(service.url, key="last-day") as client:
+    with Client(service.url, key="full") as client:
         job = finished(client, client.ask("sub-01", samples=2))
         client.delete(job)
     records = [json.loads(entry.record) for entry in read_entries(url)]
     mine = [record for record in records if record["forecast"] == job]
     assert [record["event"] for record in mine] == ["accepted", "succeeded", "deleted"]
-    assert mine[0]["by"] == mine[2]["by"] == digest_of("last-day")[:8]
+    assert mine[0]["by"] == mine[2]["by"] == digest_of("full")[:8]
     assert mine[0]["samples"] == 2
     assert len(mine[1]["bundle"]) == 64
     assert all(record["client"] == "a" for record in mine)
@@ -195,7 +203,7 @@ def test_the_audit_says_who_asked_and_how_it_ended_but_of_nobody(service: Servic
 
 
 def test_the_audit_says_how_what_did_not_succeed_ended(service: Service) -> None:
-    with Client(service.url, key="last-day") as client:
+    with Client(service.url, key="full") as client:
         service.held = True
         cancelled = client.ask("sub-01", samples=2)
         client.delete(cancelled)
@@ -207,7 +215,7 @@ def test_the_audit_says_how_what_did_not_succeed_ended(service: Service) -> None
     records = [json.loads(entry.record) for entry in read_entries(service.settings.database_url)]
     found = {job: [r for r in records if r["forecast"] == job] for job in (cancelled, failed)}
     assert [record["event"] for record in found[cancelled]] == ["accepted", "cancelled"]
-    assert found[cancelled][1]["by"] == digest_of("last-day")[:8]
+    assert found[cancelled][1]["by"] == digest_of("full")[:8]
     assert [record["event"] for record in found[failed]] == ["accepted", "failed", "deleted"]
     assert len(found[failed][1]["bundle"]) == 64
     assert "on purpose" not in json.dumps(records)
@@ -219,7 +227,7 @@ def test_no_line_of_the_log_names_a_subject(
     def fail(store: Store, case: Case, *_: object, out: Path, **__: object) -> None:
         raise ValueError(f"{out / case.subject / 'ses-w048'}: expected something else")
 
-    with Client(service.url, key="last-day") as client:
+    with Client(service.url, key="full") as client:
         jobs = [finished(client, client.ask("sub-01", samples=2))]
         monkeypatch.setattr("serve.forecaster.write_forecast", fail)
         jobs.append(client.ask("sub-01", samples=2))
