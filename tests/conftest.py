@@ -1,11 +1,16 @@
-"""Fixtures shared by every test: one small Ray cluster for the whole run."""
+"""Fixtures shared by tests: one small Ray cluster for the whole run, a client of their service."""
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lesioncast.start import RaySettings, cluster
+from serve.client import Client
+
+if TYPE_CHECKING:  # which imports the whole service: most tests need none
+    from tiny_service import Service
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +21,10 @@ def ray_cluster() -> Iterator[None]:
         yield
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
+
+
+@pytest.fixture
+def client(service: "Service") -> Iterator[Client]:
+    """Of the demo-mode `service` of the test's own file."""
+    with Client(service.url) as client:
+        yield client

@@ -41,12 +41,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    with Client(service.url) as client:
-        yield client
-
-
 @pytest.fixture(scope="module")
 def job(service: Service) -> str:
     with Client(service.url) as client:

@@ -56,12 +56,6 @@ def service(settings: Settings) -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    with Client(service.url) as client:
-        yield client
-
-
 @pytest.fixture(scope="module")
 def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What comes of an undisturbed forecast, by the name of the bundle."""

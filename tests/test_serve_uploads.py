@@ -64,12 +64,6 @@ def service(root: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    with Client(service.url) as client:
-        yield client
-
-
-@pytest.fixture
 def images(root: Path) -> dict[str, Path]:
     """Of the subject, by the name of their field."""
     return {name: path_of(root / "bids", SUBJECT, *name.split("/")) for name in SENT}
