@@ -1,7 +1,6 @@
 """The tree itself: what may lie where, and who may import whom."""
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,34 +82,3 @@ def test_diffusion_runs_with_torch_alone() -> None:
         assert not {name.split(".")[0] for name in found} & FORBIDDEN_IN_DIFFUSION, path
         ours = {name for name in found if name.startswith("lesioncast")}
         assert all(name.startswith("lesioncast.diffusion") for name in ours), path
-
-
-def test_the_readmes_tree_has_a_phrase_for_every_file_and_no_other() -> None:
-    tree = (ROOT / "README.md").read_text().split("<!-- tree -->")[1]
-    listed = set()
-    folders: list[str] = []
-    for line in tree.splitlines():
-        match = re.match(r"^    ( *)(\S+)(?: {2,}(\S.*))?$", line)
-        if not match:
-            continue
-        depth = len(match[1]) // 2
-        folders = [*folders[:depth], match[2].rstrip("/")]
-        if not match[2].endswith("/"):
-            assert match[3], f"{match[2]} needs a phrase in the README's tree"
-            listed.add("/".join(folders))
-    ignored = {".gitignore", "LICENSE", "README.md"}
-    present = {
-        str(path)
-        for path in tracked()
-        if path.name not in ignored and path.name != "__init__.py" and path.suffix != ".png"
-    }
-    assert listed == present
-
-
-def test_every_file_that_a_readme_names_is_there() -> None:
-    """By its path from anywhere down the tree: `training/loads.py`, `demo.yaml`."""
-    present = [f"/{path}" for path in tracked()]
-    for readme in (path for path in tracked() if path.name == "README.md"):
-        named = re.findall(r"`([\w/]+\.(?:py|yaml))`", (ROOT / readme).read_text())
-        absent = [name for name in named if not any(p.endswith(f"/{name}") for p in present)]
-        assert not absent, f"{readme} names {absent}, which is not there"
