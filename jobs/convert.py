@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from lesioncast.cluster.connection import RaySettings, cluster, configure_logging, job_parser
+from lesioncast.cluster.metrics import ConversionMeter
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
-from lesioncast.meters import ConversionMeter
-from lesioncast.start import RaySettings, cluster, configure_logging, job_parser
 from storage import Location, StorageError, open_store, parse_location
 from storage.build import Build
 from storage.convert import build_on_ray, convert

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs import convert, evaluate, finetune, forecast, pretrain, simulate
+from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.output import FIGURE, METRICS, REPORT
 from lesioncast.forecasting.derivative import figure_path, summary_path
 from lesioncast.forecasting.engine import bundle_steps
 from lesioncast.forecasting.page import evaluation_section, forecast_section, page, relative_path
-from lesioncast.start import cluster, configure_logging, job_parser
 from storage.nifti import write_atomic
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.assess import assess
@@ -40,7 +41,6 @@ from lesioncast.forecasting.heldout import (
     true_counts,
 )
 from lesioncast.forecasting.notice import RESEARCH_USE
-from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.errors import TrainingError
 from storage import StorageError, open_store, parse_location

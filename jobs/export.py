@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lesioncast.cluster.connection import configure_logging, job_parser
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.forecasting.derivative import forecast_subjects, read_maps
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.start import configure_logging, job_parser
 from storage import StorageError, open_store
 from storage.export import NAMES, export_case, write_export_root
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
-from lesioncast.start import cluster, configure_logging, job_parser
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.export import export_bundle
 from lesioncast.training.fit import discard, finished, train

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from lesioncast.cluster.actor_map import map_on_actors, with_progress
+from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
-from lesioncast.evaluation.fanout import map_on_actors, with_progress
-from lesioncast.start import cluster, configure_logging, job_parser
 from storage import Location, StorageError, open_store
 from storage.place import parse_location
 from storage.qc import CaseQc, examine

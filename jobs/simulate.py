@@ -14,12 +14,12 @@ from pathlib import Path
 
 import ray
 
+from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
 from lesioncast.cohort.errors import CohortError
 from lesioncast.cohort.settings import CohortSettings
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
-from lesioncast.start import cluster, configure_logging, job_parser
 from storage import StorageError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.forecasting.engine import session_choices
-from lesioncast.slab import Sessions
+from lesioncast.imaging.channels import Sessions
 from lesioncast.training.bundle import Bundle
 from serve.problems import RequestError
 from storage.derivative import package_version

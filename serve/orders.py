@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from lesioncast.forecasting.draws import sample_seeds
 from lesioncast.forecasting.engine import either
-from lesioncast.slab import Sessions
+from lesioncast.imaging.channels import Sessions
 from serve.models import Served
 from serve.problems import RequestError
 from serve.settings import Settings

@@ -20,9 +20,9 @@ from lesioncast.diffusion.engine import Engine, Wanted
 from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.sampler import SamplerConfig
-from lesioncast.evaluation.lesions import measure
 from lesioncast.forecasting.draws import Drawn, Shown
 from lesioncast.forecasting.engine import device_of, require_fit, store_reader
+from lesioncast.imaging.lesions import measure
 from lesioncast.training.bundle import load_bundle
 from serve.log import logger
 from serve.orders import Patient

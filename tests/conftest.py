@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lesioncast.start import RaySettings, cluster
+from lesioncast.cluster.connection import RaySettings, cluster
 from serve.client import Client
 
 if TYPE_CHECKING:  # which imports the whole service: most tests need none

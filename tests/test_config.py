@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.cluster.connection import source_tree
 from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ConfigError
-from lesioncast.start import source_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))

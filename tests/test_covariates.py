@@ -12,7 +12,6 @@ from tiny_forecast import SLAB, SPEC, write_store
 from tiny_training import MODEL, SETTINGS, tiny_cases, tiny_experiment
 
 from lesioncast.config import Config, load_config, parse
-from lesioncast.covariates import encode_covariates, fit_covariates, known_covariates
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.covariates import Covariate, covariate_features
 from lesioncast.diffusion.model import Model, ModelConfig
@@ -31,7 +30,8 @@ from lesioncast.forecasting.forecast import (
     forecast_batches,
     stored_flair,
 )
-from lesioncast.slab import named
+from lesioncast.imaging.channels import named
+from lesioncast.imaging.covariates import encode_covariates, fit_covariates, known_covariates
 from lesioncast.training import noise
 from lesioncast.training.bundle import Bundle, load_bundle
 from lesioncast.training.export import export_bundle

@@ -9,8 +9,8 @@ from lesioncast.evaluation.looks import LOOKS, image_looks
 from lesioncast.evaluation.metrics import Bootstrap
 from lesioncast.evaluation.outcomes import Outcomes
 from lesioncast.evaluation.positivity import overlap, positivity
-from lesioncast.evaluation.regions import REGIONS
 from lesioncast.evaluation.scalars import SCALARS
+from lesioncast.imaging.regions import REGIONS
 
 ARMS = ("placebo", "interferon", "ocrelizumab")
 BOOTSTRAP = Bootstrap(200, 0)

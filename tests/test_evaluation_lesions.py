@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesioncast.evaluation.lesions import (
+from lesioncast.imaging.lesions import (
     lesion_count,
     lesion_volumes,
     measure,

@@ -14,8 +14,8 @@ from lesioncast.evaluation.detection import Detection, detect
 from lesioncast.evaluation.masks import f1_of_samples, masks_record, voxel_record
 from lesioncast.evaluation.metrics import Bootstrap, resamples
 from lesioncast.evaluation.regional import BA, F1, PRECISION, RECALL, binary_scores
-from lesioncast.evaluation.regions import presence
 from lesioncast.evaluation.spatial import Observed, compare, distances
+from lesioncast.imaging.regions import presence
 
 MM = (3.0, 1.0, 1.0)
 SHAPE = (2, 12, 40)

@@ -14,9 +14,9 @@ from bids_validity import validator_reports
 from synthetic_bids import path_of
 from tiny_forecast import LAYOUT, fake_draw, write_store
 
+from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.unet import UNetConfig
-from lesioncast.evaluation.fanout import map_on_actors, with_progress
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
 from lesioncast.forecasting.derivative import (
     figure_path,

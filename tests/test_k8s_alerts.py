@@ -67,7 +67,7 @@ def test_every_metric_of_an_alert_is_defined_in_ray() -> None:
 
 
 def declared_by_us() -> str:
-    paths = ("platform/lesioncast/meters.py", "serve/metrics.py")
+    paths = ("platform/lesioncast/cluster/metrics.py", "serve/metrics.py")
     return "".join((ROOT / path).read_text() for path in paths)
 
 

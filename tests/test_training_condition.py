@@ -31,7 +31,7 @@ from lesioncast.forecasting.forecast import (
     forecast_batches,
     subjects_to_forecast,
 )
-from lesioncast.slab import CHANNELS, SESSIONS, named
+from lesioncast.imaging.channels import CHANNELS, SESSIONS, named
 from lesioncast.training.bundle import Bundle, load_bundle
 from lesioncast.training.cache import training_cases
 from lesioncast.training.export import export_bundle

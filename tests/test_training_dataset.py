@@ -11,7 +11,7 @@ import torch
 from tiny_training import CASES, SLAB, given, random_rows, tiny_cache, tiny_cases
 
 from lesioncast.diffusion.controlnet import CONDITION
-from lesioncast.slab import TARGET, named
+from lesioncast.imaging.channels import TARGET, named
 from lesioncast.training.cache import CaseCache
 from lesioncast.training.dataset import ahead
 from lesioncast.training.errors import TrainingError

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lesioncast.diffusion.controlnet import CONDITION
-from lesioncast.slab import START, named, outside
+from lesioncast.imaging.channels import START, named, outside
 from lesioncast.training import noise
 from lesioncast.training.order import active_first, batch_rows, epoch_rows, positions_of
 

@@ -11,7 +11,7 @@ from tiny_forecast import SPEC, write_store
 from tiny_training import MODEL, SETTINGS
 
 from lesioncast.diffusion.controlnet import CONDITION
-from lesioncast.slab import named
+from lesioncast.imaging.channels import named
 from lesioncast.training import ingest, placement
 from lesioncast.training.cache import CaseCache, training_cases
 from lesioncast.training.checkpoint import Checkpoint

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.cluster.connection import RaySettings
 from lesioncast.cohort.settings import CohortSettings
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.covariates import Covariate
@@ -27,7 +28,6 @@ from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
-from lesioncast.start import RaySettings
 from lesioncast.training.settings import TrainSettings
 from storage.settings import StoreSettings, TrialLayout
 

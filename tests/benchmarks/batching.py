@@ -26,12 +26,12 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
+from lesioncast.cluster.connection import RaySettings, cluster
 from lesioncast.diffusion.engine import Engine, draw_all
 from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.draws import sample_seeds
-from lesioncast.start import RaySettings, cluster
 from serve.orders import Patient
 from serve.sampler import EngineThread, Sampler
 from serve.settings import Settings

@@ -20,9 +20,9 @@ from learned import STEERING, curves, table
 from steering import nats
 
 from jobs import convert, evaluate, finetune, pretrain, simulate
+from lesioncast.cluster.connection import cluster, configure_logging
 from lesioncast.config import load_config
 from lesioncast.evaluation.outcomes import evaluable
-from lesioncast.start import cluster, configure_logging
 from lesioncast.training.bundle import METRICS_FILE, BundleConfig, load_bundle, save_bundle
 from lesioncast.training.files import read_json
 from storage import open_store

@@ -26,7 +26,7 @@ from peaks import memory_now
 from ray import serve as ray_serve
 from tiny_forecast import SPEC, write_bundle, write_store
 
-from lesioncast.start import RaySettings, cluster
+from lesioncast.cluster.connection import RaySettings, cluster
 from serve.app import build
 from serve.settings import Settings
 

@@ -20,7 +20,7 @@ from torch.utils.data import SequentialSampler
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import CONDITION
-from lesioncast.slab import TARGET, Channels, named
+from lesioncast.imaging.channels import TARGET, Channels, named
 from lesioncast.training.cache import CaseCache, training_cases
 from lesioncast.training.dataset import Batch, Cases, ahead
 from lesioncast.training.ingest import open_cases, read_in_process

@@ -22,7 +22,7 @@ from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
 from lesioncast.forecasting.draws import Shown
 from lesioncast.forecasting.engine import store_reader
-from lesioncast.slab import TARGET, encode_case
+from lesioncast.imaging.channels import TARGET, encode_case
 from storage import Store
 
 LOGSNR = (-6, -4, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)

@@ -26,7 +26,7 @@ from lesioncast.diffusion.load import LoadPrior
 from lesioncast.evaluation.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.evaluation.scalars import image_scalars
-from lesioncast.slab import START, named, outside
+from lesioncast.imaging.channels import START, named, outside
 from lesioncast.training.loads import ROWS, Patients, fit_load_prior, patients_of
 from storage import Case, Store, open_store
 

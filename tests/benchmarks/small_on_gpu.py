@@ -34,12 +34,12 @@ from lesioncast.diffusion.stages import ControlledUNet, UNetAlone, stage_loss, t
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.evaluation.assess import assess
 from lesioncast.evaluation.ensembles import Stated, Tally
-from lesioncast.evaluation.lesions import measure
 from lesioncast.evaluation.scored import Context
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.draws import sample_seeds
-from lesioncast.slab import START, named, outside
+from lesioncast.imaging.channels import START, named, outside
+from lesioncast.imaging.lesions import measure
 from lesioncast.training import noise
 from lesioncast.training.dataset import Cases
 from lesioncast.training.loads import Patients, fit_load_prior

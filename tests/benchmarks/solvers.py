@@ -23,9 +23,9 @@ import numpy.typing as npt
 from chosen import chosen, study_parser
 from sklearn.metrics import roc_auc_score
 
+from lesioncast.cluster.actor_map import map_on_actors, with_progress
+from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
 from lesioncast.diffusion.sampler import SamplerConfig
-from lesioncast.evaluation.fanout import map_on_actors, with_progress
-from lesioncast.evaluation.lesions import measure
 from lesioncast.evaluation.metrics import (
     LEVEL,
     crps,
@@ -35,8 +35,8 @@ from lesioncast.evaluation.metrics import (
 )
 from lesioncast.forecasting.draws import Drawn, Request, plan, seeds_of
 from lesioncast.forecasting.engine import build_sampler
-from lesioncast.slab import MASKS, SESSIONS
-from lesioncast.start import RaySettings, cluster, configure_logging
+from lesioncast.imaging.channels import MASKS, SESSIONS
+from lesioncast.imaging.lesions import measure
 from storage import Case, Store
 
 HEAD = (

@@ -27,7 +27,7 @@ from lesioncast.diffusion.objective import NET2, noised
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.draws import Shown
 from lesioncast.forecasting.engine import store_reader
-from lesioncast.slab import MASKS
+from lesioncast.imaging.channels import MASKS
 from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 

@@ -13,7 +13,6 @@ from lesioncast.evaluation.calibration_record import calibration_record, probabi
 from lesioncast.evaluation.characteristics import cohort_record
 from lesioncast.evaluation.effect_record import contrast_record, effects_record
 from lesioncast.evaluation.ensembles import Stated, Tallies, Tally
-from lesioncast.evaluation.lesions import OPENING_MM, opening_element
 from lesioncast.evaluation.masks import masks_record
 from lesioncast.evaluation.methods import Method
 from lesioncast.evaluation.metrics import Bootstrap
@@ -23,6 +22,7 @@ from lesioncast.evaluation.regional import regional_record
 from lesioncast.evaluation.report import groups, ladder_record, variant_record
 from lesioncast.evaluation.scored import PLAIN, VARIANTS, Context, case_columns, own_tallies, scored
 from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.imaging.lesions import OPENING_MM, opening_element
 
 Floats = npt.NDArray[np.float64]
 Truth = Mapping[tuple[int, int], int]

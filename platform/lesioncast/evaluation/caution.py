@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lesioncast.evaluation.cells import DASH, number, table, with_interval
+from lesioncast.markdown import DASH, number, table, with_interval
 
 Record = Mapping[str, Any]
 

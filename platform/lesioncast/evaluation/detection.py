@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.lesions import Mask, components
+from lesioncast.imaging.lesions import Mask, components
 
 ALPHA = 0.10
 BETA = 0.70

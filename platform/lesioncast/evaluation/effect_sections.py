@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lesioncast.evaluation.cells import number, table, with_interval
-from lesioncast.slab import START
+from lesioncast.imaging.channels import START
+from lesioncast.markdown import number, table, with_interval
 
 Record = Mapping[str, Any]
 

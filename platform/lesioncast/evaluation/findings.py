@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lesioncast.evaluation.cells import with_interval
 from lesioncast.evaluation.effect_sections import told_words
 from lesioncast.evaluation.ensembles import wilson_interval
 from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, LOG_MEAN, REGRESSION
@@ -15,6 +14,7 @@ from lesioncast.evaluation.published import AUC, LOG_MSE
 from lesioncast.evaluation.report import BIAS, POOLED, WITHIN
 from lesioncast.evaluation.sections import REGION_NAMES
 from lesioncast.evaluation.tables import falling_words
+from lesioncast.markdown import with_interval
 
 Record = Mapping[str, Any]
 

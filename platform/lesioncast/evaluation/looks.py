@@ -6,7 +6,7 @@ Intensity, texture and shading of FLAIR at w000 and at w048.
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.slab import CHANNELS, SESSIONS
+from lesioncast.imaging.channels import CHANNELS, SESSIONS
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.covariates import tabulate_covariates
 from lesioncast.diffusion.covariates import Covariate
-from lesioncast.evaluation.regions import REGIONS
 from lesioncast.evaluation.scalars import Measured, measure_case
-from lesioncast.slab import CHANNELS, SESSIONS
+from lesioncast.imaging.channels import CHANNELS, SESSIONS
+from lesioncast.imaging.covariates import tabulate_covariates
+from lesioncast.imaging.regions import REGIONS
 from storage import Case, Location, open_store
 
 Chunk = tuple[int, ...]

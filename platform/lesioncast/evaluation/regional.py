@@ -11,7 +11,7 @@ from lesioncast.evaluation.baselines import fit_scalar_model, monte_carlo
 from lesioncast.evaluation.ensembles import Tally
 from lesioncast.evaluation.metrics import Bootstrap, Resampled, estimate_of
 from lesioncast.evaluation.outcomes import Outcomes
-from lesioncast.evaluation.regions import REGIONS
+from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -7,11 +7,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.lesions import Lesions, components, measure
 from lesioncast.evaluation.looks import image_looks
-from lesioncast.evaluation.regions import presence
 from lesioncast.evaluation.spatial import Observed
-from lesioncast.slab import CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.lesions import Lesions, components, measure
+from lesioncast.imaging.regions import presence
 
 FLAIR = CHANNELS.index("flair")
 NEW_SIGNAL = 3.0  # robust standard deviations above the usual w048 - w000 difference
@@ -31,7 +31,7 @@ BEFORE_TREATMENT = tuple(place for place, name in enumerate(SCALARS) if name.end
 
 
 class Arrays(Protocol):
-    """What is read of a case: shapes as in `lesioncast.slab.encode`."""
+    """What is read of a case: shapes as in `lesioncast.imaging.channels.encode`."""
 
     @property
     def flair(self) -> npt.NDArray[np.float16]: ...

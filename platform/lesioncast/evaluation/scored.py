@@ -17,8 +17,8 @@ from lesioncast.evaluation.methods import (
     recalibrated_method,
 )
 from lesioncast.evaluation.outcomes import Cases, Outcomes
-from lesioncast.evaluation.regions import REGIONS
 from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lesioncast.evaluation.cells import DASH, number, table, with_interval
 from lesioncast.evaluation.published import COHORT, COHORT_SOURCE, REGIONAL, REGIONAL_SOURCE
 from lesioncast.evaluation.regional import BA, F1, PRECISION, RECALL, SCORES
+from lesioncast.markdown import DASH, number, table, with_interval
 
 Record = Mapping[str, Any]
 

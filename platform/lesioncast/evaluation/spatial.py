@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.detection import Detection, detect
-from lesioncast.evaluation.lesions import Mask
-from lesioncast.evaluation.regions import presence
+from lesioncast.imaging.lesions import Mask
+from lesioncast.imaging.regions import presence
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lesioncast.evaluation.caution import caution_text
-from lesioncast.evaluation.cells import DASH, number, table, with_interval
 from lesioncast.evaluation.effect_sections import contrast_section, effect_sections, told_words
 from lesioncast.evaluation.methods import ENSEMBLE
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE, SOURCE, published
@@ -15,6 +14,7 @@ from lesioncast.evaluation.sections import (
     mask_section,
     regional_section,
 )
+from lesioncast.markdown import DASH, number, table, with_interval
 
 Record = Mapping[str, Any]
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.ensembles import Counts, Ensemble, Stated
-from lesioncast.evaluation.lesions import Lesions, measure
-from lesioncast.slab import Sessions
+from lesioncast.imaging.channels import Sessions
+from lesioncast.imaging.lesions import Lesions, measure
 from storage import Case
 
 Masks = npt.NDArray[np.bool_]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lesioncast.cohort.truth import has_truth
-from lesioncast.covariates import encode_covariates
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.sampler import SamplerConfig
@@ -28,7 +27,8 @@ from lesioncast.forecasting.draws import (
     Statements,
 )
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.slab import START, Sessions, encode_case, named, outside, sessions_of
+from lesioncast.imaging.channels import START, Sessions, encode_case, named, outside, sessions_of
+from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
 from storage import Location, Store, open_store
 

@@ -9,11 +9,9 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.covariates import known_covariates
+from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.evaluation.ensembles import Ensemble
-from lesioncast.evaluation.fanout import map_on_actors, with_progress
-from lesioncast.evaluation.lesions import lesion_count
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import (
     figure_path,
@@ -34,7 +32,9 @@ from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.figure import forecast_figure, save
 from lesioncast.forecasting.summary import Provenance, Record, Subject, summarise
 from lesioncast.forecasting.view import view_of
-from lesioncast.slab import CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.covariates import known_covariates
+from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, TrialLayout, to_source_grid
 from storage.derivative import write_json
 from storage.patterns import match

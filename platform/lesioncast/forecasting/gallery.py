@@ -11,10 +11,10 @@ import numpy.typing as npt
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from lesioncast.cluster.actor_map import map_on_actors
 from lesioncast.evaluation.assess import Assessment
 from lesioncast.evaluation.document import Picture, Sight
 from lesioncast.evaluation.ensembles import Ensemble
-from lesioncast.evaluation.fanout import map_on_actors
 from lesioncast.evaluation.methods import ENSEMBLE, by_key
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.draws import Request, ensembles, plan, seeds_of
@@ -28,7 +28,7 @@ from lesioncast.forecasting.figure import (
     draw_slice,
 )
 from lesioncast.forecasting.view import View, choose_slices, crop, for_display, window
-from lesioncast.slab import CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
 from storage import Case, Store
 
 PANEL_INCHES = 2.6

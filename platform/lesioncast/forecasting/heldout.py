@@ -7,12 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.cohort.truth import has_truth, true_net2
-from lesioncast.covariates import fit_covariates
 from lesioncast.evaluation.assess import Truth
 from lesioncast.evaluation.ensembles import Tallies, Tally
-from lesioncast.evaluation.fanout import map_on_actors, with_progress
-from lesioncast.evaluation.lesions import lesion_count
 from lesioncast.evaluation.outcomes import (
     Outcomes,
     build_measurer,
@@ -34,7 +32,9 @@ from lesioncast.forecasting.draws import (
 )
 from lesioncast.forecasting.engine import build_sampler, device_of, sessions_compared
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.slab import Sessions
+from lesioncast.imaging.channels import Sessions
+from lesioncast.imaging.covariates import fit_covariates
+from lesioncast.imaging.lesions import lesion_count
 from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lesioncast.evaluation.card import CardError, read_sentences
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.slab import START
+from lesioncast.imaging.channels import START
 
 RESEARCH_USE = "Research use only; not a medical device."
 PREDICTED = "Predicted, not observed."

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lesioncast.evaluation.cells import number, table, with_interval
 from lesioncast.evaluation.report import POOLED, WITHIN
 from lesioncast.evaluation.tables import NAMES, falling_words, ladder_words
+from lesioncast.markdown import number, table, with_interval
 
 Record = Mapping[str, Any]
 

@@ -12,9 +12,9 @@ from lesioncast.evaluation.ensembles import (
     paired_difference,
     wilson_interval,
 )
-from lesioncast.evaluation.lesions import opening_element
 from lesioncast.forecasting.notice import POSITIVITY, PREDICTED, RESEARCH_USE
-from lesioncast.slab import SESSIONS
+from lesioncast.imaging.channels import SESSIONS
+from lesioncast.imaging.lesions import opening_element
 
 Record = dict[str, Any]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.slab import TARGET
+from lesioncast.imaging.channels import TARGET
 from lesioncast.training.dataset import VOLUMES
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.placement import cache_roots

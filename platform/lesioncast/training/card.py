@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lesioncast.slab import START
+from lesioncast.imaging.channels import START
 
 if TYPE_CHECKING:
     from lesioncast.training.bundle import BundleConfig

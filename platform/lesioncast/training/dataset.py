@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.slab import SESSIONS, TARGET, Channels, encode
+from lesioncast.imaging.channels import SESSIONS, TARGET, Channels, encode
 from lesioncast.training.noise import Drops
 from lesioncast.training.order import Rows
 from storage import Store

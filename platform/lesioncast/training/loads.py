@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lesioncast.covariates import encode_covariates
 from lesioncast.diffusion.controlnet import burden_of
 from lesioncast.diffusion.load import LoadPrior, load_of
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import NET2
-from lesioncast.evaluation.lesions import components
-from lesioncast.slab import TARGET, encode_case, named
+from lesioncast.imaging.channels import TARGET, encode_case, named
+from lesioncast.imaging.covariates import encode_covariates
+from lesioncast.imaging.lesions import components
 from lesioncast.training import noise
 from lesioncast.training.optimisation import learning_rate
 from lesioncast.training.order import Stream, generator

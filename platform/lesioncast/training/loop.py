@@ -11,10 +11,10 @@ import ray.train.collective
 import torch
 from torch import Tensor, nn
 
+from lesioncast.cluster.metrics import TrainingMeter
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import logsnr_at
 from lesioncast.diffusion.stages import stage_loss, to_place
-from lesioncast.meters import TrainingMeter
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import (
     last_whole,

@@ -9,7 +9,7 @@ import ray
 from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayError, RayTaskError
 
-from lesioncast.nodes import on_node, working_nodes
+from lesioncast.cluster.nodes import on_node, working_nodes
 from lesioncast.training.cache import CaseCache
 from lesioncast.training.ingest import fill, read_with_ray_data, release
 

@@ -11,13 +11,21 @@ import torch
 from torch import nn
 
 from lesioncast.config import Config
-from lesioncast.covariates import encode_covariates, fit_covariates
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.stages import ControlledUNet, UNetAlone
 from lesioncast.diffusion.unet import UNet
-from lesioncast.slab import SESSIONS, START, TARGET, Channels, named, outside, sessions_of
+from lesioncast.imaging.channels import (
+    SESSIONS,
+    START,
+    TARGET,
+    Channels,
+    named,
+    outside,
+    sessions_of,
+)
+from lesioncast.imaging.covariates import encode_covariates, fit_covariates
 from lesioncast.training.cache import CaseCache, training_cases
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.placement import GIB

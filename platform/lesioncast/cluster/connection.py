@@ -105,7 +105,7 @@ def cluster(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    from lesioncast.nodes import require_shared
+    from lesioncast.cluster.nodes import require_shared
 
     if ray.is_initialized():
         yield
