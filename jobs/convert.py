@@ -23,11 +23,11 @@ from lesioncast.cluster.metrics import ConversionMeter
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
 from storage import Location, StorageError, open_store, parse_location
-from storage.build import Build
-from storage.convert import build_on_ray, convert
-from storage.plan import plan_conversion
-from storage.summary import summarise
-from storage.verify import verify
+from storage.convert.build_shard import Build
+from storage.convert.convert import build_on_ray, convert
+from storage.convert.plan import plan_conversion
+from storage.convert.summary import summarise
+from storage.convert.verify import verify
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from lesioncast.evaluation.output import FIGURE, METRICS, REPORT
 from lesioncast.forecasting.derivative import figure_path, summary_path
 from lesioncast.forecasting.engine import bundle_steps
 from lesioncast.forecasting.page import evaluation_section, forecast_section, page, relative_path
-from storage.nifti import write_atomic
+from storage.nifti.io import write_atomic
 
 logger = logging.getLogger(__name__)
 Job = Callable[[Sequence[str] | None], int]

@@ -23,10 +23,10 @@ from lesioncast.errors import ConfigError
 from lesioncast.forecasting.derivative import forecast_subjects, read_maps
 from lesioncast.forecasting.errors import ForecastError
 from storage import StorageError, open_store
-from storage.export import NAMES, export_case, write_export_root
+from storage.export.export import NAMES, export_case, write_export_root
 
 if TYPE_CHECKING:
-    from storage.segmentation import Segmentation
+    from storage.export.dicom_seg import Segmentation
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def export_store(config: Config, args: argparse.Namespace, out: Path) -> None:
         paths = export_case(store, case, names, out, settings=config.store)
         logger.info("%s: %d images in %s", case.subject, len(paths), out / case.subject)
         if args.dicom:
-            from storage.segmentation import case_segmentation
+            from storage.export.dicom_seg import case_segmentation
 
             segmentation = case_segmentation(store, case, names)
             write_dicom(segmentation, args.dicom, case.subject, out=out, alone=len(cases) == 1)
@@ -97,8 +97,8 @@ def write_dicom(
     segmentation: "Segmentation", dicom: Path, subject: str, *, out: Path, alone: bool
 ) -> None:
     """Lay one subject's segments on its series and write them below `out`/dicom."""
-    from storage.dicom import DicomError, read_series
-    from storage.segmentation import write_segmentation
+    from storage.export.dicom_seg import write_segmentation
+    from storage.export.dicom_series import DicomError, read_series
 
     own = dicom / subject
     if not own.is_dir() and not alone:

@@ -13,7 +13,7 @@ from lesioncast.forecasting.engine import session_choices
 from lesioncast.imaging.channels import Sessions
 from lesioncast.training.bundle import Bundle
 from serve.problems import RequestError
-from storage.derivative import package_version
+from storage.export.bids_derivative import package_version
 
 NAME = "lesioncast"
 

@@ -92,8 +92,8 @@ def _segmented(
     """The maps in `folder` on the series in `files`; the SEG that jobs/export.py would make."""
     try:
         from lesioncast.forecasting.segments import forecast_segmentation
-        from storage.dicom import DicomError, read_series
-        from storage.segmentation import write_segmentation
+        from storage.export.dicom_seg import write_segmentation
+        from storage.export.dicom_series import DicomError, read_series
     except ModuleNotFoundError as error:
         if error.name not in ("highdicom", "pydicom"):
             raise

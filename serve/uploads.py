@@ -21,14 +21,14 @@ from serve.orders import Patient, UploadOrder
 from serve.problems import RequestError
 from serve.settings import Settings
 from storage import CaseError, Refusal, Store, StoreSettings, StoreSpec, TrialLayout, open_store
-from storage.bids import Source
-from storage.build import Build, build_shard
-from storage.convert import convert
+from storage.backends.local import place_at
+from storage.convert.build_shard import Build, build_shard
+from storage.convert.convert import convert
+from storage.convert.plan import plan_conversion
 from storage.layout import record_file
-from storage.nifti import open_nifti
-from storage.place import place_at
-from storage.plan import plan_conversion
-from storage.shards import decode_record
+from storage.nifti.io import open_nifti
+from storage.store.shards import decode_record
+from storage.trial.dataset import Source
 
 IMAGES = (
     "w000/flair", "w000/t2", "w000/gad",

@@ -1,18 +1,18 @@
 """From a BIDS trial to a Zarr 3 store and back onto NIfTI: see README.md in this folder.
 
-Conversion (`storage.convert`) and the Ray Data source (`storage.source`) are imported from their
-modules, so that reading a store needs no Ray.
+Conversion (`storage.convert.convert`) and the Ray Data source (`storage.store.ray_datasource`) are
+imported from their modules, so that reading a store needs no Ray.
 """
 
-from storage.cases import Case, CaseTable
+from storage.backends.local import Location, parse_location
 from storage.errors import CaseError, Refusal, StorageError, StoreError
-from storage.grid import Grid, to_source_grid
 from storage.layout import CHANNELS, MASKS, SESSIONS, StoreSpec, pack_masks, unpack_masks
-from storage.nifti import write_nifti_atomic
-from storage.place import Location, parse_location
-from storage.prepare import CaseArrays
+from storage.nifti.io import write_nifti_atomic
+from storage.preprocess.grid import Grid, to_source_grid
+from storage.preprocess.prepare import CaseArrays
 from storage.settings import StoreSettings, TrialLayout
-from storage.store import Store, open_store
+from storage.store.case_table import Case, CaseTable
+from storage.store.store import Store, open_store
 
 __all__ = [
     "CHANNELS",

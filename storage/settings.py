@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from storage.layout import SESSIONS
-from storage.patterns import check_pattern
+from storage.trial.path_patterns import check_pattern
 
 _ANAT = "sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}"
 _PER_SESSION = ("flair", "t2", "gad", "net2")

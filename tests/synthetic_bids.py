@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from storage.cases import Case, Row
-from storage.grid import Grid
-from storage.nifti import Header, Volume, as_matrix
+from storage.nifti.io import Header, Volume, as_matrix
+from storage.preprocess.grid import Grid
+from storage.store.case_table import Case, Row
 
 Array = npt.NDArray[Any]
 

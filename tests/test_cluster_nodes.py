@@ -18,7 +18,7 @@ from tiny_store import noise, table_of, write_tiny_store
 from lesioncast.training.bundle import load_bundle
 from lesioncast.training.checkpoint import checkpoints
 from storage import StoreSettings, StoreSpec
-from storage.grid import plan_grid
+from storage.preprocess.grid import plan_grid
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 WORKERS = 4

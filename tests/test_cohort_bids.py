@@ -18,8 +18,8 @@ from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
 from lesioncast.cohort.errors import TrialError
 from lesioncast.cohort.truth import true_net2
 from storage import MASKS, SESSIONS, StoreSettings
-from storage.bids import read_trial
-from storage.prepare import prepare
+from storage.preprocess.prepare import prepare
+from storage.trial.dataset import read_trial
 
 SETTINGS = CohortSettings(subjects=3, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 

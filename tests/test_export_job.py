@@ -12,8 +12,8 @@ from tiny_forecast import write_store
 from jobs import export
 from lesioncast.forecasting.derivative import forecast_path, summary_path
 from storage import Store, to_source_grid, write_nifti_atomic
-from storage.derivative import sidecar_path, write_json
-from storage.export import exported_path
+from storage.export.bids_derivative import sidecar_path, write_json
+from storage.export.export import exported_path
 
 DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 

@@ -211,7 +211,11 @@ def test_a_forecast_without_a_result_has_no_segmentation(
 def test_a_service_without_the_extra_says_so(
     service: Service, job: str, series: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("storage.dicom", "storage.segmentation", "lesioncast.forecasting.segments"):
+    for name in (
+        "storage.export.dicom_series",
+        "storage.export.dicom_seg",
+        "lesioncast.forecasting.segments",
+    ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "highdicom", None)
     problem = refused(post(service, job, sent(series)), 501)

@@ -25,7 +25,7 @@ from serve.keys import Key, KeyFile, digest_of, read_keys
 from serve.records import Records
 from serve.settings import Settings
 from storage import Store
-from storage.cases import Case
+from storage.store.case_table import Case
 
 LAST = date(2030, 1, 31)
 ORDER = {"subject": "sub-01", "samples": 2}

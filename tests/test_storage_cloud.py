@@ -11,13 +11,13 @@ from moto.server import ThreadedMotoServer
 from test_storage_durable import GEOMETRY, SETTINGS, Builder, Killed, converted, tree
 
 from storage import StorageError, StoreError, open_store, parse_location
-from storage.bucket import Bucket
-from storage.build import Build, build_shard
-from storage.convert import convert
-from storage.place import place_at
-from storage.plan import plan_conversion
-from storage.read import open_arrays, take_rows
-from storage.verify import verify
+from storage.backends.local import place_at
+from storage.backends.object_store import Bucket
+from storage.convert.build_shard import Build, build_shard
+from storage.convert.convert import convert
+from storage.convert.plan import plan_conversion
+from storage.convert.verify import verify
+from storage.store.array_reader import open_arrays, take_rows
 
 URL = "s3://trials/ms/store.zarr"
 

@@ -10,11 +10,11 @@ import synthetic_bids as bids
 
 from jobs import convert as convert_job
 from storage import StorageError, Store, open_store, pack_masks
-from storage.convert import convert
-from storage.plan import Conversion, plan_conversion
-from storage.prepare import prepare
+from storage.convert.convert import convert
+from storage.convert.plan import Conversion, plan_conversion
+from storage.preprocess.prepare import prepare
 from storage.settings import StoreSettings
-from storage.source import ZarrDatasource
+from storage.store.ray_datasource import ZarrDatasource
 
 pytestmark = [
     pytest.mark.ray,
@@ -132,7 +132,7 @@ def test_progress_tells_rate_and_time_left(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bids.write_trial(tmp_path / "bids", 1)
-    with caplog.at_level(logging.INFO, logger="storage.convert"):
+    with caplog.at_level(logging.INFO, logger="storage.convert.convert"):
         convert(planned(tmp_path))
     assert "1 of 1 subjects" in caplog.text
     assert "s left" in caplog.text

@@ -17,8 +17,8 @@ from nibabel.orientations import (
 from pydicom import dcmread
 from synthetic_dicom import Scan, values_at, write_series
 
-from storage.dicom import DicomError, read_series
-from storage.segmentation import Segment, Segmentation, thresholded, write_segmentation
+from storage.export.dicom_seg import Segment, Segmentation, thresholded, write_segmentation
+from storage.export.dicom_series import DicomError, read_series
 
 SCANS = [
     Scan(),  # axial, oblique

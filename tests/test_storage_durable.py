@@ -17,12 +17,12 @@ import synthetic_bids as bids
 from hostile_harms import as_nobody
 
 from storage import StorageError, Store, StoreError, StoreSettings, open_store
-from storage.build import Build, build_shard
-from storage.cases import CaseTable
-from storage.convert import convert
-from storage.place import Folder
-from storage.plan import plan_conversion
-from storage.verify import verify
+from storage.backends.local import Folder
+from storage.convert.build_shard import Build, build_shard
+from storage.convert.convert import convert
+from storage.convert.plan import plan_conversion
+from storage.convert.verify import verify
+from storage.store.case_table import CaseTable
 
 GEOMETRY = bids.Geometry(shape=(4, 9, 8))
 SETTINGS = StoreSettings((4, 8, 8), (3.0, 2.0, 2.0), resample=False, cases_per_shard=2)

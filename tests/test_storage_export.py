@@ -13,8 +13,7 @@ from bids_validity import validator_reports
 from tiny_forecast import write_store
 
 from storage import CaseArrays, StoreError, StoreSettings, write_nifti_atomic
-from storage.bids import Source
-from storage.export import (
+from storage.export.export import (
     NAMES,
     export_case,
     exported_path,
@@ -23,9 +22,10 @@ from storage.export import (
     was_stripped,
     write_export_root,
 )
-from storage.grid import plan_grid, to_slab
-from storage.nifti import read_volume
-from storage.store import Store
+from storage.nifti.io import read_volume
+from storage.preprocess.grid import plan_grid, to_slab
+from storage.store.store import Store
+from storage.trial.dataset import Source
 
 # All ways in which a file's three axes may run.
 ORIENTATIONS = [

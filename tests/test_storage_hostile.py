@@ -11,11 +11,11 @@ from hostile_harms import as_nobody
 from hostile_inputs import CLAIMS, FILES, GOOD, HOSTILE, Hostile, name_of, write_hostile_trial
 
 from storage import CaseError, StorageError
-from storage.bids import Subject, read_trial
-from storage.convert import convert
-from storage.plan import plan_conversion
-from storage.prepare import prepare
+from storage.convert.convert import convert
+from storage.convert.plan import plan_conversion
+from storage.preprocess.prepare import prepare
 from storage.settings import StoreSettings, TrialLayout
+from storage.trial.dataset import Subject, read_trial
 
 SETTINGS = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False, cases_per_shard=32)
 BOMBS = {"16 TB of voxels", "1 GB in some kB", "megabytes after the voxels"}

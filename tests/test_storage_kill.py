@@ -15,10 +15,10 @@ import synthetic_bids as bids
 from test_storage_durable import GEOMETRY, SETTINGS, assert_same_bytes, converted, seen
 
 from storage import open_store
-from storage.build import Build, build_shard
-from storage.convert import convert
-from storage.place import Folder
-from storage.plan import plan_conversion
+from storage.backends.local import Folder
+from storage.convert.build_shard import Build, build_shard
+from storage.convert.convert import convert
+from storage.convert.plan import plan_conversion
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +29,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_storage_durable import SETTINGS, Builder, bids
-from storage.convert import build_on_ray, convert
-from storage.plan import plan_conversion
+from storage.convert.convert import build_on_ray, convert
+from storage.convert.plan import plan_conversion
 build = Builder()
 if address := {address!r}:
     import ray

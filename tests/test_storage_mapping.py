@@ -13,10 +13,10 @@ import yaml
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
 from storage import CaseError, StorageError
-from storage.bids import read_trial
-from storage.patterns import match
-from storage.prepare import prepare
+from storage.preprocess.prepare import prepare
 from storage.settings import StoreSettings, TrialLayout
+from storage.trial.dataset import read_trial
+from storage.trial.path_patterns import match
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "jobs" / "configs" / "demo.yaml"

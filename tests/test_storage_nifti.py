@@ -11,11 +11,11 @@ import synthetic_bids as bids
 from scipy.ndimage import affine_transform
 
 from storage import CaseError, to_source_grid
-from storage.bids import Source, read_trial
-from storage.grid import plan_grid, to_slab
-from storage.nifti import Volume, open_nifti, read_volume
-from storage.prepare import CaseArrays, Facts, prepare
+from storage.nifti.io import Volume, open_nifti, read_volume
+from storage.preprocess.grid import plan_grid, to_slab
+from storage.preprocess.prepare import CaseArrays, Facts, prepare
 from storage.settings import StoreSettings
+from storage.trial.dataset import Source, read_trial
 
 SETTINGS = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
 CODES = [

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import synthetic_bids as bids
 
-from storage.bids import read_trial
 from storage.errors import CaseError
 from storage.layout import CHANNELS, MASKS, SESSIONS
-from storage.prepare import CaseArrays, Facts, prepare
+from storage.preprocess.prepare import CaseArrays, Facts, prepare
 from storage.settings import StoreSettings, TrialLayout
+from storage.trial.dataset import read_trial
 
 SETTINGS = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
 

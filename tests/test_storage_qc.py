@@ -17,14 +17,14 @@ from tiny_store import SHARD, table_of, write_tiny_store
 
 from jobs import qc as qc_job
 from storage import Case, CaseArrays, Store, StoreSpec, open_store, pack_masks
-from storage.cases import Row
 from storage.errors import Refusal
-from storage.grid import Grid
 from storage.layout import CASE_TABLE
-from storage.nifti import Header, as_matrix
-from storage.qc import CaseQc, Lesions, examine, field_share
-from storage.qc_page import write_qc
-from storage.thumbnail import COLOURS
+from storage.nifti.io import Header, as_matrix
+from storage.preprocess.grid import Grid
+from storage.qc.measure import CaseQc, Lesions, examine, field_share
+from storage.qc.report import write_qc
+from storage.qc.thumbnail import COLOURS
+from storage.store.case_table import Row
 
 SLAB = (5, 24, 20)
 SPACING = (3.0, 2.0, 2.0)

@@ -9,11 +9,11 @@ import pytest
 from jobs import convert as convert_job
 from jobs import qc as qc_job
 from storage import open_store
-from storage.bids import Subject, read_trial
-from storage.grid import to_source_grid
 from storage.layout import CHANNELS
-from storage.prepare import prepare
+from storage.preprocess.grid import to_source_grid
+from storage.preprocess.prepare import prepare
 from storage.settings import StoreSettings
+from storage.trial.dataset import Subject, read_trial
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "ljubljana"
 DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"

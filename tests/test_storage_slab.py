@@ -9,13 +9,13 @@ import pytest
 import synthetic_bids as bids
 from tiny_store import table_of
 
-from storage.bids import Source
-from storage.cases import decode_table, encode_table
-from storage.grid import Grid, plan_grid, to_slab, to_source_grid
 from storage.layout import StoreSpec
-from storage.nifti import read_volume, write_nifti_atomic
-from storage.normalise import range_of, scale_flair
+from storage.nifti.io import read_volume, write_nifti_atomic
+from storage.preprocess.grid import Grid, plan_grid, to_slab, to_source_grid
+from storage.preprocess.normalise import range_of, scale_flair
 from storage.settings import StoreSettings
+from storage.store.case_table import decode_table, encode_table
+from storage.trial.dataset import Source
 
 SLAB = (5, 12, 16)  # cropped in s and h, padded in w
 SAME = StoreSettings(SLAB, (3.0, 2.0, 2.0), resample=False)

@@ -10,8 +10,8 @@ from ray.data.block import BlockAccessor
 from tiny_forecast import write_store
 
 from storage import SESSIONS, Store, StoreError, pack_masks
-from storage.read import open_arrays, take_rows
-from storage.source import ZarrDatasource
+from storage.store.array_reader import open_arrays, take_rows
+from storage.store.ray_datasource import ZarrDatasource
 
 CASES = 14
 

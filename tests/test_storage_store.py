@@ -12,14 +12,14 @@ import zarr
 from tiny_store import noise, table_of, write_tiny_store
 
 from storage import Store, StoreError, open_store, pack_masks, unpack_masks
-from storage.cases import Case, CaseTable
+from storage.convert.summary import summarise
 from storage.errors import Refusal
-from storage.grid import plan_grid
 from storage.layout import CASE_TABLE, StoreSpec, unpack_signs
-from storage.read import open_arrays, take_rows
+from storage.preprocess.grid import plan_grid
 from storage.settings import StoreSettings
-from storage.split import assign_splits
-from storage.summary import summarise
+from storage.store.array_reader import open_arrays, take_rows
+from storage.store.case_table import Case, CaseTable
+from storage.store.split import assign_splits
 
 SHARES = (0.8, 0.1, 0.1)
 

@@ -17,11 +17,11 @@ from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.bundle import BundleConfig, save_bundle
 from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
-from storage.bids import Source
-from storage.cases import Case, Row
-from storage.grid import Grid, to_slab
-from storage.nifti import read_volume
-from storage.shards import empty_blocks
+from storage.nifti.io import read_volume
+from storage.preprocess.grid import Grid, to_slab
+from storage.store.case_table import Case, Row
+from storage.store.shards import empty_blocks
+from storage.trial.dataset import Source
 
 SLAB = (5, 16, 16)
 GEOMETRY = Geometry(axes="LPS", tilt=9.0)

@@ -31,9 +31,9 @@ from serve.records import Records
 from serve.sampler import Sampler, Step
 from serve.settings import Settings
 from serve.tables import Job
-from storage.build import build_shard
-from storage.convert import convert
-from storage.plan import plan_conversion
+from storage.convert.build_shard import build_shard
+from storage.convert.convert import convert
+from storage.convert.plan import plan_conversion
 
 DEMO = Path(__file__).resolve().parent.parent / "jobs" / "configs" / "demo.yaml"
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.cases import Case, CaseTable, encode_table
+from storage.backends.local import place_at
 from storage.errors import Refusal
 from storage.layout import CASE_TABLE, GROUP, StoreSpec, record_file
-from storage.place import place_at
-from storage.prepare import Facts
-from storage.shards import Outcome, empty_blocks, encode_root, sha256, write_shard
+from storage.preprocess.prepare import Facts
+from storage.store.case_table import Case, CaseTable, encode_table
+from storage.store.shards import Outcome, empty_blocks, encode_root, sha256, write_shard
 
 SHARD = "shard"  # its name; cases lie there in the order of their index
 

@@ -31,9 +31,9 @@ from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
 from lesioncast.cohort.settings import CohortSettings
 from storage import StoreSettings, pack_masks
-from storage.bids import read_trial
-from storage.prepare import prepare
-from storage.shards import CODECS
+from storage.preprocess.prepare import prepare
+from storage.store.shards import CODECS
+from storage.trial.dataset import read_trial
 
 Array = npt.NDArray[Any]
 Codecs = tuple[BytesBytesCodec, ...]

@@ -26,9 +26,9 @@ from lesioncast.training.dataset import Batch, Cases, ahead
 from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.noise import Drops
 from storage import Case, Store, TrialLayout
-from storage.grid import to_slab
-from storage.patterns import match
-from storage.source import ZarrDatasource
+from storage.preprocess.grid import to_slab
+from storage.store.ray_datasource import ZarrDatasource
+from storage.trial.path_patterns import match
 
 NIBABEL, MONAI = "nibabel, .nii.gz", "MONAI PersistentDataset, DataLoader"
 OURS = "node cache, by index"

@@ -25,9 +25,9 @@ from lesioncast.evaluation.outcomes import Outcomes, earlier_lesions, observed_r
 from lesioncast.evaluation.scalars import measure_case
 from lesioncast.training.dataset import Cases
 from storage import StoreSettings, pack_masks
-from storage.bids import Subject, read_trial
-from storage.prepare import prepare
-from storage.split import assign_splits
+from storage.preprocess.prepare import prepare
+from storage.store.split import assign_splits
+from storage.trial.dataset import Subject, read_trial
 
 SPLIT = (0.8, 0.0, 0.2)  # nothing is chosen on a validation split here
 BLOCK = 8

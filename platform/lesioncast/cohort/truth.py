@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from storage.bids import Source
-from storage.grid import Grid, to_slab
-from storage.nifti import read_volume
+from storage.nifti.io import read_volume
+from storage.preprocess.grid import Grid, to_slab
+from storage.trial.dataset import Source
 
 TRUTH = Path("derivatives", "truth")
 RANKS = "space-orig_desc-ranks_dseg"

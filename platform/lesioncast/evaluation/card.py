@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lesioncast.evaluation.findings import findings
-from storage.nifti import write_atomic
+from storage.nifti.io import write_atomic
 
 Record = Mapping[str, Any]
 

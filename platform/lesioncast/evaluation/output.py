@@ -14,7 +14,7 @@ from lesioncast.evaluation.figure import evaluation_figure, panels, save
 from lesioncast.evaluation.methods import Method
 from lesioncast.evaluation.tables import report_text
 from lesioncast.evaluation.tidy import tidy_csv
-from storage.nifti import write_atomic
+from storage.nifti.io import write_atomic
 
 METRICS, TABLES, REPORT = "metrics.json", "tables.md", "report.html"
 ESTIMATES, CASES, FIGURE = "estimates.csv", "cases.csv", "evaluation.png"

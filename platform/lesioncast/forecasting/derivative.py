@@ -20,8 +20,8 @@ from lesioncast.evaluation.ensembles import Ensemble
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.notice import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.summary import Provenance, Subject
-from storage.derivative import flair_uri, sidecar_path, write_json, write_root
-from storage.nifti import write_nifti_atomic
+from storage.export.bids_derivative import flair_uri, sidecar_path, write_json, write_root
+from storage.nifti.io import write_nifti_atomic
 
 SESSION = "w048"
 README = f"""Forecasts of new and enlarging T2 lesions at week 96 from the scans at weeks 0 and 48.

@@ -36,8 +36,8 @@ from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
 from lesioncast.imaging.covariates import known_covariates
 from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, TrialLayout, to_source_grid
-from storage.derivative import write_json
-from storage.patterns import match
+from storage.export.bids_derivative import write_json
+from storage.trial.path_patterns import match
 
 Background = Callable[[Case], nib.Nifti1Image]
 

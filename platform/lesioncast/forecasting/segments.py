@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lesioncast.forecasting.derivative import Map
-from storage.segmentation import Segment, Segmentation, thresholded
+from storage.export.dicom_seg import Segment, Segmentation, thresholded
 
 
 def forecast_segmentation(maps: Sequence[Map], *, threshold: float | None = None) -> Segmentation:

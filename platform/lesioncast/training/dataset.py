@@ -18,7 +18,7 @@ from lesioncast.training.noise import Drops
 from lesioncast.training.order import Rows
 from storage import Store
 from storage.layout import array_specs, session_indices
-from storage.read import open_arrays, take_rows
+from storage.store.array_reader import open_arrays, take_rows
 
 VOLUMES = ("flair", "masks")
 

@@ -28,7 +28,7 @@ from lesioncast.training.dataset import VOLUMES, Cases
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.placement import describe, first_with_room, in_memory
 from storage import MASKS, open_store
-from storage.source import ZarrDatasource
+from storage.store.ray_datasource import ZarrDatasource
 
 FACTS = ("present", "arm")  # small, and always kept
 

@@ -1,0 +1,100 @@
+"""A prefix in an object store (S3, Google Cloud Storage, Azure) as the place of a store.
+
+Credentials, region and endpoint are the environment's, as obstore reads them (AWS_PROFILE is not
+among them; AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and roles of machines are).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from zarr.abc.store import Store as ZarrStore
+from zarr.storage import ObjectStore
+
+from storage.backends.local import Commit, cannot_write
+from storage.errors import StorageError
+from storage.layout import CASE_TABLE
+
+try:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+    from obstore.store import from_url
+except ImportError as error:
+    raise StorageError("A store at a URL needs obstore: pip install lesioncast[cloud].") from error
+
+
+class Bucket:
+    """Files below a URL such as s3://bucket/trial.zarr; an upload appears when it is complete."""
+
+    def __init__(self, url: str) -> None:
+        self.location = url.rstrip("/")
+
+    @cached_property
+    def _store(self) -> Any:
+        try:
+            return from_url(self.location)
+        except (BaseError, ValueError) as error:
+            raise StorageError(
+                f"{self.location}: expected the URL of an object store, got {error}."
+            ) from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            return bytes(obstore.get(self._store, name).bytes())
+        except FileNotFoundError:
+            raise
+        except BaseError as error:
+            raise self._unreachable(error) from error
+
+    def write(self, name: str, content: bytes) -> None:
+        self._put(name, content, mode="overwrite")
+
+    def names(self) -> set[str]:
+        try:
+            return {str(found["path"]) for part in obstore.list(self._store) for found in part}
+        except BaseError as error:
+            raise self._unreachable(error) from error
+
+    def remove(self, names: Iterable[str]) -> None:
+        if paths := sorted(names):
+            obstore.delete(self._store, paths)
+
+    def arrays(self) -> ZarrStore:
+        return ObjectStore(self._store, read_only=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[Commit]:
+        before = self._tag()
+
+        def commit(content: bytes) -> None:
+            self._put(CASE_TABLE, content, mode={"e_tag": before} if before else "create")
+
+        yield commit
+
+    def _tag(self) -> str | None:
+        try:
+            return obstore.head(self._store, CASE_TABLE)["e_tag"]
+        except FileNotFoundError:
+            return None
+        except BaseError as error:
+            raise self._unreachable(error) from error
+
+    def _put(self, name: str, content: bytes, *, mode: Any) -> None:
+        try:
+            obstore.put(self._store, name, content, mode=mode)
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise StorageError(
+                f"{self.location}: expected the case table that this conversion began with, got "
+                "one that another conversion has put there since; run the same command again."
+            ) from error
+        except (BaseError, OSError) as error:
+            raise cannot_write(f"{self.location}/{name}", len(content), _brief(error)) from error
+
+    def _unreachable(self, error: Exception) -> StorageError:
+        return StorageError(f"{self.location}: expected an answer, got {_brief(error)}.")
+
+
+def _brief(error: Exception) -> str:
+    """The first line of a client's error; the rest is its own debugging."""
+    return str(error).strip().splitlines()[0]

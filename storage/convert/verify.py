@@ -1,0 +1,91 @@
+"""Whether a store and the files it came from still are as they were recorded, byte for byte."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from storage.backends.local import Place, place_at
+from storage.convert.file_digests import UNREADABLE, digest_file
+from storage.errors import StorageError
+from storage.layout import CASE_TABLE, record_file
+from storage.store.shards import Record, decode_record, sha256
+from storage.store.store import Store
+from storage.store.table import fill_table, settled_splits
+
+_THREADS = 8
+_ABSENT = "nothing that can be read"
+
+
+def verify(store: Store, bids: Path) -> Iterator[str]:
+    """Reread every digest; a sentence for each file that is not as recorded.
+
+    The case table names the digests of its shards' records, these name those of the arrays' files
+    and of the sources below `bids`, and the table is compared with the one that they make.
+    """
+    place = place_at(store.path)
+    records: dict[str, Record] = {}
+    for shard, digest in store.table.shards.items():
+        name = record_file(shard)
+        content = _content(place, name)
+        if content is not None and sha256(content) == digest:
+            records[shard] = decode_record(content)
+        else:
+            yield _differs(f"{place.location}/{name}", digest, _sha256(content))
+    yield from _verify_arrays(place, records)
+    yield from _verify_sources(bids, records)
+    if len(records) == len(store.table.shards):
+        made = fill_table(store.table, records, settled=settled_splits(store.table, store.table))
+        if made != store.table:
+            yield (
+                f"{place.location}/{CASE_TABLE}: expected what its shards' records say, got "
+                "something else; remove it and convert again."
+            )
+
+
+def _verify_arrays(place: Place, records: Mapping[str, Record]) -> Iterator[str]:
+    expected = {file: sha for record in records.values() for file, sha in record.files.items()}
+
+    def found(name: str) -> str | None:
+        return _sha256(_content(place, name))
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for (name, digest), got in zip(expected.items(), threads.map(found, expected), strict=True):
+            if got != digest:
+                yield _differs(f"{place.location}/{name}", digest, got)
+
+
+def _verify_sources(bids: Path, records: Mapping[str, Record]) -> Iterator[str]:
+    expected = {
+        path: (outcome.subject, digest)
+        for record in records.values()
+        for outcome in record.outcomes
+        for path, digest in outcome.sources.items()
+        if digest != UNREADABLE
+    }
+
+    def found(path: str) -> str | None:
+        try:
+            return digest_file(bids / path)
+        except OSError:
+            return None
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        digests = threads.map(found, expected)
+        for (path, (subject, digest)), got in zip(expected.items(), digests, strict=True):
+            if got != digest:
+                yield f"{subject}: {_differs(str(bids / path), digest, got)}"
+
+
+def _content(place: Place, name: str) -> bytes | None:
+    try:
+        return place.read(name)
+    except (OSError, StorageError):
+        return None
+
+
+def _sha256(content: bytes | None) -> str | None:
+    return None if content is None else sha256(content)
+
+
+def _differs(file: str, expected: str, got: str | None) -> str:
+    return f"{file}: expected sha256 {expected[:12]}, got {got[:12] if got else _ABSENT}."

@@ -1,0 +1,159 @@
+"""Masks and probability maps on a subject's grid as DICOM SEG, beside the series they lie on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
+
+from storage.export.bids_derivative import package_version
+from storage.export.dicom_series import Series, complete_headers, lay_onto
+from storage.export.export import KINDS, has, source_image
+from storage.layout import MASKS
+from storage.nifti.io import write_atomic
+from storage.store.case_table import Case
+from storage.store.store import Store
+
+MAKER = "lesioncast"
+RESEARCH = "Research use only"
+LEVELS = 255  # of a stored probability
+_SERIES_NUMBER = 9600
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One mask {0, 1} or probability map [0, 1] on the source grid.
+
+    `label` names it in at most 64 letters, `description` says what it is and is not.
+    """
+
+    image: nib.Nifti1Image
+    label: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Segments of one subject that go into one file.
+
+    `version` names what they came from, in at most 64 letters: the digest of the bundle that made
+    them, where `forecast`, or else of the case whose masks they are.
+    """
+
+    segments: tuple[Segment, ...]
+    title: str
+    version: str
+    forecast: bool
+
+    @property
+    def fractional(self) -> bool:
+        """Whether any segment holds probabilities."""
+        return any(each.image.get_data_dtype().kind == "f" for each in self.segments)
+
+
+def thresholded(segmentation: Segmentation, threshold: float) -> Segmentation:
+    """The same with masks of the voxels at or above a probability."""
+    segments = tuple(
+        Segment(
+            nib.Nifti1Image(
+                (np.asarray(each.image.dataobj) >= threshold).astype(np.uint8), each.image.affine
+            ),
+            each.label,
+            f"Voxels at {threshold:g} or more of: {each.description}",
+        )
+        for each in segmentation.segments
+    )
+    return replace(segmentation, segments=segments)
+
+
+def case_segmentation(store: Store, case: Case, names: Sequence[str]) -> Segmentation:
+    """The masks among `names` that a case has, as its trial drew them. They may be none."""
+    arrays = store.read(case.index)
+    masks = [name for name in names if name.split("/")[1] in MASKS and has(case, name)]
+    segments = tuple(
+        Segment(
+            source_image(arrays, case, name),
+            name.upper().replace("/", " "),
+            f"{KINDS[name.split('/')[1]].facts['Description']} As the trial gives them.",
+        )
+        for name in masks
+    )
+    return Segmentation(segments, "Lesion masks", case.digest, forecast=False)
+
+
+def write_segmentation(segmentation: Segmentation, series: Series, path: Path) -> None:
+    """Write a SEG whose frames lie on the images of `series`; binary unless any is a probability.
+
+    Probabilities are kept in steps of 1 / 255. Equal inputs give equal identifiers. Raises
+    DicomError where an image lies on another grid than the series, or where the series' headers
+    lack what a SEG has to repeat.
+    """
+    frames = np.stack([lay_onto(each.image, series) for each in segmentation.segments], axis=-1)
+    voxels = frames.astype(np.float32 if segmentation.fractional else np.uint8)
+    with complete_headers(series.folder):
+        made = _made(segmentation, series, voxels, name=path.name)
+    content = BytesIO()
+    made.save_as(content)
+    write_atomic(path, content.getvalue())
+
+
+def _made(
+    segmentation: Segmentation, series: Series, voxels: npt.NDArray[Any], *, name: str
+) -> hd.seg.Segmentation:
+    fractional = segmentation.fractional
+    key = [series.images[0].SeriesInstanceUID, segmentation.version, segmentation.title, name]
+    return hd.seg.Segmentation(
+        source_images=series.images,
+        pixel_array=voxels,
+        segmentation_type="FRACTIONAL" if fractional else "BINARY",
+        segment_descriptions=[
+            _describe(number, each, segmentation, key=key)
+            for number, each in enumerate(segmentation.segments, start=1)
+        ],
+        series_instance_uid=generate_uid(entropy_srcs=[*key, "series"]),
+        series_number=_SERIES_NUMBER,
+        sop_instance_uid=generate_uid(entropy_srcs=[*key, str(voxels.sum())]),
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=MAKER,
+        software_versions=package_version(),
+        device_serial_number=segmentation.version,
+        fractional_type="PROBABILITY",
+        max_fractional_value=LEVELS,
+        content_label="LESIONS",
+        content_description=RESEARCH,
+        content_creator_name=f"{MAKER}^",
+        series_description=f"{segmentation.title} ({RESEARCH.lower()})",
+    )
+
+
+def _describe(
+    number: int, segment: Segment, segmentation: Segmentation, *, key: list[str]
+) -> hd.seg.SegmentDescription:
+    described = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=segment.label,
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Lesion,
+        algorithm_type="AUTOMATIC" if segmentation.forecast else "MANUAL",
+        algorithm_identification=_algorithm(segmentation) if segmentation.forecast else None,
+        tracking_uid=generate_uid(entropy_srcs=[*key, segment.label]),
+        tracking_id=segment.label,
+        anatomic_regions=[codes.SCT.Brain],
+    )
+    # How a trial's own masks were drawn is not known here: the description says whose they are.
+    described.SegmentDescription = f"{segment.description} {RESEARCH}; not a medical device."
+    return described
+
+
+def _algorithm(segmentation: Segmentation) -> hd.AlgorithmIdentificationSequence:
+    return hd.AlgorithmIdentificationSequence(
+        name=MAKER, family=codes.DCM.ArtificialIntelligence, version=segmentation.version
+    )

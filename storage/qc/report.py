@@ -1,0 +1,151 @@
+"""The table of quality control for people: one page that needs no other file, and a TSV."""
+
+import base64
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from storage.layout import MASKS, SESSIONS
+from storage.nifti.io import write_atomic
+from storage.qc.measure import CaseQc, sort_key
+from storage.qc.thumbnail import COLOURS
+from storage.store.case_table import CaseTable
+
+_STYLE = """
+body { font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; margin: 1.2rem 1.4rem; }
+h1 { font-size: 1.3rem; margin: 0 0 .3rem; } p { max-width: 62rem; margin: .3rem 0 .8rem; }
+table { border-collapse: collapse; width: 100%; }
+th { position: sticky; top: 0; background: #22313f; color: #fff; text-align: left; z-index: 1; }
+th, td { padding: .45rem .5rem; vertical-align: top; border-bottom: 1px solid #d5d9dd; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, td.plain { white-space: nowrap; }
+th.number { text-align: right; } td:nth-child(2) { min-width: 10rem; }
+tr.flagged { background: #fff6e5; } tr.flagged td:first-child { border-left: 5px solid #b45f06; }
+tr.clear td:first-child { border-left: 5px solid #d5d9dd; }
+ul { margin: 0; padding-left: 1.1rem; } td li { color: #7a3e00; font-weight: 600; }
+small { color: #555; } img { display: block; border-radius: 3px; width: 29vw; min-width: 22rem; }
+.key { padding: 0 .5rem; border-radius: 3px; color: #000; font-weight: 600; }
+summary { cursor: pointer; font-weight: 600; } details { margin-bottom: 1rem; }
+"""
+_NUMBERS = ("FLAIR, raw", "T2", "Gad", "NET2")
+_COLUMNS = ("subject", "look at", "middle of the slab", "session", *_NUMBERS, "slab and source")
+
+
+def write_qc(found: Sequence[CaseQc], table: CaseTable, folder: Path) -> tuple[Path, Path]:
+    """Write qc.html and qc.tsv, flagged cases first; the page names the refused subjects too."""
+    ordered = sorted(found, key=sort_key)
+    page, sheet = folder / "qc.html", folder / "qc.tsv"
+    write_atomic(sheet, _sheet(ordered).encode())
+    write_atomic(page, "".join(_page(ordered, table)).encode())
+    return page, sheet
+
+
+def _page(found: Sequence[CaseQc], table: CaseTable) -> Iterator[str]:
+    flagged = sum(bool(case.flags) for case in found)
+    keys = " ".join(
+        f'<span class="key" style="background: rgb{colour}">{_kind(kind)}</span>'
+        for kind, colour in COLOURS.items()
+    )
+    yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    yield f"<title>Quality control</title><style>{_STYLE}</style></head><body>"
+    yield f"<h1>Quality control: {len(found)} cases, {flagged} to look at"
+    yield f", {len(table.refused)} refused</h1>"
+    yield f"<p>As the store holds them, from {escape(table.bids)}. A flag is a reason to look, not "
+    yield "a verdict: session swaps that look alike, or a FLAIR of another contrast, raise none. "
+    yield "Pictures: anterior up, the patient's right on the right. "
+    yield f"Outlines: {keys} Volumes in ml, in brackets the number of lesions.</p>"
+    yield from _refused(table)
+    heads = "".join(
+        f'<th scope="col"{" class=number" if name in _NUMBERS else ""}>{name}</th>'
+        for name in _COLUMNS
+    )
+    yield f"<table><thead><tr>{heads}</tr></thead><tbody>\n"
+    yield from map(_row, found)
+    yield "</tbody></table></body></html>\n"
+
+
+def _refused(table: CaseTable) -> Iterator[str]:
+    if not table.refused:
+        return
+    yield f"<details open><summary>{len(table.refused)} subjects are not in the store</summary><ul>"
+    for refusal in table.refused:
+        yield f"<li>{escape(str(refusal))}</li>"
+    yield "</ul></details>"
+
+
+def _row(case: CaseQc) -> str:
+    picture = base64.b64encode(case.picture).decode()
+    flags = "".join(f"<li>{escape(flag)}</li>" for flag in case.flags)
+    cells = [
+        f"<td><b>{escape(case.subject)}</b><br><small>{escape(case.arm or 'arm unknown')}<br>"
+        f"{case.split}</small></td>",
+        f"<td><ul>{flags}</ul></td>" if flags else "<td><small>nothing</small></td>",
+        f'<td><img loading="lazy" alt="{escape(case.subject)}, three sessions" '
+        f'src="data:image/jpeg;base64,{picture}"></td>',
+        f'<td class="plain">{"<br>".join(SESSIONS)}</td>',
+        _number(_range(case, session) for session in SESSIONS),
+        *(_number(_volume(case, session, kind) for session in SESSIONS) for kind in MASKS),
+        f'<td class="plain">field {case.in_field:.0%}, head {case.in_head:.0%}<br>'
+        f"{_sides(case.asymmetry)}<br><small>{case.orientation}, "
+        f"{' × '.join(map(str, case.shape))}<br>"
+        f"{' × '.join(f'{size:.3g}' for size in case.spacing)} mm</small></td>",
+    ]
+    return f'<tr class="{"flagged" if flags else "clear"}">{"".join(cells)}</tr>\n'
+
+
+def _number(lines: Iterable[str]) -> str:
+    return f'<td class="number">{"<br>".join(map(escape, lines))}</td>'
+
+
+def _range(case: CaseQc, session: str) -> str:
+    if session not in case.intensity:
+        return "–"
+    low, high = case.intensity[session]
+    return f"{low:.4g} to {high:.4g}"
+
+
+def _volume(case: CaseQc, session: str, kind: str) -> str:
+    lesions = case.lesions.get((session, kind))
+    return "–" if lesions is None else f"{lesions.ml:.2f} ({lesions.count})"
+
+
+def _sides(asymmetry: float) -> str:
+    """How much more of the head lies on one side."""
+    more = round(100 * abs(asymmetry))
+    side = "right" if asymmetry > 0 else "left"
+    return f"{side} +{more}%" if more else "even sides"
+
+
+def _kind(kind: str) -> str:
+    return "Gad" if kind == "gad" else kind.upper()
+
+
+def _sheet(found: Sequence[CaseQc]) -> str:
+    records = [dict(_cells(case)) for case in found]
+    head = list(records[0]) if records else []
+    lines = ["\t".join(head), *("\t".join(record.values()) for record in records)]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(case: CaseQc) -> Iterator[tuple[str, str]]:
+    """One row of the TSV; what a subject has not is n/a, as in BIDS."""
+    yield "subject", case.subject
+    yield "flags", "; ".join(case.flags) or "n/a"
+    yield "arm", case.arm or "n/a"
+    yield "split", case.split
+    yield "in_field", f"{case.in_field:.4f}"
+    yield "in_head", f"{case.in_head:.4f}"
+    yield "asymmetry", f"{case.asymmetry:.4f}"
+    for session in SESSIONS:
+        low, high = case.intensity.get(session, (None, None))
+        yield f"{session}_low", "n/a" if low is None else f"{low:.6g}"
+        yield f"{session}_high", "n/a" if high is None else f"{high:.6g}"
+        clipped = case.clipped.get(session)
+        yield f"{session}_clipped", "n/a" if clipped is None else f"{clipped:.4f}"
+        for kind in MASKS:
+            lesions = case.lesions.get((session, kind))
+            yield f"{session}_{kind}_ml", "n/a" if lesions is None else f"{lesions.ml:.4f}"
+            yield f"{session}_{kind}_count", "n/a" if lesions is None else str(lesions.count)
+    yield "orientation", case.orientation
+    yield "shape", "x".join(map(str, case.shape))
+    yield "spacing", "x".join(f"{size:.4g}" for size in case.spacing)
