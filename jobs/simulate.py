@@ -15,11 +15,11 @@ from pathlib import Path
 import ray
 
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
-from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
-from lesioncast.cohort.errors import CohortError
-from lesioncast.cohort.settings import CohortSettings
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
+from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
+from lesioncast.simulation.errors import CohortError
+from lesioncast.simulation.settings import CohortSettings
 from storage import StorageError
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from bids_validity import validator_reports
 
 from jobs import simulate
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort import CohortSettings, simulate_subject
-from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
-from lesioncast.cohort.errors import TrialError
-from lesioncast.cohort.truth import true_net2
+from lesioncast.simulation import CohortSettings, simulate_subject
+from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
+from lesioncast.simulation.errors import TrialError
+from lesioncast.simulation.ground_truth import true_net2
 from storage import MASKS, SESSIONS, StoreSettings
 from storage.preprocess.prepare import prepare
 from storage.trial.dataset import read_trial

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort import CohortSettings
-from lesioncast.cohort.disease import (
+from lesioncast.simulation import CohortSettings
+from lesioncast.simulation.disease import (
     ARM_MODELS,
     ENROLMENT,
     MAX_COUNT,

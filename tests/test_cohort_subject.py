@@ -8,10 +8,10 @@ import pytest
 from scipy import ndimage
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort import CohortSettings, Subject, simulate_subject
-from lesioncast.cohort.disease import draw_patient
-from lesioncast.cohort.errors import CohortError, PlacementError
-from lesioncast.cohort.template import CORTEX, CSF, VENTRICLE, WHITE
+from lesioncast.simulation import CohortSettings, Subject, simulate_subject
+from lesioncast.simulation.disease import draw_patient
+from lesioncast.simulation.errors import CohortError, PlacementError
+from lesioncast.simulation.template import CORTEX, CSF, VENTRICLE, WHITE
 
 SETTINGS = CohortSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 PERIODS = ("w048", "w096")

@@ -17,13 +17,13 @@ from synthetic_bids import write_volume
 from tiny_forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_store
 
 from jobs import evaluate, forecast
-from lesioncast.cohort.truth import RANKS, TRUTH
 from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.draws import Request, Sample
 from lesioncast.forecasting.engine import build_sampler, require_fit
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.notice import FROM_START, NOT_EVALUATED
 from lesioncast.forecasting.page import evaluation_section
+from lesioncast.simulation.ground_truth import RANKS, TRUTH
 from lesioncast.training.bundle import load_bundle
 from storage import StoreError, open_store
 

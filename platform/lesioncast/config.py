@@ -18,7 +18,6 @@ from pydantic_core import ErrorDetails
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cluster.connection import RaySettings
-from lesioncast.cohort.settings import CohortSettings
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.model import ModelConfig
@@ -28,6 +27,7 @@ from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
+from lesioncast.simulation.settings import CohortSettings
 from lesioncast.training.settings import TrainSettings
 from storage.settings import StoreSettings, TrialLayout
 

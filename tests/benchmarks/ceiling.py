@@ -2,12 +2,12 @@
 
     PYTHONPATH=.:platform python tests/benchmarks/ceiling.py --train 1739 --test 20000
 
-The exact forecast knows the law by which patients are simulated (`lesioncast.cohort.disease`), the
-true number of every kind of lesion that the images up to week 48 show, and the clinical record; the
-count at week 96 then follows by Bayes' rule, and nothing told the same can better it on average.
-The regressions are fitted on the first patients. Prints their scores on the others, and the exact
-forecast's gain over each with its 95 % paired bootstrap, and the patients with which that interval
-would just leave 0.
+The exact forecast knows the law by which patients are simulated (`lesioncast.simulation.disease`),
+the true number of every kind of lesion that the images up to week 48 show, and the clinical record;
+the count at week 96 then follows by Bayes' rule, and nothing told the same can better it on
+average. The regressions are fitted on the first patients. Prints their scores on the others, and
+the exact forecast's gain over each with its 95 % paired bootstrap, and the patients with which that
+interval would just leave 0.
 """
 
 import sys
@@ -20,9 +20,6 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import nbinom, norm, poisson
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort import disease
-from lesioncast.cohort.disease import Patient
-from lesioncast.cohort.settings import CohortSettings
 from lesioncast.evaluation.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.metrics import (
     Resampled,
@@ -34,6 +31,9 @@ from lesioncast.evaluation.metrics import (
     resamples,
     unresampled,
 )
+from lesioncast.simulation import disease
+from lesioncast.simulation.disease import Patient
+from lesioncast.simulation.settings import CohortSettings
 
 EARLIER, ASKED = 0, 1  # periods
 FRAILTY = np.linspace(-5, 5, 81)[:, None]

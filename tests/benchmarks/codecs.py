@@ -28,8 +28,8 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
-from lesioncast.cohort.settings import CohortSettings
+from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
+from lesioncast.simulation.settings import CohortSettings
 from storage import StoreSettings, pack_masks
 from storage.preprocess.prepare import prepare
 from storage.store.shards import CODECS

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort.disease import Patient, draw_patient
-from lesioncast.cohort.settings import CohortSettings
 from lesioncast.diffusion.covariates import Covariate, covariate_features
 from lesioncast.evaluation.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.metrics import (
@@ -25,6 +23,8 @@ from lesioncast.evaluation.metrics import (
     resamples,
     unresampled,
 )
+from lesioncast.simulation.disease import Patient, draw_patient
+from lesioncast.simulation.settings import CohortSettings
 
 NUMBERS = ("age", "disease_duration", "edss", "relapses")
 BOOTSTRAP = 500

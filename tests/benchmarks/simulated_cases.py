@@ -19,10 +19,10 @@ import numpy.typing as npt
 import yaml
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort.bids import close_trial, open_trial, write_subjects
-from lesioncast.cohort.settings import CohortSettings
 from lesioncast.evaluation.outcomes import Outcomes, earlier_lesions, observed_regions
 from lesioncast.evaluation.scalars import measure_case
+from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
+from lesioncast.simulation.settings import CohortSettings
 from lesioncast.training.dataset import Cases
 from storage import StoreSettings, pack_masks
 from storage.preprocess.prepare import prepare

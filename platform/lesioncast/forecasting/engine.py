@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.cohort.truth import has_truth
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.sampler import SamplerConfig
@@ -29,6 +28,7 @@ from lesioncast.forecasting.draws import (
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.imaging.channels import START, Sessions, encode_case, named, outside, sessions_of
 from lesioncast.imaging.covariates import encode_covariates
+from lesioncast.simulation.ground_truth import has_truth
 from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
 from storage import Location, Store, open_store
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
-from lesioncast.cohort.truth import has_truth, true_net2
 from lesioncast.evaluation.assess import Truth
 from lesioncast.evaluation.ensembles import Tallies, Tally
 from lesioncast.evaluation.outcomes import (
@@ -35,6 +34,7 @@ from lesioncast.forecasting.errors import ForecastError
 from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.covariates import fit_covariates
 from lesioncast.imaging.lesions import lesion_count
+from lesioncast.simulation.ground_truth import has_truth, true_net2
 from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 

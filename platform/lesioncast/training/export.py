@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lesioncast.cohort.truth import has_truth
 from lesioncast.diffusion.load import LoadPrior
 from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.simulation.ground_truth import has_truth
 from lesioncast.training.bundle import BundleConfig, save_bundle
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.errors import TrainingError

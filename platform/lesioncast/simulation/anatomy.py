@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.cohort.lattice import Lattice
-from lesioncast.cohort.settings import CohortSettings
-from lesioncast.cohort.template import CENTRE, ORIGIN, Template, template
+from lesioncast.simulation.random_fields import Lattice
+from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.template import CENTRE, ORIGIN, Template, template
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lesioncast.arms import PAPER_ARMS
-from lesioncast.cohort.disease import TRIALS, Patient
-from lesioncast.cohort.settings import CohortSettings
-from lesioncast.cohort.template import REGIONS
+from lesioncast.simulation.disease import TRIALS, Patient
+from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.template import REGIONS
 
 GENERATOR = 1  # raise it when the same settings no longer make the same subjects
 DERIVATIVES = {

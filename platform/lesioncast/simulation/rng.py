@@ -4,7 +4,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from lesioncast.cohort.settings import CohortSettings
+from lesioncast.simulation.settings import CohortSettings
 
 
 class Stream(IntEnum):

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lesioncast.cohort.anatomy import Anatomy
-from lesioncast.cohort.template import CORTEX, WHITE
+from lesioncast.simulation.anatomy import Anatomy
+from lesioncast.simulation.template import CORTEX, WHITE
 
 Mask = npt.NDArray[np.bool_]
 Axes = tuple[npt.NDArray[np.float64], ...]

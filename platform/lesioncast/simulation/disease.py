@@ -14,8 +14,8 @@ import numpy.typing as npt
 from scipy import optimize, special, stats
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort.settings import CohortSettings
-from lesioncast.cohort.streams import Stream, stream
+from lesioncast.simulation.rng import Stream, stream
+from lesioncast.simulation.settings import CohortSettings
 
 Reals = npt.NDArray[np.float64]
 

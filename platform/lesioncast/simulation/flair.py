@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.cohort.anatomy import Anatomy, Frame
-from lesioncast.cohort.lesions import Lesion
+from lesioncast.simulation.anatomy import Anatomy, Frame
+from lesioncast.simulation.lesions import Lesion
 
 Array = npt.NDArray[np.float32]
 

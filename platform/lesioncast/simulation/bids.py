@@ -19,18 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort.disease import PERIODS, draw_patient
-from lesioncast.cohort.errors import TrialError
-from lesioncast.cohort.metadata import (
+from lesioncast.simulation.bids_metadata import (
     DERIVATIVES,
     fingerprint,
     participant_table,
     session_table,
     shared_files,
 )
-from lesioncast.cohort.settings import CohortSettings
-from lesioncast.cohort.trial import SESSIONS, Subject, simulate_subject
-from lesioncast.cohort.truth import RANKS
+from lesioncast.simulation.disease import PERIODS, draw_patient
+from lesioncast.simulation.errors import TrialError
+from lesioncast.simulation.ground_truth import RANKS
+from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.subject import SESSIONS, Subject, simulate_subject
 
 _DESCRIPTION = "dataset_description.json"
 _STAGING = ".staging-"

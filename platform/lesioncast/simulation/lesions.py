@@ -11,10 +11,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, special
 
-from lesioncast.cohort.anatomy import Anatomy
-from lesioncast.cohort.disease import PERIODS, Patient
-from lesioncast.cohort.errors import PlacementError
-from lesioncast.cohort.ground import TOUCHING, Axes, Ground, Voxel, Window, spacing_of, survey
+from lesioncast.simulation.anatomy import Anatomy
+from lesioncast.simulation.disease import PERIODS, Patient
+from lesioncast.simulation.errors import PlacementError
+from lesioncast.simulation.lesion_sites import (
+    TOUCHING,
+    Axes,
+    Ground,
+    Voxel,
+    Window,
+    spacing_of,
+    survey,
+)
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

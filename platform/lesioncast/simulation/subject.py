@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.cohort.anatomy import Anatomy, build_anatomy, frame
-from lesioncast.cohort.disease import PERIODS, draw_patient
-from lesioncast.cohort.errors import CohortError
-from lesioncast.cohort.ground import Window
-from lesioncast.cohort.images import brightness_after, scan_sessions
-from lesioncast.cohort.lesions import Lesion, Lesions, place_lesions
-from lesioncast.cohort.settings import CohortSettings
-from lesioncast.cohort.streams import Stream, stream
+from lesioncast.simulation.anatomy import Anatomy, build_anatomy, frame
+from lesioncast.simulation.disease import PERIODS, draw_patient
+from lesioncast.simulation.errors import CohortError
+from lesioncast.simulation.flair import brightness_after, scan_sessions
+from lesioncast.simulation.lesion_sites import Window
+from lesioncast.simulation.lesions import Lesion, Lesions, place_lesions
+from lesioncast.simulation.rng import Stream, stream
+from lesioncast.simulation.settings import CohortSettings
 
 SESSIONS = ("w000", *PERIODS)
 Mask = npt.NDArray[np.bool_]
