@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from lesioncast.diffusion.covariates import Covariate
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.engine import session_choices
 from lesioncast.imaging.channels import Sessions
 from lesioncast.training.bundle import Bundle

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lesioncast.diffusion.continuous_batching import Engine, Wanted
 from lesioncast.diffusion.controlnet import Hint
-from lesioncast.diffusion.engine import Engine, Wanted
 from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.objective import NET2
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.draws import Drawn, Shown
 from lesioncast.forecasting.engine import device_of, require_fit, store_reader
 from lesioncast.imaging.lesions import measure

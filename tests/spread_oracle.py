@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lesioncast.diffusion.objective import Denoiser
-from lesioncast.diffusion.sampler import SamplerConfig, advance, plan_steps, start
 from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, per_sample
+from lesioncast.diffusion.solvers import SamplerConfig, advance, plan_steps, start
 
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"
 DEVIATIONS = (0.1, 0.3, 0.5, 1.0)

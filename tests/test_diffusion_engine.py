@@ -7,10 +7,11 @@ import torch
 from test_diffusion_model import case, demo_model, tiny_model
 from torch import nn
 
-from lesioncast.diffusion.engine import Engine, Wanted, draw_all
+from lesioncast.diffusion.continuous_batching import Engine, Wanted, draw_all
 from lesioncast.diffusion.model import Model, Told
 from lesioncast.diffusion.objective import NET2
-from lesioncast.diffusion.sampler import (
+from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.solvers import (
     SamplerConfig,
     advance,
     plan_steps,
@@ -18,7 +19,6 @@ from lesioncast.diffusion.sampler import (
     seeded_noise,
     start,
 )
-from lesioncast.diffusion.schedule import ScheduleConfig
 
 SAMPLER = SamplerConfig(solver="sde2m", num_steps=3, guidance=1.5, guidance_interval=(-20, 0.0))
 

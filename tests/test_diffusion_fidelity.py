@@ -13,8 +13,8 @@ from lesioncast.diffusion.blocks import SelfAttention
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import Network, ObjectiveConfig, diffusion_loss
-from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import Embedding, Residuals, UNet, UNetConfig
 
 PAPER = ScheduleConfig()

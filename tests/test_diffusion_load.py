@@ -8,7 +8,7 @@ import torch
 from test_diffusion_networks import TINY, randomise
 
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.load import (
+from lesioncast.diffusion.lesion_load import (
     drawn_load,
     load_of,
     with_lesion,
@@ -17,7 +17,7 @@ from lesioncast.diffusion.load import (
 )
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.forecasting.draws import sample_seeds
 

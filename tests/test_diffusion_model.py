@@ -15,7 +15,7 @@ from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import NET2, ObjectiveConfig
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 
 

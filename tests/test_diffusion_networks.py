@@ -13,7 +13,13 @@ from lesioncast.diffusion.blocks import fold, unfold
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.objective import BASE_LOG_ODDS, evidence
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.diffusion.voxels import VoxelHead, VoxelPerceptron, greatest, smoothed, surroundings
+from lesioncast.diffusion.voxel_mlp import (
+    VoxelHead,
+    VoxelPerceptron,
+    greatest,
+    smoothed,
+    surroundings,
+)
 
 TINY = UNetConfig(
     slices=3, arms=2, patch=2, widths=(8, 16), attention_stages=(1,), head_dim=8, groups=4

@@ -15,8 +15,9 @@ from spread_oracle import (
 )
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.engine import sample
-from lesioncast.diffusion.sampler import (
+from lesioncast.diffusion.continuous_batching import sample
+from lesioncast.diffusion.schedule import ScheduleConfig, t_at
+from lesioncast.diffusion.solvers import (
     SamplerConfig,
     State,
     Steps,
@@ -25,7 +26,6 @@ from lesioncast.diffusion.sampler import (
     plan_steps,
     start,
 )
-from lesioncast.diffusion.schedule import ScheduleConfig, t_at
 
 PAPER = ScheduleConfig()
 SHIPPED = ("demo", "small", "paper")

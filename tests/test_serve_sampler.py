@@ -6,10 +6,10 @@ import threading
 import pytest
 import torch
 
+from lesioncast.diffusion.continuous_batching import Wanted
 from lesioncast.diffusion.controlnet import Hint
-from lesioncast.diffusion.engine import Wanted
 from lesioncast.diffusion.model import Told
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from serve.sampler import EngineStoppedError, EngineThread
 
 TOLD = Told(Hint(torch.zeros(1), None, None), 0)

@@ -12,7 +12,7 @@ from tiny_training import SLAB
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training.bundle import BundleConfig, bundle_digest, load_bundle, save_bundle
 from lesioncast.training.card import model_card

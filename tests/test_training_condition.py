@@ -12,7 +12,7 @@ from tiny_training import MODEL, SETTINGS
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import forecast_path

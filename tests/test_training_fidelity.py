@@ -16,13 +16,13 @@ from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
-from lesioncast.diffusion.stages import ControlledUNet, UNetAlone
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import Checkpoint
 from lesioncast.training.dataset import Batch
 from lesioncast.training.ingest import open_cases, read_in_process
 from lesioncast.training.loop import batch_loss, batches
+from lesioncast.training.modules import ControlledUNet, UNetAlone
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.stages import Stage, finetuning, pretraining
 from lesioncast.training.state import initial_state

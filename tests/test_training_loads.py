@@ -10,7 +10,7 @@ from tiny_training import SETTINGS
 
 from lesioncast.diffusion.controlnet import burden_of, euler_number
 from lesioncast.diffusion.covariates import Covariate
-from lesioncast.diffusion.load import LoadPrior
+from lesioncast.diffusion.lesion_load import LoadPrior
 from lesioncast.training.loads import Patients, fit_load_prior
 
 LATER = np.array([False, True])

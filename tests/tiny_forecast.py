@@ -13,7 +13,7 @@ from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.bundle import BundleConfig, save_bundle
 from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks

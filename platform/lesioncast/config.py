@@ -22,8 +22,8 @@ from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings

@@ -27,9 +27,9 @@ from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
 from lesioncast.cluster.connection import RaySettings, cluster
-from lesioncast.diffusion.engine import Engine, draw_all
+from lesioncast.diffusion.continuous_batching import Engine, draw_all
 from lesioncast.diffusion.model import Told
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.draws import sample_seeds
 from serve.orders import Patient

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from solvers import Masks, counted, draw, observed
 
 from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
-from lesioncast.diffusion.load import load_of
+from lesioncast.diffusion.lesion_load import load_of
 from lesioncast.forecasting.draws import Shown, seeds_of
 from lesioncast.forecasting.engine import store_reader
 from lesioncast.training.bundle import Bundle

@@ -17,7 +17,7 @@ from chosen import chosen, study_parser
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from lesioncast.diffusion.load import load_of
+from lesioncast.diffusion.lesion_load import load_of
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
 from lesioncast.forecasting.draws import Shown

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from work import STAGE1, Scale, Variant, autocast, compiled, inputs, placed, switched
 
 from lesioncast.diffusion.blocks import SelfAttention, fold
-from lesioncast.diffusion.sampler import seeded_generators, seeded_noise
+from lesioncast.diffusion.solvers import seeded_generators, seeded_noise
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.optimisation import update_ema
 from lesioncast.training.state import TrainState, initial_state

@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lesioncast.config import Config, load_config
 from lesioncast.diffusion.controlnet import BURDEN
-from lesioncast.diffusion.load import LoadPrior
+from lesioncast.diffusion.lesion_load import LoadPrior
 from lesioncast.evaluation.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.evaluation.scalars import image_scalars

@@ -14,9 +14,9 @@ from statistics import quantiles
 
 import torch
 
-from lesioncast.diffusion.engine import Engine, Wanted
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.continuous_batching import Engine, Wanted
 from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 
 ROWS, STEPS = 8, 18  # of a pass on a CPU; of the demo's sampler
 SIZES = (2, 2, 8, 24, 96)  # samples of a request, from one arm of two to six of sixteen

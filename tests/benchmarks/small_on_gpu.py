@@ -25,12 +25,11 @@ from torch import Tensor, nn
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
-from lesioncast.diffusion.load import load_of
+from lesioncast.diffusion.lesion_load import load_of
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import NET2, ObjectiveConfig
-from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
-from lesioncast.diffusion.stages import ControlledUNet, UNetAlone, stage_loss, to_place
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.evaluation.assess import assess
 from lesioncast.evaluation.ensembles import Stated, Tally
@@ -43,6 +42,7 @@ from lesioncast.imaging.lesions import measure
 from lesioncast.training import noise
 from lesioncast.training.dataset import Cases
 from lesioncast.training.loads import Patients, fit_load_prior
+from lesioncast.training.modules import ControlledUNet, UNetAlone, stage_loss, to_place
 from lesioncast.training.order import Rows, active_first, batch_rows
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.evaluation.metrics import (
     LEVEL,
     crps,

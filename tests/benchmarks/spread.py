@@ -10,8 +10,8 @@ from typing import get_args
 from spread_oracle import CONFIGS, DEVIATIONS, share_error, spread_error
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.sampler import SamplerConfig, Solver
 from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.solvers import SamplerConfig, Solver
 
 HEAD = (
     "| schedule | solver | grid | steps | d 0.1 | 0.3 | 0.5 | 1.0 "

@@ -21,7 +21,7 @@ from onestep import BATCH, target
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
-from lesioncast.diffusion.load import LEAST_CHANCE, load_of
+from lesioncast.diffusion.lesion_load import LEAST_CHANCE, load_of
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
 from lesioncast.evaluation.outcomes import evaluable

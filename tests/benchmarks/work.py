@@ -19,7 +19,7 @@ from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import Network, diffusion_loss
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import initial_state

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from lesioncast.diffusion.blocks import fold, zeroed
 from lesioncast.diffusion.covariates import Covariate, CovariateEmbedding, all_absent
-from lesioncast.diffusion.load import LoadPrior
+from lesioncast.diffusion.lesion_load import LoadPrior
 from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
-from lesioncast.diffusion.voxels import VoxelPerceptron, surroundings
+from lesioncast.diffusion.voxel_mlp import VoxelPerceptron, surroundings
 
 # What is known of a patient when w096 is forecast, as session/channel in the order of the paper.
 CONDITION = (

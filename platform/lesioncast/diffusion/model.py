@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lesioncast.diffusion.continuous_batching import Engine, draw_all
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
 from lesioncast.diffusion.covariates import Covariate
-from lesioncast.diffusion.engine import Engine, draw_all
-from lesioncast.diffusion.load import Stated, drawn_load, with_lesion, within_load
+from lesioncast.diffusion.lesion_load import Stated, drawn_load, with_lesion, within_load
 from lesioncast.diffusion.objective import (
     NET2,
     Denoiser,
@@ -19,8 +19,8 @@ from lesioncast.diffusion.objective import (
     unweighted_probability,
 )
 from lesioncast.diffusion.precision import autocast
-from lesioncast.diffusion.sampler import SamplerConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 
 CPU_ROWS = 8  # a third less time a sample than single rows; 16 is no faster

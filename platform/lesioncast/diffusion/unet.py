@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import Block, Up, fold, sinusoidal, unfold, zeroed
-from lesioncast.diffusion.voxels import VoxelHead
+from lesioncast.diffusion.voxel_mlp import VoxelHead
 
 
 @dataclass(frozen=True)

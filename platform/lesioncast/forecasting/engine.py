@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.evaluation.ensembles import Stated
 from lesioncast.forecasting.draws import (
     Draw,

@@ -15,7 +15,7 @@ import torch
 from lesioncast.config import parse
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
 from lesioncast.training.card import model_card

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lesioncast.diffusion.load import LoadPrior
-from lesioncast.diffusion.sampler import SamplerConfig
+from lesioncast.diffusion.lesion_load import LoadPrior
+from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.simulation.ground_truth import has_truth
 from lesioncast.training.bundle import BundleConfig, save_bundle
 from lesioncast.training.checkpoint import EMA, Checkpoint

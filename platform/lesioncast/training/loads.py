@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lesioncast.diffusion.controlnet import burden_of
-from lesioncast.diffusion.load import LoadPrior, load_of
+from lesioncast.diffusion.lesion_load import LoadPrior, load_of
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import NET2
 from lesioncast.imaging.channels import TARGET, encode_case, named

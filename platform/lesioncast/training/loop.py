@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lesioncast.cluster.metrics import TrainingMeter
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import logsnr_at
-from lesioncast.diffusion.stages import stage_loss, to_place
 from lesioncast.training import noise
 from lesioncast.training.checkpoint import (
     last_whole,
@@ -25,6 +24,7 @@ from lesioncast.training.checkpoint import (
 )
 from lesioncast.training.dataset import Batch, Cases, ahead
 from lesioncast.training.ingest import open_cases, read_in_process
+from lesioncast.training.modules import stage_loss, to_place
 from lesioncast.training.optimisation import learning_rate
 from lesioncast.training.order import active_first, batch_rows
 from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics

@@ -14,7 +14,6 @@ from lesioncast.config import Config
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.stages import ControlledUNet, UNetAlone
 from lesioncast.diffusion.unet import UNet
 from lesioncast.imaging.channels import (
     SESSIONS,
@@ -28,6 +27,7 @@ from lesioncast.imaging.channels import (
 from lesioncast.imaging.covariates import encode_covariates, fit_covariates
 from lesioncast.training.cache import CaseCache, training_cases
 from lesioncast.training.checkpoint import EMA, Checkpoint
+from lesioncast.training.modules import ControlledUNet, UNetAlone
 from lesioncast.training.placement import GIB
 from lesioncast.training.settings import OPERATIONAL, TrainSettings
 from storage import Store

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lesioncast.diffusion.objective import Denoiser
-from lesioncast.diffusion.sampler import (
+from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.solvers import (
     SamplerConfig,
     State,
     advance,
@@ -22,7 +23,6 @@ from lesioncast.diffusion.sampler import (
     seeded_noise,
     start,
 )
-from lesioncast.diffusion.schedule import ScheduleConfig
 
 Of = TypeVar("Of")
 

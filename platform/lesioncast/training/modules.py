@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.load import load_of, with_lesions
+from lesioncast.diffusion.lesion_load import load_of, with_lesions
 from lesioncast.diffusion.objective import NET2, ObjectiveConfig, denoising_loss, noised
 from lesioncast.diffusion.unet import UNet
 
