@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
@@ -41,7 +42,6 @@ from lesioncast.forecasting.heldout import (
     true_counts,
 )
 from lesioncast.forecasting.notice import RESEARCH_USE
-from lesioncast.training.bundle import load_bundle
 from lesioncast.training.errors import TrainingError
 from storage import StorageError, open_store, parse_location
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
@@ -26,7 +27,6 @@ from lesioncast.forecasting.forecast import (
     subjects_to_forecast,
 )
 from lesioncast.forecasting.notice import evaluated_warnings, shown_remark
-from lesioncast.training.bundle import load_bundle
 from lesioncast.training.errors import TrainingError
 from storage import StorageError, open_store, parse_location
 

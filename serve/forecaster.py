@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.derivative import write_forecast_root
 from lesioncast.forecasting.draws import Drawn, Request, ensembles, sample_seeds
@@ -20,7 +21,6 @@ from lesioncast.forecasting.engine import (
 )
 from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
 from lesioncast.forecasting.notice import evaluated_warnings, shown_remark
-from lesioncast.training.bundle import Bundle, load_bundle
 from serve.files import old_uploads, remove_files, remove_upload, result_folder, with_files
 from serve.log import logger
 from serve.orders import Block, Patient, blocks

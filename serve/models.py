@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from lesioncast.bundle.bundle import Bundle
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.engine import session_choices
 from lesioncast.imaging.channels import Sessions
-from lesioncast.training.bundle import Bundle
 from serve.problems import RequestError
 from storage.export.bids_derivative import package_version
 

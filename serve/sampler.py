@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lesioncast.bundle.bundle import load_bundle
 from lesioncast.diffusion.continuous_batching import Engine, Wanted
 from lesioncast.diffusion.controlnet import Hint
 from lesioncast.diffusion.model import Told
@@ -23,7 +24,6 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.draws import Drawn, Shown
 from lesioncast.forecasting.engine import device_of, require_fit, store_reader
 from lesioncast.imaging.lesions import measure
-from lesioncast.training.bundle import load_bundle
 from serve.log import logger
 from serve.orders import Patient
 from serve.settings import Settings

@@ -15,7 +15,7 @@ from synthetic_bids import ARMS, Geometry, case_of, head, volume_of, write_trial
 from test_jobs_submit import CONFIG
 from tiny_store import noise, table_of, write_tiny_store
 
-from lesioncast.training.bundle import load_bundle
+from lesioncast.bundle.bundle import load_bundle
 from lesioncast.training.checkpoint import checkpoints
 from storage import StoreSettings, StoreSpec
 from storage.preprocess.grid import plan_grid

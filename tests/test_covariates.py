@@ -11,6 +11,7 @@ from test_diffusion_networks import TINY, inputs, randomise
 from tiny_forecast import SLAB, SPEC, write_store
 from tiny_training import MODEL, SETTINGS, tiny_cases, tiny_experiment
 
+from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.config import Config, load_config, parse
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.covariates import Covariate, covariate_features
@@ -33,7 +34,6 @@ from lesioncast.forecasting.forecast import (
 from lesioncast.imaging.channels import named
 from lesioncast.imaging.covariates import encode_covariates, fit_covariates, known_covariates
 from lesioncast.training import noise
-from lesioncast.training.bundle import Bundle, load_bundle
 from lesioncast.training.export import export_bundle
 from lesioncast.training.fit import train
 from lesioncast.training.stages import Experiment, experiment_of, finetuning, pretraining

@@ -18,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 from tiny_forecast import SPEC, write_bundle, write_store
 from tiny_service import Service, finished, key_line, refused, running, until
 
+from lesioncast.bundle.bundle import load_bundle
 from lesioncast.diffusion.controlnet import Hint
 from lesioncast.evaluation.ensembles import share_active, wilson_interval
 from lesioncast.evaluation.settings import ForecastSettings
@@ -26,7 +27,6 @@ from lesioncast.forecasting.draws import Request, ensembles, gather, plan, sampl
 from lesioncast.forecasting.engine import build_sampler, bundle_remark, sessions_seen
 from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batches, stored_flair
 from lesioncast.forecasting.notice import FROM_LATER, FROM_START, evaluated_warnings
-from lesioncast.training.bundle import load_bundle
 from serve import results
 from serve.app import build
 from serve.client import Client, RefusedError

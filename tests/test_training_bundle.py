@@ -9,13 +9,13 @@ import torch
 from tiny_training import MODEL as TINY
 from tiny_training import SLAB
 
+from lesioncast.bundle.bundle import BundleConfig, bundle_digest, load_bundle, save_bundle
+from lesioncast.bundle.model_card import model_card
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
-from lesioncast.training.bundle import BundleConfig, bundle_digest, load_bundle, save_bundle
-from lesioncast.training.card import model_card
 from lesioncast.training.errors import BundleError
 
 # Without the correction for the lesion weight, half of all voxels are lesions.

@@ -10,6 +10,7 @@ import torch
 from tiny_forecast import LAYOUT, SLAB, SPEC, write_store
 from tiny_training import MODEL, SETTINGS
 
+from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.solvers import SamplerConfig
@@ -32,7 +33,6 @@ from lesioncast.forecasting.forecast import (
     subjects_to_forecast,
 )
 from lesioncast.imaging.channels import CHANNELS, SESSIONS, named
-from lesioncast.training.bundle import Bundle, load_bundle
 from lesioncast.training.cache import training_cases
 from lesioncast.training.export import export_bundle
 from lesioncast.training.fit import train

@@ -9,7 +9,7 @@ import yaml
 from synthetic_bids import ARMS, write_trial
 
 from jobs import convert, finetune, pretrain
-from lesioncast.training.bundle import load_bundle
+from lesioncast.bundle.bundle import load_bundle
 from lesioncast.training.cache import training_cases
 from lesioncast.training.errors import TrainingError
 from lesioncast.training.ingest import open_cases, read_in_process, read_with_ray_data

@@ -9,13 +9,13 @@ import torch
 from synthetic_bids import ARMS, Geometry, head, path_of, write_volume
 from tiny_store import SHARD, table_of, write_tiny_store
 
+from lesioncast.bundle.bundle import BundleConfig, save_bundle
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.training.bundle import BundleConfig, save_bundle
 from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
 from storage.nifti.io import read_volume
 from storage.preprocess.grid import Grid, to_slab

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.heldout import spread_out
-from lesioncast.training.bundle import Bundle, load_bundle
 from storage import Case, Store, open_store
 
 

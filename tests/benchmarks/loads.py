@@ -16,11 +16,11 @@ from chosen import chosen, study_parser
 from sklearn.metrics import roc_auc_score
 from solvers import Masks, counted, draw, observed
 
+from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
 from lesioncast.diffusion.lesion_load import load_of
 from lesioncast.forecasting.draws import Shown, seeds_of
 from lesioncast.forecasting.engine import store_reader
-from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 
 HEAD = (

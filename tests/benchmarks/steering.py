@@ -21,6 +21,7 @@ from onestep import BATCH, target
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
+from lesioncast.bundle.bundle import Bundle
 from lesioncast.diffusion.lesion_load import LEAST_CHANCE, load_of
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
@@ -28,7 +29,6 @@ from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.forecasting.draws import Shown
 from lesioncast.forecasting.engine import store_reader
 from lesioncast.imaging.channels import MASKS
-from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 
 LOGSNR = (-4.0, -2.0, 0.0, 2.0)

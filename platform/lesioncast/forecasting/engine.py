@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lesioncast.bundle.bundle import METRICS_FILE, Bundle, load_bundle
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
@@ -29,7 +30,6 @@ from lesioncast.forecasting.errors import ForecastError
 from lesioncast.imaging.channels import START, Sessions, encode_case, named, outside, sessions_of
 from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.simulation.ground_truth import has_truth
-from lesioncast.training.bundle import METRICS_FILE, Bundle, load_bundle
 from storage import Location, Store, open_store
 
 

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.evaluation.assess import Truth
 from lesioncast.evaluation.ensembles import Tallies, Tally
@@ -35,7 +36,6 @@ from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.covariates import fit_covariates
 from lesioncast.imaging.lesions import lesion_count
 from lesioncast.simulation.ground_truth import has_truth, true_net2
-from lesioncast.training.bundle import Bundle
 from storage import Case, Store
 
 

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lesioncast.training.errors import ChangedSettingsError, TrainingError
-from lesioncast.training.files import (
+from lesioncast.bundle.io import (
     altered_file,
     digests_of,
     read_json,
@@ -25,6 +24,7 @@ from lesioncast.training.files import (
     write_json,
     write_tensors,
 )
+from lesioncast.training.errors import ChangedSettingsError, TrainingError
 from lesioncast.training.optimisation import Weights
 from lesioncast.training.state import TrainState
 

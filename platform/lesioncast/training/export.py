@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lesioncast.bundle.bundle import BundleConfig, save_bundle
+from lesioncast.bundle.io import read_json
 from lesioncast.diffusion.lesion_load import LoadPrior
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.simulation.ground_truth import has_truth
-from lesioncast.training.bundle import BundleConfig, save_bundle
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.files import read_json
 from lesioncast.training.fit import finished
 from lesioncast.training.loads import fit_load_prior, patients_of
 from lesioncast.training.optimisation import Weights

@@ -12,15 +12,7 @@ from typing import Any
 
 import torch
 
-from lesioncast.config import parse
-from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.model import Model, ModelConfig
-from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.diffusion.unet import UNet
-from lesioncast.errors import ConfigError
-from lesioncast.training.card import model_card
-from lesioncast.training.errors import BundleError
-from lesioncast.training.files import (
+from lesioncast.bundle.io import (
     altered_file,
     digest_of,
     digests_of,
@@ -30,6 +22,14 @@ from lesioncast.training.files import (
     write_json,
     write_tensors,
 )
+from lesioncast.bundle.model_card import model_card
+from lesioncast.config import parse
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.unet import UNet
+from lesioncast.errors import ConfigError
+from lesioncast.training.errors import BundleError
 from lesioncast.training.optimisation import Weights
 
 SCHEMA = 3

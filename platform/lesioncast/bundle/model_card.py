@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lesioncast.imaging.channels import START
 
 if TYPE_CHECKING:
-    from lesioncast.training.bundle import BundleConfig
+    from lesioncast.bundle.bundle import BundleConfig
 
 CARD = """# Forecasts of new MS lesions
 
@@ -29,7 +29,7 @@ draw masks of the new and enlarging T2 lesions (NET2) at week 96: the method of 
 {stages}
 
 `config.json` shapes the networks, `metrics.json` holds how each stage went, `manifest.json` the
-sha256 of every file. Load with `lesioncast.training.bundle.load_bundle`.
+sha256 of every file. Load with `lesioncast.bundle.bundle.load_bundle`.
 """
 
 
