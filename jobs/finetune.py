@@ -14,9 +14,9 @@ from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
 from lesioncast.training.errors import TrainingError
+from lesioncast.training.experiment import experiment_of, finetuning, pretraining
 from lesioncast.training.export import export_bundle
-from lesioncast.training.fit import discard, finished, train
-from lesioncast.training.stages import experiment_of, finetuning, pretraining
+from lesioncast.training.trainer import discard, finished, train
 from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)

@@ -33,10 +33,10 @@ from lesioncast.forecasting.forecast import (
 )
 from lesioncast.imaging.channels import named
 from lesioncast.imaging.covariates import encode_covariates, fit_covariates, known_covariates
-from lesioncast.training import noise
+from lesioncast.training import randomness
+from lesioncast.training.experiment import Experiment, experiment_of, finetuning, pretraining
 from lesioncast.training.export import export_bundle
-from lesioncast.training.fit import train
-from lesioncast.training.stages import Experiment, experiment_of, finetuning, pretraining
+from lesioncast.training.trainer import train
 from storage import Case, Store
 
 AGE, SEX = Covariate("age", centre=40.0, scale=10.0), Covariate("sex", levels=("F", "M"))
@@ -202,8 +202,8 @@ def test_guidance_takes_the_null_arm_and_image_without_covariates() -> None:
 def test_covariates_drop_at_their_rates_and_leave_the_other_drops_alone() -> None:
     rates = {"arm_drop": 0.3, "condition_drop": 0.2, "channel_drop": 0.1}
     size = 20_000
-    before = noise.drops(5, 0, batch_size=size, channels=7, **rates)
-    drawn = noise.drops(
+    before = randomness.drops(5, 0, batch_size=size, channels=7, **rates)
+    drawn = randomness.drops(
         5, 0, batch_size=size, channels=7, covariates=4, covariate_drop=0.25, **rates
     )
     assert before.covariates.shape == (size, 0)
@@ -220,7 +220,7 @@ def test_a_dropped_covariate_is_absent_and_stage_one_sees_none(tmp_path: Path) -
     values = np.arange(20, dtype=np.float32).reshape(10, 2)
     cases = tiny_cases(tmp_path, covariates=values)
     rows = np.array([3, 4])
-    drops = noise.Drops(
+    drops = randomness.Drops(
         np.zeros(2, bool), np.zeros((2, 7), bool), np.array([[False, True], [False, False]])
     )
     batch = cases.batch(rows, drops, null_arm=2, condition=named(CONDITION))

@@ -33,12 +33,12 @@ from lesioncast.forecasting.forecast import (
     subjects_to_forecast,
 )
 from lesioncast.imaging.channels import CHANNELS, SESSIONS, named
-from lesioncast.training.cache import training_cases
+from lesioncast.training.data.node_cache import open_cases, read_in_process
+from lesioncast.training.data.selection import training_cases
+from lesioncast.training.experiment import Experiment, finetuning, pretraining
 from lesioncast.training.export import export_bundle
-from lesioncast.training.fit import train
-from lesioncast.training.ingest import open_cases, read_in_process
-from lesioncast.training.noise import Drops
-from lesioncast.training.stages import Experiment, finetuning, pretraining
+from lesioncast.training.randomness import Drops
+from lesioncast.training.trainer import train
 from storage import Store
 
 CONFIGS = Path(__file__).resolve().parent.parent / "jobs" / "configs"

@@ -12,11 +12,11 @@ from tiny_training import CASES, SLAB, given, random_rows, tiny_cache, tiny_case
 
 from lesioncast.diffusion.controlnet import CONDITION
 from lesioncast.imaging.channels import TARGET, named
-from lesioncast.training.cache import CaseCache
-from lesioncast.training.dataset import ahead
+from lesioncast.training.data.dataset import ahead
+from lesioncast.training.data.node_cache import Rows, fill, open_cases
+from lesioncast.training.data.selection import CaseCache
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.ingest import Rows, fill, open_cases
-from lesioncast.training.noise import Drops
+from lesioncast.training.randomness import Drops
 from storage import unpack_masks
 
 NULL_ARM = 2

@@ -17,14 +17,14 @@ from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.unet import UNet
-from lesioncast.training import noise
+from lesioncast.training import randomness
 from lesioncast.training.checkpoint import Checkpoint
-from lesioncast.training.dataset import Batch
-from lesioncast.training.ingest import open_cases, read_in_process
+from lesioncast.training.data.dataset import Batch
+from lesioncast.training.data.node_cache import open_cases, read_in_process
+from lesioncast.training.experiment import Stage, finetuning, pretraining
 from lesioncast.training.loop import batch_loss, batches
 from lesioncast.training.modules import ControlledUNet, UNetAlone
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.stages import Stage, finetuning, pretraining
 from lesioncast.training.state import initial_state
 from lesioncast.training.worker import Worker
 
@@ -138,7 +138,7 @@ def test_arm_and_images_are_dropped_at_their_rates_and_together_at_the_product(
     arm_drop: float, condition_drop: float
 ) -> None:
     rates = {"arm_drop": arm_drop, "condition_drop": condition_drop, "channel_drop": 0.0}
-    drawn = [noise.drops(7, step, batch_size=16, channels=7, **rates) for step in range(4000)]
+    drawn = [randomness.drops(7, step, batch_size=16, channels=7, **rates) for step in range(4000)]
     arm = np.concatenate([each.arm for each in drawn])
     channels = np.concatenate([each.channels for each in drawn])
     images = channels.all(1)

@@ -10,10 +10,10 @@ from synthetic_bids import ARMS, write_trial
 
 from jobs import convert, finetune, pretrain
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.training.cache import training_cases
+from lesioncast.training.data.node_cache import open_cases, read_in_process, read_with_ray_data
+from lesioncast.training.data.node_caches import prepare_nodes
+from lesioncast.training.data.selection import training_cases
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.ingest import open_cases, read_in_process, read_with_ray_data
-from lesioncast.training.nodes import prepare_nodes
 from storage import Store, open_store
 
 SLAB, SPACING = (3, 8, 8), (3.0, 2.0, 2.0)

@@ -11,7 +11,7 @@ from tiny_training import SETTINGS
 from lesioncast.diffusion.controlnet import burden_of, euler_number
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.lesion_load import LoadPrior
-from lesioncast.training.loads import Patients, fit_load_prior
+from lesioncast.training.lesion_load_prior import Patients, fit_load_prior
 
 LATER = np.array([False, True])
 AGE = (Covariate("age"),)

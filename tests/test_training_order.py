@@ -6,8 +6,8 @@ import torch
 
 from lesioncast.diffusion.controlnet import CONDITION
 from lesioncast.imaging.channels import START, named, outside
-from lesioncast.training import noise
-from lesioncast.training.order import active_first, batch_rows, epoch_rows, positions_of
+from lesioncast.training import randomness
+from lesioncast.training.data.order import active_first, batch_rows, epoch_rows, positions_of
 
 ACTIVE = np.arange(30) % 5 == 0  # 6 active, 24 inactive
 
@@ -59,7 +59,7 @@ def test_balance_needs_both_classes() -> None:
 
 
 def test_t_covers_the_noise_levels_evenly_at_every_step_and_uniformly_over_steps() -> None:
-    t = np.stack([noise.spread_t(1, step, batch_size=16) for step in range(2000)])
+    t = np.stack([randomness.spread_t(1, step, batch_size=16) for step in range(2000)])
     assert (t >= 0).all()
     assert (t < 1).all()
     for places in (t, t[:, :5], t[:, ::2]):  # the batch, its beginning, one worker's share
@@ -71,7 +71,7 @@ def test_t_covers_the_noise_levels_evenly_at_every_step_and_uniformly_over_steps
 
 def test_drops_happen_at_their_rates_and_independently() -> None:
     rates = {"arm_drop": 0.3, "condition_drop": 0.2, "channel_drop": 0.1}
-    drawn = noise.drops(5, 0, batch_size=20_000, channels=7, **rates)
+    drawn = randomness.drops(5, 0, batch_size=20_000, channels=7, **rates)
     whole = drawn.channels.all(1)
     assert abs(drawn.arm.mean() - 0.3) < 0.013  # four standard errors
     assert abs(whole.mean() - 0.2) < 0.012
@@ -88,12 +88,12 @@ def test_later_sessions_drop_at_their_rate_and_leave_the_other_drops_alone() -> 
         "w000/flair", "w000/t2", "w000/gad",
     ]  # fmt: skip
     size = {"batch_size": 20_000, "channels": 7}
-    before = noise.drops(5, 0, **size, **rates)
-    drawn = noise.drops(5, 0, **size, **rates, later=later, session_drop=0.25)
+    before = randomness.drops(5, 0, **size, **rates)
+    drawn = randomness.drops(5, 0, **size, **rates, later=later, session_drop=0.25)
     np.testing.assert_array_equal(before.arm, drawn.arm)
     np.testing.assert_array_equal(before.channels[:, ~later], drawn.channels[:, ~later])
     none = dict.fromkeys(rates, 0.0)
-    alone = noise.drops(5, 0, **size, **none, later=later, session_drop=0.25).channels
+    alone = randomness.drops(5, 0, **size, **none, later=later, session_drop=0.25).channels
     np.testing.assert_array_equal(alone, alone.any(1)[:, None] & later)
     assert abs(alone.any(1).mean() - 0.25) < 0.013  # four standard errors
     others = np.column_stack([drawn.arm, before.channels.all(1), alone.any(1)])
@@ -103,11 +103,13 @@ def test_later_sessions_drop_at_their_rate_and_leave_the_other_drops_alone() -> 
 def test_a_case_draws_the_same_noise_on_whichever_worker() -> None:
     def drawn(step: int, positions: list[int]) -> torch.Tensor:
         where = {"shape": (2, 3, 4), "device": torch.device("cpu")}
-        return noise.gaussian(9, step, positions=np.array(positions), **where)
+        return randomness.gaussian(9, step, positions=np.array(positions), **where)
 
     alone, shared = drawn(4, [0, 1, 2, 3]), drawn(4, [1, 3])
     assert torch.equal(alone[[1, 3]], shared)
     assert not torch.equal(drawn(5, [0]), alone[:1])
-    many = noise.gaussian(9, 0, positions=np.arange(400), shape=(50,), device=torch.device("cpu"))
+    many = randomness.gaussian(
+        9, 0, positions=np.arange(400), shape=(50,), device=torch.device("cpu")
+    )
     assert abs(float(many.mean())) < 0.03
     assert abs(float(many.std()) - 1) < 0.02

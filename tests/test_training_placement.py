@@ -12,16 +12,16 @@ from tiny_training import MODEL, SETTINGS
 
 from lesioncast.diffusion.controlnet import CONDITION
 from lesioncast.imaging.channels import named
-from lesioncast.training import ingest, placement
-from lesioncast.training.cache import CaseCache, training_cases
 from lesioncast.training.checkpoint import Checkpoint
-from lesioncast.training.dataset import Batch, Cases
-from lesioncast.training.fit import train
-from lesioncast.training.ingest import fill, open_cases, read_in_process, release
-from lesioncast.training.noise import drops
-from lesioncast.training.placement import cache_roots, memory_available
+from lesioncast.training.data import cache_location, node_cache
+from lesioncast.training.data.cache_location import cache_roots, memory_available
+from lesioncast.training.data.dataset import Batch, Cases
+from lesioncast.training.data.node_cache import fill, open_cases, read_in_process, release
+from lesioncast.training.data.selection import CaseCache, training_cases
+from lesioncast.training.experiment import Experiment, finetuning, pretraining
 from lesioncast.training.progress import read_metrics
-from lesioncast.training.stages import Experiment, finetuning, pretraining
+from lesioncast.training.randomness import drops
+from lesioncast.training.trainer import train
 from storage import Store, StoreError
 
 GIB = 2**30
@@ -36,13 +36,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture
 def cache(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaseCache:
     """A node with two folders, the first of which counts as memory; neither is full."""
-    monkeypatch.setattr(placement, "MEMORY", tmp_path / "memory")
+    monkeypatch.setattr(cache_location, "MEMORY", tmp_path / "memory")
     roots = (tmp_path / "memory" / "lesioncast", tmp_path / "disk")
     return replace(training_cases(store, SPEC.arms), roots=roots)
 
 
 def rooms(monkeypatch: pytest.MonkeyPatch, sizes: dict[Path, int]) -> None:
-    monkeypatch.setattr(placement, "room", lambda root: sizes[root])
+    monkeypatch.setattr(cache_location, "room", lambda root: sizes[root])
 
 
 def batch(cases: Cases, rows: list[int], condition: tuple[str, ...] | None) -> Batch:
@@ -163,7 +163,7 @@ def test_room_is_half_of_free_memory_within_the_containers_limit(tmp_path: Path)
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 1000000\nfile 900000\nshmem 500000\n")
     assert memory_available(meminfo, tmp_path) == 1_500_000
-    assert 0 < placement.room(placement.MEMORY / "x") <= 0.5 * memory_available()
+    assert 0 < cache_location.room(cache_location.MEMORY / "x") <= 0.5 * memory_available()
 
 
 def test_a_disk_that_fills_up_is_an_error_and_no_crash(
@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_is_an_error_and_no_crash(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ingest.os, "posix_fallocate", full)
+    monkeypatch.setattr(node_cache.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
         fill(cache, read_in_process)
     assert not (cache.roots[0] / cache.name).exists()
@@ -182,4 +182,4 @@ def test_the_environment_names_the_one_folder_to_use(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LESIONCAST_CACHE", "/scratch/cases")
     assert cache_roots() == (Path("/scratch/cases"),)
     monkeypatch.delenv("LESIONCAST_CACHE")
-    assert len(cache_roots()) == 1 + placement.MEMORY.is_dir()
+    assert len(cache_roots()) == 1 + cache_location.MEMORY.is_dir()

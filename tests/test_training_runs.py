@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from lesioncast.training.checkpoint import Checkpoint, checkpoints
 from lesioncast.training.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
-from lesioncast.training.fit import discard, finished, train
-from lesioncast.training.progress import METRICS, read_metrics
-from lesioncast.training.settings import TrainSettings
-from lesioncast.training.stages import (
+from lesioncast.training.experiment import (
     CONTROL,
     UNET,
     Stage,
@@ -26,6 +23,9 @@ from lesioncast.training.stages import (
     finetuning,
     pretraining,
 )
+from lesioncast.training.progress import METRICS, read_metrics
+from lesioncast.training.settings import TrainSettings
+from lesioncast.training.trainer import discard, finished, train
 
 
 class Spoilt(nn.Module):

@@ -8,11 +8,11 @@ import numpy as np
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.unet import UNetConfig
-from lesioncast.training.cache import CaseCache
-from lesioncast.training.dataset import Cases
-from lesioncast.training.ingest import Reader, fill, open_cases
+from lesioncast.training.data.dataset import Cases
+from lesioncast.training.data.node_cache import Reader, fill, open_cases
+from lesioncast.training.data.selection import CaseCache
+from lesioncast.training.experiment import Experiment
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.stages import Experiment
 from storage import pack_masks
 from storage.layout import session_indices
 

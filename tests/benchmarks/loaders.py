@@ -21,10 +21,10 @@ from torch.utils.data import SequentialSampler
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import CONDITION
 from lesioncast.imaging.channels import TARGET, Channels, named
-from lesioncast.training.cache import CaseCache, training_cases
-from lesioncast.training.dataset import Batch, Cases, ahead
-from lesioncast.training.ingest import open_cases, read_in_process
-from lesioncast.training.noise import Drops
+from lesioncast.training.data.dataset import Batch, Cases, ahead
+from lesioncast.training.data.node_cache import open_cases, read_in_process
+from lesioncast.training.data.selection import CaseCache, training_cases
+from lesioncast.training.randomness import Drops
 from storage import Case, Store, TrialLayout
 from storage.preprocess.grid import to_slab
 from storage.store.ray_datasource import ZarrDatasource

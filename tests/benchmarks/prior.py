@@ -27,7 +27,7 @@ from lesioncast.evaluation.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.outcomes import evaluable
 from lesioncast.evaluation.scalars import image_scalars
 from lesioncast.imaging.channels import START, named, outside
-from lesioncast.training.loads import ROWS, Patients, fit_load_prior, patients_of
+from lesioncast.training.lesion_load_prior import ROWS, Patients, fit_load_prior, patients_of
 from storage import Case, Store, open_store
 
 NUMBER = 2  # place among the numbers of a channel

@@ -1,7 +1,7 @@
 """Simulated cases as arrays on disk, made without Ray: a node's cache for each split.
 
-Beside the arrays of `lesioncast.training.ingest` lies what an evaluation needs of the same cases:
-subjects, scalars and the lesions that came.
+Beside the arrays of `lesioncast.training.data.node_cache` lies what an evaluation needs of the same
+cases: subjects, scalars and the lesions that came.
 """
 
 import json
@@ -23,7 +23,7 @@ from lesioncast.evaluation.outcomes import Outcomes, earlier_lesions, observed_r
 from lesioncast.evaluation.scalars import measure_case
 from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
 from lesioncast.simulation.settings import CohortSettings
-from lesioncast.training.dataset import Cases
+from lesioncast.training.data.dataset import Cases
 from storage import StoreSettings, pack_masks
 from storage.preprocess.prepare import prepare
 from storage.store.split import assign_splits

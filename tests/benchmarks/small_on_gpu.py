@@ -39,11 +39,11 @@ from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.draws import sample_seeds
 from lesioncast.imaging.channels import START, named, outside
 from lesioncast.imaging.lesions import measure
-from lesioncast.training import noise
-from lesioncast.training.dataset import Cases
-from lesioncast.training.loads import Patients, fit_load_prior
+from lesioncast.training import randomness
+from lesioncast.training.data.dataset import Cases
+from lesioncast.training.data.order import Rows, active_first, batch_rows
+from lesioncast.training.lesion_load_prior import Patients, fit_load_prior
 from lesioncast.training.modules import ControlledUNet, UNetAlone, stage_loss, to_place
-from lesioncast.training.order import Rows, active_first, batch_rows
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state
 
@@ -108,7 +108,7 @@ class Resident:
 
 
 def _encoded(cases: Cases, row: int) -> tuple[Tensor, Tensor]:
-    kept = noise.Drops(*(np.zeros(shape, bool) for shape in (1, (1, len(CONDITION)), (1, 0))))
+    kept = randomness.Drops(*(np.zeros(shape, bool) for shape in (1, (1, len(CONDITION)), (1, 0))))
     batch = cases.batch(np.array([row]), kept, null_arm=0, condition=named(CONDITION))
     assert batch.condition is not None
     return batch.x.half(), batch.condition.half()
@@ -213,8 +213,8 @@ class Run:
         for _ in range(number):
             x, arm, condition = self.batch(settings, state.step, conditioned=stage == "finetune")
             rows, load = to_place(x, self.model.unet.loads)
-            t = noise.spread_t(SEED, state.step, batch_size=settings.batch_size)
-            eps = noise.gaussian(
+            t = randomness.spread_t(SEED, state.step, batch_size=settings.batch_size)
+            eps = randomness.gaussian(
                 SEED,
                 state.step,
                 positions=rows.cpu().numpy(),
@@ -252,7 +252,7 @@ class Run:
             batch_size=settings.batch_size,
             balanced=settings.balanced,
         )
-        drops = noise.drops(
+        drops = randomness.drops(
             SEED,
             step,
             batch_size=settings.batch_size,

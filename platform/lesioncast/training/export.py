@@ -12,11 +12,11 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.simulation.ground_truth import has_truth
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.fit import finished
-from lesioncast.training.loads import fit_load_prior, patients_of
+from lesioncast.training.experiment import CONTROL, UNET, Stage
+from lesioncast.training.lesion_load_prior import fit_load_prior, patients_of
 from lesioncast.training.optimisation import Weights
 from lesioncast.training.progress import read_metrics
-from lesioncast.training.stages import CONTROL, UNET, Stage
+from lesioncast.training.trainer import finished
 from storage import Store
 
 logger = logging.getLogger(__name__)

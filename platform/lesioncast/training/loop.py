@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lesioncast.cluster.metrics import TrainingMeter
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import logsnr_at
-from lesioncast.training import noise
+from lesioncast.training import randomness
 from lesioncast.training.checkpoint import (
     last_whole,
     open_checkpoint,
@@ -22,14 +22,14 @@ from lesioncast.training.checkpoint import (
     resume,
     save_checkpoint,
 )
-from lesioncast.training.dataset import Batch, Cases, ahead
-from lesioncast.training.ingest import open_cases, read_in_process
+from lesioncast.training.data.dataset import Batch, Cases, ahead
+from lesioncast.training.data.node_cache import open_cases, read_in_process
+from lesioncast.training.data.order import active_first, batch_rows
+from lesioncast.training.experiment import Stage
 from lesioncast.training.modules import stage_loss, to_place
 from lesioncast.training.optimisation import learning_rate
-from lesioncast.training.order import active_first, batch_rows
 from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.stages import Stage
 from lesioncast.training.state import TrainState, initial_state
 from lesioncast.training.worker import (
     Notices,
@@ -92,8 +92,8 @@ def batch_loss(
     model, settings = stage.experiment.model, stage.settings
     rows, load = to_place(batch.x, model.unet.loads)
     placed, positions = batch.at(rows), worker.positions[rows.cpu().numpy()]
-    t = noise.spread_t(stage.experiment.seed, step, batch_size=settings.batch_size)
-    eps = noise.gaussian(
+    t = randomness.spread_t(stage.experiment.seed, step, batch_size=settings.batch_size)
+    eps = randomness.gaussian(
         stage.experiment.seed,
         step,
         positions=positions,
@@ -129,7 +129,7 @@ def batches(
             batch_size=settings.batch_size,
             balanced=settings.balanced,
         )
-        drops = noise.drops(
+        drops = randomness.drops(
             stage.experiment.seed,
             step,
             batch_size=settings.batch_size,

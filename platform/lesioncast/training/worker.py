@@ -11,7 +11,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from torch import nn
 
 from lesioncast.diffusion.precision import warn_if_slow
-from lesioncast.training.order import Rows, positions_of
+from lesioncast.training.data.order import Rows, positions_of
 from lesioncast.training.settings import TrainSettings
 
 # Both say what each report holds, which our own line has said. Ray 2.60 names the first by its file

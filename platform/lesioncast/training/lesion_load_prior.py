@@ -21,9 +21,9 @@ from lesioncast.diffusion.objective import NET2
 from lesioncast.imaging.channels import TARGET, encode_case, named
 from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.imaging.lesions import components
-from lesioncast.training import noise
+from lesioncast.training import randomness
+from lesioncast.training.data.order import Stream, generator
 from lesioncast.training.optimisation import learning_rate
-from lesioncast.training.order import Stream, generator
 from lesioncast.training.settings import TrainSettings
 from storage import Case, Store
 
@@ -130,7 +130,7 @@ def shown(
     rows = torch.from_numpy(
         generator(Stream.LOAD, seed, step).integers(len(patients.arm), size=size)
     ).to(patients.arm.device)
-    drops = noise.drops(
+    drops = randomness.drops(
         seed,
         step,
         batch_size=size,

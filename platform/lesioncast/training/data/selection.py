@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.imaging.channels import TARGET
-from lesioncast.training.dataset import VOLUMES
+from lesioncast.training.data.cache_location import cache_roots
+from lesioncast.training.data.dataset import VOLUMES
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.placement import cache_roots
 from storage import SESSIONS, Case, Location, Store
 from storage.layout import array_specs
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.training.order import Rows, Stream, generator
+from lesioncast.training.data.order import Rows, Stream, generator
 
 GOLDEN = (1 + math.sqrt(5)) / 2
 

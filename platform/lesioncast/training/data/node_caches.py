@@ -10,8 +10,8 @@ from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coor
 from ray.exceptions import RayError, RayTaskError
 
 from lesioncast.cluster.nodes import on_node, working_nodes
-from lesioncast.training.cache import CaseCache
-from lesioncast.training.ingest import fill, read_with_ray_data, release
+from lesioncast.training.data.node_cache import fill, read_with_ray_data, release
+from lesioncast.training.data.selection import CaseCache
 
 logger = logging.getLogger(__name__)
 

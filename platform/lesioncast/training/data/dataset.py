@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lesioncast.imaging.channels import SESSIONS, TARGET, Channels, encode
-from lesioncast.training.noise import Drops
-from lesioncast.training.order import Rows
+from lesioncast.training.data.order import Rows
+from lesioncast.training.randomness import Drops
 from storage import Store
 from storage.layout import array_specs, session_indices
 from storage.store.array_reader import open_arrays, take_rows

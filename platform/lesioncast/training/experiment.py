@@ -25,10 +25,10 @@ from lesioncast.imaging.channels import (
     sessions_of,
 )
 from lesioncast.imaging.covariates import encode_covariates, fit_covariates
-from lesioncast.training.cache import CaseCache, training_cases
 from lesioncast.training.checkpoint import EMA, Checkpoint
+from lesioncast.training.data.cache_location import GIB
+from lesioncast.training.data.selection import CaseCache, training_cases
 from lesioncast.training.modules import ControlledUNet, UNetAlone
-from lesioncast.training.placement import GIB
 from lesioncast.training.settings import OPERATIONAL, TrainSettings
 from storage import Store
 

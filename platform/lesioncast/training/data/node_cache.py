@@ -1,9 +1,10 @@
 """One pass over the store per node, into read-only arrays on the node's own memory or disk.
 
 Training draws cases at random, which is many times faster from local arrays than as a stream.
-Before the workers start, `lesioncast.training.nodes` fills every node's cache through Ray Data,
-while its CPUs are free. A worker that finds no cache (a node that joined later) fills it by itself,
-in process: Ray Data inside a training run waits for ever where the workers hold all CPUs.
+Before the workers start, `lesioncast.training.data.node_caches` fills every node's cache through
+Ray Data, while its CPUs are free. A worker that finds no cache (a node that joined later) fills it
+by itself, in process: Ray Data inside a training run waits for ever where the workers hold all
+CPUs.
 
 Cases that a node has no room for stay in the store, where each batch reads its rows; the pass then
 looks at the masks only, for which cases are active. The batches are the same to the last bit.
@@ -23,10 +24,10 @@ import numpy.typing as npt
 import ray.data
 from ray.data.block import BlockAccessor
 
-from lesioncast.training.cache import CaseCache
-from lesioncast.training.dataset import VOLUMES, Cases
+from lesioncast.training.data.cache_location import describe, first_with_room, in_memory
+from lesioncast.training.data.dataset import VOLUMES, Cases
+from lesioncast.training.data.selection import CaseCache
 from lesioncast.training.errors import TrainingError
-from lesioncast.training.placement import describe, first_with_room, in_memory
 from storage import MASKS, open_store
 from storage.store.ray_datasource import ZarrDatasource
 
