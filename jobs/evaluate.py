@@ -25,13 +25,7 @@ from lesioncast.evaluation.metrics import Bootstrap
 from lesioncast.evaluation.output import REPORT, write_assessment
 from lesioncast.evaluation.provenance import provenance, this_command
 from lesioncast.evaluation.scored import Context
-from lesioncast.forecasting.engine import (
-    bundle_remark,
-    require_fit,
-    session_choices,
-    sessions_seen,
-    trial_remarks,
-)
+from lesioncast.forecasting.disclaimers import RESEARCH_USE
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.gallery import gallery
 from lesioncast.forecasting.heldout import (
@@ -41,7 +35,13 @@ from lesioncast.forecasting.heldout import (
     reference_of,
     true_counts,
 )
-from lesioncast.forecasting.notice import RESEARCH_USE
+from lesioncast.forecasting.runtime import (
+    bundle_remark,
+    require_fit,
+    session_choices,
+    sessions_seen,
+    trial_remarks,
+)
 from lesioncast.training.errors import TrainingError
 from storage import StorageError, open_store, parse_location
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from lesioncast.cluster.connection import configure_logging, job_parser
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
-from lesioncast.forecasting.derivative import forecast_subjects, read_maps
 from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.output.bids import forecast_subjects, read_maps
 from storage import StorageError, open_store
 from storage.export.export import NAMES, export_case, write_export_root
 
@@ -83,7 +83,7 @@ def export_store(config: Config, args: argparse.Namespace, out: Path) -> None:
 
 def export_forecasts(_: Config, args: argparse.Namespace, out: Path) -> None:
     """The maps of a forecast as DICOM SEG."""
-    from lesioncast.forecasting.segments import forecast_segmentation
+    from lesioncast.forecasting.output.dicom_seg import forecast_segmentation
 
     wanted = [name for name in args.subjects.split(",") if name]
     subjects = wanted or forecast_subjects(args.forecasts)

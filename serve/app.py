@@ -22,7 +22,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
-from lesioncast.forecasting.draws import Drawn
+from lesioncast.forecasting.sampling import Drawn
 from serve.api import make_api
 from serve.desk import open_desk
 from serve.forecaster import Forecaster, open_study, patient_of

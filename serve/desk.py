@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from fastapi import Request
 
-from lesioncast.evaluation.ensembles import share_active, wilson_interval
+from lesioncast.forecasting.ensemble import share_active, wilson_interval
 from serve.forecaster import Study
 from serve.forms import Forms
 from serve.keys import KeyFile

@@ -10,17 +10,17 @@ from typing import Any, Protocol
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.evaluation.settings import ForecastSettings
-from lesioncast.forecasting.derivative import write_forecast_root
-from lesioncast.forecasting.draws import Drawn, Request, ensembles, sample_seeds
-from lesioncast.forecasting.engine import (
+from lesioncast.forecasting.disclaimers import evaluated_warnings, shown_remark
+from lesioncast.forecasting.output.bids import write_forecast_root
+from lesioncast.forecasting.pipeline import Origin, stored_flair, write_forecast
+from lesioncast.forecasting.runtime import (
     bundle_remark,
     require_fit,
     shown_sessions,
     stated_of,
     trial_remarks,
 )
-from lesioncast.forecasting.forecast import Origin, stored_flair, write_forecast
-from lesioncast.forecasting.notice import evaluated_warnings, shown_remark
+from lesioncast.forecasting.sampling import Drawn, Request, ensembles, sample_seeds
 from serve.files import old_uploads, remove_files, remove_upload, result_folder, with_files
 from serve.log import logger
 from serve.orders import Block, Patient, blocks

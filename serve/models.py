@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.forecasting.engine import session_choices
+from lesioncast.forecasting.runtime import session_choices
 from lesioncast.imaging.channels import Sessions
 from serve.problems import RequestError
 from storage.export.bids_derivative import package_version

@@ -14,8 +14,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lesioncast.forecasting.draws import sample_seeds
-from lesioncast.forecasting.engine import either
+from lesioncast.forecasting.runtime import either
+from lesioncast.forecasting.sampling import sample_seeds
 from lesioncast.imaging.channels import Sessions
 from serve.models import Served
 from serve.problems import RequestError

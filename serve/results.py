@@ -10,8 +10,8 @@ from typing import IO
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from lesioncast.forecasting.derivative import forecast_path, summary_path
 from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.output.bids import forecast_path, summary_path
 from serve.desk import Desk, find_job
 from serve.files import result_folder
 from serve.problems import RequestError

@@ -21,8 +21,8 @@ from lesioncast.diffusion.controlnet import Hint
 from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.forecasting.draws import Drawn, Shown
-from lesioncast.forecasting.engine import device_of, require_fit, store_reader
+from lesioncast.forecasting.runtime import device_of, require_fit, store_reader
+from lesioncast.forecasting.sampling import Drawn, Shown
 from lesioncast.imaging.lesions import measure
 from serve.log import logger
 from serve.orders import Patient

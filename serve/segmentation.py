@@ -13,7 +13,7 @@ from fastapi import FastAPI, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-from lesioncast.forecasting.derivative import read_maps
+from lesioncast.forecasting.output.bids import read_maps
 from serve.desk import Desk
 from serve.doors import FORM, media_type
 from serve.files import result_folder
@@ -91,7 +91,7 @@ def _segmented(
 ) -> bytes:
     """The maps in `folder` on the series in `files`; the SEG that jobs/export.py would make."""
     try:
-        from lesioncast.forecasting.segments import forecast_segmentation
+        from lesioncast.forecasting.output.dicom_seg import forecast_segmentation
         from storage.export.dicom_seg import write_segmentation
         from storage.export.dicom_series import DicomError, read_series
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lesioncast.evaluation.ensembles import share_active, wilson_interval
+from lesioncast.forecasting.ensemble import share_active, wilson_interval
 from serve.orders import Block
 
 Order = Mapping[str, Any]

@@ -7,7 +7,7 @@ import numpy as np
 from sqlalchemy import JSON, ForeignKey, LargeBinary, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from lesioncast.forecasting.draws import Drawn
+from lesioncast.forecasting.sampling import Drawn
 from lesioncast.imaging.lesions import Lesions
 
 State = Literal["accepted", "running", "succeeded", "failed", "cancelled", "deleted"]

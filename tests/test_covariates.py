@@ -19,18 +19,18 @@ from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import ForecastSettings
-from lesioncast.forecasting.draws import Read, Request, Sample, Sampler
-from lesioncast.forecasting.engine import (
-    build_sampler,
-    bundle_draw,
-    store_reader,
-)
-from lesioncast.forecasting.forecast import (
+from lesioncast.forecasting.pipeline import (
     Origin,
     forecast_all,
     forecast_batches,
     stored_flair,
 )
+from lesioncast.forecasting.runtime import (
+    build_sampler,
+    bundle_draw,
+    store_reader,
+)
+from lesioncast.forecasting.sampling import Read, Request, Sample, Sampler
 from lesioncast.imaging.channels import named
 from lesioncast.imaging.covariates import encode_covariates, fit_covariates, known_covariates
 from lesioncast.training import randomness

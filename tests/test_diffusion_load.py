@@ -19,7 +19,7 @@ from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.forecasting.draws import sample_seeds
+from lesioncast.forecasting.sampling import sample_seeds
 
 LEAST = (1, 4, 20)
 SAMPLER = SamplerConfig(solver="sde2m", num_steps=24, grid="logsnr", logsnr_min=-4, logsnr_max=8)

@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 
 from lesioncast.evaluation.calibration import brier_parts, fit_recalibration
 from lesioncast.evaluation.conformal import count_intervals, count_scores, threshold
-from lesioncast.evaluation.ensembles import Counted
 from lesioncast.evaluation.metrics import resamples
+from lesioncast.forecasting.ensemble import Counted
 
 ACTIVE = np.array([True, True, False, False])
 

@@ -17,9 +17,9 @@ from lesioncast.evaluation.document import Picture, Sight, document, rendered
 from lesioncast.evaluation.figure import panels
 from lesioncast.evaluation.findings import findings
 from lesioncast.evaluation.tidy import COLUMNS, tidy_csv
+from lesioncast.forecasting.disclaimers import NOT_EVALUATED, evaluated_warnings
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.gallery import choose
-from lesioncast.forecasting.notice import NOT_EVALUATED, evaluated_warnings
 
 SENTENCE = "Placebo never shares a trial with avonex."
 SIGHTS = [Sight("sub-1000", "why", "words", (Picture(b"\x89PNG", "an <alt>", "caption"),))]

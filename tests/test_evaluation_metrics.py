@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lesioncast.evaluation import metrics
-from lesioncast.evaluation.ensembles import (
+from lesioncast.forecasting.ensemble import (
     monte_carlo_error,
     paired_difference,
     share_active,

@@ -10,7 +10,6 @@ import pytest
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.evaluation.assess import Assessment, Truth, assess
 from lesioncast.evaluation.calibration import reliability
-from lesioncast.evaluation.ensembles import Stated, Tallies, Tally, stratified_error
 from lesioncast.evaluation.findings import findings
 from lesioncast.evaluation.outcomes import Outcomes
 from lesioncast.evaluation.output import write_assessment
@@ -19,6 +18,7 @@ from lesioncast.evaluation.scored import Context
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.spatial import Observed, compare
 from lesioncast.evaluation.tables import falling_words, report_text
+from lesioncast.forecasting.ensemble import Stated, Tallies, Tally, stratified_error
 from lesioncast.markdown import DASH, with_interval
 
 ARMS = PAPER_ARM_NAMES

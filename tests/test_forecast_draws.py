@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from tiny_forecast import RATE, SLAB, fake_draw, write_store
 
-from lesioncast.evaluation.ensembles import Ensemble, Stated
-from lesioncast.forecasting.draws import (
+from lesioncast.forecasting.ensemble import Ensemble, Stated
+from lesioncast.forecasting.heldout import tally_of
+from lesioncast.forecasting.output.summary import (
+    Provenance,
+    Subject,
+    arm_record,
+    difference_record,
+    summarise,
+)
+from lesioncast.forecasting.sampling import (
     Given,
     Request,
     Sampler,
@@ -18,14 +26,6 @@ from lesioncast.forecasting.draws import (
     gather,
     plan,
     sample_seeds,
-)
-from lesioncast.forecasting.heldout import tally_of
-from lesioncast.forecasting.summary import (
-    Provenance,
-    Subject,
-    arm_record,
-    difference_record,
-    summarise,
 )
 
 SPACING = (3.0, 2.0, 2.0)

@@ -18,16 +18,17 @@ from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
-from lesioncast.forecasting.derivative import (
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.heldout import held_out, reference_of
+from lesioncast.forecasting.output.bids import (
     figure_path,
     forecast_path,
     summary_path,
     write_forecast_root,
 )
-from lesioncast.forecasting.draws import Sampler
-from lesioncast.forecasting.engine import store_reader
-from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.forecast import (
+from lesioncast.forecasting.output.display import choose_slices, for_display, view_of
+from lesioncast.forecasting.page import forecast_section, page, relative_path
+from lesioncast.forecasting.pipeline import (
     Origin,
     bids_flair,
     forecast_all,
@@ -35,9 +36,8 @@ from lesioncast.forecasting.forecast import (
     stored_flair,
     subjects_to_forecast,
 )
-from lesioncast.forecasting.heldout import held_out, reference_of
-from lesioncast.forecasting.page import forecast_section, page, relative_path
-from lesioncast.forecasting.view import choose_slices, for_display, view_of
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import Sampler
 from storage import Store, open_store
 
 SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)

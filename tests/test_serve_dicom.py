@@ -214,7 +214,7 @@ def test_a_service_without_the_extra_says_so(
     for name in (
         "storage.export.dicom_series",
         "storage.export.dicom_seg",
-        "lesioncast.forecasting.segments",
+        "lesioncast.forecasting.output.dicom_seg",
     ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "highdicom", None)

@@ -20,13 +20,13 @@ from tiny_service import Service, finished, key_line, refused, running, until
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.diffusion.controlnet import Hint
-from lesioncast.evaluation.ensembles import share_active, wilson_interval
 from lesioncast.evaluation.settings import ForecastSettings
-from lesioncast.forecasting.derivative import summary_path
-from lesioncast.forecasting.draws import Request, ensembles, gather, plan, sample_seeds
-from lesioncast.forecasting.engine import build_sampler, bundle_remark, sessions_seen
-from lesioncast.forecasting.forecast import Origin, forecast_all, forecast_batches, stored_flair
-from lesioncast.forecasting.notice import FROM_LATER, FROM_START, evaluated_warnings
+from lesioncast.forecasting.disclaimers import FROM_LATER, FROM_START, evaluated_warnings
+from lesioncast.forecasting.ensemble import share_active, wilson_interval
+from lesioncast.forecasting.output.bids import summary_path
+from lesioncast.forecasting.pipeline import Origin, forecast_all, forecast_batches, stored_flair
+from lesioncast.forecasting.runtime import build_sampler, bundle_remark, sessions_seen
+from lesioncast.forecasting.sampling import Request, ensembles, gather, plan, sample_seeds
 from serve import results
 from serve.app import build
 from serve.client import Client, RefusedError

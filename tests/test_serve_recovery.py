@@ -15,7 +15,7 @@ from tiny_forecast import write_bundle, write_store
 from tiny_service import Service, finished, running, until
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.forecasting.draws import Drawn
+from lesioncast.forecasting.sampling import Drawn
 from serve import app
 from serve.client import Client, RefusedError
 from serve.files import old_uploads, result_folder, with_files

@@ -16,22 +16,22 @@ from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import ForecastSettings
-from lesioncast.forecasting.derivative import forecast_path
-from lesioncast.forecasting.draws import Shown
-from lesioncast.forecasting.engine import (
-    build_sampler,
-    session_choices,
-    sessions_compared,
-    sessions_seen,
-    store_reader,
-)
-from lesioncast.forecasting.forecast import (
+from lesioncast.forecasting.output.bids import forecast_path
+from lesioncast.forecasting.pipeline import (
     Origin,
     bids_flair,
     forecast_all,
     forecast_batches,
     subjects_to_forecast,
 )
+from lesioncast.forecasting.runtime import (
+    build_sampler,
+    session_choices,
+    sessions_compared,
+    sessions_seen,
+    store_reader,
+)
+from lesioncast.forecasting.sampling import Shown
 from lesioncast.imaging.channels import CHANNELS, SESSIONS, named
 from lesioncast.training.data.node_cache import open_cases, read_in_process
 from lesioncast.training.data.selection import training_cases

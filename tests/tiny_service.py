@@ -20,7 +20,7 @@ from tiny_forecast import GEOMETRY, SPEC, write_bundle
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.covariates import Covariate
-from lesioncast.forecasting.draws import Drawn
+from lesioncast.forecasting.sampling import Drawn
 from serve.api import make_api
 from serve.client import Client
 from serve.desk import open_desk

@@ -31,7 +31,7 @@ from lesioncast.diffusion.continuous_batching import Engine, draw_all
 from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.evaluation.outcomes import evaluable
-from lesioncast.forecasting.draws import sample_seeds
+from lesioncast.forecasting.sampling import sample_seeds
 from serve.orders import Patient
 from serve.sampler import EngineThread, Sampler
 from serve.settings import Settings

@@ -19,8 +19,8 @@ from solvers import Masks, counted, draw, observed
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
 from lesioncast.diffusion.lesion_load import load_of
-from lesioncast.forecasting.draws import Shown, seeds_of
-from lesioncast.forecasting.engine import store_reader
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import Shown, seeds_of
 from storage import Case, Store
 
 HEAD = (

@@ -20,8 +20,8 @@ from torch import Tensor
 from lesioncast.diffusion.lesion_load import load_of
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
-from lesioncast.forecasting.draws import Shown
-from lesioncast.forecasting.engine import store_reader
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import Shown
 from lesioncast.imaging.channels import TARGET, encode_case
 from storage import Store
 

@@ -32,11 +32,11 @@ from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.evaluation.assess import assess
-from lesioncast.evaluation.ensembles import Stated, Tally
 from lesioncast.evaluation.scored import Context
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.tables import report_text
-from lesioncast.forecasting.draws import sample_seeds
+from lesioncast.forecasting.ensemble import Stated, Tally
+from lesioncast.forecasting.sampling import sample_seeds
 from lesioncast.imaging.channels import START, named, outside
 from lesioncast.imaging.lesions import measure
 from lesioncast.training import randomness

@@ -33,8 +33,8 @@ from lesioncast.evaluation.metrics import (
     resampled_mean,
     resamples,
 )
-from lesioncast.forecasting.draws import Drawn, Request, plan, seeds_of
-from lesioncast.forecasting.engine import build_sampler
+from lesioncast.forecasting.runtime import build_sampler
+from lesioncast.forecasting.sampling import Drawn, Request, plan, seeds_of
 from lesioncast.imaging.channels import MASKS, SESSIONS
 from lesioncast.imaging.lesions import measure
 from storage import Case, Store

@@ -26,8 +26,8 @@ from lesioncast.diffusion.lesion_load import LEAST_CHANCE, load_of
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
 from lesioncast.evaluation.outcomes import evaluable
-from lesioncast.forecasting.draws import Shown
-from lesioncast.forecasting.engine import store_reader
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import Shown
 from lesioncast.imaging.channels import MASKS
 from storage import Case, Store
 

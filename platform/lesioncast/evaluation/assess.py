@@ -12,7 +12,6 @@ from lesioncast.evaluation.baselines import arm_statistics
 from lesioncast.evaluation.calibration_record import calibration_record, probability_record
 from lesioncast.evaluation.characteristics import cohort_record
 from lesioncast.evaluation.effect_record import contrast_record, effects_record
-from lesioncast.evaluation.ensembles import Stated, Tallies, Tally
 from lesioncast.evaluation.masks import masks_record
 from lesioncast.evaluation.methods import Method
 from lesioncast.evaluation.metrics import Bootstrap
@@ -22,6 +21,7 @@ from lesioncast.evaluation.regional import regional_record
 from lesioncast.evaluation.report import groups, ladder_record, variant_record
 from lesioncast.evaluation.scored import PLAIN, VARIANTS, Context, case_columns, own_tallies, scored
 from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.forecasting.ensemble import Stated, Tallies, Tally
 from lesioncast.imaging.lesions import OPENING_MM, opening_element
 
 Floats = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from scipy.special import expit
 from sklearn.isotonic import isotonic_regression
 from sklearn.linear_model import LogisticRegression
 
-from lesioncast.evaluation.ensembles import wilson_interval
+from lesioncast.forecasting.ensemble import wilson_interval
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -20,10 +20,10 @@ from lesioncast.evaluation.conformal import (
     count_scores,
     threshold,
 )
-from lesioncast.evaluation.ensembles import wilson_interval
 from lesioncast.evaluation.methods import Method
 from lesioncast.evaluation.metrics import Bootstrap, estimate, estimate_mean
 from lesioncast.evaluation.outcomes import Cases
+from lesioncast.forecasting.ensemble import wilson_interval
 
 Floats = npt.NDArray[np.float64]
 Record = dict[str, Any]

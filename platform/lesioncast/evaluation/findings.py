@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lesioncast.evaluation.effect_sections import told_words
-from lesioncast.evaluation.ensembles import wilson_interval
 from lesioncast.evaluation.methods import ARM_RATE, ENSEMBLE, LOG_MEAN, REGRESSION
 from lesioncast.evaluation.published import AUC, LOG_MSE
 from lesioncast.evaluation.report import BIAS, POOLED, WITHIN
 from lesioncast.evaluation.sections import REGION_NAMES
 from lesioncast.evaluation.tables import falling_words
+from lesioncast.forecasting.ensemble import wilson_interval
 from lesioncast.markdown import with_interval
 
 Record = Mapping[str, Any]

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.baselines import fit_scalar_model, monte_carlo
-from lesioncast.evaluation.ensembles import Tally
 from lesioncast.evaluation.metrics import Bootstrap, Resampled, estimate_of
 from lesioncast.evaluation.outcomes import Outcomes
+from lesioncast.forecasting.ensemble import Tally
 from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]

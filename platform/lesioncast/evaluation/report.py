@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation import metrics
-from lesioncast.evaluation.ensembles import stratified_error
 from lesioncast.evaluation.methods import (
     ARM_RATE,
     COVARIATES,
@@ -29,6 +28,7 @@ from lesioncast.evaluation.metrics import (
 )
 from lesioncast.evaluation.outcomes import Cases
 from lesioncast.evaluation.published import AP, AUC, LOG_MSE
+from lesioncast.forecasting.ensemble import stratified_error
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

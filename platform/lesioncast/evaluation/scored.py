@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.calibration_record import Calibration, calibrate
-from lesioncast.evaluation.ensembles import Tallies, Tally
 from lesioncast.evaluation.masks import f1_of_samples
 from lesioncast.evaluation.methods import (
     Method,
@@ -18,6 +17,7 @@ from lesioncast.evaluation.methods import (
 )
 from lesioncast.evaluation.outcomes import Cases, Outcomes
 from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.forecasting.ensemble import Tallies, Tally
 from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]

@@ -14,12 +14,11 @@ from matplotlib.figure import Figure
 from lesioncast.cluster.actor_map import map_on_actors
 from lesioncast.evaluation.assess import Assessment
 from lesioncast.evaluation.document import Picture, Sight
-from lesioncast.evaluation.ensembles import Ensemble
 from lesioncast.evaluation.methods import ENSEMBLE, by_key
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.draws import Request, ensembles, plan, seeds_of
-from lesioncast.forecasting.engine import build_sampler, device_of
-from lesioncast.forecasting.figure import (
+from lesioncast.forecasting.ensemble import Ensemble
+from lesioncast.forecasting.output.display import View, choose_slices, crop, for_display, window
+from lesioncast.forecasting.output.figure import (
     BACKGROUND,
     LEAST_SCALE,
     draw_heat,
@@ -27,7 +26,8 @@ from lesioncast.forecasting.figure import (
     draw_outline,
     draw_slice,
 )
-from lesioncast.forecasting.view import View, choose_slices, crop, for_display, window
+from lesioncast.forecasting.runtime import build_sampler, device_of
+from lesioncast.forecasting.sampling import Request, ensembles, plan, seeds_of
 from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
 from storage import Case, Store
 

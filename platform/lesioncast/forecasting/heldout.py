@@ -10,7 +10,6 @@ from typing import NamedTuple
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.evaluation.assess import Truth
-from lesioncast.evaluation.ensembles import Tallies, Tally
 from lesioncast.evaluation.outcomes import (
     Outcomes,
     build_measurer,
@@ -21,7 +20,10 @@ from lesioncast.evaluation.outcomes import (
 from lesioncast.evaluation.scalars import observed_of
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.spatial import compare
-from lesioncast.forecasting.draws import (
+from lesioncast.forecasting.ensemble import Tallies, Tally
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.runtime import build_sampler, device_of, sessions_compared
+from lesioncast.forecasting.sampling import (
     Gathered,
     Request,
     Shown,
@@ -30,8 +32,6 @@ from lesioncast.forecasting.draws import (
     plan,
     seeds_of,
 )
-from lesioncast.forecasting.engine import build_sampler, device_of, sessions_compared
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.covariates import fit_covariates
 from lesioncast.imaging.lesions import lesion_count

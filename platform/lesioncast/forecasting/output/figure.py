@@ -16,7 +16,7 @@ from matplotlib.gridspec import GridSpec, SubplotSpec
 from scipy import ndimage
 
 from lesioncast.arms import PAPER_ARMS
-from lesioncast.forecasting.view import View, choose_slices, crop, for_display, window
+from lesioncast.forecasting.output.display import View, choose_slices, crop, for_display, window
 
 BACKGROUND = "#0c0e12"
 TEXT = "#f2f3f5"

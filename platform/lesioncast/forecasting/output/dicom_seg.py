@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lesioncast.forecasting.derivative import Map
+from lesioncast.forecasting.output.bids import Map
 from storage.export.dicom_seg import Segment, Segmentation, thresholded
 
 

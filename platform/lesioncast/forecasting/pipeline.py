@@ -11,14 +11,19 @@ import numpy.typing as npt
 
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.diffusion.covariates import Covariate
-from lesioncast.evaluation.ensembles import Ensemble
 from lesioncast.evaluation.settings import ForecastSettings
-from lesioncast.forecasting.derivative import (
+from lesioncast.forecasting.ensemble import Ensemble
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.output.bids import (
     figure_path,
     summary_path,
     write_probability,
 )
-from lesioncast.forecasting.draws import (
+from lesioncast.forecasting.output.display import view_of
+from lesioncast.forecasting.output.figure import forecast_figure, save
+from lesioncast.forecasting.output.summary import Provenance, Record, Subject, summarise
+from lesioncast.forecasting.runtime import build_sampler, device_of
+from lesioncast.forecasting.sampling import (
     Batch,
     Drawn,
     Request,
@@ -27,11 +32,6 @@ from lesioncast.forecasting.draws import (
     plan,
     seeds_of,
 )
-from lesioncast.forecasting.engine import build_sampler, device_of
-from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.figure import forecast_figure, save
-from lesioncast.forecasting.summary import Provenance, Record, Subject, summarise
-from lesioncast.forecasting.view import view_of
 from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
 from lesioncast.imaging.covariates import known_covariates
 from lesioncast.imaging.lesions import lesion_count

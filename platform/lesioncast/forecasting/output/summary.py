@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from lesioncast.evaluation.ensembles import (
+from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
+from lesioncast.forecasting.ensemble import (
     Ensemble,
     monte_carlo_error,
     paired_difference,
     wilson_interval,
 )
-from lesioncast.forecasting.notice import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.imaging.channels import SESSIONS
 from lesioncast.imaging.lesions import opening_element
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.ensembles import Counts, Ensemble, Stated
+from lesioncast.forecasting.ensemble import Counts, Ensemble, Stated
 from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.lesions import Lesions, measure
 from storage import Case

@@ -15,8 +15,9 @@ from lesioncast.bundle.bundle import METRICS_FILE, Bundle, load_bundle
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.evaluation.ensembles import Stated
-from lesioncast.forecasting.draws import (
+from lesioncast.forecasting.ensemble import Stated
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.sampling import (
     Draw,
     Given,
     Read,
@@ -26,7 +27,6 @@ from lesioncast.forecasting.draws import (
     Statement,
     Statements,
 )
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.imaging.channels import START, Sessions, encode_case, named, outside, sessions_of
 from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.simulation.ground_truth import has_truth
