@@ -17,9 +17,14 @@ from jobs import convert, evaluate, finetune, forecast, pretrain, simulate
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
-from lesioncast.evaluation.output import FIGURE, METRICS, REPORT
+from lesioncast.evaluation.reporting.files import FIGURE, METRICS, REPORT
+from lesioncast.evaluation.reporting.summary_page import (
+    evaluation_section,
+    forecast_section,
+    page,
+    relative_path,
+)
 from lesioncast.forecasting.output.bids import figure_path, summary_path
-from lesioncast.forecasting.page import evaluation_section, forecast_section, page, relative_path
 from lesioncast.forecasting.runtime import bundle_steps
 from storage.nifti.io import write_atomic
 

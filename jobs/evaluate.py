@@ -17,24 +17,24 @@ from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
-from lesioncast.evaluation.assess import assess
-from lesioncast.evaluation.baselines import BaselineError
-from lesioncast.evaluation.card import CardError, write_card
-from lesioncast.evaluation.identify import warnings_record
-from lesioncast.evaluation.metrics import Bootstrap
-from lesioncast.evaluation.output import REPORT, write_assessment
+from lesioncast.evaluation.analysis.scoring import Context
+from lesioncast.evaluation.baselines.baselines import BaselineError
+from lesioncast.evaluation.causal.identifiability import warnings_record
+from lesioncast.evaluation.evaluate import assess
+from lesioncast.evaluation.metrics.scores import Bootstrap
 from lesioncast.evaluation.provenance import provenance, this_command
-from lesioncast.evaluation.scored import Context
-from lesioncast.forecasting.disclaimers import RESEARCH_USE
-from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.gallery import gallery
-from lesioncast.forecasting.heldout import (
+from lesioncast.evaluation.reporting.bundle_card import CardError, write_card
+from lesioncast.evaluation.reporting.examples import gallery
+from lesioncast.evaluation.reporting.files import REPORT, write_assessment
+from lesioncast.evaluation.run import (
     draw_tallies,
     held_out,
     measure,
     reference_of,
     true_counts,
 )
+from lesioncast.forecasting.disclaimers import RESEARCH_USE
+from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.runtime import (
     bundle_remark,
     require_fit,

@@ -13,7 +13,7 @@ from tiny_forecast import SLAB, write_bundle, write_store
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.config import Config, load_config
-from lesioncast.evaluation.output import CASES
+from lesioncast.evaluation.reporting.files import CASES
 from lesioncast.simulation.disease import count_law, draw_patient
 from lesioncast.simulation.settings import CohortSettings
 from lesioncast.training.progress import METRICS

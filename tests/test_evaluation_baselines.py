@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lesioncast.evaluation.baselines import (
+from lesioncast.evaluation.baselines.baselines import (
     BaselineError,
     arm_statistics,
     fit_scalar_model,
     monte_carlo,
     of_arm,
 )
-from lesioncast.evaluation.metrics import average_precision, roc_auc
-from lesioncast.evaluation.scalars import SCALARS, image_scalars, measure_case
+from lesioncast.evaluation.features.image_features import SCALARS, image_scalars, measure_case
+from lesioncast.evaluation.metrics.scores import average_precision, roc_auc
 
 ARMS = ("placebo", "avonex", "ocrelizumab")
 SPACING = (3.0, 1.0, 1.0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from lesioncast.evaluation.calibration import brier_parts, fit_recalibration
-from lesioncast.evaluation.conformal import count_intervals, count_scores, threshold
-from lesioncast.evaluation.metrics import resamples
+from lesioncast.evaluation.metrics.calibration import brier_parts, fit_recalibration
+from lesioncast.evaluation.metrics.conformal import count_intervals, count_scores, threshold
+from lesioncast.evaluation.metrics.scores import resamples
 from lesioncast.forecasting.ensemble import Counted
 
 ACTIVE = np.array([True, True, False, False])

@@ -11,15 +11,20 @@ import pytest
 from hostile_harms import as_nobody
 from test_evaluation_report import TEST, assessed, certain, ladder_counts
 
-from lesioncast.evaluation.assess import Assessment
-from lesioncast.evaluation.card import CardError, card_text, read_sentences, write_card
-from lesioncast.evaluation.document import Picture, Sight, document, rendered
-from lesioncast.evaluation.figure import panels
-from lesioncast.evaluation.findings import findings
-from lesioncast.evaluation.tidy import COLUMNS, tidy_csv
+from lesioncast.evaluation.evaluate import Assessment
+from lesioncast.evaluation.reporting.bundle_card import (
+    CardError,
+    card_text,
+    read_sentences,
+    write_card,
+)
+from lesioncast.evaluation.reporting.estimates_csv import COLUMNS, tidy_csv
+from lesioncast.evaluation.reporting.examples import choose
+from lesioncast.evaluation.reporting.figures import panels
+from lesioncast.evaluation.reporting.findings import findings
+from lesioncast.evaluation.reporting.html import Picture, Sight, document, rendered
 from lesioncast.forecasting.disclaimers import NOT_EVALUATED, evaluated_warnings
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.gallery import choose
 
 SENTENCE = "Placebo never shares a trial with avonex."
 SIGHTS = [Sight("sub-1000", "why", "words", (Picture(b"\x89PNG", "an <alt>", "caption"),))]

@@ -11,8 +11,10 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import StratifiedKFold
 
-from lesioncast.evaluation.baselines import arm_statistics
-from lesioncast.evaluation.contrasts import (
+from lesioncast.evaluation.analysis.treatment_effects import effects_record
+from lesioncast.evaluation.baselines.baselines import arm_statistics
+from lesioncast.evaluation.causal.effects import policy, rank_agreement, seed_variances
+from lesioncast.evaluation.causal.trial_effects import (
     FOLDS,
     aipw,
     contrasts,
@@ -21,10 +23,8 @@ from lesioncast.evaluation.contrasts import (
     mean_difference,
     unconnected,
 )
-from lesioncast.evaluation.effect_record import effects_record
-from lesioncast.evaluation.effect_sections import effect_sections
-from lesioncast.evaluation.effects import policy, rank_agreement, seed_variances
-from lesioncast.evaluation.metrics import Bootstrap
+from lesioncast.evaluation.metrics.scores import Bootstrap
+from lesioncast.evaluation.reporting.markdown.effects import effect_sections
 
 ARMS = ("placebo", "avonex", "ocrelizumab")
 BOOTSTRAP = Bootstrap(200, 0)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from lesioncast.evaluation.identify import sentences, warnings_record
-from lesioncast.evaluation.leak import leak
-from lesioncast.evaluation.looks import LOOKS, image_looks
-from lesioncast.evaluation.metrics import Bootstrap
-from lesioncast.evaluation.outcomes import Outcomes
-from lesioncast.evaluation.positivity import overlap, positivity
-from lesioncast.evaluation.scalars import SCALARS
+from lesioncast.evaluation.causal.identifiability import sentences, warnings_record
+from lesioncast.evaluation.causal.leakage_probe import leak
+from lesioncast.evaluation.causal.positivity import overlap, positivity
+from lesioncast.evaluation.features.appearance import LOOKS, image_looks
+from lesioncast.evaluation.features.image_features import SCALARS
+from lesioncast.evaluation.features.outcomes import Outcomes
+from lesioncast.evaluation.metrics.scores import Bootstrap
 from lesioncast.imaging.regions import REGIONS
 
 ARMS = ("placebo", "interferon", "ocrelizumab")

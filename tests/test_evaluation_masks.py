@@ -10,11 +10,11 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from lesioncast.evaluation.detection import Detection, detect
-from lesioncast.evaluation.masks import f1_of_samples, masks_record, voxel_record
-from lesioncast.evaluation.metrics import Bootstrap, resamples
-from lesioncast.evaluation.regional import BA, F1, PRECISION, RECALL, binary_scores
-from lesioncast.evaluation.spatial import Observed, compare, distances
+from lesioncast.evaluation.analysis.regional import BA, F1, PRECISION, RECALL, binary_scores
+from lesioncast.evaluation.analysis.spatial import f1_of_samples, masks_record, voxel_record
+from lesioncast.evaluation.metrics.detection import Detection, detect
+from lesioncast.evaluation.metrics.mask_comparison import Observed, compare, distances
+from lesioncast.evaluation.metrics.scores import Bootstrap, resamples
 from lesioncast.imaging.regions import presence
 
 MM = (3.0, 1.0, 1.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lesioncast.evaluation import metrics
+from lesioncast.evaluation.metrics.scores import scores
 from lesioncast.forecasting.ensemble import (
     monte_carlo_error,
     paired_difference,
@@ -22,46 +22,46 @@ def tied_scores(seed: int, cases: int = 40) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_auc_counts_won_pairs() -> None:
-    assert metrics.roc_auc(ACTIVE, SCORE) == pytest.approx(3 / 4)
+    assert scores.roc_auc(ACTIVE, SCORE) == pytest.approx(3 / 4)
 
 
 def test_average_precision_is_the_mean_precision_at_each_hit() -> None:
-    assert metrics.average_precision(ACTIVE, SCORE) == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert scores.average_precision(ACTIVE, SCORE) == pytest.approx((1 / 1 + 2 / 3) / 2)
 
 
 def test_a_tie_is_half_a_pair() -> None:
-    assert metrics.roc_auc(np.array([True, False]), np.array([0.5, 0.5])) == 0.5
+    assert scores.roc_auc(np.array([True, False]), np.array([0.5, 0.5])) == 0.5
 
 
 @pytest.mark.parametrize("active", [np.zeros(4, bool), np.ones(4, bool), np.zeros(0, bool)])
 def test_without_both_classes_ap_and_auc_are_undefined(active: np.ndarray) -> None:
     score = SCORE[: len(active)]
-    assert metrics.roc_auc(active, score) is None
-    assert metrics.average_precision(active, score) is None
-    assert np.isnan(metrics.resampled_auc(active, score, np.ones((2, len(active))))).all()
-    assert np.isnan(metrics.resampled_ap(active, score, np.ones((2, len(active))))).all()
+    assert scores.roc_auc(active, score) is None
+    assert scores.average_precision(active, score) is None
+    assert np.isnan(scores.resampled_auc(active, score, np.ones((2, len(active))))).all()
+    assert np.isnan(scores.resampled_ap(active, score, np.ones((2, len(active))))).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_resampled_score_is_scikit_learns_on_the_repeated_cases(seed: int) -> None:
     active, score = tied_scores(seed)
-    weights = metrics.resamples(len(active), draws=20, seed=seed)
+    weights = scores.resamples(len(active), draws=20, seed=seed)
     drawn = [np.repeat(np.arange(len(active)), row.astype(int)) for row in weights]
     assert np.allclose(
-        metrics.resampled_auc(active, score, weights),
+        scores.resampled_auc(active, score, weights),
         [roc_auc_score(active[rows], score[rows]) for rows in drawn],
     )
     assert np.allclose(
-        metrics.resampled_ap(active, score, weights),
+        scores.resampled_ap(active, score, weights),
         [average_precision_score(active[rows], score[rows]) for rows in drawn],
     )
 
 
 def test_a_resample_draws_as_many_cases_as_there_are() -> None:
-    weights = metrics.resamples(7, draws=50, seed=1)
+    weights = scores.resamples(7, draws=50, seed=1)
     assert (weights.sum(axis=1) == 7).all()
-    assert np.array_equal(weights, metrics.resamples(7, draws=50, seed=1))
-    assert not np.array_equal(weights, metrics.resamples(7, draws=50, seed=2))
+    assert np.array_equal(weights, scores.resamples(7, draws=50, seed=1))
+    assert not np.array_equal(weights, scores.resamples(7, draws=50, seed=2))
 
 
 def test_auc_within_arms_is_blind_to_what_tells_arms_apart() -> None:
@@ -69,24 +69,24 @@ def test_auc_within_arms_is_blind_to_what_tells_arms_apart() -> None:
     active = np.random.default_rng(0).random(100) < np.where(arm == 0, 0.8, 0.1)
     ones = np.ones((1, 100))
     arm_alone = np.where(arm == 0, 0.8, 0.1)
-    assert metrics.roc_auc(active, arm_alone) > 0.75
-    assert metrics.resampled_auc_within(active, arm_alone, arm, ones) == pytest.approx(0.5)
+    assert scores.roc_auc(active, arm_alone) > 0.75
+    assert scores.resampled_auc_within(active, arm_alone, arm, ones) == pytest.approx(0.5)
     oracle = active * 1.0
-    assert metrics.resampled_auc_within(active, oracle, arm, ones) == pytest.approx(1.0)
+    assert scores.resampled_auc_within(active, oracle, arm, ones) == pytest.approx(1.0)
 
 
 def test_log_count_error_is_of_one_plus_the_count() -> None:
-    errors = metrics.log_count_errors(np.array([0.0, 1.0]), np.array([np.e - 1, 1.0]))
+    errors = scores.log_count_errors(np.array([0.0, 1.0]), np.array([np.e - 1, 1.0]))
     assert errors == pytest.approx([1.0, 0.0])
 
 
 def test_crps_of_one_certain_value_is_the_absolute_error() -> None:
-    assert metrics.crps(np.array([3.0]), np.full((1, 4), 5.0)) == pytest.approx([2.0])
+    assert scores.crps(np.array([3.0]), np.full((1, 4), 5.0)) == pytest.approx([2.0])
 
 
 def test_crps_of_a_fair_coin_by_hand() -> None:
     """E|X - 0| = 1/2; over the six pairs of {0, 0, 1, 1} E|X - X'| = 4/6; 1/2 - 1/3 = 1/6."""
-    assert metrics.crps(np.array([0.0]), np.array([[1.0, 0, 1, 0]])) == pytest.approx([1 / 6])
+    assert scores.crps(np.array([0.0]), np.array([[1.0, 0, 1, 0]])) == pytest.approx([1 / 6])
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
@@ -95,9 +95,9 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     covered = 0
     for trial in range(300):
         values = rng.normal(0.3, 1.0, 80)
-        weights = metrics.resamples(80, draws=400, seed=trial)
-        found = metrics.estimate(
-            float(values.mean()), lambda w, v=values: metrics.resampled_mean(v, w), weights
+        weights = scores.resamples(80, draws=400, seed=trial)
+        found = scores.estimate(
+            float(values.mean()), lambda w, v=values: scores.resampled_mean(v, w), weights
         )
         covered += found.low < 0.3 < found.high
     assert 0.90 < covered / 300 < 0.98
@@ -108,15 +108,15 @@ def test_a_paired_interval_is_far_narrower_than_that_of_either_score() -> None:
     rng = np.random.default_rng(1)
     first = active + rng.normal(0, 1.0, 200)
     second = first + rng.normal(0, 0.05, 200)
-    weights = metrics.resamples(200, draws=300, seed=0)
+    weights = scores.resamples(200, draws=300, seed=0)
 
-    def auc_of(score: np.ndarray) -> metrics.Resampled:
-        return lambda w: metrics.resampled_auc(active, score, w)
+    def auc_of(score: np.ndarray) -> scores.Resampled:
+        return lambda w: scores.resampled_auc(active, score, w)
 
-    alone = metrics.estimate(metrics.roc_auc(active, first), auc_of(first), weights)
-    gap = metrics.estimate_difference(auc_of(first), auc_of(second), weights)
+    alone = scores.estimate(scores.roc_auc(active, first), auc_of(first), weights)
+    gap = scores.estimate_difference(auc_of(first), auc_of(second), weights)
     assert gap.value == pytest.approx(
-        metrics.roc_auc(active, first) - metrics.roc_auc(active, second)
+        scores.roc_auc(active, first) - scores.roc_auc(active, second)
     )
     assert gap.high - gap.low < 0.3 * (alone.high - alone.low)
 
@@ -125,9 +125,9 @@ def test_one_positive_case_gives_a_value_but_no_interval() -> None:
     active = np.zeros(30, bool)
     active[4] = True
     score = np.linspace(0, 1, 30)
-    weights = metrics.resamples(30, draws=500, seed=0)
-    found = metrics.estimate(
-        metrics.roc_auc(active, score), lambda w: metrics.resampled_auc(active, score, w), weights
+    weights = scores.resamples(30, draws=500, seed=0)
+    found = scores.estimate(
+        scores.roc_auc(active, score), lambda w: scores.resampled_auc(active, score, w), weights
     )
     assert found.value == pytest.approx(4 / 29)
     assert found.low is None

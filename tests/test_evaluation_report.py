@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.evaluation.assess import Assessment, Truth, assess
-from lesioncast.evaluation.calibration import reliability
-from lesioncast.evaluation.findings import findings
-from lesioncast.evaluation.outcomes import Outcomes
-from lesioncast.evaluation.output import write_assessment
-from lesioncast.evaluation.scalars import SCALARS
-from lesioncast.evaluation.scored import Context
+from lesioncast.evaluation.analysis.scoring import Context
+from lesioncast.evaluation.evaluate import Assessment, Truth, assess
+from lesioncast.evaluation.features.image_features import SCALARS
+from lesioncast.evaluation.features.outcomes import Outcomes
+from lesioncast.evaluation.metrics.calibration import reliability
+from lesioncast.evaluation.metrics.mask_comparison import Observed, compare
+from lesioncast.evaluation.reporting.files import write_assessment
+from lesioncast.evaluation.reporting.findings import findings
+from lesioncast.evaluation.reporting.markdown.report import falling_words, report_text
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.evaluation.spatial import Observed, compare
-from lesioncast.evaluation.tables import falling_words, report_text
 from lesioncast.forecasting.ensemble import Stated, Tallies, Tally, stratified_error
 from lesioncast.markdown import DASH, with_interval
 

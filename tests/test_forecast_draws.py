@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny_forecast import RATE, SLAB, fake_draw, write_store
 
+from lesioncast.evaluation.run import tally_of
 from lesioncast.forecasting.ensemble import Ensemble, Stated
-from lesioncast.forecasting.heldout import tally_of
 from lesioncast.forecasting.output.summary import (
     Provenance,
     Subject,

@@ -17,9 +17,10 @@ from tiny_forecast import LAYOUT, fake_draw, write_store
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.evaluation.reporting.summary_page import forecast_section, page, relative_path
+from lesioncast.evaluation.run import held_out, reference_of
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.heldout import held_out, reference_of
 from lesioncast.forecasting.output.bids import (
     figure_path,
     forecast_path,
@@ -27,7 +28,6 @@ from lesioncast.forecasting.output.bids import (
     write_forecast_root,
 )
 from lesioncast.forecasting.output.display import choose_slices, for_display, view_of
-from lesioncast.forecasting.page import forecast_section, page, relative_path
 from lesioncast.forecasting.pipeline import (
     Origin,
     bids_flair,

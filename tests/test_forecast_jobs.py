@@ -18,10 +18,10 @@ from tiny_forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_store
 
 from jobs import evaluate, forecast
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.evaluation.tables import report_text
+from lesioncast.evaluation.reporting.markdown.report import report_text
+from lesioncast.evaluation.reporting.summary_page import evaluation_section
 from lesioncast.forecasting.disclaimers import FROM_START, NOT_EVALUATED
 from lesioncast.forecasting.errors import ForecastError
-from lesioncast.forecasting.page import evaluation_section
 from lesioncast.forecasting.runtime import build_sampler, require_fit
 from lesioncast.forecasting.sampling import Request, Sample
 from lesioncast.simulation.ground_truth import RANKS, TRUTH

@@ -30,7 +30,7 @@ from lesioncast.cluster.connection import RaySettings, cluster
 from lesioncast.diffusion.continuous_batching import Engine, draw_all
 from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.evaluation.features.outcomes import evaluable
 from lesioncast.forecasting.sampling import sample_seeds
 from serve.orders import Patient
 from serve.sampler import EngineThread, Sampler

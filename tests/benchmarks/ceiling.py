@@ -20,8 +20,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import nbinom, norm, poisson
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.evaluation.baselines import Floats, fit_scalar_model
-from lesioncast.evaluation.metrics import (
+from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
+from lesioncast.evaluation.metrics.scores import (
     Resampled,
     estimate_difference,
     log_count_errors,

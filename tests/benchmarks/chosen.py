@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
-from lesioncast.evaluation.outcomes import evaluable
-from lesioncast.forecasting.heldout import spread_out
+from lesioncast.evaluation.features.outcomes import evaluable
+from lesioncast.evaluation.run import spread_out
 from storage import Case, Store, open_store
 
 

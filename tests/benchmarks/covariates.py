@@ -15,8 +15,8 @@ import torch
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.covariates import Covariate, covariate_features
-from lesioncast.evaluation.baselines import Floats, fit_scalar_model
-from lesioncast.evaluation.metrics import (
+from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
+from lesioncast.evaluation.metrics.scores import (
     Resampled,
     estimate_difference,
     resampled_auc,

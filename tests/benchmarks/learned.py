@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from lesioncast.evaluation.methods import ENSEMBLE, REGRESSION
-from lesioncast.evaluation.metrics import (
+from lesioncast.evaluation.baselines.methods import ENSEMBLE, REGRESSION
+from lesioncast.evaluation.metrics.scores import (
     LEVEL,
     log_count_errors,
     resampled_auc,
     resampled_mean,
     resamples,
 )
-from lesioncast.evaluation.output import CASES
+from lesioncast.evaluation.reporting.files import CASES
 from lesioncast.training.progress import read_metrics
 
 STEERING = "steering.npz"

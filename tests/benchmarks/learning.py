@@ -24,7 +24,7 @@ from lesioncast.bundle.bundle import METRICS_FILE, BundleConfig, load_bundle, sa
 from lesioncast.bundle.io import read_json
 from lesioncast.cluster.connection import cluster, configure_logging
 from lesioncast.config import load_config
-from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.evaluation.features.outcomes import evaluable
 from storage import open_store
 
 logger = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from lesioncast.config import Config, load_config
 from lesioncast.diffusion.controlnet import BURDEN
 from lesioncast.diffusion.lesion_load import LoadPrior
-from lesioncast.evaluation.baselines import Floats, fit_scalar_model
-from lesioncast.evaluation.outcomes import evaluable
-from lesioncast.evaluation.scalars import image_scalars
+from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
+from lesioncast.evaluation.features.image_features import image_scalars
+from lesioncast.evaluation.features.outcomes import evaluable
 from lesioncast.imaging.channels import START, named, outside
 from lesioncast.training.lesion_load_prior import ROWS, Patients, fit_load_prior, patients_of
 from storage import Case, Store, open_store

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import yaml
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.evaluation.outcomes import Outcomes, earlier_lesions, observed_regions
-from lesioncast.evaluation.scalars import measure_case
+from lesioncast.evaluation.features.image_features import measure_case
+from lesioncast.evaluation.features.outcomes import Outcomes, earlier_lesions, observed_regions
 from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
 from lesioncast.simulation.settings import CohortSettings
 from lesioncast.training.data.dataset import Cases

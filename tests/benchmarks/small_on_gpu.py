@@ -31,10 +31,10 @@ from lesioncast.diffusion.objective import NET2, ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.evaluation.assess import assess
-from lesioncast.evaluation.scored import Context
+from lesioncast.evaluation.analysis.scoring import Context
+from lesioncast.evaluation.evaluate import assess
+from lesioncast.evaluation.reporting.markdown.report import report_text
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.evaluation.tables import report_text
 from lesioncast.forecasting.ensemble import Stated, Tally
 from lesioncast.forecasting.sampling import sample_seeds
 from lesioncast.imaging.channels import START, named, outside

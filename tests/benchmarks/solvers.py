@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.evaluation.metrics import (
+from lesioncast.evaluation.metrics.scores import (
     LEVEL,
     crps,
     log_count_errors,

@@ -25,7 +25,7 @@ from lesioncast.bundle.bundle import Bundle
 from lesioncast.diffusion.lesion_load import LEAST_CHANCE, load_of
 from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import NET2, noised
-from lesioncast.evaluation.outcomes import evaluable
+from lesioncast.evaluation.features.outcomes import evaluable
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import Shown
 from lesioncast.imaging.channels import MASKS

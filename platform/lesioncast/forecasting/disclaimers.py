@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.evaluation.card import CardError, read_sentences
+from lesioncast.evaluation.reporting.bundle_card import CardError, read_sentences
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.imaging.channels import START
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit
 
-from lesioncast.evaluation.spatial import Spatial
+from lesioncast.evaluation.metrics.mask_comparison import Spatial
 
 Counts = npt.NDArray[np.int64]
 

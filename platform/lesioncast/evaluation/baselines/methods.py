@@ -1,0 +1,148 @@
+"""The forecast and its baselines, brought to one form so that one code scores them all."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.evaluation.baselines.baselines import (
+    ArmStatistics,
+    arm_statistics,
+    fit_scalar_model,
+    monte_carlo,
+    of_arm,
+)
+from lesioncast.evaluation.features.outcomes import Cases
+from lesioncast.evaluation.metrics.scores import crps
+
+Floats = npt.NDArray[np.float64]
+
+ENSEMBLE = "ensemble"
+LOG_MEAN = "ensemble_log_mean"
+RECALIBRATED = "ensemble_recalibrated"
+ARM_RATE = "arm_rate"
+REGRESSION = "regression"
+COVARIATES = "regression_covariates"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What one method says of each case; None where it does not answer.
+
+    `scores` [run, n] for activity (more than one run only for a random method, whose metrics are
+    averaged over its runs), `counts` [n] expected lesions, `crps` [n] of its count distribution.
+    """
+
+    key: str
+    label: str
+    scores: Floats | None = None
+    counts: Floats | None = None
+    crps: Floats | None = None
+
+
+def recalibrated_method(chance: Floats, validation: int) -> Method:
+    """The ensemble's P(active) [n] as `validation` other cases have taught it to be."""
+    label = f"ControlNet ensemble, recalibrated on {validation} validation cases"
+    return Method(RECALIBRATED, label, scores=chance[None])
+
+
+def ensemble_methods(
+    counts: Floats, chance: Floats, log_lesions: Floats, true: Floats
+) -> tuple[Method, ...]:
+    """The forecast: P(active), `chance` [n], and from the lesions of its samples, `counts` [n, k],
+    how many (paper: the mean count).
+
+    The second takes the mean of log(1 + count), `log_lesions` [n], which is what a squared log
+    error asks for.
+    """
+    samples = counts.shape[1]
+    return (
+        Method(
+            ENSEMBLE,
+            f"ControlNet ensemble ({samples} samples)",
+            scores=chance[None],
+            counts=counts.mean(axis=1),
+            crps=crps(true, counts),
+        ),
+        Method(
+            LOG_MEAN,
+            "ControlNet ensemble, mean of log counts",
+            counts=np.expm1(log_lesions),
+        ),
+    )
+
+
+def baseline_methods(
+    train: Cases, test: Cases, *, arms: tuple[str, ...], runs: int, seed: int
+) -> tuple[Method, ...]:
+    """The paper's Monte Carlo, the training statistics of the arm, and the regressions."""
+    statistics = arm_statistics(train.arm, train.count, arms=len(arms))
+    rate = of_arm(statistics.activity, test.arm, arms)
+    return (
+        Method(
+            "monte_carlo",
+            f"Monte Carlo from the arm's rate (mean of {runs} runs)",
+            scores=monte_carlo(rate, runs=runs, seed=seed),
+        ),
+        *_arm_methods(statistics, train, test, arms=arms),
+        *_regressions(train, test, arms=len(arms)),
+    )
+
+
+def _arm_methods(
+    statistics: ArmStatistics, train: Cases, test: Cases, *, arms: tuple[str, ...]
+) -> tuple[Method, ...]:
+    return (
+        Method(
+            ARM_RATE,
+            "Arm rate and arm mean",
+            scores=of_arm(statistics.activity, test.arm, arms)[None],
+            counts=of_arm(statistics.mean_count, test.arm, arms),
+            crps=_climatology_crps(train, test),
+        ),
+        Method(
+            "arm_log_mean",
+            "Arm mean of log counts",
+            counts=np.expm1(of_arm(statistics.mean_log_count, test.arm, arms)),
+        ),
+    )
+
+
+def _climatology_crps(train: Cases, test: Cases) -> Floats | None:
+    """CRPS with the arm's training counts as the forecast; None where an arm has fewer than 2."""
+    score = np.zeros(len(test.count))
+    for arm in np.unique(test.arm):
+        known, asked = train.count[train.arm == arm], test.arm == arm
+        if len(known) < 2:
+            return None
+        score[asked] = crps(test.count[asked], np.tile(known, (asked.sum(), 1)))
+    return score
+
+
+def _regressions(train: Cases, test: Cases, *, arms: int) -> Iterator[Method]:
+    label = "Logistic and ridge regression on image scalars"
+    yield _regression(REGRESSION, label, train, test, train.scalars, test.scalars, arms=arms)
+    if train.covariates is not None and test.covariates is not None:
+        known = np.column_stack([train.scalars, train.covariates])
+        asked = np.column_stack([test.scalars, test.covariates])
+        label = f"{label} and covariates"
+        yield _regression(COVARIATES, label, train, test, known, asked, arms=arms)
+
+
+def _regression(
+    key: str, label: str, train: Cases, test: Cases, known: Floats, asked: Floats, *, arms: int
+) -> Method:
+    """Fitted on what is `known` of the training cases, told what is `asked` of the test cases."""
+    model = fit_scalar_model(known, train.arm, train.count, arms=arms)
+    return Method(
+        key,
+        label,
+        scores=model.probability(asked, test.arm)[None],
+        counts=model.count(asked, test.arm),
+    )
+
+
+def by_key(methods: Sequence[Method], key: str) -> Method:
+    """The method called `key`."""
+    return next(method for method in methods if method.key == key)

@@ -1,0 +1,203 @@
+"""What the data cannot show of treatments, measured, and the sentences that follow.
+
+No metric of an own-arm forecast can tell whether its answers under other arms are right. That rests
+on who could have received what, and on arm and scanner not being one and the same.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.evaluation.causal.leakage_probe import leak
+from lesioncast.evaluation.causal.positivity import overlap, positivity
+from lesioncast.evaluation.features.appearance import LOOKS, SEEN
+from lesioncast.evaluation.features.image_features import SCALARS
+from lesioncast.evaluation.features.outcomes import Outcomes
+from lesioncast.evaluation.metrics.scores import Bootstrap
+
+Floats = npt.NDArray[np.float64]
+Record = dict[str, Any]
+
+BEFORE = SEEN[:1]
+FEW = 0.5  # of the others look like someone who received the arm: below, it is said so
+FEATURES = (*LOOKS, *SCALARS)
+
+
+def warnings_record(
+    outcomes: Sequence[Outcomes],
+    trial: Sequence[str | None],
+    *,
+    arms: Sequence[str],
+    sessions: Sequence[str],
+    bootstrap: Bootstrap,
+) -> Record:
+    """Leak probe, positivity and their sentences, on all cases of `outcomes` together.
+
+    `trial` [n] in the order of those cases; `sessions` are what the model sees. The probes read
+    w000, before any treatment, where what tells an arm is who was enrolled and how they were
+    scanned; and all that the model sees, where it may also be what the treatment did.
+    """
+    features = np.concatenate([_features(part) for part in outcomes])
+    arm = [arms[index] for part in outcomes for index in part.arm]
+    probes = [
+        _probe(features, label, of=name, seen=seen, bootstrap=bootstrap)
+        for name, label in (("trial", trial), ("arm", arm))
+        for seen in dict.fromkeys((BEFORE, tuple(sessions)))
+    ]
+    probes += _within(features, arm, trial, bootstrap)
+    positive = positivity(arm, trial, arms=arms)
+    alike = overlap(features[:, _columns(BEFORE)], arm, arms=arms, seed=bootstrap.seed)
+    for name, row in positive["arms"].items():
+        row["overlap"] = alike[name]
+    return {
+        "leak": probes,
+        "positivity": positive,
+        "sentences": sentences(probes, positive),
+    }
+
+
+def _features(outcomes: Outcomes) -> Floats:
+    looks = outcomes.looks
+    assert looks is not None
+    return np.column_stack([looks, outcomes.scalars])
+
+
+def _columns(sessions: Sequence[str]) -> list[int]:
+    """The features that images of these sessions alone can give."""
+    later = tuple(session for session in SEEN if session not in sessions)
+    absent = (*later, "flair_gain") if later else ()
+    return [place for place, name in enumerate(FEATURES) if not name.endswith(absent)]
+
+
+def _probe(
+    features: Floats,
+    label: Sequence[str | None],
+    *,
+    of: str,
+    seen: Sequence[str],
+    bootstrap: Bootstrap,
+    within: str | None = None,
+) -> Record:
+    found = leak(features[:, _columns(seen)], label, bootstrap)
+    return {"of": of, "within": within, "sessions": list(seen), **found}
+
+
+def _within(
+    features: Floats, arm: Sequence[str], trial: Sequence[str | None], bootstrap: Bootstrap
+) -> list[Record]:
+    """The arm from w000 in each trial that gave several: chance, where they were drawn by lot."""
+    found = []
+    for name in sorted({name for name in trial if name is not None}):
+        inside = np.array([each == name for each in trial])
+        label = [each for each, here in zip(arm, inside, strict=True) if here]
+        if len(set(label)) > 1:
+            found.append(
+                _probe(
+                    features[inside], label, of="arm", seen=BEFORE, bootstrap=bootstrap, within=name
+                )
+            )
+    return found
+
+
+def sentences(probes: Sequence[Record], positive: Mapping[str, Any]) -> list[str]:
+    """What a reader of any forecast must know, in plain words; the first is about contrasts."""
+    return [
+        *_contrast_words(positive),
+        *(words for probe in probes if probe["auc"] is not None for words in _leak_words(probe)),
+        *_overlap_words(positive),
+    ]
+
+
+def _contrast_words(positive: Mapping[str, Any]) -> list[str]:
+    if not positive["trials"]:
+        return [
+            "The data name no trial, so it is not known which arms patients were randomised "
+            "between: no contrast between arms is known to be identified."
+        ]
+    apart = [tuple(pair) for pair in positive["never_together"]]
+    given = [name for name, row in positive["arms"].items() if row["trials"]]
+    missing = [name for name, row in positive["arms"].items() if not row["cases"]]
+    words = []
+    if missing:
+        words.append(f"No patient received {listed(missing)}: nothing is known of it here.")
+    if len(given) > 1 and len(apart) == len(given) * (len(given) - 1) // 2:
+        return [
+            *words,
+            f"No two arms share a trial ({listed(_with_trial(positive, given))}), so no contrast "
+            "between arms is identified: a difference between them may be one between trials.",
+        ]
+    for names, others in _apart(given, {frozenset(pair) for pair in apart}):
+        share = "shares" if len(names) == 1 else "share"
+        words.append(
+            f"{_sentence(listed(names))} never {share} a trial with {listed(others)}: no "
+            "randomised comparison of them stands behind a forecast."
+        )
+    return words
+
+
+def _apart(
+    given: Sequence[str], apart: set[frozenset[str]]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """(arms, the arms that none of them ever met), each pair once."""
+    left = set(apart)
+    never = {name: [each for each in given if frozenset((name, each)) in apart] for name in given}
+    for name in given:
+        alike = [each for each in given if never[each] == never[name]]
+        others = [each for each in never[name] if frozenset((name, each)) in left]
+        if others:
+            yield alike, others
+        left -= {frozenset((one, other)) for one in alike for other in others}
+
+
+def _with_trial(positive: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [f"{name} in {listed(positive['arms'][name]['trials'])}" for name in names]
+
+
+def _leak_words(probe: Mapping[str, Any]) -> list[str]:
+    auc = probe["auc"]
+    if auc["low"] is None:
+        return []
+    weeks = " and ".join(str(int(session[1:])) for session in probe["sessions"])
+    source = f"the images of week{'s' if len(probe['sessions']) > 1 else ''} {weeks}"
+    figure = f"AUC {auc['value']:.2f}, {auc['low']:.2f} to {auc['high']:.2f}; 0.5 is chance"
+    where = f" within {probe['within']}" if probe["within"] else ""
+    if auc["low"] <= 0.5:
+        return [
+            f"A simple classifier does not tell the {probe['of']}{where} from {source} ({figure}); "
+            "finer traces than it reads may exist."
+        ]
+    return [f"The {probe['of']}{where} can be told from {source} ({figure}){_so(probe)}."]
+
+
+def _so(probe: Mapping[str, Any]) -> str:
+    if probe["within"]:
+        return ": the arms were not alike at the start, or the probe is mistaken"
+    if tuple(probe["sessions"]) != BEFORE:
+        return ", by enrolment and scanner or by what treatment did until then"
+    return ", so a model may take a scanner or a trial's patients for a treatment"
+
+
+def _overlap_words(positive: Mapping[str, Any]) -> list[str]:
+    rows = positive["arms"].items()
+    few = [
+        f"{name} ({row['overlap']:.0%} of the others)"
+        for name, row in rows
+        if row["overlap"] is not None and row["overlap"] < FEW
+    ]
+    if not few:
+        return []
+    return [
+        f"Most patients look like nobody who received {listed(few)}: their forecasts under it "
+        "reach beyond the data."
+    ]
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

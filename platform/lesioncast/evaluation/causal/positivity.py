@@ -1,0 +1,80 @@
+"""Who could have received which arm: trials and arms counted, and what never met in one trial."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.evaluation.causal.leakage_probe import LEAST, guessed
+
+Floats = npt.NDArray[np.float64]
+Record = dict[str, Any]
+
+COMMON = 0.05  # the share of an arm's own patients below whose propensities is outside its support
+
+
+def positivity(arm: Sequence[str], trial: Sequence[str | None], *, arms: Sequence[str]) -> Record:
+    """Cases by trial and arm, which arms a trial offered, and the pairs of arms that share none.
+
+    `arm` and `trial` [n] are what each case received and took part in; a trial that is not named
+    counts for nothing. `offered` is the share of all cases whose trial gave the arm;
+    `overlap` is for whoever has images (the function of that name).
+    """
+    table = {
+        name: {each: _count(arm, trial, each, name) for each in arms}
+        for name in sorted({name for name in trial if name is not None})
+    }
+    gave = {each: [name for name, row in table.items() if row[each]] for each in arms}
+    return {
+        "cases": len(arm),
+        "without_trial": sum(name is None for name in trial),
+        "trials": table,
+        "arms": {
+            each: {
+                "cases": sum(name == each for name in arm),
+                "trials": gave[each],
+                "overlap": None,
+                "offered": _share(name in gave[each] for name in trial) if table else None,
+            }
+            for each in arms
+        },
+        "never_together": [
+            [first, second]
+            for first, second in combinations([each for each in arms if gave[each]], 2)
+            if not set(gave[first]) & set(gave[second])
+        ],
+    }
+
+
+def _count(arm: Sequence[str], trial: Sequence[str | None], which: str, where: str) -> int:
+    return sum(pair == (which, where) for pair in zip(arm, trial, strict=True))
+
+
+def _share(members: Any) -> float | None:
+    flags = list(members)
+    return float(np.mean(flags)) if flags else None
+
+
+def overlap(
+    features: Floats, arm: Sequence[str], *, arms: Sequence[str], seed: int
+) -> dict[str, float | None]:
+    """By arm, the share of those who did not receive it that look like someone who did.
+
+    Alike is a propensity for the arm, estimated from `features` [n, feature] on other cases, of at
+    least the 5th percentile of those who did receive it: about 0.95 where patients are
+    exchangeable. None for an arm of too few cases, and where there is one arm only.
+    """
+    label = np.array(arm)
+    known = [each for each in arms if (label == each).sum() >= LEAST]
+    found: dict[str, float | None] = dict.fromkeys(arms)
+    if len(known) < 2:
+        return found
+    kept = np.isin(label, known)
+    index = np.array([known.index(each) for each in label[kept]], np.int64)
+    chance, _ = guessed(features[kept], index, seed=seed)
+    for which, each in enumerate(known):
+        own, others = chance[index == which, which], chance[index != which, which]
+        found[each] = float(np.mean(others >= np.quantile(own, COMMON)))
+    return found

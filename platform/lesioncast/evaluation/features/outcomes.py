@@ -1,0 +1,119 @@
+"""Outcomes and scalars of a store's cases, measured once and counted in either way."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.diffusion.covariates import Covariate
+from lesioncast.evaluation.features.image_features import Measured, measure_case
+from lesioncast.imaging.channels import CHANNELS, SESSIONS
+from lesioncast.imaging.covariates import tabulate_covariates
+from lesioncast.imaging.regions import REGIONS
+from storage import Case, Location, open_store
+
+Chunk = tuple[int, ...]
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Cases with an outcome, in rows: arm index [n], scalars [n, scalar], true lesions [n], and
+    covariates as features [n, feature] where the evaluation asks for any."""
+
+    subjects: tuple[str, ...]
+    arm: npt.NDArray[np.int64]
+    scalars: npt.NDArray[np.float64]
+    count: npt.NDArray[np.float64]
+    covariates: npt.NDArray[np.float64] | None = None
+
+    @property
+    def active(self) -> npt.NDArray[np.bool_]:
+        return self.count > 0
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Cases in rows, with their true lesions at w096 counted as drawn and after the opening.
+
+    `earlier` [n] are new lesions at w048, `regions` [n, region] is 1 where a lesion at w096 lies in
+    the region, both NaN where not observed; `trial` [n] is what a case was randomised in; `looks`
+    [n, look] says how their images look.
+    """
+
+    case: tuple[int, ...]
+    subjects: tuple[str, ...]
+    arm: npt.NDArray[np.int64]
+    scalars: npt.NDArray[np.float64]
+    plain: npt.NDArray[np.float64]
+    opened: npt.NDArray[np.float64]
+    earlier: npt.NDArray[np.float64]
+    regions: npt.NDArray[np.float64]
+    trial: tuple[str | None, ...]
+    covariates: npt.NDArray[np.float64] | None = None
+    looks: npt.NDArray[np.float64] | None = None
+
+    def cases(self, *, opening: bool) -> Cases:
+        """With the true count taken one way or the other."""
+        count = self.opened if opening else self.plain
+        return Cases(self.subjects, self.arm, self.scalars, count, self.covariates)
+
+
+def observed_regions(found: Sequence[Measured]) -> npt.NDArray[np.float64]:
+    """`Outcomes.regions` of what was measured, [n, region]."""
+    unknown = np.full(len(REGIONS), np.nan)
+    rows = [unknown if each.regions is None else each.regions for each in found]
+    return np.array(rows, np.float64).reshape(len(found), len(REGIONS))
+
+
+def earlier_lesions(found: Sequence[Measured]) -> npt.NDArray[np.float64]:
+    """`Outcomes.earlier` of what was measured, [n]."""
+    rows = [np.nan if each.earlier is None else each.earlier for each in found]
+    return np.array(rows, np.float64)
+
+
+def evaluable(cases: Sequence[Case]) -> list[Case]:
+    """Those whose arm and whose lesions at w096 are known."""
+    row, column = SESSIONS.index("w096"), CHANNELS.index("net2")
+    return [case for case in cases if case.arm is not None and case.present[row, column]]
+
+
+def chunked(cases: Sequence[Case]) -> list[Chunk]:
+    """Case indices in pieces of one task."""
+    return [
+        tuple(case.index for case in cases[start : start + CHUNK])
+        for start in range(0, len(cases), CHUNK)
+    ]
+
+
+def build_measurer(store: Location) -> Callable[[Chunk], list[Measured]]:
+    """What a Ray actor holds: an open store, from which it measures cases."""
+    opened = open_store(store)
+
+    def measure_chunk(chunk: Chunk) -> list[Measured]:
+        return [measure_case(index, opened.read(index), opened.spec.spacing) for index in chunk]
+
+    return measure_chunk
+
+
+def outcomes_of(
+    cases: Sequence[Case], measured: Sequence[Measured], covariates: Sequence[Covariate] = ()
+) -> Outcomes:
+    """The table of `cases`, each with its entry of `measured`, which needs an outcome."""
+    by_case = {entry.case: entry for entry in measured}
+    rows = [by_case[case.index] for case in cases]
+    lesions = [entry.outcome for entry in rows if entry.outcome is not None]
+    return Outcomes(
+        case=tuple(case.index for case in cases),
+        subjects=tuple(case.subject for case in cases),
+        arm=np.array([case.arm_index for case in cases], np.int64),
+        scalars=np.array([entry.scalars for entry in rows], np.float64),
+        plain=np.array([found.plain for found in lesions], np.float64),
+        opened=np.array([found.opened for found in lesions], np.float64),
+        earlier=earlier_lesions(rows),
+        regions=observed_regions(rows),
+        trial=tuple(case.trial for case in cases),
+        covariates=tabulate_covariates(covariates, cases) if covariates else None,
+        looks=np.array([entry.looks for entry in rows], np.float64),
+    )
