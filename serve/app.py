@@ -23,17 +23,17 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from lesioncast.forecasting.sampling import Drawn
-from serve.api import make_api
-from serve.desk import open_desk
-from serve.forecaster import Forecaster, open_study, patient_of
+from serve.api.app import make_api
+from serve.api.dependencies import open_desk
+from serve.api.schemas import Block, Patient
+from serve.db.models import Job
+from serve.db.repository import Records
+from serve.inference.sampler import EngineStoppedError, Sampler
 from serve.log import STRUCTURED
 from serve.metrics import EngineMetrics, ForecastMetrics, RequestMetrics
-from serve.orders import Block, Patient
-from serve.passing import NobodyDrawsError
-from serve.records import Records
-from serve.sampler import EngineStoppedError, Sampler
 from serve.settings import Settings
-from serve.tables import Job
+from serve.worker.retry import NobodyDrawsError
+from serve.worker.worker import Forecaster, open_study, patient_of
 from storage import open_store
 
 GONE = (
@@ -52,7 +52,7 @@ FAN_OUT = 4096  # above any peak: what really runs at a time is bounded by the e
     max_ongoing_requests=FAN_OUT, health_check_period_s=5, logging_config=STRUCTURED
 )
 class SamplerReplica:
-    """`serve.sampler.Sampler` behind a handle."""
+    """`serve.inference.sampler.Sampler` behind a handle."""
 
     def __init__(self, settings: Settings) -> None:
         metrics = EngineMetrics(open_store(settings.store).spec.arms)
@@ -81,7 +81,7 @@ class SamplerReplica:
 
 @ray_serve.deployment(num_replicas=1, max_ongoing_requests=1000, logging_config=STRUCTURED)
 class ForecasterReplica:
-    """`serve.forecaster.Forecaster` behind a handle; the only one."""
+    """`serve.worker.worker.Forecaster` behind a handle; the only one."""
 
     def __init__(self, settings: Settings, sampler: DeploymentHandle[Any]) -> None:
         study = open_study(settings)

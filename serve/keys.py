@@ -1,9 +1,9 @@
 """API keys, kept as hashes in a file that is read again whenever it changes.
 
 A line of the file is a client's name, the sha256 of a key, what the key may do, and the last day on
-which it may, as `python -m serve.doors` prints it. Keys are 256 random bits, so a fast hash is
-enough; its first eight letters are the key's id. Several lines of one name are one client with
-several keys: a key is rotated by adding a line, and later taking the old one out.
+which it may, as `python -m serve.api.middleware` prints it. Keys are 256 random bits, so a fast
+hash is enough; its first eight letters are the key's id. Several lines of one name are one client
+with several keys: a key is rotated by adding a line, and later taking the old one out.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def _parse(path: Path, number: int, line: str) -> Key:
     except ValueError as error:
         raise ValueError(
             f"{path}, line {number}: expected a name, a sha256, some of {','.join(SCOPES)} and a "
-            f"day, got {len(words)} words that are not; make it with python -m serve.doors"
+            f"day, got {len(words)} words that are not; make it with python -m serve.api.middleware"
         ) from error
     return key
 
@@ -83,7 +83,9 @@ class KeyFile:
         self._path, self._state = path, _state(path)
         self._keys = read_keys(path)
         if not self._keys:
-            raise ValueError(f"{path}: expected a key or more; make one with python -m serve.doors")
+            raise ValueError(
+                f"{path}: expected a key or more; make one with python -m serve.api.middleware"
+            )
 
     def find(self, key: str) -> Key | None:
         """What is known of a key, None where it is unknown or has expired."""

@@ -15,11 +15,11 @@ class Settings(BaseModel):
     """Arguments of `serve.app:build`.
 
     `artifacts` holds uploads, results and, unless `database` is another SQLAlchemy URL, the SQLite
-    file of the forecasts. `keys` is a file of hashed API keys (`serve.doors`); `demo` needs none
-    and answers this machine alone. `ingresses` replicas answer requests: with two, the loss of one
-    costs none. Between `min_samplers` and `samplers` replicas draw, each on `cpus` or `gpus` and
-    with `slots` samples in a batch; one handle call draws `block` seeds of an arm, and there are as
-    many replicas as make `target` calls for each. `running` forecasts are drawn at a
+    file of the forecasts. `keys` is a file of hashed API keys (`serve.api.middleware`); `demo`
+    needs none and answers this machine alone. `ingresses` replicas answer requests: with two, the
+    loss of one costs none. Between `min_samplers` and `samplers` replicas draw, each on `cpus` or
+    `gpus` and with `slots` samples in a batch; one handle call draws `block` seeds of an arm, and
+    there are as many replicas as make `target` calls for each. `running` forecasts are drawn at a
     time, and beyond `unfinished` ones a request is refused with 429. A request may ask for
     `max_samples`, `max_steps` of the sampler and `max_guidance`. `opening` as in
     `ForecastSettings`. Patients' images are taken where `config` is the configuration that the

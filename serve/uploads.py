@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 from lesioncast.config import load_config
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.forecasting.errors import ForecastError
-from serve.files import upload_folder
-from serve.orders import Patient, UploadOrder
-from serve.problems import RequestError
+from serve.api.problems import RequestError
+from serve.api.schemas import Patient, UploadOrder
+from serve.artifacts import upload_folder
 from serve.settings import Settings
 from storage import CaseError, Refusal, Store, StoreSettings, StoreSpec, TrialLayout, open_store
 from storage.backends.local import place_at

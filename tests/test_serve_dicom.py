@@ -25,8 +25,8 @@ from tiny_service import (
     write_trial_served,
 )
 
+from serve.api.routes.segmentation import HEADER
 from serve.client import Client
-from serve.segmentation import HEADER
 
 SUBJECT = "sub-03"
 Sent = list[tuple[str, tuple[str, bytes]]]

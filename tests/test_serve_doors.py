@@ -18,11 +18,13 @@ from starlette.responses import PlainTextResponse
 from tiny_forecast import write_bundle, write_store
 from tiny_service import Service, finished, key_line, refused, running
 
-from serve import audit, doors, keys
-from serve.audit import faults, read_entries
+from serve import keys
+from serve.api.app import middleware
 from serve.client import Client
+from serve.db import audit
+from serve.db.audit import faults, read_entries
+from serve.db.repository import Records
 from serve.keys import Key, KeyFile, digest_of, read_keys
-from serve.records import Records
 from serve.settings import Settings
 from storage import Store
 from storage.store.case_table import Case
@@ -80,7 +82,7 @@ def test_a_key_may_do_what_its_scopes_say(service: Service) -> None:
 def test_demo_mode_answers_clients_of_this_machine_alone(
     client: tuple[str, int], status: int
 ) -> None:
-    inside = doors.Doors(PlainTextResponse("inside"), keys=None, max_body=1, max_form=1)
+    inside = middleware.Doors(PlainTextResponse("inside"), keys=None, max_body=1, max_form=1)
 
     async def ask() -> httpx2.Response:
         transport = httpx2.ASGITransport(inside, client=client)
@@ -153,7 +155,7 @@ def test_keys_that_are_written_as_they_are_read_wait_for_the_next_look(
 def test_the_command_makes_a_key_that_opens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert doors.main(["hospital-a", "--scopes", "read", "--days", "30"]) == 0
+    assert middleware.main(["hospital-a", "--scopes", "read", "--days", "30"]) == 0
     printed = capsys.readouterr()
     key = printed.err.split()[-1]
     assert key not in printed.out
@@ -164,7 +166,7 @@ def test_the_command_makes_a_key_that_opens(
     assert found.until == datetime.now(UTC).date() + timedelta(days=30)
     for wrong in (["two words"], ["a", "--scopes", "everything"]):
         with pytest.raises(SystemExit):
-            doors.main(wrong)
+            middleware.main(wrong)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_no_line_of_the_log_names_a_subject(
 
     with Client(service.url, key="full") as client:
         jobs = [finished(client, client.ask("sub-01", samples=2))]
-        monkeypatch.setattr("serve.forecaster.write_forecast", fail)
+        monkeypatch.setattr("serve.worker.worker.write_forecast", fail)
         jobs.append(client.ask("sub-01", samples=2))
         assert list(client.follow(jobs[1]))[-1]["state"] == "failed"
         for job in jobs:

@@ -27,13 +27,13 @@ from lesioncast.forecasting.output.bids import summary_path
 from lesioncast.forecasting.pipeline import Origin, forecast_all, forecast_batches, stored_flair
 from lesioncast.forecasting.runtime import build_sampler, bundle_remark, sessions_seen
 from lesioncast.forecasting.sampling import Request, ensembles, gather, plan, sample_seeds
-from serve import results
+from serve.api.routes import results
+from serve.api.schemas import Patient
 from serve.app import build
+from serve.artifacts import result_folder
 from serve.client import Client, RefusedError
-from serve.files import result_folder
-from serve.orders import Patient
-from serve.records import Records
-from serve.sampler import Sampler
+from serve.db.repository import Records
+from serve.inference.sampler import Sampler
 from serve.settings import Settings
 from storage import open_store
 

@@ -15,9 +15,9 @@ import pytest
 from tiny_forecast import write_bundle, write_store
 from tiny_service import finished, refused, running, until
 
-from serve.audit import faults, read_entries
 from serve.client import Client
-from serve.records import QueueFullError, Records
+from serve.db.audit import faults, read_entries
+from serve.db.repository import QueueFullError, Records
 from serve.settings import Settings
 
 pytestmark = pytest.mark.slow

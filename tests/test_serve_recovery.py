@@ -17,14 +17,14 @@ from tiny_service import Service, finished, running, until
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.forecasting.sampling import Drawn
 from serve import app
+from serve.artifacts import old_uploads, result_folder, with_files
 from serve.client import Client, RefusedError
-from serve.files import old_uploads, result_folder, with_files
-from serve.forecaster import Study
-from serve.passing import FIRST_WAIT, LONGEST_WAIT, NobodyDrawsError, passes, waits
-from serve.records import Records
-from serve.sampler import EngineStoppedError
+from serve.db.models import Part
+from serve.db.repository import Records
+from serve.inference.sampler import EngineStoppedError
 from serve.settings import Settings
-from serve.tables import Part
+from serve.worker.retry import FIRST_WAIT, LONGEST_WAIT, NobodyDrawsError, passes, waits
+from serve.worker.worker import Study
 
 SAMPLES = 6
 BLOCKS = 9  # of two samples, under three arms

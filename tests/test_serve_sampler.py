@@ -10,7 +10,7 @@ from lesioncast.diffusion.continuous_batching import Wanted
 from lesioncast.diffusion.controlnet import Hint
 from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.solvers import SamplerConfig
-from serve.sampler import EngineStoppedError, EngineThread
+from serve.inference.sampler import EngineStoppedError, EngineThread
 
 TOLD = Told(Hint(torch.zeros(1), None, None), 0)
 

@@ -21,16 +21,16 @@ from tiny_forecast import GEOMETRY, SPEC, write_bundle
 from lesioncast.config import load_config
 from lesioncast.diffusion.covariates import Covariate
 from lesioncast.forecasting.sampling import Drawn
-from serve.api import make_api
+from serve.api.app import make_api
+from serve.api.dependencies import open_desk
+from serve.api.schemas import Block
 from serve.client import Client
-from serve.desk import open_desk
-from serve.forecaster import Forecaster, open_study, patient_of
+from serve.db.models import Job
+from serve.db.repository import Records
+from serve.inference.sampler import Sampler, Step
 from serve.keys import SCOPES, Key, digest_of
-from serve.orders import Block
-from serve.records import Records
-from serve.sampler import Sampler, Step
 from serve.settings import Settings
-from serve.tables import Job
+from serve.worker.worker import Forecaster, open_study, patient_of
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion

@@ -32,8 +32,8 @@ from lesioncast.diffusion.model import Told
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.evaluation.features.outcomes import evaluable
 from lesioncast.forecasting.sampling import sample_seeds
-from serve.orders import Patient
-from serve.sampler import EngineThread, Sampler
+from serve.api.schemas import Patient
+from serve.inference.sampler import EngineThread, Sampler
 from serve.settings import Settings
 from storage import open_store
 

@@ -24,8 +24,8 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.runtime import device_of, require_fit, store_reader
 from lesioncast.forecasting.sampling import Drawn, Shown
 from lesioncast.imaging.lesions import measure
+from serve.api.schemas import Patient
 from serve.log import logger
-from serve.orders import Patient
 from serve.settings import Settings
 from serve.uploads import patients_store
 from storage import open_store

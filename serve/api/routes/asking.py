@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-from serve.desk import Desk, status_of, wake_forecaster
-from serve.doors import FORM, media_type
-from serve.files import remove_upload, upload_folder
+from serve.api.dependencies import Desk, status_of, wake_forecaster
+from serve.api.middleware import FORM, media_type
+from serve.api.problems import RequestError
+from serve.api.schemas import Order, UploadOrder, Wishes, require_subject, settle
+from serve.artifacts import remove_upload, upload_folder
+from serve.db.models import Job
+from serve.db.repository import KeyReusedError, QueueFullError
 from serve.log import logger
-from serve.orders import Order, UploadOrder, Wishes, require_subject, settle
-from serve.problems import RequestError
-from serve.records import KeyReusedError, QueueFullError
-from serve.tables import Job
 from serve.uploads import IMAGES, image_schema, prepare_upload, require_known
 
 JSON = "application/json"

@@ -65,7 +65,7 @@ class Part(Table):
 
 
 class Entry(Table):
-    """One line of the audit, see `serve.audit`: `record` is JSON, `before` a digest."""
+    """One line of the audit, see `serve.db.audit`: `record` is JSON, `before` a digest."""
 
     __tablename__ = "audit"
 

@@ -8,10 +8,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from serve.desk import Desk, find_job, status_of, wake_forecaster
-from serve.files import remove_files
+from serve.api.dependencies import Desk, find_job, status_of, wake_forecaster
+from serve.artifacts import remove_files
+from serve.db.models import UNFINISHED, Job
 from serve.log import logger
-from serve.tables import UNFINISHED, Job
 
 POLL_SECONDS = 0.25
 QUIET_POLLS = 60  # a comment after as many keeps proxies from closing a silent stream

@@ -12,10 +12,10 @@ from fastapi.responses import StreamingResponse
 
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.output.bids import forecast_path, summary_path
-from serve.desk import Desk, find_job
-from serve.files import result_folder
-from serve.problems import RequestError
-from serve.tables import UNFINISHED, Job
+from serve.api.dependencies import Desk, find_job
+from serve.api.problems import RequestError
+from serve.artifacts import result_folder
+from serve.db.models import UNFINISHED, Job
 
 _PIECE, _IN_MEMORY = 2**20, 2**24  # bytes
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in a zip, so that equal results give equal zips

@@ -1,6 +1,6 @@
 """Who may enter: clients with a key that may do what they ask, and bodies of bounded size.
 
-python -m serve.doors hospital-a >> keys.txt    # prints the key once, on standard error
+python -m serve.api.middleware hospital-a >> keys.txt    # prints the key once, on standard error
 """
 
 import argparse
@@ -12,8 +12,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.api.problems import RequestError
 from serve.keys import FORECAST, READ, SCOPES, KeyFile, new_key
-from serve.problems import RequestError
 
 HEALTH = "/v2/health/"
 FORM = "multipart/form-data"

@@ -12,7 +12,7 @@ from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.runtime import session_choices
 from lesioncast.imaging.channels import Sessions
-from serve.problems import RequestError
+from serve.api.problems import RequestError
 from storage.export.bids_derivative import package_version
 
 NAME = "lesioncast"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lesioncast.forecasting.ensemble import share_active, wilson_interval
-from serve.orders import Block
+from serve.api.schemas import Block
 
 Order = Mapping[str, Any]
 

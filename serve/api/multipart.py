@@ -8,7 +8,7 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers
 
-from serve.problems import RequestError
+from serve.api.problems import RequestError
 
 TOGETHER = 8  # each may lie in the temporary folder with `max_upload` bytes
 SECONDS = 600.0  # for one to come in: a client that fell silent must not keep its place

@@ -1,6 +1,6 @@
 """Who asked for which forecast, and how it ended, in a chain that shows what was changed later.
 
-    python -m serve.audit sqlite:///out/serve/forecasts.sqlite [--head DIGEST]
+    python -m serve.db.audit sqlite:///out/serve/forecasts.sqlite [--head DIGEST]
 
 Each entry holds the sha256 of the one before, so that none can be changed, added or taken out
 between others unnoticed. That the last ones are missing shows only beside a digest that was kept
@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session
 
-from serve.tables import Entry
+from serve.db.models import Entry
 
 FIRST = "0" * 64  # before the first entry
 _LOCK = 960_048  # of PostgreSQL's advisory locks; SQLite has one writer at a time anyway

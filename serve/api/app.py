@@ -4,15 +4,15 @@ Protocol."""
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from serve.asking import add_asking
-from serve.description import describe
-from serve.desk import Desk
-from serve.doors import Doors
-from serve.following import add_following
-from serve.models import add_models
-from serve.problems import Tally, add_problems
-from serve.results import add_results
-from serve.segmentation import add_segmentation
+from serve.api.dependencies import Desk
+from serve.api.middleware import Doors
+from serve.api.openapi import describe
+from serve.api.problems import Tally, add_problems
+from serve.api.routes.asking import add_asking
+from serve.api.routes.following import add_following
+from serve.api.routes.models import add_models
+from serve.api.routes.results import add_results
+from serve.api.routes.segmentation import add_segmentation
 
 
 def make_api(desk: Desk) -> FastAPI:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.evaluation.settings import ForecastSettings
+from lesioncast.forecasting.adaptive import order_remarks, precise, rounds
 from lesioncast.forecasting.disclaimers import evaluated_warnings, shown_remark
 from lesioncast.forecasting.output.bids import write_forecast_root
 from lesioncast.forecasting.pipeline import Origin, stored_flair, write_forecast
@@ -21,15 +22,14 @@ from lesioncast.forecasting.runtime import (
     trial_remarks,
 )
 from lesioncast.forecasting.sampling import Drawn, Request, ensembles, sample_seeds
-from serve.files import old_uploads, remove_files, remove_upload, result_folder, with_files
+from serve.api.schemas import Block, Patient, blocks
+from serve.artifacts import old_uploads, remove_files, remove_upload, result_folder, with_files
+from serve.db.models import REMOVED, Job, Part, State, part_of
+from serve.db.repository import Records
 from serve.log import logger
-from serve.orders import Block, Patient, blocks
-from serve.passing import causes, passes, waits
-from serve.records import Records
 from serve.settings import Settings
-from serve.stopping import order_remarks, precise, rounds
-from serve.tables import REMOVED, Job, Part, State, part_of
 from serve.uploads import patients_store
+from serve.worker.retry import causes, passes, waits
 from storage import Store, open_store
 
 
@@ -65,7 +65,7 @@ class Study:
     def write(self, job: Job, parts: Sequence[Part]) -> Path:
         """The result of a job from its samples, just as jobs/forecast.py writes it.
 
-        `parts` are as many blocks of every arm, in the order of `serve.orders.blocks`.
+        `parts` are as many blocks of every arm, in the order of `serve.api.schemas.blocks`.
         """
         order, patient = job.order, patient_of(job)
         store = patients_store(patient, self.store, self.settings.artifacts)
@@ -201,7 +201,9 @@ class Forecaster:
             self.wake()
 
     async def _attempt(self, job: Job) -> bool:
-        """Whether the job has ended by then; else it is not its own fault, see `serve.passing`."""
+        """Whether the job has ended by then; else it is not its own fault, see
+        `serve.worker.retry`.
+        """
         try:
             if await asyncio.to_thread(self._records.begin, job.id):
                 await self._bring_to_end(job)

@@ -14,11 +14,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from lesioncast.forecasting.output.bids import read_maps
-from serve.desk import Desk
-from serve.doors import FORM, media_type
-from serve.files import result_folder
-from serve.problems import RequestError
-from serve.results import find_succeeded, kept
+from serve.api.dependencies import Desk
+from serve.api.middleware import FORM, media_type
+from serve.api.problems import RequestError
+from serve.api.routes.results import find_succeeded, kept
+from serve.artifacts import result_folder
 
 DICOM = "application/dicom"
 MOST_FILES = 1000

@@ -17,8 +17,8 @@ from pydantic_core import PydanticCustomError
 from lesioncast.forecasting.runtime import either
 from lesioncast.forecasting.sampling import sample_seeds
 from lesioncast.imaging.channels import Sessions
-from serve.models import Served
-from serve.problems import RequestError
+from serve.api.problems import RequestError
+from serve.api.routes.models import Served
 from serve.settings import Settings
 
 LARGE = 2**63  # an integer has less, which every database and every format string can hold

@@ -14,8 +14,8 @@ from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.orm import Session
 
-from serve.audit import add_entry
-from serve.tables import REMOVED, UNFINISHED, Job, Part, State, Table
+from serve.db.audit import add_entry
+from serve.db.models import REMOVED, UNFINISHED, Job, Part, State, Table
 
 
 class QueueFullError(Exception):

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve.doors import HEALTH
-from serve.problems import MEDIA_TYPE, SCHEMA
+from serve.api.middleware import HEALTH
+from serve.api.problems import MEDIA_TYPE, SCHEMA
 
 Document = dict[str, Any]
 
@@ -37,7 +37,11 @@ _GIVEN = {
     f"get {_JOB}/derivative": "application/zip",
     f"post {_JOB}/segmentation": "application/dicom",
 }
-_BEARER = {"type": "http", "scheme": "bearer", "description": "A key of python -m serve.doors"}
+_BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key of python -m serve.api.middleware",
+}
 
 
 def describe(api: FastAPI, *, keys: bool) -> None:

@@ -9,16 +9,16 @@ import numpy as np
 from fastapi import Request
 
 from lesioncast.forecasting.ensemble import share_active, wilson_interval
-from serve.forecaster import Study
-from serve.forms import Forms
+from serve.api.multipart import Forms
+from serve.api.problems import RequestError
+from serve.api.routes.models import Served, served
+from serve.db.models import UNFINISHED, Job
+from serve.db.repository import Records
 from serve.keys import KeyFile
 from serve.log import logger
-from serve.models import Served, served
-from serve.problems import RequestError
-from serve.records import Records
 from serve.settings import Settings
-from serve.tables import UNFINISHED, Job
 from serve.uploads import upload_settings
+from serve.worker.worker import Study
 from storage import StoreSettings
 
 
