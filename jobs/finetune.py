@@ -1,58 +1,13 @@
-"""Stage 2: train the ControlNet on the frozen UNet of stage 1, then write the bundle.
+"""Train stage 2, the ControlNet: `lesioncast finetune` as a script for `ray job submit`.
 
     python jobs/finetune.py --config jobs/configs/demo.yaml
 
-The same command again resumes from the last checkpoint, or writes the finished run's bundle again.
+The job itself is in `lesioncast.jobs.finetune`.
 """
 
-import logging
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
-from lesioncast.config import load_config
-from lesioncast.errors import ConfigError
-from lesioncast.training.errors import TrainingError
-from lesioncast.training.experiment import experiment_of, finetuning, pretraining
-from lesioncast.training.export import export_bundle
-from lesioncast.training.trainer import discard, finished, train
-from storage import StorageError, open_store, parse_location
-
-logger = logging.getLogger(__name__)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns its exit code."""
-    parser = job_parser(__doc__)
-    parser.add_argument(
-        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
-    )
-    parser.add_argument("--out", type=Path, help="where runs are kept (default: <root>/runs)")
-    parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
-    parser.add_argument("--fresh", action="store_true", help="discard this run and start over")
-    args = parser.parse_args(argv)
-    configure_logging()
-    try:
-        config = load_config(args.config, args.overrides)
-        store = open_store(args.store or config.paths.store)
-        runs = (args.out or config.paths.runs).absolute()
-        experiment = experiment_of(config, store, runs)
-        pretrained = finished(pretraining(config.pretrain, experiment))
-        stage = finetuning(config.finetune, experiment, pretrained)
-        if args.fresh:
-            discard(stage)
-        with cluster(config.ray, reads=[store.path], writes=[runs]):
-            train(stage)
-        bundle = (args.bundle or config.paths.bundle).absolute()
-        export_bundle(stage, store, bundle, sampler=config.sampler)
-    except ConfigError as error:
-        parser.error(str(error))
-    except (StorageError, TrainingError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
-
+from lesioncast.jobs.finetune import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,80 +1,13 @@
-"""Simulate a trial on real anatomy, with known counterfactuals, as a BIDS dataset.
+"""Simulate a trial as a BIDS dataset: `lesioncast simulate` as a script for `ray job submit`.
 
-    python jobs/simulate.py --config jobs/configs/demo.yaml [--bids FOLDER]
+    python jobs/simulate.py --config jobs/configs/demo.yaml
 
-Run again: nothing is done. With more subjects (--set cohort.subjects=2131) only the missing ones
-are added; with other settings the folder is refused.
+The job itself is in `lesioncast.jobs.simulate`.
 """
 
-import logging
 import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
 
-import ray
-
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
-from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError
-from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
-from lesioncast.simulation.errors import CohortError
-from lesioncast.simulation.settings import CohortSettings
-from storage import StorageError
-
-logger = logging.getLogger(__name__)
-BLOCK = 8  # subjects a task
-SAY_EVERY_S = 5.0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns its exit code."""
-    parser = job_parser(__doc__ or "")
-    parser.add_argument("--bids", type=Path, help="the trial (default: the configuration's)")
-    args = parser.parse_args(argv)
-    configure_logging()
-    try:
-        config = load_config(args.config, args.overrides)
-        simulate(config, (args.bids or config.paths.bids).absolute())
-    except ConfigError as error:
-        parser.error(str(error))
-    except (CohortError, StorageError) as error:
-        logger.error("%s", getattr(error, "cause", error))  # without Ray's remote traceback
-        return 1
-    return 0
-
-
-def simulate(config: Config, root: Path) -> None:
-    """Write the subjects that `root` lacks, in parallel, then the table of participants."""
-    missing = open_trial(root, config.cohort)
-    if missing:
-        logger.info("simulating %d of %d subjects", len(missing), config.cohort.subjects)
-        with cluster(config.ray, writes=[root]):
-            write_in_parallel(root, config.cohort, missing)
-    logger.info("%s holds %d subjects", root, close_trial(root, config.cohort))
-
-
-def write_in_parallel(root: Path, settings: CohortSettings, indices: Sequence[int]) -> None:
-    """Blocks of subjects as Ray tasks, two in flight for each CPU, with a progress line."""
-    write = ray.remote(write_subjects)
-    blocks = [indices[first : first + BLOCK] for first in range(0, len(indices), BLOCK)]
-    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
-    limit = 2 * max(1, int(cpus))
-    flying: list[ray.ObjectRef[list[str]]] = []
-    start = said = time.monotonic()
-    done = 0
-    while blocks or flying:
-        while blocks and len(flying) < limit:
-            flying.append(write.remote(root, settings, blocks.pop(0)))
-        landed, flying = ray.wait(flying, timeout=SAY_EVERY_S)
-        done += sum(map(len, ray.get(landed)))
-        now = time.monotonic()
-        if done and (now - said >= SAY_EVERY_S or done == len(indices)):
-            rate = done / (now - start)
-            left = (len(indices) - done) / rate
-            logger.info("%d/%d subjects, %.1f/s, %.0f s left", done, len(indices), rate, left)
-            said = now
-
+from lesioncast.jobs.simulate import main
 
 if __name__ == "__main__":
     sys.exit(main())

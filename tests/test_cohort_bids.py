@@ -11,8 +11,8 @@ import pytest
 import yaml
 from bids_validity import validator_reports
 
-from jobs import simulate
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.jobs import simulate
 from lesioncast.simulation import CohortSettings, simulate_subject
 from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
 from lesioncast.simulation.errors import TrialError

@@ -9,8 +9,8 @@ from pydicom import dcmread
 from synthetic_dicom import values_at, write_series
 from tiny_forecast import write_store
 
-from jobs import export
 from lesioncast.forecasting.output.bids import forecast_path, summary_path
+from lesioncast.jobs import export
 from storage import Store, to_source_grid, write_nifti_atomic
 from storage.export.bids_derivative import sidecar_path, write_json
 from storage.export.export import exported_path

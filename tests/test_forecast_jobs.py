@@ -16,7 +16,6 @@ import yaml
 from synthetic_bids import write_volume
 from tiny_forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_store
 
-from jobs import evaluate, forecast
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.evaluation.reporting.markdown.report import report_text
 from lesioncast.evaluation.reporting.summary_page import evaluation_section
@@ -24,6 +23,7 @@ from lesioncast.forecasting.disclaimers import FROM_START, NOT_EVALUATED
 from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.runtime import build_sampler, require_fit
 from lesioncast.forecasting.sampling import Request, Sample
+from lesioncast.jobs import evaluate, forecast
 from lesioncast.simulation.ground_truth import RANKS, TRUTH
 from storage import StoreError, open_store
 

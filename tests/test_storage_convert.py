@@ -8,7 +8,7 @@ import pytest
 import ray.data
 import synthetic_bids as bids
 
-from jobs import convert as convert_job
+from lesioncast.jobs import convert as convert_job
 from storage import StorageError, Store, open_store, pack_masks
 from storage.convert.convert import convert
 from storage.convert.plan import Conversion, plan_conversion

@@ -15,7 +15,7 @@ import synthetic_bids as bids
 from PIL import Image
 from tiny_store import SHARD, table_of, write_tiny_store
 
-from jobs import qc as qc_job
+from lesioncast.jobs import qc as qc_job
 from storage import Case, CaseArrays, Store, StoreSpec, open_store, pack_masks
 from storage.errors import Refusal
 from storage.layout import CASE_TABLE

@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from jobs import convert as convert_job
-from jobs import qc as qc_job
+from lesioncast.jobs import convert as convert_job
+from lesioncast.jobs import qc as qc_job
 from storage import open_store
 from storage.layout import CHANNELS
 from storage.preprocess.grid import to_source_grid

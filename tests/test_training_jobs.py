@@ -8,8 +8,8 @@ import pytest
 import yaml
 from synthetic_bids import ARMS, write_trial
 
-from jobs import convert, finetune, pretrain
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.jobs import convert, finetune, pretrain
 from lesioncast.training.data.node_cache import open_cases, read_in_process, read_with_ray_data
 from lesioncast.training.data.node_caches import prepare_nodes
 from lesioncast.training.data.selection import training_cases

@@ -19,12 +19,12 @@ import numpy as np
 from learned import STEERING, curves, table
 from steering import nats
 
-from jobs import convert, evaluate, finetune, pretrain, simulate
 from lesioncast.bundle.bundle import METRICS_FILE, BundleConfig, load_bundle, save_bundle
 from lesioncast.bundle.io import read_json
 from lesioncast.cluster.connection import cluster, configure_logging
 from lesioncast.config import load_config
 from lesioncast.evaluation.features.outcomes import evaluable
+from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
 from storage import open_store
 
 logger = logging.getLogger(__name__)

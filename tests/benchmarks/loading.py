@@ -26,9 +26,9 @@ import numpy as np
 from peaks import peaks_of_workers
 from tables import table
 
-from jobs import convert, simulate
 from lesioncast.cluster.connection import ALLOCATOR, RaySettings, cluster, job_parser
 from lesioncast.config import load_config
+from lesioncast.jobs import convert, simulate
 from storage import open_store
 
 logger = logging.getLogger(__name__)

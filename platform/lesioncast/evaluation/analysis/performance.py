@@ -25,8 +25,8 @@ from lesioncast.evaluation.metrics.scores import (
     estimate_difference,
     estimate_mean,
     estimate_of,
-    scores,
 )
+from lesioncast.evaluation.metrics import scores
 from lesioncast.evaluation.reporting.paper_results import AP, AUC, LOG_MSE
 from lesioncast.forecasting.ensemble import stratified_error
 

@@ -26,8 +26,8 @@ from lesioncast.evaluation.reporting.paper_results import SOURCE
 
 Record = Mapping[str, Any]
 
-HERE = Path(__file__).parent
-TEMPLATE, STYLE = "document.html", "document.css"
+HERE = Path(__file__).parent / "templates"
+TEMPLATE, STYLE = "report.html", "report.css"
 INKS = {INK: "--ink", DIM: "--dim", RULE: "--rule"}
 """Colours of a plot that follow the reader's light or dark theme."""
 

@@ -1,0 +1,1 @@
+"""The batch jobs: one module a job, each with `main(argv)`."""

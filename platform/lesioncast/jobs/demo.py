@@ -1,0 +1,97 @@
+"""The whole system on one machine: simulate, convert, train both stages, forecast, evaluate.
+
+    python jobs/demo.py --config jobs/configs/demo.yaml
+
+Each job is run as its own command would; run again, what is finished is kept.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.config import Config, load_config
+from lesioncast.errors import ConfigError
+from lesioncast.evaluation.reporting.files import FIGURE, METRICS, REPORT
+from lesioncast.evaluation.reporting.summary_page import (
+    evaluation_section,
+    forecast_section,
+    page,
+    relative_path,
+)
+from lesioncast.forecasting.output.bids import figure_path, summary_path
+from lesioncast.forecasting.runtime import bundle_steps
+from lesioncast.jobs import convert, evaluate, finetune, forecast, pretrain, simulate
+from storage.nifti.io import write_atomic
+
+logger = logging.getLogger(__name__)
+Job = Callable[[Sequence[str] | None], int]
+
+
+def steps() -> Iterator[tuple[str, Job]]:
+    """Every step's title and job."""
+    yield "simulate a trial", simulate.main
+    yield "convert it to a store", convert.main
+    yield "stage 1: pre-train the UNet", pretrain.main
+    yield "stage 2: train the ControlNet", finetune.main
+    yield "evaluate on held-out subjects", evaluate.main
+    # After the evaluation, whose warnings every forecast carries.
+    yield "forecast every arm for a few of them", forecast.main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every step in one local cluster; stops at the first that fails."""
+    parser = job_parser(__doc__ or "")
+    args = parser.parse_args(argv)
+    configure_logging()
+    try:
+        config = load_config(args.config, args.overrides)
+    except ConfigError as error:
+        parser.error(str(error))
+    given = ["--config", str(args.config), *(f"--set={each}" for each in args.overrides)]
+    todo = list(steps())
+    with cluster(config.ray):
+        for number, (title, job) in enumerate(todo, start=1):
+            logger.info("[%d/%d] %s", number, len(todo), title)
+            start = time.monotonic()
+            code = job(given)
+            if code != 0:
+                return code
+            logger.info("[%d/%d] took %.0f s", number, len(todo), time.monotonic() - start)
+    for name, path in write_summary(config):
+        logger.info("%s: %s", name, path)
+    return 0
+
+
+def write_summary(config: Config) -> list[tuple[str, Path]]:
+    """The one-page summary; returns the figure, the report and the page by name."""
+    paths = config.paths
+    evaluation = json.loads((paths.evaluation / METRICS).read_text())
+    subject = leading(paths.forecasts)
+    figure = figure_path(paths.forecasts, subject["subject"])
+    sections = [
+        evaluation_section(
+            evaluation,
+            heading=f"Held-out subjects of the simulated trial, {bundle_steps(paths.bundle)}",
+            figure=relative_path(paths.evaluation / FIGURE, page_folder=paths.root),
+        ),
+        forecast_section(
+            subject,
+            heading=f"One subject under {len(config.arms)} arms",
+            figure=relative_path(figure, page_folder=paths.root),
+        ),
+    ]
+    notices = [*evaluation["notices"], *subject["notices"]]
+    summary = paths.root / "summary.md"
+    write_atomic(summary, page(f"lesioncast: {config.name}", sections, notices=notices).encode())
+    return [("figure", figure), ("report", paths.evaluation / REPORT), ("summary", summary)]
+
+
+def leading(forecasts: Path) -> dict[str, Any]:
+    """The record of the forecast subject with the most lesions: there is something to see."""
+    paths = sorted(forecasts.glob(summary_path(Path(), "sub-*").as_posix()))
+    records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths]
+    return max(records, key=lambda record: record["observed_lesions"] or 0)

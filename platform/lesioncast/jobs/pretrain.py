@@ -1,0 +1,47 @@
+"""Stage 1: train the UNet on the store's training split, w096 FLAIR and NET2 given the arm.
+
+    python jobs/pretrain.py --config jobs/configs/demo.yaml
+
+The same command again resumes from the last checkpoint, or says that the run is finished.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.config import load_config
+from lesioncast.errors import ConfigError
+from lesioncast.training.errors import TrainingError
+from lesioncast.training.experiment import experiment_of, pretraining
+from lesioncast.training.trainer import discard, train
+from storage import StorageError, open_store, parse_location
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    parser = job_parser(__doc__)
+    parser.add_argument(
+        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
+    )
+    parser.add_argument("--out", type=Path, help="where runs are kept (default: <root>/runs)")
+    parser.add_argument("--fresh", action="store_true", help="discard this run and start over")
+    args = parser.parse_args(argv)
+    configure_logging()
+    try:
+        config = load_config(args.config, args.overrides)
+        store = open_store(args.store or config.paths.store)
+        runs = (args.out or config.paths.runs).absolute()
+        stage = pretraining(config.pretrain, experiment_of(config, store, runs))
+        if args.fresh:
+            discard(stage)
+        with cluster(config.ray, reads=[store.path], writes=[runs]):
+            train(stage)
+    except ConfigError as error:
+        parser.error(str(error))
+    except (StorageError, TrainingError) as error:
+        logger.error("%s", error)
+        return 1
+    return 0
