@@ -10,7 +10,7 @@ from lesioncast.cluster.connection import RaySettings, cluster
 from serve.client import Client
 
 if TYPE_CHECKING:  # which imports the whole service: most tests need none
-    from tiny_service import Service
+    from tests.support.service import Service
 
 
 @pytest.fixture(scope="session")

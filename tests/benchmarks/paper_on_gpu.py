@@ -18,14 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import parts
+import layer_costs
 import torch
-import work
-from clock import Call, Ceiling, measure
+import workloads
 from tables import report
+from timing import Call, Ceiling, measure
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
-from work import AUTOTUNED, BEST, GRAPHS, LADDER, PAPER, REDUCED, SHIPPED, Scale, Variant, switched
+from workloads import (
+    AUTOTUNED,
+    BEST,
+    GRAPHS,
+    LADDER,
+    PAPER,
+    REDUCED,
+    SHIPPED,
+    Scale,
+    Variant,
+    switched,
+)
 
 SCHEMA = 1
 SECTIONS = (
@@ -74,7 +85,7 @@ class Bench:
         self.out = out
         self.ceiling = Ceiling(self.device)
         self.ceiling.sample()
-        self.operations = work.operations(self.scale)
+        self.operations = workloads.operations(self.scale)
         self.record: Record = {
             "schema": SCHEMA,
             "date": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -83,7 +94,7 @@ class Bench:
             "scale": {"size": self.scale.size, "batch": self.scale.batch},
             "paper": asdict(PAPER.model),
             "gmac_per_case": {
-                "paper": {name: flops / 2e9 for name, flops in work.operations(PAPER).items()},
+                "paper": {name: flops / 2e9 for name, flops in workloads.operations(PAPER).items()},
                 "measured": {name: flops / 2e9 for name, flops in self.operations.items()},
             },
             "rows": [],
@@ -117,9 +128,9 @@ class Bench:
             variants = (SHIPPED, BEST)
         else:
             variants = (SHIPPED, BEST, GRAPHS)
-        build: Build = getattr(work, STEP_OF.get(section, section))
+        build: Build = getattr(workloads, STEP_OF.get(section, section))
         if section == "sampling":
-            build = partial(work.sampling, steps=self.sampled)
+            build = partial(workloads.sampling, steps=self.sampled)
         for variant in variants:
             yield self.scale, variant, build
         if section == "evaluation":
@@ -188,10 +199,10 @@ class Bench:
         """Convolutions and other parts on their own."""
 
         def alone() -> None:
-            self.record["convolutions"] = parts.convolutions(self.scale, self.device)
+            self.record["convolutions"] = layer_costs.convolutions(self.scale, self.device)
 
         self.attempt({"section": "parts", "name": "convolutions"}, alone)
-        for part in parts.PARTS:
+        for part in layer_costs.PARTS:
 
             def one(part: Callable[..., Iterator[Record]] = part) -> None:
                 for row in part(self.scale, self.device):
@@ -202,7 +213,7 @@ class Bench:
     def kernels(self) -> None:
         """The kernels that take most of a step's time in the best variant."""
         with switched(BEST):
-            call = work.stage1(self.scale, BEST, self.device)
+            call = workloads.stage1(self.scale, BEST, self.device)
             for _ in range(3):
                 call()
             self.wait()

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from chosen import chosen, study_parser
 from sklearn.metrics import roc_auc_score
+from study_cli import chosen, study_parser
 
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.cluster.connection import RaySettings, cluster, configure_logging

@@ -19,6 +19,7 @@ from lesioncast.evaluation.baselines.methods import (
     by_key,
 )
 from lesioncast.evaluation.features.outcomes import Cases
+from lesioncast.evaluation.metrics import scores
 from lesioncast.evaluation.metrics.scores import (
     Bootstrap,
     estimate,
@@ -26,7 +27,6 @@ from lesioncast.evaluation.metrics.scores import (
     estimate_mean,
     estimate_of,
 )
-from lesioncast.evaluation.metrics import scores
 from lesioncast.evaluation.reporting.paper_results import AP, AUC, LOG_MSE
 from lesioncast.forecasting.ensemble import stratified_error
 

@@ -1,0 +1,181 @@
+"""What each choice of the recipe is worth: the demo's two stages with one thing changed, by seed.
+
+    PYTHONPATH=.:platform python tests/benchmarks/ablations.py --seeds 0,1,2
+
+Simulates and converts once, then trains and evaluates every variant with every seed and prints the
+tables (`learned.py`). Variants that change stage 2 alone share a stage 1. Run again, what is
+finished is kept. `--variants` names some of them; `recipe` is always among them.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ablation_tables import STEERING, curves, table
+from image_information import nats
+
+from lesioncast.bundle.bundle import METRICS_FILE, BundleConfig, load_bundle, save_bundle
+from lesioncast.bundle.io import read_json
+from lesioncast.cluster.connection import cluster, configure_logging
+from lesioncast.config import load_config
+from lesioncast.evaluation.features.outcomes import evaluable
+from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
+from storage import open_store
+
+logger = logging.getLogger(__name__)
+CONFIG = Path("jobs/configs/demo.yaml")
+RECIPE = "recipe"
+WEIGHTED = "lesion weight 10"
+UNCORRECTED = "weight 10 not corrected"  # trained as that, drawn with the bias that it gives
+VARIANTS: dict[str, tuple[str, ...]] = {
+    RECIPE: (),
+    "no pre-training": ("pretrain.steps=1",),
+    "non-zero hint": ("control.zero_hint=false",),
+    "no burden": ("control.burden=false",),
+    "clinical covariates": (
+        "covariates=[age, sex, disease_duration, edss, relapses]",
+        "finetune.covariate_drop=0.1",
+    ),
+    "min-SNR weighting": ("objective.weighting=min_snr",),
+    "balanced finish": ("finetune.balanced=true",),
+    "no average of weights": ("pretrain.ema=0.0", "finetune.ema=0.0"),
+    WEIGHTED: ("objective.lesion_weight=10.0",),
+    UNCORRECTED: (),
+    "stage 2 three times as long": ("finetune.steps=1440",),
+    "no voxel perceptrons": ("unet.head=0", "control.voxels=0"),
+    "squared error": ("objective.mask_loss=squared",),
+    "v-prediction": ("objective.prediction=v", "objective.mask_loss=squared"),
+    "no lesion load": ("unet.loads=[]",),
+}
+"""One thing changed in each; what it is compared with is `recipe`."""
+STAGE_2_ALONE = ("control.", "finetune.", "covariates=")
+# Arms are not compared and nothing is calibrated here.
+EVALUATION = ("evaluation.counterfactual_subjects=0", "evaluation.validation_subjects=0")
+
+
+class Study(NamedTuple):
+    """What every run shares: the flags of a job, and the folder of all that is trained."""
+
+    flags: tuple[str, ...]
+    out: Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is missing, then prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--seeds", default="0,1,2", help="of training and drawing")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of the variants")
+    args = parser.parse_args(argv)
+    configure_logging()
+    config = load_config(args.config, ["name=learning"])
+    study = Study(
+        ("--config", str(args.config), "--set=name=learning"), config.paths.root / "learning"
+    )
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    names = list(dict.fromkeys([RECIPE, *args.variants.split(",")]))
+    with cluster(config.ray):
+        for job in (simulate, convert):
+            done(job.main(study.flags), "the trial", job.__name__)
+        for name in names:
+            for seed in seeds:
+                run(name, seed, study, store=config.paths.store)
+    folders = {name: [folder(study, name, seed) for seed in seeds] for name in names}
+    print("\n".join((*table(folders), "", *curves(folders))))
+    return 0
+
+
+def folder(study: Study, name: str, seed: int) -> Path:
+    """Where one variant's run with one seed lies."""
+    return study.out / f"{name.replace(' ', '-')}-{seed}"
+
+
+def run(name: str, seed: int, study: Study, *, store: Path) -> None:
+    """Both stages and the evaluation of one variant."""
+    out = folder(study, name, seed)
+    if (out / STEERING).is_file():
+        return
+    logger.info("%s, seed %d", name, seed)
+    changes = VARIANTS[name]
+    flags = (*study.flags, *overrides(seed, (*changes, *EVALUATION)))
+    bundle = ("--bundle", str(out / "bundle"))
+    if name == UNCORRECTED:
+        run(WEIGHTED, seed, study, store=store)
+        borrow(folder(study, WEIGHTED, seed) / "runs", out)
+        save_uncorrected(folder(study, WEIGHTED, seed) / "bundle", out / "bundle")
+    else:
+        earlier = [each for each in changes if seen_by_stage_1(each)]
+        borrow(pretrained(earlier, seed, study), out / "runs")
+        places = ("--out", str(out / "runs"), *bundle)
+        done(finetune.main((*flags, *places)), f"{name}, seed {seed}", finetune.__name__)
+    done(
+        evaluate.main((*flags, *bundle, "--out", str(out))),
+        f"{name}, seed {seed}",
+        evaluate.__name__,
+    )
+    opened = open_store(store)
+    cases = evaluable(opened.select(split="test"))
+    own, none = nats(opened, load_bundle(out / "bundle"), cases)
+    np.savez(out / STEERING, own=own, none=none)
+
+
+def seen_by_stage_1(change: str) -> bool:
+    """Whether stage 1 is another one after the change of a key."""
+    return not change.startswith(STAGE_2_ALONE)
+
+
+def pretrained(changes: Sequence[str], seed: int, study: Study) -> Path:
+    """The folder of the stage 1 with these changes, trained where it is missing."""
+    runs = study.out / "stage-1" / "-".join([*(changes or [RECIPE]), str(seed)])
+    flags = (*study.flags, *overrides(seed, changes), "--out", str(runs))
+    done(pretrain.main(flags), f"stage 1 of {runs.name}", pretrain.__name__)
+    return runs / "pretrain"
+
+
+def borrow(trained: Path, into: Path) -> None:
+    """What another run trained lies in `into` too: stage 2 looks for stage 1 beside itself."""
+    place = into / trained.name
+    if not place.exists():
+        into.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(trained.absolute())
+
+
+def save_uncorrected(trained: Path, path: Path) -> None:
+    """The bundle `trained` at `path`, its x_hat taken as it is: with the weight's bias."""
+    bundle = load_bundle(trained)
+    objective = replace(bundle.config.objective, lesion_weight=1.0)
+    save_bundle(
+        path,
+        BundleConfig(
+            replace(bundle.config, objective=objective),
+            bundle.slab,
+            bundle.spacing,
+            bundle.sampler,
+            bundle.from_start,
+        ),
+        unet=bundle.model.unet.state_dict(),
+        control=bundle.model.control.state_dict(),
+        metrics=read_json(trained / METRICS_FILE),
+    )
+
+
+def overrides(seed: int, changes: Sequence[str]) -> tuple[str, ...]:
+    """The flags of a job for a seed and the changes."""
+    return (f"--set=seed={seed}", *(f"--set={each}" for each in changes))
+
+
+def done(code: int, what: str, job: str) -> None:
+    """Stops where a job failed."""
+    if code != 0:
+        raise SystemExit(f"{what}: {job} failed; its log says why")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""How much better than the regression any forecast can be: the exact one of simulated patients.
+
+    PYTHONPATH=.:platform python tests/benchmarks/bayes_optimal.py --train 1739 --test 20000
+
+The exact forecast knows the law by which patients are simulated (`lesioncast.simulation.disease`),
+the true number of every kind of lesion that the images up to week 48 show, and the clinical record;
+the count at week 96 then follows by Bayes' rule, and nothing told the same can better it on
+average. The regressions are fitted on the first patients. Prints their scores on the others, and
+the exact forecast's gain over each with its 95 % paired bootstrap, and the patients with which that
+interval would just leave 0.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from covariates import column, counts, covariates, parsed, patients_of
+from scipy.special import ndtr, ndtri
+from scipy.stats import nbinom, norm, poisson
+
+from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
+from lesioncast.evaluation.metrics.scores import (
+    Resampled,
+    estimate_difference,
+    log_count_errors,
+    resampled_ap,
+    resampled_auc,
+    resampled_mean,
+    resamples,
+    unresampled,
+)
+from lesioncast.simulation import disease
+from lesioncast.simulation.disease import Patient
+from lesioncast.simulation.settings import CohortSettings
+
+EARLIER, ASKED = 0, 1  # periods
+FRAILTY = np.linspace(-5, 5, 81)[:, None]
+RESPONSE = np.linspace(-4, 4, 33)[None]
+COUNTS = np.arange(disease.MAX_COUNT + 1)
+BOOTSTRAP = 200
+SCORES = ("AUC", "average precision", "Brier score", "log-count MSE")
+
+
+class Forecast(NamedTuple):
+    """Of n patients: P(active) [n] and the count [n] by which the log error is least."""
+
+    chance: Floats
+    count: Floats
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws the patients, forecasts them in each way, prints both tables."""
+    args = parsed(__doc__, argv, train=1739, test=20000)
+    patients = patients_of(args)
+    known = counts(patients)
+    told = np.column_stack([known, covariates(patients, args.train)])
+    test = patients[args.train :]
+    law = np.stack([posterior(each, CohortSettings.predictability) for each in test])
+    forecasts = {
+        "regression on the counts": regression(known, patients, args.train),
+        "regression on the counts and the record": regression(told, patients, args.train),
+        "exact": Forecast(1 - law[:, 0], np.expm1(law @ np.log1p(COUNTS))),
+    }
+    true = np.array([each.counts[ASKED, column(each)] for each in test], np.float64)
+    weights = resamples(len(test), draws=BOOTSTRAP, seed=0)
+    print("\n".join((*scores(forecasts, true), "", *gains(forecasts, true, weights))))
+    paper = log_count_errors(true, law @ COUNTS).mean()
+    print(
+        f"\nBy its mean count, as in the paper's table 4, the exact log-count MSE is {paper:.3f}."
+    )
+    return 0
+
+
+def posterior(patient: Patient, h: float) -> Floats:
+    """P(count at w096) under the arm received, [count], by what is known up to w048.
+
+    The sum over frailty and the response to the arm, given which the two periods are independent.
+    """
+    arm, age = patient.arm, disease.standard_age(patient.age)
+    weights = disease.score_weights(arm, h)
+    centre = weights.severity * h * FRAILTY + weights.response * RESPONSE + weights.age * age
+    spread = weights.severity * np.sqrt(1 - h**2)
+
+    def at_most(period: int) -> Floats:
+        bound = np.append(ndtri(disease.count_law(arm, period)[:-1]), np.inf)
+        return np.asarray(ndtr((bound - centre[..., None]) / spread))
+
+    seen = int(patient.counts[EARLIER, column(patient)])
+    earlier = at_most(EARLIER)[..., seen] - (at_most(EARLIER)[..., seen - 1] if seen else 0.0)
+    belief = (norm.pdf(RESPONSE) * baseline(patient, age) * earlier)[..., None]
+    below = (belief * at_most(ASKED)).sum(axis=(0, 1)) / belief.sum()
+    return np.diff(below, prepend=0.0)
+
+
+def baseline(patient: Patient, age: float) -> Floats:
+    """P(what was known at w000 and frailty), up to a factor, at each of FRAILTY."""
+    frail = norm.pdf(FRAILTY, disease.AGE_Z * age, np.sqrt(1 - disease.AGE_Z**2))
+    shape = disease.GAD_SHAPE
+    gad = nbinom(shape, shape / (shape + disease.gad_mean(FRAILTY)))
+    relapses = poisson(disease.further_relapses(FRAILTY))
+    seen = patient.gad_count
+    gad_chance = gad.pmf(seen) if seen < disease.MOST_GAD else gad.sf(seen - 1)
+    median = np.log(disease.t2_median(FRAILTY, age, patient.duration))
+    low = patient.t2_count
+    edges = (
+        -np.inf if low == disease.LEAST_T2 else np.log(low),
+        np.inf if low == disease.MOST_T2 else np.log(low + 1),
+    )
+    below, above = (ndtr((edge - median) / disease.T2_SPREAD) for edge in edges)
+    return np.asarray(frail * gad_chance * (above - below) * relapses.pmf(patient.relapses - 1))
+
+
+def regression(features: Floats, patients: Sequence[Patient], train: int) -> Forecast:
+    """Fitted on the first `train` patients, asked of the others."""
+    arm = np.array([column(each) for each in patients])
+    count = np.array([each.counts[ASKED, column(each)] for each in patients], np.float64)
+    model = fit_scalar_model(
+        features[:train], arm[:train], count[:train], arms=len(PAPER_ARM_NAMES)
+    )
+    asked = features[train:], arm[train:]
+    return Forecast(model.probability(*asked), model.count(*asked))
+
+
+def resampled(forecast: Forecast, true: Floats) -> tuple[Resampled, ...]:
+    """Each of `SCORES` in every resample."""
+    active, chance = true > 0, forecast.chance
+    squares = (chance - active) ** 2
+    errors = log_count_errors(true, forecast.count)
+    return (
+        lambda weights: resampled_auc(active, chance, weights),
+        lambda weights: resampled_ap(active, chance, weights),
+        lambda weights: resampled_mean(squares, weights),
+        lambda weights: resampled_mean(errors, weights),
+    )
+
+
+def scores(forecasts: dict[str, Forecast], true: Floats) -> Iterator[str]:
+    """A row a forecast."""
+    yield "| forecast | " + " | ".join(SCORES) + " |"
+    yield "|" + "---|" * (1 + len(SCORES))
+    for name, forecast in forecasts.items():
+        cells = [unresampled(each, len(true)) for each in resampled(forecast, true)]
+        yield f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
+
+
+def gains(forecasts: dict[str, Forecast], true: Floats, weights: Floats) -> Iterator[str]:
+    """The last forecast minus each other, and how many patients it takes to see that."""
+    *others, exact = forecasts
+    best = resampled(forecasts[exact], true)
+    yield f"| {exact} minus | " + " | ".join(f"{name} | patients" for name in SCORES) + " |"
+    yield "|" + "---|" * (1 + 2 * len(SCORES))
+    for name in others:
+        cells = []
+        for better, worse in zip(best, resampled(forecasts[name], true), strict=True):
+            gain = estimate_difference(better, worse, weights)
+            half = (gain.high - gain.low) / 2
+            needed = len(true) * (half / gain.value) ** 2
+            cells.append(f"{gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}) | {needed:.0f}")
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What a month of forecasts needs: arrivals, batches and a lagging autoscaler, on paper.
+
+    PYTHONPATH=.:platform python tests/benchmarks/capacity_model.py --share 0.35 --peak 312
+
+Nothing here was measured but the operations of a step, which are counted. `--peak` is what the
+card's maker states of bfloat16 matrix products in TFLOPS (312: A100) and `--share` how much of that
+a step reaches, an ASSUMPTION until tests/benchmarks/paper_on_gpu.py has run on a card.
+
+Work flows in blocks of samples, first come first served. A replica takes `SLOTS` samples at a time,
+whatever forecast they are of, which is what batching by step comes to when it is always full.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+GMAC = {"unet": 593.6, "control": 152.7}  # a case forward, tests/benchmarks/workloads.py
+HOURS, TICK = 30 * 24, 10.0  # of a month; seconds
+BLOCK, SLOTS = 8, 8  # samples of a handle call; of a batch
+# Ray Serve asks for replicas so that each has so many blocks, underway or waiting (serve/app.py).
+TARGET = 2
+UP_S, DOWN_S = 30.0, 600.0  # Ray Serve's delays
+# A node with a GPU: machine, image, weights. A guess that clouds differ in by minutes.
+NODE_S = 300.0
+ROOM = 3  # most replicas, as a multiple of what work at all hours would need
+SCALES = (2_000, 200_000, 20_000_000)
+
+Series = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One forecast: `arms` x `samples` masks in so many solver steps."""
+
+    arms: int = 6
+    samples: int = 100
+    steps: int = 256
+
+    @property
+    def blocks(self) -> int:
+        """Handle calls."""
+        return self.arms * math.ceil(self.samples / BLOCK)
+
+    @property
+    def operations(self) -> float:
+        """Guided, so that both networks run twice a step; a product and a sum are two."""
+        return self.arms * self.samples * self.steps * 2 * 2e9 * sum(GMAC.values())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one month: GPUs, the share of their time that was work, seconds until half and until 95 %
+    of the forecasts were whole."""
+
+    mean: float
+    most: float
+    used: float
+    p50: float
+    p95: float
+
+
+def arrivals(monthly: int, rng: np.random.Generator, *, days: int) -> Series:
+    """Forecasts of each tick: Poisson, most at three in the afternoon and hardly any at night."""
+    hours = np.arange(0, days * 24 * 3600, TICK) / 3600
+    shape = 1 - np.cos((hours - 3) / 24 * 2 * math.pi)
+    weekday = (hours // 24) % 7 < 5
+    rate = shape * np.where(weekday, 1.25, 0.375)
+    return rng.poisson(monthly / HOURS / 3600 * TICK * rate).astype(np.float64)
+
+
+def month(
+    order: Order, arriving: Series, *, block_s: float, bounds: tuple[int, int], node_s: float
+) -> Outcome:
+    """Blocks through replicas, within `bounds`, that come `node_s` after they are asked for."""
+    waiting, (least, greatest) = 0.0, bounds
+    asked: list[float] = []  # when each new replica will be there
+    replicas = float(least)
+    done, there = np.zeros_like(arriving), np.zeros_like(arriving)
+    above = below = 0.0
+    for tick, new in enumerate(arriving):
+        waiting += new * order.blocks
+        wanted = min(max(least, math.ceil(waiting / TARGET)), greatest)
+        above = above + TICK if wanted > replicas + len(asked) else 0.0
+        below = below + TICK if wanted < replicas else 0.0
+        if above >= UP_S:
+            asked += [tick * TICK + node_s] * int(wanted - replicas - len(asked))
+        if below >= DOWN_S:
+            replicas, asked, below = float(wanted), [], 0.0
+        arrived = sum(1 for at in asked if at <= tick * TICK)
+        replicas, asked = replicas + arrived, asked[arrived:]
+        done[tick] = min(waiting, replicas * TICK / block_s)
+        waiting -= done[tick]
+        there[tick] = replicas
+    return _outcome(order, arriving, done, there, block_s=block_s)
+
+
+def _outcome(
+    order: Order, arriving: Series, done: Series, there: Series, *, block_s: float
+) -> Outcome:
+    """A forecast is whole when all that arrived up to it is done, and no block is faster."""
+    came, ended = np.cumsum(arriving) * order.blocks, np.cumsum(done)
+    whole = np.searchsorted(ended, came - 1e-6)
+    some = (arriving > 0) & (whole < len(ended))
+    took = np.repeat(
+        (whole - np.arange(len(came)))[some] * TICK + block_s, arriving[some].astype(int)
+    )
+    p50, p95 = np.percentile(took, [50, 95])
+    used = done.sum() * block_s / (there.sum() * TICK)
+    return Outcome(float(there.mean()), float(there.max()), float(used), float(p50), float(p95))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peak", type=float, default=312.0, help="TFLOPS of the card")
+    parser.add_argument("--share", type=float, default=0.35, help="of the peak that is reached")
+    parser.add_argument("--steps", type=int, nargs="+", default=[256, 24], help="of the solver")
+    parser.add_argument("--days", type=int, default=7, help="simulated; rates are a month's")
+    args = parser.parse_args(argv)
+    print("| forecasts a month | steps | GPU minutes each | GPUs at full load | mean | most | used"
+          " | p50 | p95 |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for monthly in SCALES:
+        for steps in args.steps:
+            order = Order(steps=steps)
+            seconds = order.operations / (args.peak * 1e12 * args.share)
+            full = monthly * seconds / (HOURS * 3600)
+            found = month(
+                order,
+                arrivals(monthly, np.random.default_rng(0), days=args.days),
+                block_s=seconds / order.blocks,
+                bounds=(max(1, round(full / 4)), max(2, round(ROOM * full))),
+                node_s=NODE_S,
+            )
+            minutes = f"{found.p50 / 60:.1f} min | {found.p95 / 60:.1f} min"
+            print(
+                f"| {monthly:,} | {steps} | {seconds / 60:.1f} | {full:,.1f} | {found.mean:,.1f} "
+                f"| {found.most:,.0f} | {found.used:.0%} | {minutes} |",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

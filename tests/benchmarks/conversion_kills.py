@@ -1,0 +1,177 @@
+"""A full-size simulated trial that converts, is killed at random, goes on and is verified.
+
+    PYTHONPATH=.:platform python tests/benchmarks/conversion_kills.py --folder /tmp/kills \
+        --set 'cohort.shape=[21, 256, 256]' [--subjects 300]
+
+Simulates the trial, converts it once undisturbed, then again in runs that each lose a worker and
+then their driver to SIGKILL, at random moments, every other one amid a shard's files; then to the
+end. Prints how far each run got, whether the two stores are the same to the last byte, what
+`--verify` says and how long a conversion takes that has nothing to do. Exit code 1 if one of these
+is not as it should be.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+JOBS = Path(__file__).resolve().parent.parent.parent / "jobs"
+POLL = 0.05  # seconds
+
+Command = list[str]
+
+
+def job(name: str, *flags: str) -> Command:
+    """The command of a job."""
+    return [sys.executable, str(JOBS / name), *flags]
+
+
+def timed(command: Command) -> tuple[bool, float]:
+    """Whether a command ended well, and its seconds; what it said is shown if it did not."""
+    started = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        print(f"exit code {done.returncode}: {done.stdout[-2000:]}")
+    return not done.returncode, time.monotonic() - started
+
+
+def count(store: Path, pattern: str) -> int:
+    """Files of a store."""
+    return sum(1 for _ in store.glob(pattern))
+
+
+def workers_of(driver: int) -> list[int]:
+    """Processes that build a shard below a driver: its raylet starts them."""
+    parents: dict[int, int] = {}
+    builders: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            title = (folder / "cmdline").read_bytes()
+        except (OSError, IndexError):
+            continue  # it has ended meanwhile
+        parents[int(folder.name)] = parent
+        if title.startswith(b"ray::build_shard"):
+            builders.append(int(folder.name))
+    return [pid for pid in builders if driver in _line(pid, parents)]
+
+
+def _line(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while pid in parents:
+        pid = parents[pid]
+        yield pid
+
+
+@dataclass(frozen=True)
+class Strike:
+    """Who dies, how long after shards are being built, and whether amid the files of one."""
+
+    victim: str
+    seconds: float
+    writing: bool
+
+
+def strikes(rng: random.Random, runs: int, *, within: float) -> list[tuple[Strike, Strike]]:
+    """For each run one of its workers and then itself; every other strike hits amid a shard."""
+    return [
+        (
+            Strike("worker", rng.uniform(0, within), number % 2 == 0),
+            Strike("driver", rng.uniform(0, within), number % 2 == 1),
+        )
+        for number in range(runs)
+    ]
+
+
+def killed_run(command: Command, store: Path, planned: Sequence[Strike]) -> bool:
+    """Run with those strikes and say what became of it; False where there was nobody to kill."""
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    struck = [strike(driver, store, each) for each in planned]
+    code = driver.wait()
+    print(
+        f"run ended with code {code}, {count(store, 'shards/*.json')} shards finished", flush=True
+    )
+    return all(struck) and code == -signal.SIGKILL
+
+
+def strike(driver: "subprocess.Popen[bytes]", store: Path, planned: Strike) -> bool:
+    """Wait for the moment, kill, and say what there was then; False where the run had ended."""
+    until(lambda: bool(workers_of(driver.pid)), driver)
+    until_time = time.monotonic() + planned.seconds
+    until(lambda: time.monotonic() >= until_time, driver)
+    if planned.writing:
+        files = count(store, "shards/*/**/*")
+        until(lambda: count(store, "shards/*/**/*") > files, driver)
+    victims = workers_of(driver.pid) if planned.victim == "worker" else [driver.pid]
+    if driver.poll() is not None or not victims:
+        print(f"expected a {planned.victim} to kill, got none: the run had ended")
+        return False
+    os.kill(victims[0], signal.SIGKILL)
+    whole, begun = count(store, "shards/*.json"), count(store, "shards/*/")
+    print(f"{planned.victim} killed, {whole} shards finished, {begun - whole} torn", flush=True)
+    return True
+
+
+def until(reached: Callable[[], bool], driver: "subprocess.Popen[bytes]") -> None:
+    """Wait, but not for a driver that has ended."""
+    while driver.poll() is None and not reached():
+        time.sleep(POLL)
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """Files that are not the same, byte for byte, in two folders."""
+    names = {p.relative_to(f) for f in (one, other) for p in f.rglob("*") if p.is_file()}
+    return sorted(str(name) for name in names if not _same(one / name, other / name))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all of it; the exit code is in the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--config", default=str(JOBS / "configs" / "paper.yaml"))
+    parser.add_argument("--subjects", type=int, default=300)
+    parser.add_argument("--runs", type=int, default=3, help="that are killed, two SIGKILLs each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    args = parser.parse_args(argv)
+    flags = ["--config", args.config, "--bids", str(args.folder / "bids")]
+    flags += [f"--set={text}" for text in (f"cohort.subjects={args.subjects}", *args.overrides)]
+    whole, killed = args.folder / "whole.zarr", args.folder / "killed.zarr"
+    commands = {path: job("convert.py", *flags, "--store", str(path)) for path in (whole, killed)}
+
+    ok = step(f"simulated {args.subjects} subjects", job("simulate.py", *flags))[0]
+    good, seconds = step("converted them undisturbed", commands[whole])
+    ok &= good
+    planned = strikes(random.Random(args.seed), args.runs, within=seconds / (2 * args.runs))
+    for pair in planned:
+        ok &= killed_run(commands[killed], killed, pair)
+    ok &= step("went on to the end", commands[killed])[0]
+    apart = differing(whole, killed)
+    files = [path for path in killed.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 2**20
+    print(f"{len(apart)} of {len(files)} files, {size:.0f} MiB, differ from the undisturbed store")
+    print("\n".join(apart[:5]), end="")
+    ok &= not apart
+    ok &= step("verified", [*commands[killed], "--verify"])[0]
+    ok &= step("a conversion with nothing to do", commands[killed])[0]
+    return 0 if ok else 1
+
+
+def step(what: str, command: Command) -> tuple[bool, float]:
+    """Run a command and say how long it took."""
+    good, seconds = timed(command)
+    print(f"{what}: {seconds:.1f} s", flush=True)
+    return good, seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

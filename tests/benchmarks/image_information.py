@@ -1,0 +1,154 @@
+"""What a patient's images are worth to where lesions are placed: nats a case, by noise level.
+
+    PYTHONPATH=.:platform python tests/benchmarks/image_information.py --bundle out/demo/bundle
+    --store STORE
+
+The cross entropy of the observed NET2 voxels of cases that have some, told one noised copy of them,
+once with the patient's images and covariates and once with none, as stage 1 is. Networks that are
+told the lesion load are told the true one, so that nothing is won by guessing how much; the arm is
+the one received. Last, what a table would save, which knows from the training cases where lesions
+lie and how much oftener beside older ones, without any noised copy.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from one_step_predictions import BATCH, target
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from study_cli import chosen, study_parser
+from torch import Tensor
+
+from lesioncast.bundle.bundle import Bundle
+from lesioncast.diffusion.lesion_load import LEAST_CHANCE, load_of
+from lesioncast.diffusion.model import Model
+from lesioncast.diffusion.objective import NET2, noised
+from lesioncast.evaluation.features.outcomes import evaluable
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import Shown
+from lesioncast.imaging.channels import MASKS
+from storage import Case, Store
+
+LOGSNR = (-4.0, -2.0, 0.0, 2.0)
+RINGS = (0.0, 0.1, 3.1, 4.5, 6.5, 9, 12, 16, 22, 30)  # mm from older lesions
+SMOOTH = (1.0, 1.5, 1.5)  # voxels, of the map
+HEAD = "| logsnr | with the images | with none | they save |"
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Spacing = tuple[float, float, float]
+Outcome = tuple[Mask, Mask]
+"""New lesions at w096 and all of before, both [s, h, w]."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a row a noise level: means over the cases."""
+    store, bundle, cases = chosen(study_parser(__doc__, cases=400, split="test").parse_args(argv))
+    own, none = nats(store, bundle, cases)
+    print(HEAD, "|" + "---|" * 4, sep="\n")
+    for level, logsnr in enumerate(LOGSNR):
+        with_images, without = own[:, level], none[:, level]
+        print(
+            f"| {logsnr:g} | {with_images.mean():.2f} | {without.mean():.2f} "
+            f"| {mean_and_error(without - with_images)} |"
+        )
+    known = evaluable(store.select(split="train"))
+    learned = places(outcomes(store, known), store.spec.spacing)
+    print("", "| mm from older lesions | lesions, times the map's |", "|---|---|", sep="\n")
+    for least, lift in zip(RINGS, learned.lift, strict=True):
+        print(f"| {least:g} or more | {lift:.2f} |")
+    saved = beside(learned, outcomes(store, cases), store.spec.spacing)
+    print(f"\nThat table saves {mean_and_error(saved)} over the map in {len(saved)} cases.")
+    return 0
+
+
+def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, Floats]:
+    """With the images and with none, each [n, level], of those n cases that have lesions."""
+    read = store_reader(store, bundle.config)
+    own, none = [], []
+    for first in range(0, len(cases), BATCH):
+        few = cases[first : first + BATCH]
+        x = torch.from_numpy(np.stack([target(store, case.index) for case in few]))
+        rows = torch.nonzero((x[:, NET2] > 0).flatten(1).any(1)).flatten()
+        if not len(rows):
+            continue
+        few, x = [few[row] for row in rows.tolist()], x[rows]
+        arm = torch.tensor([case.arm_index for case in few])
+        given = zip(*(read(Shown(case.index)) for case in few), strict=True)
+        condition, covariates = (torch.from_numpy(np.stack(each)) for each in given)
+        own.append(surprise(bundle.model, x, arm, condition, covariates))
+        none.append(surprise(bundle.model, x, arm, torch.zeros_like(condition), None))
+    return np.concatenate(own), np.concatenate(none)
+
+
+def outcomes(store: Store, cases: Sequence[Case]) -> list[Outcome]:
+    """Those with lesions at w096."""
+    read = (store.read(case.index).masks.astype(bool) for case in cases)
+    found = [(masks[-1, MASKS.index("net2")], masks[:-1].any((0, 1))) for masks in read]
+    return [(new, old) for new, old in found if new.any()]
+
+
+class Places(NamedTuple):
+    """Where lesions lie: the `share` of them at each voxel [s, h, w], and how many times that there
+    are at each distance from older ones, `lift` [ring]."""
+
+    share: Floats
+    lift: Floats
+
+
+def places(known: Sequence[Outcome], spacing: Spacing) -> Places:
+    """As the cases `known` show it."""
+    share = gaussian_filter(np.sum([new for new, _ in known], axis=0, dtype=float), SMOOTH) + 1e-6
+    share /= share.sum()
+    found, expected = np.zeros((2, len(RINGS)))
+    for new, old in known:
+        at = ring(old, spacing)
+        found += np.bincount(at[new], minlength=len(RINGS))
+        expected += np.bincount(at.ravel(), (share * new.sum()).ravel(), minlength=len(RINGS))
+    return Places(share, (found + 1e-6) / (expected + 1e-6))
+
+
+def ring(old: Mask, spacing: Spacing) -> npt.NDArray[np.int64]:
+    """Of each voxel, by its distance from older lesions; the last where there are none."""
+    if not old.any():
+        return np.full(old.shape, len(RINGS) - 1)
+    return np.asarray(np.digitize(distance_transform_edt(~old, sampling=spacing), RINGS) - 1)
+
+
+def beside(learned: Places, asked: Sequence[Outcome], spacing: Spacing) -> Floats:
+    """Nats a case [n] that the distance to older lesions saves over the map alone."""
+    saved = []
+    for new, old in asked:
+        told = learned.share * learned.lift[ring(old, spacing)]
+        saved.append(np.log(told[new] / told.sum() / learned.share[new]).sum())
+    return np.array(saved)
+
+
+def mean_and_error(values: Floats) -> str:
+    """Of values [n], with the standard error."""
+    return f"{values.mean():.2f} ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}"
+
+
+@torch.no_grad()
+def surprise(
+    model: Model, x: Tensor, arm: Tensor, condition: Tensor, covariates: Tensor | None
+) -> Floats:
+    """- log P of the voxels of NET2 in x [n, 2, s, h, w], summed, at each level [n, level]."""
+    least = model.config.unet.loads
+    load = load_of(x[:, NET2], least) if least else None
+    denoise = model.denoiser(condition, arm, guidance=1.0, covariates=covariates, load=load)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    found = []
+    for logsnr in LOGSNR:
+        at = torch.full((len(x),), logsnr)
+        chance = (denoise(noised(x, noise, at), at)[:, NET2] + 1) / 2
+        right = torch.where(x[:, NET2] > 0, chance, 1 - chance).double().clamp(min=LEAST_CHANCE)
+        found.append(-right.log().flatten(1).sum(1))
+    return torch.stack(found, dim=1).numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""How masks keep to the lesion load that their seeds drew, beside observed cases of that load.
+
+    PYTHONPATH=.:platform python tests/benchmarks/lesion_load_fidelity.py --bundle out/demo/bundle
+    --store STORE
+
+The cases are drawn under the arm that they received. The last line is what the networks make of
+them before anything is drawn.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import roc_auc_score
+from solvers import Masks, counted, draw, observed
+from study_cli import chosen, study_parser
+
+from lesioncast.bundle.bundle import Bundle
+from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
+from lesioncast.diffusion.lesion_load import load_of
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import Shown, seeds_of
+from storage import Case, Store
+
+HEAD = (
+    "| load | voxels at least | samples | empty | voxels | lesions | observed cases | voxels "
+    "| lesions |"
+)
+Loads = npt.NDArray[np.int64]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws the cases and prints a row a load."""
+    parser = study_parser(__doc__, cases=300, split="test")
+    parser.add_argument("--samples", type=int, default=2, help="a case")
+    args = parser.parse_args(argv)
+    configure_logging()
+    store, bundle, cases = chosen(args)
+    least = bundle.config.unet.loads
+    if not least:
+        parser.error(f"{args.bundle}: expected networks with unet.loads, got none")
+    truth = np.stack([observed(store, case) for case in cases])
+    with cluster(RaySettings()):
+        drawn = draw(store, cases, args.bundle.absolute(), bundle.sampler, samples=args.samples)
+    masks = drawn.reshape(-1, *truth.shape[1:])
+    told, chance = told_loads(store, cases, bundle, samples=args.samples)
+    true = load_of(torch.from_numpy(2.0 * truth - 1), least).numpy()
+    print(HEAD, "|" + "---|" * 9, sep="\n")
+    for load, voxels in enumerate((0, *least)):
+        of_load, seen = masks[told == load], truth[true == load]
+        empty = np.mean([not mask.any() for mask in of_load]) if len(of_load) else np.nan
+        print(
+            f"| {load} | {voxels} | {len(of_load)} | {empty:.2f} | {means(of_load, store)} "
+            f"| {len(seen)} | {means(seen, store)} |",
+            flush=True,
+        )
+    auc = roc_auc_score(true > 0, chance)
+    print(f"P(load > 0): {chance.mean():.3f}, observed {np.mean(true > 0):.3f}, AUC {auc:.3f}")
+    return 0
+
+
+def told_loads(
+    store: Store, cases: Sequence[Case], bundle: Bundle, *, samples: int
+) -> tuple[Loads, npt.NDArray[np.float64]]:
+    """The load of every sample, case after case, and of each case the chance of any."""
+    seeds = seeds_of(cases, seed=0, samples=samples)
+    read = store_reader(store, bundle.config)
+    loads, chance = [], []
+    for case in cases:
+        given = map(torch.from_numpy, read(Shown(case.index)))
+        hint = bundle.model.hint(*given, bundle.sampler)
+        drawn = bundle.model.told(hint, case.arm_index, seeds[case.index])
+        loads += [each.load for each in drawn]
+        logits = bundle.model.load_logits(hint, case.arm_index)
+        assert logits is not None
+        chance.append(1 - logits.softmax(0)[0].item())
+    return np.array(loads), np.array(chance)
+
+
+def means(masks: Masks, store: Store) -> str:
+    """Mean voxels and lesions of some masks."""
+    if not len(masks):
+        return " | "
+    lesions = np.mean([counted(mask, store) for mask in masks])
+    return f"{masks.sum() / len(masks):.1f} | {lesions:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

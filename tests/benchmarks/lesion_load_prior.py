@@ -1,0 +1,149 @@
+"""What the prior of the lesion load learns from which numbers and rows, beside regressions.
+
+    PYTHONPATH=.:platform python tests/benchmarks/lesion_load_prior.py out/demo/store.zarr
+    out/unseen/store.zarr
+
+Fits the prior to the first store's training cases in several ways, each with every seed, and scores
+P(active) at w096 on its test cases and on all cases of the other stores: means over the seeds, and
+how far those lie apart. Last, it is fitted to fewer of the training cases. No images are drawn and
+no other network is needed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from lesioncast.config import Config, load_config
+from lesioncast.diffusion.controlnet import BURDEN
+from lesioncast.diffusion.lesion_load import LoadPrior
+from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
+from lesioncast.evaluation.features.image_features import image_scalars
+from lesioncast.evaluation.features.outcomes import evaluable
+from lesioncast.imaging.channels import START, named, outside
+from lesioncast.training.lesion_load_prior import ROWS, Patients, fit_load_prior, patients_of
+from storage import Case, Store, open_store
+
+NUMBER = 2  # place among the numbers of a channel
+
+
+class Known(NamedTuple):
+    """Some cases of a store, as the prior and as a regression are told them [n, scalar]."""
+
+    patients: Patients
+    scalars: Floats
+
+    @property
+    def arm(self) -> npt.NDArray[np.int64]:
+        """Of each case, [n]."""
+        return self.patients.arm.numpy()
+
+    @property
+    def lesions(self) -> Floats:
+        """At w096, [n]."""
+        return self.patients.lesions.double().numpy()
+
+    def first(self, number: int) -> "Known":
+        """So many of the cases."""
+        parts = (getattr(self.patients, each.name)[:number] for each in fields(Patients))
+        return Known(Patients(*parts), self.scalars[:number])
+
+    def limited(self, *, numbers: bool) -> "Known":
+        """With the numbers of lesions or without."""
+        burden = self.patients.burden.clone()
+        burden[:, :, NUMBER] *= numbers
+        return self._replace(patients=replace(self.patients, burden=burden))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a row for each way of fitting, and one for the regression."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stores", type=Path, nargs="+")
+    parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo.yaml"))
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--cases", default="400,150", help="of the training split, at last")
+    args = parser.parse_args(argv)
+    config = load_config(args.config, [])
+    first, *others = (open_store(path.absolute()) for path in args.stores)
+    train = told(evaluable(first.select(split="train")), first, config)
+    asked = [told(evaluable(first.select(split="test")), first, config)]
+    asked += [told(evaluable(each.cases), each, config) for each in others]
+    sizes = [len(each.scalars) for each in asked]
+    print("| P(active) by | " + " | ".join(f"AUC, {n} | AP, {n}" for n in sizes) + " |")
+    print("|" + "---|" * (1 + 2 * len(asked)))
+    tried = [
+        (
+            f"{'shares and numbers' if numbers else 'shares'}, {rows} rows a step",
+            train,
+            numbers,
+            rows,
+        )
+        for numbers in (False, True)
+        for rows in (config.finetune.batch_size, ROWS)
+    ]
+    for number in map(int, args.cases.split(",")):
+        tried.append((f"{number} training cases", train.first(number), True, ROWS))
+    for name, known, numbers, rows in tried:
+        few = [each.limited(numbers=numbers) for each in (known, *asked)]
+        priors = [fitted(few[0], config, seed, rows=rows) for seed in range(args.seeds)]
+        print(
+            line(
+                f"prior, {name}", [[chances(each, of) for of in few[1:]] for each in priors], asked
+            ),
+            flush=True,
+        )
+    model = fit_scalar_model(train.scalars, train.arm, train.lesions, arms=len(config.arms))
+    regression = [model.probability(each.scalars, each.arm) for each in asked]
+    print(line("regression on image scalars", [regression], asked))
+    return 0
+
+
+def told(cases: Sequence[Case], store: Store, config: Config) -> Known:
+    """The cases, read from the store."""
+    scalars = [image_scalars(store.read(case.index), store.spec.spacing) for case in cases]
+    return Known(patients_of(cases, store, config.model), np.array(scalars))
+
+
+def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LoadPrior:
+    """The prior of the configuration's networks."""
+    torch.manual_seed(seed)
+    channels, unet = config.model.control.channels, config.model.unet
+    prior = LoadPrior(
+        BURDEN * channels, arms=unet.arms + 1, classes=unet.load_classes, covariates=()
+    )
+    later = outside(named(config.model.control.condition), (START,))
+    fit_load_prior(prior, known.patients, config.finetune, seed=seed, later=later, rows=rows)
+    return prior
+
+
+@torch.no_grad()
+def chances(prior: LoadPrior, of: Known) -> Floats:
+    """P(active) [n]."""
+    patient = prior.patient(of.patients.burden, of.patients.covariates)
+    chance: Floats = 1 - prior(patient, of.patients.arm).double().softmax(1)[:, 0].numpy()
+    return chance
+
+
+def line(name: str, runs: Sequence[Sequence[Floats]], asked: Sequence[Known]) -> str:
+    """AUC and average precision of P(active), one a store, of every run: means over the runs, and
+    the least to the greatest where there are several."""
+    cells = []
+    for place, of in enumerate(asked):
+        for score in (roc_auc_score, average_precision_score):
+            found = np.array([score(of.lesions > 0, run[place]) for run in runs])
+            spread = f" ({found.min():.3f} to {found.max():.3f})" if len(runs) > 1 else ""
+            cells.append(f"{found.mean():.3f}{spread}")
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

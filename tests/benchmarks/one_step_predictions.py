@@ -1,0 +1,90 @@
+"""Whether one-step predictions hold: lesion volume as told from the true z_t, by noise level.
+
+    PYTHONPATH=.:platform python tests/benchmarks/one_step_predictions.py --bundle out/demo/bundle
+    --store STORE
+
+What is wrong here the networks learned wrong; what is right here and wrong in samples arises on the
+way (`solvers.py`). Where the AUC rises, presence is decided; networks that are told the lesion load
+are told the true one. The cases are told under the arm that they received.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import roc_auc_score
+from study_cli import chosen, study_parser
+from torch import Tensor
+
+from lesioncast.diffusion.lesion_load import load_of
+from lesioncast.diffusion.model import Model
+from lesioncast.diffusion.objective import NET2, noised
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import Shown
+from lesioncast.imaging.channels import TARGET, encode_case
+from storage import Store
+
+LOGSNR = (-6, -4, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
+HEAD = (
+    "| logsnr | volume | active cases | of that in lesions | empty cases | empty, a P > 0.5 "
+    "| AUC of volume |"
+)
+BATCH = 8
+
+Floats = npt.NDArray[np.float64]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a row a noise level: predicted voxels of lesion a case."""
+    store, bundle, cases = chosen(study_parser(__doc__, cases=120, split="val").parse_args(argv))
+    read = store_reader(store, bundle.config)
+    x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
+    given = torch.from_numpy(np.stack([read(Shown(case.index)).condition for case in cases]))
+    arm = torch.tensor([case.arm_index for case in cases])
+    volume = (x[:, 1] > 0).double().sum((1, 2, 3)).numpy()
+    active = volume > 0
+    print(HEAD, "|" + "---|" * 7, sep="\n")
+    print(f"| true | {volume.mean():.1f} | {volume[active].mean():.1f} | | 0 | | |")
+    for logsnr in LOGSNR:
+        drawn = [
+            told(bundle.model, x[rows], given[rows], arm[rows], logsnr=logsnr)
+            for rows in torch.arange(len(cases)).split(BATCH)
+        ]
+        print(row(logsnr, np.concatenate(drawn), active))
+    return 0
+
+
+def target(store: Store, index: int) -> npt.NDArray[np.float32]:
+    """x of a case, [2, s, h, w]."""
+    return encode_case(store.read(index), channels=TARGET)
+
+
+@torch.no_grad()
+def told(model: Model, x: Tensor, condition: Tensor, arm: Tensor, *, logsnr: float) -> Floats:
+    """Of each case [n, 3]: voxels of lesion predicted, those in true lesions, the greatest P."""
+    at = torch.full((len(x),), float(logsnr))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    least = model.config.unet.loads
+    load = load_of(x[:, NET2], least) if least else None
+    denoise = model.denoiser(condition, arm, guidance=1.0, load=load)
+    x_hat = denoise(noised(x, noise, at), at)
+    chance, lesion = (x_hat[:, 1] + 1) / 2, (x[:, 1] > 0).float()
+    axes = (1, 2, 3)
+    found = [chance.sum(axes), (chance * lesion).sum(axes), chance.amax(axes)]
+    return torch.stack(found, dim=1).double().numpy()
+
+
+def row(logsnr: float, found: Floats, active: npt.NDArray[np.bool_]) -> str:
+    """One line of the table."""
+    volume, inside, greatest = found.T
+    return (
+        f"| {logsnr} | {volume.mean():.1f} | {volume[active].mean():.1f} "
+        f"| {inside[active].mean():.1f} | {volume[~active].mean():.2f} "
+        f"| {(greatest[~active] > 0.5).mean():.0%} | {roc_auc_score(active, volume):.3f} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

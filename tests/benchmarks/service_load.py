@@ -1,0 +1,142 @@
+"""Many small requests at a time on Ray Serve: each ends in a result or a 429, and memory stays.
+
+PYTHONPATH=.:platform:tests python tests/benchmarks/service_load.py --requests 200 --rounds 3
+
+With `--kill-every` seconds the sampler's replica is killed so often while requests are drawn, and
+no accepted request may fail. Networks of a few thousand weights, so that what is measured is the
+service and not the drawing.
+"""
+
+import argparse
+import asyncio
+import logging
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import quantiles
+
+import httpx2
+import ray
+from ray import serve as ray_serve
+from worker_memory import memory_now
+
+from lesioncast.cluster.connection import RaySettings, cluster
+from serve.app import build
+from serve.settings import Settings
+from tests.support.forecast import SPEC, write_bundle, write_store
+
+ORDER = {"subject": "sub-01", "samples": 2, "arms": [SPEC.arms[0]]}
+ENDED = ("succeeded", "failed", "cancelled")
+POLL_SECONDS = 1.0
+HEAD = (
+    "| round | ends | answer p50 / p95 | result p50 / p95 | all | memory after | kills |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+async def ask(http: httpx2.AsyncClient, number: int) -> tuple[str, float, float]:
+    """How one request ended; seconds to its answer and to its end."""
+    began = time.monotonic()
+    answer = await http.post("/v1/forecasts", json=ORDER | {"seed": number})
+    answered = time.monotonic() - began
+    if answer.status_code != 202:
+        return str(answer.status_code), answered, answered
+    while True:
+        await asyncio.sleep(POLL_SECONDS)
+        status = await http.get(answer.headers["Location"])
+        if status.status_code != 200:
+            return f"status {status.status_code}", answered, time.monotonic() - began
+        if status.json()["state"] in ENDED:
+            return status.json()["state"], answered, time.monotonic() - began
+
+
+async def one_round(url: str, number: int) -> list[tuple[str, float, float]]:
+    """As many requests at once."""
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+        return await asyncio.gather(*(ask(http, each) for each in range(number)))
+
+
+@contextmanager
+def killing(every: float) -> Iterator[list[float]]:
+    """Kills the replicas of the sampler every so many seconds, if any; when it did."""
+    over, kills = threading.Event(), list[float]()
+
+    def kill() -> None:
+        while not over.wait(every):
+            for each in ray.util.list_named_actors(all_namespaces=True):
+                if each["namespace"] == "serve" and "#SamplerReplica#" in each["name"]:
+                    with suppress(ValueError):  # it is gone already
+                        actor = ray.get_actor(each["name"], namespace="serve")
+                        ray.kill(actor, no_restart=True)
+                        kills.append(time.monotonic())
+
+    thread = threading.Thread(target=kill, daemon=True)
+    if every:
+        thread.start()
+    yield kills
+    over.set()
+    if every:
+        thread.join()
+
+
+def row(name: int, ends: list[tuple[str, float, float]], seconds: float, kills: int) -> str:
+    """One line of the table."""
+    results = [end for state, _, end in ends if state == "succeeded"]
+    answers = [answered for _, answered, _ in ends]
+    words = ", ".join(f"{count} {state}" for state, count in Counter(e[0] for e in ends).items())
+    return (
+        f"| {name} | {words} | {_cuts(answers)} | {_cuts(results)} | {seconds:.0f} s "
+        f"| {memory_now():.0f} MiB | {kills} |"
+    )
+
+
+def _cuts(values: list[float]) -> str:
+    if len(values) < 2:
+        return "n/a"
+    cuts = quantiles(values, n=20)
+    return f"{cuts[9]:.1f} / {cuts[18]:.1f} s"
+
+
+def main() -> None:
+    """Prints a line a round."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kill-every", type=float, default=0.0, help="seconds; 0 kills nothing")
+    given = parser.parse_args()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as name, cluster(RaySettings(num_cpus=2)):
+        folder = Path(name)
+        write_store(folder / "store.zarr", folder / "bids", test=2)
+        write_bundle(folder / "bundle")
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+        settings = Settings(
+            bundle=folder / "bundle",
+            store=folder / "store.zarr",
+            artifacts=folder / "out",
+            demo=True,
+        )
+        ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
+        print(f"memory before: {memory_now():.0f} MiB\n{HEAD}", flush=True)
+        for number in range(1, given.rounds + 1):
+            began = time.monotonic()
+            with killing(given.kill_every) as kills:
+                ends = asyncio.run(one_round(f"http://127.0.0.1:{port}", given.requests))
+            print(row(number, ends, time.monotonic() - began, len(kills)), flush=True)
+            lost = [state for state, *_ in ends if state not in ("succeeded", "429")]
+            if lost:
+                raise AssertionError(f"expected a result or a 429 each, got {Counter(lost)}")
+        ray_serve.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The benchmarks in the small: what those of a GPU count and need, and that the others run."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lesioncast.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+# What the GPU's machine lacks, and what it has but the paper's benchmark does not need.
+ABSENT = ("ray", "pydantic")
+NEEDLESS = ("zarr", "nibabel", "nilearn", "yaml", "scipy", "sklearn", "matplotlib", "safetensors")
+
+# A name that stands for None there cannot be imported.
+WITHOUT = """
+import runpy, sys
+sys.modules.update(dict.fromkeys({absent!r}))
+sys.path[:0] = {path!r}
+sys.argv = {argv!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_without(absent: tuple[str, ...], script: str, *arguments: str) -> str:
+    """Standard output of a benchmark in a Python that has not the `absent` modules."""
+    path = [str(BENCHMARKS), *(str(ROOT / each) for each in ("", "platform"))]
+    code = WITHOUT.format(absent=absent, path=path, argv=[str(BENCHMARKS / script), *arguments])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of the reduced check, run with torch and numpy alone."""
+    out = tmp_path_factory.mktemp("paper")
+    shown = run_without((*ABSENT, *NEEDLESS), "paper_on_gpu.py", "--out", str(out))
+    assert "reduced check" in shown
+    record: dict[str, Any] = json.loads((out / "paper.json").read_text())
+    return record
+
+
+@pytest.mark.slow
+def test_the_paper_preset_costs_what_was_counted_by_hand(reduced: dict[str, Any]) -> None:
+    gmac = reduced["gmac_per_case"]["paper"]
+    assert round(gmac["unet"], 1) == 593.6
+    assert (round(gmac["hint"], 1), round(gmac["control"], 1)) == (43.1, 152.7)
+    # Backward is twice forward, but for the gradient of z that nobody asks for.
+    assert 2.99 < gmac["stage1"] / gmac["unet"] < 3
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_the_networks_of_the_paper_preset(reduced: dict[str, Any]) -> None:
+    preset = load_config(ROOT / "jobs" / "configs" / "paper.yaml").model
+    assert reduced["paper"] == json.loads(json.dumps(asdict(preset)))
+
+
+@pytest.mark.slow
+def test_every_row_of_the_reduced_check_is_measured(reduced: dict[str, Any]) -> None:
+    assert reduced["reduced"]
+    assert not [row for row in reduced["rows"] if "failed" in row]
+    timed = [row for row in reduced["rows"] if row["section"] != "parts"]
+    assert {row["section"] for row in timed} == {
+        "stage1", "forward", "stage2", "evaluation", "sampling",
+    }  # fmt: skip
+    for row in timed:
+        assert row["tflops"] > 0
+        assert row["share"] == pytest.approx(row["tflops"] / row["ceiling_tflops"])
+    gmac = reduced["gmac_per_case"]["measured"]
+    for row in timed:
+        if row["section"] in ("stage1", "stage2", "evaluation"):
+            flops = 2e9 * gmac[row["section"]] * row["batch"]
+            assert row["tflops"] == pytest.approx(flops / (row["median"] / 1e3) / 1e12)
+    assert [row["graph_breaks"] for row in timed if row["variant"]["compiled"]] == [0, 0]
+    assert reduced["convolutions"]
+    assert {"clip", "Adam", "average", "last layer in float32"} <= {
+        part["part"] for part in reduced["parts"]
+    }
+    assert reduced["ceiling"]["tflops_median"] > 0
+
+
+def test_a_run_out_of_time_says_so_in_every_row(tmp_path: Path) -> None:
+    shown = run_without(ABSENT, "paper_on_gpu.py", "--minutes", "0", "--only", "stage1,parts")
+    assert shown.count("not begun: out of time") > 2
+
+
+@pytest.mark.slow
+def test_the_middle_sized_run_ends_in_table_3_without_ray(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "jobs" / "configs" / "demo.yaml").read_text())
+    config["unet"] |= {"widths": [8, 8, 16]}
+    for stage in ("pretrain", "finetune"):
+        config[stage]["batch_size"] = 2
+        config[stage]["workers"] = 1
+    config["sampler"]["num_steps"] = 2
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["--cases", str(tmp_path / "cases"), "--out", str(tmp_path / "out")]
+    arguments += ["--config", str(tmp_path / "tiny.yaml"), "--subjects", "60"]
+    shown = run_without(
+        ABSENT, "small_on_gpu.py", *arguments, "--minutes", "0.02", "--samples", "2"
+    )
+    assert "### AUC by arm" in shown
+    record = json.loads((tmp_path / "out" / "small.json").read_text())
+    assert record["cases"]["train"] + record["cases"]["test"] == 60
+    activity = record["variants"]["plain"]["activity"]["pooled"]["methods"]
+    assert {"ensemble", "arm_rate", "monte_carlo"} <= activity.keys()
+
+
+@pytest.mark.slow
+def test_loading_is_measured_in_every_way_and_conversion_on_one_and_two_workers(
+    tmp_path: Path,
+) -> None:
+    config = str(ROOT / "jobs" / "configs" / "demo.yaml")
+    arguments = ["--config", config, "--out", str(tmp_path), "--subjects", "6", "--rounds", "1"]
+    shown = run_without((), "data_loading.py", *arguments)
+    record = json.loads((tmp_path / "loading.json").read_text())
+    assert [each["workers"] for each in record["conversions"]] == [1, 2]
+    assert all(each["worker_mib"] > 10 for each in record["conversions"])
+    assert record["ray_data_worker_mib"] > 10
+    names = [each["name"] for each in record["readings"]]
+    assert len(names) == 6
+    assert all(name in shown for name in names)
+    assert all(min(each["rounds"]) > 0 for each in record["readings"])
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_many_requests_at_once_end_in_a_result_or_a_429_and_memory_stays() -> None:
+    """The load test in small: it fails by itself where a request ends otherwise."""
+    shown = run_without((), "service_load.py", "--requests", "24", "--rounds", "3")
+    rounds = [line.split("|")[2:-1] for line in shown.splitlines() if re.match(r"\| \d", line)]
+    ended = [re.findall(r"(\d+) (succeeded|429)", each[0]) for each in rounds]
+    assert [sum(int(number) for number, _ in each) for each in ended] == [24] * 3
+    memory = [float(each[4].split()[0]) for each in rounds]
+    assert memory[2] - memory[1] < 50  # MiB; the first round warms the processes

@@ -1,0 +1,116 @@
+"""What training hands on: whole, checked, and enough to draw masks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lesioncast.bundle.bundle import BundleConfig, bundle_digest, load_bundle, save_bundle
+from lesioncast.bundle.model_card import model_card
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.model import Model
+from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.unet import UNet
+from lesioncast.training.errors import BundleError
+from tests.support.training import MODEL as TINY
+from tests.support.training import SLAB
+
+# Without the correction for the lesion weight, half of all voxels are lesions.
+MODEL = replace(TINY, objective=ObjectiveConfig(lesion_weight=1))
+SAMPLER = SamplerConfig(solver="dpm2m", num_steps=3)
+CONFIG = BundleConfig(MODEL, SLAB, (3.0, 1.5, 1.5), SAMPLER)
+METRICS = {
+    "data": "8 training cases of a simulated trial.",
+    "stages": {name: {"step": 6, "loss": 0.5} for name in ("pretrain", "finetune")},
+}
+
+
+def saved(path: Path, seed: int = 0) -> tuple[Model, str]:
+    """A bundle of fresh networks at `path`, none of whose weights is zero."""
+    torch.manual_seed(seed)
+    unet = UNet(MODEL.unet)
+    control = ControlNet.from_unet(MODEL.control, unet)
+    for parameter in (*unet.parameters(), *control.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)
+    states = {"unet": unet.state_dict(), "control": control.state_dict()}
+    digest = save_bundle(path, CONFIG, metrics=METRICS, **states)
+    return Model(unet, control, MODEL), digest
+
+
+def test_a_bundle_draws_the_masks_that_its_networks_drew(tmp_path: Path) -> None:
+    model, digest = saved(tmp_path / "bundle")
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.digest == digest == bundle_digest(tmp_path / "bundle")
+    assert (bundle.config, bundle.slab, bundle.spacing) == (MODEL, SLAB, (3.0, 1.5, 1.5))
+    assert bundle.sampler == SAMPLER
+    condition = torch.randn(2, 7, *SLAB, generator=torch.Generator().manual_seed(1))
+    drawn = [
+        each.draw(condition, torch.tensor([0, 1]), [5, 6], SAMPLER)
+        for each in (model, bundle.model)
+    ]
+    assert torch.equal(*drawn)
+    assert 0 < int(drawn[0].sum()) < drawn[0].numel()
+
+
+def test_the_same_content_has_the_same_digest(tmp_path: Path) -> None:
+    digests = [saved(tmp_path / name, seed)[1] for name, seed in [("a", 0), ("b", 0), ("c", 1)]]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "config.json", "metrics.json", "README.md"])
+def test_an_altered_file_is_named(tmp_path: Path, name: str) -> None:
+    saved(tmp_path / "bundle")
+    file = tmp_path / "bundle" / name
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match=rf"bundle/{name}: missing, or not the file"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "bundle")
+    (tmp_path / "bundle" / "controlnet.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"controlnet.safetensors: missing"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_a_folder_that_is_no_bundle_says_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"expected a bundle with manifest.json, got none"):
+        load_bundle(tmp_path)
+
+
+def test_a_bundle_of_another_schema_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "bundle")
+    manifest = tmp_path / "bundle" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
+    with pytest.raises(BundleError, match="expected schema 3 .* got schema 99"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
+    saved(tmp_path / "bundle")
+    _, digest = saved(tmp_path / "bundle", seed=1)
+    assert load_bundle(tmp_path / "bundle").digest == digest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    thesis = tmp_path / "thesis" / "chapter1.md"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(BundleError, match="got something else"):
+        saved(thesis.parent)
+    assert thesis.exists()
+
+
+def test_the_model_card_says_what_the_weights_are_not_for(tmp_path: Path) -> None:
+    saved(tmp_path / "bundle")
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "Not a medical device" in card
+    assert METRICS["data"] in card
+    assert "placebo, avonex" in card
+    assert "Lesion load" not in card
+    told = replace(MODEL, unet=replace(MODEL.unet, loads=(1, 20)))
+    card = model_card(replace(CONFIG, model=told), METRICS)
+    assert "from 1, 20 voxels how many, is drawn\n  first" in card

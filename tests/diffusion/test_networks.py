@@ -1,0 +1,189 @@
+"""The UNet and the ControlNet: the paper's sizes and the properties that stage 2 rests on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lesioncast.config import load_config
+from lesioncast.diffusion.blocks import fold, unfold
+from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.objective import BASE_LOG_ODDS, evidence
+from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.diffusion.voxel_mlp import (
+    VoxelHead,
+    VoxelPerceptron,
+    greatest,
+    smoothed,
+    surroundings,
+)
+from tests.support.known_denoisers import CONFIGS
+
+TINY = UNetConfig(
+    slices=3, arms=2, patch=2, widths=(8, 16), attention_stages=(1,), head_dim=8, groups=4
+)
+PAPER_CONTROL = ControlConfig(hint_widths=(32, 96, 96, 256))
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def randomise(module: nn.Module) -> None:
+    """Moves every parameter off its initial value, zero-initialised ones included."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+
+
+def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(batch, 2, 3, 8, 8, generator=generator)
+    condition = torch.randn(batch, 7, 3, 8, 8, generator=generator)
+    return z, torch.linspace(-4, 4, batch), torch.arange(batch) % 3, condition
+
+
+def test_the_paper_preset_has_the_papers_589_million_parameters() -> None:
+    with torch.device("meta"):
+        unet = parameters(UNet(UNetConfig()))
+        control = parameters(ControlNet(PAPER_CONTROL, UNetConfig()))
+    assert round(unet / 1e6, 2) == 433.46
+    assert round(control / 1e6, 2) == 155.67
+    assert round((unet + control) / 1e6) == 589
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_networks_of_every_shipped_configuration_predict_a_slab(path: Path) -> None:
+    config = load_config(path)
+    with FakeTensorMode(), torch.no_grad():
+        unet = UNet(config.unet)
+        control = ControlNet(config.control, config.unet, config.model.covariates)
+        z = torch.zeros(2, 2, *config.store.slab)
+        logsnr, arm = torch.zeros(2), torch.zeros(2, dtype=torch.long)
+        load = torch.ones(2, dtype=torch.long) if config.unet.loads else None
+        hint = control.encode(torch.zeros(2, config.control.channels, *config.store.slab))
+        residuals = control(z, logsnr, arm, hint, load)
+        assert unet(z, logsnr, arm, residuals, load=load).shape == z.shape
+
+
+def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> None:
+    volume = torch.arange(2 * 2 * 3 * 4 * 4.0).reshape(2, 2, 3, 4, 4)
+    assert torch.equal(fold(volume, 1), volume.reshape(2, 6, 4, 4))
+    assert fold(volume, 2).shape == (2, 24, 2, 2)
+    assert torch.equal(unfold(fold(volume, 2), slices=3, patch=2), volume)
+
+
+@pytest.mark.parametrize("config", [ControlConfig(), ControlConfig(burden=True, voxels=4)])
+def test_an_untrained_controlnet_changes_nothing_to_the_last_bit(config: ControlConfig) -> None:
+    unet = UNet(TINY)
+    randomise(unet)
+    control = ControlNet.from_unet(config, unet)
+    z, logsnr, arm, condition = inputs()
+    with torch.no_grad():
+        residuals = control(z, logsnr, arm, control.encode(condition))
+        assert torch.equal(unet(z, logsnr, arm, residuals), unet(z, logsnr, arm))
+
+
+def test_a_controlnet_starts_as_a_copy_of_the_unets_encoder() -> None:
+    unet = UNet(TINY)
+    randomise(unet)
+    control = ControlNet.from_unet(ControlConfig(), unet)
+    ours, theirs = control.encoder.state_dict(), unet.encoder.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_gradients_reach_the_controlnet_through_the_frozen_unet() -> None:
+    unet = UNet(TINY)
+    randomise(unet)
+    unet.requires_grad_(False)
+    control = ControlNet.from_unet(ControlConfig(), unet)
+    z, logsnr, arm, condition = inputs()
+    residuals = control(z, logsnr, arm, control.encode(condition))
+    unet(z, logsnr, arm, residuals).square().mean().backward()
+    assert all(parameter.grad is None for parameter in unet.parameters())
+    assert all(zero.weight.grad.abs().sum() > 0 for zero in control.zero_skips)
+
+
+def test_the_arm_and_the_null_arm_each_change_the_prediction() -> None:
+    unet = UNet(TINY)
+    randomise(unet)
+    z, logsnr, _, _ = inputs(1)
+    with torch.no_grad():
+        rows = [unet(z, logsnr, torch.tensor([arm])) for arm in (0, 1, TINY.null_arm)]
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+
+
+def test_the_burden_counts_lesions_and_tells_an_absent_channel_from_an_empty_one() -> None:
+    unet = UNet(TINY)
+    control = ControlNet.from_unet(ControlConfig(condition=("w048/net2",), burden=True), unet)
+    empty, one, absent = (torch.full((1, 1, 3, 8, 8), value) for value in (-1.0, -1.0, 0.0))
+    one[0, 0, 0, 0, 0] = 1.0
+    with torch.no_grad():
+        burdens = [control.encode(condition).burden for condition in (empty, one, absent)]
+    assert not torch.equal(burdens[0], burdens[1])
+    assert not torch.equal(burdens[0], burdens[2])
+
+
+def test_widths_that_groups_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"multiples of groups=32, got \[48\]"):
+        UNetConfig(widths=(32, 48))
+
+
+def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
+    volume = torch.zeros(1, 5, 5, 5)
+    volume[0, 2, 2, 2] = 64.0
+    assert smoothed(volume)[0, 2, 2, 1:4].tolist() == [4.0, 8.0, 4.0]
+    assert smoothed(torch.ones(1, 3, 4, 5)).eq(1).all()
+    pooled = nn.functional.max_pool3d(volume, 3, stride=1, padding=1)
+    assert torch.equal(greatest(volume), pooled)
+
+
+def test_the_voxel_heads_second_pass_reads_what_the_first_made_of_the_neighbours() -> None:
+    """With weights set by hand it is one step of mean-field inference: a voxel's log odds rise by
+    so much for each lesion that is believed among its neighbours, by their binomial weight."""
+    head, coupling = VoxelHead(1, embedding=4), 3.0
+    nn.init.zeros_(head.second.read.weight)
+    nn.init.zeros_(head.second.read.bias)
+    nn.init.zeros_(head.second.embed.weight)
+    nn.init.zeros_(head.second.embed.bias)
+    nn.init.ones_(head.second.read.weight[:, 6:7])  # net2, four of the evidence, own, near, ...
+    nn.init.constant_(head.second.write.weight, coupling)
+    generator = torch.Generator().manual_seed(0)
+    net2, z = (torch.randn(2, 3, 6, 5, generator=generator) for _ in range(2))
+    net2, logsnr = 4 * net2 + 6, torch.tensor([-3.0, 1.0])
+    with torch.no_grad():
+        refined = head(net2, z, logsnr, torch.randn(2, 4, generator=generator))
+    believed = torch.sigmoid(net2 + BASE_LOG_ODDS + evidence(z, logsnr))
+    padded = nn.functional.pad(believed[:, None], (1,) * 6, mode="replicate")
+    binomial = torch.tensor([1.0, 2.0, 1.0])
+    kernel = torch.einsum("i,j,k->ijk", binomial, binomial, binomial)[None, None] / 8
+    around = nn.functional.conv3d(padded, kernel)[:, 0]
+    assert torch.allclose(refined, net2 + coupling * around, atol=1e-4)
+
+
+def test_a_voxel_perceptron_starts_at_zero() -> None:
+    perceptron = VoxelPerceptron(5, 4, embedding=8)
+    assert perceptron(torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)).eq(0).all()
+
+
+def test_a_voxel_perceptron_is_the_same_small_network_at_every_voxel() -> None:
+    perceptron = VoxelPerceptron(5, 4, embedding=8)
+    randomise(perceptron)
+    features, embedding = torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)
+    hidden = (
+        perceptron.read(features.movedim(1, -1)) + perceptron.embed(embedding)[:, None, None, None]
+    )
+    assert torch.allclose(
+        perceptron(features, embedding), perceptron.write(hidden.relu()).squeeze(-1), atol=1e-6
+    )
+
+
+def test_surroundings_keep_each_voxels_own_condition_first() -> None:
+    condition = torch.randn(2, 7, 3, 4, 4)
+    seen = surroundings(condition)
+    assert seen.shape == (2, 14, 3, 4, 4)
+    assert torch.equal(seen[:, :7], condition)
+    assert torch.equal(seen[0, 8], smoothed(smoothed(condition[:1, 1]))[0])

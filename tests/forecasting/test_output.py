@@ -1,0 +1,269 @@
+"""A forecast of whole subjects, from a store to files on their own skewed grid."""
+
+import copy
+import json
+import logging
+import operator
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lesioncast.cluster.actor_map import map_on_actors, with_progress
+from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.evaluation.reporting.summary_page import forecast_section, page, relative_path
+from lesioncast.evaluation.run import held_out, reference_of
+from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.output.bids import (
+    figure_path,
+    forecast_path,
+    summary_path,
+    write_forecast_root,
+)
+from lesioncast.forecasting.output.display import choose_slices, for_display, view_of
+from lesioncast.forecasting.pipeline import (
+    Origin,
+    bids_flair,
+    forecast_all,
+    forecast_batches,
+    stored_flair,
+    subjects_to_forecast,
+)
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import Sampler
+from storage import Store, open_store
+from tests.support.bids import path_of
+from tests.support.bids_validator import validator_reports
+from tests.support.forecast import LAYOUT, fake_draw, write_store
+
+SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
+
+
+def build_fake(store: Path) -> Sampler:
+    opened = open_store(store)
+    config = ModelConfig(opened.spec.arms, UNetConfig(arms=len(opened.spec.arms)))
+    return Sampler(fake_draw, store_reader(opened, config), spacing=opened.spec.spacing)
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
+    folder = tmp_path_factory.mktemp("trial")
+    return write_store(folder / "store.zarr", folder / "bids"), folder / "bids"
+
+
+@pytest.fixture(scope="module")
+def forecasts(
+    trial: tuple[Store, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict]]:
+    """The first two cases: sub-01 was quiet at w048, sub-02 active."""
+    (store, bids), out = trial, tmp_path_factory.mktemp("forecasts")
+    cases = subjects_to_forecast(store, (), number=2)
+    _, _, batches = forecast_batches(cases, arms=3, settings=SETTINGS, seed=5)
+    write_forecast_root(out, source=bids)
+    records = forecast_all(
+        store,
+        cases,
+        map(build_fake(store.path), batches),
+        settings=SETTINGS,
+        origin=Origin("d" * 64, 5, ("Trained on made-up cases.",)),
+        out=out,
+        background=bids_flair(bids, LAYOUT),
+    )
+    return out, list(records)
+
+
+def test_every_arm_has_a_map_named_as_bids_asks(forecasts: tuple[Path, list[dict]]) -> None:
+    out, _ = forecasts
+    found = {path.name for path in (out / "sub-02/ses-w048/anat").iterdir()}
+    stem = "sub-02_ses-w048_space-orig_label-L_desc-forecastW096"
+    assert found == {
+        f"{stem}{arm}_probseg.{end}"
+        for arm in ("Placebo", "Avonex", "Ocrelizumab")
+        for end in ("nii.gz", "json")
+    }
+
+
+def test_an_arms_name_becomes_a_bids_label() -> None:
+    path = forecast_path(Path("out"), "sub-01", "dimethyl fumarate_240")
+    assert "_desc-forecastW096DimethylFumarate240_" in path.name
+
+
+def test_the_map_lies_on_the_skewed_grid_of_the_flair(
+    trial: tuple[Store, Path], forecasts: tuple[Path, list[dict]]
+) -> None:
+    (store, bids), (out, records) = trial, forecasts
+    flair = nib.load(path_of(bids, "sub-02", "w048", "flair"))
+    image = nib.load(forecast_path(out, "sub-02", "placebo"))
+    assert image.get_data_dtype() == np.float32
+    assert image.shape == flair.shape
+    assert np.allclose(image.affine, flair.affine, atol=1e-5)
+    assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+    assert [int(image.header[code]) for code in ("sform_code", "qform_code")] == [2, 1]
+    expected = records[1]["arms"]["placebo"]["p_active"]["value"]
+    found = np.asarray(image.dataobj)
+    assert found.max() == pytest.approx(expected)
+    centre = nib.affines.apply_affine(image.affine, np.argwhere(found > 0).mean(axis=0))
+    slab = np.array(store.case("sub-02").grid.slab_affine)
+    assert centre == pytest.approx(nib.affines.apply_affine(slab, [3.5, 10.5, 2]), abs=1e-3)
+
+
+def test_the_sidecar_says_that_it_was_predicted_and_from_what(
+    forecasts: tuple[Path, list[dict]],
+) -> None:
+    path = forecast_path(forecasts[0], "sub-02", "avonex")
+    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["PredictedNotObserved"] is True
+    assert sidecar["Arm"] == sidecar["ReceivedArm"] == "avonex"
+    assert sidecar["BundleDigest"] == "d" * 64
+    assert len(sidecar["Seeds"]) == sidecar["Samples"] == 12
+    assert "confounded" in sidecar["PositivityWarning"]
+    assert sidecar["SpatialReference"].endswith("sub-02_ses-w048_FLAIR.nii.gz")
+
+
+def test_arms_share_their_seeds_and_subjects_do_not(forecasts: tuple[Path, list[dict]]) -> None:
+    first, second = forecasts[1]
+    assert not set(first["seeds"]) & set(second["seeds"])
+    chance = [row["p_active"]["value"] for row in second["arms"].values()]
+    assert chance == sorted(chance, reverse=True)
+    assert first["arms"]["placebo"]["p_active"]["value"] < 0.4
+    assert (first["observed_lesions"], second["observed_lesions"]) == (0, 1)
+
+
+def test_summary_and_figure_are_written_beside_the_maps(
+    forecasts: tuple[Path, list[dict]],
+) -> None:
+    out, records = forecasts
+    assert json.loads(summary_path(out, "sub-01").read_text()) == records[0]
+    assert figure_path(out, "sub-01").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    assert not list(out.rglob("*.partial"))
+
+
+def test_the_official_validator_accepts_the_forecasts(forecasts: tuple[Path, list[dict]]) -> None:
+    assert validator_reports(forecasts[0]) == {"own": []}
+
+
+def test_a_page_shows_the_forecast_and_its_warnings_once(
+    forecasts: tuple[Path, list[dict]],
+) -> None:
+    out, records = forecasts
+    link = relative_path(figure_path(out, "sub-02"), page_folder=out.parent)
+    section = forecast_section(records[1], heading="A forecast", figure=link)
+    text = page("Demo", [section], notices=[*records[0]["notices"], *records[1]["notices"]])
+    assert f"({out.name}/sub-02/sub-02_forecast.png)" in text
+    assert text.count("Predicted, not observed.") == 1
+    assert "| **avonex** (received) |" in text
+    assert "as stated" not in text
+
+
+def test_a_page_shows_the_lesions_that_the_model_states(
+    forecasts: tuple[Path, list[dict]],
+) -> None:
+    record = copy.deepcopy(forecasts[1][1])
+    for place, row in enumerate(record["arms"].values()):
+        row["count"]["stated"] = 1.25 + place
+    section = forecast_section(record, heading="A forecast")
+    assert "| lesions expected, as stated | lesions drawn, mean (sd) |" in section
+    assert all(f" | {1.25 + place:.2f} | " in section for place in range(3))
+
+
+def test_the_stored_flair_stands_in_where_the_bids_folder_is_gone(
+    trial: tuple[Store, Path],
+) -> None:
+    store, bids = trial
+    case = store.case("sub-02")
+    stored, own = stored_flair(store)(case), bids_flair(bids, LAYOUT)(case)
+    assert stored.shape == own.shape
+    inside = np.asarray(stored.dataobj) > 0
+    assert np.corrcoef(stored.get_fdata()[inside], own.get_fdata()[inside])[0, 1] > 0.999
+    with pytest.raises(ForecastError, match=r"sub-02.*--bids"):
+        bids_flair(bids / "nowhere", LAYOUT)(case)
+
+
+def test_a_view_refuses_images_on_another_grid(trial: tuple[Store, Path]) -> None:
+    store, bids = trial
+    flair = bids_flair(bids, LAYOUT)(store.case("sub-02"))
+    moved = nib.Nifti1Image(np.zeros(flair.shape, np.float32), flair.affine + np.eye(4))
+    with pytest.raises(ValueError, match="placebo"):
+        view_of(flair, {"placebo": moved}, None)
+
+
+def ramp_view(*, mass: dict[int, float]) -> object:
+    flair = np.zeros((20, 16, 12), np.float32)
+    chance = np.zeros_like(flair)
+    for index, value in mass.items():
+        chance[index, 8, 6] = value
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    images = [nib.Nifti1Image(each.transpose(2, 1, 0), affine) for each in (flair, chance)]
+    return view_of(images[0], {"placebo": images[1]}, None)
+
+
+def test_slices_are_those_with_most_probability_a_little_apart() -> None:
+    assert choose_slices(ramp_view(mass={4: 0.9, 5: 0.8, 12: 0.3}), 2) == [12, 4]
+
+
+def test_the_central_slices_are_shown_where_nothing_is_forecast() -> None:
+    assert set(choose_slices(ramp_view(mass={}), 1)) <= {9, 10}
+
+
+def test_the_patients_right_is_on_the_left_and_anterior_on_top() -> None:
+    """Canonical w grows to the patient's right, h to anterior."""
+    plane = np.zeros((16, 12), np.float32)
+    plane[15, 11] = 1  # anterior right
+    shown = for_display(plane, (3.0, 2.0, 2.0), order=1)
+    row, column = np.unravel_index(shown.argmax(), shown.shape)
+    assert row < shown.shape[0] / 4
+    assert column < shown.shape[1] / 4
+
+
+def test_unknown_subjects_and_reference_arms_are_refused_by_name(
+    trial: tuple[Store, Path], tmp_path: Path
+) -> None:
+    store, _ = trial
+    with pytest.raises(Exception, match="sub-99"):
+        subjects_to_forecast(store, ["sub-99"], number=1)
+    settings = ForecastSettings(samples=2, reference_arm="aspirin")
+    stream = forecast_all(
+        store, [], [], settings=settings, origin=Origin("d", 0), out=tmp_path,
+        background=stored_flair(store),
+    )  # fmt: skip
+    with pytest.raises(ForecastError, match="aspirin"):
+        next(stream)
+
+
+def test_held_out_cases_are_drawn_once_each_and_forced_ones_under_every_arm(
+    trial: tuple[Store, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ForecastError, match="training cases"):
+        held_out(trial[0], EvaluationSettings())
+    store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=6, train=3)
+    found = held_out(store, EvaluationSettings(counterfactual_subjects=2))
+    assert (len(found.train), len(found.test), found.forced) == (3, 6, (0, 3))
+    own, forced = found.own(), found.under_every_arm(arms=3, sessions=None)
+    assert len({*own, *forced}) == 4 + 2 * 3
+    apart = found.under_every_arm(arms=3, sessions=("w000",))
+    assert len({*own, *apart}) == 6 + 2 * 3
+    assert found.validation == ()
+    with pytest.raises(ForecastError, match=r"reference_arm: expected one of .*, got aspirin"):
+        reference_of("aspirin", store)
+
+
+def test_progress_says_how_many_are_done_and_when_it_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    times = iter(range(0, 100, 4))
+    with caplog.at_level(logging.INFO):
+        assert list(with_progress("abc", total=3, label="done", clock=lambda: next(times))) == [
+            *"abc"
+        ]
+    assert caplog.messages == ["done 2/3, 0.2/s, 4 s left", "done 3/3, 0.2/s, 0 s left"]
+
+
+@pytest.mark.ray
+def test_actors_answer_in_the_order_of_the_items(ray_cluster: None) -> None:
+    build = partial(partial, operator.mul, 3)  # each actor holds `partial(mul, 3)`
+    assert list(map_on_actors(build, range(20), workers=2)) == list(range(0, 60, 3))

@@ -1,0 +1,217 @@
+"""Samples are named by case, arm and seed; the arms of a case share its seeds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesioncast.evaluation.run import tally_of
+from lesioncast.forecasting.ensemble import Ensemble, Stated
+from lesioncast.forecasting.output.summary import (
+    Provenance,
+    Subject,
+    arm_record,
+    difference_record,
+    summarise,
+)
+from lesioncast.forecasting.sampling import (
+    Given,
+    Request,
+    Sampler,
+    Seeds,
+    Shown,
+    Statement,
+    ensembles,
+    gather,
+    plan,
+    sample_seeds,
+)
+from tests.support.forecast import RATE, SLAB, fake_draw, write_store
+
+SPACING = (3.0, 2.0, 2.0)
+
+
+def active_patient(shown: Shown) -> Given:
+    return patient(active=shown.case == 1)
+
+
+def patient(*, active: bool) -> Given:
+    condition = np.full((7, *SLAB), 1.0 if active else -1.0, np.float32)
+    return Given(condition, np.empty(0, np.float32))
+
+
+def sampler() -> Sampler:
+    return Sampler(fake_draw, active_patient, spacing=SPACING)
+
+
+def numbered(seed: int, samples: int) -> dict[int, Seeds]:
+    return {case: sample_seeds(seed, f"sub-{case}", samples) for case in range(6)}
+
+
+def drawn(requests: list[Request], seeds: dict[int, Seeds], *, batch_size: int) -> list[Ensemble]:
+    batches = plan(requests, seeds, batch_size=batch_size)
+    return list(ensembles(requests, seeds, map(sampler(), batches)))
+
+
+def test_a_seed_depends_on_the_runs_seed_the_subject_and_its_place_alone() -> None:
+    assert sample_seeds(3, "sub-1", 32)[:16] == sample_seeds(3, "sub-1", 16)
+    assert not set(sample_seeds(3, "sub-1", 64)) & set(sample_seeds(4, "sub-1", 64))
+    assert not set(sample_seeds(3, "sub-1", 64)) & set(sample_seeds(3, "sub-2", 64))
+    assert len(set(sample_seeds(0, "sub-1", 1000))) == 1000
+    assert all(0 <= seed < 2**63 for seed in sample_seeds(0, "sub-1", 100))
+
+
+def test_the_arms_of_a_case_are_asked_for_on_the_same_seeds() -> None:
+    requests = [Request(0, 0), Request(0, 2), Request(4, 2)]
+    batches = plan(requests, numbered(0, 5), batch_size=3)
+    seeds = [sample.seed for batch in batches for sample in batch]
+    assert seeds[:5] == seeds[5:10]
+    assert not set(seeds[5:10]) & set(seeds[10:])
+    asked = [sample.request for batch in batches for sample in batch]
+    assert list(dict.fromkeys(asked)) == requests
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_ensembles_do_not_depend_on_the_batches(batch_size: int) -> None:
+    requests, seeds = [Request(0, 0), Request(1, 0), Request(1, 2)], numbered(0, 6)
+    found = drawn(requests, seeds, batch_size=batch_size)
+    for ensemble, whole in zip(found, drawn(requests, seeds, batch_size=18), strict=True):
+        assert (ensemble.case, ensemble.arm) == (whole.case, whole.arm)
+        assert ensemble.seeds == whole.seeds == seeds[ensemble.case]
+        assert np.array_equal(ensemble.plain, whole.plain)
+        assert np.array_equal(ensemble.probability, whole.probability)
+
+
+def test_the_probability_is_the_share_of_samples_at_each_voxel() -> None:
+    (ensemble,) = drawn([Request(1, 1)], numbered(0, 10), batch_size=4)
+    share = np.mean(ensemble.plain > 0)
+    assert 0 < share < 1
+    assert ensemble.probability.dtype == np.float32
+    assert ensemble.probability[2, 10, 3] == pytest.approx(share)
+    assert np.count_nonzero(ensemble.probability) == 4
+    assert ensemble.volume.tolist() == (48.0 * (ensemble.plain > 0)).tolist()
+
+
+def test_a_lost_batch_is_noticed() -> None:
+    requests, seeds = [Request(0, 0), Request(1, 0)], numbered(0, 4)
+    batches = plan(requests, seeds, batch_size=4)[:1]
+    with pytest.raises(ValueError, match="not enough values"):
+        list(ensembles(requests, seeds, map(sampler(), batches)))
+
+
+def forecast(samples: int, seed: int) -> dict:
+    arms = ("placebo", "avonex", "ocrelizumab")
+    requests = [Request(1, arm) for arm in range(3)]
+    found = drawn(requests, numbered(seed, samples), batch_size=16)
+    return summarise(
+        Subject("sub-02", "avonex", 1),
+        dict(zip(arms, found, strict=True)),
+        reference="placebo",
+        opening=False,
+        spacing=SPACING,
+        provenance=Provenance("b" * 64, "c" * 64, seed),
+    )
+
+
+def test_a_summary_says_what_was_drawn() -> None:
+    record = forecast(200, seed=1)
+    for rate, row in zip(RATE, record["arms"].values(), strict=True):
+        assert row["p_active"]["low"] < rate < row["p_active"]["high"]
+        assert row["count"]["mean"] == row["p_active"]["value"]  # never more than one lesion
+        assert row["count"]["quantiles"]["0.05"] in (0, 1)
+    assert [row["received"] for row in record["arms"].values()] == [False, True, False]
+    assert record["arms"]["placebo"]["minus_reference"]["count"] == {
+        "value": 0.0,
+        "mc_error": 0.0,
+        "stated": None,
+    }
+    assert "Predicted, not observed." in record["notices"]
+
+
+def stated(*chances: float) -> Statement:
+    """Twice as many lesions as the chance of any, under each arm."""
+    return tuple(Stated(each, 2 * each, each) for each in chances)
+
+
+def test_a_summary_tells_what_the_model_states() -> None:
+    requests, seeds = [Request(1, 0), Request(1, 1)], numbered(0, 40)
+    states = Sampler(
+        fake_draw, active_patient, spacing=SPACING, state=lambda *_: stated(0.8, 0.55, 0.1)
+    )
+    batches = map(states, plan(requests, seeds, batch_size=8))
+    found = list(ensembles(requests, seeds, batches))
+    reference, other = (arm_record(each, opening=False)["p_active"] for each in found)
+    assert reference == {"value": 0.8, "low": 0.8, "high": 0.8, "stated": True}
+    assert other["value"] == 0.55
+    gap = difference_record(found[1], found[0], opening=False)
+    assert gap["p_active"] == {"value": pytest.approx(-0.25), "mc_error": 0.0}
+    assert gap["count"]["mc_error"] > 0
+    assert gap["count"]["stated"] == pytest.approx(-0.5)
+    assert arm_record(found[0], opening=False)["count"]["stated"] == 1.6
+    opened = arm_record(found[0], opening=True)
+    assert (opened["p_active"]["stated"], opened["count"]["stated"]) == (False, None)
+
+
+def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are_compared() -> None:
+    def read(shown: Shown) -> Given:
+        return patient(active=shown.case == 1 and shown.sessions is None)
+
+    def state(told: Given) -> Statement:
+        active = (told.condition > 0).any()
+        return stated(0.9, 0.8, 0.7) if active else stated(0.3, 0.2, 0.1)
+
+    samples = Sampler(fake_draw, read, spacing=SPACING, state=state, compared=("w000",))
+    requests = [Request(1, 1), Request(1, 1, ("w000",))]
+    seeds = numbered(0, 40)
+    for size in (80, 40):  # in one batch, and each in its own
+        batches = plan(requests, seeds, batch_size=size)
+        every, start = gather(requests, seeds, map(samples, batches))
+        assert np.mean(every.plain) > 0.3 > np.mean(start.plain)
+        assert (every.stated, start.stated) == (*stated(0.8), *stated(0.2))
+        assert every.all_stated[Shown(1, ("w000",))] == stated(0.3, 0.2, 0.1)
+
+
+def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:
+    """Common random numbers: active under avonex (.5) only where active under placebo (.8)."""
+    record = forecast(400, seed=1)
+    gap = record["arms"]["avonex"]["minus_reference"]["p_active"]
+    assert gap["value"] == pytest.approx(-0.3, abs=0.07)
+    assert gap["mc_error"] == pytest.approx(np.sqrt(0.3 * 0.7 / 400), rel=0.1)
+    assert gap["mc_error"] < np.sqrt((0.8 * 0.2 + 0.5 * 0.5) / 400) * 0.8
+
+
+def test_the_paired_error_is_the_spread_over_runs() -> None:
+    gaps = [
+        forecast(60, seed)["arms"]["avonex"]["minus_reference"]["p_active"] for seed in range(40)
+    ]
+    spread = np.std([gap["value"] for gap in gaps], ddof=1)
+    assert spread == pytest.approx(np.mean([gap["mc_error"] for gap in gaps]), rel=0.35)
+
+
+def test_arms_on_different_seeds_are_not_paired() -> None:
+    first = drawn([Request(1, 0)], numbered(0, 4), batch_size=4)[0]
+    other = drawn([Request(1, 1)], numbered(1, 4), batch_size=4)[0]
+    with pytest.raises(ValueError, match="same seeds"):
+        summarise(
+            Subject("sub-02", None, None),
+            {"placebo": first, "avonex": other},
+            reference="placebo",
+            opening=False,
+            spacing=SPACING,
+            provenance=Provenance("b", "c", 0),
+        )
+
+
+def test_masks_are_laid_beside_the_observed_one_on_the_arm_received_alone(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=2)
+    requests, seeds = [Request(1, 0), Request(1, 1)], numbered(0, 6)  # case 1 received arm 1
+    batches = plan(requests, seeds, batch_size=4)
+    samples = list(gather(requests, seeds, map(sampler(), batches)))
+    tallies = [tally_of(each, store, tested=True) for each in samples]
+    assert tallies[0].spatial is None
+    spatial = tallies[1].spatial
+    active = np.mean(samples[1].plain > 0)
+    assert 0 < active < 1
+    assert spatial.distance == pytest.approx(1 - active)  # a sample draws the very lesion, or none
+    assert spatial.regions is None
+    assert tally_of(samples[1], store, tested=False).spatial is None

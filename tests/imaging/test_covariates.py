@@ -1,0 +1,321 @@
+"""Covariates: a third condition that may be absent, and that is absent from the paper's model."""
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lesioncast.bundle.bundle import Bundle, load_bundle
+from lesioncast.config import Config, load_config, parse
+from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.covariates import Covariate, covariate_features
+from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.unet import UNet
+from lesioncast.errors import ConfigError
+from lesioncast.evaluation.settings import ForecastSettings
+from lesioncast.forecasting.pipeline import (
+    Origin,
+    forecast_all,
+    forecast_batches,
+    stored_flair,
+)
+from lesioncast.forecasting.runtime import (
+    build_sampler,
+    bundle_draw,
+    store_reader,
+)
+from lesioncast.forecasting.sampling import Read, Request, Sample, Sampler
+from lesioncast.imaging.channels import named
+from lesioncast.imaging.covariates import encode_covariates, fit_covariates, known_covariates
+from lesioncast.training import randomness
+from lesioncast.training.experiment import Experiment, experiment_of, finetuning, pretraining
+from lesioncast.training.export import export_bundle
+from lesioncast.training.trainer import train
+from storage import Case, Store
+from tests.diffusion.test_networks import TINY, inputs, randomise
+from tests.support.forecast import SLAB, SPEC, write_store
+from tests.support.training import MODEL, SETTINGS, tiny_cases, tiny_experiment
+
+AGE, SEX = Covariate("age", centre=40.0, scale=10.0), Covariate("sex", levels=("F", "M"))
+BOTH = (AGE, SEX)
+NAN = float("nan")
+DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Four test cases of ages 30 to 36 and eight of training, 38 to 52; one has a known EDSS."""
+    folder = tmp_path_factory.mktemp("store")
+    return write_store(folder / "store.zarr", folder / "bids", test=4, train=8)
+
+
+def without(store: Store) -> tuple[Case, ...]:
+    return tuple(with_values(case) for case in store.cases)
+
+
+def with_values(case: Case, **values: object) -> Case:
+    return replace(case, covariates=values)
+
+
+def config(**sections: object) -> Config:
+    raw = {
+        "name": "tiny",
+        "arms": list(SPEC.arms),
+        "cohort": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
+        "store": {"slab": list(SLAB), "spacing": list(SPEC.spacing), "resample": False},
+        "unet": {"slices": SLAB[0], "arms": 3, "widths": [8], "groups": 4, "attention_stages": []},
+        "objective": {"prediction": "odds", "base_log_odds": 0.0, "lesion_weight": 1.0},
+        "pretrain": asdict(replace(SETTINGS, learning_rate=1e-4)),
+        "finetune": asdict(replace(SETTINGS, covariate_drop=0.2)),
+        "sampler": {"solver": "dpm2m", "num_steps": 3, "grid": "logsnr"},
+    }
+    return parse(Config, raw | sections, source="test")
+
+
+def control_of(covariates: tuple[Covariate, ...], *, seed: int = 0) -> tuple[UNet, ControlNet]:
+    torch.manual_seed(seed)
+    unet = UNet(TINY)
+    randomise(unet)
+    return unet, ControlNet.from_unet(ControlConfig(burden=True), unet, covariates)
+
+
+def test_numbers_are_standardised_on_the_training_cases_alone(store: Store) -> None:
+    train_cases = store.select(split="train")
+    age, sex = fit_covariates(["age", "sex"], train_cases)
+    known = [case.covariates["age"] for case in train_cases]
+    assert (age.centre, age.scale) == (np.mean(known), np.std(known))
+    assert age.centre != np.mean([case.covariates["age"] for case in store.cases])
+    assert sex.levels == ("F", "M")
+    values = np.array([encode_covariates([age], case) for case in train_cases])
+    assert values.mean() == pytest.approx(0, abs=1e-6)
+    assert values.std() == pytest.approx(1)
+
+
+def test_a_covariate_given_in_full_is_taken_as_it_is(store: Store) -> None:
+    assert fit_covariates([AGE], store.cases) == (AGE,)
+
+
+@pytest.mark.parametrize("unknown", ["ege", Covariate("ege")])
+def test_an_unknown_name_is_refused_naming_those_there_are(
+    store: Store, unknown: str | Covariate
+) -> None:
+    with pytest.raises(ConfigError, match=r"expected some of age, edss, sex, got ege"):
+        fit_covariates(["age", unknown], store.cases)
+
+
+def test_what_teaches_nothing_or_is_no_one_kind_is_refused(store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"differ in edss, got none where it is known"):
+        fit_covariates(["edss"], store.select(split="train"))
+    same = [with_values(case, age=30) for case in store.cases]
+    with pytest.raises(ConfigError, match=r"differ in age, got 30; leave it out"):
+        fit_covariates(["age"], same)
+    mixed = [with_values(same[0], age="old"), *same]
+    with pytest.raises(ConfigError, match=r"numbers or words as age, got both, such as 30 and old"):
+        fit_covariates(["age"], mixed)
+
+
+@pytest.mark.parametrize(
+    ("values", "known"),
+    [
+        ({"age": 50, "sex": "M"}, [1.0, 1.0]),
+        ({"age": None, "sex": "F"}, [NAN, 0.0]),
+        ({"age": "fifty", "sex": "X"}, [NAN, NAN]),
+        ({}, [NAN, NAN]),
+    ],
+)
+def test_what_a_case_lacks_or_training_did_not_know_is_absent(
+    store: Store, values: dict, known: list[float]
+) -> None:
+    case = with_values(store.cases[0], **values)
+    np.testing.assert_array_equal(encode_covariates(BOTH, case), known)
+    assert known_covariates(BOTH, case) == dict(
+        zip(("age", "sex"), np.isfinite(known), strict=True)
+    )
+
+
+def test_an_absent_value_is_none_of_the_values_there_are() -> None:
+    values = torch.tensor([[NAN, NAN], [math.inf, NAN], [0.0, 0.0], [0.0, 1.0]])
+    features = covariate_features(values, BOTH)
+    absent = [0, 0, 0, 0, 0]
+    assert features.tolist() == [absent, absent, [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]]
+
+
+def test_names_and_whole_covariates_may_be_mixed_in_a_configuration() -> None:
+    given = ["covariates=[edss, {name: age, centre: 40.0, scale: 10.0}]"]
+    assert load_config(DEMO, given).covariates == ("edss", AGE)
+    assert load_config(DEMO).covariates == ()
+    with pytest.raises(ConfigError, match=r"unknown key covariates\.level; nearest: levels"):
+        load_config(DEMO, ["covariates=[{name: sex, level: [F, M]}]"])
+    with pytest.raises(ConfigError, match=r"scale of age must be above 0, got 0"):
+        load_config(DEMO, ["covariates=[{name: age, scale: 0}]"])
+
+
+def test_untrained_covariates_change_nothing_to_the_last_bit() -> None:
+    unet, control = control_of(BOTH)
+    z, logsnr, arm, condition = inputs()
+    with torch.no_grad():
+        hint = control.encode(condition, torch.tensor([[1.0, 0.0], [NAN, 1.0]]))
+        residuals = control(z, logsnr, arm, hint)
+        assert torch.equal(unet(z, logsnr, arm, residuals), unet(z, logsnr, arm))
+
+
+def test_all_other_weights_begin_the_same_with_and_without_covariates() -> None:
+    without, with_both = (control_of(each)[1].state_dict() for each in ((), BOTH))
+    assert all(torch.equal(with_both[name], tensor) for name, tensor in without.items())
+    assert {name.split(".")[0] for name in with_both.keys() - without.keys()} == {"covariates"}
+
+
+@torch.no_grad()
+def test_a_trained_network_tells_a_missing_value_from_the_mean() -> None:
+    _, control = control_of(BOTH)
+    randomise(control)
+    condition = inputs(1)[3]
+    rows = ([0.0, 0.0], [NAN, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, NAN])
+    found = [control.encode(condition, torch.tensor([row])).covariates for row in rows]
+    assert all(not torch.equal(found[0], other) for other in found[1:])
+
+
+@torch.no_grad()
+def test_guidance_takes_the_null_arm_and_image_without_covariates() -> None:
+    unet, control = control_of(BOTH)
+    randomise(control)
+    model = Model(unet, control, ModelConfig(("a", "b"), TINY, covariates=BOTH))
+    z, logsnr, _, condition = inputs()
+    arm, null = torch.tensor([0, 1]), torch.full((2,), TINY.null_arm)
+    values = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+
+    def x_hat(of: torch.Tensor, arm: torch.Tensor, guidance: float, **given: torch.Tensor):  # type: ignore[no-untyped-def]
+        return model.denoiser(of, arm, guidance=guidance, **given)(z, logsnr)
+
+    absent = torch.full((2, 2), NAN)
+    unconditional = x_hat(torch.zeros_like(condition), null, 1.0, covariates=absent)
+    without = x_hat(condition, arm, 0.0, covariates=values)
+    assert torch.allclose(without, unconditional, atol=1e-5)
+    assert not torch.equal(
+        x_hat(condition, arm, 1.0, covariates=values), x_hat(condition, arm, 1.0)
+    )
+
+
+def test_covariates_drop_at_their_rates_and_leave_the_other_drops_alone() -> None:
+    rates = {"arm_drop": 0.3, "condition_drop": 0.2, "channel_drop": 0.1}
+    size = 20_000
+    before = randomness.drops(5, 0, batch_size=size, channels=7, **rates)
+    drawn = randomness.drops(
+        5, 0, batch_size=size, channels=7, covariates=4, covariate_drop=0.25, **rates
+    )
+    assert before.covariates.shape == (size, 0)
+    np.testing.assert_array_equal(before.arm, drawn.arm)
+    np.testing.assert_array_equal(before.channels, drawn.channels)
+    whole = drawn.covariates.all(1)
+    assert abs(whole.mean() - 0.25) < 0.013  # four standard errors
+    assert np.abs(drawn.covariates[~whole].mean(0) - 0.1).max() < 0.011
+    others = np.column_stack([drawn.arm, drawn.channels.all(1), whole])
+    assert np.abs(np.corrcoef(others.T) - np.eye(3)).max() < 0.03
+
+
+def test_a_dropped_covariate_is_absent_and_stage_one_sees_none(tmp_path: Path) -> None:
+    values = np.arange(20, dtype=np.float32).reshape(10, 2)
+    cases = tiny_cases(tmp_path, covariates=values)
+    rows = np.array([3, 4])
+    drops = randomness.Drops(
+        np.zeros(2, bool), np.zeros((2, 7), bool), np.array([[False, True], [False, False]])
+    )
+    batch = cases.batch(rows, drops, null_arm=2, condition=named(CONDITION))
+    np.testing.assert_array_equal(batch.covariates, [[6, NAN], [8, 9]])
+    np.testing.assert_array_equal(values[3], [6, 7])
+    assert cases.batch(rows, drops, null_arm=2, condition=None).covariates is None
+    without = replace(cases, covariates=None).batch(
+        rows, drops, null_arm=2, condition=named(CONDITION)
+    )
+    assert without.covariates is None
+
+
+def covaried(experiment: Experiment) -> Experiment:
+    """The tiny experiment with covariates: random ages, sexes in turn, some absent."""
+    values = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
+    values[:, 1] = np.arange(10) % 2
+    values[2] = NAN
+    cases = replace(experiment.cases, covariates=values)
+    return replace(experiment, cases=cases, model=replace(MODEL, covariates=BOTH))
+
+
+def test_one_stage_one_serves_stages_two_with_and_without_covariates(tmp_path: Path) -> None:
+    plain = tiny_experiment(tmp_path)
+    pretrained = train(pretraining(SETTINGS, plain))
+    assert train(pretraining(SETTINGS, covaried(plain))) == pretrained
+    settings = replace(SETTINGS, covariate_drop=0.2)
+    last = train(finetuning(settings, covaried(plain), pretrained))
+    weights = last.tensors("weights", "control.covariates.")
+    assert set(weights) == {f"layers.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
+    assert weights["layers.2.weight"].abs().sum() > 0
+
+
+@pytest.fixture(scope="module")
+def bundle(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Both stages trained on the store's ages and sexes, from even odds of a lesion."""
+    folder = tmp_path_factory.mktemp("bundle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LESIONCAST_CACHE", str(folder / "cache"))
+        given = config(covariates=["age", "sex"])
+        experiment = experiment_of(given, store, folder / "runs")
+        pretrained = train(pretraining(given.pretrain, experiment))
+        stage = finetuning(given.finetune, experiment, pretrained)
+        train(stage)
+    export_bundle(stage, store, folder / "bundle", sampler=given.sampler)
+    return load_bundle(folder / "bundle")
+
+
+def test_a_bundle_knows_its_covariates_as_training_fitted_them(
+    store: Store, bundle: Bundle
+) -> None:
+    expected = fit_covariates(["age", "sex"], store.select(split="train"))
+    assert bundle.config.covariates == expected
+    card = (bundle.path / "README.md").read_text()
+    assert "- Covariates, each of which may be missing: age, sex." in card
+
+
+def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
+    store: Store, bundle: Bundle
+) -> None:
+    asked = [Request(case.index, arm) for case in store.cases[:3] for arm in range(3)]
+    samples = tuple(Sample(request, 7) for request in asked)
+    assert build_sampler(bundle.path, store.path, device="cpu")(samples).masks().any()
+    loaded = load_bundle(bundle.path)
+    torch.manual_seed(0)
+    for network in (loaded.model.unet, loaded.model.control):
+        for parameter in network.parameters():  # a training of seconds hardly moves them
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+
+    def masks(read: Read) -> np.ndarray:
+        draw = bundle_draw(loaded, device="cpu")
+        return Sampler(draw, read, spacing=store.spec.spacing)(samples).masks()
+
+    bare = replace(store, table=replace(store.table, cases=without(store)))
+    told, untold = (store_reader(each, bundle.config) for each in (store, bare))
+    assert np.array_equal(masks(told), masks(told))
+    assert not np.array_equal(masks(told), masks(untold))
+
+
+def test_a_summary_says_which_covariates_it_knew(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    lacking = with_values(store.cases[1], sex="F")
+    cases = [store.cases[0], lacking]
+    settings = ForecastSettings(samples=2)
+    _, _, batches = forecast_batches(cases, arms=3, settings=settings, seed=0)
+    records = forecast_all(
+        store,
+        cases,
+        map(build_sampler(bundle.path, store.path, device="cpu"), batches),
+        settings=settings,
+        origin=Origin(bundle.digest, 0, covariates=bundle.config.covariates),
+        out=tmp_path,
+        background=stored_flair(store),
+    )
+    assert [record["covariates"] for record in records] == [
+        {"used": ["age", "sex"], "missing": []},
+        {"used": ["sex"], "missing": ["age"]},
+    ]

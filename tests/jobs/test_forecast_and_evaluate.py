@@ -1,0 +1,233 @@
+"""The two jobs end to end on a tiny store, with networks of random weights behind a real bundle."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+
+from lesioncast.bundle.bundle import load_bundle
+from lesioncast.evaluation.reporting.markdown.report import report_text
+from lesioncast.evaluation.reporting.summary_page import evaluation_section
+from lesioncast.forecasting.disclaimers import FROM_START, NOT_EVALUATED
+from lesioncast.forecasting.errors import ForecastError
+from lesioncast.forecasting.runtime import build_sampler, require_fit
+from lesioncast.forecasting.sampling import Request, Sample
+from lesioncast.jobs import evaluate, forecast
+from lesioncast.simulation.ground_truth import RANKS, TRUTH
+from storage import StoreError, open_store
+from tests.support.bids import write_volume
+from tests.support.forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_store
+
+CONFIG = {
+    "name": "tiny",
+    "arms": list(SPEC.arms),
+    "cohort": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
+    "store": {"slab": list(SLAB), "spacing": list(SPEC.spacing), "resample": False},
+    "unet": {"slices": SLAB[0], "arms": 3, "widths": [8, 16], "groups": 4, "attention_stages": []},
+    "pretrain": {"steps": 1},
+    "finetune": {"steps": 1},
+    "forecast": {"samples": 3, "subjects": 2, "batch_size": 4, "workers": 1},
+    "evaluation": {
+        "samples": 3, "counterfactual_subjects": 2, "bootstrap": 100, "monte_carlo_runs": 2,
+        "workers": 1, "covariates": ["age", "sex"],
+    },
+}  # fmt: skip
+
+SIXTEEN = tuple(
+    Sample(Request(case, arm), seed)
+    for seed, (case, arm) in enumerate(product(range(4), (0, 1, 2, 1)))
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of four test and eight training cases, a bundle, a configuration."""
+    folder = tmp_path_factory.mktemp("jobs")
+    write_store(folder / "store.zarr", folder / "bids", test=4, train=8)
+    for subject in ("sub-01", "sub-02", "sub-03", "sub-04"):
+        write_truth(folder / "bids", subject)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    write_bundle(folder / "bundle")
+    write_bundle(folder / "from_start", from_start=True)
+    return folder
+
+
+def write_truth(bids: Path, subject: str) -> None:
+    """Two lesions of one voxel each, of which the arms let two, one and none arise."""
+    ranks = np.zeros(GEOMETRY.shape, np.uint8)
+    middle = tuple(size // 2 for size in GEOMETRY.shape)
+    ranks[middle], ranks[middle[0], middle[1], middle[2] + 3] = 1, 2
+    stem = bids / TRUTH / subject / "ses-w096/anat" / f"{subject}_ses-w096_{RANKS}"
+    write_volume(stem.with_name(f"{stem.name}.nii.gz"), ranks, GEOMETRY)
+    counts = dict(zip(SPEC.arms, (2, 1, 0), strict=True))
+    stem.with_name(f"{stem.name}.json").write_text(json.dumps({"LesionCounts": counts}))
+
+
+def given(root: Path, *extra: str) -> list[str]:
+    paths = ["--store", str(root / "store.zarr"), "--bundle", str(root / "bundle")]
+    return ["--config", str(root / "tiny.yaml"), *paths, *extra]
+
+
+@pytest.mark.ray
+def test_the_forecast_job_writes_every_named_subject(ray_cluster: None, root: Path) -> None:
+    out = root / "forecasts"
+    assert forecast.main(given(root, "--out", str(out), "--subjects", "sub-03,sub-02")) == 0
+    assert {path.name for path in out.glob("sub-*")} == {"sub-02", "sub-03"}
+    record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
+    assert list(record["arms"]) == list(SPEC.arms)
+    assert record["bundle"] == load_bundle(root / "bundle").digest
+    assert "Trained on 8 training cases of a made-up trial." in record["notices"]
+    assert "The subjects are simulated." in record["notices"]
+    assert record["warnings"] == [NOT_EVALUATED]
+    assert len(list(out.rglob("*_probseg.nii.gz"))) == 6
+
+
+@pytest.mark.ray
+def test_the_evaluation_job_writes_tables_that_can_be_made_again(
+    ray_cluster: None, root: Path
+) -> None:
+    out = root / "evaluation"
+    assert evaluate.main(given(root, "--out", str(out))) == 0
+    record = json.loads((out / "metrics.json").read_text())
+    assert record["cases"] == {"train": 8, "test": 4}
+    assert record["variants"]["plain"]["activity"]["pooled"]["positives"] == 2
+    assert list(record["variants"]) == ["plain", "opened", "opened_forecast"]
+    assert record["masks"]["groups"]["pooled"]["with_lesions"] == 2
+    assert record["effects"]["reference"] == "placebo"
+    assert record["effects"]["outcomes"]["count"]["ocrelizumab"]["true"]["value"] == -2.0
+    assert record["calibration"] is None  # the store has no validation cases
+    assert [row["true_rate"] for row in record["ladder"]["arms"].values()] == [1.0, 1.0, 0.0]
+    assert [row["true"] for row in record["effects"]["mean_count"].values()] == [2.0, 1.0, 0.0]
+    assert list(record["methods"])[-2:] == ["regression", "regression_covariates"]
+    assert report_text(record) == (out / "tables.md").read_text()
+    section = evaluation_section(record, heading="Evaluation", figure="evaluation.png")
+    assert "4 held-out subjects, 2 of them active" in section
+    made = record["provenance"]
+    assert (made["store"], made["configuration"], made["seed"]) == ("inputs", "tiny", 0)
+    assert made["trained_on"] == "Trained on 8 training cases of a made-up trial."
+    report = (out / "report.html").read_text()
+    assert report.count("<h1>") == 1
+    assert report.count("data:image/png;base64,") >= 3  # both active subjects, a quiet one
+
+
+@pytest.mark.ray
+def test_arms_are_compared_from_before_treatment_where_the_bundle_was_trained_for_it(
+    ray_cluster: None, root: Path
+) -> None:
+    records = {}
+    for name in ("bundle", "from_start"):
+        out = root / f"evaluation_{name}"
+        paths = ["--bundle", str(root / name), "--out", str(out)]
+        assert evaluate.main(given(root, *paths)) == 0
+        records[name] = json.loads((out / "metrics.json").read_text())
+    later, start = records.values()
+    assert (later["compared"], start["compared"]) == (["w000", "w048"], ["w000"])
+    assert later["variants"] == start["variants"]  # on its own arm a case is shown all its images
+    sampler = build_sampler(root / "from_start", root / "store.zarr", device="cpu")
+    every, alone = (
+        sampler((Sample(Request(1, 0, told), 7),)).masks() for told in (None, ("w000",))
+    )
+    assert (every != alone).any()
+    assert "before any treatment: 3 samples" in report_text(start)
+
+
+@pytest.mark.ray
+def test_a_forecast_from_before_treatment_says_so_or_is_refused(
+    ray_cluster: None, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = root / "compared"
+    asked = ["--set", "forecast.sessions=[w000]", "--out", str(out), "--subjects", "sub-03"]
+    assert forecast.main(given(root, *asked, "--bundle", str(root / "from_start"))) == 0
+    record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
+    assert record["sessions"] == ["w000"]
+    assert FROM_START in record["notices"]
+    (one, *_) = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
+    assert [source.split("/")[-1] for source in one["Sources"]] == ["sub-03_ses-w000_FLAIR.nii.gz"]
+    assert forecast.main(given(root, *asked)) == 1
+    assert "expected w000, w048, got w000; to show w000 alone, train" in caplog.text
+
+
+@pytest.mark.ray
+def test_a_forecast_after_the_evaluation_carries_what_it_found(
+    ray_cluster: None, root: Path
+) -> None:
+    digest = load_bundle(root / "bundle").digest
+    assert evaluate.main(given(root, "--out", str(root / "before"))) == 0
+    assert load_bundle(root / "bundle").digest == digest  # the card renames no weights
+    out = root / "warned"
+    assert forecast.main(given(root, "--out", str(out), "--subjects", "sub-03")) == 0
+    record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
+    (sentence,) = record["warnings"]
+    assert sentence.startswith("The data name no trial")
+    sidecars = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
+    assert [each["Warnings"] for each in sidecars] == [[sentence]] * 3
+    assert sentence in (root / "bundle/EVALUATION.md").read_text()
+
+
+def masks_of_16(root: Path) -> npt.NDArray[np.bool_]:
+    """Of every case, arms in turn, in one batch."""
+    return build_sampler(root / "bundle", root / "store.zarr", device="cpu")(SIXTEEN).masks()
+
+
+def test_a_seed_names_a_mask_alone_in_a_batch_and_after_a_restart(
+    root: Path, tmp_path: Path
+) -> None:
+    together = masks_of_16(root)
+    assert together.any()
+    assert torch.get_num_threads() == 1  # more would sum in another order
+    sampler = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
+    alone = np.concatenate([sampler((sample,)).masks() for sample in SIXTEEN])
+    assert np.array_equal(alone, together)
+    code = (
+        "import sys, pathlib, numpy, test_forecast_jobs as here;"
+        "numpy.save(sys.argv[2], here.masks_of_16(pathlib.Path(sys.argv[1])))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(root), str(tmp_path / "masks.npy")],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert np.array_equal(np.load(tmp_path / "masks.npy"), together)
+
+
+def test_a_sampler_refuses_a_store_that_was_converted_anew_meanwhile(root: Path) -> None:
+    paths = root / "bundle", root / "store.zarr"
+    build_sampler(*paths, device="cpu", inputs=open_store(paths[1]).table.inputs)
+    with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
+        build_sampler(*paths, device="cpu", inputs="before")
+
+
+@pytest.mark.parametrize("name", ["slab", "spacing", "arms"])
+def test_a_bundle_for_other_slabs_or_arms_is_refused(root: Path, name: str) -> None:
+    store = open_store(root / "store.zarr")
+    bundle = load_bundle(root / "bundle")
+    if name == "arms":
+        bundle = replace(bundle, config=replace(bundle.config, arms=("a", "b", "c")))
+    else:
+        bundle = replace(bundle, **{name: (9, 9, 9)})
+    with pytest.raises(ForecastError, match=rf"bundle's {name} .*convert"):
+        require_fit(bundle, store)
+
+
+def test_a_covariate_that_the_store_lacks_is_a_usage_error(root: Path) -> None:
+    with pytest.raises(SystemExit) as usage:
+        evaluate.main(given(root, "--set", "evaluation.covariates=[weight]"))
+    assert usage.value.code == 2
+
+
+def test_what_is_missing_ends_a_job_with_a_sentence(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert forecast.main(given(root, "--subjects", "sub-99")) == 1
+    assert "sub-99" in caplog.text
+    assert evaluate.main([*given(root), "--bundle", str(root / "nothing")]) == 1
+    assert "nothing: expected a bundle" in caplog.text

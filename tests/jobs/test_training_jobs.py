@@ -1,0 +1,142 @@
+"""The two jobs on a store that was converted from files, through Ray Data to a bundle."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lesioncast.bundle.bundle import load_bundle
+from lesioncast.jobs import convert, finetune, pretrain
+from lesioncast.training.data.node_cache import open_cases, read_in_process, read_with_ray_data
+from lesioncast.training.data.node_caches import prepare_nodes
+from lesioncast.training.data.selection import training_cases
+from lesioncast.training.errors import TrainingError
+from storage import Store, open_store
+from tests.support.bids import ARMS, write_trial
+
+SLAB, SPACING = (3, 8, 8), (3.0, 2.0, 2.0)
+CONFIG = {
+    "name": "tiny",
+    "arms": list(ARMS),
+    "cohort": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
+    "store": {"slab": list(SLAB), "spacing": list(SPACING), "resample": False},
+    "unet": {
+        "slices": 3,
+        "arms": 3,
+        "widths": [8, 16],
+        "down_blocks": 1,
+        "attention_stages": [],
+        "groups": 4,
+    },
+    "pretrain": {"steps": 4, "batch_size": 4, "warmup": 1, "workers": 0, "checkpoint_every": 2},
+    "finetune": {
+        "steps": 4,
+        "batch_size": 4,
+        "warmup": 1,
+        "workers": 0,
+        "channel_drop": 0.1,
+        "session_drop": 0.2,
+    },
+    "sampler": {"num_steps": 2},
+}
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:::ray.data.context"),  # Ray Data warns of its own defaults
+]
+
+
+@pytest.fixture(scope="module")
+def store(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A converted trial of twelve subjects."""
+    folder = tmp_path_factory.mktemp("trial")
+    write_trial(folder / "bids", 12)
+    where = ["--bids", str(folder / "bids"), "--store", str(folder / "store.zarr")]
+    assert convert.main([*given(folder), *where]) == 0
+    return open_store(folder / "store.zarr")
+
+
+def given(folder: Path) -> list[str]:
+    """The command line's configuration, written below `folder`."""
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    return ["--config", str(config)]
+
+
+def test_ray_data_and_a_lone_worker_read_the_same_cases(store: Store, tmp_path: Path) -> None:
+    cache = replace(training_cases(store, ARMS), roots=(tmp_path,))
+    streamed = open_cases(cache, read_with_ray_data)
+    alone = open_cases(replace(cache, digest="alone"), read_in_process)
+    for name in ("flair", "masks", "present", "arm", "active"):
+        np.testing.assert_array_equal(getattr(streamed, name), getattr(alone, name))
+    for row, index in enumerate(cache.cases):
+        arrays = store.read(index)
+        np.testing.assert_array_equal(streamed.flair[row], arrays.flair)
+        assert ARMS[streamed.arm[row]] == store.cases[index].arm
+        assert streamed.active[row] == arrays.masks[2, 2].any()
+
+
+def test_every_node_is_prepared_before_the_workers_start(store: Store, tmp_path: Path) -> None:
+    cache = replace(training_cases(store, ARMS), roots=(tmp_path,))
+    prepare_nodes(cache, accelerator_type=None)
+    assert (tmp_path / cache.name).is_dir()
+
+
+def test_a_node_without_the_wanted_gpu_reads_nothing(store: Store, tmp_path: Path) -> None:
+    cache = replace(training_cases(store, ARMS), roots=(tmp_path,))
+    prepare_nodes(cache, accelerator_type="A100")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_other_arms_is_refused(store: Store) -> None:
+    with pytest.raises(TrainingError, match="expected the arms placebo, avonex, got placebo, avon"):
+        training_cases(store, ("placebo", "avonex"))
+
+
+def test_only_cases_of_the_training_split_are_learned_from(store: Store) -> None:
+    splits = {store.cases[index].split for index in training_cases(store, ARMS).cases}
+    assert splits == {"train"}
+
+
+def test_both_jobs_end_in_a_bundle_and_may_be_run_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LESIONCAST_ROOT", str(tmp_path))
+    monkeypatch.setenv("LESIONCAST_CACHE", str(tmp_path / "cache"))
+    command = [*given(tmp_path), "--store", str(store.path)]
+    caplog.set_level("INFO", "lesioncast")
+
+    assert finetune.main(command) == 1
+    assert "run jobs/pretrain.py first" in caplog.text
+    assert pretrain.main(command) == 0
+    assert finetune.main(command) == 0
+    bundle = load_bundle(tmp_path / "tiny/bundle")
+    assert bundle.from_start
+    assert (bundle.config.arms, bundle.slab, bundle.spacing) == (ARMS, SLAB, SPACING)
+
+    assert finetune.main(command) == 0
+    assert "finetune: finished already" in caplog.text
+    assert load_bundle(tmp_path / "tiny/bundle").digest == bundle.digest
+    assert finetune.main([*command, "--set", "finetune.learning_rate=1.0"]) == 1
+    assert "finetune.learning_rate was 0.0001, is 1.0" in caplog.text
+    assert finetune.main([*command, "--set", "finetune.learning_rate=1.0", "--fresh"]) == 0
+    assert load_bundle(tmp_path / "tiny/bundle").digest != bundle.digest
+
+
+def test_a_covariate_that_the_store_lacks_stops_before_stage_one(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*given(tmp_path), "--store", str(store.path), "--set", "covariates=[age, weight]"]
+    with pytest.raises(SystemExit) as usage:
+        pretrain.main(command)
+    assert usage.value.code == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "expected some of age, edss, sex, got weight" in message
+
+
+def test_a_key_that_nobody_knows_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as usage:
+        pretrain.main([*given(tmp_path), "--set", "pretrain.stepz=3"])
+    assert usage.value.code == 2

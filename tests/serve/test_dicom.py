@@ -1,0 +1,222 @@
+"""DICOM SEG over HTTP: every voxel of a forecast at its place in the series that a client sends."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import httpx2
+import nibabel as nib
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from serve.api.routes.segmentation import HEADER
+from serve.client import Client
+from tests.support.bids import ARMS
+from tests.support.dicom import values_at, write_series
+from tests.support.forecast import GEOMETRY
+from tests.support.service import (
+    Service,
+    finished,
+    refused,
+    running,
+    trial_settings,
+    write_trial_served,
+)
+
+SUBJECT = "sub-03"
+Sent = list[tuple[str, tuple[str, bytes]]]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    root = tmp_path_factory.mktemp("dicom")
+    # A SEG cannot say that a grid is sheared, as that of the other tests is.
+    write_trial_served(root, unlabelled=SUBJECT, geometry=replace(GEOMETRY, tilt=0))
+    with running(trial_settings(root, root / "out")) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def job(service: Service) -> str:
+    with Client(service.url) as client:
+        return finished(client, client.ask(SUBJECT, samples=4))
+
+
+@pytest.fixture(scope="module")
+def maps(
+    service: Service, job: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, nib.Nifti1Image]:
+    """The probability map of each arm."""
+    folder = tmp_path_factory.mktemp("maps")
+    with Client(service.url) as client:
+        for arm in ARMS:
+            client.save_probability(job, arm, folder / f"{arm}.nii.gz")
+    return {arm: nib.load(folder / f"{arm}.nii.gz") for arm in ARMS}
+
+
+@pytest.fixture
+def series(maps: dict[str, nib.Nifti1Image], tmp_path: Path) -> Path:
+    """The series that the FLAIR was made from: its slices along the last axis of the NIfTI."""
+    image = maps[ARMS[0]]
+    return write_series(tmp_path / "series", image.affine[:, [2, 1, 0, 3]], image.shape[::-1])
+
+
+def sent(series: Path) -> Sent:
+    paths = sorted(series.iterdir())
+    return [("series", ("../../etc/passwd", path.read_bytes())) for path in paths]
+
+
+def post(service: Service, job: str, files: Sent, **asked: object) -> httpx2.Response:
+    url = f"{service.url}/v1/forecasts/{job}/segmentation"
+    return httpx2.post(url, files=files, params=asked, timeout=60)
+
+
+def by_arm(path: Path) -> dict[str, int]:
+    """The number of each arm's segment."""
+    segments = dcmread(path).SegmentSequence
+    return {each.SegmentLabel.rpartition(", ")[2]: each.SegmentNumber for each in segments}
+
+
+def test_a_forecast_comes_back_on_the_series_of_the_patient(
+    client: Client, job: str, maps: dict[str, nib.Nifti1Image], series: Path, tmp_path: Path
+) -> None:
+    client.save_segmentation(job, series, tmp_path / "seg.dcm")
+    numbers = by_arm(tmp_path / "seg.dcm")
+    assert set(numbers) == set(ARMS)
+    for arm, image in maps.items():
+        found = values_at(tmp_path / "seg.dcm", image, segment=numbers[arm])
+        np.testing.assert_allclose(found, image.get_fdata(), atol=0.501 / 255)
+    assert max(image.get_fdata().max() for image in maps.values()) > 0
+    made, given = dcmread(tmp_path / "seg.dcm"), dcmread(next(series.iterdir()))
+    assert made.StudyInstanceUID == given.StudyInstanceUID
+    assert "research use only" in made.SeriesDescription
+
+
+def test_a_threshold_asks_for_masks(
+    client: Client, job: str, maps: dict[str, nib.Nifti1Image], series: Path, tmp_path: Path
+) -> None:
+    client.save_segmentation(job, series, tmp_path / "seg.dcm", threshold=0.5)
+    assert dcmread(tmp_path / "seg.dcm").SegmentationType == "BINARY"
+    for arm, number in by_arm(tmp_path / "seg.dcm").items():
+        found = values_at(tmp_path / "seg.dcm", maps[arm], segment=number)
+        np.testing.assert_array_equal(found, maps[arm].get_fdata() >= 0.5)
+
+
+def test_the_pixels_of_the_series_need_not_come(service: Service, job: str, series: Path) -> None:
+    whole = made_of(post(service, job, sent(series)))
+
+    def without_pixels(image: Dataset) -> None:
+        del image.PixelData
+
+    change(series, lambda image: setattr(image, "PixelData", bytes(2 * HEADER)))
+    longer = made_of(post(service, job, sent(series)))
+    change(series, without_pixels)
+    shorter = made_of(post(service, job, sent(series)))
+    assert whole.SOPInstanceUID == longer.SOPInstanceUID == shorter.SOPInstanceUID
+    assert whole.PixelData == longer.PixelData == shorter.PixelData
+
+
+def made_of(answer: httpx2.Response) -> Dataset:
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/dicom"
+    return dcmread(BytesIO(answer.content))
+
+
+def change(series: Path, edit: Callable[[Dataset], None], *, alone: bool = False) -> None:
+    """Edit all files of a series, or the first alone."""
+    for path in sorted(series.iterdir())[: 1 if alone else None]:
+        image = dcmread(path)
+        edit(image)
+        image.save_as(path)
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda series: change(series, lambda image: delattr(image, name))
+
+
+def elsewhere(image: Dataset) -> None:
+    x, y, z = image.ImagePositionPatient
+    image.ImagePositionPatient = [x + 2, y, z]
+
+
+def another_series(image: Dataset) -> None:
+    image.SeriesInstanceUID = "1.2"
+
+
+def bomb(image: Dataset) -> None:
+    """A file of some kB that unpacks to 64 MB."""
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    image.PixelData = bytes(2**26)
+
+
+def broken(series: Path) -> None:
+    """Its transfer syntax is of a kind of value that does not exist."""
+    first = min(series.iterdir())
+    first.write_bytes(first.read_bytes().replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x10\x00!?"))
+
+
+def all_of(content: bytes) -> Callable[[Path], None]:
+    return lambda series: [path.write_bytes(content) for path in series.iterdir()]  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda series: change(series, elsewhere), "corners within 0.1 mm"),
+        (lambda series: change(series, another_series, alone=True), "images of one series"),
+        (lambda series: change(series, bomb, alone=True), "series/0001: .* not deflated"),
+        (lambda series: sorted(series.iterdir())[3].unlink(), "slices at even steps"),
+        (without("PatientID"), "complete headers .*PatientID"),
+        (without("PixelSpacing"), "complete headers .*PixelSpacing"),
+        (broken, "series/0001: expected DICOM, got a broken file"),
+        (all_of(b"no image"), "images of one series"),
+        (all_of(b""), "images of one series"),
+    ],
+)
+def test_a_series_that_does_not_fit_is_refused_with_the_reason(
+    service: Service, job: str, series: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(series)
+    problem = refused(post(service, job, sent(series)), 422, "series")
+    assert re.search(reason, problem["detail"])
+    assert "/tmp" not in problem["detail"]
+
+
+def test_other_bodies_are_refused_by_their_field(service: Service, job: str, series: Path) -> None:
+    files, url = sent(series), f"{service.url}/v1/forecasts/{job}/segmentation"
+    refused(httpx2.post(url, json={}), 415, "Content-Type")
+    refused(httpx2.post(url, files=files, data={"series": "text"}), 422, "series")
+    refused(post(service, job, [("images", files[0][1])]), 422, "images")
+    for threshold in ("0", "1.5", "nan", "half"):
+        refused(post(service, job, files, threshold=threshold), 422, "threshold")
+
+
+def test_a_forecast_without_a_result_has_no_segmentation(
+    service: Service, client: Client, series: Path
+) -> None:
+    refused(post(service, "0" * 32, sent(series)), 404, "id")
+    service.held = True
+    unfinished = client.ask(SUBJECT, samples=2)
+    assert "Retry-After" in post(service, unfinished, sent(series)).headers
+    refused(post(service, unfinished, sent(series)), 409)
+    client.delete(unfinished)
+    service.held = False
+
+
+def test_a_service_without_the_extra_says_so(
+    service: Service, job: str, series: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "storage.export.dicom_series",
+        "storage.export.dicom_seg",
+        "lesioncast.forecasting.output.dicom_seg",
+    ):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    problem = refused(post(service, job, sent(series)), 501)
+    assert "extra dicom" in problem["detail"]

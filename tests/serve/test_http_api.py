@@ -1,0 +1,577 @@
+"""The service through real HTTP, on a tiny store with networks of random weights."""
+
+import gzip
+import json
+import logging
+import math
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import httpx2
+import nibabel as nib
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from lesioncast.bundle.bundle import load_bundle
+from lesioncast.diffusion.controlnet import Hint
+from lesioncast.evaluation.settings import ForecastSettings
+from lesioncast.forecasting.disclaimers import FROM_LATER, FROM_START, evaluated_warnings
+from lesioncast.forecasting.ensemble import share_active, wilson_interval
+from lesioncast.forecasting.output.bids import summary_path
+from lesioncast.forecasting.pipeline import Origin, forecast_all, forecast_batches, stored_flair
+from lesioncast.forecasting.runtime import build_sampler, bundle_remark, sessions_seen
+from lesioncast.forecasting.sampling import Request, ensembles, gather, plan, sample_seeds
+from serve.api.routes import results
+from serve.api.schemas import Patient
+from serve.app import build
+from serve.artifacts import result_folder
+from serve.client import Client, RefusedError
+from serve.db.repository import Records
+from serve.inference.sampler import Sampler
+from serve.settings import Settings
+from storage import open_store
+from tests.support.forecast import SPEC, write_bundle, write_store
+from tests.support.service import Service, finished, key_line, refused, running, until
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {"hospital-a": "the key of a", "hospital-b": "the key of b"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("service")
+    write_store(folder / "store.zarr", folder / "bids", test=4)
+    write_bundle(folder / "bundle", from_start=True)
+    lines = [key_line(name, key) for name, key in KEYS.items()]
+    (folder / "keys.txt").write_text("".join(lines))
+    return folder
+
+
+def settings_in(root: Path, name: str, **given: object) -> Settings:
+    return Settings(
+        bundle=root / "bundle",
+        store=root / "store.zarr",
+        artifacts=root / name,
+        block=2,
+        **({"keys": root / "keys.txt"} | given),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def service(root: Path) -> Iterator[Service]:
+    with running(settings_in(root, "out", unfinished=3, max_samples=20, max_body=2000)) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.url, key=KEYS["hospital-a"]) as client:
+        yield client
+    service.held = service.broken = False
+    service.budget, service.pace = math.inf, 0.0
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[httpx2.Client]:
+    headers = {"Authorization": f"Bearer {KEYS['hospital-a']}"}
+    with httpx2.Client(base_url=service.url, headers=headers, timeout=60) as http:
+        yield http
+
+
+def test_a_forecast_is_asked_for_followed_and_fetched(client: Client, tmp_path: Path) -> None:
+    job = client.ask("sub-02", samples=4, seed=7)
+    seen = list(client.follow(job))
+    assert seen[-1]["state"] == "succeeded"
+    assert seen[-1]["progress"] == {"done": 12, "total": 12}
+    record = client.result(job)
+    assert list(record["arms"]) == list(SPEC.arms)
+    assert record["seed"] == 7
+    assert record["reference_arm"] == SPEC.arms[0]
+    path = tmp_path / "map.nii.gz"
+    client.save_probability(job, SPEC.arms[1], path)
+    assert 0 <= nib.load(path).get_fdata().max() <= 1
+    assert gzip.decompress(path.read_bytes())
+
+
+def test_the_result_is_the_summary_that_the_job_would_write(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
+    record = client.result(finished(client, client.ask("sub-03", samples=3)))
+    bundle, store = load_bundle(root / "bundle"), open_store(root / "store.zarr")
+    case = store.case("sub-03")
+    settings = ForecastSettings(samples=3, batch_size=4, reference_arm=SPEC.arms[0])
+    _, _, batches = forecast_batches([case], arms=3, settings=settings, seed=0)
+    draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
+    (written,) = forecast_all(
+        store,
+        [case],
+        map(draw, batches),
+        settings=settings,
+        origin=Origin(
+            bundle.digest,
+            0,
+            (bundle_remark(bundle.path), FROM_LATER),
+            sessions_seen(bundle),
+            warnings=evaluated_warnings(bundle.path, bundle.digest),
+        ),
+        out=tmp_path,
+        background=stored_flair(store),
+    )
+    assert record == json.loads(json.dumps(written))
+
+
+def test_a_status_shows_partial_results_while_it_runs(
+    client: Client, service: Service, root: Path
+) -> None:
+    arms = list(SPEC.arms[:2])
+    service.budget = 0
+    job = client.ask("sub-01", samples=4, arms=arms)
+    until(lambda: client.status(job)["state"] == "running")
+    assert client.status(job)["progress"] == {"done": 0, "total": 8}
+    assert client.status(job)["partial"] == {}
+    with pytest.raises(RefusedError, match="running: it has no result"):
+        client.result(job)
+    service.budget = 2
+    until(lambda: client.status(job)["progress"] == {"done": 4, "total": 8})
+    assert client.status(job)["partial"] == partial(root, "sub-01", arms, samples=2)
+    service.budget = math.inf
+    ended = list(client.follow(job))[-1]
+    assert (ended["progress"], ended["partial"]) == ({"done": 8, "total": 8}, {})
+
+
+def partial(root: Path, subject: str, arms: list[str], *, samples: int) -> dict[str, object]:
+    """What a status says of the first samples under each arm."""
+    case = open_store(root / "store.zarr").case(subject).index
+    seeds = {case: sample_seeds(0, subject, samples)}
+    requests = [Request(case, SPEC.arms.index(arm)) for arm in arms]
+    draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
+    said: dict[str, object] = {}
+    for each in gather(requests, seeds, map(draw, plan(requests, seeds, batch_size=8))):
+        share = share_active(each.plain)
+        low, high = wilson_interval(share, samples)
+        said[SPEC.arms[each.request.arm]] = {
+            "samples": samples,
+            "p_active": {"value": share, "low": low, "high": high},
+            "count_mean": each.plain.mean(),
+        }
+    return said
+
+
+def test_who_has_to_wait_is_told_for_how_long(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    service.held = True
+    accepted = http.post("/v1/forecasts", json={"subject": "sub-01", "samples": 2})
+    here = accepted.headers["Location"]
+    early = http.get(f"{here}/result")
+    refused(early, 409)
+    for answer in (accepted, http.get(here), early):
+        assert answer.headers["Retry-After"] == str(service.settings.retry_after)
+    service.held = False
+    finished(client, accepted.json()["id"])
+    assert "Retry-After" not in http.get(here).headers
+    client.delete(accepted.json()["id"])
+    late = http.get(f"{here}/result")
+    refused(late, 409)
+    assert "Retry-After" not in late.headers
+
+
+def test_a_patient_is_read_and_encoded_once_for_all_arms_and_seeds(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, encode = [], Sampler._encode
+
+    def counted(self: Sampler, patient: Patient) -> Hint:
+        encoded.append(patient.subject)
+        return encode(self, patient)
+
+    monkeypatch.setattr(Sampler, "_encode", counted)
+    finished(client, client.ask("sub-04", samples=6))
+    assert encoded == ["sub-04"]
+
+
+def test_a_cancelled_forecast_stops_at_once_and_stays_so(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    service.held = True
+    job = client.ask("sub-01", samples=20)
+    before = len(service.drawn)
+    client.delete(job)
+    client.delete(job)
+    service.held = False
+    assert client.status(job)["state"] == "cancelled"
+    assert service.ended[-1] == "cancelled"
+    until(lambda: service.slots == 0)
+    assert len(service.drawn) == before
+    refused(http.get(f"/v1/forecasts/{job}/result"), 409)
+
+
+def test_a_cancelled_forecast_frees_its_slots_within_a_step(
+    client: Client, service: Service
+) -> None:
+    service.pace = 0.2
+    job = client.ask("sub-01", samples=20, sampler={"num_steps": 512})
+    until(lambda: service.slots > 0)
+    before = service.steps
+    client.delete(job)
+    until(lambda: service.slots == 0)
+    # The one under way, one that may begin until the engine hears of it, and one without samples.
+    assert service.steps - before <= 3
+
+
+def test_a_deleted_forecast_leaves_no_file(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+    folder = result_folder(service.settings.artifacts, job)
+    assert folder.is_dir()
+    client.delete(job)
+    client.delete(job)
+    assert client.status(job)["state"] == "deleted"
+    refused(http.get(f"/v1/forecasts/{job}/result"), 409)
+    assert not folder.exists()
+
+
+def test_files_that_went_since_are_gone(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+    shutil.rmtree(result_folder(service.settings.artifacts, job))
+    for path in ("result", f"arms/{SPEC.arms[0]}", "derivative"):
+        refused(http.get(f"/v1/forecasts/{job}/{path}"), 410)
+    files = {"series": ("1.dcm", b"")}
+    refused(http.post(f"/v1/forecasts/{job}/segmentation", files=files), 410)
+
+
+def test_no_part_of_a_result_is_given_that_is_deleted_meanwhile(
+    client: Client, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+
+    def zip_half(folder: Path, into: IO[bytes]) -> None:
+        next(folder.rglob("*.json")).unlink()
+        zip_all(folder, into)
+        client.delete(job)
+
+    zip_all = results._zip
+    monkeypatch.setattr(results, "_zip", zip_half)
+    refused(http.get(f"/v1/forecasts/{job}/derivative"), 409)
+
+
+def test_a_result_comes_as_a_zip_of_the_derivative(
+    client: Client, service: Service, tmp_path: Path
+) -> None:
+    job = finished(client, client.ask("sub-02", samples=2))
+    client.save_derivative(job, tmp_path / "all.zip")
+    folder = result_folder(service.settings.artifacts, job)
+    with zipfile.ZipFile(tmp_path / "all.zip") as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    kept = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    assert found == {name: path.read_bytes() for name, path in kept.items()}
+    assert len([name for name in found if name.endswith("_probseg.nii.gz")]) == 3
+
+
+def test_the_bundle_is_a_model_of_the_open_inference_protocol(
+    http: httpx2.Client, root: Path, service: Service
+) -> None:
+    assert http.get("/v2").json()["name"] == "lesioncast"
+    model = http.get("/v2/models/lesioncast").json()
+    assert model["versions"] == [load_bundle(root / "bundle").digest]
+    assert {"name": "w048/flair", "datatype": "FP32", "shape": list(SPEC.slab)} in model["inputs"]
+    assert model["outputs"][0]["shape"] == list(SPEC.slab)
+    assert http.get("/v2/models/lesioncast/ready").json() == {"name": "lesioncast", "ready": True}
+    service.broken = True
+    assert http.get("/v2/models/lesioncast/ready").status_code == 503
+    service.broken = False
+    assert model["sessions"] == [["w000", "w048"], ["w000"]]
+    refused(http.get("/v2/models/other"), 404, "name")
+    refused(http.get("/v2/models/other/ready"), 404, "name")
+
+
+def test_a_full_queue_is_429_with_a_time_to_wait(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    service.held = True
+    jobs = [client.ask("sub-01", samples=2) for _ in range(3)]
+    answer = http.post("/v1/forecasts", json={"subject": "sub-01"})
+    refused(answer, 429)
+    assert int(answer.headers["Retry-After"]) >= 1
+    service.held = False
+    jobs.append(client.ask("sub-01", samples=2))  # waits as long as it is told to
+    for job in jobs:
+        finished(client, job)
+
+
+def test_an_idempotency_key_names_one_forecast_of_a_client(
+    http: httpx2.Client, client: Client
+) -> None:
+    def post(seed: int, owner: str = "hospital-a") -> httpx2.Response:
+        order = {"subject": "sub-01", "samples": 2, "seed": seed}
+        headers = {"Idempotency-Key": "once", "Authorization": f"Bearer {KEYS[owner]}"}
+        return http.post("/v1/forecasts", json=order, headers=headers)
+
+    first, again = post(1), post(1)
+    assert first.status_code == again.status_code == 202
+    assert first.headers["Location"] == again.headers["Location"]
+    refused(post(2), 422, "Idempotency-Key")
+    another = post(1, "hospital-b")
+    assert another.status_code == 202
+    assert another.json()["id"] != first.json()["id"]
+    job = finished(client, first.json()["id"])
+    client.delete(job)
+    late = post(1)
+    assert (late.status_code, late.json()["id"], late.json()["state"]) == (202, job, "deleted")
+
+
+@pytest.mark.parametrize("key", ["", "k" * 201])
+def test_an_idempotency_key_has_a_length(http: httpx2.Client, key: str) -> None:
+    order = {"subject": "sub-01", "samples": 2}
+    answer = http.post("/v1/forecasts", json=order, headers={"Idempotency-Key": key})
+    refused(answer, 422, "idempotency-key")
+
+
+@pytest.mark.parametrize(
+    ("order", "field"),
+    [
+        ({}, "subject"),
+        ({"subject": "sub-99"}, "subject"),
+        ({"subject": "../../etc/passwd"}, "subject"),
+        ({"subject": "sub-01", "arms": []}, "arms"),
+        ({"subject": "sub-01", "arms": [SPEC.arms[0], "homeopathy"]}, "arms.1"),
+        ({"subject": "sub-01", "arms": [SPEC.arms[0]] * 2}, "arms.1"),
+        ({"subject": "sub-01", "samples": 1}, "samples"),
+        ({"subject": "sub-01", "samples": 21}, "samples"),
+        ({"subject": "sub-01", "samples": "3"}, "samples"),
+        ({"subject": "sub-01", "samples": 10**400}, "samples"),
+        ({"subject": "sub-01", "seed": -1}, "seed"),
+        ({"subject": "sub-01", "seed": 2**63}, "seed"),
+        ({"subject": "sub-01", "reference_arm": "homeopathy"}, "reference_arm"),
+        ({"subject": "sub-01", "sessions": ["w048"]}, "sessions"),
+        ({"subject": "sub-01", "sessions": []}, "sessions"),
+        ({"subject": "sub-01", "sample": 3}, "sample"),
+        ({"subject": "sub-01", "error": 0}, "error"),
+        ({"subject": "sub-01", "error": 0.5}, "error"),
+        ({"subject": "sub-01", "sampler": {"num_steps": 0}}, "sampler.num_steps"),
+        ({"subject": "sub-01", "sampler": {"num_steps": 513}}, "sampler.num_steps"),
+        ({"subject": "sub-01", "sampler": {"num_steps": 10**400}}, "sampler.num_steps"),
+        ({"subject": "sub-01", "sampler": {"guidance": 10**400}}, "sampler.guidance"),
+        ({"subject": "sub-01", "sampler": {"eta": 0.5}}, "sampler.eta"),
+        ({"subject": "sub-01", "sampler": {"guidance": 6}}, "sampler.guidance"),
+        ({"subject": "sub-01", "sampler": {"solver": "ddim"}}, "sampler.solver"),
+    ],
+)
+def test_a_wrong_order_is_refused_by_its_field(
+    http: httpx2.Client, order: dict[str, object], field: str
+) -> None:
+    assert field in refused(http.post("/v1/forecasts", json=order), 422, field)["detail"]
+
+
+def test_a_body_that_is_no_order_is_refused(http: httpx2.Client) -> None:
+    json_type = {"Content-Type": "application/json"}
+    for content in (b"", b"{", b"[]", b'{"subject": "\xff"}', b'"sub-01"'):
+        refused(http.post("/v1/forecasts", content=content, headers=json_type), 422, "body")
+    problem = refused(http.post("/v1/forecasts", content=b"{}"), 415, "Content-Type")
+    assert "got none" in problem["detail"]
+    refused(http.post("/v1/forecasts", content=b" " * 2001, headers=json_type), 413)
+
+    def unannounced() -> Iterator[bytes]:
+        for _ in range(3):
+            yield b" " * 1000
+
+    refused(http.post("/v1/forecasts", content=unannounced(), headers=json_type), 413)
+
+
+def test_what_is_not_there_is_a_problem_too(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    before, nobodys = len(service.problems), "0" * 32
+    refused(http.get(f"/v1/forecasts/{nobodys}"), 404, "id")
+    refused(http.get(f"/v1/forecasts/{nobodys}/events"), 404, "id")
+    refused(http.delete(f"/v1/forecasts/{nobodys}"), 404, "id")
+    refused(http.get("/elsewhere"), 404)
+    refused(http.put("/v1/forecasts"), 405)
+    refused(httpx2.get(f"{service.url}/v1/forecasts/unknown"), 401, "Authorization")
+    assert service.problems[before:] == [404, 404, 404, 404, 405, 401]
+    job = finished(client, client.ask("sub-01", samples=2))
+    refused(http.get(f"/v1/forecasts/{job}/arms/..%2F..%2Fkeys.txt"), 404)
+    refused(http.get(f"/v1/forecasts/{job}/arms/homeopathy"), 404, "arm")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("GET", "/events"),
+        ("GET", "/result"),
+        ("GET", "/arms/placebo"),
+        ("GET", "/derivative"),
+        ("POST", "/segmentation"),
+    ],
+)
+@pytest.mark.parametrize("name", ["%00", "unknown", "A" * 32, "0" * 31, "%C3%A9" * 32, "a" * 4000])
+def test_what_is_no_id_is_not_looked_for(
+    http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, method: str, path: str, name: str
+) -> None:
+    monkeypatch.setattr(Records, "find", broken_on_purpose)
+    refused(http.request(method, f"/v1/forecasts/{name}{path}"), 404, "id")
+
+
+def broken_on_purpose(*_: object, **__: object) -> None:
+    raise RuntimeError("broken on purpose")
+
+
+def test_what_breaks_is_a_problem_that_tells_no_more_than_that(
+    http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    monkeypatch.setattr(Records, "find", broken_on_purpose)
+    problem = refused(http.get(f"/v1/forecasts/{'0' * 32}"), 500)
+    assert "on purpose" not in json.dumps(problem)
+    until(lambda: "broken on purpose" in caplog.text)  # it is logged after the answer
+
+
+def test_what_a_proxy_says_as_text_is_an_error_of_the_client_too() -> None:
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(503, text="Unavailable: try again")
+
+    with Client("http://service") as client:
+        client._http = httpx2.Client(base_url="http://s", transport=httpx2.MockTransport(answer))
+        for ask in (
+            client.status,
+            client.delete,
+            client.result,
+            lambda job: next(client.follow(job)),
+        ):
+            with pytest.raises(
+                RefusedError, match="503 Service Unavailable: Unavailable: try again"
+            ):
+                ask("0" * 32)
+
+
+def test_a_forecast_that_fails_says_where_to_look(
+    client: Client, service: Service, http: httpx2.Client
+) -> None:
+    service.broken = True
+    job = client.ask("sub-01", samples=2)
+    last = list(client.follow(job))[-1]
+    assert last["state"] == "failed"
+    assert job in last["error"]
+    assert "on purpose" not in json.dumps(last)
+    for path in ("result", f"arms/{SPEC.arms[0]}", "derivative"):
+        assert "failed" in refused(http.get(f"/v1/forecasts/{job}/{path}"), 409)["detail"]
+    client.delete(job)
+    assert client.status(job)["state"] == "deleted"
+
+
+def test_every_route_but_health_wants_a_key(service: Service) -> None:
+    for path in ("/v1/forecasts/x", "/openapi.json", "/elsewhere"):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic a"}):
+            answer = httpx2.get(service.url + path, headers=headers)
+            refused(answer, 401, "Authorization")
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert httpx2.get(f"{service.url}/v2/health/live").json() == {"live": True}
+    assert httpx2.get(f"{service.url}/v2/health/ready").status_code == 200
+
+
+def test_the_shipped_configuration_is_one_that_the_service_knows() -> None:
+    config = yaml.safe_load((ROOT / "serve" / "service.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    settings = Settings(**application.args)
+    assert settings.demo
+    assert settings.config is not None
+    assert (ROOT / settings.config).is_file()
+
+
+def test_ready_is_503_where_nothing_can_be_drawn(service: Service) -> None:
+    service.broken = True
+    assert httpx2.get(f"{service.url}/v2/health/ready").status_code == 503
+    service.broken = False
+
+
+def test_a_forecast_is_its_owners_alone(
+    client: Client, http: httpx2.Client, service: Service
+) -> None:
+    job = finished(client, client.ask("sub-01", samples=2))
+    here, other = f"/v1/forecasts/{job}", {"Authorization": f"Bearer {KEYS['hospital-b']}"}
+    for path in ("", "/events", "/result", f"/arms/{SPEC.arms[0]}", "/derivative"):
+        assert http.get(here + path).status_code == 200
+        refused(http.get(here + path, headers=other), 404, "id")
+    files = {"series": ("1.dcm", b"")}
+    refused(http.post(f"{here}/segmentation", files=files), 422, "series")
+    refused(http.post(f"{here}/segmentation", files=files, headers=other), 404, "id")
+    refused(http.delete(here, headers=other), 404, "id")
+    assert client.status(job)["state"] == "succeeded"
+
+
+def test_demo_mode_answers_this_machine_under_its_own_name_alone(root: Path) -> None:
+    with running(settings_in(root, "demo", keys=None, demo=True)) as service:
+        assert httpx2.get(f"{service.url}/openapi.json").json()["openapi"].startswith("3.1")
+        answer = httpx2.get(f"{service.url}/openapi.json", headers={"Host": "evil.example"})
+        refused(answer, 403)
+
+
+def test_a_restart_goes_on_with_what_was_drawn_and_ends_the_same(root: Path) -> None:
+    """The first service is left with some blocks drawn and is never told that it will end."""
+    settings = settings_in(root, "restart", keys=None, demo=True)
+    with running(settings) as first, Client(first.url) as client:
+        whole = client.result(finished(client, client.ask("sub-02", samples=6)))
+        first.budget = 4
+        job = client.ask("sub-02", samples=6)
+        until(lambda: client.status(job)["progress"] == {"done": 8, "total": 18})
+    records = Records(settings.database_url)
+    assert [each.id for each in records.unfinished()] == [job]
+    with running(settings) as second, Client(second.url) as client:
+        assert client.result(finished(client, job)) == whole
+        assert len(second.drawn) == 5
+        assert second.began == []
+        assert summary_path(settings.artifacts / job, "sub-02").is_file()
+
+
+def test_sampling_stops_at_the_error_that_is_asked_for(client: Client) -> None:
+    job = finished(client, client.ask("sub-02", samples=20, error=0.3))
+    record = client.result(job)
+    drawn = record["samples"]
+    assert 2 < drawn <= 20  # of 2 the interval is too wide whatever they show
+    found = [arm["p_active"] for arm in record["arms"].values()]
+    assert drawn == 20 or all((p["high"] - p["low"]) / 2 <= 0.3 for p in found)
+    assert client.status(job)["progress"] == {"done": 3 * drawn, "total": 3 * drawn}
+    assert any("known to 0.3" in notice for notice in record["notices"])
+    plain = client.result(finished(client, client.ask("sub-02", samples=drawn)))
+    assert plain["arms"] == record["arms"]
+
+
+def test_a_request_may_change_the_sampler(client: Client) -> None:
+    plain, longer = (
+        client.result(finished(client, client.ask("sub-02", samples=2, sampler=sampler)))
+        for sampler in ({}, {"num_steps": 4, "guidance": 2.0})
+    )
+    assert plain["arms"] != longer["arms"]
+    notice = "Drawn with num_steps 4, guidance 2 in place of the bundle's own."
+    assert notice in longer["notices"]
+    assert notice not in plain["notices"]
+
+
+def test_arms_may_be_compared_from_the_images_before_treatment_alone(
+    client: Client, root: Path
+) -> None:
+    every, start = (
+        client.result(finished(client, client.ask("sub-02", samples=2, sessions=sessions)))
+        for sessions in (None, ["w000"])
+    )
+    assert (every["sessions"], start["sessions"]) == (["w000", "w048"], ["w000"])
+    assert every["arms"] != start["arms"]
+    assert FROM_LATER in every["notices"]
+    assert FROM_START in start["notices"]
+    case = open_store(root / "store.zarr").case("sub-02").index
+    requests = [Request(case, arm, ("w000",)) for arm in range(3)]
+    seeds = {case: sample_seeds(0, "sub-02", 2)}
+    draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
+    found = ensembles(requests, seeds, map(draw, plan(requests, seeds, batch_size=8)))
+    volumes = [float(each.volume.mean()) for each in found]
+    assert [arm["volume_mm3"]["mean"] for arm in start["arms"].values()] == volumes

@@ -1,0 +1,448 @@
+"""Images sent to the service: the forecast is that of the same subject in the store, and no image,
+however made, does harm."""
+
+import gzip
+import io
+import json
+import math
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lesioncast.diffusion.covariates import Covariate
+from serve.api import multipart
+from serve.artifacts import FORGOTTEN_SECONDS, old_uploads, upload_folder
+from serve.client import Client
+from serve.settings import Settings
+from serve.uploads import IMAGES
+from tests.support.bids import ARMS, path_of, write_subject
+from tests.support.corrupt_trials import CLAIMS, FILES, PLACES, Hostile
+from tests.support.corruptions import GEOMETRY as HOSTILE_GEOMETRY
+from tests.support.service import (
+    Service,
+    finished,
+    refused,
+    running,
+    trial_settings,
+    until,
+    write_trial_served,
+)
+
+SUBJECT = "sub-03"
+SENT = [name for name in IMAGES if name != "w048/brain_mask"]
+Files = dict[str, tuple[str, bytes]]
+NOT_SENT = {
+    "a folder", "a link to nothing", "a pipe", "a file that cannot be read", "w096 moved",
+}  # fmt: skip
+SENDABLE = [entry for entry in (*FILES, *CLAIMS, *PLACES) if entry.what not in NOT_SENT]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one subject nothing is known but what can be sent."""
+    folder = tmp_path_factory.mktemp("uploads")
+    write_trial_served(folder, unlabelled=SUBJECT)
+    return folder
+
+
+def settings_in(root: Path, name: str, **given: object) -> Settings:
+    return trial_settings(root, root / name, **given)
+
+
+@pytest.fixture(scope="module")
+def service(root: Path) -> Iterator[Service]:
+    limits = {"max_file": 50_000, "max_upload": 200_000, "max_voxels": 2**20}
+    with running(settings_in(root, "out", **limits)) as service:
+        yield service
+
+
+@pytest.fixture
+def images(root: Path) -> dict[str, Path]:
+    """Of the subject, by the name of their field."""
+    return {name: path_of(root / "bids", SUBJECT, *name.split("/")) for name in SENT}
+
+
+@pytest.fixture
+def files(images: dict[str, Path]) -> Files:
+    """What is posted: FLAIR alone."""
+    wanted = ("w000/flair", "w048/flair")
+    return {name: ("../../etc/passwd", images[name].read_bytes()) for name in wanted}
+
+
+def test_an_uploaded_subjects_forecast_is_that_of_the_same_subject_in_the_store(
+    client: Client, images: dict[str, Path], tmp_path: Path
+) -> None:
+    stored = finished(client, client.ask(SUBJECT, samples=4, seed=5))
+    sent = finished(client, client.ask(SUBJECT, images=images, samples=4, seed=5))
+    assert client.result(sent) == client.result(stored)
+    for arm in ARMS:
+        for job in (stored, sent):
+            client.save_probability(job, arm, tmp_path / f"{job}.nii.gz")
+        assert (tmp_path / f"{sent}.nii.gz").read_bytes() == (
+            tmp_path / f"{stored}.nii.gz"
+        ).read_bytes()
+    assert "upload" in client.status(sent)["order"]
+
+
+def test_an_upload_needs_no_name_no_mask_and_no_compression(
+    service: Service, client: Client, files: Files
+) -> None:
+    plain = {name: (sent, gzip.decompress(content)) for name, (sent, content) in files.items()}
+    answer = post(service, plain, {"samples": 2})
+    assert answer.status_code == 202, answer.text
+    job = finished(client, answer.json()["id"])
+    assert client.result(job)["subject"] == "sub-upload"
+    assert client.result(job)["received_arm"] is None
+
+
+def test_what_was_uploaded_goes_with_its_forecast(
+    service: Service, client: Client, files: Files
+) -> None:
+    job = post(service, files, {"samples": 2}).json()["id"]
+    folder = upload_folder(service.settings.artifacts, job)
+    assert folder.is_dir()
+    finished(client, job)
+    client.delete(job)
+    assert not folder.exists()
+
+
+def test_a_cancelled_upload_is_removed(service: Service, client: Client, files: Files) -> None:
+    service.held = True
+    job = post(service, files, {"samples": 2}).json()["id"]
+    client.delete(job)
+    service.held = False
+    assert not upload_folder(service.settings.artifacts, job).exists()
+    assert client.status(job)["state"] == "cancelled"
+
+
+def test_an_upload_with_a_key_is_taken_once(service: Service, files: Files) -> None:
+    first, again = (post(service, files, {"samples": 2}, key="once") for _ in range(2))
+    assert first.headers["Location"] == again.headers["Location"]
+    assert uploads(service) >= {first.json()["id"]}
+    other = dict(files) | {"w000/flair": files["w048/flair"]}
+    refused(post(service, other, {"samples": 2}, key="once"), 422, "Idempotency-Key")
+
+
+def test_an_upload_that_is_known_is_taken_while_the_queue_is_full(root: Path, files: Files) -> None:
+    with running(settings_in(root, "full", unfinished=1)) as service:
+        service.held = True
+        first = post(service, files, {"samples": 2}, key="once")
+        assert first.status_code == 202
+        for key in (None, "another"):
+            answer = post(service, files, {"samples": 2}, key=key)
+            refused(answer, 429)
+            assert int(answer.headers["Retry-After"]) >= 1
+        again = post(service, files, {"samples": 2}, key="once")
+        assert again.status_code == 202, again.text
+        assert again.headers["Location"] == first.headers["Location"]
+        assert uploads(service) == {first.json()["id"]}
+        service.held = False
+
+
+@contextmanager
+def begun(service: Service, path: str = "") -> Iterator[socket.socket]:
+    """A form that began and does not go on."""
+    url = httpx2.URL(service.url)
+    with socket.create_connection((url.host, url.port)) as to:
+        lines = [f"POST /v1/forecasts{path} HTTP/1.1", "Host: localhost", "Content-Length: 1000"]
+        lines += ["Content-Type: multipart/form-data; boundary=x", "", "--x"]
+        to.sendall("\r\n".join(lines).encode())
+        yield to
+
+
+def test_forms_are_received_a_few_at_a_time(
+    root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multipart, "TOGETHER", 2)
+    with running(settings_in(root, "few")) as service, Client(service.url) as client:
+        job = finished(client, post(service, files, {"samples": 2}).json()["id"])
+        with begun(service), begun(service, f"/{job}/segmentation"):
+            until(lambda: post(service, files, {"samples": 2}).status_code == 429)
+            for url in ("", f"/{job}/segmentation"):
+                answer = httpx2.post(f"{service.url}/v1/forecasts{url}", files=files)
+                refused(answer, 429)
+                assert int(answer.headers["Retry-After"]) >= 1
+        until(lambda: post(service, files, {"samples": 2}).status_code == 202)
+
+
+def test_a_form_that_does_not_come_gives_its_place_back(
+    root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multipart, "TOGETHER", 1)
+    with running(settings_in(root, "silent")) as service:
+        monkeypatch.setattr(multipart, "SECONDS", 0.1)
+        with begun(service) as to:
+            assert to.recv(100).startswith(b"HTTP/1.1 408 ")
+            monkeypatch.setattr(multipart, "SECONDS", 60.0)
+            assert post(service, files, {"samples": 2}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "charset", ["undefined", "utf-16", "unicode_escape", "latin-1", "nonsense"]
+)
+@pytest.mark.parametrize("path", ["", "/segmentation"])
+def test_a_form_in_another_charset_than_utf_8_is_refused(
+    service: Service, client: Client, files: Files, path: str, charset: str
+) -> None:
+    job = client.ask(SUBJECT, samples=2)
+    where = f"/{finished(client, job)}{path}" if path else ""
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    part = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\na\r\n--x--\r\n'
+    url = f"{service.url}/v1/forecasts{where}"
+    answer = httpx2.post(url, content=part, headers={"Content-Type": kind}, timeout=60)
+    refused(answer, 415, "Content-Type")
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfe", b"\xed\xa0\x80", b"\\ud800", b"", b"\x00", b"a" * 999]
+)
+def test_a_field_of_any_name_is_refused_by_it(service: Service, name: bytes) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\na\r\n--x--\r\n' % name
+    kind = {"Content-Type": 'multipart/form-data; boundary=x; charset="UTF-8"'}
+    assert httpx2.post(f"{service.url}/v1/forecasts", content=part, headers=kind).status_code in (
+        400,
+        422,
+    )
+
+
+def test_an_interrupted_upload_goes_on_after_a_restart(root: Path, files: Files) -> None:
+    settings = settings_in(root, "restart")
+    with running(settings) as first, Client(first.url) as client:
+        first.budget = 4
+        job = post(first, files, {"samples": 4}).json()["id"]
+        until(lambda: client.status(job)["progress"] == {"done": 8, "total": 12})
+    with running(settings) as second, Client(second.url) as client:
+        finished(client, job)
+        assert len(second.drawn) == 2
+
+
+def post(
+    service: Service, files: Files, order: object = None, *, key: str | None = None
+) -> httpx2.Response:
+    return httpx2.post(
+        f"{service.url}/v1/forecasts",
+        files=files,
+        data={} if order is None else {"order": json.dumps(order)},
+        headers={} if key is None else {"Idempotency-Key": key},
+        timeout=60,
+    )
+
+
+def uploads(service: Service) -> set[str]:
+    return {path.name for path in (service.settings.artifacts / "uploads").glob("*")}
+
+
+def image(content: bytes, change: Callable[[np.ndarray, nib.Nifti1Header], np.ndarray]) -> bytes:  # type: ignore[type-arg]
+    """An image with other voxels or another header."""
+    loaded = nib.Nifti1Image.from_bytes(gzip.decompress(content))
+    header = loaded.header.copy()
+    voxels = change(np.asarray(loaded.dataobj).copy(), header)
+    made = nib.Nifti1Image(voxels, loaded.affine, header)
+    return gzip.compress(made.to_bytes(), mtime=0)
+
+
+def claiming(shape: tuple[int, int, int], voxels: int) -> bytes:
+    """A header that claims a shape, and as many bytes of zeros."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.uint8)
+    header.set_sform(np.eye(4), 1)
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    made = io.BytesIO()
+    with gzip.GzipFile(fileobj=made, mode="wb", mtime=0) as packed:
+        packed.write(header.binaryblock + bytes(4))
+        for _ in range(voxels // 2**16):
+            packed.write(bytes(2**16))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "status"),
+    [
+        ("w048/flair", None, 422),
+        ("w000/flair", lambda _: b"", 422),
+        ("w000/flair", lambda _: b"no image", 422),
+        ("w000/flair", lambda content: content[:-40], 422),
+        ("w000/flair", lambda content: image(content, lambda v, _: v[:, :, 1:]), 422),
+        ("w048/flair", lambda content: image(content, lambda v, _: v * 0), 422),
+        ("w048/flair", lambda _: claiming((8000, 8000, 8000), 0), 422),  # a header bomb
+        ("w048/flair", lambda _: claiming((1024, 1024, 8), 2**23), 413),  # bombs of gzip, honest
+        ("w048/flair", lambda _: claiming((32, 32, 32), 2**24), 422),  # and not
+        ("w000/t2", lambda _: bytes(60_000), 413),
+    ],
+)  # fmt: skip
+def test_a_spoilt_image_is_refused_by_the_field_that_it_came_in(
+    service: Service,
+    files: Files,
+    name: str,
+    spoil: Callable[[bytes], bytes] | None,
+    status: int,
+) -> None:
+    before = uploads(service)
+    content = files.pop(name, ("", b""))[1]
+    if spoil is not None:
+        files[name] = ("image.nii.gz", spoil(content))
+    problem = refused(post(service, files), status, name)
+    assert name in problem["detail"]
+    assert str(service.settings.artifacts) not in problem["detail"]
+    assert uploads(service) == before
+
+
+@pytest.mark.parametrize(
+    ("order", "field"),
+    [
+        ({"subject": "sub-../../x"}, "subject"),
+        ({"subject": "Doe^John"}, "subject"),
+        ({"samples": 1}, "samples"),
+        ({"arms": ["homeopathy"]}, "arms.0"),
+        ({"covariates": {"age": 40}}, "covariates.age"),
+        ({"covariates": {"age": "40\tplacebo"}}, "covariates.age"),
+        ("no object", "body"),
+    ],
+)
+def test_a_wrong_order_of_an_upload_is_refused_by_its_field(
+    service: Service, files: Files, order: object, field: str
+) -> None:
+    problem = post(service, files, order).json()
+    assert problem["status"] == 422
+    assert field in [each["field"] for each in problem["errors"]]
+
+
+@pytest.mark.parametrize("entry", SENDABLE, ids=lambda entry: entry.what)
+def test_a_hostile_image_is_refused_with_the_reason_that_conversion_has(
+    told: Service, tmp_path: Path, entry: Hostile
+) -> None:
+    before = uploads(told)
+    write_subject(tmp_path, SUBJECT, geometry=HOSTILE_GEOMETRY, seed=1)
+    entry.harm(tmp_path, SUBJECT)
+    paths = {name: path_of(tmp_path, SUBJECT, *name.split("/")) for name in SENT}
+    files = {name: ("image", path.read_bytes()) for name, path in paths.items()}
+    problem = refused(post(told, files), 422)
+    assert problem["errors"][0]["field"] in SENT
+    assert all(words in problem["detail"] for words in entry.words), problem["detail"]
+    assert str(told.settings.artifacts) not in problem["detail"]
+    assert uploads(told) == before
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose model is told of covariates."""
+    folder = tmp_path_factory.mktemp("told")
+    covariates = (Covariate("age", centre=40.0, scale=10.0), Covariate("sex", levels=("F", "M")))
+    write_trial_served(folder, unlabelled=SUBJECT, covariates=covariates)
+    with running(trial_settings(folder, folder / "out")) as service:
+        yield service
+
+
+def test_covariates_of_an_upload_are_told_as_those_of_the_store_are(
+    told: Service, images: dict[str, Path]
+) -> None:
+    with Client(told.url) as client:
+
+        def forecast(**given: Any) -> dict[str, Any]:
+            return client.result(finished(client, client.ask(SUBJECT, samples=8, **given)))
+
+        stored = forecast()
+        same = forecast(images=images, covariates={"age": 32, "sex": "F"})
+        another = forecast(images=images, covariates={"age": 90.5, "sex": "M"})
+        older = forecast(images=images, covariates={"age": 32.0, "sex": None})
+        unknown = forecast(images=images)
+    assert same == stored
+    assert same["covariates"] == another["covariates"] == {"used": ["age", "sex"], "missing": []}
+    assert older["covariates"] == {"used": ["age"], "missing": ["sex"]}
+    assert unknown["covariates"] == {"used": [], "missing": ["age", "sex"]}
+    assert same["arms"] != another["arms"]
+    model = httpx2.get(f"{told.url}/v2/models/lesioncast").json()
+    assert {"name": "age", "datatype": "FP32", "shape": [1]} in model["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("age", "forty", "a finite number"),
+        ("age", "40", "a finite number"),
+        ("age", True, "a finite number"),
+        ("age", [40], "a finite number"),
+        ("age", math.nan, "a finite number"),
+        ("age", 1e39, "a finite number"),
+        ("age", -1e30, "a finite number"),
+        ("age", 10**20, "a finite number"),
+        ("age", 10**4000, "a finite number"),
+        ("sex", "male", "one of F, M, got male"),
+        ("sex", 1, "one of F, M, got 1"),
+        ("sex", "F\tplacebo", "one of F, M"),
+        ("sex", "F" * 65, "a word of at most 64"),
+        ("height", 1.8, "some of age, sex, got height"),
+    ],
+)
+def test_a_covariate_that_cannot_be_told_is_refused_by_its_name(
+    told: Service, files: Files, name: str, value: object, expected: str
+) -> None:
+    answer = post(told, files, {"covariates": {name: value}})
+    assert expected in refused(answer, 422, f"covariates.{name}")["detail"]
+
+
+def test_fields_that_nobody_knows_or_of_another_kind_are_refused(
+    service: Service, files: Files
+) -> None:
+    spare = files["w000/flair"]
+    refused(post(service, files | {"w096/flair": spare}), 422, "w096/flair")
+    refused(post(service, files | {"order": ("order.json", b"{}")}), 422, "order")
+    url = f"{service.url}/v1/forecasts"
+    twice = [("w000/flair", spare), ("w000/flair", spare)]
+    refused(httpx2.post(url, files=twice), 422, "w000/flair")
+    answer = httpx2.post(url, files={"w048/flair": spare}, data={"w000/flair": "text"})
+    refused(answer, 422, "w000/flair")
+    refused(httpx2.post(url, content=b"--x", headers={"Content-Type": "multipart/form-data"}), 400)
+    refused(httpx2.post(url, data={"subject": SUBJECT}), 415, "Content-Type")
+
+
+def test_too_much_is_refused_before_it_is_read(service: Service) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    with socket.create_connection(
+        (httpx2.URL(service.url).host, httpx2.URL(service.url).port)
+    ) as to:
+        lines = ["POST /v1/forecasts HTTP/1.1", "Host: localhost", "Content-Length: 200001"]
+        lines += [f"Content-Type: {kind['Content-Type']}", "", ""]
+        to.sendall("\r\n".join(lines).encode())  # and no more
+        assert to.recv(100).startswith(b"HTTP/1.1 413 ")
+
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="w000/flair"; filename="a"\r\n\r\n'
+        for _ in range(100):
+            yield bytes(10_000)
+
+    refused(httpx2.post(f"{service.url}/v1/forecasts", content=endless(), headers=kind), 413)
+
+
+def test_without_the_stores_configuration_nothing_is_uploaded(root: Path, files: Files) -> None:
+    with running(settings_in(root, "closed", config=None)) as service:
+        assert refused(post(service, files), 415, "Content-Type")
+
+
+def test_an_upload_that_was_never_accepted_is_removed_in_time(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_in(root, "died")
+    folder = upload_folder(settings.artifacts, "f" * 32)
+    folder.mkdir(parents=True)
+    assert old_uploads(settings.artifacts) == []
+    monkeypatch.setattr("serve.artifacts.FORGOTTEN_SECONDS", -FORGOTTEN_SECONDS)
+    with running(settings):
+        until(lambda: not folder.exists())
+
+
+def test_forms_from_pages_of_other_sites_are_refused_in_demo_mode(
+    service: Service, files: Files
+) -> None:
+    url = f"{service.url}/v1/forecasts"
+    answer = httpx2.post(url, files=files, headers={"Origin": "https://evil.example"})
+    refused(answer, 403)

@@ -1,0 +1,132 @@
+"""Out of a store again: every voxel on the source's own grid, in files that BIDS accepts."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from storage import CaseArrays, StoreError, StoreSettings, write_nifti_atomic
+from storage.export.export import (
+    NAMES,
+    export_case,
+    exported_path,
+    has,
+    source_image,
+    was_stripped,
+    write_export_root,
+)
+from storage.nifti.io import read_volume
+from storage.preprocess.grid import plan_grid, to_slab
+from storage.store.store import Store
+from storage.trial.dataset import Source
+from tests.support import bids
+from tests.support.bids_validator import validator_reports
+from tests.support.forecast import write_store
+
+# All ways in which a file's three axes may run.
+ORIENTATIONS = [
+    "".join(letters)
+    for axes in itertools.permutations(("LR", "PA", "IS"))
+    for letters in itertools.product(*axes)
+]
+GRIDS = {
+    "crop": StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False),
+    "finer": StoreSettings((19, 37, 30), (1.5, 1.0, 1.0), resample=True),
+}
+
+
+def on_the_slab(path: Path, settings: StoreSettings) -> tuple[bids.Case, CaseArrays]:
+    """The case of one file: its values as a parcellation and w096 NET2, scaled as w000 FLAIR."""
+    volume = read_volume(Source("sub-01", "w048", "flair", path))
+    grid = plan_grid(volume, settings=settings, brain=None)
+    labels = to_slab(volume.data, grid, order=0)
+    masks = np.zeros((3, 3, *grid.slab), np.uint8)
+    masks[2, 2] = labels > 500
+    flair = np.full((3, *grid.slab), -1, np.float16)
+    flair[0] = labels / 1000
+    present = np.ones((3, 4), bool)
+    return bids.case_of(grid), CaseArrays(flair, masks, labels, present)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_all_48_orientations_come_back_voxel_for_voxel(grid: str, tmp_path: Path) -> None:
+    assert len(set(ORIENTATIONS)) == 48
+    head = bids.head((9, 18, 14), 1)
+    for axes in ORIENTATIONS:
+        path = tmp_path / f"{axes}.nii.gz"
+        bids.write_volume(path, head, bids.Geometry(axes=axes))
+        source, (case, arrays) = nib.load(path), on_the_slab(path, GRIDS[grid])
+        assert case.grid.exact == (grid == "crop")
+        values = np.asarray(source.dataobj)
+        inside = np.ones(case.grid.slab, np.int16)
+        seen = np.asarray(
+            source_image(
+                CaseArrays(arrays.flair, arrays.masks, inside, arrays.present),
+                case,
+                "w048/parcellation",
+            ).dataobj
+        ).astype(bool)
+        assert seen.sum() == (5 * 12 * 14 if grid == "crop" else seen.size)
+        for name, expected in (
+            ("w048/parcellation", np.where(seen, values, 0)),
+            ("w096/net2", np.where(seen, values > 500, 0)),
+            ("w000/flair", np.where(seen, (values / 1000).astype(np.float16), -1)),
+        ):
+            out = tmp_path / "out" / f"{axes}.nii.gz"
+            write_nifti_atomic(source_image(arrays, case, name), out)
+            found = nib.load(out)
+            if name != "w000/flair" or grid == "crop":  # images are interpolated, labels are not
+                np.testing.assert_array_equal(found.dataobj, expected, err_msg=f"{axes} {name}")
+            np.testing.assert_array_equal(found.affine, source.affine)
+            np.testing.assert_allclose(found.get_qform(), source.get_qform(), atol=1e-5)
+            for field in ("sform_code", "qform_code", "xyzt_units"):
+                assert found.header[field] == source.header[field]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("export")
+    return write_store(folder / "store.zarr", folder / "bids", test=2)
+
+
+def test_an_export_is_a_valid_bids_derivative(store: Store, tmp_path: Path) -> None:
+    write_export_root(tmp_path, source=store.table.bids)
+    for case in store.cases:
+        paths = export_case(store, case, NAMES, tmp_path, settings=GRIDS["crop"])
+        assert paths == [exported_path(tmp_path, case.subject, n) for n in NAMES if has(case, n)]
+        assert len(paths) == 11
+    assert validator_reports(tmp_path) == {"own": []}
+    path = exported_path(tmp_path, "sub-02", "w096/net2")
+    assert path.name == "sub-02_ses-w096_space-orig_label-L_desc-NET2_mask.nii.gz"
+    image = nib.load(path)
+    assert (image.get_data_dtype(), np.asarray(image.dataobj).sum()) == (np.uint8, 4)
+    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Resampled"] is False
+    assert "SkullStripped" not in sidecar
+    assert sidecar["CaseDigest"] == store.case("sub-02").digest
+    assert sidecar["SpatialReference"].endswith("sub-02/ses-w048/anat/sub-02_ses-w048_FLAIR.nii.gz")
+
+
+def test_what_a_case_has_not_is_left_out_and_unknown_names_are_refused(
+    store: Store, tmp_path: Path
+) -> None:
+    case = store.cases[0]
+    settings = GRIDS["crop"]
+    absent = ["w000/net2", "w048/parcellation"]
+    assert export_case(store, case, absent, tmp_path, settings=settings) == []
+    with pytest.raises(StoreError, match=r"such as w096/net2 or w048/parcellation, got w096/t1"):
+        export_case(store, case, ["w096/t1"], tmp_path, settings=settings)
+
+
+def test_flair_counts_as_stripped_where_a_brain_mask_was_applied(store: Store) -> None:
+    settings, case = GRIDS["crop"], store.cases[0]
+    assert not was_stripped(case, settings)
+    folder = f"derivatives/brainmask/{case.subject}/ses-w048/anat"
+    mask = f"{folder}/{case.subject}_ses-w048_space-orig_desc-brain_mask.nii.gz"
+    masked = replace(case, digests={**case.digests, mask: "0" * 64})
+    assert was_stripped(masked, settings)
+    assert not was_stripped(masked, replace(settings, apply_brain_mask=False))

@@ -1,0 +1,111 @@
+"""From one subject's files to a case: what is stored of them, and what may be absent."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.errors import CaseError
+from storage.layout import CHANNELS, MASKS, SESSIONS
+from storage.preprocess.prepare import CaseArrays, Facts, prepare
+from storage.settings import StoreSettings, TrialLayout
+from storage.trial.dataset import read_trial
+from tests.support import bids
+
+SETTINGS = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Path:
+    bids.write_trial(tmp_path, 2)
+    return tmp_path
+
+
+def prepared(
+    trial: Path, name: str = "sub-02", settings: StoreSettings = SETTINGS
+) -> tuple[Facts, CaseArrays]:
+    (subject,) = (s for s in read_trial(trial, settings.layout) if s.name == name)
+    return prepare(subject, trial, settings=settings, arms=bids.ARMS)
+
+
+def test_another_spacing_is_refused_unless_resampling_is_on(trial: Path) -> None:
+    settings = StoreSettings((5, 12, 16), (3.0, 1.5, 1.5), resample=False)
+    with pytest.raises(CaseError, match=r"expected .* spacing \(3.0, 1.5, 1.5\) mm, got \(3, "):
+        prepared(trial, settings=settings)
+    resampled = StoreSettings((5, 12, 16), (3.0, 1.5, 1.5), resample=True)
+    facts, _ = prepared(trial, settings=resampled)
+    assert not facts.grid.exact
+
+
+def test_a_whole_case_is_stored_to_the_voxel(tmp_path: Path) -> None:
+    made = bids.write_trial(tmp_path, 2)["sub-02"]
+    facts, arrays = prepared(tmp_path)
+    s, h = (slice(int(o), int(o) + n) for o, n in zip(facts.grid.offset[:2], (5, 12), strict=True))
+    for (session, channel), volume in made.items():
+        if channel in MASKS:
+            stored = arrays.masks[SESSIONS.index(session), MASKS.index(channel)]
+            np.testing.assert_array_equal(stored[:, :, 1:15], volume[s, h])
+            assert not stored[:, :, [0, 15]].any()
+    cortex = np.isin(made["w048", "parcellation"][s, h], (3, 42, 1007, 2035))
+    np.testing.assert_array_equal(np.isin(arrays.parcellation, (3, 42))[:, :, 1:15], cortex)
+    assert arrays.flair.dtype == np.float16
+    assert arrays.flair.min() == -1
+    assert arrays.flair.max() == 1
+    outside = made["w048", "flair"][s, h] == 0
+    assert (arrays.flair[1][:, :, 1:15][outside] == -1).all()
+    assert facts.covariates == {"age": 31, "sex": "F", "edss": None}
+    assert (facts.arm, facts.trial) == ("avonex", "OPERA")
+    assert len(facts.digests) == len(made)
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [("9" * 20, 10**20 - 1), ("9" * 400, None), ("9" * 5000, None), ("1e999", None)],
+)
+def test_a_number_of_any_length_is_read_or_not_known(
+    trial: Path, cell: str, value: int | None
+) -> None:
+    table = trial / "participants.tsv"
+    table.write_text(table.read_text().replace("\t31\t", f"\t{cell}\t"))
+    assert prepared(trial)[0].covariates["age"] == value
+
+
+def test_optional_inputs_may_be_absent(trial: Path) -> None:
+    bids.write_participants(trial, {"sub-01": "placebo", "sub-02": "n/a"})
+    for session in SESSIONS:
+        for channel in (*MASKS, "parcellation"):
+            bids.path_of(trial, "sub-02", session, channel).unlink(missing_ok=True)
+    bids.path_of(trial, "sub-02", "w096", "flair").unlink()
+    facts, arrays = prepared(trial)
+    flair = CHANNELS.index("flair")
+    assert arrays.present[:, flair].tolist() == [True, True, False]
+    assert np.count_nonzero(arrays.present) == 2
+    assert facts.arm is None
+    assert not facts.parcellation
+    assert not arrays.masks.any()
+    assert not arrays.parcellation.any()
+
+
+def test_a_brain_mask_takes_the_skull_off(trial: Path) -> None:
+    path = bids.path_of(trial, "sub-02", "w048", "brain_mask")
+    geometry = bids.Geometry()
+    brain = np.zeros(geometry.shape, np.uint8)
+    brain[2:7, 6:15, 4:10] = 1
+    bids.write_volume(path, brain, geometry)
+    facts, arrays = prepared(trial)
+    assert (arrays.flair > -1).any(axis=(0, 1, 2)).sum() == 6
+    kept = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False, apply_brain_mask=False)
+    _, arrays = prepared(trial, settings=kept)
+    assert (arrays.flair > -1).any(axis=(0, 1, 2)).sum() > 6
+    assert path.relative_to(trial).as_posix() in facts.digests
+
+
+def test_another_trial_needs_other_patterns_and_no_code(trial: Path) -> None:
+    for path in sorted(trial.rglob("*ses-w*"), key=lambda p: -len(p.parts)):
+        path.rename(path.with_name(path.name.replace("ses-w048", "ses-M12")))
+    layout = TrialLayout(sessions=("w000", "M12", "w096"), arm_column="trial")
+    settings = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False, layout=layout)
+    (subject, _) = read_trial(trial, layout)
+    facts, arrays = prepare(subject, trial, settings=settings, arms=("OPERA",))
+    assert facts.arm == "OPERA"
+    assert arrays.present[1].all()

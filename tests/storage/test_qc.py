@@ -1,0 +1,247 @@
+"""Quality control: what is measured of a case, what is flagged, and the page that shows it."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesioncast.jobs import qc as qc_job
+from storage import Case, CaseArrays, Store, StoreSpec, open_store, pack_masks
+from storage.errors import Refusal
+from storage.layout import CASE_TABLE
+from storage.nifti.io import Header, as_matrix
+from storage.preprocess.grid import Grid
+from storage.qc.measure import CaseQc, Lesions, examine, field_share
+from storage.qc.report import write_qc
+from storage.qc.thumbnail import COLOURS
+from storage.store.case_table import Row
+from tests.support import bids
+from tests.support.store import SHARD, table_of, write_tiny_store
+
+SLAB = (5, 24, 20)
+SPACING = (3.0, 2.0, 2.0)
+DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
+T2, GAD, NET2 = range(3)
+
+
+def grid(**changes: Any) -> Grid:
+    affine = bids.Geometry(tilt=0).affine
+    header = Header((20, 24, 9), as_matrix(affine), 1, 0, None, "mm")
+    whole = Grid(header, (9, 24, 20), SLAB, (1.0, 1.0, 1.0), (2.0, 0.0, 0.0))
+    return replace(whole, **changes)
+
+
+def sound() -> CaseArrays:
+    """A head in the middle of its slab with two T2 lesions, one of which is new at w048."""
+    rng = np.random.default_rng(0)
+    flair = np.full((3, *SLAB), -1, np.float16)
+    flair[:, :, 3:21, 3:17] = rng.uniform(-0.9, 0.9, (5, 18, 14))
+    masks = np.zeros((3, 3, *SLAB), np.uint8)
+    masks[:, T2, 2, 8:12, 5:7] = 1
+    masks[1:, T2, 2, 14:16, 12:14] = 1
+    masks[1, NET2, 2, 14:16, 12:14] = 1
+    present = np.ones((3, 4), bool)
+    present[0, 3] = False
+    return CaseArrays(flair, masks, np.where(flair[1] > -1, 2, 0).astype(np.int16), present)
+
+
+def examined(folder: Path, arrays: CaseArrays, *, place: Grid | None = None) -> CaseQc:
+    case = bids.case_of(place or grid())
+    return examine(stored(folder, [(case, arrays)]), 0)
+
+
+def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *refused: Refusal) -> Store:
+    spec = StoreSpec(bids.ARMS, SLAB, SPACING)
+    known = [
+        replace(case, row=Row(SHARD, place), present=arrays.present)
+        for place, (case, arrays) in enumerate(cases)
+    ]
+    blocks = {
+        "flair": np.stack([arrays.flair for _, arrays in cases]),
+        "masks": pack_masks(np.stack([arrays.masks for _, arrays in cases])),
+        "parcellation": np.stack([arrays.parcellation for _, arrays in cases]),
+        "present": np.stack([arrays.present for _, arrays in cases]),
+    }
+    table = table_of(spec, known, bids="/data/trial", refused=refused)
+    write_tiny_store(folder, table, blocks)
+    return open_store(folder)
+
+
+def test_a_sound_case_is_measured_and_raises_no_flag(tmp_path: Path) -> None:
+    found = examined(tmp_path, sound())
+    assert found.flags == ()
+    assert (found.orientation, found.spacing, found.shape) == ("RAS", (2, 2, 3), (20, 24, 9))
+    assert (found.in_field, found.asymmetry) == (1, 0)
+    assert found.in_head == pytest.approx(18 * 14 / (24 * 20))
+    assert found.intensity["w096"] == (0, 900)
+    voxel = 0.012  # ml
+    assert found.lesions["w000", "t2"] == Lesions(pytest.approx(8 * voxel), 1)
+    assert found.lesions["w048", "t2"] == Lesions(pytest.approx(12 * voxel), 2)
+    assert found.lesions["w048", "net2"] == Lesions(pytest.approx(4 * voxel), 1)
+    assert found.lesions["w096", "gad"] == Lesions(0, 0)
+    assert ("w000", "net2") not in found.lesions
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({}, 1),
+        ({"offset": (2.0, 0.0, -5.0)}, 15 / 20),
+        ({"offset": (-1.0, 6.0, 0.0)}, 4 / 5 * 18 / 24),
+        ({"scale": (1.0, 2.0, 1.0)}, 12 / 24),
+        ({"scale": (1.0, 1.0, 0.5), "offset": (2.0, 0.0, 14.75)}, 10 / 20),
+        ({"offset": (2.0, 0.0, 40.0)}, 0),
+    ],
+)
+def test_the_share_in_the_field_follows_from_the_grid(
+    changes: dict[str, Any], share: float
+) -> None:
+    assert field_share(grid(**changes)) == pytest.approx(share)
+
+
+def nothing_left(a: CaseArrays) -> None:
+    a.flair[:, :, :, :9] = -1
+
+
+def little_head(a: CaseArrays) -> None:
+    a.flair[:, 1:] = -1
+
+
+def clipped(a: CaseArrays) -> None:
+    a.flair[0, 0, 3:21, 3:17] = 1
+
+
+def swapped(a: CaseArrays) -> None:
+    other = np.random.default_rng(7).uniform(-0.9, 0.9, (5, 18, 14))
+    a.flair[1, :, 3:21, 3:17] = other
+
+
+def healed(a: CaseArrays) -> None:
+    a.masks[2, T2, 2, 8:12] = 0
+
+
+def emptied(a: CaseArrays) -> None:
+    a.masks[2, T2] = 0
+
+
+def off_the_head(a: CaseArrays) -> None:
+    a.masks[2, NET2, 2, 0:3, 0:3] = 1
+    a.masks[2, T2, 2, 0:3, 0:3] = 1
+
+
+def mirrored(a: CaseArrays) -> None:
+    a.masks[1, NET2] = a.masks[1, NET2, :, :, ::-1]
+
+
+def labels_elsewhere(a: CaseArrays) -> None:
+    a.parcellation[:] = np.where(a.flair[1] > -1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "flag"),
+    [
+        (nothing_left, "more head on the right (75%)"),
+        (little_head, "head fills 10% of the slab"),
+        (clipped, "w000: intensity clipped"),
+        (swapped, "w000 and w048 look unlike (r = "),
+        (healed, "T2 falls from 0.1 ml at w048 to 0.0 ml at w096"),
+        (emptied, "w096: T2 mask empty"),
+        (off_the_head, "w096: NET2 100% outside the head"),
+        (mirrored, "w048: NET2 0% inside T2"),
+        (labels_elsewhere, "parcellation off the head"),
+    ],
+)
+def test_what_looks_wrong_is_flagged(
+    tmp_path: Path, harm: Callable[[CaseArrays], None], flag: str
+) -> None:
+    arrays = sound()
+    harm(arrays)
+    assert any(each.startswith(flag) for each in examined(tmp_path, arrays).flags)
+
+
+def test_a_slab_that_leaves_the_field_is_flagged(tmp_path: Path) -> None:
+    found = examined(tmp_path, sound(), place=grid(offset=(2.0, 0.0, -8.0)))
+    assert found.flags == ("field covers 60% of the slab",)
+
+
+def test_what_is_absent_raises_no_flag(tmp_path: Path) -> None:
+    """Two sessions of FLAIR and nothing else, as in much real data."""
+    arrays = sound()
+    arrays.present[:, 1:] = False
+    arrays.present[2] = False
+    arrays.masks[:] = 0
+    arrays.flair[2] = 0
+    found = examined(tmp_path, arrays)
+    assert found.flags == ()
+    assert found.lesions == {}
+    assert set(found.clipped) == {"w000", "w048"}
+
+
+def test_the_picture_shows_three_upright_sessions_with_outlines(tmp_path: Path) -> None:
+    arrays = sound()
+    arrays.masks[:] = 0
+    arrays.masks[1, NET2, 2, 19:21, 3:5] = 1  # in front, on the patient's left
+    arrays.present[2, 0] = False
+    picture = Image.open(io.BytesIO(examined(tmp_path, arrays).picture))
+    zoom, gap = 10, 4
+    assert picture.size == (3 * 20 * zoom + 2 * gap, 24 * zoom)
+    pixels = np.asarray(picture).astype(int)
+    orange = np.abs(pixels - COLOURS["net2"]).max(axis=-1) < 40
+    rows, columns = np.nonzero(orange)
+    assert rows.min() == (24 - 21) * zoom
+    assert columns.min() == 20 * zoom + gap + 3 * zoom
+    assert rows.max() - rows.min() == columns.max() - columns.min() == 2 * zoom - 1
+    assert not orange[rows.min() + zoom, columns.min() + zoom]  # an outline: the lesion shows
+    assert (np.abs(pixels[100:, 2 * (20 * zoom + gap) :] - 38) < 8).all()  # no w096
+
+
+def test_the_page_stands_alone_with_flagged_cases_first(tmp_path: Path) -> None:
+    bad = sound()
+    emptied(bad)
+    names = ("sub-01", "sub-02", "sub-<b>03")
+    cases = [bids.case_of(grid(), index=i, subject=name) for i, name in enumerate(names)]
+    refusal = Refusal("sub-09", "not finite", "expected finite voxels, got <NaN>")
+    store = stored(
+        tmp_path / "store", list(zip(cases, (sound(), bad, sound()), strict=True)), refusal
+    )
+    found = [examine(store, i) for i in range(3)]
+    page, sheet = write_qc(found, store.table, tmp_path / "qc")
+    text = page.read_text()
+    assert "Quality control: 3 cases, 1 to look at, 1 refused" in text
+    assert re.findall(r"<b>(sub-.*?)</b>", text) == ["sub-02", "sub-01", "sub-&lt;b&gt;03"]
+    assert "expected finite voxels, got &lt;NaN&gt;" in text
+    assert "position: sticky" in text
+    assert not re.search(r"https?://|<script|<link|url\(", text)
+    sources = re.findall(r'src="(.*?)"', text)
+    assert len(sources) == 3
+    for source in sources:
+        Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))))
+
+    head, *rows = (line.split("\t") for line in sheet.read_text().splitlines())
+    assert {len(row) for row in rows} == {len(head)}
+    first = dict(zip(head, rows[0], strict=True))
+    assert first["subject"] == "sub-02"
+    assert "w096: T2 mask empty" in first["flags"]
+    assert (first["w048_t2_ml"], first["w048_t2_count"]) == ("0.1440", "2")
+    assert (first["w000_net2_ml"], first["w000_low"], first["spacing"]) == ("n/a", "0", "2x2x3")
+    assert dict(zip(head, rows[1], strict=True))["flags"] == "n/a"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_job_writes_page_and_table(tmp_path: Path) -> None:
+    cases = [(bids.case_of(grid(), index=i, subject=f"sub-{i}"), sound()) for i in range(3)]
+    stored(tmp_path / "store", cases)
+    flags = ["--config", str(DEMO), "--store", str(tmp_path / "store")]
+    assert qc_job.main([*flags, "--out", str(tmp_path / "qc")]) == 0
+    assert sorted(path.name for path in (tmp_path / "qc").iterdir()) == ["qc.html", "qc.tsv"]
+    (tmp_path / "store" / CASE_TABLE).write_text(json.dumps({}))
+    assert qc_job.main(flags) == 1

@@ -1,0 +1,97 @@
+"""Two real patients with the gaps of real data, where their images lie beside the project."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lesioncast.jobs import convert as convert_job
+from lesioncast.jobs import qc as qc_job
+from storage import open_store
+from storage.layout import CHANNELS
+from storage.preprocess.grid import to_source_grid
+from storage.preprocess.prepare import prepare
+from storage.settings import StoreSettings
+from storage.trial.dataset import Subject, read_trial
+
+ROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "ljubljana"
+DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
+SETTINGS = StoreSettings((15, 64, 64), (3.0, 3.0, 3.0), resample=True)
+FINE = StoreSettings((15, 256, 256), (3.0, 1.0, 1.0), resample=True)
+
+pytestmark = pytest.mark.skipif(
+    not ROOT.is_dir(), reason=f"the real patients are not at {ROOT} (their images stay outside)"
+)
+
+
+@pytest.fixture(params=["sub-lj01", "sub-lj03"])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    (found,) = (s for s in read_trial(ROOT, SETTINGS.layout) if s.name == request.param)
+    return found
+
+
+def test_a_real_patient_becomes_a_case_with_gaps(subject: Subject) -> None:
+    facts, arrays = prepare(subject, ROOT, settings=SETTINGS, arms=("placebo",))
+    assert facts.arm is None
+    assert not facts.parcellation
+    present = [CHANNELS[c] for k, c in np.argwhere(arrays.present) if k == 1]
+    assert present == ["flair", "net2"]
+    head = arrays.flair[1] > -1
+    margin = [head.any(axis=other).nonzero()[0] for other in ((0, 2), (0, 1))]
+    assert all(rows.min() >= 3 and rows.max() <= 60 for rows in margin), "brain not in the field"
+    assert 0.25 < head.mean() < 0.6
+    assert np.corrcoef(arrays.flair[0].ravel(), arrays.flair[1].ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(("settings", "dice"), [(SETTINGS, 0.5), (FINE, 0.85)])
+def test_lesions_return_to_the_patients_own_grid(
+    subject: Subject, settings: StoreSettings, dice: float
+) -> None:
+    facts, arrays = prepare(subject, ROOT, settings=settings, arms=("placebo",))
+    back = to_source_grid(arrays.masks[1, 2], facts.grid, order=0)
+    name = f"{subject.name}_ses-w048"
+    flair = nib.load(ROOT / subject.name / "ses-w048/anat" / f"{name}_FLAIR.nii.gz")
+    folder = ROOT / "derivatives/lesions" / subject.name / "ses-w048/anat"
+    truth = nib.load(folder / f"{name}_space-orig_label-L_desc-NET2_mask.nii.gz")
+    np.testing.assert_array_equal(back.affine, flair.affine)
+
+    slab = np.ones(settings.slab, bool)
+    inside = np.asarray(to_source_grid(slab, facts.grid, order=0).dataobj)
+    there, here = np.asarray(truth.dataobj) * inside, np.asarray(back.dataobj)
+    overlap = 2 * np.count_nonzero(there & here) / (there.sum() + here.sum())
+    assert overlap > dice
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_patients_go_all_the_way_to_quality_control(tmp_path: Path) -> None:
+    """By a mapping file too: the same scans under the names of a trial that is not BIDS."""
+    flags = ["--config", str(DEMO), "--set", "store.resample=true"]
+    bids, mapped = tmp_path / "bids.zarr", tmp_path / "mapped.zarr"
+    assert convert_job.main([*flags, "--bids", str(ROOT), "--store", str(bids)]) == 0
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text(
+        'flair: "{subject}_{session}.nii.gz"\nnet2: "{subject}_{session}_new.nii.gz"\n'
+        'brain_mask: "{subject}_brain.nii.gz"\nsessions: [study1, study2, none]\n'
+    )
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "participants.tsv").symlink_to(ROOT / "participants.tsv")
+    for path in ROOT.rglob("*.nii.gz"):
+        name = path.name.removeprefix("sub-").replace("ses-w000", "study1")
+        name = name.replace("ses-w048", "study2").replace("_FLAIR", "")
+        name = name.replace("_space-orig_label-L_desc-NET2_mask", "_new")
+        name = name.replace("_study2_space-orig_desc-brain_mask", "_brain")
+        (tmp_path / "trial" / name).symlink_to(path)
+    where = ["--bids", str(tmp_path / "trial"), "--store", str(mapped)]
+    assert convert_job.main([*flags, *where, "--mapping", str(mapping)]) == 0
+    for one, other in zip(open_store(bids).cases, open_store(mapped).cases, strict=True):
+        assert one.subject == other.subject
+        assert sorted(one.digests.values()) == sorted(other.digests.values())
+    assert qc_job.main([*flags, "--store", str(mapped), "--out", str(tmp_path)]) == 0
+    head, *rows = (line.split("\t") for line in (tmp_path / "qc.tsv").read_text().splitlines())
+    for row in rows:
+        found = dict(zip(head, row, strict=True))
+        assert found["flags"] == "n/a"
+        assert (found["orientation"], found["w096_low"]) == ("LPS", "n/a")
+        assert 2 < float(found["w048_net2_ml"]) < 6

@@ -1,0 +1,1 @@
+"""Builders, clusters and oracles shared by tests."""

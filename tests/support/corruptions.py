@@ -1,0 +1,183 @@
+"""Ways to spoil one file or one subject of a trial on disk."""
+
+import gzip
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from tests.support import bids
+
+Array = bids.Array
+Harm = Callable[[Path, str], Any]  # of the trial at a root, of a subject by name
+GEOMETRY = bids.Geometry(tilt=0)
+NOBODY = 65534  # a user id
+
+# Where NIfTI-1 keeps what in its first 352 bytes.
+DIM, DATATYPE, PIXDIM, OFFSET, SLOPE, QFORM, SFORM, SROW, MAGIC = (
+    40, 70, 76, 108, 112, 252, 254, 280, 344,
+)  # fmt: skip
+
+
+@contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Root as somebody whom permissions bind and who may enter `folder`; others as they are."""
+    me = os.geteuid()
+    if me == 0:
+        for place in (folder, *folder.parents[:2]):
+            place.chmod(0o755)
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def at(session: str, channel: str, change: Callable[[Path], Any]) -> Harm:
+    return lambda root, name: change(bids.path_of(root, name, session, channel))
+
+
+def flair(change: Callable[[Path], Any], session: str = "w048") -> Harm:
+    return at(session, "flair", change)
+
+
+def patch(place: int, form: str, *values: Any) -> Callable[[Path], None]:
+    """Overwrite what the header holds at `place`."""
+
+    def change(path: Path) -> None:
+        raw = bytearray(gzip.decompress(path.read_bytes()))
+        struct.pack_into(f"<{form}", raw, place, *values)
+        path.write_bytes(gzip.compress(bytes(raw)))
+
+    return change
+
+
+def voxels(change: Callable[[Array], Any]) -> Callable[[Path], None]:
+    return lambda path: bids.alter(path, lambda data: np.asarray(change(data)))
+
+
+def put(value: float) -> Callable[[Path], None]:
+    """One voxel of another value, as float32."""
+
+    def change(data: Array) -> Array:
+        data = data.astype(np.float32)
+        data[3, 4, 5] = value
+        return data
+
+    return voxels(change)
+
+
+def lying(change: Callable[[Array], Array]) -> Callable[[Path], None]:
+    """Another affine under the same voxels."""
+
+    def rewrite(path: Path) -> None:
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), change(image.affine)), path)
+
+    return rewrite
+
+
+def turned(path: Path) -> None:
+    a = np.radians(35)
+    affine = np.eye(4)
+    affine[:3, :3] = [[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]]
+    affine[:3, :3] *= (2, 2, 3)
+    nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), affine), path)
+
+
+def sheared(affine: Array) -> Array:
+    affine[:3, 1] += 0.1 * affine[:3, 0]
+    return affine
+
+
+def as_type(dtype: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        image = nib.load(path)
+        data = np.zeros(image.shape, dtype)
+        nib.save(nib.Nifti1Image(data, image.affine), path)
+
+    return change
+
+
+def content(made: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(made(path.read_bytes()))  # type: ignore[return-value]
+
+
+def bad_checksum(raw: bytes) -> bytes:
+    return raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:]
+
+
+def unpacked(made: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return content(lambda raw: made(gzip.decompress(raw)))
+
+
+def repacked(made: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return content(lambda raw: gzip.compress(made(gzip.decompress(raw))))
+
+
+def replaced(made: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.unlink()
+        made(path)
+
+    return change
+
+
+def beside(path: Path) -> None:
+    """The same image twice: once packed, once not."""
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+
+
+def second_run(path: Path) -> None:
+    path.with_name(path.name.replace("_FLAIR", "_run-2_FLAIR")).write_bytes(path.read_bytes())
+
+
+def brain_of(change: Callable[[Array], Array]) -> Callable[[Path, str], None]:
+    def write(root: Path, name: str) -> None:
+        mask = change(np.zeros(GEOMETRY.shape, np.float32))
+        bids.write_volume(bids.path_of(root, name, "w048", "brain_mask"), mask, GEOMETRY)
+
+    return write
+
+
+def brain_off_the_head(root: Path, name: str) -> None:
+    def corner(mask: Array) -> Array:
+        mask[:2, :2, :2] = 1
+        return mask
+
+    brain_of(corner)(root, name)
+
+
+def rows(change: Callable[[str, str], str]) -> Callable[[Path, str], None]:
+    """Change the subject's line of participants.tsv: `change(line, name)`."""
+
+    def rewrite(root: Path, name: str) -> None:
+        table = root / "participants.tsv"
+        lines = table.read_text().splitlines(keepends=True)
+        changed = (change(x, name) if x.startswith(f"{name}\t") else x for x in lines)
+        table.write_text("".join(changed))
+
+    return rewrite
+
+
+def no_folder(root: Path, name: str) -> None:
+    for folder in (root, root / "derivatives" / "lesions", root / "derivatives" / "synthseg"):
+        shutil.rmtree(folder / name)
+
+
+def twin_folder(root: Path, name: str) -> None:
+    (root / f"sub-{name[4]}_{name[5:]}").mkdir()
+
+
+def everywhere(value: float) -> Callable[[Array], Array]:
+    return lambda data: np.full_like(data, value)
+
+
+def stacked(data: Array) -> Array:
+    return np.stack([data, data], axis=-1)

@@ -1,0 +1,139 @@
+"""A store of a few seconds with outcomes, a bundle, and a draw that stands for its networks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lesioncast.bundle.bundle import BundleConfig, save_bundle
+from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.covariates import Covariate
+from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.unet import UNet, UNetConfig
+from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
+from storage.nifti.io import read_volume
+from storage.preprocess.grid import Grid, to_slab
+from storage.store.case_table import Case, Row
+from storage.store.shards import empty_blocks
+from storage.trial.dataset import Source
+from tests.support.bids import ARMS, Geometry, head, path_of, write_volume
+from tests.support.store import SHARD, table_of, write_tiny_store
+
+SLAB = (5, 16, 16)
+GEOMETRY = Geometry(axes="LPS", tilt=9.0)
+SPEC = StoreSpec(arms=ARMS, slab=SLAB, spacing=GEOMETRY.spacing)
+LAYOUT = TrialLayout()
+NET2_W048 = CONDITION.index("w048/net2")
+UNET = UNetConfig(
+    slices=SLAB[0], arms=3, widths=(8, 16), down_blocks=1, attention_stages=(), groups=4
+)
+RATE = np.array([0.8, 0.5, 0.1])  # by arm, of a patient who was active at w048
+
+
+def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Store:
+    """Cases with arms in turn on a skewed, LPS grid, odd ones active at w048 and w096; first those
+    of the test split.
+    """
+    cases = test + train
+    arrays = empty_blocks(cases, SPEC)
+    table = []
+    for index in range(cases):
+        flair = head(GEOMETRY.shape, seed=index)
+        source = bids / _path(index)
+        write_volume(source, flair, GEOMETRY)
+        case = _case(index, _grid(source), "test" if index < test else "train")
+        slab = to_slab(flair.astype(np.float32), case.grid, order=1)
+        arrays["flair"][index] = np.stack([slab / 450 - 1] * 3).astype(np.float16)
+        arrays["masks"][index] = pack_masks(_masks(active=index % 2 == 1))
+        arrays["present"][index] = case.present
+        table.append(case)
+    write_tiny_store(path, table_of(SPEC, table, bids=str(bids)), arrays)
+    return open_store(path)
+
+
+def _path(index: int) -> Path:
+    return path_of(Path(), f"sub-{index + 1:02d}", "w048", "flair")
+
+
+def _grid(path: Path) -> Grid:
+    """A crop that begins at (2, 1, -1) of the file's canonical volume: one column is padded."""
+    header = read_volume(Source("sub", "w048", "flair", path)).header
+    return Grid(header, GEOMETRY.shape, SLAB, scale=(1.0, 1.0, 1.0), offset=(2.0, 1.0, -1.0))
+
+
+def _case(index: int, grid: Grid, split: str) -> Case:
+    present = np.ones((3, 4), bool)
+    present[0, 3] = False
+    return Case(
+        index=index,
+        row=Row(SHARD, index),
+        subject=f"sub-{index + 1:02d}",
+        arm=ARMS[index % len(ARMS)],
+        arm_index=index % len(ARMS),
+        trial=None,
+        split=split,
+        covariates={"age": 30 + 2 * index, "sex": "FM"[index % 2], "edss": None if index else 2.5},
+        grid=grid,
+        present=present,
+        parcellation=False,
+        intensity={},
+        digests={_path(index).as_posix(): f"{index:064d}"},
+    )
+
+
+def _masks(*, active: bool) -> npt.NDArray[np.bool_]:
+    masks = np.zeros((3, 3, *SLAB), bool)
+    if active:
+        masks[1, 2, 2, 4:6, 4:6] = True
+        masks[2, 2, 2, 10:12, 3:5] = True
+    return masks
+
+
+def fake_draw(
+    condition: npt.NDArray[np.float32],
+    arm: npt.NDArray[np.int64],
+    seeds: Sequence[int],
+    covariates: npt.NDArray[np.float32],
+) -> npt.NDArray[np.bool_]:
+    """One lesion where the seed's uniform number is below the arm's rate, for patients active at
+    w048; a seed's number is the same whatever the arm, so arms are nested.
+    """
+    masks = np.zeros((len(seeds), *SLAB), bool)
+    for row, seed in enumerate(seeds):
+        rate = RATE[arm[row]] if (condition[row, NET2_W048] > 0).any() else 0.05
+        if np.random.default_rng(seed).random() < rate:
+            masks[row, 2, 10:12, 3:5] = True
+    return masks
+
+
+def write_bundle(
+    path: Path,
+    *,
+    num_steps: int = 3,
+    from_start: bool = False,
+    covariates: tuple[Covariate, ...] = (),
+) -> None:
+    """Networks of random weights for the store's cases, which the condition moves too."""
+    torch.manual_seed(0)
+    unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET, covariates)
+    with torch.no_grad():
+        for parameter in (*unet.parameters(), *control.parameters()):  # many begin at zero
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    config = BundleConfig(
+        ModelConfig(
+            SPEC.arms,
+            UNET,
+            objective=ObjectiveConfig(lesion_weight=1.0),
+            covariates=covariates,
+        ),
+        SLAB,
+        SPEC.spacing,
+        SamplerConfig(num_steps=num_steps),
+        from_start=from_start,
+    )
+    metrics = {"data": "8 training cases of a made-up trial.", "stages": {}}
+    save_bundle(path, config, unet=unet.state_dict(), control=control.state_dict(), metrics=metrics)

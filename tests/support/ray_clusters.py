@@ -1,0 +1,151 @@
+"""Clusters of `ray start` on this machine: each node of its own processes, which can be killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RAY = str(Path(sys.executable).with_name("ray"))
+ROOT = Path(__file__).resolve().parents[2]
+OBJECT_STORE = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: `ray start --block` and all that it started, a session of their own."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+
+    def processes(self, title: str = "") -> list[int]:
+        """The living ones whose command line begins with `title`."""
+        listing = subprocess.run(
+            ["ps", "-e", "-o", "pid=,sess=,stat=,args="], capture_output=True, text=True
+        )
+        rows = (line.split(None, 3) for line in listing.stdout.splitlines())
+        return [
+            int(pid)
+            for pid, session, state, command in rows
+            if int(session) == self.process.pid and state[0] != "Z" and command.startswith(title)
+        ]
+
+    def kill(self) -> None:
+        """SIGKILL to every process, as where the machine is gone."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):  # one may end with its parent
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(timeout=60)
+
+
+@dataclass
+class Nodes:
+    """A head and the nodes that joined it."""
+
+    folder: Path
+    environment: Mapping[str, str]
+    address: str = ""
+    dashboard: str = ""
+    started: list[Node] = field(default_factory=list)
+    ports: Mapping[str, int] = field(default_factory=dict)
+
+    def head(self, *options: str, host: str = "127.0.0.1", inside: Sequence[str] = ()) -> Node:
+        """Start the head at `host`, again at the same ports; returns when its dashboard answers."""
+        names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+        self.ports = self.ports or dict(zip(names, free_ports(len(names)), strict=True))
+        self.address = f"{host}:{self.ports['port']}"
+        self.dashboard = f"http://{host}:{self.ports['dashboard-port']}"
+        given = [f"--{name}={port}" for name, port in self.ports.items()]
+        head = self._start(
+            "head", "--head", f"--temp-dir={self.folder}/ray", "--disable-usage-stats", *given,
+            *options, inside=inside,
+        )  # fmt: skip
+        self._wait_until(head, lambda: _answers(f"{self.dashboard}/api/version"))
+        return head
+
+    def join(self, name: str, *options: str, inside: Sequence[str] = ()) -> Node:
+        """Start a node, inside a command that runs its arguments; returns when it is up."""
+        (agent,) = free_ports(1)
+        node = self._start(
+            name, f"--address={self.address}", f"--dashboard-agent-listen-port={agent}",
+            "--min-worker-port=0", "--max-worker-port=0", f'--resources={{"{name}": 1}}', *options,
+            inside=inside,
+        )  # fmt: skip
+        # Two that start at once would take the same names of sockets.
+        self._wait_until(node, lambda: "Ray runtime started" in self._log(name).read_text())
+        return node
+
+    def run(self, *command: str, timeout: float = 400) -> "subprocess.CompletedProcess[str]":
+        """A driver's command to its end."""
+        driver = self.start(*command)
+        output, _ = driver.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(command, driver.returncode, output)
+
+    def start(self, *command: str) -> "subprocess.Popen[str]":
+        """A driver of the cluster; its errors join its output."""
+        return subprocess.Popen(
+            command, cwd=ROOT, env={**self.environment, "RAY_ADDRESS": self.address},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def _start(self, name: str, *options: str, inside: Sequence[str] = ()) -> Node:
+        command = [*inside, RAY, "start", "--block", f"--object-store-memory={OBJECT_STORE}"]
+        with self._log(name).open("w") as log:
+            process = subprocess.Popen(
+                [*command, *options], cwd=self.folder, env=self.environment, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.started.append(Node(name, process))
+        return self.started[-1]
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _wait_until(self, node: Node, holds: Callable[[], bool]) -> None:
+        for _ in range(600):
+            assert node.process.poll() is None, self._log(node.name).read_text()
+            if holds():
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"{node.name} did not start: {self._log(node.name).read_text()}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextmanager
+def nodes(**environment: str) -> Iterator[Nodes]:
+    """An empty cluster in a folder and a HOME of its own; its nodes end with the block."""
+    with ExitStack() as stack:
+        # Sockets have short paths, which pytest's folders would exceed.
+        home = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="lc-", dir="/tmp", ignore_cleanup_errors=True)
+        )
+        known = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
+        path = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"
+        ours = {"HOME": home, "PATH": path, "RAY_raylet_start_wait_time_s": "300"}
+        found = Nodes(Path(home), known | ours | environment)
+        stack.callback(lambda: [node.kill() for node in reversed(found.started)])
+        yield found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

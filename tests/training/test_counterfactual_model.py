@@ -1,0 +1,179 @@
+"""The model of the paper's section 4.4: images of w000 alone, from training to a forecast."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lesioncast.bundle.bundle import Bundle, load_bundle
+from lesioncast.config import load_config
+from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.errors import ConfigError
+from lesioncast.evaluation.settings import ForecastSettings
+from lesioncast.forecasting.output.bids import forecast_path
+from lesioncast.forecasting.pipeline import (
+    Origin,
+    bids_flair,
+    forecast_all,
+    forecast_batches,
+    subjects_to_forecast,
+)
+from lesioncast.forecasting.runtime import (
+    build_sampler,
+    session_choices,
+    sessions_compared,
+    sessions_seen,
+    store_reader,
+)
+from lesioncast.forecasting.sampling import Shown
+from lesioncast.imaging.channels import CHANNELS, SESSIONS, named
+from lesioncast.training.data.node_cache import open_cases, read_in_process
+from lesioncast.training.data.selection import training_cases
+from lesioncast.training.experiment import Experiment, finetuning, pretraining
+from lesioncast.training.export import export_bundle
+from lesioncast.training.randomness import Drops
+from lesioncast.training.trainer import train
+from storage import Store
+from tests.support.forecast import LAYOUT, SLAB, SPEC, write_store
+from tests.support.training import MODEL, SETTINGS
+
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+W000 = ("w000/flair", "w000/t2", "w000/gad")
+SETTINGS_OF_STAGE = replace(SETTINGS, steps=2, warmup=1, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Bundle, Experiment]:
+    """Both stages on a small store, with three channels, and the bundle that came of them."""
+    folder = tmp_path_factory.mktemp("counterfactual")
+    store = write_store(folder / "store.zarr", folder / "bids", test=2, train=8)
+    unet = replace(MODEL.unet, slices=SLAB[0], arms=len(SPEC.arms))
+    control = replace(MODEL.control, condition=W000)
+    experiment = Experiment(
+        replace(MODEL, arms=SPEC.arms, unet=unet, control=control),
+        replace(training_cases(store, SPEC.arms), roots=(folder / "cache",)),
+        folder / "runs",
+        seed=7,
+    )
+    stage = finetuning(
+        SETTINGS_OF_STAGE, experiment, train(pretraining(SETTINGS_OF_STAGE, experiment))
+    )
+    train(stage)
+    export_bundle(stage, store, folder / "bundle", sampler=SamplerConfig(num_steps=2))
+    return store, load_bundle(folder / "bundle"), experiment
+
+
+def test_the_counterfactual_preset_is_the_papers_but_for_its_condition() -> None:
+    paper, preset = (load_config(CONFIGS / f"{name}.yaml") for name in ("paper", "counterfactual"))
+    assert preset.control.condition == W000
+    assert replace(preset, name="paper", control=paper.control) == paper
+    assert replace(preset.control, condition=CONDITION) == paper.control
+    with torch.device("meta"):
+        first = ControlNet(preset.control, preset.unet).hint[0]
+    assert first.in_channels == 45
+
+
+def test_the_paper_conditions_on_all_that_is_known_before_w096() -> None:
+    known = [
+        f"{session}/{channel}"
+        for session in SESSIONS[:2]
+        for channel in CHANNELS
+        if (session, channel) != ("w000", "net2")  # nothing is new at the first session
+    ]
+    assert list(ControlConfig().condition) == known
+
+
+@pytest.mark.parametrize("config", ["demo", "small", "paper"])
+def test_any_configuration_takes_the_condition_of_w000(config: str) -> None:
+    override = f"control.condition=[{', '.join(W000)}]"
+    assert load_config(CONFIGS / f"{config}.yaml", [override]).model.control.channels == 3
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("[w000/flair, w096/net2]", "known when w096 is forecast; got w096/net2; nearest: w048/n"),
+        ("[w096/flair]", "got w096/flair; nearest: w048/flair"),
+        ("[w000/t3]", "control: condition: expected .* got w000/t3; nearest: w000/t2"),
+        ("[w000/net2]", "got w000/net2; nearest: w000/t2"),
+        ("[]", r"one channel or more, each once, got \[\]"),
+        ("[w000/t2, w000/t2]", r"each once, got \[w000/t2, w000/t2\]; name each channel once"),
+    ],
+)
+def test_what_is_not_known_before_w096_is_refused_as_a_condition(
+    condition: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "demo.yaml", [f"control.condition={condition}"])
+
+
+def test_training_shows_the_named_channels_alone(
+    trained: tuple[Store, Bundle, Experiment],
+) -> None:
+    _, _, experiment = trained
+    cases = open_cases(experiment.cases, read_in_process)
+    rows = np.arange(4)
+
+    def condition(names: tuple[str, ...]) -> torch.Tensor:
+        drops = Drops(*(np.zeros(shape, bool) for shape in (4, (4, len(names)), (4, 0))))
+        batch = cases.batch(rows, drops, null_arm=3, condition=named(names))
+        assert batch.condition is not None
+        return batch.condition
+
+    assert torch.equal(condition(W000), condition(CONDITION)[:, :3])
+    assert torch.equal(condition(("w048/net2",)), condition(CONDITION)[:, 6:])
+
+
+def test_a_bundle_says_itself_what_it_is_conditioned_on(
+    trained: tuple[Store, Bundle, Experiment],
+) -> None:
+    store, bundle, _ = trained
+    assert bundle.config.control.condition == W000
+    assert (
+        "a patient's images (w000/flair, w000/t2, w000/gad)"
+        in (bundle.path / "README.md").read_text()
+    )
+
+    def told(channels: tuple[str, ...]) -> np.ndarray:
+        control = replace(bundle.config.control, condition=channels)
+        return store_reader(store, replace(bundle.config, control=control))(Shown(0)).condition
+
+    assert told(W000).shape == (3, *SLAB)
+    np.testing.assert_array_equal(told(W000), told(CONDITION)[:3])
+
+
+def test_a_bundle_that_sees_w000_alone_has_nothing_to_leave_out(
+    trained: tuple[Store, Bundle, Experiment],
+) -> None:
+    """Whatever its stage 2 was trained with, its arms are compared by all that it sees."""
+    bundle = replace(trained[1], from_start=True)
+    assert session_choices(bundle) == (("w000",),)
+    assert sessions_compared(bundle) is None
+
+
+def test_a_forecast_needs_no_flags_and_names_w000_as_its_source(
+    trained: tuple[Store, Bundle, Experiment], tmp_path: Path
+) -> None:
+    store, bundle, _ = trained
+    settings = ForecastSettings(samples=2, batch_size=3)
+    cases = subjects_to_forecast(store, (), number=1)
+    _, _, batches = forecast_batches(cases, arms=3, settings=settings, seed=0)
+    sampler = build_sampler(bundle.path, store.path, device="cpu")
+    records = forecast_all(
+        store,
+        cases,
+        map(sampler, batches),
+        settings=settings,
+        origin=Origin(bundle.digest, 0, sessions=sessions_seen(bundle)),
+        out=tmp_path,
+        background=bids_flair(Path(store.table.bids), LAYOUT),
+    )
+    assert list(next(records)["arms"]) == list(SPEC.arms)
+    image = forecast_path(tmp_path, "sub-01", "placebo")
+    sidecar = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Sources"] == ["bids:raw:sub-01/ses-w000/anat/sub-01_ses-w000_FLAIR.nii.gz"]
+    assert "ses-w048" in sidecar["SpatialReference"]

@@ -1,0 +1,185 @@
+"""Where a node keeps its cases follows from sizes, and no batch depends on it."""
+
+import fcntl
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.imaging.channels import named
+from lesioncast.training.checkpoint import Checkpoint
+from lesioncast.training.data import cache_location, node_cache
+from lesioncast.training.data.cache_location import cache_roots, memory_available
+from lesioncast.training.data.dataset import Batch, Cases
+from lesioncast.training.data.node_cache import fill, open_cases, read_in_process, release
+from lesioncast.training.data.selection import CaseCache, training_cases
+from lesioncast.training.experiment import Experiment, finetuning, pretraining
+from lesioncast.training.progress import read_metrics
+from lesioncast.training.randomness import drops
+from lesioncast.training.trainer import train
+from storage import Store, StoreError
+from tests.support.forecast import SPEC, write_store
+from tests.support.training import MODEL, SETTINGS
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("placement")
+    return write_store(folder / "store.zarr", folder / "bids", test=2, train=8)
+
+
+@pytest.fixture
+def cache(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaseCache:
+    """A node with two folders, the first of which counts as memory; neither is full."""
+    monkeypatch.setattr(cache_location, "MEMORY", tmp_path / "memory")
+    roots = (tmp_path / "memory" / "lesioncast", tmp_path / "disk")
+    return replace(training_cases(store, SPEC.arms), roots=roots)
+
+
+def rooms(monkeypatch: pytest.MonkeyPatch, sizes: dict[Path, int]) -> None:
+    monkeypatch.setattr(cache_location, "room", lambda root: sizes[root])
+
+
+def batch(cases: Cases, rows: list[int], condition: tuple[str, ...] | None) -> Batch:
+    channels = len(condition or CONDITION)
+    lost = drops(
+        1, 2, batch_size=len(rows), channels=channels,
+        arm_drop=0.3, condition_drop=0.1, channel_drop=0.2,
+    )  # fmt: skip
+    wanted = None if condition is None else named(condition)
+    return cases.batch(np.array(rows), lost, null_arm=3, condition=wanted)
+
+
+@pytest.mark.parametrize("condition", [None, CONDITION, ("w000/flair", "w000/t2")])
+def test_streamed_batches_equal_cached_ones_to_the_last_bit(
+    cache: CaseCache, condition: tuple[str, ...] | None
+) -> None:
+    if condition is None:
+        cache = replace(cache, sessions=("w096",))
+    cached = open_cases(cache, read_in_process)
+    streamed = open_cases(replace(cache, limit=cache.size - 1), read_in_process)
+    assert (cached.streamed, streamed.streamed) == (False, True)
+    assert streamed.spatial_shape == cached.spatial_shape
+    assert cached.active.any()
+    for name in ("present", "arm", "active"):
+        np.testing.assert_array_equal(getattr(streamed, name), getattr(cached, name))
+    for rows in ([0, 1, 2], [7, 3, 7, 0, 3]):  # a batch that spans epochs repeats cases
+        one, other = (batch(cases, rows, condition) for cases in (cached, streamed))
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.arm, other.arm)
+        assert (one.condition is None) == (condition is None)
+        assert one.condition is None or torch.equal(one.condition, other.condition)
+
+
+def test_a_store_that_was_converted_anew_meanwhile_is_not_read(cache: CaseCache) -> None:
+    streamed = replace(cache, limit=0)
+    for each in (cache, streamed):  # the indices may be other patients' by now
+        with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
+            fill(replace(each, inputs="before"), read_in_process)
+        fill(each, read_in_process)
+    assert not open_cases(replace(cache, inputs="before"), read_in_process).streamed  # kept before
+    with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
+        open_cases(replace(streamed, inputs="before"), read_in_process)
+
+
+def test_a_streamed_run_ends_in_the_weights_of_a_cached_one(
+    cache: CaseCache, tmp_path: Path
+) -> None:
+    unet = replace(MODEL.unet, slices=SPEC.slab[0], arms=len(SPEC.arms))
+    model = replace(MODEL, arms=SPEC.arms, unet=unet)
+
+    def both_stages(name: str, gib: float) -> tuple[Checkpoint, list[dict[str, float]]]:
+        settings = replace(SETTINGS, cache_gib=gib)
+        experiment = Experiment(model, cache, tmp_path / name, seed=3)
+        last = train(finetuning(settings, experiment, train(pretraining(settings, experiment))))
+        return last, read_metrics(last.folder.parent)
+
+    (cached, curve), (streamed, same) = both_stages("cached", 1.0), both_stages("streamed", 0.0)
+    for name, tensor in cached.tensors("weights").items():
+        assert torch.equal(streamed.tensors("weights")[name], tensor), name
+    assert [line["loss"] for line in same] == [line["loss"] for line in curve]
+
+
+def test_memory_comes_before_disk_and_disk_before_the_store(
+    cache: CaseCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, disk = cache.roots
+    for name, sizes, expected in (
+        ("fits", (cache.size, cache.size), memory),
+        ("large", (cache.size - 1, cache.size), disk),
+        ("huge", (cache.size - 1, cache.size - 1), None),
+    ):
+        rooms(monkeypatch, dict(zip(cache.roots, sizes, strict=True)))
+        kept = fill(replace(cache, digest=name), read_in_process)
+        assert kept.streamed == (expected is None)
+        assert kept.folder.parent == (expected or disk)
+        where = f"kept in {expected}" if expected else "streamed from the store"
+        gib = f"{cache.size / GIB:.2f} GiB"
+        assert kept.remark.startswith(f"{gib} of cases {where}")
+        assert kept.remark.endswith(f"in {memory}, {sizes[1] / GIB:.2f} GiB in {disk}")
+    assert {path.name for path in kept.folder.iterdir()} == {
+        "active.npy", "arm.npy", "present.npy",
+    }  # fmt: skip
+
+
+def test_one_session_takes_a_third_of_three(cache: CaseCache) -> None:
+    alone = replace(cache, sessions=("w096",))
+    assert 3 * alone.size == cache.size
+    assert alone.name != cache.name
+    cases = open_cases(alone, read_in_process)
+    assert cases.flair.shape[:2] == (8, 1)
+    whole = open_cases(cache, read_in_process)
+    np.testing.assert_array_equal(cases.flair[:], whole.flair[:, 2:])
+
+
+def test_memory_is_given_back_and_what_a_killed_run_left_is_cleared(cache: CaseCache) -> None:
+    memory = cache.roots[0]
+    killed, filling = replace(cache, digest="killed"), replace(cache, digest="filling")
+    left = fill(killed, read_in_process).folder
+    assert left.parent == memory
+    partial = memory / f"{filling.name}.partial"
+    partial.mkdir()
+    with (cache.roots[1] / f"{filling.name}.lock").open("w") as another_process:
+        fcntl.flock(another_process, fcntl.LOCK_EX)
+        cases = open_cases(cache, read_in_process)
+        assert not left.exists()
+        assert partial.is_dir()
+    release(cache)
+    assert not (memory / cache.name).exists()
+    assert cases.flair[:].any()  # who has it open reads on
+
+
+def test_room_is_half_of_free_memory_within_the_containers_limit(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  8 kB\nMemAvailable:    4000 kB\n")
+    assert memory_available(meminfo, tmp_path) == 4_096_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_available(meminfo, tmp_path) == 4_096_000
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000\nfile 900000\nshmem 500000\n")
+    assert memory_available(meminfo, tmp_path) == 1_500_000
+    assert 0 < cache_location.room(cache_location.MEMORY / "x") <= 0.5 * memory_available()
+
+
+def test_a_disk_that_fills_up_is_an_error_and_no_crash(
+    cache: CaseCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(node_cache.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        fill(cache, read_in_process)
+    assert not (cache.roots[0] / cache.name).exists()
+
+
+def test_the_environment_names_the_one_folder_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LESIONCAST_CACHE", "/scratch/cases")
+    assert cache_roots() == (Path("/scratch/cases"),)
+    monkeypatch.delenv("LESIONCAST_CACHE")
+    assert len(cache_roots()) == 1 + cache_location.MEMORY.is_dir()

@@ -1,0 +1,89 @@
+"""Rates, averages, settings and what is said on the way."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from lesioncast.training.errors import NonFiniteLossError
+from lesioncast.training.optimisation import ema_decay, learning_rate, update_ema
+from lesioncast.training.progress import (
+    Window,
+    append_metrics,
+    progress_line,
+    read_metrics,
+    rewind_metrics,
+)
+from lesioncast.training.settings import OPERATIONAL, TrainSettings
+from tests.support.training import SETTINGS
+
+
+def test_the_average_is_the_closed_form_of_its_decays() -> None:
+    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    averaged = {"w": values[0].clone()}
+    for step, value in enumerate(values[1:]):
+        update_ema(averaged, {"w": value}, ema_decay(step, 0.8))
+    decays = torch.tensor([min(0.8, (1 + step) / (10 + step)) for step in range(49)])
+    kept = torch.cat([decays.flip(0).cumprod(0).flip(0), torch.ones(1)])
+    share = kept * torch.cat([torch.ones(1), 1 - decays])
+    torch.testing.assert_close(averaged["w"], (share[:, None] * values).sum(0))
+    assert float(share.sum()) == pytest.approx(1)
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine_to_zero() -> None:
+    settings = TrainSettings(steps=100, warmup=10, learning_rate=2.0)
+    rates = [learning_rate(step, settings) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.0)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_a_loss_that_is_no_number_names_its_step() -> None:
+    window = Window("pretrain")
+    for step, loss in [(11, 1.0), (12, float("nan")), (13, float("nan"))]:
+        window.record(step, torch.tensor(loss), torch.tensor(loss))
+    with pytest.raises(NonFiniteLossError, match=r"pretrain: the loss is nan .* at step 12"):
+        window.close(batch_size=4)
+
+
+def test_an_infinite_gradient_stops_too() -> None:
+    window = Window("pretrain")
+    window.record(5, torch.tensor(0.1), torch.tensor(float("inf")))
+    with pytest.raises(NonFiniteLossError, match="gradient norm inf at step 5"):
+        window.close(batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("rate", "left"), [(10.0, "48 s left"), (3.1, "3 min left"), (0.05, "2.7 h left")]
+)
+def test_the_progress_line_says_how_long_it_takes(rate: float, left: str) -> None:
+    line = progress_line({"step": 120, "loss": 0.01234, "steps_per_s": rate}, steps=600)
+    assert line == f"step 120/600  loss 0.0123  {rate:g} steps/s  {left}"
+
+
+def test_a_resumed_run_rewrites_the_lines_after_its_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        append_metrics(tmp_path, {"step": step, "loss": 1.0})
+    rewind_metrics(tmp_path, 4)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps: expected 1 or more, got 0"),
+        ({"arm_drop": 1.0}, "arm_drop: expected from 0 to below 1, got 1.0"),
+        ({"workers": 5}, r"workers: expected at most one per case of a batch \(4\), got 5"),
+        ({"precision": "float16"}, "precision: expected float32 or bfloat16, got float16"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SETTINGS, **change)
+
+
+def test_what_is_operational_are_settings() -> None:
+    assert set(OPERATIONAL) <= {field.name for field in dataclasses.fields(TrainSettings)}

@@ -1,0 +1,218 @@
+"""The paper's recipe, claim by claim: what a step of each stage sees, changes and leaves alone."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lesioncast.config import load_config
+from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.unet import UNet
+from lesioncast.training import randomness
+from lesioncast.training.checkpoint import Checkpoint
+from lesioncast.training.data.dataset import Batch
+from lesioncast.training.data.node_cache import open_cases, read_in_process
+from lesioncast.training.experiment import Stage, finetuning, pretraining
+from lesioncast.training.loop import batch_loss, batches
+from lesioncast.training.modules import ControlledUNet, UNetAlone
+from lesioncast.training.settings import TrainSettings
+from lesioncast.training.state import initial_state
+from lesioncast.training.worker import Worker
+from tests.diffusion.test_networks import randomise
+from tests.support.training import (
+    CASES,
+    MODEL,
+    SETTINGS,
+    SLAB,
+    random_rows,
+    tiny_cache,
+    tiny_experiment,
+)
+
+PAPER = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "paper.yaml"
+ARM = 0
+
+
+def lone_worker(settings: TrainSettings) -> Worker:
+    return Worker(0, 1, torch.device("cpu"), np.arange(settings.batch_size))
+
+
+def networks(control: ControlConfig = MODEL.control, loads: tuple[int, ...] = ()) -> ControlledUNet:
+    """Stage 2 at its first step, upon a UNet none of whose weights is zero."""
+    torch.manual_seed(0)
+    unet = UNet(replace(MODEL.unet, loads=loads))
+    randomise(unet)
+    return ControlledUNet(unet, ControlNet.from_unet(control, unet))
+
+
+def stage_two(root: Path, settings: TrainSettings) -> Stage:
+    """Stage 2 on cases that have an arm and every channel; its networks are built elsewhere."""
+    rows = random_rows()
+    rows["arm"][:] = ARM
+    rows["present"][:] = True
+    experiment = tiny_experiment(root, tiny_cache(root / "cache", rows))
+    return finetuning(settings, experiment, Checkpoint(root / "unused", 1, {}, {}))
+
+
+def seen(stage: Stage, *, steps: int) -> Iterator[Batch]:
+    """The batches of the first steps of `stage`."""
+    stage = replace(stage, settings=replace(stage.settings, steps=steps))
+    cases = open_cases(stage.experiment.cases, read_in_process)
+    for _, batch in batches(stage, cases, lone_worker(stage.settings), first=0):
+        yield batch
+
+
+@pytest.mark.parametrize("reduced", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("control", [MODEL.control, ControlConfig(burden=True, voxels=4)])
+@pytest.mark.parametrize("loads", [(), (1, 5)], ids=["", "loads"])
+@torch.no_grad()
+def test_stage_two_predicts_at_its_first_step_what_stage_one_did_to_the_last_bit(
+    control: ControlConfig, reduced: bool, loads: tuple[int, ...]
+) -> None:
+    second = networks(control, loads)
+    first = UNetAlone(second.unet)
+    z, condition = torch.randn(4, 2, *SLAB), torch.randn(4, 7, *SLAB)
+    logsnr, arm = torch.linspace(-10, 10, 4), torch.tensor([0, 1, 2, 2])
+    load = torch.tensor([1, 2, 1, 2]) if loads else None
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced):
+        expected = first(z, logsnr, arm, None, None, load)
+        found = second(z, logsnr, arm, condition, None, load)
+    assert torch.equal(found, expected)
+    randomise(second.control.zero_middle)
+    other = second(z, logsnr, arm, condition, None, load)
+    assert not torch.equal(other, expected)
+
+
+def test_steps_of_stage_two_move_the_controlnet_and_no_bit_of_the_unet(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, batch_size=4, warmup=0)
+    stage, both = stage_two(tmp_path, settings), networks().train()
+    state = initial_state(both, settings)
+    before = {name: tensor.clone() for name, tensor in both.state_dict().items()}
+    for step, batch in enumerate(seen(stage, steps=4)):
+        loss = batch_loss(both, batch, step, stage=stage, worker=lone_worker(settings))
+        loss.backward()
+        assert all(parameter.grad is None for parameter in both.unet.parameters())
+        state.update(settings)
+    after = both.state_dict()
+    moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    assert moved
+    assert all(name.startswith("control.") for name in moved)
+    # Past the first step the zero convolutions let gradients through to all that they hold back.
+    assert {name for name in before if name.startswith("control.")} == moved
+    optimised = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in both.control.parameters()}
+
+
+@pytest.mark.parametrize("loads", [(), (1, 19)], ids=["", "loads"])
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_its_shares_on_workers(
+    tmp_path: Path, loads: tuple[int, ...]
+) -> None:
+    """The third case of the batch alone has lesions, so that one worker's share has none."""
+    settings = replace(SETTINGS, batch_size=4)
+    stage = stage_two(tmp_path, settings)
+    model = replace(MODEL, unet=replace(MODEL.unet, loads=loads))
+    stage = replace(stage, experiment=replace(stage.experiment, model=model))
+    both, batch = networks(loads=loads), next(seen(stage, steps=1))
+    batch.x[[0, 1, 3], 1] = -1
+    batch.x[2, 1, 0, 0, :3] = 1
+    whole = batch_loss(both, batch, 5, stage=stage, worker=lone_worker(settings))
+    shares = []
+    for positions in (np.array([0, 2]), np.array([1, 3])):
+        rows = torch.from_numpy(positions)
+        assert batch.condition is not None
+        share = replace(
+            batch, x=batch.x[rows], arm=batch.arm[rows], condition=batch.condition[rows]
+        )
+        worker = Worker(0, 2, torch.device("cpu"), positions)
+        shares.append(batch_loss(both, share, 5, stage=stage, worker=worker))
+    torch.testing.assert_close(torch.stack(shares).mean(), whole)
+
+
+def within(count: int, *, of: int, rate: float) -> bool:
+    """Whether a count lies within four standard deviations of its binomial."""
+    return abs(count - of * rate) < 4 * math.sqrt(of * rate * (1 - rate))
+
+
+@pytest.mark.parametrize(("arm_drop", "condition_drop"), [(0.15, 0.15), (0.1, 0.4)])
+def test_arm_and_images_are_dropped_at_their_rates_and_together_at_the_product(
+    arm_drop: float, condition_drop: float
+) -> None:
+    rates = {"arm_drop": arm_drop, "condition_drop": condition_drop, "channel_drop": 0.0}
+    drawn = [randomness.drops(7, step, batch_size=16, channels=7, **rates) for step in range(4000)]
+    arm = np.concatenate([each.arm for each in drawn])
+    channels = np.concatenate([each.channels for each in drawn])
+    images = channels.all(1)
+    assert (channels.any(1) == images).all()  # all of c_f or nothing of it
+    assert within(arm.sum(), of=len(arm), rate=arm_drop)
+    assert within(images.sum(), of=len(arm), rate=condition_drop)
+    assert within((arm & images).sum(), of=len(arm), rate=arm_drop * condition_drop)
+
+
+def test_a_step_of_stage_two_sees_the_null_arm_and_the_null_image_at_the_stages_rates(
+    tmp_path: Path,
+) -> None:
+    settings = replace(SETTINGS, batch_size=10, arm_drop=0.3, condition_drop=0.1, channel_drop=0.0)
+    drawn = list(seen(stage_two(tmp_path, settings), steps=150))
+    arm = torch.cat([batch.arm for batch in drawn])
+    images = torch.cat([shown(batch.condition) for batch in drawn])
+    null_arm = arm == MODEL.unet.null_arm
+    assert ((arm == ARM) | null_arm).all()
+    assert within(int(null_arm.sum()), of=1500, rate=0.3)
+    assert within(int((~images).sum()), of=1500, rate=0.1)
+    assert within(int((null_arm & ~images).sum()), of=1500, rate=0.03)
+
+
+def shown(condition: Tensor | None) -> Tensor:
+    """Whether a case's c_f is there, [b]."""
+    assert condition is not None
+    return condition.flatten(1).any(1)
+
+
+def test_stage_one_sees_no_image_and_loses_the_arm_at_its_own_rate(tmp_path: Path) -> None:
+    rows = random_rows()
+    rows["arm"][:] = ARM
+    experiment = tiny_experiment(tmp_path, tiny_cache(tmp_path / "cache", rows))
+    settings = replace(SETTINGS, batch_size=10, arm_drop=0.1, condition_drop=0.9)
+    drawn = list(seen(pretraining(settings, experiment), steps=150))
+    assert all(batch.condition is None for batch in drawn)
+    arm = torch.cat([batch.arm for batch in drawn])
+    assert within(int((arm == MODEL.unet.null_arm).sum()), of=1500, rate=0.1)
+
+
+@pytest.mark.parametrize(("balanced", "share"), [(True, 0.5), (False, 0.4)])
+def test_a_balanced_stage_sees_as_many_active_as_inactive_cases(
+    tmp_path: Path, balanced: bool, share: float
+) -> None:
+    """Of ten cases four are active: a balanced epoch has eight, four of each kind."""
+    settings = replace(SETTINGS, balanced=balanced, batch_size=8 if balanced else CASES)
+    for batch in seen(stage_two(tmp_path, settings), steps=5):
+        active = (batch.x[:, 1] > 0).flatten(1).any(1)
+        assert active.float().mean().item() == pytest.approx(share)
+
+
+def test_the_papers_stages_have_its_rates() -> None:
+    """Sections 2 and 3, and where they are silent the preset's own choice."""
+    config = load_config(PAPER)
+    first, second = config.pretrain, config.finetune
+    assert (first.steps, first.batch_size, second.steps, second.batch_size) == (
+        100_000, 16, 40_000, 16,
+    )  # fmt: skip
+    assert (first.balanced, second.balanced) == (False, True)
+    assert (first.arm_drop, first.condition_drop) == (0.1, 0.0)
+    assert (second.arm_drop, second.condition_drop) == (0.15, 0.15)
+    for stage in (first, second):
+        assert (stage.channel_drop, stage.session_drop, stage.flair_weight) == (0, 0, None)
+        assert (stage.gradient_clip, stage.warmup) == (1.0, 1000)
+    assert (first.learning_rate, first.ema) == (1e-4, 0.9999)
+    assert (second.learning_rate, second.ema) == (5e-5, 0.999)
+    assert config.objective == ObjectiveConfig("v", "min_snr", 5.0, "squared", lesion_weight=10.0)
+    assert config.schedule == ScheduleConfig(2 * math.log(32 / 256), 2 * math.log(128 / 256))
+    assert config.store.slab == (15, 256, 256)

@@ -1,0 +1,291 @@
+"""Whole runs of both stages, in this process and on two workers of a cluster."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lesioncast.training.checkpoint import Checkpoint, checkpoints
+from lesioncast.training.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
+from lesioncast.training.experiment import (
+    CONTROL,
+    UNET,
+    Stage,
+    _controlled_unet,
+    finetuning,
+    pretraining,
+)
+from lesioncast.training.progress import METRICS, read_metrics
+from lesioncast.training.settings import TrainSettings
+from lesioncast.training.trainer import discard, finished, train
+from tests.support.training import SETTINGS, SLAB, random_rows, tiny_cache, tiny_experiment
+
+
+class Spoilt(nn.Module):
+    """Networks that do something else than predict at one of their forward passes."""
+
+    def __init__(self, networks: nn.Module, at: int, fault: Callable[[], float]) -> None:
+        super().__init__()
+        self.networks, self.at, self.fault, self.passes = networks, at, fault, 0
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.passes += 1
+        factor = self.fault() if self.passes == self.at else 1.0
+        prediction: Tensor = self.networks(*inputs)
+        return prediction * factor
+
+    def named_parameters(self, *args: object, **kwargs: object):  # type: ignore[no-untyped-def, override]
+        return self.networks.named_parameters(*args, **kwargs)
+
+
+def spoilt(stage: Stage, *, at: int, fault: Callable[[], float]) -> Stage:
+    """`stage` whose networks fail at their `at`-th pass."""
+    return replace(stage, networks=lambda own: Spoilt(stage.networks(own), at, fault))
+
+
+def interrupt() -> float:
+    raise KeyboardInterrupt
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    files = sorted(checkpoint.folder.glob("*.safetensors"))
+    # Copies, since what is loaded shows what becomes of the file.
+    return {f"{path.stem}/{k}": v.clone() for path in files for k, v in load_file(path).items()}
+
+
+def both_stages(
+    runs: Path, settings: TrainSettings = SETTINGS, *, loads: tuple[int, ...] = ()
+) -> tuple[Checkpoint, Stage]:
+    experiment = tiny_experiment(runs)
+    told = replace(experiment.model, unet=replace(experiment.model.unet, loads=loads))
+    experiment = replace(experiment, model=told)
+    pretrained = train(pretraining(settings, experiment))
+    return pretrained, finetuning(settings, experiment, pretrained)
+
+
+@pytest.mark.parametrize("pass_of_failure", [4, 6])
+@pytest.mark.parametrize("loads", [(), (1, 19)], ids=["", "loads"])
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    tmp_path: Path, pass_of_failure: int, loads: tuple[int, ...]
+) -> None:
+    _, stage = both_stages(tmp_path / "whole", loads=loads)
+    whole = train(stage)
+
+    _, stage = both_stages(tmp_path / "broken", loads=loads)
+    with pytest.raises(KeyboardInterrupt):
+        train(spoilt(stage, at=pass_of_failure, fault=interrupt))
+    assert [found.step for found in checkpoints(stage.folder)] == [3]
+    resumed = train(stage)
+
+    expected, found = tensors(whole), tensors(resumed)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    lines = [
+        [(line["step"], line["loss"]) for line in read_metrics(at.folder.parent)]
+        for at in (whole, resumed)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_stage_two_leaves_the_unet_as_stage_one_averaged_it(tmp_path: Path) -> None:
+    pretrained, stage = both_stages(tmp_path)
+    last = train(stage)
+    networks = stage.build()
+    kept = networks.get_submodule("unet").state_dict()
+    for name, tensor in pretrained.tensors("ema", UNET).items():
+        assert torch.equal(kept[name], tensor), name
+    trained = last.tensors("weights")
+    assert trained
+    assert all(name.startswith(CONTROL) for name in trained)
+    start = dict(networks.named_parameters())
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in trained.items())
+
+
+def test_a_frozen_unet_keeps_its_weights_through_a_training_step(tmp_path: Path) -> None:
+    _, stage = both_stages(tmp_path)
+    built: list[nn.Module] = []
+
+    def remember(own: Stage) -> nn.Module:
+        built.append(_controlled_unet(own))
+        return built[0]
+
+    train(replace(stage, networks=remember))
+    before, after = stage.build().get_submodule("unet"), built[0].get_submodule("unet")
+    assert not after.training
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(old, new), name
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tmp_path: Path) -> None:
+    stage = spoilt(pretraining(SETTINGS, tiny_experiment(tmp_path)), at=5, fault=lambda: torch.nan)
+    with pytest.raises(NonFiniteLossError, match="pretrain: the loss is nan .* at step 5;"):
+        train(stage)
+    assert [found.step for found in checkpoints(stage.folder)] == [3]
+
+
+def test_a_finished_run_says_so_and_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    last = train(stage)
+    written = (last.folder / "state.json").stat().st_mtime_ns
+    with caplog.at_level("INFO", "lesioncast"):
+        again = train(stage)
+    assert again == last
+    assert (last.folder / "state.json").stat().st_mtime_ns == written
+    assert caplog.messages[-1].startswith("pretrain: finished already, at step 6")
+    discard(stage)
+    assert checkpoints(stage.folder) == []
+    with pytest.raises(TrainingError, match=r"got none; run jobs/pretrain.py first"):
+        finished(stage)
+
+
+def test_settings_that_changed_since_the_checkpoint_are_refused_by_name(tmp_path: Path) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    train(stage)
+    other = replace(SETTINGS, steps=9, learning_rate=0.5, log_every=1, checkpoint_every=9)
+    with pytest.raises(ChangedSettingsError) as refusal:
+        train(replace(stage, settings=other))
+    message = str(refusal.value)
+    assert "pretrain.steps was 6, is 9; pretrain.learning_rate was 0.01, is 0.5. Set" in message
+    assert "--fresh" in message
+
+
+def test_other_cases_are_another_run(tmp_path: Path) -> None:
+    train(pretraining(SETTINGS, tiny_experiment(tmp_path)))
+    other = tiny_experiment(tmp_path, tiny_cache(tmp_path, random_rows(seed=1), "other"))
+    with pytest.raises(ChangedSettingsError, match='cases was "tiny", is "other"'):
+        train(pretraining(SETTINGS, other))
+
+
+def alter(folder: Path) -> None:
+    """One bit of the averaged weights."""
+    ema = folder / "ema.safetensors"
+    content = bytearray(ema.read_bytes())
+    content[-1] ^= 1
+    ema.write_bytes(content)
+
+
+def cut(folder: Path) -> None:
+    """The record ends amid a line, as after a power cut."""
+    record = folder / "state.json"
+    record.write_bytes(record.read_bytes()[:40])
+
+
+def lose(folder: Path) -> None:
+    (folder / "weights.safetensors").unlink()
+
+
+@pytest.mark.parametrize("spoil", [alter, cut, lose])
+def test_a_spoilt_checkpoint_is_set_aside_by_name_for_the_one_before_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    settings = replace(SETTINGS, checkpoint_every=2, keep=3)
+    whole = train(pretraining(settings, tiny_experiment(tmp_path / "whole")))
+    stage = pretraining(settings, tiny_experiment(tmp_path / "broken"))
+    with pytest.raises(KeyboardInterrupt):
+        train(spoilt(stage, at=5, fault=interrupt))
+    spoil(stage.folder / "step_000004")
+    resumed = train(stage)
+    assert "set aside as .step_000004.altered, going back to the one before" in caplog.text
+    for name, tensor in tensors(whole).items():
+        assert torch.equal(tensors(resumed)[name], tensor), name
+    assert [found.step for found in checkpoints(stage.folder)] == [2, 4, 6]
+
+
+def test_a_finished_run_whose_last_checkpoint_is_spoilt_is_finished_again(tmp_path: Path) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    expected = tensors(train(stage))
+    alter(stage.folder / "step_000006")
+    for name, tensor in tensors(train(stage)).items():
+        assert torch.equal(expected[name], tensor), name
+
+
+def test_a_line_of_the_log_that_a_dying_run_did_not_end_is_forgotten(tmp_path: Path) -> None:
+    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        train(spoilt(stage, at=5, fault=interrupt))
+    with (stage.folder / METRICS).open("a") as log:
+        log.write('{"step": 4, "lo')
+    train(stage)
+    assert [line["step"] for line in read_metrics(stage.folder)] == [2, 3, 4, 6]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint_every=1)
+    stage = pretraining(settings, tiny_experiment(tmp_path))
+    train(stage)
+    assert [found.step for found in checkpoints(stage.folder)] == [5, 6]
+
+
+def test_a_stage_may_train_net2_alone(tmp_path: Path) -> None:
+    stage = pretraining(replace(SETTINGS, flair_weight=0.0), tiny_experiment(tmp_path))
+    assert stage.objective.flair_weight == 0
+    assert stage.experiment.model.objective.flair_weight == 1
+    train(stage)
+    out = checkpoints(stage.folder)[-1].tensors("exp_avg")["unet.out.2.weight"]
+    flair, net2 = out.chunk(2)  # rows are channels of [c, s], patch 1
+    assert not flair.any()
+    assert net2.any()
+
+
+def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, precision="bfloat16", steps=2)
+    last = train(pretraining(settings, tiny_experiment(tmp_path)))
+    assert {tensor.dtype for tensor in last.tensors("weights").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage_number", [1, 2])
+@pytest.mark.parametrize("loads", [(), (1, 19)], ids=["", "loads"])
+def test_every_trained_weight_gets_a_gradient(
+    tmp_path: Path, stage_number: int, loads: tuple[int, ...]
+) -> None:
+    _, stage = both_stages(tmp_path, loads=loads)
+    stage = stage if stage_number == 2 else pretraining(SETTINGS, stage.experiment)
+    networks = stage.build()
+    z = torch.randn(2, 2, *SLAB)
+    condition = torch.randn(2, 7, *SLAB)
+    arm = torch.zeros(2, dtype=torch.int64)
+    load = torch.tensor([1, 2]) if loads else None
+    predicted = networks(z, torch.zeros(2), arm, condition, torch.zeros(2, 2), load)
+    sum(part.square().sum() for part in predicted if part is not None).backward()
+    # Without one, DDP would wait for it.
+    missing = [n for n, p in networks.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:::ray.data.context")  # Ray Data warns of its own defaults
+def test_the_same_command_after_a_worker_died_ends_where_one_process_ends(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    _, stage = both_stages(tmp_path / "alone")
+    alone = train(stage)
+
+    _, stage = both_stages(tmp_path / "shared")
+    stage = replace(stage, settings=replace(SETTINGS, workers=2, batch_size=4))
+
+    def die() -> float:
+        if ray.train.get_context().get_world_rank() == 1:
+            os._exit(1)
+        return 1.0
+
+    with pytest.raises(TrainingError, match="finetune stopped"):
+        train(spoilt(stage, at=5, fault=die))
+    assert [found.step for found in checkpoints(stage.folder)] == [3]
+    together = train(stage)
+
+    assert [line["step"] for line in read_metrics(stage.folder)] == [2, 3, 4, 6]
+    expected, found = alone.tensors("weights"), together.tensors("weights")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
