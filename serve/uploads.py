@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.covariates import Covariate
-from lesioncast.forecasting.errors import ForecastError
+from lesioncast.errors import ForecastError
 from serve.api.problems import RequestError
 from serve.api.schemas import Patient, UploadOrder
 from serve.artifacts import upload_folder

@@ -14,7 +14,7 @@ from lesioncast.diffusion.model import Model
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
-from lesioncast.training.errors import BundleError
+from lesioncast.errors import BundleError
 from tests.support.training import MODEL as TINY
 from tests.support.training import SLAB
 

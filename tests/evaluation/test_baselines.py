@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from lesioncast.errors import BaselineError
 from lesioncast.evaluation.baselines.baselines import (
-    BaselineError,
     arm_statistics,
     fit_scalar_model,
     monte_carlo,

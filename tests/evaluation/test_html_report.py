@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesioncast.errors import EvaluationCardError, ForecastError
 from lesioncast.evaluation.evaluate import Assessment
 from lesioncast.evaluation.reporting.bundle_card import (
-    CardError,
     card_text,
     read_sentences,
     write_card,
@@ -22,7 +22,6 @@ from lesioncast.evaluation.reporting.figures import panels
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.html import Picture, Sight, document, rendered
 from lesioncast.forecasting.disclaimers import NOT_EVALUATED, evaluated_warnings
-from lesioncast.forecasting.errors import ForecastError
 from tests.evaluation.test_report import TEST, assessed, certain, ladder_counts
 from tests.support.corruptions import as_nobody
 
@@ -191,7 +190,9 @@ def test_a_bundle_that_may_not_be_written_to_is_named(
     bundle.mkdir(mode=0o555)
     with (
         as_nobody(bundle),
-        pytest.raises(CardError, match=r"bundle: .* got Permission denied; the report is complete"),
+        pytest.raises(
+            EvaluationCardError, match=r"bundle: .* got Permission denied; the report is complete"
+        ),
     ):
         write_card(bundle, assessment.record)
     assert not list(bundle.iterdir())
@@ -219,7 +220,7 @@ def test_the_evaluation_of_another_bundle_is_refused(
     assessment: Assessment, tmp_path: Path
 ) -> None:
     write_card(tmp_path, assessment.record)
-    with pytest.raises(CardError, match="expected the evaluation of bundle 000000000000"):
+    with pytest.raises(EvaluationCardError, match="expected the evaluation of bundle 000000000000"):
         read_sentences(tmp_path, "0" * 64)
     with pytest.raises(ForecastError, match="run jobs/evaluate.py again"):
         evaluated_warnings(tmp_path, "0" * 64)

@@ -14,10 +14,10 @@ import pytest
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.errors import ForecastError
 from lesioncast.evaluation.reporting.summary_page import forecast_section, page, relative_path
 from lesioncast.evaluation.run import held_out, reference_of
 from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.output.bids import (
     figure_path,
     forecast_path,

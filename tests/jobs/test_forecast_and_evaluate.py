@@ -15,10 +15,10 @@ import torch
 import yaml
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.errors import ForecastError
 from lesioncast.evaluation.reporting.markdown.report import report_text
 from lesioncast.evaluation.reporting.summary_page import evaluation_section
 from lesioncast.forecasting.disclaimers import FROM_START, NOT_EVALUATED
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.runtime import build_sampler, require_fit
 from lesioncast.forecasting.sampling import Request, Sample
 from lesioncast.jobs import evaluate, forecast

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.errors import TrainingError
 from lesioncast.jobs import convert, finetune, pretrain
 from lesioncast.training.data.node_cache import open_cases, read_in_process, read_with_ray_data
 from lesioncast.training.data.node_caches import prepare_nodes
 from lesioncast.training.data.selection import training_cases
-from lesioncast.training.errors import TrainingError
 from storage import Store, open_store
 from tests.support.bids import ARMS, write_trial
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.errors import TrialError
 from lesioncast.jobs import simulate
 from lesioncast.simulation import CohortSettings, simulate_subject
 from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
-from lesioncast.simulation.errors import TrialError
 from lesioncast.simulation.ground_truth import true_net2
 from storage import MASKS, SESSIONS, StoreSettings
 from storage.preprocess.prepare import prepare

@@ -8,9 +8,9 @@ import pytest
 from scipy import ndimage
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.errors import PlacementError, SimulationError
 from lesioncast.simulation import CohortSettings, Subject, simulate_subject
 from lesioncast.simulation.disease import draw_patient
-from lesioncast.simulation.errors import CohortError, PlacementError
 from lesioncast.simulation.template import CORTEX, CSF, VENTRICLE, WHITE
 
 SETTINGS = CohortSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
@@ -170,7 +170,7 @@ def resample_labels(
 
 
 def test_an_unknown_arm_is_refused() -> None:
-    with pytest.raises(CohortError, match="expected an arm out of placebo, .*, got aspirin"):
+    with pytest.raises(SimulationError, match="expected an arm out of placebo, .*, got aspirin"):
         simulate_subject(SETTINGS, 0, arm="aspirin")
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.errors import TrainingError
 from lesioncast.imaging.channels import TARGET, named
 from lesioncast.training.data.dataset import ahead
 from lesioncast.training.data.node_cache import Rows, fill, open_cases
 from lesioncast.training.data.selection import CaseCache
-from lesioncast.training.errors import TrainingError
 from lesioncast.training.randomness import Drops
 from storage import unpack_masks
 from tests.support.training import CASES, SLAB, given, random_rows, tiny_cache, tiny_cases

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lesioncast.training.errors import NonFiniteLossError
+from lesioncast.errors import NonFiniteLossError
 from lesioncast.training.optimisation import ema_decay, learning_rate, update_ema
 from lesioncast.training.progress import (
     Window,

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lesioncast.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
 from lesioncast.training.checkpoint import Checkpoint, checkpoints
-from lesioncast.training.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
 from lesioncast.training.experiment import (
     CONTROL,
     UNET,

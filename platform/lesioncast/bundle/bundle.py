@@ -28,8 +28,7 @@ from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
-from lesioncast.errors import ConfigError
-from lesioncast.training.errors import BundleError
+from lesioncast.errors import BundleError, ConfigError
 from lesioncast.training.optimisation import Weights
 
 SCHEMA = 3

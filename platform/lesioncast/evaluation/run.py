@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
+from lesioncast.errors import ForecastError
 from lesioncast.evaluation.evaluate import Truth
 from lesioncast.evaluation.features.image_features import observed_of
 from lesioncast.evaluation.features.outcomes import (
@@ -21,7 +22,6 @@ from lesioncast.evaluation.features.outcomes import (
 from lesioncast.evaluation.metrics.mask_comparison import compare
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import Tallies, Tally
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.runtime import build_sampler, device_of, sessions_compared
 from lesioncast.forecasting.sampling import (
     Gathered,

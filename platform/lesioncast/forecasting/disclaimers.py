@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.evaluation.reporting.bundle_card import CardError, read_sentences
-from lesioncast.forecasting.errors import ForecastError
+from lesioncast.errors import EvaluationCardError, ForecastError
+from lesioncast.evaluation.reporting.bundle_card import read_sentences
 from lesioncast.imaging.channels import START
 
 RESEARCH_USE = "Research use only; not a medical device."
@@ -40,6 +40,6 @@ def evaluated_warnings(bundle: Path, digest: str) -> tuple[str, ...]:
     """
     try:
         found = read_sentences(bundle, digest)
-    except CardError as error:
+    except EvaluationCardError as error:
         raise ForecastError(str(error)) from error
     return (NOT_EVALUATED,) if found is None else found

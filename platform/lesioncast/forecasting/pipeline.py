@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
 from lesioncast.diffusion.covariates import Covariate
+from lesioncast.errors import ForecastError
 from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.ensemble import Ensemble
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.output.bids import (
     figure_path,
     summary_path,

@@ -15,8 +15,8 @@ from lesioncast.bundle.bundle import METRICS_FILE, Bundle, load_bundle
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.errors import ForecastError
 from lesioncast.forecasting.ensemble import Stated
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.sampling import (
     Draw,
     Given,

@@ -15,14 +15,19 @@ from pathlib import Path
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError
+from lesioncast.errors import (
+    BaselineError,
+    ConfigError,
+    EvaluationCardError,
+    ForecastError,
+    TrainingError,
+)
 from lesioncast.evaluation.analysis.scoring import Context
-from lesioncast.evaluation.baselines.baselines import BaselineError
 from lesioncast.evaluation.causal.identifiability import warnings_record
 from lesioncast.evaluation.evaluate import assess
 from lesioncast.evaluation.metrics.scores import Bootstrap
 from lesioncast.evaluation.provenance import provenance, this_command
-from lesioncast.evaluation.reporting.bundle_card import CardError, write_card
+from lesioncast.evaluation.reporting.bundle_card import write_card
 from lesioncast.evaluation.reporting.examples import gallery
 from lesioncast.evaluation.reporting.files import REPORT, write_assessment
 from lesioncast.evaluation.run import (
@@ -33,7 +38,6 @@ from lesioncast.evaluation.run import (
     true_counts,
 )
 from lesioncast.forecasting.disclaimers import RESEARCH_USE
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.runtime import (
     bundle_remark,
     require_fit,
@@ -41,7 +45,6 @@ from lesioncast.forecasting.runtime import (
     sessions_seen,
     trial_remarks,
 )
-from lesioncast.training.errors import TrainingError
 from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluate(load_config(args.config, args.overrides), args)
     except ConfigError as error:
         parser.error(str(error))
-    except (StorageError, TrainingError, ForecastError, BaselineError, CardError) as error:
+    except (
+        StorageError,
+        TrainingError,
+        ForecastError,
+        BaselineError,
+        EvaluationCardError,
+    ) as error:
         logger.error("%s", error)
         return 1
     return 0

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 from lesioncast.cluster.connection import configure_logging, job_parser
 from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError
-from lesioncast.forecasting.errors import ForecastError
+from lesioncast.errors import ConfigError, ForecastError
 from lesioncast.forecasting.output.bids import forecast_subjects, read_maps
 from storage import StorageError, open_store
 from storage.export.export import NAMES, export_case, write_export_root

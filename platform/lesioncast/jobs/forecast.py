@@ -14,9 +14,8 @@ from pathlib import Path
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError
+from lesioncast.errors import ConfigError, ForecastError, TrainingError
 from lesioncast.forecasting.disclaimers import evaluated_warnings, shown_remark
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.output.bids import figure_path, write_forecast_root
 from lesioncast.forecasting.pipeline import (
     Origin,
@@ -26,7 +25,6 @@ from lesioncast.forecasting.pipeline import (
     subjects_to_forecast,
 )
 from lesioncast.forecasting.runtime import bundle_remark, require_fit, shown_sessions, trial_remarks
-from lesioncast.training.errors import TrainingError
 from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import load_config
-from lesioncast.errors import ConfigError
-from lesioncast.training.errors import TrainingError
+from lesioncast.errors import ConfigError, TrainingError
 from lesioncast.training.experiment import experiment_of, pretraining
 from lesioncast.training.trainer import discard, train
 from storage import StorageError, open_store, parse_location

@@ -15,9 +15,8 @@ import ray
 
 from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError
+from lesioncast.errors import ConfigError, SimulationError
 from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
-from lesioncast.simulation.errors import CohortError
 from lesioncast.simulation.settings import CohortSettings
 from storage import StorageError
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         simulate(config, (args.bids or config.paths.bids).absolute())
     except ConfigError as error:
         parser.error(str(error))
-    except (CohortError, StorageError) as error:
+    except (SimulationError, StorageError) as error:
         logger.error("%s", getattr(error, "cause", error))  # without Ray's remote traceback
         return 1
     return 0

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.errors import TrialError
 from lesioncast.simulation.bids_metadata import (
     DERIVATIVES,
     fingerprint,
@@ -27,7 +28,6 @@ from lesioncast.simulation.bids_metadata import (
     shared_files,
 )
 from lesioncast.simulation.disease import PERIODS, draw_patient
-from lesioncast.simulation.errors import TrialError
 from lesioncast.simulation.ground_truth import RANKS
 from lesioncast.simulation.settings import CohortSettings
 from lesioncast.simulation.subject import SESSIONS, Subject, simulate_subject

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, special
 
+from lesioncast.errors import PlacementError
 from lesioncast.simulation.anatomy import Anatomy
 from lesioncast.simulation.disease import PERIODS, Patient
-from lesioncast.simulation.errors import PlacementError
 from lesioncast.simulation.lesion_sites import (
     TOUCHING,
     Axes,

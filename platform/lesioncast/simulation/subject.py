@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.errors import SimulationError
 from lesioncast.simulation.anatomy import Anatomy, build_anatomy, frame
 from lesioncast.simulation.disease import PERIODS, draw_patient
-from lesioncast.simulation.errors import CohortError
 from lesioncast.simulation.flair import brightness_after, scan_sessions
 from lesioncast.simulation.lesion_sites import Window
 from lesioncast.simulation.lesions import Lesion, Lesions, place_lesions
@@ -52,12 +52,12 @@ class Subject:
 def simulate_subject(settings: CohortSettings, index: int, *, arm: str | None = None) -> Subject:
     """Subject `index` of the trial; with `arm`, as it would have been under that arm.
 
-    Raises CohortError for an unknown arm, or a grid too small for the subject's lesions.
+    Raises SimulationError for an unknown arm, or a grid too small for the subject's lesions.
     """
     patient = draw_patient(settings, index)
     arm = arm or patient.arm
     if arm not in PAPER_ARM_NAMES:
-        raise CohortError(f"expected an arm out of {', '.join(PAPER_ARM_NAMES)}, got {arm}")
+        raise SimulationError(f"expected an arm out of {', '.join(PAPER_ARM_NAMES)}, got {arm}")
     field = frame(settings.shape, settings.spacing)
     anatomy = build_anatomy(
         settings, stream(settings, index, Stream.ANATOMY), atrophy=patient.atrophy

@@ -24,7 +24,7 @@ from lesioncast.bundle.io import (
     write_json,
     write_tensors,
 )
-from lesioncast.training.errors import ChangedSettingsError, TrainingError
+from lesioncast.errors import ChangedSettingsError, TrainingError
 from lesioncast.training.optimisation import Weights
 from lesioncast.training.state import TrainState
 

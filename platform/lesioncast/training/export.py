@@ -9,9 +9,9 @@ from lesioncast.bundle.bundle import BundleConfig, save_bundle
 from lesioncast.bundle.io import read_json
 from lesioncast.diffusion.lesion_load import LoadPrior
 from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.errors import TrainingError
 from lesioncast.simulation.ground_truth import has_truth
 from lesioncast.training.checkpoint import EMA, Checkpoint
-from lesioncast.training.errors import TrainingError
 from lesioncast.training.experiment import CONTROL, UNET, Stage
 from lesioncast.training.lesion_load_prior import fit_load_prior, patients_of
 from lesioncast.training.optimisation import Weights

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lesioncast.training.errors import NonFiniteLossError
+from lesioncast.errors import NonFiniteLossError
 
 METRICS = "metrics.jsonl"
 

@@ -14,10 +14,10 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, Sca
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from lesioncast.errors import TrainingError
 from lesioncast.training.checkpoint import Checkpoint, last_whole, require_same_run
 from lesioncast.training.data.node_cache import fill, read_in_process, release
 from lesioncast.training.data.node_caches import prepare_nodes, release_nodes
-from lesioncast.training.errors import TrainingError
 from lesioncast.training.experiment import Stage
 from lesioncast.training.loop import train_loop_per_worker
 from lesioncast.training.settings import TrainSettings

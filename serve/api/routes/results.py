@@ -10,7 +10,7 @@ from typing import IO
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from lesioncast.forecasting.errors import ForecastError
+from lesioncast.errors import ForecastError
 from lesioncast.forecasting.output.bids import forecast_path, summary_path
 from serve.api.dependencies import Desk, find_job
 from serve.api.problems import RequestError

@@ -15,14 +15,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from lesioncast.errors import BaselineError
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 STREAM = 102  # of random numbers: the bootstrap draws from another
-
-
-class BaselineError(ValueError):
-    """The training cases cannot give a baseline."""
 
 
 @dataclass(frozen=True)

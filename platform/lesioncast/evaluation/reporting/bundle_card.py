@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lesioncast.errors import EvaluationCardError
 from lesioncast.evaluation.reporting.findings import findings
 from storage.nifti.io import write_atomic
 
@@ -19,14 +20,10 @@ SCHEMA = 1
 CARD, EVALUATION = "EVALUATION.md", "evaluation.json"
 
 
-class CardError(ValueError):
-    """What lies beside a bundle as its evaluation is not that, or cannot be put there."""
-
-
 def write_card(bundle: Path, record: Record) -> None:
     """Put the evaluation `record` beside the weights of the bundle folder, replacing an older.
 
-    Raises CardError where the folder cannot be written to.
+    Raises EvaluationCardError where the folder cannot be written to.
     """
     content = {
         "schema": SCHEMA,
@@ -41,7 +38,7 @@ def write_card(bundle: Path, record: Record) -> None:
         write_atomic(bundle / EVALUATION, text.encode())
         write_atomic(bundle / CARD, card_text(record).encode())
     except OSError as error:
-        raise CardError(
+        raise EvaluationCardError(
             f"{bundle}: expected a bundle's folder to put the evaluation in, got {error.strerror}; "
             "the report is complete, but forecasts carry no warnings of it: copy the bundle to "
             "where you may write and evaluate it there"
@@ -71,14 +68,14 @@ def card_text(record: Record) -> str:
 def read_sentences(bundle: Path, digest: str) -> tuple[str, ...] | None:
     """The warnings that the evaluation of the bundle came to; None where there is no evaluation.
 
-    Raises CardError where it is of another bundle than that with `digest`.
+    Raises EvaluationCardError where it is of another bundle than that with `digest`.
     """
     path = bundle / EVALUATION
     if not path.is_file():
         return None
     content = json.loads(path.read_text())
     if (content.get("schema"), content.get("bundle")) != (SCHEMA, digest):
-        raise CardError(
+        raise EvaluationCardError(
             f"{path}: expected the evaluation of bundle {digest[:12]} in schema {SCHEMA}, got "
             f"{str(content.get('bundle'))[:12]} in schema {content.get('schema')}; "
             "run jobs/evaluate.py again, or remove the file"

@@ -16,9 +16,9 @@ from typing import Any
 
 import nibabel as nib
 
+from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import Ensemble
-from lesioncast.forecasting.errors import ForecastError
 from lesioncast.forecasting.output.summary import Provenance, Subject
 from storage.export.bids_derivative import flair_uri, sidecar_path, write_json, write_root
 from storage.nifti.io import write_nifti_atomic

@@ -24,10 +24,10 @@ import numpy.typing as npt
 import ray.data
 from ray.data.block import BlockAccessor
 
+from lesioncast.errors import TrainingError
 from lesioncast.training.data.cache_location import describe, first_with_room, in_memory
 from lesioncast.training.data.dataset import VOLUMES, Cases
 from lesioncast.training.data.selection import CaseCache
-from lesioncast.training.errors import TrainingError
 from storage import MASKS, open_store
 from storage.store.ray_datasource import ZarrDatasource
 

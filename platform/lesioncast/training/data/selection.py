@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.errors import TrainingError
 from lesioncast.imaging.channels import TARGET
 from lesioncast.training.data.cache_location import cache_roots
 from lesioncast.training.data.dataset import VOLUMES
-from lesioncast.training.errors import TrainingError
 from storage import SESSIONS, Case, Location, Store
 from storage.layout import array_specs
 
