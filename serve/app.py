@@ -22,10 +22,11 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from lesioncast.forecasting.adaptive import Block
 from lesioncast.forecasting.sampling import Drawn
 from serve.api.app import make_api
 from serve.api.dependencies import open_desk
-from serve.api.schemas import Block, Patient
+from serve.api.schemas import Patient
 from serve.db.models import Job
 from serve.db.repository import Records
 from serve.inference.sampler import EngineStoppedError, Sampler

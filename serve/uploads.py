@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.covariates import Covariate
 from lesioncast.errors import ForecastError
+from lesioncast.imaging.covariates import Covariate
 from serve.api.problems import RequestError
 from serve.api.schemas import Patient, UploadOrder
 from serve.artifacts import upload_folder

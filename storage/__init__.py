@@ -4,7 +4,7 @@ Conversion (`storage.convert.convert`) and the Ray Data source (`storage.store.r
 imported from their modules, so that reading a store needs no Ray.
 """
 
-from storage.backends.local import Location, parse_location
+from storage.backends.backend import Location, parse_location
 from storage.errors import CaseError, Refusal, StorageError, StoreError
 from storage.layout import CHANNELS, MASKS, SESSIONS, StoreSpec, pack_masks, unpack_masks
 from storage.nifti.io import write_nifti_atomic

@@ -155,3 +155,6 @@ def unpack_signs(packed: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) ->
         out[...] = SIGNS[packed].reshape(*packed.shape[:-1], -1)[..., : out.shape[-1]]
     else:  # "clip" because "raise" would fill a copy first
         np.take(SIGNS, packed, axis=0, out=out.reshape(*packed.shape, 8), mode="clip")
+
+
+CovariateValue = str | int | float | None

@@ -4,29 +4,27 @@ root: $LESIONCAST_ROOT (default ~/lesioncast) / name, where a job keeps what it 
 """
 
 import dataclasses
-import difflib
 import os
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cluster.connection import RaySettings
 from lesioncast.diffusion.controlnet import ControlConfig
-from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ConfigError
-from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
+from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.forecasting.settings import ForecastSettings
+from lesioncast.imaging.covariates import Covariate
+from lesioncast.parsing import parse
 from lesioncast.simulation.settings import CohortSettings
 from lesioncast.training.settings import TrainSettings
 from storage.settings import StoreSettings, TrialLayout
@@ -143,26 +141,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-Parsed = typing.TypeVar("Parsed")
-
-
-def parse(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) -> Parsed:
-    """`raw` as the dataclass `kind`, closed to unknown keys; errors name `source` and the key."""
-    _refuse_unknown(kind, raw, source=source, prefix="")
-    try:
-        return TypeAdapter(kind).validate_python(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(map(_sentence, error.errors()))) from error
-
-
-def _sentence(problem: ErrorDetails) -> str:
-    """Where a value is wrong and how; a class that refuses its own fields says what it got."""
-    where = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "value_error":
-        return f"{where}: {problem['ctx']['error']}"
-    return f"{where}: {problem['msg']}, got {problem['input']!r}"
-
-
 def _override(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator:
@@ -174,23 +152,3 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
     section[last] = yaml.safe_load(value)
-
-
-def _refuse_unknown(kind: Any, raw: Mapping[str, Any], *, source: str, prefix: str) -> None:
-    hints = typing.get_type_hints(kind)
-    known = {each.name for each in dataclasses.fields(kind)}
-    for key, value in raw.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3) or sorted(known)
-            raise ConfigError(f"{source}: unknown key {prefix}{key}; nearest: {', '.join(near)}")
-        section = _dataclass_in(hints[key])
-        for part in value if isinstance(value, list) else [value]:
-            if section is not None and isinstance(part, dict):
-                _refuse_unknown(section, part, source=source, prefix=f"{prefix}{key}.")
-
-
-def _dataclass_in(hint: Any) -> Any:
-    """The dataclass that a mapping stands for where the type is `hint`, such as tuple[it, ...]."""
-    if dataclasses.is_dataclass(hint):
-        return hint
-    return next(filter(None, map(_dataclass_in, typing.get_args(hint))), None)

@@ -1,7 +1,6 @@
 """What a client may ask for, and what of it is drawn in one go."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import (
@@ -15,7 +14,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from lesioncast.forecasting.runtime import either
-from lesioncast.forecasting.sampling import sample_seeds
 from lesioncast.imaging.channels import Sessions
 from serve.api.problems import RequestError
 from serve.api.routes.models import Served
@@ -103,15 +101,6 @@ class Patient(NamedTuple):
     sessions: Sessions | None = None
 
 
-@dataclass(frozen=True)
-class Block:
-    """Some samples of one arm, drawn by one call: `first` is the number of their first seed."""
-
-    arm: str
-    first: int
-    seeds: tuple[int, ...]
-
-
 def require_subject(order: Order, subjects: Sequence[str]) -> None:
     """Raises RequestError for a subject that the store does not hold."""
     if order.subject not in subjects:
@@ -156,13 +145,3 @@ def settle(wishes: Wishes, *, model: Served, settings: Settings) -> dict[str, An
 def _bound(field: str, got: float | None, most: float) -> None:
     if got is not None and got > most:
         raise RequestError(422, f"{field}: expected at most {most:g}, got {got:g}.", field=field)
-
-
-def blocks(order: Mapping[str, Any], *, size: int) -> list[Block]:
-    """The order's samples in blocks of `size` seeds; early blocks of all arms come first."""
-    seeds = sample_seeds(order["seed"], order["subject"], order["samples"])
-    return [
-        Block(arm, first, seeds[first : first + size])
-        for first in range(0, len(seeds), size)
-        for arm in order["arms"]
-    ]

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
-from lesioncast.evaluation.settings import ForecastSettings
-from lesioncast.forecasting.adaptive import order_remarks, precise, rounds
+from lesioncast.forecasting.adaptive import Block, blocks, order_remarks, precise, rounds
 from lesioncast.forecasting.disclaimers import evaluated_warnings, shown_remark
 from lesioncast.forecasting.output.bids import write_forecast_root
 from lesioncast.forecasting.pipeline import Origin, stored_flair, write_forecast
@@ -22,7 +21,8 @@ from lesioncast.forecasting.runtime import (
     trial_remarks,
 )
 from lesioncast.forecasting.sampling import Drawn, Request, ensembles, sample_seeds
-from serve.api.schemas import Block, Patient, blocks
+from lesioncast.forecasting.settings import ForecastSettings
+from serve.api.schemas import Patient
 from serve.artifacts import old_uploads, remove_files, remove_upload, result_folder, with_files
 from serve.db.models import REMOVED, Job, Part, State, part_of
 from serve.db.repository import Records

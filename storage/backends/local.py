@@ -7,63 +7,24 @@ object store can do whatever a folder can but one thing: it has no lock that die
 import fcntl
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
-from storage.errors import StorageError, StoreError
+from storage.backends.backend import PARTIAL, Commit, Location, cannot_write, is_url
+from storage.errors import StorageError
 from storage.layout import CASE_TABLE
 
 if TYPE_CHECKING:
     from storage.backends.object_store import Bucket
 
-# A folder, or the URL of an object store's prefix (s3://bucket/trial.zarr).
-Location: TypeAlias = Path | str
 
-Commit = Callable[[bytes], None]
-
-PARTIAL = ".partial"
 _LOCK = ".lock"
-
-
-class Place(Protocol):
-    """Files by name (`shards/1f/shard.json`) below one location."""
-
-    @property
-    def location(self) -> Location: ...
-
-    def read(self, name: str) -> bytes:
-        """A file's content. Raises FileNotFoundError where there is none."""
-        ...
-
-    def write(self, name: str, content: bytes) -> None:
-        """Put a file there in one step, and safely. Raises StoreError where that fails."""
-        ...
-
-    def names(self) -> set[str]:
-        """All files."""
-        ...
-
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove files, and folders that become empty."""
-        ...
-
-    def arrays(self) -> ZarrStore:
-        """The same files for Zarr to read."""
-        ...
-
-    def writing(self) -> Any:
-        """A context for the one writer, which yields what puts the case table in its place.
-
-        Raises StorageError where there is another writer: at once in a folder, at the latest when
-        the second one is to put its table in an object store.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -126,14 +87,6 @@ class Folder:
             yield lambda content: self.write(CASE_TABLE, content)
 
 
-def cannot_write(target: Location, size: int, why: str) -> StoreError:
-    """The error of a file that could not be put there."""
-    return StoreError(
-        f"{target}: expected to write {size} bytes, got {why}; make room or grant access and run "
-        "the same command again: what is finished is kept."
-    )
-
-
 def place_at(location: Location) -> "Folder | Bucket":
     """The folder or the object store's prefix at `location`.
 
@@ -144,13 +97,3 @@ def place_at(location: Location) -> "Folder | Bucket":
     from storage.backends.object_store import Bucket  # an optional extra
 
     return Bucket(str(location))
-
-
-def is_url(location: Location) -> bool:
-    """Whether a location is one of an object store."""
-    return isinstance(location, str) and "://" in location
-
-
-def parse_location(text: str) -> Location:
-    """What a command line says, as an absolute path or a URL."""
-    return text if is_url(text) else Path(text).absolute()

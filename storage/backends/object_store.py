@@ -12,7 +12,7 @@ from typing import Any
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import ObjectStore
 
-from storage.backends.local import Commit, cannot_write
+from storage.backends.backend import Commit, cannot_write
 from storage.errors import StorageError
 from storage.layout import CASE_TABLE
 

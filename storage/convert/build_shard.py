@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.backends.local import Location, place_at
+from storage.backends.backend import Location
+from storage.backends.local import place_at
 from storage.convert.plan import Member, Shard
 from storage.errors import CaseError, Refusal, StorageError
 from storage.layout import StoreSpec, pack_masks

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from storage.backends.local import PARTIAL, Commit, Place, place_at
+from storage.backends.backend import PARTIAL, Commit, Place
+from storage.backends.local import place_at
+from storage.convert.build_case_table import fill_table, settled_splits
 from storage.convert.build_shard import Build, build_shard
 from storage.convert.file_digests import digest_files
 from storage.convert.plan import Conversion, Shard, inputs_of, plan_shards
@@ -21,7 +23,6 @@ from storage.layout import CASE_TABLE, GROUP, REFUSED_TABLE, SHARDS, record_file
 from storage.store.case_table import CaseTable, encode_refusals, encode_table
 from storage.store.shards import Record, encode_root, read_finished, sha256
 from storage.store.store import Store, is_marked, open_store, read_table
-from storage.store.table import fill_table, settled_splits
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.backends.local import Place
+from storage.backends.backend import Place
 from storage.errors import StorageError
 from storage.layout import STAMPS
 

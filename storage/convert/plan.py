@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from storage.backends.local import Location, is_url
+from storage.backends.backend import Location, is_url
 from storage.layout import SCHEMA, StoreSpec
 from storage.settings import StoreSettings
 from storage.store.case_table import Row

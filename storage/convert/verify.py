@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from storage.backends.local import Place, place_at
+from storage.backends.backend import Place
+from storage.backends.local import place_at
+from storage.convert.build_case_table import fill_table, settled_splits
 from storage.convert.file_digests import UNREADABLE, digest_file
 from storage.errors import StorageError
 from storage.layout import CASE_TABLE, record_file
 from storage.store.shards import Record, decode_record, sha256
 from storage.store.store import Store
-from storage.store.table import fill_table, settled_splits
 
 _THREADS = 8
 _ABSENT = "nothing that can be read"

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from storage.nifti.io import write_atomic
+from storage.atomic import write_atomic
 
 BIDS_VERSION = "1.11.1"
 RAW = "raw"  # what BIDS URIs here call the data set that a derivative was made from

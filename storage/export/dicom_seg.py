@@ -13,11 +13,11 @@ import numpy.typing as npt
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
+from storage.atomic import write_atomic
 from storage.export.bids_derivative import package_version
 from storage.export.dicom_series import Series, complete_headers, lay_onto
 from storage.export.export import KINDS, has, source_image
 from storage.layout import MASKS
-from storage.nifti.io import write_atomic
 from storage.store.case_table import Case
 from storage.store.store import Store
 

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from storage.atomic import write_atomic
 from storage.nifti.gzip_stream import (
     UNREADABLE,
     content_of,
@@ -187,14 +187,3 @@ def write_nifti_atomic(image: nib.Nifti1Image, path: Path) -> None:
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)
     write_atomic(path, content)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step, so that no reader meets a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS
+from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS, CovariateValue
 from storage.nifti.io import Header, Volume, open_nifti
 from storage.preprocess.grid import Grid, labels_on_slab, plan_grid, to_slab
 from storage.preprocess.normalise import foreground_of, range_of, scale_flair
@@ -24,7 +24,6 @@ from storage.preprocess.validation import (
     check_tilt,
 )
 from storage.settings import StoreSettings
-from storage.store.case_table import Covariate
 from storage.trial.dataset import ANATOMY, REFERENCE, Source, Subject
 from storage.trial.participants import UNKNOWN, arm_of
 
@@ -51,7 +50,7 @@ class Facts:
     subject: str
     arm: str | None
     trial: str | None
-    covariates: dict[str, Covariate]
+    covariates: dict[str, CovariateValue]
     grid: Grid
     present: npt.NDArray[np.bool_]
     parcellation: bool
@@ -200,7 +199,7 @@ def _known(text: str) -> str | None:
     return None if text in UNKNOWN else text
 
 
-def _covariate(text: str) -> Covariate:
+def _covariate(text: str) -> CovariateValue:
     """A cell of participants.tsv as a number where it reads as one."""
     if text in UNKNOWN:
         return None

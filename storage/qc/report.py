@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from storage.atomic import write_atomic
 from storage.layout import MASKS, SESSIONS
-from storage.nifti.io import write_atomic
 from storage.qc.measure import CaseQc, sort_key
 from storage.qc.thumbnail import COLOURS
 from storage.store.case_table import CaseTable

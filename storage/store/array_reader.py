@@ -12,7 +12,8 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
-from storage.backends.local import Location, Place, place_at
+from storage.backends.backend import Location, Place
+from storage.backends.local import place_at
 from storage.errors import StoreError
 from storage.layout import ARRAYS, SHARDS, record_file
 from storage.store.case_table import Row

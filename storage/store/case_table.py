@@ -10,14 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import Refusal
-from storage.layout import SCHEMA, StoreSpec
+from storage.layout import SCHEMA, CovariateValue, StoreSpec
 from storage.nifti.io import Header
 from storage.preprocess.grid import Grid
 
 Split = Literal["train", "val", "test", "unlabelled"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabelled")
-
-Covariate = str | int | float | None
 
 
 class Row(NamedTuple):
@@ -47,7 +45,7 @@ class Case:
     arm_index: int
     trial: str | None
     split: Split
-    covariates: Mapping[str, Covariate]
+    covariates: Mapping[str, CovariateValue]
     grid: Grid
     present: npt.NDArray[np.bool_] = field(compare=False)
     parcellation: bool

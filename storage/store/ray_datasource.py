@@ -8,7 +8,7 @@ from ray.data import DataContext
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from storage.backends.local import Location
+from storage.backends.backend import Location
 from storage.layout import SESSIONS, array_specs, session_indices
 from storage.store.array_reader import open_arrays, take_rows
 from storage.store.case_table import Row

@@ -13,7 +13,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from storage.backends.local import Place
+from storage.backends.backend import Place
 from storage.errors import Refusal
 from storage.layout import (
     SHARDS,

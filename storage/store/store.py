@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from storage.backends.local import Location, Place, place_at
+from storage.backends.backend import Location, Place
+from storage.backends.local import place_at
 from storage.errors import StoreError
 from storage.layout import (
     ATTRIBUTE,

@@ -19,7 +19,8 @@ import numpy as np
 from ablation_tables import STEERING, curves, table
 from image_information import nats
 
-from lesioncast.bundle.bundle import METRICS_FILE, BundleConfig, load_bundle, save_bundle
+from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
+from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.io import read_json
 from lesioncast.cluster.connection import cluster, configure_logging
 from lesioncast.config import load_config

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.diffusion.covariates import Covariate, covariate_features
+from lesioncast.diffusion.covariates import covariate_features
 from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
 from lesioncast.evaluation.metrics.scores import (
     Resampled,
@@ -23,6 +23,7 @@ from lesioncast.evaluation.metrics.scores import (
     resamples,
     unresampled,
 )
+from lesioncast.imaging.covariates import Covariate
 from lesioncast.simulation.disease import Patient, draw_patient
 from lesioncast.simulation.settings import CohortSettings
 

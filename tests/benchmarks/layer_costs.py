@@ -15,8 +15,7 @@ from workloads import STAGE1, Scale, Variant, autocast, compiled, inputs, placed
 from lesioncast.diffusion.blocks import SelfAttention, fold
 from lesioncast.diffusion.solvers import seeded_generators, seeded_noise
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.training.optimisation import update_ema
-from lesioncast.training.state import TrainState, initial_state
+from lesioncast.training.state import TrainState, initial_state, update_ema
 
 Row = dict[str, Any]
 Shape = tuple[int, int, int, int, int]  # channels in and out, kernel, stride, size of the input

@@ -33,9 +33,10 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.evaluation.analysis.scoring import Context
 from lesioncast.evaluation.evaluate import assess
+from lesioncast.evaluation.metrics.ensemble_summary import Tally
 from lesioncast.evaluation.reporting.markdown.report import report_text
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Stated, Tally
+from lesioncast.forecasting.ensemble import Stated
 from lesioncast.forecasting.sampling import sample_seeds
 from lesioncast.imaging.channels import START, named, outside
 from lesioncast.imaging.lesions import measure

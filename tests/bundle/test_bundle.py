@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lesioncast.bundle.bundle import BundleConfig, bundle_digest, load_bundle, save_bundle
+from lesioncast.bundle.bundle import bundle_digest, load_bundle, save_bundle
+from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.model_card import model_card
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import Model

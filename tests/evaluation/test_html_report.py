@@ -9,13 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesioncast.bundle.evaluation_card import read_sentences
 from lesioncast.errors import EvaluationCardError, ForecastError
 from lesioncast.evaluation.evaluate import Assessment
-from lesioncast.evaluation.reporting.bundle_card import (
-    card_text,
-    read_sentences,
-    write_card,
-)
+from lesioncast.evaluation.reporting.bundle_card import card_text, write_card
 from lesioncast.evaluation.reporting.estimates_csv import COLUMNS, tidy_csv
 from lesioncast.evaluation.reporting.examples import choose
 from lesioncast.evaluation.reporting.figures import panels

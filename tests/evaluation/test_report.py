@@ -13,12 +13,13 @@ from lesioncast.evaluation.evaluate import Assessment, Truth, assess
 from lesioncast.evaluation.features.image_features import SCALARS
 from lesioncast.evaluation.features.outcomes import Outcomes
 from lesioncast.evaluation.metrics.calibration import reliability
+from lesioncast.evaluation.metrics.ensemble_summary import Tallies, Tally
 from lesioncast.evaluation.metrics.mask_comparison import Observed, compare
 from lesioncast.evaluation.reporting.files import write_assessment
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.markdown.report import falling_words, report_text
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Stated, Tallies, Tally, stratified_error
+from lesioncast.forecasting.ensemble import Stated, stratified_error
 from lesioncast.markdown import DASH, with_interval
 
 ARMS = PAPER_ARM_NAMES

@@ -17,7 +17,7 @@ from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.reporting.summary_page import forecast_section, page, relative_path
 from lesioncast.evaluation.run import held_out, reference_of
-from lesioncast.evaluation.settings import EvaluationSettings, ForecastSettings
+from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.output.bids import (
     figure_path,
     forecast_path,
@@ -35,6 +35,7 @@ from lesioncast.forecasting.pipeline import (
 )
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import Sampler
+from lesioncast.forecasting.settings import ForecastSettings
 from storage import Store, open_store
 from tests.support.bids import path_of
 from tests.support.bids_validator import validator_reports

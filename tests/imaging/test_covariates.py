@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
-from lesioncast.config import Config, load_config, parse
+from lesioncast.config import Config, load_config
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
-from lesioncast.diffusion.covariates import Covariate, covariate_features
+from lesioncast.diffusion.covariates import covariate_features
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
-from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.pipeline import (
     Origin,
     forecast_all,
@@ -28,8 +27,15 @@ from lesioncast.forecasting.runtime import (
     store_reader,
 )
 from lesioncast.forecasting.sampling import Read, Request, Sample, Sampler
+from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.channels import named
-from lesioncast.imaging.covariates import encode_covariates, fit_covariates, known_covariates
+from lesioncast.imaging.covariates import (
+    Covariate,
+    encode_covariates,
+    fit_covariates,
+    known_covariates,
+)
+from lesioncast.parsing import parse
 from lesioncast.training import randomness
 from lesioncast.training.experiment import Experiment, experiment_of, finetuning, pretraining
 from lesioncast.training.export import export_bundle
@@ -260,7 +266,13 @@ def bundle(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LESIONCAST_CACHE", str(folder / "cache"))
         given = config(covariates=["age", "sex"])
-        experiment = experiment_of(given, store, folder / "runs")
+        experiment = experiment_of(
+            store,
+            folder / "runs",
+            model=given.model,
+            covariates=given.covariates,
+            seed=given.seed,
+        )
         pretrained = train(pretraining(given.pretrain, experiment))
         stage = finetuning(given.finetune, experiment, pretrained)
         train(stage)

@@ -18,13 +18,13 @@ from ray.serve.schema import ServeDeploySchema
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.diffusion.controlnet import Hint
-from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.disclaimers import FROM_LATER, FROM_START, evaluated_warnings
 from lesioncast.forecasting.ensemble import share_active, wilson_interval
 from lesioncast.forecasting.output.bids import summary_path
 from lesioncast.forecasting.pipeline import Origin, forecast_all, forecast_batches, stored_flair
 from lesioncast.forecasting.runtime import build_sampler, bundle_remark, sessions_seen
 from lesioncast.forecasting.sampling import Request, ensembles, gather, plan, sample_seeds
+from lesioncast.forecasting.settings import ForecastSettings
 from serve.api.routes import results
 from serve.api.schemas import Patient
 from serve.app import build

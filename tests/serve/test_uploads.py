@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lesioncast.diffusion.covariates import Covariate
+from lesioncast.imaging.covariates import Covariate
 from serve.api import multipart
 from serve.artifacts import FORGOTTEN_SECONDS, old_uploads, upload_folder
 from serve.client import Client

@@ -7,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lesioncast.bundle.bundle import BundleConfig, save_bundle
+from lesioncast.bundle.bundle import save_bundle
+from lesioncast.bundle.config import BundleConfig
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
-from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.imaging.covariates import Covariate
 from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
 from storage.nifti.io import read_volume
 from storage.preprocess.grid import Grid, to_slab

@@ -17,11 +17,11 @@ import uvicorn
 import yaml
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.covariates import Covariate
+from lesioncast.forecasting.adaptive import Block
 from lesioncast.forecasting.sampling import Drawn
+from lesioncast.imaging.covariates import Covariate
 from serve.api.app import make_api
 from serve.api.dependencies import open_desk
-from serve.api.schemas import Block
 from serve.client import Client
 from serve.db.models import Job
 from serve.db.repository import Records

@@ -13,7 +13,6 @@ from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ConfigError
-from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.output.bids import forecast_path
 from lesioncast.forecasting.pipeline import (
     Origin,
@@ -30,6 +29,7 @@ from lesioncast.forecasting.runtime import (
     store_reader,
 )
 from lesioncast.forecasting.sampling import Shown
+from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.channels import CHANNELS, SESSIONS, named
 from lesioncast.training.data.node_cache import open_cases, read_in_process
 from lesioncast.training.data.selection import training_cases

@@ -8,8 +8,8 @@ import torch
 from skimage.measure import euler_number as skimage_euler_number
 
 from lesioncast.diffusion.controlnet import burden_of, euler_number
-from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.lesion_load import LoadPrior
+from lesioncast.imaging.covariates import Covariate
 from lesioncast.training.lesion_load_prior import Patients, fit_load_prior
 from tests.support.training import SETTINGS
 

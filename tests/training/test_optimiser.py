@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lesioncast.errors import NonFiniteLossError
-from lesioncast.training.optimisation import ema_decay, learning_rate, update_ema
 from lesioncast.training.progress import (
     Window,
     append_metrics,
@@ -16,6 +15,7 @@ from lesioncast.training.progress import (
     rewind_metrics,
 )
 from lesioncast.training.settings import OPERATIONAL, TrainSettings
+from lesioncast.training.state import ema_decay, learning_rate, update_ema
 from tests.support.training import SETTINGS
 
 

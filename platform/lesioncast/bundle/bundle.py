@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from lesioncast.bundle.config import SCHEMA, BundleConfig
 from lesioncast.bundle.io import (
+    Weights,
     altered_file,
     digest_of,
     digests_of,
@@ -23,34 +25,17 @@ from lesioncast.bundle.io import (
     write_tensors,
 )
 from lesioncast.bundle.model_card import model_card
-from lesioncast.config import parse
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import Model, ModelConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError, ConfigError
-from lesioncast.training.optimisation import Weights
+from lesioncast.parsing import parse
 
-SCHEMA = 3
 MANIFEST = "manifest.json"
 UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
 CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"
 FILES = (UNET_FILE, CONTROL_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
-
-
-@dataclass(frozen=True)
-class BundleConfig:
-    """What a bundle's weights are for: `slab` (s, h, w) in voxels, its `spacing` in mm.
-
-    `from_start`: they were trained to answer from the images of w000 alone, too.
-    """
-
-    model: ModelConfig
-    slab: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    sampler: SamplerConfig
-    from_start: bool = False
-    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)

@@ -72,3 +72,6 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
     return json.loads(path.read_text())
+
+
+Weights = dict[str, Tensor]

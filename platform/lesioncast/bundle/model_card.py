@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lesioncast.imaging.channels import START
 
 if TYPE_CHECKING:
-    from lesioncast.bundle.bundle import BundleConfig
+    from lesioncast.bundle.config import BundleConfig
 
 CARD = """# Forecasts of new MS lesions
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lesioncast.diffusion.blocks import fold, zeroed
-from lesioncast.diffusion.covariates import Covariate, CovariateEmbedding, all_absent
+from lesioncast.diffusion.covariates import CovariateEmbedding, all_absent
 from lesioncast.diffusion.lesion_load import LoadPrior
 from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
 from lesioncast.diffusion.voxel_mlp import VoxelPerceptron, surroundings
+from lesioncast.imaging.covariates import Covariate
 
 # What is known of a patient when w096 is forecast, as session/channel in the order of the paper.
 CONDITION = (

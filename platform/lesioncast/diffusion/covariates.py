@@ -5,35 +5,12 @@ The paper's first future direction; how they enter is this project's choice.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import zeroed
-
-
-@dataclass(frozen=True)
-class Covariate:
-    """A number, given to the network as (value - centre) / scale, or a word among `levels`."""
-
-    name: str
-    centre: float = 0.0
-    scale: float = 1.0
-    levels: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0:
-            raise ValueError(f"the scale of {self.name} must be above 0, got {self.scale}")
-
-    def encode(self, value: str | float | None) -> float:
-        """The standardised number or the place among the levels; NaN where there is no such."""
-        if self.levels:
-            text = str(value)
-            return float(self.levels.index(text)) if text in self.levels else math.nan
-        if value is None or isinstance(value, str):
-            return math.nan
-        return (value - self.centre) / self.scale
+from lesioncast.imaging.covariates import Covariate
 
 
 def covariate_features(values: Tensor, covariates: Sequence[Covariate]) -> Tensor:

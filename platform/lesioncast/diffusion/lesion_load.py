@@ -14,12 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lesioncast.diffusion.blocks import zeroed
-from lesioncast.diffusion.covariates import (
-    Covariate,
-    all_absent,
-    covariate_features,
-    covariate_width,
-)
+from lesioncast.diffusion.covariates import all_absent, covariate_features, covariate_width
+from lesioncast.imaging.covariates import Covariate
 
 HIDDEN = 32
 LEAST_CHANCE = 1e-7  # float32 knows no greater probability below 1

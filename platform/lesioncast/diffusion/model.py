@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lesioncast.diffusion.continuous_batching import Engine, draw_all
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
-from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.lesion_load import Stated, drawn_load, with_lesion, within_load
 from lesioncast.diffusion.objective import (
     NET2,
@@ -22,6 +21,7 @@ from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.imaging.covariates import Covariate
 
 CPU_ROWS = 8  # a third less time a sample than single rows; 16 is no faster
 UNDECIDED = 1e-6  # 1 - |x_hat|, so a voxel's probability of the other answer is half of it

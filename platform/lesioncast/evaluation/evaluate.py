@@ -25,10 +25,11 @@ from lesioncast.evaluation.analysis.treatment_effects import contrast_record, ef
 from lesioncast.evaluation.baselines.baselines import arm_statistics
 from lesioncast.evaluation.baselines.methods import Method
 from lesioncast.evaluation.features.outcomes import Cases, Outcomes
+from lesioncast.evaluation.metrics.ensemble_summary import Tallies, Tally
 from lesioncast.evaluation.metrics.scores import Bootstrap
-from lesioncast.evaluation.reporting.paper_results import BASELINE, PROPOSED, SOURCE
+from lesioncast.evaluation.paper_results import BASELINE, PROPOSED, SOURCE
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Stated, Tallies, Tally
+from lesioncast.forecasting.ensemble import Stated
 from lesioncast.imaging.lesions import OPENING_MM, opening_element
 
 Floats = npt.NDArray[np.float64]

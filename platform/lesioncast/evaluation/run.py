@@ -19,9 +19,9 @@ from lesioncast.evaluation.features.outcomes import (
     evaluable,
     outcomes_of,
 )
+from lesioncast.evaluation.metrics.ensemble_summary import Tallies, Tally
 from lesioncast.evaluation.metrics.mask_comparison import compare
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Tallies, Tally
 from lesioncast.forecasting.runtime import build_sampler, device_of, sessions_compared
 from lesioncast.forecasting.sampling import (
     Gathered,

@@ -5,15 +5,35 @@ on these blocks alone, in their order, so that an interrupted forecast ends with
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from lesioncast.forecasting.ensemble import share_active, wilson_interval
-from serve.api.schemas import Block
+from lesioncast.forecasting.sampling import sample_seeds
 
 Order = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some samples of one arm, drawn by one call: `first` is the number of their first seed."""
+
+    arm: str
+    first: int
+    seeds: tuple[int, ...]
+
+
+def blocks(order: Mapping[str, Any], *, size: int) -> list[Block]:
+    """The order's samples in blocks of `size` seeds; early blocks of all arms come first."""
+    seeds = sample_seeds(order["seed"], order["subject"], order["samples"])
+    return [
+        Block(arm, first, seeds[first : first + size])
+        for first in range(0, len(seeds), size)
+        for arm in order["arms"]
+    ]
 
 
 def rounds(order: Order, wanted: Sequence[Block]) -> Iterator[list[Block]]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lesioncast.bundle.evaluation_card import read_sentences
 from lesioncast.errors import EvaluationCardError, ForecastError
-from lesioncast.evaluation.reporting.bundle_card import read_sentences
 from lesioncast.imaging.channels import START
 
 RESEARCH_USE = "Research use only; not a medical device."

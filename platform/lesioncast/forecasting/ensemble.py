@@ -1,14 +1,11 @@
 """The samples of one case under one arm, and what they say together."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logit
-
-from lesioncast.evaluation.metrics.mask_comparison import Spatial
 
 Counts = npt.NDArray[np.int64]
 
@@ -79,21 +76,6 @@ class Ensemble(Counted):
     seeds: tuple[int, ...]
     volume: npt.NDArray[np.float64]
     probability: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tally(Counted):
-    """What an evaluation keeps of an ensemble once its masks are let go.
-
-    `spatial` where the observed mask is the outcome of the very arm that was drawn, and so can be
-    laid beside it.
-    """
-
-    spatial: Spatial | None = None
-
-
-Tallies = Mapping[tuple[int, int], Tally]
-"""(case, arm) -> what is kept of the ensemble."""
 
 
 def share_active(counts: Counts) -> float:

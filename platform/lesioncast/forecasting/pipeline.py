@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.cluster.actor_map import map_on_actors, with_progress
-from lesioncast.diffusion.covariates import Covariate
 from lesioncast.errors import ForecastError
-from lesioncast.evaluation.settings import ForecastSettings
 from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.bids import (
     figure_path,
@@ -32,8 +30,9 @@ from lesioncast.forecasting.sampling import (
     plan,
     seeds_of,
 )
+from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
-from lesioncast.imaging.covariates import known_covariates
+from lesioncast.imaging.covariates import Covariate, known_covariates
 from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, TrialLayout, to_source_grid
 from storage.export.bids_derivative import write_json

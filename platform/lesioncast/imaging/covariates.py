@@ -1,16 +1,44 @@
 """What a model is told of a patient beside the images: covariates of the case table as numbers."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from lesioncast.diffusion.covariates import Covariate, covariate_features
 from lesioncast.errors import ConfigError
-from storage import Case
+
+if TYPE_CHECKING:  # diffusion imports this module and must run with torch alone
+    from storage import Case
 
 Values = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """A number, given to the network as (value - centre) / scale, or a word among `levels`."""
+
+    name: str
+    centre: float = 0.0
+    scale: float = 1.0
+    levels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"the scale of {self.name} must be above 0, got {self.scale}")
+
+    def encode(self, value: str | float | None) -> float:
+        """The standardised number or the place among the levels; NaN where there is no such."""
+        if self.levels:
+            text = str(value)
+            return float(self.levels.index(text)) if text in self.levels else math.nan
+        if value is None or isinstance(value, str):
+            return math.nan
+        return (value - self.centre) / self.scale
 
 
 def fit_covariates(
@@ -61,15 +89,6 @@ def encode_covariates(covariates: Sequence[Covariate], case: Case) -> Values:
     return np.array(
         [each.encode(case.covariates.get(each.name)) for each in covariates], np.float32
     )
-
-
-def tabulate_covariates(
-    covariates: Sequence[Covariate], cases: Sequence[Case]
-) -> npt.NDArray[np.float64]:
-    """What a network would see of the cases, [case, feature]: values and whether they are known."""
-    values = np.stack([encode_covariates(covariates, case) for case in cases])
-    features = covariate_features(torch.from_numpy(values), covariates)
-    return features.numpy().astype(np.float64)
 
 
 def known_covariates(covariates: Sequence[Covariate], case: Case) -> dict[str, bool]:

@@ -25,7 +25,7 @@ from lesioncast.evaluation.reporting.summary_page import (
 from lesioncast.forecasting.output.bids import figure_path, summary_path
 from lesioncast.forecasting.runtime import bundle_steps
 from lesioncast.jobs import convert, evaluate, finetune, forecast, pretrain, simulate
-from storage.nifti.io import write_atomic
+from storage.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
 Job = Callable[[Sequence[str] | None], int]

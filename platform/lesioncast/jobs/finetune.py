@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(args.config, args.overrides)
         store = open_store(args.store or config.paths.store)
         runs = (args.out or config.paths.runs).absolute()
-        experiment = experiment_of(config, store, runs)
+        experiment = experiment_of(
+            store, runs, model=config.model, covariates=config.covariates, seed=config.seed
+        )
         pretrained = finished(pretraining(config.pretrain, experiment))
         stage = finetuning(config.finetune, experiment, pretrained)
         if args.fresh:

@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(args.config, args.overrides)
         store = open_store(args.store or config.paths.store)
         runs = (args.out or config.paths.runs).absolute()
-        stage = pretraining(config.pretrain, experiment_of(config, store, runs))
+        experiment = experiment_of(
+            store, runs, model=config.model, covariates=config.covariates, seed=config.seed
+        )
+        stage = pretraining(config.pretrain, experiment)
         if args.fresh:
             discard(stage)
         with cluster(config.ray, reads=[store.path], writes=[runs]):

@@ -15,7 +15,7 @@ from lesioncast.cluster.connection import cluster, configure_logging, job_parser
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
 from storage import Location, StorageError, open_store
-from storage.backends.local import parse_location
+from storage.backends.backend import parse_location
 from storage.qc.measure import CaseQc, examine
 from storage.qc.report import write_qc
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lesioncast.bundle.io import (
+    Weights,
     altered_file,
     digests_of,
     read_json,
@@ -25,7 +26,6 @@ from lesioncast.bundle.io import (
     write_tensors,
 )
 from lesioncast.errors import ChangedSettingsError, TrainingError
-from lesioncast.training.optimisation import Weights
 from lesioncast.training.state import TrainState
 
 logger = logging.getLogger(__name__)

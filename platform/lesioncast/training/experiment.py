@@ -1,6 +1,6 @@
 """What a run of each stage of the paper (section 2) is: networks, cases, settings, identity."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lesioncast.config import Config
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
@@ -24,7 +23,7 @@ from lesioncast.imaging.channels import (
     outside,
     sessions_of,
 )
-from lesioncast.imaging.covariates import encode_covariates, fit_covariates
+from lesioncast.imaging.covariates import Covariate, encode_covariates, fit_covariates
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.data.cache_location import GIB
 from lesioncast.training.data.selection import CaseCache, training_cases
@@ -46,18 +45,25 @@ class Experiment:
     seed: int
 
 
-def experiment_of(config: Config, store: Store, runs: Path) -> Experiment:
-    """The configuration's experiment on a store, its covariates fitted on the training cases.
+def experiment_of(
+    store: Store,
+    runs: Path,
+    *,
+    model: ModelConfig,
+    covariates: Sequence[str | Covariate] = (),
+    seed: int,
+) -> Experiment:
+    """Return the experiment on a store, its covariates fitted on the training cases.
 
-    Raises TrainingError or ConfigError where the store has not what the configuration asks for.
+    Raises TrainingError or ConfigError if the store lacks what the configuration asks for.
     """
-    cache = training_cases(store, config.arms)
+    cache = training_cases(store, model.arms)
     cases = [store.cases[index] for index in cache.cases]
-    fitted = fit_covariates(config.covariates, cases)
+    fitted = fit_covariates(covariates, cases)
     if fitted:
         values = np.stack([encode_covariates(fitted, case) for case in cases])
         cache = replace(cache, covariates=values)
-    return Experiment(replace(config.model, covariates=fitted), cache, runs, config.seed)
+    return Experiment(replace(model, covariates=fitted), cache, runs, seed)
 
 
 @dataclass(frozen=True)

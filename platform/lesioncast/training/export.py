@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lesioncast.bundle.bundle import BundleConfig, save_bundle
-from lesioncast.bundle.io import read_json
+from lesioncast.bundle.bundle import save_bundle
+from lesioncast.bundle.config import BundleConfig
+from lesioncast.bundle.io import Weights, read_json
 from lesioncast.diffusion.lesion_load import LoadPrior
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import TrainingError
@@ -14,7 +15,6 @@ from lesioncast.simulation.ground_truth import has_truth
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.experiment import CONTROL, UNET, Stage
 from lesioncast.training.lesion_load_prior import fit_load_prior, patients_of
-from lesioncast.training.optimisation import Weights
 from lesioncast.training.progress import read_metrics
 from lesioncast.training.trainer import finished
 from storage import Store

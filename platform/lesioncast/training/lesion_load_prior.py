@@ -23,8 +23,8 @@ from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.imaging.lesions import components
 from lesioncast.training import randomness
 from lesioncast.training.data.order import Stream, generator
-from lesioncast.training.optimisation import learning_rate
 from lesioncast.training.settings import TrainSettings
+from lesioncast.training.state import learning_rate
 from storage import Case, Store
 
 STEPS, ROWS, LEARNING_RATE = 1000, 1024, 3e-3

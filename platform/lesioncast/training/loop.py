@@ -27,10 +27,9 @@ from lesioncast.training.data.node_cache import open_cases, read_in_process
 from lesioncast.training.data.order import active_first, batch_rows
 from lesioncast.training.experiment import Stage
 from lesioncast.training.modules import stage_loss, to_place
-from lesioncast.training.optimisation import learning_rate
 from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.state import TrainState, initial_state
+from lesioncast.training.state import TrainState, initial_state, learning_rate
 from lesioncast.training.worker import (
     Notices,
     Worker,

@@ -1,12 +1,13 @@
 """What changes while a stage trains: weights, their average, and the optimiser's moments."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lesioncast.training.optimisation import Weights, ema_decay, learning_rate, update_ema
+from lesioncast.bundle.io import Weights
 from lesioncast.training.settings import TrainSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -66,3 +67,22 @@ def initial_state(networks: nn.Module, settings: TrainSettings) -> TrainState:
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in target.items():
         tensor.copy_(source[name])
+
+
+def learning_rate(step: int, settings: TrainSettings) -> float:
+    """The rate of `step`, counted from 0: a linear rise over `warmup` steps, then a cosine to 0."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    passed = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * (1 + math.cos(math.pi * passed)) / 2
+
+
+def ema_decay(step: int, ema: float) -> float:
+    """The decay at `step`, counted from 0: early weights are forgotten fast."""
+    return min(ema, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update_ema(averaged: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+    """averaged <- decay * averaged + (1 - decay) * weights, in place."""
+    torch._foreach_lerp_(list(averaged.values()), list(weights.values()), 1 - decay)

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 # The public names below ray.train are these, but mypy takes them for those of version 1.
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from lesioncast.cluster.ray_internals import PlacementGroupCleanerCallback
 from lesioncast.errors import TrainingError
 from lesioncast.training.checkpoint import Checkpoint, last_whole, require_same_run
 from lesioncast.training.data.node_cache import fill, read_in_process, release

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2._internal.execution import context, train_fn_utils
 from ray.train.v2.api.preemption import PreemptionInfo
 from torch import nn
 
+from lesioncast.cluster.ray_internals import train_context, train_fn_utils
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.training.data.order import Rows, positions_of
 from lesioncast.training.settings import TrainSettings
 
 # Both say what each report holds, which our own line has said. Ray 2.60 names the first by its file
 # and not by its module, so that LoggingConfig does not reach it; the second is that of local mode.
-REPORT_LOGS = (str(context.__file__), train_fn_utils.__name__)
+REPORT_LOGS = (str(train_context.__file__), train_fn_utils.__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Notices:
         if not self._listens:
             return None
         before = self._last
-        self._last = context.get_train_context().preemption_context.preemption_info
+        self._last = train_context.get_train_context().preemption_context.preemption_info
         return None if self._last is before else self._last
 
 

@@ -8,10 +8,10 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from lesioncast.bundle.bundle import Bundle
-from lesioncast.diffusion.covariates import Covariate
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.runtime import session_choices
 from lesioncast.imaging.channels import Sessions
+from lesioncast.imaging.covariates import Covariate
 from serve.api.problems import RequestError
 from storage.export.bids_derivative import package_version
 

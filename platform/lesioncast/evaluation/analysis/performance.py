@@ -20,6 +20,7 @@ from lesioncast.evaluation.baselines.methods import (
 )
 from lesioncast.evaluation.features.outcomes import Cases
 from lesioncast.evaluation.metrics import scores
+from lesioncast.evaluation.metrics.names import AP, AUC, LOG_MSE
 from lesioncast.evaluation.metrics.scores import (
     Bootstrap,
     estimate,
@@ -27,7 +28,6 @@ from lesioncast.evaluation.metrics.scores import (
     estimate_mean,
     estimate_of,
 )
-from lesioncast.evaluation.reporting.paper_results import AP, AUC, LOG_MSE
 from lesioncast.forecasting.ensemble import stratified_error
 
 Floats = npt.NDArray[np.float64]

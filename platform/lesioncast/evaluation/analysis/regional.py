@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from lesioncast.evaluation.baselines.baselines import fit_scalar_model, monte_carlo
 from lesioncast.evaluation.features.outcomes import Outcomes
+from lesioncast.evaluation.metrics.ensemble_summary import Tally
 from lesioncast.evaluation.metrics.scores import Bootstrap, Resampled, estimate_of
-from lesioncast.forecasting.ensemble import Tally
 from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]

@@ -16,8 +16,8 @@ from lesioncast.evaluation.baselines.methods import (
     recalibrated_method,
 )
 from lesioncast.evaluation.features.outcomes import Cases, Outcomes
+from lesioncast.evaluation.metrics.ensemble_summary import Tallies, Tally
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Tallies, Tally
 from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from lesioncast.diffusion.covariates import Covariate
+from lesioncast.diffusion.covariates import covariate_features
 from lesioncast.evaluation.features.image_features import Measured, measure_case
 from lesioncast.imaging.channels import CHANNELS, SESSIONS
-from lesioncast.imaging.covariates import tabulate_covariates
+from lesioncast.imaging.covariates import Covariate, encode_covariates
 from lesioncast.imaging.regions import REGIONS
 from storage import Case, Location, open_store
 
@@ -117,3 +118,12 @@ def outcomes_of(
         covariates=tabulate_covariates(covariates, cases) if covariates else None,
         looks=np.array([entry.looks for entry in rows], np.float64),
     )
+
+
+def tabulate_covariates(
+    covariates: Sequence[Covariate], cases: Sequence[Case]
+) -> npt.NDArray[np.float64]:
+    """What a network would see of the cases, [case, feature]: values and whether they are known."""
+    values = np.stack([encode_covariates(covariates, case) for case in cases])
+    features = covariate_features(torch.from_numpy(values), covariates)
+    return features.numpy().astype(np.float64)

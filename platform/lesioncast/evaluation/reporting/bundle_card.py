@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lesioncast.bundle.evaluation_card import CARD, EVALUATION, SCHEMA
 from lesioncast.errors import EvaluationCardError
 from lesioncast.evaluation.reporting.findings import findings
-from storage.nifti.io import write_atomic
+from storage.atomic import write_atomic
 
 Record = Mapping[str, Any]
-
-SCHEMA = 1
-CARD, EVALUATION = "EVALUATION.md", "evaluation.json"
 
 
 def write_card(bundle: Path, record: Record) -> None:
@@ -63,21 +61,3 @@ def card_text(record: Record) -> str:
         "it may be replaced without another digest for the weights.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def read_sentences(bundle: Path, digest: str) -> tuple[str, ...] | None:
-    """The warnings that the evaluation of the bundle came to; None where there is no evaluation.
-
-    Raises EvaluationCardError where it is of another bundle than that with `digest`.
-    """
-    path = bundle / EVALUATION
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text())
-    if (content.get("schema"), content.get("bundle")) != (SCHEMA, digest):
-        raise EvaluationCardError(
-            f"{path}: expected the evaluation of bundle {digest[:12]} in schema {SCHEMA}, got "
-            f"{str(content.get('bundle'))[:12]} in schema {content.get('schema')}; "
-            "run jobs/evaluate.py again, or remove the file"
-        )
-    return tuple(content["warnings"]["sentences"])

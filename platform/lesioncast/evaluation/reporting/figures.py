@@ -15,7 +15,7 @@ from lesioncast.evaluation.analysis.performance import POOLED
 from lesioncast.evaluation.baselines.methods import ARM_RATE, ENSEMBLE, REGRESSION, Method, by_key
 from lesioncast.evaluation.features.outcomes import Cases
 from lesioncast.evaluation.metrics.calibration import reliability
-from lesioncast.evaluation.reporting.paper_results import AUC
+from lesioncast.evaluation.metrics.names import AUC
 
 Record = Mapping[str, Any]
 Floats = npt.NDArray[np.float64]

@@ -14,7 +14,7 @@ from lesioncast.evaluation.reporting.estimates_csv import tidy_csv
 from lesioncast.evaluation.reporting.figures import evaluation_figure, panels, save
 from lesioncast.evaluation.reporting.html import Sight, document
 from lesioncast.evaluation.reporting.markdown.report import report_text
-from storage.nifti.io import write_atomic
+from storage.atomic import write_atomic
 
 METRICS, TABLES, REPORT = "metrics.json", "tables.md", "report.html"
 ESTIMATES, CASES, FIGURE = "estimates.csv", "cases.csv", "evaluation.png"

@@ -9,10 +9,10 @@ from typing import Any
 
 from lesioncast.evaluation.analysis.performance import BIAS, POOLED, WITHIN
 from lesioncast.evaluation.baselines.methods import ARM_RATE, ENSEMBLE, LOG_MEAN, REGRESSION
+from lesioncast.evaluation.metrics.names import AUC, LOG_MSE
 from lesioncast.evaluation.reporting.markdown.effects import told_words
 from lesioncast.evaluation.reporting.markdown.report import falling_words
 from lesioncast.evaluation.reporting.markdown.sections import REGION_NAMES
-from lesioncast.evaluation.reporting.paper_results import AUC, LOG_MSE
 from lesioncast.forecasting.ensemble import wilson_interval
 from lesioncast.markdown import with_interval
 

@@ -19,10 +19,10 @@ from markdown_it.token import Token
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from lesioncast.evaluation.paper_results import SOURCE
 from lesioncast.evaluation.reporting.figures import DIM, INK, RULE, Panel
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.markdown.report import report_text
-from lesioncast.evaluation.reporting.paper_results import SOURCE
 
 Record = Mapping[str, Any]
 

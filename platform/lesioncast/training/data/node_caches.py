@@ -1,15 +1,13 @@
 """The caches of all nodes that training may run on, filled before and given back after it."""
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import ray
-from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayError, RayTaskError
 
 from lesioncast.cluster.nodes import on_node, working_nodes
+from lesioncast.cluster.ray_internals import autoscaling_coordinator
 from lesioncast.training.data.node_cache import fill, read_with_ray_data, release
 from lesioncast.training.data.selection import CaseCache
 
@@ -49,14 +47,13 @@ def _coordinate_from_here() -> None:
     cluster. Ray Data that fills the cache of a node would be first: with that node lost, elastic
     training would wait for room for ever.
     """
-    found: Callable[[], Any] = get_or_create_autoscaling_coordinator
-    account = found()
+    coordinator = autoscaling_coordinator()
     try:
-        ray.get(account.__ray_ready__.remote())
+        ray.get(coordinator.__ray_ready__.remote())
     except RayError as error:  # what an earlier job left on a node that is gone
         logger.warning("Ray's account of the nodes was lost with one of them: %s", error)
-        ray.kill(account)
-        ray.get(found().__ray_ready__.remote())
+        ray.kill(coordinator)
+        ray.get(autoscaling_coordinator().__ray_ready__.remote())
 
 
 def _training_nodes(accelerator_type: str | None) -> list[str]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from lesioncast.evaluation.analysis.performance import BIAS, POOLED, WITHIN
 from lesioncast.evaluation.baselines.methods import ENSEMBLE
+from lesioncast.evaluation.metrics.names import AP, AUC, LOG_MSE
+from lesioncast.evaluation.paper_results import SOURCE, published
 from lesioncast.evaluation.reporting.markdown.effects import (
     contrast_section,
     effect_sections,
@@ -17,7 +19,6 @@ from lesioncast.evaluation.reporting.markdown.sections import (
     regional_section,
 )
 from lesioncast.evaluation.reporting.markdown.warnings import caution_text
-from lesioncast.evaluation.reporting.paper_results import AP, AUC, LOG_MSE, SOURCE, published
 from lesioncast.markdown import DASH, number, table, with_interval
 
 Record = Mapping[str, Any]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lesioncast.evaluation.analysis.regional import BA, F1, PRECISION, RECALL, SCORES
-from lesioncast.evaluation.reporting.paper_results import (
+from lesioncast.evaluation.paper_results import (
     COHORT,
     COHORT_SOURCE,
     REGIONAL,

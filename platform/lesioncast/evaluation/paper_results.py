@@ -1,12 +1,11 @@
 """What the paper reports on its own, private data: a reference, never a comparison."""
 
+from lesioncast.evaluation.metrics.names import AP, AUC, LOG_MSE
+
 SOURCE = (
     "arXiv 2508.07006, tables 3 and 4; other data, so not comparable with the columns beside it"
 )
 
-AP = "ap"
-AUC = "auc"
-LOG_MSE = "log_mse"
 
 ARMS = ("placebo", "laquinimod", "avonex", "interferon", "fumarate", "ocrelizumab")
 PROPOSED = {

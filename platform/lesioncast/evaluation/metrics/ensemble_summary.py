@@ -1,0 +1,22 @@
+"""Summaries of ensembles that an evaluation keeps once the masks are discarded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lesioncast.evaluation.metrics.mask_comparison import Spatial
+from lesioncast.forecasting.ensemble import Counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally(Counted):
+    """What an evaluation keeps of an ensemble once its masks are let go.
+
+    `spatial` where the observed mask is the outcome of the very arm that was drawn, and so can be
+    laid beside it.
+    """
+
+    spatial: Spatial | None = None
+
+
+Tallies = Mapping[tuple[int, int], Tally]
+"""(case, arm) -> what is kept of the ensemble."""
