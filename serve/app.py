@@ -22,51 +22,57 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
-from lesioncast.forecasting.adaptive import Block
-from lesioncast.forecasting.sampling import Drawn
-from serve.api.app import make_api
-from serve.api.dependencies import open_desk
-from serve.api.schemas import Patient
-from serve.db.models import Job
-from serve.db.repository import Records
-from serve.inference.sampler import EngineStoppedError, Sampler
-from serve.log import STRUCTURED
+from lesioncast.forecasting.adaptive import SampleBlock
+from lesioncast.forecasting.sampling import SampleBatch
+from serve.api.app import create_app
+from serve.api.dependencies import create_context
+from serve.api.schemas import PatientRef
+from serve.db.models import ForecastJob
+from serve.db.repository import JobRepository
+from serve.inference.sampler import EngineStoppedError, SamplerWorker
+from serve.log import JSON_LOGGING_CONFIG
 from serve.metrics import EngineMetrics, ForecastMetrics, RequestMetrics
-from serve.settings import Settings
-from serve.worker.retry import NobodyDrawsError
-from serve.worker.worker import Forecaster, open_study, patient_of
+from serve.settings import ServiceSettings
+from serve.worker.retry import SamplersUnavailableError
+from serve.worker.worker import ForecastWorker, load_model_and_store, patient_for_job
 from storage import open_store
 
-GONE = (
+UNAVAILABLE_ERRORS = (
     RayActorError,
     DeploymentUnavailableError,
     ReplicaUnavailableError,
     BackPressureError,
 )
-TRIES, FIRST_WAIT, LONGEST_WAIT = 20, 0.5, 10.0
-READY_SECONDS = 5.0
-LIGHT = {"num_cpus": 0.1}  # above 0, so that a head without CPUs is left in peace
-FAN_OUT = 4096  # above any peak: what really runs at a time is bounded by the engine's slots
+MAX_ATTEMPTS, INITIAL_BACKOFF_S, MAX_BACKOFF_S = 20, 0.5, 10.0
+READY_TIMEOUT_S = 5.0
+LIGHTWEIGHT_ACTOR_OPTIONS = {
+    "num_cpus": 0.1
+}  # above 0, so that a head without CPUs is left in peace
+MAX_ONGOING_DRAWS = (
+    4096  # above any peak: what really runs at a time is bounded by the engine's slots
+)
 
 
 @ray_serve.deployment(
-    max_ongoing_requests=FAN_OUT, health_check_period_s=5, logging_config=STRUCTURED
+    max_ongoing_requests=MAX_ONGOING_DRAWS,
+    health_check_period_s=5,
+    logging_config=JSON_LOGGING_CONFIG,
 )
-class SamplerReplica:
+class SamplerDeployment:
     """`serve.inference.sampler.Sampler` behind a handle."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         metrics = EngineMetrics(open_store(settings.store).spec.arms)
-        self._sampler = Sampler(settings, metrics.stepped)
+        self._sampler = SamplerWorker(settings, metrics.on_step)
 
     async def draw(
         self,
         job: str,
-        patient: Patient,
+        patient: PatientRef,
         arm: int,
         seeds: tuple[int, ...],
         changes: Mapping[str, Any],
-    ) -> Drawn:
+    ) -> SampleBatch:
         """See `Sampler.draw`."""
         return await self._sampler.draw(job, patient, arm, seeds, changes)
 
@@ -80,21 +86,23 @@ class SamplerReplica:
             raise EngineStoppedError("the engine has stopped")
 
 
-@ray_serve.deployment(num_replicas=1, max_ongoing_requests=1000, logging_config=STRUCTURED)
-class ForecasterReplica:
+@ray_serve.deployment(num_replicas=1, max_ongoing_requests=1000, logging_config=JSON_LOGGING_CONFIG)
+class ForecastWorkerDeployment:
     """`serve.worker.worker.Forecaster` behind a handle; the only one."""
 
-    def __init__(self, settings: Settings, sampler: DeploymentHandle[Any]) -> None:
-        study = open_study(settings)
+    def __init__(self, settings: ServiceSettings, sampler: DeploymentHandle[Any]) -> None:
+        study = load_model_and_store(settings)
         arms = study.store.spec.arms
 
-        async def draw(job: Job, block: Block) -> Drawn:
+        async def draw(job: ForecastJob, block: SampleBlock) -> SampleBatch:
             arm = arms.index(block.arm)
             changes = job.order.get("sampler", {})
-            return await drawn_by(sampler, job.id, patient_of(job), arm, block.seeds, changes)
+            return await draw_with_retries(
+                sampler, job.id, patient_for_job(job), arm, block.seeds, changes
+            )
 
-        records = Records(settings.database_url)
-        self._forecaster = Forecaster(records, study, draw, ForecastMetrics())
+        records = JobRepository(settings.database_url)
+        self._forecaster = ForecastWorker(records, study, draw, ForecastMetrics())
         self._sampler = sampler
         self._running = asyncio.get_running_loop().create_task(self._forecaster.run())
 
@@ -104,7 +112,7 @@ class ForecasterReplica:
 
     async def ready(self) -> bool:
         """Whether it follows the records, and a sampler answers that it can draw."""
-        return not self._running.done() and await answers(self._sampler)
+        return not self._running.done() and await is_ready(self._sampler)
 
     def check_health(self) -> None:
         """Serve replaces it once it has stopped looking into the records."""
@@ -112,43 +120,45 @@ class ForecasterReplica:
             raise RuntimeError("the forecaster has stopped")
 
 
-async def answers(replicas: DeploymentHandle[Any]) -> bool:
+async def is_ready(replicas: DeploymentHandle[Any]) -> bool:
     """Whether one of them says before long that it is ready."""
     try:
-        return bool(await asyncio.wait_for(replicas.ready.remote(), READY_SECONDS))
-    except (TimeoutError, *GONE):
+        return bool(await asyncio.wait_for(replicas.ready.remote(), READY_TIMEOUT_S))
+    except (TimeoutError, *UNAVAILABLE_ERRORS):
         return False
 
 
-async def drawn_by(sampler: DeploymentHandle[Any], *call: Any) -> Drawn:
+async def draw_with_retries(sampler: DeploymentHandle[Any], *call: Any) -> SampleBatch:
     """One call of a sampler, again while replicas are gone: seeds name samples, so it may repeat.
 
     Serve itself never repeats a call in flight.
     """
-    for attempt in range(TRIES):
+    for attempt in range(MAX_ATTEMPTS):
         response = sampler.draw.remote(*call)
         try:
-            drawn: Drawn = await response
+            drawn: SampleBatch = await response
             return drawn
         except asyncio.CancelledError:
             response.cancel()  # type: ignore[no-untyped-call]
             raise
         except EngineStoppedError:  # perhaps by what it was to draw
-            if attempt == TRIES - 1:
+            if attempt == MAX_ATTEMPTS - 1:
                 raise
-        except GONE as error:
-            if attempt == TRIES - 1:
-                raise NobodyDrawsError(f"no sampler answered {TRIES} times") from error
-        await asyncio.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+        except UNAVAILABLE_ERRORS as error:
+            if attempt == MAX_ATTEMPTS - 1:
+                raise SamplersUnavailableError(
+                    f"no sampler answered {MAX_ATTEMPTS} times"
+                ) from error
+        await asyncio.sleep(min(INITIAL_BACKOFF_S * 2**attempt, MAX_BACKOFF_S))
     raise AssertionError("unreachable")
 
 
-@ray_serve.deployment(max_ongoing_requests=1000, logging_config=STRUCTURED)
+@ray_serve.deployment(max_ongoing_requests=1000, logging_config=JSON_LOGGING_CONFIG)
 @ray_serve.ingress()
 class Ingress:
     """The HTTP interface; it holds nothing that is not in the records."""
 
-    def __init__(self, settings: Settings, forecaster: DeploymentHandle[Any]) -> None:
+    def __init__(self, settings: ServiceSettings, forecaster: DeploymentHandle[Any]) -> None:
         self._settings, self._forecaster = settings, forecaster
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807, Serve's name
@@ -158,20 +168,20 @@ class Ingress:
             forecaster.wake.remote()  # not awaited: it looks for itself before long
 
         async def ready() -> bool:
-            return await answers(forecaster)
+            return await is_ready(forecaster)
 
-        study, watch = open_study(self._settings), RequestMetrics()
-        desk = open_desk(study, wake=wake, ready=ready, watch=watch)
-        return make_api(desk)
+        study, watch = load_model_and_store(self._settings), RequestMetrics()
+        desk = create_context(study, wake=wake, ready=ready, watch=watch)
+        return create_app(desk)
 
 
-def deployment(decorated: Any) -> ray_serve.Deployment:
+def as_deployment(decorated: Any) -> ray_serve.Deployment:
     """What the decorator made of a class, which type checkers still take for the class."""
     made: ray_serve.Deployment = decorated
     return made
 
 
-def build(args: Settings) -> ray_serve.Application:
+def build(args: ServiceSettings) -> ray_serve.Application:
     """The application; see `Settings` for what it may be told.
 
     Raises ValueError in demo mode behind HAProxy, from which every client looks local.
@@ -184,22 +194,29 @@ def build(args: Settings) -> ray_serve.Application:
     settings = args.absolute()
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     sampler = (
-        deployment(SamplerReplica)
+        as_deployment(SamplerDeployment)
         .options(
-            ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+            ray_actor_options={
+                "num_cpus": settings.cpus_per_sampler,
+                "num_gpus": settings.gpus_per_sampler,
+            },
             autoscaling_config={
                 "min_replicas": settings.min_samplers,
-                "max_replicas": settings.samplers,
-                "target_ongoing_requests": settings.target,
+                "max_replicas": settings.max_samplers,
+                "target_ongoing_requests": settings.target_ongoing_requests,
             },
         )
         .bind(settings)
     )
     return (
-        deployment(Ingress)
-        .options(ray_actor_options=LIGHT, num_replicas=settings.ingresses)
+        as_deployment(Ingress)
+        .options(
+            ray_actor_options=LIGHTWEIGHT_ACTOR_OPTIONS, num_replicas=settings.ingress_replicas
+        )
         .bind(
             settings,
-            deployment(ForecasterReplica).options(ray_actor_options=LIGHT).bind(settings, sampler),
+            as_deployment(ForecastWorkerDeployment)
+            .options(ray_actor_options=LIGHTWEIGHT_ACTOR_OPTIONS)
+            .bind(settings, sampler),
         )
     )

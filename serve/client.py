@@ -19,13 +19,13 @@ import httpx2
 
 PROBLEM = "application/problem+json"
 
-Record = dict[str, Any]
+Json = dict[str, Any]
 
 
-class RefusedError(Exception):
+class ApiError(Exception):
     """The service's answer to a request that it does not fulfil; `problem` is the document."""
 
-    def __init__(self, problem: Record) -> None:
+    def __init__(self, problem: Json) -> None:
         super().__init__(f"{problem['status']} {problem['title']}: {problem['detail']}")
         self.problem = problem
 
@@ -48,7 +48,7 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def ask(
+    def create_forecast(
         self,
         subject: str | None = None,
         *,
@@ -78,40 +78,46 @@ class Client:
             "sessions": None if sessions is None else list(sessions),
             "covariates": None if covariates is None else dict(covariates),
         }  # fmt: skip
-        sent = _sent({name: value for name, value in order.items() if value is not None}, images)
+        sent = _request_kwargs(
+            {name: value for name, value in order.items() if value is not None}, images
+        )
         headers, until = {"Idempotency-Key": uuid.uuid4().hex}, time.monotonic() + patience
         while True:
             answer = self._http.post("/v1/forecasts", headers=headers, **sent)
             if answer.status_code != 429 or time.monotonic() > until:
-                return str(_accepted(answer).json()["id"])
+                return str(_raise_for_problem(answer).json()["id"])
             time.sleep(float(answer.headers["Retry-After"]))
 
-    def status(self, job: str) -> Record:
+    def status(self, job: str) -> Json:
         """How far it is, and what its samples say so far."""
-        return dict(_accepted(self._http.get(f"/v1/forecasts/{job}")).json())
+        return dict(_raise_for_problem(self._http.get(f"/v1/forecasts/{job}")).json())
 
-    def follow(self, job: str) -> Iterator[Record]:
+    def stream_events(self, job: str) -> Iterator[Json]:
         """Its status at every change, until it has ended."""
         with self._http.stream("GET", f"/v1/forecasts/{job}/events") as answer:
             if answer.is_error:
                 answer.read()
-            for line in _accepted(answer).iter_lines():
+            for line in _raise_for_problem(answer).iter_lines():
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
 
-    def result(self, job: str) -> Record:
+    def result(self, job: str) -> Json:
         """The numbers of a forecast that has succeeded, as jobs/forecast.py writes them."""
-        return dict(_accepted(self._http.get(f"/v1/forecasts/{job}/result")).json())
+        return dict(_raise_for_problem(self._http.get(f"/v1/forecasts/{job}/result")).json())
 
-    def save_probability(self, job: str, arm: str, path: Path) -> None:
+    def download_probability_map(self, job: str, arm: str, path: Path) -> None:
         """Write the probability map under an arm as NIfTI to `path` (.nii.gz)."""
-        path.write_bytes(_accepted(self._http.get(f"/v1/forecasts/{job}/arms/{arm}")).content)
+        path.write_bytes(
+            _raise_for_problem(self._http.get(f"/v1/forecasts/{job}/arms/{arm}")).content
+        )
 
-    def save_derivative(self, job: str, path: Path) -> None:
+    def download_derivative(self, job: str, path: Path) -> None:
         """Write all of a result, a BIDS derivative, as a zip to `path`."""
-        path.write_bytes(_accepted(self._http.get(f"/v1/forecasts/{job}/derivative")).content)
+        path.write_bytes(
+            _raise_for_problem(self._http.get(f"/v1/forecasts/{job}/derivative")).content
+        )
 
-    def save_segmentation(
+    def download_segmentation(
         self, job: str, series: Path, path: Path, *, threshold: float | None = None
     ) -> None:
         """Write a result as DICOM SEG to `path`: a segment of probabilities for each arm or, with a
@@ -121,14 +127,16 @@ class Client:
         sent = [("series", (each.name, each.read_bytes())) for each in images]
         asked = {} if threshold is None else {"threshold": threshold}
         here = f"/v1/forecasts/{job}/segmentation"
-        path.write_bytes(_accepted(self._http.post(here, params=asked, files=sent)).content)
+        path.write_bytes(
+            _raise_for_problem(self._http.post(here, params=asked, files=sent)).content
+        )
 
     def delete(self, job: str) -> None:
         """Stop a forecast that has not ended; of one that has, remove all that was kept."""
-        _accepted(self._http.delete(f"/v1/forecasts/{job}"))
+        _raise_for_problem(self._http.delete(f"/v1/forecasts/{job}"))
 
 
-def _sent(order: Record, images: Mapping[str, Path] | None) -> Record:
+def _request_kwargs(order: Json, images: Mapping[str, Path] | None) -> Json:
     """The body of a request: JSON, or a form with files."""
     if images is None:
         return {"json": order}
@@ -136,13 +144,13 @@ def _sent(order: Record, images: Mapping[str, Path] | None) -> Record:
     return {"data": {"order": json.dumps(order)}, "files": files}
 
 
-def _accepted(answer: httpx2.Response) -> httpx2.Response:
+def _raise_for_problem(answer: httpx2.Response) -> httpx2.Response:
     if answer.is_error:
-        raise RefusedError(_problem(answer))
+        raise ApiError(_parse_problem(answer))
     return answer
 
 
-def _problem(answer: httpx2.Response) -> Record:
+def _parse_problem(answer: httpx2.Response) -> Json:
     """What the service says is wrong; a proxy before it, Serve's too, says it as text."""
     if answer.headers.get("Content-Type") == PROBLEM:
         return dict(answer.json())

@@ -20,7 +20,7 @@ READ, FORECAST = "read", "forecast"
 SCOPES = (READ, FORECAST)
 
 
-class Key(NamedTuple):
+class ApiKey(NamedTuple):
     """One key of a client, without the key itself."""
 
     name: str
@@ -39,29 +39,29 @@ class Key(NamedTuple):
         return f"{self.name} {self.digest} {','.join(self.scopes)} {self.until.isoformat()}"
 
 
-def digest_of(key: str) -> str:
+def hash_key(key: str) -> str:
     """What is kept of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def new_key(name: str, *, scopes: tuple[str, ...], days: int) -> tuple[str, Key]:
+def generate_key(name: str, *, scopes: tuple[str, ...], days: int) -> tuple[str, ApiKey]:
     """A key and what is kept of it."""
     key = secrets.token_urlsafe(32)
     until = datetime.now(UTC).date() + timedelta(days=days)
-    return key, Key(name, digest_of(key), scopes, until)
+    return key, ApiKey(name, hash_key(key), scopes, until)
 
 
-def read_keys(path: Path) -> tuple[Key, ...]:
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """All keys of a file, expired ones too. Raises ValueError, naming the line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _parse(path: Path, number: int, line: str) -> Key:
+def _parse(path: Path, number: int, line: str) -> ApiKey:
     words = line.split()
     try:
         name, digest, scopes, until = words
-        key = Key(name, digest, tuple(scopes.split(",")), date.fromisoformat(until))
+        key = ApiKey(name, digest, tuple(scopes.split(",")), date.fromisoformat(until))
         if not re.fullmatch("[0-9a-f]{64}", digest) or not set(key.scopes) <= set(SCOPES):
             raise ValueError(line)
     except ValueError as error:
@@ -72,7 +72,7 @@ def _parse(path: Path, number: int, line: str) -> Key:
     return key
 
 
-class KeyFile:
+class ApiKeyFile:
     """The keys that count now. While a changed file cannot be read, or changes as it is read, those
     before it count; one that was emptied takes all keys back.
 
@@ -80,32 +80,32 @@ class KeyFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._state = path, _state(path)
+        self._path, self._state = path, _file_signature(path)
         self._keys = read_keys(path)
         if not self._keys:
             raise ValueError(
                 f"{path}: expected a key or more; make one with python -m serve.api.middleware"
             )
 
-    def find(self, key: str) -> Key | None:
+    def find(self, key: str) -> ApiKey | None:
         """What is known of a key, None where it is unknown or has expired."""
         self._refresh()
-        digest, today = digest_of(key), datetime.now(UTC).date()
+        digest, today = hash_key(key), datetime.now(UTC).date()
         known = [each for each in self._keys if hmac.compare_digest(each.digest, digest)]
         return next((each for each in known if today <= each.until), None)
 
     def _refresh(self) -> None:
         try:
-            state = _state(self._path)
+            state = _file_signature(self._path)
             if state != self._state:
                 self._state = state
                 keys = read_keys(self._path)
-                if _state(self._path) == state:
+                if _file_signature(self._path) == state:
                     self._keys = keys
         except (OSError, ValueError):
             logger.exception("the keys stay as they were")
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def _file_signature(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns

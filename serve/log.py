@@ -8,12 +8,12 @@ import logging
 import re
 import traceback
 
-STRUCTURED = {"encoding": "JSON"}  # Serve's logging_config of a deployment
+JSON_LOGGING_CONFIG = {"encoding": "JSON"}  # Serve's logging_config of a deployment
 
 _SUBJECT = re.compile("sub-[A-Za-z0-9]+")
 
 
-def _without_subjects(record: logging.LogRecord) -> bool:
+def _redact_subjects(record: logging.LogRecord) -> bool:
     """A filter that lets everything pass, tracebacks without names: formatters take the text of
     one that is there."""
     if record.exc_info and record.exc_info[1]:
@@ -23,4 +23,4 @@ def _without_subjects(record: logging.LogRecord) -> bool:
 
 
 logger = logging.getLogger("ray.serve")
-logger.addFilter(_without_subjects)
+logger.addFilter(_redact_subjects)

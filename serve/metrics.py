@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from ray.serve import metrics
 
-from serve.inference.sampler import Step
+from serve.inference.sampler import StepStats
 
-WAITS = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]  # seconds
-STEPS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
+LATENCY_BUCKETS_S = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]  # seconds
+STEP_BUCKETS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
 
 
 class EngineMetrics:
@@ -29,11 +29,13 @@ class EngineMetrics:
         )
         self._seconds = metrics.Counter("lesioncast_step_seconds", "Seconds in those.")
         self._durations = metrics.Histogram(
-            "lesioncast_step_duration_seconds", "Seconds of each of those.", boundaries=STEPS
+            "lesioncast_step_duration_seconds",
+            "Seconds of each of those.",
+            boundaries=STEP_BUCKETS_S,
         )
         self._samples = metrics.Counter("lesioncast_samples", "Samples drawn.", tag_keys=("arm",))
 
-    def stepped(self, step: Step) -> None:
+    def on_step(self, step: StepStats) -> None:
         """After each step."""
         self._running.set(step.running)
         self._waiting.set(step.waiting)
@@ -57,34 +59,36 @@ class ForecastMetrics:
         self._first = metrics.Histogram(
             "lesioncast_first_samples_seconds",
             "From acceptance to the first partial result.",
-            boundaries=WAITS,
+            boundaries=LATENCY_BUCKETS_S,
         )
         self._latency = metrics.Histogram(
-            "lesioncast_forecast_seconds", "From acceptance to result.", boundaries=WAITS
+            "lesioncast_forecast_seconds",
+            "From acceptance to result.",
+            boundaries=LATENCY_BUCKETS_S,
         )
-        self._ended = _ended()
+        self._ended = _finished_counter()
         self._errors = metrics.Counter(
             "lesioncast_errors",
             "Errors that failed a forecast or postponed it, by their type.",
             tag_keys=("error", "outcome"),  # type: ignore[arg-type]  # any number, not one
         )
 
-    def waiting(self, number: int, oldest: float) -> None:
+    def set_backlog(self, number: int, oldest: float) -> None:
         """As the records say: how many, and the age of the oldest in seconds."""
         self._unfinished.set(number)
         self._oldest.set(oldest)
 
-    def began(self, seconds: float) -> None:
+    def observe_first_samples(self, seconds: float) -> None:
         """The first samples of a forecast are there."""
         self._first.observe(seconds)
 
-    def ended(self, state: str, seconds: float) -> None:
+    def observe_finished(self, state: str, seconds: float) -> None:
         """One forecast that came to an end."""
         self._ended.inc(tags={"state": state})
         if state == "succeeded":
             self._latency.observe(seconds)
 
-    def erred(self, error: str, outcome: str) -> None:
+    def count_error(self, error: str, outcome: str) -> None:
         """An error of that type made a forecast `failed` or `postponed`."""
         self._errors.inc(tags={"error": error, "outcome": outcome})
 
@@ -96,9 +100,9 @@ class RequestMetrics:
         self._problems = metrics.Counter(
             "lesioncast_problems", "Problems answered, by their status.", tag_keys=("status",)
         )
-        self._ended = _ended()
+        self._ended = _finished_counter()
 
-    def refused(self, status: int) -> None:
+    def count_problem(self, status: int) -> None:
         """A request was answered by a problem."""
         self._problems.inc(tags={"status": str(status)})
 
@@ -107,6 +111,6 @@ class RequestMetrics:
         self._ended.inc(tags={"state": "cancelled"})
 
 
-def _ended() -> metrics.Counter:
+def _finished_counter() -> metrics.Counter:
     """Cancelled ones are counted by the ingress, the others by the forecaster."""
     return metrics.Counter("lesioncast_forecasts", "Forecasts ended.", tag_keys=("state",))

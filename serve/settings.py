@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 def _twice_the_slots(given: dict[str, Any]) -> int:
     """Calls that fill a replica's slots, and as many that wait for them."""
-    return 2 * max(1, int(given["slots"]) // int(given["block"]))
+    return 2 * max(1, int(given["slots"]) // int(given["seeds_per_block"]))
 
 
-class Settings(BaseModel):
+class ServiceSettings(BaseModel):
     """Arguments of `serve.app:build`.
 
     `artifacts` holds uploads, results and, unless `database` is another SQLAlchemy URL, the SQLite
@@ -36,16 +36,16 @@ class Settings(BaseModel):
     database: str = ""
     keys: Path | None = None
     demo: bool = False
-    ingresses: int = Field(default=1, ge=1)
-    samplers: int = Field(default=1, ge=1)
+    ingress_replicas: int = Field(default=1, ge=1)
+    max_samplers: int = Field(default=1, ge=1)
     min_samplers: int = Field(default=1, ge=1)
-    cpus: float = Field(default=1.0, ge=0)
-    gpus: float = Field(default=0.0, ge=0)
+    cpus_per_sampler: float = Field(default=1.0, ge=0)
+    gpus_per_sampler: float = Field(default=0.0, ge=0)
     slots: int = Field(default=8, ge=1)
-    block: int = Field(default=8, ge=1)
-    target: int = Field(default_factory=_twice_the_slots, ge=1)
-    running: int = Field(default=16, ge=1)
-    unfinished: int = Field(default=64, ge=1)
+    seeds_per_block: int = Field(default=8, ge=1)
+    target_ongoing_requests: int = Field(default_factory=_twice_the_slots, ge=1)
+    max_concurrent_forecasts: int = Field(default=16, ge=1)
+    max_unfinished_forecasts: int = Field(default=64, ge=1)
     max_samples: int = Field(default=256, ge=2)
     max_steps: int = Field(default=512, ge=1)
     max_guidance: float = Field(default=5.0, ge=0)
@@ -54,19 +54,20 @@ class Settings(BaseModel):
     max_upload: int = Field(default=2**28, ge=1)
     max_voxels: int = Field(default=2**28, ge=1)
     retry_after: int = Field(default=2, ge=1)
-    opening: bool = False
+    apply_opening: bool = False
 
     @model_validator(mode="after")
-    def _one_door(self) -> "Settings":
+    def _check_auth_mode(self) -> "ServiceSettings":
         if self.demo == (self.keys is not None):
             raise ValueError("expected either keys=FILE or demo=true, got both or neither")
         return self
 
     @model_validator(mode="after")
-    def _some_samplers(self) -> "Settings":
-        if self.min_samplers > self.samplers:
+    def _check_sampler_bounds(self) -> "ServiceSettings":
+        if self.min_samplers > self.max_samplers:
             raise ValueError(
-                f"min_samplers: expected at most samplers, {self.samplers}, got {self.min_samplers}"
+                f"min_samplers: expected at most max_samplers, {self.max_samplers}, "
+                f"got {self.min_samplers}"
             )
         return self
 
@@ -75,7 +76,7 @@ class Settings(BaseModel):
         """Where forecasts are recorded."""
         return self.database or f"sqlite:///{self.artifacts.absolute() / 'forecasts.sqlite'}"
 
-    def absolute(self) -> "Settings":
+    def absolute(self) -> "ServiceSettings":
         """The same for a process with another working directory."""
         paths = {
             name: value.absolute()

@@ -16,28 +16,30 @@ from typing import Any, BinaryIO
 from lesioncast.config import load_config
 from lesioncast.errors import ForecastError
 from lesioncast.imaging.covariates import Covariate
-from serve.api.problems import RequestError
-from serve.api.schemas import Patient, UploadOrder
-from serve.artifacts import upload_folder
-from serve.settings import Settings
-from storage import CaseError, Refusal, Store, StoreSettings, StoreSpec, TrialLayout, open_store
-from storage.backends.local import place_at
-from storage.convert.build_shard import Build, build_shard
+from serve.api.problems import ApiProblemError
+from serve.api.schemas import PatientRef, UploadForecastRequest
+from serve.artifacts import upload_dir
+from serve.settings import ServiceSettings
+from storage import CaseError, Exclusion, Store, StoreSettings, StoreSpec, TrialLayout, open_store
+from storage.backends.local import open_backend
+from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
-from storage.layout import record_file
+from storage.layout import shard_record_path
 from storage.nifti.io import open_nifti
 from storage.store.shards import decode_record
-from storage.trial.dataset import Source
+from storage.trial.dataset import SourceFile
 
-IMAGES = (
+UPLOAD_FIELDS = (
     "w000/flair", "w000/t2", "w000/gad",
     "w048/flair", "w048/t2", "w048/gad", "w048/net2", "w048/parcellation", "w048/brain_mask",
 )  # fmt: skip
-FARTHEST = 1e6  # of a covariate from its centre, in scales: far beyond, networks would overflow
+MAX_STANDARDISED_COVARIATE = (
+    1e6  # of a covariate from its centre, in scales: far beyond, networks would overflow
+)
 
 
-def upload_settings(settings: Settings, spec: StoreSpec) -> StoreSettings | None:
+def upload_settings(settings: ServiceSettings, spec: StoreSpec) -> StoreSettings | None:
     """How uploads are prepared: as the mounted store was, if `settings.config` says how.
 
     Raises ForecastError where that made another store.
@@ -53,17 +55,17 @@ def upload_settings(settings: Settings, spec: StoreSpec) -> StoreSettings | None
     return replace(made, layout=TrialLayout())
 
 
-def patients_store(patient: Patient, mounted: Store, artifacts: Path) -> Store:
+def store_for_patient(patient: PatientRef, mounted: Store, artifacts: Path) -> Store:
     """The store that holds a patient."""
     if patient.upload is None:
         return mounted
-    return open_store(upload_folder(artifacts, patient.upload) / "store.zarr")
+    return open_store(upload_dir(artifacts, patient.upload) / "store.zarr")
 
 
 def prepare_upload(
     folder: Path,
     images: Mapping[str, BinaryIO],
-    order: UploadOrder,
+    order: UploadForecastRequest,
     *,
     made: StoreSettings,
     arms: Sequence[str],
@@ -84,13 +86,13 @@ def prepare_upload(
             shutil.copyfileobj(image, file)
     try:
         for name, path in paths.items():
-            _require_small(name, bids / path, max_voxels)
+            _check_unpacked_size(name, bids / path, max_voxels)
         conversion = plan_conversion(
             bids, folder / "store.zarr", settings=made, arms=tuple(arms), seed=0
         )
-        store = convert(conversion, build=_build_here)
+        store = convert(conversion, build=_build_in_process)
     except CaseError as error:
-        raise _refused(error.refusal, bids, paths) from error
+        raise _to_problem(error.refusal, bids, paths) from error
     return store.case(order.subject).digest
 
 
@@ -103,7 +105,7 @@ def _path(name: str, subject: str, layout: TrialLayout) -> str:
     return named.replace(".nii*", ".nii.gz").replace("*", space)
 
 
-def _write_participants(bids: Path, order: UploadOrder, layout: TrialLayout) -> None:
+def _write_participants(bids: Path, order: UploadForecastRequest, layout: TrialLayout) -> None:
     row = {layout.subject_column: order.subject, layout.arm_column: None} | order.covariates
     cells = ("n/a" if value is None else str(value) for value in row.values())
     lines = ("\t".join(row), "\t".join(cells))
@@ -111,60 +113,64 @@ def _write_participants(bids: Path, order: UploadOrder, layout: TrialLayout) -> 
     (bids / str(layout.participants)).write_text("\n".join(lines) + "\n")
 
 
-def _require_small(name: str, path: Path, max_voxels: int) -> None:
+def _check_unpacked_size(name: str, path: Path, max_voxels: int) -> None:
     session, channel = name.split("/")
-    voxels = open_nifti(Source("upload", session, channel, path)).voxels
+    voxels = open_nifti(SourceFile("upload", session, channel, path)).voxels
     size = math.prod(voxels.shape) * voxels.dtype.itemsize
     if size > max_voxels:
         reason = f"{name}: expected at most {max_voxels} bytes of voxels, its header claims {size}."
-        raise RequestError(413, reason, field=name)
+        raise ApiProblemError(413, reason, field=name)
 
 
-def _build_here(builds: Sequence[Build]) -> Iterator[int]:
+def _build_in_process(builds: Sequence[ShardTask]) -> Iterator[int]:
     """In this process. Raises CaseError for the first subject that is refused."""
     for build in builds:
         done = build_shard(build)
-        record = decode_record(place_at(build.path).read(record_file(build.shard.name)))
+        record = decode_record(open_backend(build.path).read(shard_record_path(build.shard.name)))
         for outcome in record.outcomes:
-            if isinstance(outcome.result, Refusal):
+            if isinstance(outcome.result, Exclusion):
                 raise CaseError(outcome.result)
         yield done
 
 
-def _refused(refusal: Refusal, bids: Path, paths: Mapping[str, str]) -> RequestError:
+def _to_problem(refusal: Exclusion, bids: Path, paths: Mapping[str, str]) -> ApiProblemError:
     """What conversion says of a file, by the name of the field that it came in."""
     path = Path(refusal.path)
     path = path.relative_to(bids) if path.is_relative_to(bids) else path
     by_path = {Path(path): name for name, path in paths.items()}
     missing = f"{refusal.session}/flair" if refusal.session else "subject"
     field = by_path.get(path, missing)
-    return RequestError(422, f"{field}: {refusal.reason}.", field=field)
+    return ApiProblemError(422, f"{field}: {refusal.reason}.", field=field)
 
 
-def require_known(covariates: Mapping[str, str | float | None], known: Sequence[Covariate]) -> None:
+def validate_covariates(
+    covariates: Mapping[str, str | float | None], known: Sequence[Covariate]
+) -> None:
     """Raises RequestError for a covariate that the bundle's model is not told of, or one of a value
     that it could not be told; None says that it is missing."""
     by_name = {each.name: each for each in known}
     for name, value in covariates.items():
         if name not in by_name:
             wanted, got = f"some of {', '.join(by_name) or 'none, for this model knows none'}", name
-        elif value is not None and not abs(by_name[name].encode(value)) <= FARTHEST:  # or is NaN
-            wanted, got = _told(by_name[name]), str(value)
+        elif (
+            value is not None and not abs(by_name[name].encode(value)) <= MAX_STANDARDISED_COVARIATE
+        ):  # or is NaN
+            wanted, got = _expected_values(by_name[name]), str(value)
         else:
             continue
         field = f"covariates.{name}"
-        raise RequestError(422, f"{field}: expected {wanted}, got {got}.", field=field)
+        raise ApiProblemError(422, f"{field}: expected {wanted}, got {got}.", field=field)
 
 
-def _told(covariate: Covariate) -> str:
+def _expected_values(covariate: Covariate) -> str:
     """What a model can be told of it."""
     if covariate.levels:
         return f"one of {', '.join(covariate.levels)}"
-    far = FARTHEST * covariate.scale
+    far = MAX_STANDARDISED_COVARIATE * covariate.scale
     return f"a finite number from {covariate.centre - far:.3g} to {covariate.centre + far:.3g}"
 
 
 def image_schema() -> dict[str, Any]:
     """The fields of the images, for OpenAPI."""
     file = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
-    return {name: file | {"description": "NIfTI, .nii or .nii.gz"} for name in IMAGES}
+    return {name: file | {"description": "NIfTI, .nii or .nii.gz"} for name in UPLOAD_FIELDS}

@@ -5,10 +5,10 @@ imported from their modules, so that reading a store needs no Ray.
 """
 
 from storage.backends.backend import Location, parse_location
-from storage.errors import CaseError, Refusal, StorageError, StoreError
+from storage.errors import CaseError, Exclusion, StorageError, StoreError
 from storage.layout import CHANNELS, MASKS, SESSIONS, StoreSpec, pack_masks, unpack_masks
 from storage.nifti.io import write_nifti_atomic
-from storage.preprocess.grid import Grid, to_source_grid
+from storage.preprocess.grid import SlabGrid, to_source_grid
 from storage.preprocess.prepare import CaseArrays
 from storage.settings import StoreSettings, TrialLayout
 from storage.store.case_table import Case, CaseTable
@@ -22,9 +22,9 @@ __all__ = [
     "CaseArrays",
     "CaseError",
     "CaseTable",
-    "Grid",
+    "SlabGrid",
     "Location",
-    "Refusal",
+    "Exclusion",
     "StorageError",
     "Store",
     "StoreError",

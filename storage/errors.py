@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Exclusion:
     """Why one subject is not in a store.
 
     `kind` is a short phrase that summaries count by; `reason` is the sentence (expected, got, do).
@@ -39,6 +39,6 @@ class StoreError(StorageError):
 class CaseError(StorageError):
     """A subject cannot become a case; `refusal` says which, where and why."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Exclusion) -> None:
         super().__init__(refusal)
         self.refusal = refusal

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 SCHEMA = 2
-ATTRIBUTE = "lesioncast"
-GROUP = "zarr.json"
+ROOT_ATTRIBUTE = "lesioncast"
+ROOT_METADATA = "zarr.json"
 CASE_TABLE = "cases.json"
-REFUSED_TABLE = "refused.tsv"
-STAMPS = "stamps.json"
+REFUSED_TABLE = "excluded.tsv"
+DIGEST_CACHE = "digest_cache.json"
 SHARDS = "shards"
 
 # Names in a store, whatever a trial calls its visits: w000 and w048 condition, w096 is forecast.
@@ -99,7 +99,7 @@ def channel_index(name: str) -> tuple[int, int]:
 def root_attributes() -> dict[str, Any]:
     """The attributes of the root group, as JSON."""
     return {
-        ATTRIBUTE: {
+        ROOT_ATTRIBUTE: {
             "schema": SCHEMA,
             "description": "Slabs of MRI of an MS trial: cases.json says which shards count.",
             "sessions": list(SESSIONS),
@@ -111,8 +111,8 @@ def root_attributes() -> dict[str, Any]:
 def shard_attributes(spec: StoreSpec) -> dict[str, Any]:
     """The attributes of a shard's group, as JSON."""
     return {
-        ATTRIBUTE: {
-            **root_attributes()[ATTRIBUTE],
+        ROOT_ATTRIBUTE: {
+            **root_attributes()[ROOT_ATTRIBUTE],
             "description": "Cases in the order of its record; a bit of masks is a voxel along w.",
             "slab": list(spec.slab),
             "spacing": list(spec.spacing),
@@ -120,16 +120,16 @@ def shard_attributes(spec: StoreSpec) -> dict[str, Any]:
     }
 
 
-def record_file(shard: str) -> str:
+def shard_record_path(shard: str) -> str:
     """The file of a store that says what a shard holds."""
     return f"{SHARDS}/{shard}.json"
 
 
-def shard_files(shard: str, slab: tuple[int, int, int]) -> list[str]:
+def shard_paths(shard: str, slab: tuple[int, int, int]) -> list[str]:
     """All other files of a shard that holds cases."""
     specs = array_specs(slab).items()
     chunks = [f"{name}/c/{'/'.join('0' * (1 + len(array.shape)))}" for name, array in specs]
-    files = [GROUP, *chunks, *(f"{name}/{GROUP}" for name in ARRAYS)]
+    files = [ROOT_METADATA, *chunks, *(f"{name}/{ROOT_METADATA}" for name in ARRAYS)]
     return sorted(f"{SHARDS}/{shard}/{file}" for file in files)
 
 
@@ -143,18 +143,18 @@ def unpack_masks(packed: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.ui
     return np.unpackbits(packed, axis=-1, count=width)
 
 
-SIGNS = unpack_masks(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np.float32) * 2 - 1
+_SIGN_TABLE = unpack_masks(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np.float32) * 2 - 1
 
 
-def unpack_signs(packed: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
+def unpack_masks_signed(packed: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
     """Masks that `pack_masks` packed as -1 / +1 into `out` [..., w], which is contiguous.
 
     A table from bytes to eight floats: a third of the time of unpacking and arithmetic.
     """
     if out.shape[-1] % 8:
-        out[...] = SIGNS[packed].reshape(*packed.shape[:-1], -1)[..., : out.shape[-1]]
+        out[...] = _SIGN_TABLE[packed].reshape(*packed.shape[:-1], -1)[..., : out.shape[-1]]
     else:  # "clip" because "raise" would fill a copy first
-        np.take(SIGNS, packed, axis=0, out=out.reshape(*packed.shape, 8), mode="clip")
+        np.take(_SIGN_TABLE, packed, axis=0, out=out.reshape(*packed.shape, 8), mode="clip")
 
 
 CovariateValue = str | int | float | None

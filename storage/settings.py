@@ -57,21 +57,21 @@ class StoreSettings:
     mask, if a subject has one: 0.55 has the lateral ventricles in the middle of the slab.
     `percentiles` of the foreground become -1 and 1; `apply_brain_mask` sets FLAIR outside a brain
     mask to -1, as in a skull-stripped image. Affines of one subject's files may differ by
-    `affine_tolerance` mm at the corners of the volume, and their axes from the body's by `max_tilt`
-    degrees. `probability_masks` lets masks with values between 0 and 1 in, which become 1 from 0.5
-    on; without it they are refused.
+    `affine_tolerance` mm at the corners of the volume, and their axes from the body's by
+    `max_obliquity` degrees. `probability_masks` lets masks with values between 0 and 1 in, which
+    become 1 from 0.5 on; without it they are refused.
     """
 
     slab: tuple[int, int, int]
     spacing: tuple[float, float, float]
     resample: bool
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     cases_per_shard: int = 32
     brain_height: float = 0.55
     percentiles: tuple[float, float] = (0.5, 99.5)
     apply_brain_mask: bool = True
     affine_tolerance: float = 0.1
-    max_tilt: float = 30.0
+    max_obliquity: float = 30.0
     probability_masks: bool = False
     layout: TrialLayout = field(default_factory=TrialLayout)
 
@@ -79,10 +79,10 @@ class StoreSettings:
         _require(min(self.slab) > 0, "store.slab", "three positive sizes (s, h, w)", self.slab)
         _require(min(self.spacing) > 0, "store.spacing", "three positive mm", self.spacing)
         _require(
-            min(self.split) >= 0 and abs(sum(self.split) - 1) < 1e-9,
-            "store.split",
+            min(self.split_fractions) >= 0 and abs(sum(self.split_fractions) - 1) < 1e-9,
+            "store.split_fractions",
             "shares of train, val and test that sum to 1",
-            self.split,
+            self.split_fractions,
         )
         _require(
             self.cases_per_shard > 0, "store.cases_per_shard", "1 or more", self.cases_per_shard
@@ -98,7 +98,10 @@ class StoreSettings:
             self.affine_tolerance > 0, "store.affine_tolerance", "mm above 0", self.affine_tolerance
         )
         _require(
-            0 < self.max_tilt < 45, "store.max_tilt", "degrees between 0 and 45", self.max_tilt
+            0 < self.max_obliquity < 45,
+            "store.max_obliquity",
+            "degrees between 0 and 45",
+            self.max_obliquity,
         )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lesioncast.cluster.connection import RaySettings, cluster
+from lesioncast.cluster import connection
 from serve.client import Client
 
 if TYPE_CHECKING:  # which imports the whole service: most tests need none
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # which imports the whole service: most tests need none
 def ray_cluster() -> Iterator[None]:
     """A local Ray cluster with its own temporary directory, started once for all tests."""
     address = os.environ.pop("RAY_ADDRESS", None)
-    with cluster(RaySettings(num_cpus=4, object_store_mb=300)):
+    with connection.ray_cluster(connection.RaySettings(num_cpus=4, object_store_mb=300)):
         yield
     if address is not None:
         os.environ["RAY_ADDRESS"] = address

@@ -47,9 +47,9 @@ def test_a_value_of_the_wrong_kind_names_its_key() -> None:
 
 
 def test_an_override_replaces_one_value() -> None:
-    config = load_config(DEMO, ["pretrain.steps=7", "store.split=[0.5, 0.25, 0.25]"])
+    config = load_config(DEMO, ["pretrain.steps=7", "store.split_fractions=[0.5, 0.25, 0.25]"])
     assert config.pretrain.steps == 7
-    assert config.store.split == (0.5, 0.25, 0.25)
+    assert config.store.split_fractions == (0.5, 0.25, 0.25)
     assert config.finetune == load_config(DEMO).finetune
 
 

@@ -24,8 +24,8 @@ from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.covariates import Covariate
-from lesioncast.parsing import parse
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.parsing import parse_dataclass
+from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.settings import TrainSettings
 from storage.settings import StoreSettings, TrialLayout
 
@@ -81,7 +81,7 @@ class Config:
     """
 
     name: str
-    cohort: CohortSettings
+    simulation: SimulationSettings
     store: StoreSettings
     pretrain: TrainSettings
     finetune: TrainSettings
@@ -122,10 +122,10 @@ def load_config(
     raw = _read_yaml(path)
     for override in overrides:
         _override(raw, override)
-    config = parse(Config, raw, source=str(path))
+    config = parse_dataclass(Config, raw, source=str(path))
     if mapping is None:
         return config
-    layout = parse(TrialLayout, _read_yaml(mapping), source=str(mapping))
+    layout = parse_dataclass(TrialLayout, _read_yaml(mapping), source=str(mapping))
     return dataclasses.replace(config, store=dataclasses.replace(config.store, layout=layout))
 
 

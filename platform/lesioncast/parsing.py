@@ -14,16 +14,16 @@ from lesioncast.errors import ConfigError
 Parsed = typing.TypeVar("Parsed")
 
 
-def parse(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) -> Parsed:
+def parse_dataclass(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) -> Parsed:
     """`raw` as the dataclass `kind`, closed to unknown keys; errors name `source` and the key."""
     _refuse_unknown(kind, raw, source=source, prefix="")
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(map(_sentence, error.errors()))) from error
+        raise ConfigError(f"{source}: " + "; ".join(map(_format_error, error.errors()))) from error
 
 
-def _sentence(problem: ErrorDetails) -> str:
+def _format_error(problem: ErrorDetails) -> str:
     """Where a value is wrong and how; a class that refuses its own fields says what it got."""
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "value_error":

@@ -8,24 +8,24 @@ from typing import Any, Protocol
 import numpy as np
 from fastapi import Request
 
-from lesioncast.forecasting.ensemble import share_active, wilson_interval
-from serve.api.multipart import Forms
-from serve.api.problems import RequestError
-from serve.api.routes.models import Served, served
-from serve.db.models import UNFINISHED, Job
-from serve.db.repository import Records
-from serve.keys import KeyFile
+from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
+from serve.api.multipart import FormReceiver
+from serve.api.problems import ApiProblemError
+from serve.api.routes.models import ModelInfo, model_info
+from serve.db.models import UNFINISHED, ForecastJob
+from serve.db.repository import JobRepository
+from serve.keys import ApiKeyFile
 from serve.log import logger
-from serve.settings import Settings
+from serve.settings import ServiceSettings
 from serve.uploads import upload_settings
-from serve.worker.worker import Study
+from serve.worker.worker import LoadedModel
 from storage import StoreSettings
 
 
-class Watch(Protocol):
+class RequestObserver(Protocol):
     """Who is told what became of requests; see `serve.metrics.RequestMetrics`."""
 
-    def refused(self, status: int) -> None:
+    def count_problem(self, status: int) -> None:
         """A request was answered by a problem."""
 
     def cancelled(self) -> None:
@@ -33,55 +33,55 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True)
-class Desk:
+class ServiceContext:
     """See `open_desk`; `upload` says how uploads are prepared, None where there are none."""
 
-    settings: Settings
-    records: Records
+    settings: ServiceSettings
+    records: JobRepository
     subjects: Sequence[str]
-    model: Served
+    model: ModelInfo
     upload: StoreSettings | None
-    keys: KeyFile | None
-    forms: Forms
+    keys: ApiKeyFile | None
+    forms: FormReceiver
     wake: Callable[[], Awaitable[None]]
     ready: Callable[[], Awaitable[bool]]
-    watch: Watch
+    watch: RequestObserver
 
     @property
-    def wait(self) -> dict[str, str]:
+    def retry_after_headers(self) -> dict[str, str]:
         """The header that says when to ask again."""
-        return wait_of(self.settings)
+        return retry_after_headers(self.settings)
 
 
-def wait_of(settings: Settings) -> dict[str, str]:
+def retry_after_headers(settings: ServiceSettings) -> dict[str, str]:
     """See `Desk.wait`."""
     return {"Retry-After": str(settings.retry_after)}
 
 
-def open_desk(
-    study: Study,
+def create_context(
+    study: LoadedModel,
     *,
     wake: Callable[[], Awaitable[None]],
     ready: Callable[[], Awaitable[bool]],
-    watch: Watch,
-) -> Desk:
+    watch: RequestObserver,
+) -> ServiceContext:
     """The desk of a study; keeps nothing of the bundle's weights."""
     settings = study.settings
-    return Desk(
+    return ServiceContext(
         settings=settings,
-        records=Records(settings.database_url),
+        records=JobRepository(settings.database_url),
         subjects=[case.subject for case in study.store.cases],
-        model=served(study.bundle),
+        model=model_info(study.bundle),
         upload=upload_settings(settings, study.store.spec),
-        keys=None if settings.keys is None else KeyFile(settings.keys),
-        forms=Forms(wait_of(settings)),
+        keys=None if settings.keys is None else ApiKeyFile(settings.keys),
+        forms=FormReceiver(retry_after_headers(settings)),
         wake=wake,
         ready=ready,
         watch=watch,
     )
 
 
-async def wake_forecaster(desk: Desk) -> None:
+async def notify_worker(desk: ServiceContext) -> None:
     """Has it look into the records now. Where it is away it will do so of itself."""
     try:
         await desk.wake()
@@ -89,31 +89,31 @@ async def wake_forecaster(desk: Desk) -> None:
         logger.warning("the forecaster is away", exc_info=True)
 
 
-def find_job(desk: Desk, job: str, request: Request) -> Job:
+def get_job_or_404(desk: ServiceContext, job: str, request: Request) -> ForecastJob:
     """The forecast with that id, if it is the asking client's. What is no id never reaches the
     database, which may not even hold it as text."""
     is_id = re.fullmatch("[0-9a-f]{32}", job) is not None
-    found = desk.records.find(job, owner=request.state.owner) if is_id else None
+    found = desk.records.get(job, owner=request.state.owner) if is_id else None
     if found is None:
-        raise RequestError(404, "No forecast has this id.", field="id")
+        raise ApiProblemError(404, "No forecast has this id.", field="id")
     return found
 
 
-def status_of(desk: Desk, job: Job) -> dict[str, Any]:
+def job_status(desk: ServiceContext, job: ForecastJob) -> dict[str, Any]:
     """How far a forecast is by now, and what its samples say so far.
 
     Its state is read after its samples, which are dropped at its end: a running one never seems to
     have fewer than before.
     """
     lesions: dict[str, list[Any]] = {arm: [] for arm in job.order["arms"]}
-    for arm, some in desk.records.lesions(job.id, desk.model.digest):
+    for arm, some in desk.records.lesion_counts(job.id, desk.model.digest):
         lesions[arm] += some
-    job = desk.records.find(job.id) or job
+    job = desk.records.get(job.id) or job
     if job.state not in UNFINISHED:
         lesions.clear()
     done = sum(map(len, lesions.values()))
     here = f"/v1/forecasts/{job.id}"
-    column = 1 if desk.settings.opening else 0
+    column = 1 if desk.settings.apply_opening else 0
     links = {name: f"{here}/{name}" for name in ("events", "result", "derivative")}
     return {
         "id": job.id,
@@ -121,7 +121,7 @@ def status_of(desk: Desk, job: Job) -> dict[str, Any]:
         "order": job.order,
         "progress": {"done": job.total if job.state == "succeeded" else done, "total": job.total},
         "partial": {
-            arm: _so_far(np.array([each[column] for each in some]))
+            arm: _partial_estimate(np.array([each[column] for each in some]))
             for arm, some in lesions.items()
             if some
         },
@@ -130,8 +130,8 @@ def status_of(desk: Desk, job: Job) -> dict[str, Any]:
     }
 
 
-def _so_far(counts: np.ndarray[Any, Any]) -> dict[str, Any]:
-    share = share_active(counts)
+def _partial_estimate(counts: np.ndarray[Any, Any]) -> dict[str, Any]:
+    share = active_fraction(counts)
     low, high = wilson_interval(share, len(counts))
     return {
         "samples": len(counts),

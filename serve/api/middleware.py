@@ -12,13 +12,13 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.problems import RequestError
-from serve.keys import FORECAST, READ, SCOPES, KeyFile, new_key
+from serve.api.problems import ApiProblemError
+from serve.keys import FORECAST, READ, SCOPES, ApiKeyFile, generate_key
 
-HEALTH = "/v2/health/"
-FORM = "multipart/form-data"
-DEMO = "demo"
-LOCAL = {"localhost", "127.0.0.1", "[::1]"}
+HEALTH_PREFIX = "/v2/health/"
+MULTIPART_FORM = "multipart/form-data"
+DEMO_OWNER = "demo"
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 
 
 def media_type(headers: Headers) -> str:
@@ -26,7 +26,7 @@ def media_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-class Doors:
+class AuthMiddleware:
     """ASGI middleware: knows who asks (`owner` and the id of their `key`, in the scope's state)
     before anything else runs.
 
@@ -35,40 +35,42 @@ class Doors:
     at most `max_body` bytes, a form `max_form`.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: KeyFile | None, max_body: int, max_form: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: ApiKeyFile | None, max_body: int, max_form: int
+    ) -> None:
         self._app, self._keys = app, keys
         self._max_body, self._max_form = max_body, max_form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
-        if scope["type"] != "http" or scope["path"].startswith(HEALTH):
+        if scope["type"] != "http" or scope["path"].startswith(HEALTH_PREFIX):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         try:
-            owner, key = self._asker(scope, headers)
+            owner, key = self._authenticate(scope, headers)
             scope.setdefault("state", {}).update(owner=owner, key=key)
-            most = self._max_form if media_type(headers) == FORM else self._max_body
-            _bound(int(headers.get("content-length", 0)), most)
-        except RequestError as refused:
+            most = self._max_form if media_type(headers) == MULTIPART_FORM else self._max_body
+            _check_content_length(int(headers.get("content-length", 0)), most)
+        except ApiProblemError as refused:
             await refused.response()(scope, receive, send)
             return
-        await self._app(scope, _counted(receive, most), send)
+        await self._app(scope, _limit_body(receive, most), send)
 
-    def _asker(self, scope: Scope, headers: Headers) -> tuple[str, str]:
+    def _authenticate(self, scope: Scope, headers: Headers) -> tuple[str, str]:
         if self._keys is None:
             client, host = (scope.get("client") or ("",))[0], headers.get("host", "")
             # A page of another site may send forms here, but not without saying where it is from.
             origin = headers.get("origin", host).rpartition("/")[2]
-            if _is_loopback(client) and {_name(host), _name(origin)} <= LOCAL:
-                return DEMO, DEMO
-            raise RequestError(
+            if _is_loopback(client) and {_strip_port(host), _strip_port(origin)} <= LOCAL_HOSTS:
+                return DEMO_OWNER, DEMO_OWNER
+            raise ApiProblemError(
                 403, "Demo mode answers this machine alone; start it with keys=FILE."
             )
         scheme, _, key = headers.get("authorization", "").partition(" ")
         known = self._keys.find(key) if scheme.lower() == "bearer" else None
         if known is None:
-            raise RequestError(
+            raise ApiProblemError(
                 401,
                 "Expected a known API key, of today, in the header Authorization: Bearer KEY.",
                 field="Authorization",
@@ -77,16 +79,16 @@ class Doors:
         wanted = READ if scope["method"] in ("GET", "HEAD") else FORECAST
         if wanted not in known.scopes:
             detail = f"Expected a key that may {wanted}, got {known.id}, which may not."
-            raise RequestError(403, detail, field="Authorization")
+            raise ApiProblemError(403, detail, field="Authorization")
         return known.name, known.id
 
 
-def _bound(size: int, most: int) -> None:
+def _check_content_length(size: int, most: int) -> None:
     if size > most:
-        raise RequestError(413, f"Expected a body of at most {most} bytes, got {size}.")
+        raise ApiProblemError(413, f"Expected a body of at most {most} bytes, got {size}.")
 
 
-def _counted(receive: Receive, most: int) -> Receive:
+def _limit_body(receive: Receive, most: int) -> Receive:
     """A body without a length that it states, or of another, ends there too."""
     size = 0
 
@@ -101,7 +103,7 @@ def _counted(receive: Receive, most: int) -> Receive:
     return counted
 
 
-def _name(host: str) -> str:
+def _strip_port(host: str) -> str:
     return host.rsplit(":", 1)[0]
 
 
@@ -123,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("expected a name without spaces")
     if unknown := set(given.scopes.split(",")) - set(SCOPES):
         parser.error(f"expected scopes of {','.join(SCOPES)}, got {','.join(sorted(unknown))}")
-    key, kept = new_key(given.name, scopes=tuple(given.scopes.split(",")), days=given.days)
+    key, kept = generate_key(given.name, scopes=tuple(given.scopes.split(",")), days=given.days)
     sys.stderr.write(f"key {kept.id} of {kept.name}, shown once: {key}\n")
     sys.stdout.write(f"{kept.line}\n")
     return 0

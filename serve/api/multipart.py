@@ -8,13 +8,13 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers
 
-from serve.api.problems import RequestError
+from serve.api.problems import ApiProblemError
 
-TOGETHER = 8  # each may lie in the temporary folder with `max_upload` bytes
-SECONDS = 600.0  # for one to come in: a client that fell silent must not keep its place
+MAX_CONCURRENT_FORMS = 8  # each may lie in the temporary folder with `max_upload` bytes
+FORM_TIMEOUT_S = 600.0  # for one to come in: a client that fell silent must not keep its place
 
 
-class Forms:
+class FormReceiver:
     """Receives forms, at most `TOGETHER` at a time; `wait` are the headers that say when to ask
     again."""
 
@@ -22,17 +22,17 @@ class Forms:
         self._wait, self._open = wait, 0
 
     @asynccontextmanager
-    async def received(self, request: Request, **limits: int) -> AsyncIterator[FormData]:
+    async def receive(self, request: Request, **limits: int) -> AsyncIterator[FormData]:
         """The form that comes with a request, whose files are gone afterwards; `limits` are those
         of Starlette. Raises RequestError where there is no room, and for one that cannot be read.
         """
         _require_utf8(request.headers)
-        if self._open >= TOGETHER:
-            detail = f"{TOGETHER} forms are being received; try again later."
-            raise RequestError(429, detail, headers=self._wait)
+        if self._open >= MAX_CONCURRENT_FORMS:
+            detail = f"{MAX_CONCURRENT_FORMS} forms are being received; try again later."
+            raise ApiProblemError(429, detail, headers=self._wait)
         self._open += 1
         try:
-            form = await _whole(request, limits)
+            form = await _read_form(request, limits)
             try:
                 yield form
             finally:
@@ -41,12 +41,14 @@ class Forms:
             self._open -= 1
 
 
-async def _whole(request: Request, limits: Mapping[str, int]) -> FormData:
+async def _read_form(request: Request, limits: Mapping[str, int]) -> FormData:
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(FORM_TIMEOUT_S):
             return await request.form(**limits)
     except TimeoutError:
-        raise RequestError(408, f"Expected the whole form within {SECONDS:g} s.") from None
+        raise ApiProblemError(
+            408, f"Expected the whole form within {FORM_TIMEOUT_S:g} s."
+        ) from None
 
 
 def _require_utf8(headers: Headers) -> None:
@@ -55,4 +57,4 @@ def _require_utf8(headers: Headers) -> None:
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in ("utf-8", "utf8"):
         detail = f"Content-Type: expected the charset utf-8, got {charset[:80]}."
-        raise RequestError(415, detail, field="Content-Type")
+        raise ApiProblemError(415, detail, field="Content-Type")

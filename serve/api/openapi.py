@@ -9,33 +9,33 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve.api.middleware import HEALTH
+from serve.api.middleware import HEALTH_PREFIX
 from serve.api.problems import MEDIA_TYPE, SCHEMA
 
 Document = dict[str, Any]
 
-_JOB = "/v1/forecasts/{job}"
-_FORM = (400, 408, 415, 422, 429)
-_REFUSED: Mapping[str, tuple[int, ...]] = {
-    "post /v1/forecasts": _FORM,
-    f"get {_JOB}": (404,),
-    f"delete {_JOB}": (404,),
-    f"get {_JOB}/events": (404,),
-    f"get {_JOB}/result": (404, 409, 410),
-    f"get {_JOB}/arms/{{arm}}": (404, 409, 410),
-    f"get {_JOB}/derivative": (404, 409, 410),
-    f"post {_JOB}/segmentation": (404, 409, 410, *_FORM, 501),
+_FORECAST_PATH = "/v1/forecasts/{job}"
+_FORM_STATUSES = (400, 408, 415, 422, 429)
+_PROBLEM_STATUSES: Mapping[str, tuple[int, ...]] = {
+    "post /v1/forecasts": _FORM_STATUSES,
+    f"get {_FORECAST_PATH}": (404,),
+    f"delete {_FORECAST_PATH}": (404,),
+    f"get {_FORECAST_PATH}/events": (404,),
+    f"get {_FORECAST_PATH}/result": (404, 409, 410),
+    f"get {_FORECAST_PATH}/arms/{{arm}}": (404, 409, 410),
+    f"get {_FORECAST_PATH}/derivative": (404, 409, 410),
+    f"post {_FORECAST_PATH}/segmentation": (404, 409, 410, *_FORM_STATUSES, 501),
     "get /v2": (),
     "get /v2/models/{name}": (404,),
     "get /v2/models/{name}/ready": (404,),
-    f"get {HEALTH}live": (),
-    f"get {HEALTH}ready": (),
+    f"get {HEALTH_PREFIX}live": (),
+    f"get {HEALTH_PREFIX}ready": (),
 }
-_GIVEN = {
-    f"get {_JOB}/events": "text/event-stream",
-    f"get {_JOB}/arms/{{arm}}": "application/gzip",
-    f"get {_JOB}/derivative": "application/zip",
-    f"post {_JOB}/segmentation": "application/dicom",
+_RESPONSE_MEDIA_TYPES = {
+    f"get {_FORECAST_PATH}/events": "text/event-stream",
+    f"get {_FORECAST_PATH}/arms/{{arm}}": "application/gzip",
+    f"get {_FORECAST_PATH}/derivative": "application/zip",
+    f"post {_FORECAST_PATH}/segmentation": "application/dicom",
 }
 _BEARER = {
     "type": "http",
@@ -44,25 +44,25 @@ _BEARER = {
 }
 
 
-def describe(api: FastAPI, *, keys: bool) -> None:
+def customize_openapi(api: FastAPI, *, keys: bool) -> None:
     """Let `api` say it, when all its routes are there; `keys` says whether it wants one."""
     document = api.openapi()
     document["components"] = {"schemas": {"Problem": SCHEMA}}
     if keys:
         document["components"]["securitySchemes"] = {"bearer": _BEARER}
     for name, operation in _operations(document):
-        inside = not name.partition(" ")[2].startswith(HEALTH)
+        inside = not name.partition(" ")[2].startswith(HEALTH_PREFIX)
         if keys and inside:
             operation["security"] = [{"bearer": []}]
         responses = operation["responses"]
         responses.pop("422", None)  # FastAPI's own, in another form
-        if name in _GIVEN:
-            responses["200"]["content"] = {_GIVEN[name]: {}}
+        if name in _RESPONSE_MEDIA_TYPES:
+            responses["200"]["content"] = {_RESPONSE_MEDIA_TYPES[name]: {}}
         if name.endswith("/ready"):
             content = responses["200"]["content"]
             responses["503"] = {"description": "It cannot draw now", "content": content}
         everywhere = ((401,) if keys else ()) + (403, 413) if inside else ()
-        for status in (*everywhere, *_REFUSED[name], 500):
+        for status in (*everywhere, *_PROBLEM_STATUSES[name], 500):
             responses[str(status)] = _problem(status)
 
 

@@ -32,7 +32,7 @@ SCHEMA: Mapping[str, Any] = {
 }
 
 
-class RequestError(Exception):
+class ApiProblemError(Exception):
     """A refusal with its HTTP status, a sentence, and the field that is at fault, if one is."""
 
     def __init__(
@@ -49,10 +49,10 @@ class RequestError(Exception):
     def response(self) -> JSONResponse:
         """As HTTP."""
         fields = [] if self.field is None else [(self.field, self.detail)]
-        return problem(self.status, self.detail, fields=fields, headers=self.headers)
+        return problem_response(self.status, self.detail, fields=fields, headers=self.headers)
 
 
-def problem(
+def problem_response(
     status: int,
     detail: str,
     *,
@@ -72,7 +72,7 @@ def problem(
     return JSONResponse(content, status_code=status, headers=sent, media_type=MEDIA_TYPE)
 
 
-class Tally:
+class ProblemCounterMiddleware:
     """ASGI middleware: `told` gets the status of every problem, and of what is answered 500."""
 
     def __init__(self, app: ASGIApp, told: Callable[[int], None]) -> None:
@@ -93,11 +93,11 @@ class Tally:
             raise
 
 
-def add_problems(api: FastAPI) -> None:
+def install_problem_handlers(api: FastAPI) -> None:
     """Every error of `api` leaves as a problem."""
 
-    @api.exception_handler(RequestError)
-    async def refused(_: Request, error: RequestError) -> JSONResponse:
+    @api.exception_handler(ApiProblemError)
+    async def refused(_: Request, error: ApiProblemError) -> JSONResponse:
         return error.response()
 
     @api.exception_handler(RequestValidationError)
@@ -106,13 +106,13 @@ def add_problems(api: FastAPI) -> None:
             (".".join(map(str, each["loc"][1:])) or "body", each["msg"]) for each in error.errors()
         ]
         detail = "; ".join(f"{field}: {wrong}" for field, wrong in fields)
-        return problem(422, detail, fields=fields)
+        return problem_response(422, detail, fields=fields)
 
     @api.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+        return problem_response(error.status_code, str(error.detail), headers=error.headers)
 
     @api.exception_handler(Exception)
     async def broken(_: Request, __: Exception) -> JSONResponse:
         """Starlette raises it again afterwards, so that the server logs the traceback."""
-        return problem(500, "The service failed at this request; its log says why.")
+        return problem_response(500, "The service failed at this request; its log says why.")

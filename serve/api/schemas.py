@@ -13,16 +13,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lesioncast.forecasting.runtime import either
+from lesioncast.forecasting.runtime import format_choices
 from lesioncast.imaging.channels import Sessions
-from serve.api.problems import RequestError
-from serve.api.routes.models import Served
-from serve.settings import Settings
+from serve.api.problems import ApiProblemError
+from serve.api.routes.models import ModelInfo
+from serve.settings import ServiceSettings
 
-LARGE = 2**63  # an integer has less, which every database and every format string can hold
+INT64_MAX_EXCLUSIVE = (
+    2**63
+)  # an integer has less, which every database and every format string can hold
 
 
-def _one_error(value: object, parse: ValidatorFunctionWrapHandler) -> object:
+def _single_error(value: object, parse: ValidatorFunctionWrapHandler) -> object:
     """What is wrong with a covariate, once: a union says it for each of its kinds."""
     try:
         return parse(value)
@@ -31,29 +33,29 @@ def _one_error(value: object, parse: ValidatorFunctionWrapHandler) -> object:
         raise PydanticCustomError("covariate", wrong) from None
 
 
-Told = Annotated[
+CovariateValue = Annotated[
     Annotated[str, Field(max_length=64)]
-    | Annotated[int, Field(ge=-LARGE, lt=LARGE)]
+    | Annotated[int, Field(ge=-INT64_MAX_EXCLUSIVE, lt=INT64_MAX_EXCLUSIVE)]
     | float
     | None,
-    WrapValidator(_one_error),
+    WrapValidator(_single_error),
 ]
 
 
-class SamplerWishes(BaseModel):
+class SamplerOverrides(BaseModel):
     """How samples are drawn, where that is not to be as the bundle was shipped to.
 
-    As in `SamplerConfig`: `eta` counts with the solver sde2m alone.
+    As in `SamplerConfig`: `eta` counts with the solver sde-dpmsolver++ alone.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    num_steps: int | None = Field(default=None, ge=1, lt=LARGE)
+    num_steps: int | None = Field(default=None, ge=1, lt=INT64_MAX_EXCLUSIVE)
     eta: float | None = Field(default=None, ge=0, le=1)
     guidance: float | None = Field(default=None, ge=0)
 
 
-class Wishes(BaseModel):
+class ForecastParameters(BaseModel):
     """A forecast under some arms or all of them.
 
     The same seed names the same samples, whatever else is asked for; arms share them. With `error`
@@ -66,21 +68,21 @@ class Wishes(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     arms: list[str] | None = Field(default=None, min_length=1, max_length=64)
-    samples: int = Field(default=16, ge=2, lt=LARGE)
+    samples: int = Field(default=16, ge=2, lt=INT64_MAX_EXCLUSIVE)
     error: float | None = Field(default=None, gt=0, lt=0.5)
-    seed: int = Field(default=0, ge=0, lt=LARGE)
-    sampler: SamplerWishes = Field(default_factory=SamplerWishes)
+    seed: int = Field(default=0, ge=0, lt=INT64_MAX_EXCLUSIVE)
+    sampler: SamplerOverrides = Field(default_factory=SamplerOverrides)
     reference_arm: str | None = Field(default=None, max_length=64)
     sessions: list[str] | None = Field(default=None, min_length=1, max_length=2)
 
 
-class Order(Wishes):
+class ForecastRequest(ForecastParameters):
     """A forecast of one subject of the mounted store."""
 
     subject: str = Field(max_length=64, examples=["sub-0001"])
 
 
-class UploadOrder(Wishes):
+class UploadForecastRequest(ForecastParameters):
     """A forecast of the patient whose images come with it.
 
     `subject` names the results, and the samples with the seed, as it would in a store;
@@ -89,10 +91,10 @@ class UploadOrder(Wishes):
     """
 
     subject: str = Field(default="sub-upload", pattern="^sub-[A-Za-z0-9]{1,58}$")
-    covariates: dict[str, Told] = Field(default_factory=dict, max_length=64)
+    covariates: dict[str, CovariateValue] = Field(default_factory=dict, max_length=64)
 
 
-class Patient(NamedTuple):
+class PatientRef(NamedTuple):
     """Who is forecast: a subject of the mounted store, or of what was uploaded for a forecast; and
     the sessions whose images are shown, None for all."""
 
@@ -101,47 +103,51 @@ class Patient(NamedTuple):
     sessions: Sessions | None = None
 
 
-def require_subject(order: Order, subjects: Sequence[str]) -> None:
+def check_subject(order: ForecastRequest, subjects: Sequence[str]) -> None:
     """Raises RequestError for a subject that the store does not hold."""
     if order.subject not in subjects:
-        raise RequestError(
+        raise ApiProblemError(
             422, f"subject: expected a subject of the store, got {order.subject}.", field="subject"
         )
 
 
-def settle(wishes: Wishes, *, model: Served, settings: Settings) -> dict[str, Any]:
+def resolve_request(
+    wishes: ForecastParameters, *, model: ModelInfo, settings: ServiceSettings
+) -> dict[str, Any]:
     """The wishes with every default made explicit, as they are recorded. Raises RequestError."""
     arms = model.arms
     wanted = list(arms) if wishes.arms is None else wishes.arms
     for number, arm in enumerate(wanted):
         if arm not in arms or arm in wanted[:number]:
-            raise RequestError(
+            raise ApiProblemError(
                 422,
                 f"arms.{number}: expected each once of {', '.join(arms)}; got {arm}.",
                 field=f"arms.{number}",
             )
     reference = wanted[0] if wishes.reference_arm is None else wishes.reference_arm
     if reference not in wanted:
-        raise RequestError(
+        raise ApiProblemError(
             422,
             f"reference_arm: expected one of {', '.join(wanted)}, got {reference}.",
             field="reference_arm",
         )
     sessions = model.sessions[0] if wishes.sessions is None else tuple(wishes.sessions)
     if sessions not in model.sessions:
-        detail = f"sessions: expected {either(model.sessions)}, got {', '.join(sessions)[:80]}."
-        raise RequestError(422, detail, field="sessions")
+        detail = (
+            f"sessions: expected {format_choices(model.sessions)}, got {', '.join(sessions)[:80]}."
+        )
+        raise ApiProblemError(422, detail, field="sessions")
     own = wishes.sampler
-    _bound("samples", wishes.samples, settings.max_samples)
-    _bound("sampler.num_steps", own.num_steps, settings.max_steps)
-    _bound("sampler.guidance", own.guidance, settings.max_guidance)
-    if own.eta is not None and model.sampler.solver != "sde2m":
+    _check_maximum("samples", wishes.samples, settings.max_samples)
+    _check_maximum("sampler.num_steps", own.num_steps, settings.max_steps)
+    _check_maximum("sampler.guidance", own.guidance, settings.max_guidance)
+    if own.eta is not None and model.sampler.solver != "sde-dpmsolver++":
         detail = f"sampler.eta: expected none, for this bundle's solver is {model.sampler.solver}."
-        raise RequestError(422, detail, field="sampler.eta")
+        raise ApiProblemError(422, detail, field="sampler.eta")
     explicit = {"arms": wanted, "reference_arm": reference, "sessions": list(sessions)}
     return wishes.model_dump() | explicit | {"sampler": own.model_dump(exclude_none=True)}
 
 
-def _bound(field: str, got: float | None, most: float) -> None:
+def _check_maximum(field: str, got: float | None, most: float) -> None:
     if got is not None and got > most:
-        raise RequestError(422, f"{field}: expected at most {most:g}, got {got:g}.", field=field)
+        raise ApiProblemError(422, f"{field}: expected at most {most:g}, got {got:g}.", field=field)

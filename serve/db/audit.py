@@ -18,22 +18,24 @@ from typing import Any
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session
 
-from serve.db.models import Entry
+from serve.db.models import AuditEntry
 
-FIRST = "0" * 64  # before the first entry
+GENESIS_DIGEST = "0" * 64  # before the first entry
 _LOCK = 960_048  # of PostgreSQL's advisory locks; SQLite has one writer at a time anyway
 
 
-def add_entry(session: Session, record: Mapping[str, Any]) -> None:
+def append_entry(session: Session, record: Mapping[str, Any]) -> None:
     """Add an entry in the session's transaction, in which something was written already."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    last = session.scalars(select(Entry).order_by(Entry.number.desc()).limit(1)).one_or_none()
-    before = FIRST if last is None else last.digest
+    last = session.scalars(
+        select(AuditEntry).order_by(AuditEntry.number.desc()).limit(1)
+    ).one_or_none()
+    before = GENESIS_DIGEST if last is None else last.digest
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"at": at, **record}, sort_keys=True)
     number = 1 if last is None else last.number + 1
-    session.add(Entry(number=number, record=line, before=before, digest=_digest(before, line)))
+    session.add(AuditEntry(number=number, record=line, before=before, digest=_digest(before, line)))
     session.flush()
 
 
@@ -41,9 +43,9 @@ def _digest(before: str, record: str) -> str:
     return hashlib.sha256(f"{before}\n{record}".encode()).hexdigest()
 
 
-def faults(entries: Sequence[Entry], *, head: str | None = None) -> Iterator[str]:
+def verify_chain(entries: Sequence[AuditEntry], *, head: str | None = None) -> Iterator[str]:
     """A sentence for each entry, in order, that is not as it was written."""
-    before = FIRST
+    before = GENESIS_DIGEST
     for number, entry in enumerate(entries, 1):
         if entry.number != number:
             yield f"entry {number}: expected it, got entry {entry.number}: some were taken out."
@@ -55,12 +57,12 @@ def faults(entries: Sequence[Entry], *, head: str | None = None) -> Iterator[str
         yield f"expected an entry with the digest {head[:12]}, got none: the last were taken out."
 
 
-def read_entries(url: str) -> list[Entry]:
+def read_entries(url: str) -> list[AuditEntry]:
     """All entries of the database at `url`, in order."""
     engine = create_engine(url)
     try:
         with Session(engine) as session:
-            return list(session.scalars(select(Entry).order_by(Entry.number)))
+            return list(session.scalars(select(AuditEntry).order_by(AuditEntry.number)))
     finally:
         engine.dispose()
 
@@ -72,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--head", help="the digest that this command printed before")
     given = parser.parse_args(argv)
     entries = read_entries(given.url)
-    found = list(faults(entries, head=given.head))
-    last = entries[-1].digest if entries else FIRST
+    found = list(verify_chain(entries, head=given.head))
+    last = entries[-1].digest if entries else GENESIS_DIGEST
     lines = found or [f"{len(entries)} entries, as they were written; the last is {last}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 1 if found else 0

@@ -7,21 +7,21 @@ import numpy as np
 from sqlalchemy import JSON, ForeignKey, LargeBinary, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from lesioncast.forecasting.sampling import Drawn
-from lesioncast.imaging.lesions import Lesions
+from lesioncast.forecasting.sampling import SampleBatch
+from lesioncast.imaging.lesions import LesionCounts
 
 State = Literal["accepted", "running", "succeeded", "failed", "cancelled", "deleted"]
 UNFINISHED: tuple[State, ...] = ("accepted", "running")
-REMOVED: tuple[State, ...] = ("cancelled", "deleted")  # nothing is kept of them
+DISCARDED_STATES: tuple[State, ...] = ("cancelled", "deleted")  # nothing is kept of them
 
 
-class Table(DeclarativeBase):
+class Base(DeclarativeBase):
     """The tables below."""
 
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}
 
 
-class Job(Table):
+class ForecastJob(Base):
     """One forecast asked for: whose, what, and how far it is."""
 
     __tablename__ = "jobs"
@@ -39,7 +39,7 @@ class Job(Table):
     finished: Mapped[float | None]
 
 
-class Part(Table):
+class DrawnBlock(Base):
     """The samples of one block of seeds under one arm, drawn with the bundle of that digest.
 
     So two bundles that draw for one job, as while one is exchanged for the other, do so side by
@@ -57,14 +57,14 @@ class Part(Table):
     width: Mapped[int]
     packed: Mapped[bytes] = mapped_column(LargeBinary)
 
-    def drawn(self) -> Drawn:
+    def drawn(self) -> SampleBatch:
         """As it was drawn."""
         flat = np.frombuffer(zlib.decompress(self.packed), np.uint8)
-        found = tuple(Lesions(*each) for each in self.lesions)
-        return Drawn(flat.reshape(self.shape), self.width, found)
+        found = tuple(LesionCounts(*each) for each in self.lesions)
+        return SampleBatch(flat.reshape(self.shape), self.width, found)
 
 
-class Entry(Table):
+class AuditEntry(Base):
     """One line of the audit, see `serve.db.audit`: `record` is JSON, `before` a digest."""
 
     __tablename__ = "audit"
@@ -75,9 +75,9 @@ class Entry(Table):
     digest: Mapped[str]
 
 
-def part_of(job: str, bundle: str, arm: str, first: int, drawn: Drawn) -> Part:
+def to_drawn_block(job: str, bundle: str, arm: str, first: int, drawn: SampleBatch) -> DrawnBlock:
     """A block that was drawn, as it is kept."""
-    return Part(
+    return DrawnBlock(
         job=job, arm=arm, first=first, bundle=bundle, width=drawn.width,
         lesions=[[each.plain, each.opened, each.volume] for each in drawn.lesions],
         shape=list(drawn.packed.shape), packed=zlib.compress(drawn.packed.tobytes(), 1),

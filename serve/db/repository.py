@@ -14,19 +14,19 @@ from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.orm import Session
 
-from serve.db.audit import add_entry
-from serve.db.models import REMOVED, UNFINISHED, Job, Part, State, Table
+from serve.db.audit import append_entry
+from serve.db.models import DISCARDED_STATES, UNFINISHED, Base, DrawnBlock, ForecastJob, State
 
 
 class QueueFullError(Exception):
     """As many forecasts are unfinished as may be."""
 
 
-class KeyReusedError(Exception):
+class IdempotencyConflictError(Exception):
     """An idempotency key came with another order than before."""
 
 
-class Records:
+class JobRepository:
     """The database at `url`."""
 
     def __init__(self, url: str) -> None:
@@ -34,9 +34,9 @@ class Records:
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _durable_sqlite)
         try:
-            Table.metadata.create_all(self._engine)
+            Base.metadata.create_all(self._engine)
         except DatabaseError:  # another process made them at the same time
-            Table.metadata.create_all(self._engine)
+            Base.metadata.create_all(self._engine)
 
     def close(self) -> None:
         """Its connections."""
@@ -47,7 +47,7 @@ class Records:
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def accept(
+    def enqueue(
         self,
         job: str,
         owner: str,
@@ -58,7 +58,7 @@ class Records:
         key: str | None,
         limit: int,
         by: str,
-    ) -> Job:
+    ) -> ForecastJob:
         """A new job of that id, committed; or the one that the idempotency `key` of `owner` names
         already.
 
@@ -66,7 +66,7 @@ class Records:
         another order. Requests that arrive together may pass the limit by their number. `by` is
         the id of the API key that asked.
         """
-        new = Job(
+        new = ForecastJob(
             id=job, owner=owner, idempotency_key=key, order=order, total=total,
             block=block, state="accepted", created=time.time(),
         )  # fmt: skip
@@ -77,12 +77,12 @@ class Records:
                 session.add(new)
                 session.flush()
                 asked = {"arms": order["arms"], "samples": order["samples"], "by": by}
-                _note(session, new, asked | {"uploaded": "upload" in order})
+                _append_audit(session, new, asked | {"uploaded": "upload" in order})
         except IntegrityError:  # the key is known
             with self._session() as session:
-                named = self._named(session, owner, str(key))
+                named = self._find_by_idempotency_key(session, owner, str(key))
             if named is None or named.order != order:
-                raise KeyReusedError from None
+                raise IdempotencyConflictError from None
             return named
         return new
 
@@ -92,74 +92,94 @@ class Records:
             return self._is_full(session, limit, owner, key)
 
     def _is_full(self, session: Session, limit: int, owner: str, key: str | None) -> bool:
-        known = key is not None and self._named(session, owner, key) is not None
-        return not known and _waiting(session) >= limit
+        known = key is not None and self._find_by_idempotency_key(session, owner, key) is not None
+        return not known and _count_unfinished(session) >= limit
 
-    def _named(self, session: Session, owner: str, key: str) -> Job | None:
-        named = select(Job).where(Job.owner == owner, Job.idempotency_key == key)
+    def _find_by_idempotency_key(
+        self, session: Session, owner: str, key: str
+    ) -> ForecastJob | None:
+        named = select(ForecastJob).where(
+            ForecastJob.owner == owner, ForecastJob.idempotency_key == key
+        )
         return session.scalars(named).one_or_none()
 
-    def find(self, job: str, *, owner: str | None = None) -> Job | None:
+    def get(self, job: str, *, owner: str | None = None) -> ForecastJob | None:
         """The job with that id, if it is the owner's."""
         with self._session() as session:
-            found = session.get(Job, job)
+            found = session.get(ForecastJob, job)
         return found if found is not None and owner in (None, found.owner) else None
 
-    def unfinished(self) -> list[Job]:
+    def unfinished(self) -> list[ForecastJob]:
         """What was accepted and has not ended, oldest first."""
         with self._session() as session:
-            wanted = select(Job).where(Job.state.in_(UNFINISHED)).order_by(Job.created)
+            wanted = (
+                select(ForecastJob)
+                .where(ForecastJob.state.in_(UNFINISHED))
+                .order_by(ForecastJob.created)
+            )
             return list(session.scalars(wanted))
 
-    def removed(self) -> set[str]:
+    def removed_job_ids(self) -> set[str]:
         """The jobs of which nothing is kept."""
         with self._session() as session:
-            return set(session.scalars(select(Job.id).where(Job.state.in_(REMOVED))))
+            return set(
+                session.scalars(
+                    select(ForecastJob.id).where(ForecastJob.state.in_(DISCARDED_STATES))
+                )
+            )
 
-    def add_part(self, part: Part) -> None:
+    def save_block(self, part: DrawnBlock) -> None:
         """Keep a block; one that is there already is the same, since seeds name samples."""
         with self._session() as session:
             session.merge(part)
 
-    def parts(self, job: str, bundle: str) -> list[Part]:
+    def load_blocks(self, job: str, bundle: str) -> list[DrawnBlock]:
         """What has been drawn of a job with that bundle; another's samples do not mix with it."""
         with self._session() as session:
-            return list(session.scalars(select(Part).where(Part.job == job, Part.bundle == bundle)))
+            return list(
+                session.scalars(
+                    select(DrawnBlock).where(DrawnBlock.job == job, DrawnBlock.bundle == bundle)
+                )
+            )
 
-    def lesions(self, job: str, bundle: str) -> list[tuple[str, list[Any]]]:
+    def lesion_counts(self, job: str, bundle: str) -> list[tuple[str, list[Any]]]:
         """Of each block drawn with that bundle its arm and its lesions."""
         with self._session() as session:
-            wanted = select(Part.arm, Part.lesions).where(Part.job == job, Part.bundle == bundle)
+            wanted = select(DrawnBlock.arm, DrawnBlock.lesions).where(
+                DrawnBlock.job == job, DrawnBlock.bundle == bundle
+            )
             return [(arm, lesions) for arm, lesions in session.execute(wanted)]
 
-    def begin(self, job: str) -> bool:
+    def mark_running(self, job: str) -> bool:
         """Whether the job may run; a cancelled one may not."""
-        return self._move(job, UNFINISHED, state="running")
+        return self._transition(job, UNFINISHED, state="running")
 
-    def end(
+    def finish(
         self, job: str, state: State, *, facts: Mapping[str, Any] | None = None, **values: Any
     ) -> bool:
         """Whether this call ended the job: an end is final. Its parts are no longer needed.
 
         `facts` are for the audit, `values` are other columns that the end sets.
         """
-        ended = self._move(
+        ended = self._transition(
             job, UNFINISHED, note=facts or {}, state=state, finished=time.time(), **values
         )
-        self.tidy(job)
+        self.delete_blocks(job)
         return ended
 
-    def forget(self, job: str, *, by: str) -> bool:
+    def mark_deleted(self, job: str, *, by: str) -> bool:
         """Whether this call took from a job that has ended what it had kept."""
-        return self._move(job, ("succeeded", "failed"), note={"by": by}, state="deleted")
+        return self._transition(job, ("succeeded", "failed"), note={"by": by}, state="deleted")
 
-    def tidy(self, job: str) -> None:
+    def delete_blocks(self, job: str) -> None:
         """Drops the parts of a job that has ended."""
-        ended = select(Job.id).where(Job.id == job, Job.state.not_in(UNFINISHED))
+        ended = select(ForecastJob.id).where(
+            ForecastJob.id == job, ForecastJob.state.not_in(UNFINISHED)
+        )
         with self._session() as session:
-            session.execute(delete(Part).where(Part.job.in_(ended)))
+            session.execute(delete(DrawnBlock).where(DrawnBlock.job.in_(ended)))
 
-    def _move(
+    def _transition(
         self,
         job: str,
         of: tuple[State, ...],
@@ -169,22 +189,26 @@ class Records:
     ) -> bool:
         """Whether a job was in one of the states `of` and is now in another; with a `note`, that
         stands in the audit."""
-        moved = update(Job).where(Job.id == job, Job.state.in_(of)).values(**values)
+        moved = (
+            update(ForecastJob)
+            .where(ForecastJob.id == job, ForecastJob.state.in_(of))
+            .values(**values)
+        )
         with self._session() as session:
             if cast("CursorResult[Any]", session.execute(moved)).rowcount != 1:
                 return False
             if note is not None:
-                _note(session, session.get_one(Job, job), note)
+                _append_audit(session, session.get_one(ForecastJob, job), note)
             return True
 
 
-def _note(session: Session, job: Job, facts: Mapping[str, Any]) -> None:
+def _append_audit(session: Session, job: ForecastJob, facts: Mapping[str, Any]) -> None:
     """What of a job goes into the audit: nothing that says whose images they are."""
-    add_entry(session, {"forecast": job.id, "client": job.owner, "event": job.state, **facts})
+    append_entry(session, {"forecast": job.id, "client": job.owner, "event": job.state, **facts})
 
 
-def _waiting(session: Session) -> int:
-    return session.scalars(select(func.count()).where(Job.state.in_(UNFINISHED))).one()
+def _count_unfinished(session: Session) -> int:
+    return session.scalars(select(func.count()).where(ForecastJob.state.in_(UNFINISHED))).one()
 
 
 def _durable_sqlite(connection: Any, _: object) -> None:

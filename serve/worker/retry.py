@@ -7,31 +7,32 @@ from sqlalchemy.exc import OperationalError, TimeoutError
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
 
 
-class NobodyDrawsError(Exception):
+class SamplersUnavailableError(Exception):
     """No sampler has answered for minutes."""
 
 
-PASSING = (OperationalError, TimeoutError, OSError, NobodyDrawsError)
-LASTING = (FileNotFoundError,)  # what was removed does not come back
+TRANSIENT_ERRORS = (OperationalError, TimeoutError, OSError, SamplersUnavailableError)
+PERMANENT_ERRORS = (FileNotFoundError,)  # what was removed does not come back
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same may succeed when it is tried again later."""
     return all(
-        isinstance(each, PASSING) and not isinstance(each, LASTING) for each in causes(error)
+        isinstance(each, TRANSIENT_ERRORS) and not isinstance(each, PERMANENT_ERRORS)
+        for each in leaf_exceptions(error)
     )
 
 
-def causes(error: Exception) -> Iterator[Exception]:
+def leaf_exceptions(error: Exception) -> Iterator[Exception]:
     """The errors of a group, or the one that it is."""
     if isinstance(error, ExceptionGroup):
         for each in error.exceptions:
-            yield from causes(each)
+            yield from leaf_exceptions(each)
     else:
         yield error
 
 
-def waits() -> Iterator[float]:
+def backoff_delays() -> Iterator[float]:
     """Seconds to wait before each new try: twice as long every time, up to a bound."""
     wait = FIRST_WAIT
     while True:

@@ -9,75 +9,87 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
-from lesioncast.forecasting.adaptive import Block, blocks, order_remarks, precise, rounds
-from lesioncast.forecasting.disclaimers import evaluated_warnings, shown_remark
-from lesioncast.forecasting.output.bids import write_forecast_root
-from lesioncast.forecasting.pipeline import Origin, stored_flair, write_forecast
-from lesioncast.forecasting.runtime import (
-    bundle_remark,
-    require_fit,
-    shown_sessions,
-    stated_of,
-    trial_remarks,
+from lesioncast.forecasting.adaptive import (
+    SampleBlock,
+    is_precise_enough,
+    sampling_notes,
+    sampling_rounds,
+    split_into_blocks,
 )
-from lesioncast.forecasting.sampling import Drawn, Request, ensembles, sample_seeds
+from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
+from lesioncast.forecasting.output.bids import write_forecast_root
+from lesioncast.forecasting.pipeline import RunProvenance, stored_flair, write_forecast
+from lesioncast.forecasting.runtime import (
+    check_compatible,
+    expected_outcomes_of,
+    resolve_sessions,
+    simulated_data_notes,
+    training_data_note,
+)
+from lesioncast.forecasting.sampling import EnsembleRequest, SampleBatch, ensembles, sample_seeds
 from lesioncast.forecasting.settings import ForecastSettings
-from serve.api.schemas import Patient
-from serve.artifacts import old_uploads, remove_files, remove_upload, result_folder, with_files
-from serve.db.models import REMOVED, Job, Part, State, part_of
-from serve.db.repository import Records
+from serve.api.schemas import PatientRef
+from serve.artifacts import (
+    jobs_with_artifacts,
+    remove_artifacts,
+    remove_upload,
+    result_dir,
+    stale_uploads,
+)
+from serve.db.models import DISCARDED_STATES, DrawnBlock, ForecastJob, State, to_drawn_block
+from serve.db.repository import JobRepository
 from serve.log import logger
-from serve.settings import Settings
-from serve.uploads import patients_store
-from serve.worker.retry import causes, passes, waits
+from serve.settings import ServiceSettings
+from serve.uploads import store_for_patient
+from serve.worker.retry import backoff_delays, is_transient, leaf_exceptions
 from storage import Store, open_store
 
 
-class Watch(Protocol):
+class WorkerObserver(Protocol):
     """Who is told how it goes; see `serve.metrics.ForecastMetrics`."""
 
-    def waiting(self, number: int, oldest: float) -> None:
+    def set_backlog(self, number: int, oldest: float) -> None:
         """As the records say: how many, and the age of the oldest in seconds."""
 
-    def began(self, seconds: float) -> None:
+    def observe_first_samples(self, seconds: float) -> None:
         """The first samples of a forecast are there."""
 
-    def ended(self, state: str, seconds: float) -> None:
+    def observe_finished(self, state: str, seconds: float) -> None:
         """One forecast that came to an end."""
 
-    def erred(self, error: str, outcome: str) -> None:
+    def count_error(self, error: str, outcome: str) -> None:
         """An error of that type made a forecast `failed` or `postponed`."""
 
 
-Draw = Callable[[Job, Block], Awaitable[Drawn]]
+DrawBlock = Callable[[ForecastJob, SampleBlock], Awaitable[SampleBatch]]
 POLL_SECONDS = 1.0
-TIDY_SECONDS = 600.0
+CLEANUP_INTERVAL_S = 600.0
 
 
 @dataclass(frozen=True)
-class Study:
+class LoadedModel:
     """What the service has mounted: a bundle and a store that fit, and where results go."""
 
     bundle: Bundle
     store: Store
-    settings: Settings
+    settings: ServiceSettings
 
-    def write(self, job: Job, parts: Sequence[Part]) -> Path:
+    def write(self, job: ForecastJob, parts: Sequence[DrawnBlock]) -> Path:
         """The result of a job from its samples, just as jobs/forecast.py writes it.
 
         `parts` are as many blocks of every arm, in the order of `serve.api.schemas.blocks`.
         """
-        order, patient = job.order, patient_of(job)
-        store = patients_store(patient, self.store, self.settings.artifacts)
+        order, patient = job.order, patient_for_job(job)
+        store = store_for_patient(patient, self.store, self.settings.artifacts)
         case, bids = store.case(patient.subject), Path(store.table.bids)
-        samples = samples_of(parts, order)
+        samples = samples_per_arm(parts, order)
         seeds = sample_seeds(order["seed"], case.subject, samples)
         requests = [
-            Request(case.index, store.spec.arms.index(arm), patient.sessions)
+            EnsembleRequest(case.index, store.spec.arms.index(arm), patient.sessions)
             for arm in order["arms"]
         ]
-        stated = stated_of(self.bundle, store, requests[0].shown)
-        sessions = shown_sessions(self.bundle, patient.sessions or ())
+        stated = expected_outcomes_of(self.bundle, store, requests[0].shown)
+        sessions = resolve_sessions(self.bundle, patient.sessions or ())
         drawn = [
             replace(part.drawn(), stated=stated)
             for arm in order["arms"]
@@ -85,12 +97,12 @@ class Study:
             if part.arm == arm
         ]
         found = ensembles(requests, {case.index: seeds}, drawn)
-        out = result_folder(self.settings.artifacts, job.id)
+        out = result_dir(self.settings.artifacts, job.id)
         remarks = (
-            bundle_remark(self.bundle.path),
-            *trial_remarks(bids),
-            shown_remark(sessions),
-            *order_remarks(order),
+            training_data_note(self.bundle.path),
+            *simulated_data_notes(bids),
+            sessions_note(sessions),
+            *sampling_notes(order),
         )
         write_forecast_root(out, source=bids)
         write_forecast(
@@ -100,15 +112,15 @@ class Study:
             settings=ForecastSettings(
                 samples=samples,
                 reference_arm=order["reference_arm"],
-                opening=self.settings.opening,
+                apply_opening=self.settings.apply_opening,
             ),
-            origin=Origin(
+            origin=RunProvenance(
                 self.bundle.digest,
                 order["seed"],
                 remarks,
                 sessions,
                 self.bundle.config.covariates,
-                evaluated_warnings(self.bundle.path, self.bundle.digest),
+                bundle_warnings(self.bundle.path, self.bundle.digest),
             ),
             out=out,
             background=stored_flair(store),
@@ -116,30 +128,30 @@ class Study:
         return out
 
 
-def open_study(settings: Settings) -> Study:
+def load_model_and_store(settings: ServiceSettings) -> LoadedModel:
     """Opens both. Raises ForecastError where they do not fit."""
     bundle, store = load_bundle(settings.bundle), open_store(settings.store)
-    require_fit(bundle, store)
-    return Study(bundle, store, settings)
+    check_compatible(bundle, store)
+    return LoadedModel(bundle, store, settings)
 
 
-def samples_of(parts: Sequence[Part], order: Mapping[str, Any]) -> int:
+def samples_per_arm(parts: Sequence[DrawnBlock], order: Mapping[str, Any]) -> int:
     """How many samples of each arm there are; all have as many."""
     return sum(len(part.lesions) for part in parts if part.arm == order["arms"][0])
 
 
-def patient_of(job: Job) -> Patient:
+def patient_for_job(job: ForecastJob) -> PatientRef:
     """Who a job is about, and by what."""
     order = job.order
     sessions = order.get("sessions")
-    return Patient(
+    return PatientRef(
         order["subject"],
         job.id if order.get("upload") else None,
         None if sessions is None else tuple(sessions),
     )
 
 
-class Forecaster:
+class ForecastWorker:
     """Takes up every unfinished job of the records, draws for at most `running` of them at a time,
     and stops when a job has ended: the records alone say what there is to do.
 
@@ -147,13 +159,15 @@ class Forecaster:
     the records lack: a job that was interrupted goes on where it was.
     """
 
-    def __init__(self, records: Records, study: Study, draw: Draw, watch: Watch) -> None:
+    def __init__(
+        self, records: JobRepository, study: LoadedModel, draw: DrawBlock, watch: WorkerObserver
+    ) -> None:
         self._records, self._study, self._draw, self._watch = records, study, draw, watch
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._begun: set[str] = set()  # of those, the ones that have samples
-        self._places = asyncio.Semaphore(study.settings.running)
+        self._places = asyncio.Semaphore(study.settings.max_concurrent_forecasts)
         self._woken = asyncio.Event()
-        self._tidied = -TIDY_SECONDS
+        self._tidied = -CLEANUP_INTERVAL_S
 
     def wake(self) -> None:
         """There is something new in the records."""
@@ -164,99 +178,103 @@ class Forecaster:
         while True:
             self._woken.clear()
             try:
-                await self._look()
+                await self._poll()
             except Exception:
                 logger.exception("the records could not be followed; they will be")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         """Takes up what is unfinished, and stops what no longer is."""
-        if time.monotonic() - self._tidied > TIDY_SECONDS:
+        if time.monotonic() - self._tidied > CLEANUP_INTERVAL_S:
             self._tidied = time.monotonic()
-            await asyncio.to_thread(self._tidy_files)
+            await asyncio.to_thread(self._clean_up_orphans)
         unfinished = {job.id: job for job in await asyncio.to_thread(self._records.unfinished)}
         oldest = max((time.time() - job.created for job in unfinished.values()), default=0.0)
-        self._watch.waiting(len(unfinished), oldest)
+        self._watch.set_backlog(len(unfinished), oldest)
         for name, task in self._tasks.items():
             if name not in unfinished and not task.cancelling():
                 task.cancel()
         for name, job in unfinished.items():
             if name not in self._tasks:
-                self._tasks[name] = asyncio.create_task(self._finish(job))
+                self._tasks[name] = asyncio.create_task(self._run_with_retries(job))
 
-    async def _finish(self, job: Job) -> None:
+    async def _run_with_retries(self, job: ForecastJob) -> None:
         """One job to its end, in as many tries as that takes."""
         try:
-            for wait in waits():
+            for wait in backoff_delays():
                 async with self._places:
-                    if await self._attempt(job):
+                    if await self._try_once(job):
                         return
                 await asyncio.sleep(wait)
         except asyncio.CancelledError:  # it has ended; or by a stop, to be resumed
-            await asyncio.to_thread(self._tidy, job.id)
+            await asyncio.to_thread(self._clean_up_job, job.id)
         finally:
             del self._tasks[job.id]
             self._begun.discard(job.id)
             self.wake()
 
-    async def _attempt(self, job: Job) -> bool:
+    async def _try_once(self, job: ForecastJob) -> bool:
         """Whether the job has ended by then; else it is not its own fault, see
         `serve.worker.retry`.
         """
         try:
-            if await asyncio.to_thread(self._records.begin, job.id):
-                await self._bring_to_end(job)
+            if await asyncio.to_thread(self._records.mark_running, job.id):
+                await self._run_job(job)
             else:  # it has ended, perhaps by a try whose answer was lost
-                await asyncio.to_thread(self._tidy, job.id)
+                await asyncio.to_thread(self._clean_up_job, job.id)
         except Exception as error:
             logger.warning("postponed", exc_info=True, extra={"forecast": job.id})
-            self._tell(error, "postponed")
+            self._count_errors(error, "postponed")
             return False
         return True
 
-    async def _bring_to_end(self, job: Job) -> None:
+    async def _run_job(self, job: ForecastJob) -> None:
         try:
-            samples = await self._forecast(job)
+            samples = await self._draw_and_write(job)
         except Exception as error:
-            if passes(error):
+            if is_transient(error):
                 raise
             logger.exception("failed", extra={"forecast": job.id})
             said = f"The forecast failed; the service's log says why, under {job.id}."
-            await _whole(self._end(job, "failed", error=said))
-            self._tell(error, "failed")
+            await _run_to_completion(self._finish_job(job, "failed", error=said))
+            self._count_errors(error, "failed")
         else:
             total = samples * len(job.order["arms"])
-            await _whole(self._end(job, "succeeded", total=total))
+            await _run_to_completion(self._finish_job(job, "succeeded", total=total))
 
-    def _tell(self, error: Exception, outcome: str) -> None:
-        for name in {type(each).__name__ for each in causes(error)}:
-            self._watch.erred(name, outcome)
+    def _count_errors(self, error: Exception, outcome: str) -> None:
+        for name in {type(each).__name__ for each in leaf_exceptions(error)}:
+            self._watch.count_error(name, outcome)
 
-    async def _end(self, job: Job, state: State, **values: Any) -> None:
+    async def _finish_job(self, job: ForecastJob, state: State, **values: Any) -> None:
         facts = {"bundle": self._study.bundle.digest}
-        if await asyncio.to_thread(self._records.end, job.id, state, facts=facts, **values):
+        if await asyncio.to_thread(self._records.finish, job.id, state, facts=facts, **values):
             seconds = time.time() - job.created
             logger.info("ended", extra={"forecast": job.id, "state": state, "seconds": seconds})
-            self._watch.ended(state, seconds)
+            self._watch.observe_finished(state, seconds)
         else:  # somebody else ended it
-            await asyncio.to_thread(self._tidy, job.id)
+            await asyncio.to_thread(self._clean_up_job, job.id)
 
-    async def _forecast(self, job: Job) -> int:
+    async def _draw_and_write(self, job: ForecastJob) -> int:
         """Draws and writes; how many samples of each arm that took."""
-        used: list[Block] = []
-        for some in rounds(job.order, blocks(job.order, size=job.block)):
+        used: list[SampleBlock] = []
+        for some in sampling_rounds(job.order, split_into_blocks(job.order, size=job.block)):
             used += some
-            parts = await self._gather(job, used)
-            if precise(job.order, self._counts(job, parts)):
+            parts = await self._collect_blocks(job, used)
+            if is_precise_enough(job.order, self._counts(job, parts)):
                 break
-        await _whole(asyncio.to_thread(self._study.write, job, parts))
-        return samples_of(parts, job.order)
+        await _run_to_completion(asyncio.to_thread(self._study.write, job, parts))
+        return samples_per_arm(parts, job.order)
 
-    async def _gather(self, job: Job, wanted: Sequence[Block]) -> list[Part]:
+    async def _collect_blocks(
+        self, job: ForecastJob, wanted: Sequence[SampleBlock]
+    ) -> list[DrawnBlock]:
         """The samples of each block wanted, in order; those that the records lack are drawn."""
         while True:
-            kept = await asyncio.to_thread(self._records.parts, job.id, self._study.bundle.digest)
+            kept = await asyncio.to_thread(
+                self._records.load_blocks, job.id, self._study.bundle.digest
+            )
             by_place = {(part.arm, part.first): part for part in kept}
             missing = [block for block in wanted if (block.arm, block.first) not in by_place]
             if kept:
@@ -265,41 +283,41 @@ class Forecaster:
                 return [by_place[block.arm, block.first] for block in wanted]
             async with asyncio.TaskGroup() as group:
                 for block in missing:
-                    group.create_task(self._keep(job, block))
+                    group.create_task(self._draw_and_save_block(job, block))
 
-    def _counts(self, job: Job, parts: Sequence[Part]) -> dict[str, list[int]]:
+    def _counts(self, job: ForecastJob, parts: Sequence[DrawnBlock]) -> dict[str, list[int]]:
         """Lesions of each sample so far, by arm."""
-        column = 1 if self._study.settings.opening else 0
+        column = 1 if self._study.settings.apply_opening else 0
         counts: dict[str, list[int]] = {arm: [] for arm in job.order["arms"]}
         for part in parts:
             counts[part.arm] += [each[column] for each in part.lesions]
         return counts
 
-    def _tidy(self, job: str) -> None:
-        self._records.tidy(job)
-        found = self._records.find(job)
-        if found is not None and found.state in REMOVED:
-            remove_files(self._study.settings.artifacts, job)
+    def _clean_up_job(self, job: str) -> None:
+        self._records.delete_blocks(job)
+        found = self._records.get(job)
+        if found is not None and found.state in DISCARDED_STATES:
+            remove_artifacts(self._study.settings.artifacts, job)
 
-    def _tidy_files(self) -> None:
+    def _clean_up_orphans(self) -> None:
         """What a process left that died before it could remove it."""
         artifacts = self._study.settings.artifacts
-        for upload in old_uploads(artifacts):
-            if self._records.find(upload) is None:
+        for upload in stale_uploads(artifacts):
+            if self._records.get(upload) is None:
                 remove_upload(artifacts, upload)
-        for job in with_files(artifacts) & self._records.removed():
-            remove_files(artifacts, job)
+        for job in jobs_with_artifacts(artifacts) & self._records.removed_job_ids():
+            remove_artifacts(artifacts, job)
 
-    async def _keep(self, job: Job, block: Block) -> None:
+    async def _draw_and_save_block(self, job: ForecastJob, block: SampleBlock) -> None:
         drawn = await self._draw(job, block)
-        part = part_of(job.id, self._study.bundle.digest, block.arm, block.first, drawn)
-        await _whole(asyncio.to_thread(self._records.add_part, part))
+        part = to_drawn_block(job.id, self._study.bundle.digest, block.arm, block.first, drawn)
+        await _run_to_completion(asyncio.to_thread(self._records.save_block, part))
         if job.id not in self._begun:
             self._begun.add(job.id)
-            self._watch.began(time.time() - job.created)
+            self._watch.observe_first_samples(time.time() - job.created)
 
 
-async def _whole(doing: Coroutine[Any, Any, None | Path]) -> None:
+async def _run_to_completion(doing: Coroutine[Any, Any, None | Path]) -> None:
     """To its end even where who waits for it is cancelled, who may then remove what it wrote."""
     task = asyncio.create_task(doing)
     try:

@@ -15,10 +15,10 @@ Location: TypeAlias = Path | str
 Commit = Callable[[bytes], None]
 
 
-PARTIAL = ".partial"
+PARTIAL_SUFFIX = ".partial"
 
 
-class Place(Protocol):
+class StoreBackend(Protocol):
     """Files by name (`shards/1f/shard.json`) below one location."""
 
     @property
@@ -32,7 +32,7 @@ class Place(Protocol):
         """Put a file there in one step, and safely. Raises StoreError where that fails."""
         ...
 
-    def names(self) -> set[str]:
+    def list_files(self) -> set[str]:
         """All files."""
         ...
 
@@ -40,11 +40,11 @@ class Place(Protocol):
         """Remove files, and folders that become empty."""
         ...
 
-    def arrays(self) -> ZarrStore:
+    def zarr_store(self) -> ZarrStore:
         """The same files for Zarr to read."""
         ...
 
-    def writing(self) -> Any:
+    def write_lock(self) -> Any:
         """A context for the one writer, which yields what puts the case table in its place.
 
         Raises StorageError where there is another writer: at once in a folder, at the latest when
@@ -53,7 +53,7 @@ class Place(Protocol):
         ...
 
 
-def cannot_write(target: Location, size: int, why: str) -> StoreError:
+def write_error(target: Location, size: int, why: str) -> StoreError:
     """The error of a file that could not be put there."""
     return StoreError(
         f"{target}: expected to write {size} bytes, got {why}; make room or grant access and run "

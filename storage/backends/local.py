@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
-from storage.backends.backend import PARTIAL, Commit, Location, cannot_write, is_url
+from storage.backends.backend import PARTIAL_SUFFIX, Commit, Location, is_url, write_error
 from storage.errors import StorageError
 from storage.layout import CASE_TABLE
 
 if TYPE_CHECKING:
-    from storage.backends.object_store import Bucket
+    from storage.backends.object_store import ObjectStoreBackend
 
 
 _LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Folder:
+class LocalBackend:
     """A folder of this machine, or one that all machines mount."""
 
     location: Path
@@ -38,7 +38,7 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         target = self.location / name
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL}")
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -50,9 +50,9 @@ class Folder:
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
-            raise cannot_write(target, len(content), error.strerror or str(error)) from error
+            raise write_error(target, len(content), error.strerror or str(error)) from error
 
-    def names(self) -> set[str]:
+    def list_files(self) -> set[str]:
         paths = (path for path in self.location.rglob("*") if not path.is_dir())
         return {path.relative_to(self.location).as_posix() for path in paths} - {_LOCK}
 
@@ -66,16 +66,16 @@ class Folder:
                 except OSError:
                     break
 
-    def arrays(self) -> ZarrStore:
+    def zarr_store(self) -> ZarrStore:
         return LocalStore(self.location, read_only=True)
 
     @contextmanager
-    def writing(self) -> Iterator[Commit]:
+    def write_lock(self) -> Iterator[Commit]:
         try:
             self.location.mkdir(parents=True, exist_ok=True)
             handle = (self.location / _LOCK).open("a")
         except OSError as error:
-            raise cannot_write(self.location, 0, error.strerror or str(error)) from error
+            raise write_error(self.location, 0, error.strerror or str(error)) from error
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process
@@ -87,13 +87,13 @@ class Folder:
             yield lambda content: self.write(CASE_TABLE, content)
 
 
-def place_at(location: Location) -> "Folder | Bucket":
+def open_backend(location: Location) -> "LocalBackend | ObjectStoreBackend":
     """The folder or the object store's prefix at `location`.
 
     Raises StorageError where a URL cannot be used.
     """
     if not is_url(location):
-        return Folder(Path(location).absolute())
-    from storage.backends.object_store import Bucket  # an optional extra
+        return LocalBackend(Path(location).absolute())
+    from storage.backends.object_store import ObjectStoreBackend  # an optional extra
 
-    return Bucket(str(location))
+    return ObjectStoreBackend(str(location))

@@ -12,7 +12,7 @@ from typing import Any
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import ObjectStore
 
-from storage.backends.backend import Commit, cannot_write
+from storage.backends.backend import Commit, write_error
 from storage.errors import StorageError
 from storage.layout import CASE_TABLE
 
@@ -24,7 +24,7 @@ except ImportError as error:
     raise StorageError("A store at a URL needs obstore: pip install lesioncast[cloud].") from error
 
 
-class Bucket:
+class ObjectStoreBackend:
     """Files below a URL such as s3://bucket/trial.zarr; an upload appears when it is complete."""
 
     def __init__(self, url: str) -> None:
@@ -50,7 +50,7 @@ class Bucket:
     def write(self, name: str, content: bytes) -> None:
         self._put(name, content, mode="overwrite")
 
-    def names(self) -> set[str]:
+    def list_files(self) -> set[str]:
         try:
             return {str(found["path"]) for part in obstore.list(self._store) for found in part}
         except BaseError as error:
@@ -60,11 +60,11 @@ class Bucket:
         if paths := sorted(names):
             obstore.delete(self._store, paths)
 
-    def arrays(self) -> ZarrStore:
+    def zarr_store(self) -> ZarrStore:
         return ObjectStore(self._store, read_only=True)
 
     @contextmanager
-    def writing(self) -> Iterator[Commit]:
+    def write_lock(self) -> Iterator[Commit]:
         before = self._tag()
 
         def commit(content: bytes) -> None:
@@ -89,12 +89,14 @@ class Bucket:
                 "one that another conversion has put there since; run the same command again."
             ) from error
         except (BaseError, OSError) as error:
-            raise cannot_write(f"{self.location}/{name}", len(content), _brief(error)) from error
+            raise write_error(
+                f"{self.location}/{name}", len(content), _first_line(error)
+            ) from error
 
     def _unreachable(self, error: Exception) -> StorageError:
-        return StorageError(f"{self.location}: expected an answer, got {_brief(error)}.")
+        return StorageError(f"{self.location}: expected an answer, got {_first_line(error)}.")
 
 
-def _brief(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of a client's error; the rest is its own debugging."""
     return str(error).strip().splitlines()[0]

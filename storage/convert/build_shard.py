@@ -9,21 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.backends.backend import Location
-from storage.backends.local import place_at
-from storage.convert.plan import Member, Shard
-from storage.errors import CaseError, Refusal, StorageError
+from storage.backends.local import open_backend
+from storage.convert.plan import PlannedSubject, Shard
+from storage.errors import CaseError, Exclusion, StorageError
 from storage.layout import StoreSpec, pack_masks
-from storage.preprocess.prepare import CaseArrays, Facts, prepare
+from storage.preprocess.prepare import CaseArrays, CaseMetadata, preprocess_subject
 from storage.settings import StoreSettings
-from storage.store.array_reader import open_arrays, take_rows
-from storage.store.shards import Outcome, empty_blocks, write_shard
-from storage.trial.dataset import Subject
+from storage.store.array_reader import open_arrays, read_rows
+from storage.store.shards import SubjectOutcome, allocate_arrays, write_shard
+from storage.trial.dataset import TrialSubject
 
 Views = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Build:
+class ShardTask:
     """The work of one task: a shard that is to be at `path`. Two tasks for one write the same."""
 
     shard: Shard
@@ -33,64 +33,66 @@ class Build:
     settings: StoreSettings
 
 
-def build_shard(build: Build) -> int:
+def build_shard(build: ShardTask) -> int:
     """Make a shard; the number of its subjects.
 
     Raises StorageError where it cannot be written, or where a file is no longer what was planned.
     """
     members = build.shard.members
-    blocks = empty_blocks(len(members), build.spec)
-    outcomes: list[Outcome] = []
+    blocks = allocate_arrays(len(members), build.spec)
+    outcomes: list[SubjectOutcome] = []
     cases = 0
     for member in members:
         views = {name: block[cases] for name, block in blocks.items()}
         outcomes.append(_copy(member, build, views) or _convert(member, build, views))
-        cases += isinstance(outcomes[-1].result, Facts)
+        cases += isinstance(outcomes[-1].result, CaseMetadata)
     blocks = {name: block[:cases] for name, block in blocks.items()}
-    place = place_at(build.path)
+    place = open_backend(build.path)
     write_shard(place, build.shard.name, outcomes=outcomes, blocks=blocks, spec=build.spec)
     return len(members)
 
 
-def _copy(member: Member, build: Build, views: Views) -> Outcome | None:
+def _copy(member: PlannedSubject, build: ShardTask, views: Views) -> SubjectOutcome | None:
     """A subject that is in the store already, from there."""
     if member.known is None:
         return None
     outcome, row = member.known
     if row is not None:
         for name, array in open_arrays(build.path).items():
-            views[name][...] = take_rows(array, [row])[0]
+            views[name][...] = read_rows(array, [row])[0]
     return outcome
 
 
-def _convert(member: Member, build: Build, views: Views) -> Outcome:
+def _convert(member: PlannedSubject, build: ShardTask, views: Views) -> SubjectOutcome:
     result = _prepare(member.subject, build, views)
-    if isinstance(result, Facts) and not set(result.digests.values()) <= set(
+    if isinstance(result, CaseMetadata) and not set(result.digests.values()) <= set(
         member.sources.values()
     ):
         raise StorageError(
             f"{build.bids}: expected the files of {member.subject.name} to stay as they were, got "
             "others while they were converted; run the same command again."
         )
-    return Outcome(member.subject.name, member.inputs, member.sources, result)
+    return SubjectOutcome(member.subject.name, member.inputs, member.sources, result)
 
 
-def _prepare(subject: Subject, build: Build, views: Views) -> Facts | Refusal:
+def _prepare(subject: TrialSubject, build: ShardTask, views: Views) -> CaseMetadata | Exclusion:
     try:
-        facts, arrays = prepare(subject, build.bids, settings=build.settings, arms=build.spec.arms)
+        facts, arrays = preprocess_subject(
+            subject, build.bids, settings=build.settings, arms=build.spec.arms
+        )
     except CaseError as error:
-        return _below(build.bids, error.refusal)
-    for name, block in _stored(arrays).items():
+        return _with_relative_path(build.bids, error.refusal)
+    for name, block in _packed_arrays(arrays).items():
         views[name][...] = block
     return facts
 
 
-def _below(bids: Path, refusal: Refusal) -> Refusal:
+def _with_relative_path(bids: Path, refusal: Exclusion) -> Exclusion:
     """A refusal with the path below the BIDS folder: what a shard says holds wherever that lies."""
     path = Path(refusal.path)
     inside = path.is_relative_to(bids)
     return replace(refusal, path=path.relative_to(bids).as_posix()) if inside else refusal
 
 
-def _stored(arrays: CaseArrays) -> dict[str, np.ndarray[Any, Any]]:
+def _packed_arrays(arrays: CaseArrays) -> dict[str, np.ndarray[Any, Any]]:
     return {**vars(arrays), "masks": pack_masks(arrays.masks)}

@@ -17,20 +17,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.backends.backend import Place
+from storage.backends.backend import StoreBackend
 from storage.errors import StorageError
-from storage.layout import STAMPS
+from storage.layout import DIGEST_CACHE
 
 log = logging.getLogger(__name__)
 
-UNREADABLE = "unreadable"  # in place of a digest; never taken for known
-_TICK = 0.05  # seconds
+UNREADABLE_DIGEST = "unreadable"  # in place of a digest; never taken for known
+_MTIME_GRANULARITY_S = 0.05  # seconds
 _TRIES = 5
 _BATCH = 512
 _THREADS = 8  # they wait for the disk or hash, both without the interpreter's lock
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """When a file had which digest."""
 
     size: int
@@ -39,14 +39,14 @@ class Stamp(NamedTuple):
     digest: str
 
 
-def digest_files(root: Path, paths: Iterable[str], *, place: Place) -> dict[str, str]:
+def digest_files(root: Path, paths: Iterable[str], *, place: StoreBackend) -> dict[str, str]:
     """The digests of the files `paths` below `root`, through what `place` remembers of them."""
     known = _read_stamps(place)
-    stamps: dict[str, Stamp] = {}
+    stamps: dict[str, FileStamp] = {}
     unknown = []
     for path in paths:
         stamp = known.get(path)
-        if stamp is not None and stamp[:3] == _state(root / path):
+        if stamp is not None and stamp[:3] == _stat_signature(root / path):
             stamps[path] = stamp
         else:
             unknown.append(path)
@@ -68,7 +68,7 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _digest_all(root: Path, paths: list[str]) -> Iterator[dict[str, Stamp]]:
+def _digest_all(root: Path, paths: list[str]) -> Iterator[dict[str, FileStamp]]:
     with ThreadPoolExecutor(_THREADS) as threads:
         for first in range(0, len(paths), _BATCH):  # itertools.batched is of Python 3.12
             part = paths[first : first + _BATCH]
@@ -76,23 +76,23 @@ def _digest_all(root: Path, paths: list[str]) -> Iterator[dict[str, Stamp]]:
             yield dict(zip(part, stamps, strict=True))
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path) -> FileStamp:
     """The stamp of a file that did not change while it was read."""
     for _ in range(_TRIES):
-        before = _state(path)
+        before = _stat_signature(path)
         age = time.time() - max(before[1:]) / 1e9
-        if 0 <= age < _TICK:
-            time.sleep(_TICK - age)
+        if 0 <= age < _MTIME_GRANULARITY_S:
+            time.sleep(_MTIME_GRANULARITY_S - age)
         try:
             digest = digest_file(path)
         except OSError:  # such as a link to content that was never fetched: refused when converted
-            return Stamp(-1, -1, -1, UNREADABLE)
-        if _state(path) == before:
-            return Stamp(*before, digest)
+            return FileStamp(-1, -1, -1, UNREADABLE_DIGEST)
+        if _stat_signature(path) == before:
+            return FileStamp(*before, digest)
     raise StorageError(f"{path}: expected a file that stays, got one that is still being written.")
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def _stat_signature(path: Path) -> tuple[int, int, int]:
     try:
         stat = os.stat(path)  # noqa: PTH116 (half the time, which counts with ten files a subject)
     except OSError:
@@ -100,14 +100,14 @@ def _state(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _read_stamps(place: Place) -> dict[str, Stamp]:
+def _read_stamps(place: StoreBackend) -> dict[str, FileStamp]:
     """What is remembered; nothing where it cannot be read, which costs time and no more."""
     with suppress(FileNotFoundError, TypeError, ValueError, AttributeError):
-        remembered: Mapping[str, list[int | str]] = json.loads(place.read(STAMPS))
-        return {path: Stamp(*fields) for path, fields in remembered.items()}  # type: ignore[arg-type]
+        remembered: Mapping[str, list[int | str]] = json.loads(place.read(DIGEST_CACHE))
+        return {path: FileStamp(*fields) for path, fields in remembered.items()}  # type: ignore[arg-type]
     return {}
 
 
-def _write_stamps(place: Place, stamps: Mapping[str, Stamp]) -> None:
-    known = {p: s for p, s in sorted(stamps.items()) if s.digest != UNREADABLE}
-    place.write(STAMPS, json.dumps(known, indent=0).encode())
+def _write_stamps(place: StoreBackend, stamps: Mapping[str, FileStamp]) -> None:
+    known = {p: s for p, s in sorted(stamps.items()) if s.digest != UNREADABLE_DIGEST}
+    place.write(DIGEST_CACHE, json.dumps(known, indent=0).encode())

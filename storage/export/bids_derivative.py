@@ -6,13 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from storage.atomic import write_atomic
+from storage.atomic import atomic_write
 
 BIDS_VERSION = "1.11.1"
-RAW = "raw"  # what BIDS URIs here call the data set that a derivative was made from
+RAW_DATASET_LINK = "raw"  # what BIDS URIs here call the data set that a derivative was made from
 
 
-def write_root(
+def write_dataset_description(
     root: Path,
     *,
     name: str,
@@ -34,11 +34,11 @@ def write_root(
             {"Name": "lesioncast", "Version": package_version(), "Description": description}
         ],
         "SourceDatasets": [{"URL": origin}],
-        "DatasetLinks": {RAW: origin},
+        "DatasetLinks": {RAW_DATASET_LINK: origin},
     }
     write_json(root / "dataset_description.json", record)
-    write_atomic(root / "README", (readme + "\n").encode())
-    write_atomic(root / ".bidsignore", ("\n".join(ignored) + "\n").encode())
+    atomic_write(root / "README", (readme + "\n").encode())
+    atomic_write(root / ".bidsignore", ("\n".join(ignored) + "\n").encode())
 
 
 def package_version() -> str:
@@ -49,9 +49,11 @@ def package_version() -> str:
         return "unreleased"
 
 
-def flair_uri(subject: str, session: str) -> str:
+def flair_bids_uri(subject: str, session: str) -> str:
     """The BIDS URI of a subject's own FLAIR."""
-    return f"bids:{RAW}:{subject}/ses-{session}/anat/{subject}_ses-{session}_FLAIR.nii.gz"
+    return (
+        f"bids:{RAW_DATASET_LINK}:{subject}/ses-{session}/anat/{subject}_ses-{session}_FLAIR.nii.gz"
+    )
 
 
 def sidecar_path(image: Path) -> Path:
@@ -61,4 +63,4 @@ def sidecar_path(image: Path) -> Path:
 
 def write_json(path: Path, record: Any) -> None:
     """`record` as indented JSON at `path`, whole or not at all; NaN is an error."""
-    write_atomic(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    atomic_write(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())

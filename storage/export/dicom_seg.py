@@ -13,17 +13,17 @@ import numpy.typing as npt
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from storage.atomic import write_atomic
+from storage.atomic import atomic_write
 from storage.export.bids_derivative import package_version
-from storage.export.dicom_series import Series, complete_headers, lay_onto
-from storage.export.export import KINDS, has, source_image
+from storage.export.dicom_series import Series, header_errors_as_dicom_error, reorient_to_series
+from storage.export.export import BIDS_ENTITIES, has_channel, source_image
 from storage.layout import MASKS
 from storage.store.case_table import Case
 from storage.store.store import Store
 
-MAKER = "lesioncast"
+MANUFACTURER = "lesioncast"
 RESEARCH = "Research use only"
-LEVELS = 255  # of a stored probability
+MAX_FRACTIONAL_VALUE = 255  # of a stored probability
 _SERIES_NUMBER = 9600
 
 
@@ -58,7 +58,7 @@ class Segmentation:
         return any(each.image.get_data_dtype().kind == "f" for each in self.segments)
 
 
-def thresholded(segmentation: Segmentation, threshold: float) -> Segmentation:
+def binarise(segmentation: Segmentation, threshold: float) -> Segmentation:
     """The same with masks of the voxels at or above a probability."""
     segments = tuple(
         Segment(
@@ -76,12 +76,12 @@ def thresholded(segmentation: Segmentation, threshold: float) -> Segmentation:
 def case_segmentation(store: Store, case: Case, names: Sequence[str]) -> Segmentation:
     """The masks among `names` that a case has, as its trial drew them. They may be none."""
     arrays = store.read(case.index)
-    masks = [name for name in names if name.split("/")[1] in MASKS and has(case, name)]
+    masks = [name for name in names if name.split("/")[1] in MASKS and has_channel(case, name)]
     segments = tuple(
         Segment(
             source_image(arrays, case, name),
             name.upper().replace("/", " "),
-            f"{KINDS[name.split('/')[1]].facts['Description']} As the trial gives them.",
+            f"{BIDS_ENTITIES[name.split('/')[1]].facts['Description']} As the trial gives them.",
         )
         for name in masks
     )
@@ -95,16 +95,18 @@ def write_segmentation(segmentation: Segmentation, series: Series, path: Path) -
     DicomError where an image lies on another grid than the series, or where the series' headers
     lack what a SEG has to repeat.
     """
-    frames = np.stack([lay_onto(each.image, series) for each in segmentation.segments], axis=-1)
+    frames = np.stack(
+        [reorient_to_series(each.image, series) for each in segmentation.segments], axis=-1
+    )
     voxels = frames.astype(np.float32 if segmentation.fractional else np.uint8)
-    with complete_headers(series.folder):
-        made = _made(segmentation, series, voxels, name=path.name)
+    with header_errors_as_dicom_error(series.folder):
+        made = _build_seg(segmentation, series, voxels, name=path.name)
     content = BytesIO()
     made.save_as(content)
-    write_atomic(path, content.getvalue())
+    atomic_write(path, content.getvalue())
 
 
-def _made(
+def _build_seg(
     segmentation: Segmentation, series: Series, voxels: npt.NDArray[Any], *, name: str
 ) -> hd.seg.Segmentation:
     fractional = segmentation.fractional
@@ -121,15 +123,15 @@ def _made(
         series_number=_SERIES_NUMBER,
         sop_instance_uid=generate_uid(entropy_srcs=[*key, str(voxels.sum())]),
         instance_number=1,
-        manufacturer=MAKER,
-        manufacturer_model_name=MAKER,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
         software_versions=package_version(),
         device_serial_number=segmentation.version,
         fractional_type="PROBABILITY",
-        max_fractional_value=LEVELS,
+        max_fractional_value=MAX_FRACTIONAL_VALUE,
         content_label="LESIONS",
         content_description=RESEARCH,
-        content_creator_name=f"{MAKER}^",
+        content_creator_name=f"{MANUFACTURER}^",
         series_description=f"{segmentation.title} ({RESEARCH.lower()})",
     )
 
@@ -155,5 +157,5 @@ def _describe(
 
 def _algorithm(segmentation: Segmentation) -> hd.AlgorithmIdentificationSequence:
     return hd.AlgorithmIdentificationSequence(
-        name=MAKER, family=codes.DCM.ArtificialIntelligence, version=segmentation.version
+        name=MANUFACTURER, family=codes.DCM.ArtificialIntelligence, version=segmentation.version
     )

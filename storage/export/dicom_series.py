@@ -54,12 +54,12 @@ def read_series(folder: Path) -> Series:
 
     Raises DicomError where there is none or several, or where its images make no regular volume.
     """
-    with complete_headers(folder):
-        return _series(folder, _one_series(folder))
+    with header_errors_as_dicom_error(folder):
+        return _series(folder, _find_single_series(folder))
 
 
 @contextmanager
-def complete_headers(folder: Path) -> Iterator[None]:
+def header_errors_as_dicom_error(folder: Path) -> Iterator[None]:
     """Raises DicomError where a block needs what the headers of the series there lack."""
     try:
         yield
@@ -88,7 +88,7 @@ def _first(pair: tuple[int, Dataset]) -> int:
     return pair[0]
 
 
-def _one_series(folder: Path) -> list[Dataset]:
+def _find_single_series(folder: Path) -> list[Dataset]:
     found: dict[str, list[Dataset]] = defaultdict(list)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         image = _header(path)
@@ -141,7 +141,7 @@ def _affine(images: tuple[Dataset, ...]) -> Array:
     return _LPS_TO_RAS @ affine
 
 
-def lay_onto(image: nib.Nifti1Image, series: Series) -> Array:
+def reorient_to_series(image: nib.Nifti1Image, series: Series) -> Array:
     """The voxels of `image` as [slice, row, column] of the series: flips and permutations only.
 
     Raises DicomError where the two are not the same grid.
@@ -149,13 +149,17 @@ def lay_onto(image: nib.Nifti1Image, series: Series) -> Array:
     order, flipped = _axes_of(image, series)
     data = np.asarray(image.dataobj).transpose(order)
     if data.shape != series.shape:
-        raise _disagree(series, f"{_sizes(series.shape)}", f"{_sizes(data.shape)} of the image")
+        raise _grid_mismatch(
+            series, f"{_sizes(series.shape)}", f"{_sizes(data.shape)} of the image"
+        )
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)[order]
     if not np.allclose(spacing, series.spacing, rtol=_SAME_SPACING):
-        raise _disagree(series, f"spacing {_mm(series.spacing)}", f"{_mm(spacing)} of the image")
+        raise _grid_mismatch(
+            series, f"spacing {_mm(series.spacing)}", f"{_mm(spacing)} of the image"
+        )
     apart = _largest_distance(image, series, order, flipped)
     if apart > TOLERANCE_MM:
-        raise _disagree(
+        raise _grid_mismatch(
             series, f"corners within {TOLERANCE_MM} mm", f"an image that lies {apart:.2f} mm away"
         )
     return np.ascontiguousarray(np.flip(data, tuple(np.flatnonzero(flipped))))
@@ -169,7 +173,9 @@ def _axes_of(image: nib.Nifti1Image, series: Series) -> tuple[list[int], Array]:
     along = cosines[np.arange(3), order]
     if sorted(order) != [0, 1, 2] or np.abs(along).min() < _PARALLEL:
         angle = np.degrees(np.arccos(np.clip(np.abs(along).min(), 0, 1)))
-        raise _disagree(series, "the same axes", f"an image that is turned by {angle:.0f} degrees")
+        raise _grid_mismatch(
+            series, "the same axes", f"an image that is turned by {angle:.0f} degrees"
+        )
     return order.tolist(), along < 0
 
 
@@ -197,7 +203,7 @@ def _mm(spacing: Array) -> str:
     return " x ".join(f"{size:.4g}" for size in spacing) + " mm"
 
 
-def _disagree(series: Series, expected: str, got: str) -> DicomError:
+def _grid_mismatch(series: Series, expected: str, got: str) -> DicomError:
     name = series.images[0].get("SeriesDescription", "without a description")
     return DicomError(
         f"{series.folder}: expected {expected} as in the DICOM series ({name}), got {got}; give "

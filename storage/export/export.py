@@ -10,19 +10,27 @@ import nibabel as nib
 import numpy as np
 
 from storage.errors import StoreError
-from storage.export.bids_derivative import flair_uri, sidecar_path, write_json, write_root
+from storage.export.bids_derivative import (
+    flair_bids_uri,
+    sidecar_path,
+    write_dataset_description,
+    write_json,
+)
 from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS
-from storage.nifti.io import image_on, write_nifti_atomic
+from storage.nifti.io import image_like, write_nifti_atomic
 from storage.preprocess.grid import to_source_grid
 from storage.preprocess.prepare import CaseArrays
 from storage.settings import StoreSettings
 from storage.store.case_table import Case
 from storage.store.store import Store
-from storage.trial.dataset import REFERENCE
-from storage.trial.path_patterns import match
+from storage.trial.dataset import REFERENCE_SESSION
+from storage.trial.path_patterns import match_subject
 
-PARCELLATION = f"{REFERENCE}/parcellation"
-NAMES = (*(f"{session}/{channel}" for session in SESSIONS for channel in CHANNELS), PARCELLATION)
+PARCELLATION = f"{REFERENCE_SESSION}/parcellation"
+CHANNEL_NAMES = (
+    *(f"{session}/{channel}" for session in SESSIONS for channel in CHANNELS),
+    PARCELLATION,
+)
 README = """Cases of a lesioncast store on the grids of their subjects' own FLAIR at week 48.
 
 Masks, labels and normalised FLAIR as the store holds them, which is a slab: beyond it masks and
@@ -31,7 +39,7 @@ store's own; else FLAIR was interpolated linearly and masks took the nearest vox
 the files that a case was made from, and their sha256. Research use only."""
 
 write_export_root = partial(
-    write_root,
+    write_dataset_description,
     name="lesioncast store on source grids",
     description="Slabs put back onto the grids that they were cut from.",
     readme=README,
@@ -40,7 +48,7 @@ write_export_root = partial(
 
 
 @dataclass(frozen=True)
-class Kind:
+class BidsEntities:
     """How BIDS names a channel: entities, suffix, and what its sidecar says."""
 
     entities: str
@@ -48,13 +56,13 @@ class Kind:
     facts: dict[str, Any]
 
 
-def _lesions(name: str, description: str) -> Kind:
+def _lesions(name: str, description: str) -> BidsEntities:
     facts = {"Type": "Lesion", "Description": description}
-    return Kind(f"space-orig_label-L_desc-{name}", "mask", facts)
+    return BidsEntities(f"space-orig_label-L_desc-{name}", "mask", facts)
 
 
-KINDS = {
-    "flair": Kind(
+BIDS_ENTITIES = {
+    "flair": BidsEntities(
         "space-orig_desc-normalised",
         "FLAIR",
         {"Description": "FLAIR scaled to [-1, 1] by percentiles of its foreground."},
@@ -62,15 +70,15 @@ KINDS = {
     "t2": _lesions("T2", "T2 lesions."),
     "gad": _lesions("Gad", "Gadolinium-enhancing lesions."),
     "net2": _lesions("NET2", "T2 lesions that are new or larger since the session before."),
-    "parcellation": Kind(
+    "parcellation": BidsEntities(
         "space-orig_desc-parcellation", "dseg", {"Description": "FreeSurfer labels."}
     ),
 }
 
 
-def has(case: Case, name: str) -> bool:
+def has_channel(case: Case, name: str) -> bool:
     """Whether a case has what is called `name`, such as w096/net2 or w048/parcellation."""
-    if name not in NAMES:
+    if name not in CHANNEL_NAMES:
         raise StoreError(f"expected names such as w096/net2 or {PARCELLATION}, got {name}.")
     session, channel = name.split("/")
     if name == PARCELLATION:
@@ -81,7 +89,7 @@ def has(case: Case, name: str) -> bool:
 def exported_path(root: Path, subject: str, name: str) -> Path:
     """Where the derivative at `root` keeps what is called `name`."""
     session, channel = name.split("/")
-    kind = KINDS[channel]
+    kind = BIDS_ENTITIES[channel]
     stem = f"{subject}_ses-{session}_{kind.entities}_{kind.suffix}"
     return root / subject / f"ses-{session}" / "anat" / f"{stem}.nii.gz"
 
@@ -97,13 +105,13 @@ def source_image(arrays: CaseArrays, case: Case, name: str) -> nib.Nifti1Image:
     image = to_source_grid(arrays.flair[k].astype(np.float32), case.grid, order=1)
     inside = to_source_grid(np.ones(case.grid.slab, bool), case.grid, order=0)
     data = np.where(inside.dataobj, image.dataobj, np.float32(BACKGROUND))
-    return image_on(case.grid.header, data)
+    return image_like(case.grid.header, data)
 
 
-def was_stripped(case: Case, settings: StoreSettings) -> bool:
+def is_skull_stripped(case: Case, settings: StoreSettings) -> bool:
     """Whether conversion with these settings cleared what lies beyond a brain mask of the case."""
     pattern, session = settings.layout.brain_mask, settings.layout.sessions[1]
-    made_from = (match(path, pattern, session=session) for path in case.digests)
+    made_from = (match_subject(path, pattern, session=session) for path in case.digests)
     return settings.apply_brain_mask and any(label is not None for label in made_from)
 
 
@@ -116,11 +124,11 @@ def export_case(
     """
     arrays = store.read(case.index)
     paths = []
-    for name in filter(partial(has, case), names):
+    for name in filter(partial(has_channel, case), names):
         path = exported_path(root, case.subject, name)
         record = _sidecar(case, name)
         if name.endswith("/flair"):
-            record["SkullStripped"] = was_stripped(case, settings)
+            record["SkullStripped"] = is_skull_stripped(case, settings)
         write_json(sidecar_path(path), record)
         write_nifti_atomic(source_image(arrays, case, name), path)
         paths.append(path)
@@ -129,9 +137,9 @@ def export_case(
 
 def _sidecar(case: Case, name: str) -> dict[str, Any]:
     return {
-        **KINDS[name.split("/")[1]].facts,
-        "SpatialReference": flair_uri(case.subject, REFERENCE),
-        "Resampled": not case.grid.exact,
+        **BIDS_ENTITIES[name.split("/")[1]].facts,
+        "SpatialReference": flair_bids_uri(case.subject, REFERENCE_SESSION),
+        "Resampled": not case.grid.is_crop,
         "CaseDigest": case.digest,
         "SourceDigests": dict(case.digests),
         "ResearchUseOnly": True,

@@ -9,11 +9,11 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from storage.errors import CaseError
-from storage.nifti.header_validation import LARGEST
-from storage.trial.dataset import Source
+from storage.nifti.header_validation import MAX_VOXEL_BYTES
+from storage.trial.dataset import SourceFile
 
 # What gzip, zlib and nibabel raise on files that are truncated, corrupt or no NIfTI.
-UNREADABLE = (
+READ_ERRORS = (
     OSError,
     EOFError,
     ValueError,
@@ -27,33 +27,35 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _TRAILING, _PIECE = 2**20, 2**16  # bytes
 
 
-def content_of(source: Source) -> bytes:
+def read_file_checked(source: SourceFile) -> bytes:
     """All of a file that is one: a folder, a pipe or a link to nothing would raise or hang."""
     path = source.path
     if not path.is_file():
         got = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "none"
-        raise source.refuse("unreadable file", f"expected a file, got {got}; put the file there")
+        raise source.rejection("unreadable file", f"expected a file, got {got}; put the file there")
     try:
-        if path.stat().st_size > LARGEST:
-            reason = f"expected at most {LARGEST >> 20} MiB, got {path.stat().st_size >> 20} MiB"
-            raise source.refuse("too large", f"{reason}; crop the image or compress it")
+        if path.stat().st_size > MAX_VOXEL_BYTES:
+            reason = (
+                f"expected at most {MAX_VOXEL_BYTES >> 20} MiB, got {path.stat().st_size >> 20} MiB"
+            )
+            raise source.rejection("too large", f"{reason}; crop the image or compress it")
         return path.read_bytes()
     except OSError as error:
-        raise unreadable(source, error) from error
+        raise unreadable_file(source, error) from error
 
 
-def is_packed(raw: bytes) -> bool:
+def is_gzip(raw: bytes) -> bool:
     """Whether a file is gzip, whatever its name says."""
     return raw.startswith(_GZIP_MAGIC)
 
 
-def unpack(raw: bytes) -> io.BufferedIOBase:
+def open_stream(raw: bytes) -> io.BufferedIOBase:
     """The file's content as a stream."""
     stream = io.BytesIO(raw)
-    return gzip.GzipFile(fileobj=stream) if is_packed(raw) else stream
+    return gzip.GzipFile(fileobj=stream) if is_gzip(raw) else stream
 
 
-def read_to_the_end(stream: io.BufferedIOBase) -> None:
+def verify_trailer(stream: io.BufferedIOBase) -> None:
     """Past the voxels lies little; at the end gzip compares its checksum with what was read."""
     for _ in range(_TRAILING // _PIECE):
         if not stream.read(_PIECE):
@@ -61,9 +63,9 @@ def read_to_the_end(stream: io.BufferedIOBase) -> None:
     raise ValueError(f"more than {_TRAILING >> 20} MiB after its voxels")
 
 
-def unreadable(source: Source, error: BaseException) -> CaseError:
+def unreadable_file(source: SourceFile, error: BaseException) -> CaseError:
     """The error that says of a damaged file what was found in it."""
     why = f"{type(error).__name__}: {error}".splitlines()[0]
-    return source.refuse(
+    return source.rejection(
         "unreadable file", f"expected a whole NIfTI file, got {why}; copy it again"
     )

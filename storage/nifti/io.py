@@ -12,23 +12,23 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from storage.atomic import write_atomic
+from storage.atomic import atomic_write
 from storage.nifti.gzip_stream import (
-    UNREADABLE,
-    content_of,
-    is_packed,
-    read_to_the_end,
-    unpack,
-    unreadable,
+    READ_ERRORS,
+    is_gzip,
+    open_stream,
+    read_file_checked,
+    unreadable_file,
+    verify_trailer,
 )
-from storage.nifti.header_validation import Shape, judge, orientation, voxel_sizes
-from storage.trial.dataset import Source
+from storage.nifti.header_validation import Shape, orientation, validate_header, voxel_sizes
+from storage.trial.dataset import SourceFile
 
 Matrix = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class Header:
+class NiftiGeometry:
     """What a file says of its grid, enough to write another image onto the same one.
 
     `shape` (i, j, k) and `affine` (voxel to RAS+ mm) are the file's own, before any reorientation.
@@ -74,7 +74,7 @@ class Volume:
 
     data: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]
-    header: Header
+    header: NiftiGeometry
     digest: str
 
     @property
@@ -87,8 +87,8 @@ class Volume:
 class NiftiFile:
     """A file whose header was judged; of its voxels nothing is decompressed or decoded yet."""
 
-    source: Source
-    header: Header
+    source: SourceFile
+    header: NiftiGeometry
     digest: str
     stream: io.BufferedIOBase
     voxels: nib.arrayproxy.ArrayProxy
@@ -100,9 +100,9 @@ class NiftiFile:
         """
         try:
             data = np.asanyarray(self.voxels).reshape(self.header.shape)
-            read_to_the_end(self.stream)
-        except UNREADABLE as error:
-            raise unreadable(self.source, error) from error
+            verify_trailer(self.stream)
+        except READ_ERRORS as error:
+            raise unreadable_file(self.source, error) from error
         scaled = (self.voxels.slope, self.voxels.inter) != (1, 0)
         native = np.dtype(np.float32) if scaled else data.dtype.newbyteorder("=")
         data = apply_orientation(data.astype(native, copy=False), self.header.orientation)
@@ -110,7 +110,7 @@ class NiftiFile:
         return Volume(data.transpose(2, 1, 0), affine, self.header, self.digest)
 
 
-def read_volume(source: Source) -> Volume:
+def read_volume(source: SourceFile) -> Volume:
     """Read a 3-D NIfTI file and turn it by flips and permutations to (s, h, w) in RAS+.
 
     Raises CaseError where the file cannot be read, or its header cannot be believed.
@@ -118,16 +118,16 @@ def read_volume(source: Source) -> Volume:
     return open_nifti(source).read()
 
 
-def open_nifti(source: Source) -> NiftiFile:
+def open_nifti(source: SourceFile) -> NiftiFile:
     """The file and what its header says. Raises CaseError where that cannot be true."""
-    raw = content_of(source)
-    stream = unpack(raw)
+    raw = read_file_checked(source)
+    stream = open_stream(raw)
     try:
-        claims = _claims(stream)
-        shape = judge(claims, source, stored=len(raw), compressed=is_packed(raw))
+        claims = _read_header(stream)
+        shape = validate_header(claims, source, stored=len(raw), compressed=is_gzip(raw))
         voxels = nib.arrayproxy.ArrayProxy(stream, claims, mmap=False)
-    except UNREADABLE as error:
-        raise unreadable(source, error) from error
+    except READ_ERRORS as error:
+        raise unreadable_file(source, error) from error
     return NiftiFile(
         source=source,
         header=_header(claims, shape),
@@ -137,7 +137,7 @@ def open_nifti(source: Source) -> NiftiFile:
     )
 
 
-def _claims(stream: io.BufferedIOBase) -> nib.Nifti1Header:
+def _read_header(stream: io.BufferedIOBase) -> nib.Nifti1Header:
     """The header as nibabel knows it. Its extensions stay unread: they can be of any size."""
     start = stream.read(nib.Nifti2Header.sizeof_hdr)
     if not start:
@@ -151,9 +151,9 @@ def _claims(stream: io.BufferedIOBase) -> nib.Nifti1Header:
     return claims
 
 
-def _header(claims: nib.Nifti1Header, shape: Shape) -> Header:
+def _header(claims: nib.Nifti1Header, shape: Shape) -> NiftiGeometry:
     qform = claims.get_qform() if claims["qform_code"] else None
-    return Header(
+    return NiftiGeometry(
         shape=shape,
         affine=as_matrix(claims.get_best_affine()),
         sform_code=int(claims["sform_code"]),
@@ -168,7 +168,7 @@ def as_matrix(array: npt.NDArray[Any]) -> Matrix:
     return tuple(tuple(float(value) for value in row) for row in array)
 
 
-def image_on(header: Header, data: npt.NDArray[Any]) -> nib.Nifti1Image:
+def image_like(header: NiftiGeometry, data: npt.NDArray[Any]) -> nib.Nifti1Image:
     """`data` (i, j, k) as an image with the affine, codes and units of `header`."""
     affine = np.array(header.affine)
     image = nib.Nifti1Image(data, affine)
@@ -186,4 +186,4 @@ def write_nifti_atomic(image: nib.Nifti1Image, path: Path) -> None:
     content = image.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)
-    write_atomic(path, content)
+    atomic_write(path, content)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from scipy.ndimage import affine_transform, gaussian_filter1d
 
-from storage.nifti.io import Header, Matrix, Volume, as_matrix, image_on
+from storage.nifti.io import Matrix, NiftiGeometry, Volume, as_matrix, image_like
 from storage.preprocess.validation import same_spacing
 from storage.settings import StoreSettings
 
@@ -32,21 +32,21 @@ _STRAY_SHARE = 0.005
 
 
 @dataclass(frozen=True)
-class Grid:
+class SlabGrid:
     """Where a slab lies in its source, whose own grid `header` keeps.
 
     `shape` is that of the canonical source (s, h, w), `slab` that of the store; `scale` and
     `offset` give the line of indices along each of these axes.
     """
 
-    header: Header
+    header: NiftiGeometry
     shape: Sizes
     slab: Sizes
     scale: Numbers
     offset: Numbers
 
     @property
-    def exact(self) -> bool:
+    def is_crop(self) -> bool:
         """Whether the slab is a mere crop of the source."""
         return self.scale == (1.0, 1.0, 1.0)
 
@@ -58,7 +58,7 @@ class Grid:
         return as_matrix(self.header.canonical_affine @ step)
 
 
-def plan_grid(volume: Volume, *, settings: StoreSettings, brain: Array | None) -> Grid:
+def place_slab(volume: Volume, *, settings: StoreSettings, brain: Array | None) -> SlabGrid:
     """Choose where the store's slab lies in `volume`, a subject's w048 FLAIR.
 
     With a brain mask (on the volume's voxels) the slab's centre is at `brain_height` of the box
@@ -73,15 +73,15 @@ def plan_grid(volume: Volume, *, settings: StoreSettings, brain: Array | None) -
         for own, wanted in zip(volume.spacing, spacing, strict=True)
     )
     middle = _middle(sizes[0])
-    height = middle if brain is None else _within(brain, settings.brain_height, axis=0)
+    height = middle if brain is None else _position_in_box(brain, settings.brain_height, axis=0)
     offset = [_offset(height, scale=scale[0], size=slab[0])]
     shown = _tissue(volume.data) if brain is None else brain != 0
-    shown = shown[_covered(offset[0], scale=scale[0], size=slab[0], source=sizes[0])]
+    shown = shown[_covered_slices(offset[0], scale=scale[0], size=slab[0], source=sizes[0])]
     for axis in (1, 2):
         fits = brain is None and scale[axis] * slab[axis] >= sizes[axis]
-        centre = _middle(sizes[axis]) if fits else _within(shown, 0.5, axis=axis)
+        centre = _middle(sizes[axis]) if fits else _position_in_box(shown, 0.5, axis=axis)
         offset.append(_offset(centre, scale=scale[axis], size=slab[axis]))
-    return Grid(volume.header, sizes, slab, _three(scale), _three(offset))
+    return SlabGrid(volume.header, sizes, slab, _three(scale), _three(offset))
 
 
 def _three(values: Iterable[float]) -> Numbers:
@@ -98,7 +98,7 @@ def _offset(centre: float, *, scale: float, size: int) -> float:
     return float(math.floor(offset)) if scale == 1.0 else offset
 
 
-def _covered(offset: float, *, scale: float, size: int, source: int) -> slice:
+def _covered_slices(offset: float, *, scale: float, size: int, source: int) -> slice:
     last = round(offset + scale * (size - 1))
     return slice(min(max(round(offset), 0), source - 1), max(last, 0) + 1)
 
@@ -107,7 +107,7 @@ def _tissue(image: Array) -> Array:
     return np.asarray(image > _TISSUE_SHARE * np.percentile(image, 99.5))
 
 
-def _within(shown: Array, part: float, *, axis: int) -> float:
+def _position_in_box(shown: Array, part: float, *, axis: int) -> float:
     """The index at a `part` of the box around `shown`; the array's middle where nothing is."""
     share = np.cumsum(shown.sum(axis=_others(axis)), dtype=np.float64)
     if not share[-1]:
@@ -117,7 +117,7 @@ def _within(shown: Array, part: float, *, axis: int) -> float:
     return float(first + part * (last - first))
 
 
-def to_slab(data: Array, grid: Grid, *, order: int, fill: float = 0) -> Array:
+def to_slab(data: Array, grid: SlabGrid, *, order: int, fill: float = 0) -> Array:
     """Bring a canonical volume (s, h, w) onto the slab; `fill` is put outside the source's field.
 
     `order` 1 interpolates (floats), 0 takes the nearest voxel (masks and labels).
@@ -126,11 +126,11 @@ def to_slab(data: Array, grid: Grid, *, order: int, fill: float = 0) -> Array:
         if order and scale > 1:  # else voxels that no line of the slab meets would be lost
             data = gaussian_filter1d(data, (scale - 1) / 2, axis=axis, mode="nearest")
         positions = offset + scale * np.arange(grid.slab[axis])
-        data = _along(data, positions, axis=axis, order=order, fill=fill)
+        data = _resample_axis(data, positions, axis=axis, order=order, fill=fill)
     return data
 
 
-def labels_on_slab(volume: Volume, grid: Grid) -> Array:
+def resample_labels(volume: Volume, grid: SlabGrid) -> Array:
     """Labels that lie on a grid of their own, at the nearest voxel to each of the slab's; 0 where
     the volume does not reach.
 
@@ -146,7 +146,7 @@ def labels_on_slab(volume: Volume, grid: Grid) -> Array:
     return np.asarray(nearest)
 
 
-def to_source_grid(volume: Array, grid: Grid, *, order: int) -> nib.Nifti1Image:
+def to_source_grid(volume: Array, grid: SlabGrid, *, order: int) -> nib.Nifti1Image:
     """Put a slab's volume [s, h, w] back onto its source file's own grid, affine and codes.
 
     Exact where the slab is a crop of the source; else interpolated (`order` 1, for probabilities,
@@ -158,17 +158,17 @@ def to_source_grid(volume: Array, grid: Grid, *, order: int) -> nib.Nifti1Image:
     data = volume.astype(np.float32 if order else np.promote_types(volume.dtype, np.uint8))
     for axis, (scale, offset) in enumerate(zip(grid.scale, grid.offset, strict=True)):
         positions = (np.arange(grid.shape[axis]) - offset) / scale
-        data = _along(data, positions, axis=axis, order=order, fill=0)
-    return image_on(grid.header, _to_file_axes(data.transpose(2, 1, 0), grid.header))
+        data = _resample_axis(data, positions, axis=axis, order=order, fill=0)
+    return image_like(grid.header, _to_file_axes(data.transpose(2, 1, 0), grid.header))
 
 
-def _to_file_axes(canonical: Array, header: Header) -> Array:
+def _to_file_axes(canonical: Array, header: NiftiGeometry) -> Array:
     """Voxels (w, h, s) in RAS+ order turned back to the file's own axes (i, j, k)."""
     back = ornt_transform(axcodes2ornt("RAS"), header.orientation)
     return np.ascontiguousarray(apply_orientation(canonical, back))
 
 
-def _along(data: Array, positions: Array, *, axis: int, order: int, fill: float) -> Array:
+def _resample_axis(data: Array, positions: Array, *, axis: int, order: int, fill: float) -> Array:
     """Values of `data` at fractional indices along one axis, `fill` outside its field.
 
     The field ends half a voxel beyond the first and last centres; between them it is constant.

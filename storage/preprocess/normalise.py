@@ -8,12 +8,14 @@ import numpy.typing as npt
 from storage.layout import BACKGROUND
 
 
-def foreground_of(image: npt.NDArray[Any], brain: npt.NDArray[Any] | None) -> npt.NDArray[np.bool_]:
+def foreground_mask(
+    image: npt.NDArray[Any], brain: npt.NDArray[Any] | None
+) -> npt.NDArray[np.bool_]:
     """Where an image shows tissue: inside the brain mask if there is one, else where not zero."""
     return np.asarray(image != 0 if brain is None else brain != 0)
 
 
-def range_of(
+def intensity_range(
     image: npt.NDArray[Any],
     foreground: npt.NDArray[np.bool_],
     *,

@@ -9,23 +9,28 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS, CovariateValue
-from storage.nifti.io import Header, Volume, open_nifti
-from storage.preprocess.grid import Grid, labels_on_slab, plan_grid, to_slab
-from storage.preprocess.normalise import foreground_of, range_of, scale_flair
+from storage.nifti.io import NiftiGeometry, Volume, open_nifti
+from storage.preprocess.grid import SlabGrid, place_slab, resample_labels, to_slab
+from storage.preprocess.normalise import foreground_mask, intensity_range, scale_flair
 from storage.preprocess.validation import (
-    check_brain,
-    check_field,
+    check_brain_mask,
+    check_field_of_view,
     check_image,
     check_labels,
     check_mask,
+    check_obliquity,
     check_participant,
     check_same_grid,
     check_sessions,
-    check_tilt,
 )
 from storage.settings import StoreSettings
-from storage.trial.dataset import ANATOMY, REFERENCE, Source, Subject
-from storage.trial.participants import UNKNOWN, arm_of
+from storage.trial.dataset import (
+    REFERENCE_SESSION,
+    SUBJECT_LEVEL_CHANNELS,
+    SourceFile,
+    TrialSubject,
+)
+from storage.trial.participants import MISSING_VALUES, parse_arm
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class CaseArrays:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CaseMetadata:
     """What the case table will say of a case, as far as its files tell.
 
     `intensity` are the raw values of each session's FLAIR that became -1 and 1.
@@ -51,16 +56,16 @@ class Facts:
     arm: str | None
     trial: str | None
     covariates: dict[str, CovariateValue]
-    grid: Grid
+    grid: SlabGrid
     present: npt.NDArray[np.bool_]
     parcellation: bool
     intensity: dict[str, tuple[float, float]]
     digests: dict[str, str]
 
 
-def prepare(
-    subject: Subject, root: Path, *, settings: StoreSettings, arms: tuple[str, ...]
-) -> tuple[Facts, CaseArrays]:
+def preprocess_subject(
+    subject: TrialSubject, root: Path, *, settings: StoreSettings, arms: tuple[str, ...]
+) -> tuple[CaseMetadata, CaseArrays]:
     """Read, check, normalise and cut one subject of the trial in `root`.
 
     One file is in memory at a time, beside the brain mask. Raises CaseError with the first reason
@@ -70,54 +75,57 @@ def prepare(
     check_participant(subject, arms, layout=layout)
     check_sessions(subject)
     sources = {(s.session, s.channel): s for s in _sources(subject)}
-    making = _start(sources, root, settings)
+    making = _begin_case(sources, root, settings)
     for source in sources.values():
         making.add(source, making.read(source))
     row = dict(subject.rows[0])
     known = (layout.subject_column, layout.arm_column, layout.trial_column)
-    facts = Facts(
+    facts = CaseMetadata(
         subject=subject.name,
-        arm=arm_of(row, layout),
-        trial=_known(row.get(layout.trial_column, UNKNOWN[0])),
+        arm=parse_arm(row, layout),
+        trial=_known(row.get(layout.trial_column, MISSING_VALUES[0])),
         covariates={name: _covariate(text) for name, text in row.items() if name not in known},
         grid=making.grid,
         present=making.arrays.present,
-        parcellation=(REFERENCE, "parcellation") in sources,
+        parcellation=(REFERENCE_SESSION, "parcellation") in sources,
         intensity=making.intensity,
         digests=dict(sorted(making.digests.items())),
     )
     return facts, making.arrays
 
 
-def _sources(subject: Subject) -> Iterator[Source]:
+def _sources(subject: TrialSubject) -> Iterator[SourceFile]:
     """The subject's files, at most one an input."""
     for session in SESSIONS:
-        for channel in (*CHANNELS, *ANATOMY):
+        for channel in (*CHANNELS, *SUBJECT_LEVEL_CHANNELS):
             if (source := subject.source(session, channel)) is not None:
                 yield source
 
 
-def _start(
-    sources: dict[tuple[str, str], Source], root: Path, settings: StoreSettings
-) -> "_Making":
+def _begin_case(
+    sources: dict[tuple[str, str], SourceFile], root: Path, settings: StoreSettings
+) -> "_CaseBuilder":
     """Choose the slab from the w048 FLAIR and the brain mask, which `sources` then lacks."""
-    flair, mask = sources.pop((REFERENCE, "flair")), sources.pop((REFERENCE, "brain_mask"), None)
+    flair, mask = (
+        sources.pop((REFERENCE_SESSION, "flair")),
+        sources.pop((REFERENCE_SESSION, "brain_mask"), None),
+    )
     file = open_nifti(flair)
-    check_tilt(file.header, flair, limit=settings.max_tilt)
-    check_field(file.header, flair, settings=settings)
+    check_obliquity(file.header, flair, limit=settings.max_obliquity)
+    check_field_of_view(file.header, flair, settings=settings)
     image = check_image(file.read(), flair)
     brain = None
     if mask is not None:
         brain = _read(mask, settings, grid=file.header)
-    grid = plan_grid(image, settings=settings, brain=None if brain is None else brain.data)
-    making = _Making(root, settings, grid, brain, _empty(grid.slab))
+    grid = place_slab(image, settings=settings, brain=None if brain is None else brain.data)
+    making = _CaseBuilder(root, settings, grid, brain, _empty(grid.slab))
     making.add(flair, image)
     if mask is not None and brain is not None:
         making.add(mask, brain)
     return making
 
 
-def _read(source: Source, settings: StoreSettings, *, grid: Header) -> Volume:
+def _read(source: SourceFile, settings: StoreSettings, *, grid: NiftiGeometry) -> Volume:
     """One file on the grid of the w048 FLAIR, checked; the header before the voxels."""
     file = open_nifti(source)
     if source.channel == "parcellation":  # has a grid of its own, SynthSeg's is 1 mm
@@ -126,26 +134,26 @@ def _read(source: Source, settings: StoreSettings, *, grid: Header) -> Volume:
     volume = file.read()
     if source.channel == "flair":
         return check_image(volume, source)
-    check = check_brain if source.channel == "brain_mask" else check_mask
+    check = check_brain_mask if source.channel == "brain_mask" else check_mask
     return check(volume, source, probabilities=settings.probability_masks)
 
 
 @dataclass(frozen=True)
-class _Making:
+class _CaseBuilder:
     """A case that grows file by file."""
 
     root: Path
     settings: StoreSettings
-    grid: Grid
+    grid: SlabGrid
     brain: Volume | None
     arrays: CaseArrays
     intensity: dict[str, tuple[float, float]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 
-    def read(self, source: Source) -> Volume:
+    def read(self, source: SourceFile) -> Volume:
         return _read(source, self.settings, grid=self.grid.header)
 
-    def add(self, source: Source, volume: Volume) -> None:
+    def add(self, source: SourceFile, volume: Volume) -> None:
         k, grid = SESSIONS.index(source.session), self.grid
         self.digests[source.path.relative_to(self.root).as_posix()] = volume.digest
         if source.channel == "flair":
@@ -155,26 +163,26 @@ class _Making:
             kind = MASKS.index(source.channel)
             self.arrays.masks[k, kind] = to_slab(volume.data, grid, order=0)
         elif source.channel == "parcellation":
-            self.arrays.parcellation[:] = _whole_cortex(self._labels(volume, source))
+            self.arrays.parcellation[:] = _merge_cortical_parcels(self._labels(volume, source))
         if source.channel in CHANNELS:
             self.arrays.present[k, CHANNELS.index(source.channel)] = True
 
-    def _scaled(self, volume: Volume, source: Source) -> npt.NDArray[np.float32]:
+    def _scaled(self, volume: Volume, source: SourceFile) -> npt.NDArray[np.float32]:
         brain = None if self.brain is None else self.brain.data
-        foreground = foreground_of(volume.data, brain)
+        foreground = foreground_mask(volume.data, brain)
         try:
-            limits = range_of(volume.data, foreground, percentiles=self.settings.percentiles)
+            limits = intensity_range(volume.data, foreground, percentiles=self.settings.percentiles)
         except ValueError as error:
-            raise source.refuse("no contrast", f"{error}; look at the image") from error
+            raise source.rejection("no contrast", f"{error}; look at the image") from error
         self.intensity[source.session] = limits
         clear = brain is None or self.settings.apply_brain_mask
         return scale_flair(volume.data, foreground, limits=limits, clear_background=clear)
 
-    def _labels(self, volume: Volume, source: Source) -> npt.NDArray[np.int16]:
-        labels = labels_on_slab(volume, self.grid)
+    def _labels(self, volume: Volume, source: SourceFile) -> npt.NDArray[np.int16]:
+        labels = resample_labels(volume, self.grid)
         if not labels.any():
             reason = "expected labels where the w048 FLAIR lies, got them all elsewhere"
-            raise source.refuse("parcellation elsewhere", f"{reason}; make it from this FLAIR")
+            raise source.rejection("parcellation elsewhere", f"{reason}; make it from this FLAIR")
         return labels
 
 
@@ -187,7 +195,7 @@ def _empty(slab: tuple[int, int, int]) -> CaseArrays:
     )
 
 
-def _whole_cortex(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+def _merge_cortical_parcels(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
     """FreeSurfer ids with cortical parcels (1001-1035, 2001-2035) as the cortex of 3 and 42."""
     ids = labels.copy()
     ids[(ids > 1000) & (ids < 1036)] = 3
@@ -196,12 +204,12 @@ def _whole_cortex(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
 
 
 def _known(text: str) -> str | None:
-    return None if text in UNKNOWN else text
+    return None if text in MISSING_VALUES else text
 
 
 def _covariate(text: str) -> CovariateValue:
     """A cell of participants.tsv as a number where it reads as one."""
-    if text in UNKNOWN:
+    if text in MISSING_VALUES:
         return None
     for kind in (int, float):
         try:

@@ -5,27 +5,27 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from storage.errors import CaseError, Refusal
+from storage.errors import CaseError, Exclusion
 from storage.layout import SESSIONS
 from storage.nifti.header_validation import voxel_sizes
-from storage.nifti.io import Header, Volume
+from storage.nifti.io import NiftiGeometry, Volume
 from storage.settings import StoreSettings, TrialLayout
-from storage.trial.dataset import REQUIRED, Source, Subject
-from storage.trial.participants import arm_of, name_of
+from storage.trial.dataset import REQUIRED_SESSIONS, SourceFile, TrialSubject
+from storage.trial.participants import parse_arm, subject_id
 
 # A spacing this close to the store's (0.1 mm in 10 cm) is the store's: no resampling.
 SPACING_TOLERANCE = 1e-3
 SHEAR_TOLERANCE = 2.0  # degrees; rounding and scanners stay far below, 12-parameter warps do not
-IN_PLANE = 0.25  # of a slab's length and width: half a brain's
+MIN_IN_PLANE_COVERAGE = 0.25  # of a slab's length and width: half a brain's
 
 
-def check_participant(subject: Subject, arms: tuple[str, ...], *, layout: TrialLayout) -> None:
+def check_participant(subject: TrialSubject, arms: tuple[str, ...], *, layout: TrialLayout) -> None:
     """The subject has a name of its own and one row in the table, with an arm known or n/a."""
 
     def refuse(kind: str, reason: str) -> CaseError:
-        return CaseError(Refusal(subject.name, kind, reason))
+        return CaseError(Exclusion(subject.name, kind, reason))
 
-    if subject.name == name_of(""):
+    if subject.name == subject_id(""):
         reason = f"expected a {layout.subject_column}, got none in a row of {layout.participants}"
         raise refuse("no name", f"{reason}; fill it in or delete the row")
     if len(subject.labels) > 1:
@@ -35,41 +35,41 @@ def check_participant(subject: Subject, arms: tuple[str, ...], *, layout: TrialL
     if len(subject.rows) != 1:
         reason = f"expected one row in {layout.participants}, got {len(subject.rows)}"
         raise refuse("not listed once", f"{reason}; list it once")
-    arm = arm_of(subject.rows[0], layout)
+    arm = parse_arm(subject.rows[0], layout)
     if arm is not None and arm not in arms:
         reason = f"expected {layout.arm_column} in ({', '.join(arms)}) or n/a, got {arm!r}"
         raise refuse("unknown arm", f"{reason}; correct it or add the arm")
 
 
-def check_sessions(subject: Subject) -> None:
+def check_sessions(subject: TrialSubject) -> None:
     """The subject has a FLAIR in each session that conditions a forecast."""
-    for session in REQUIRED:
+    for session in REQUIRED_SESSIONS:
         if subject.source(session, "flair") is None:
             got = [s for s in SESSIONS if subject.source(s, "flair") is not None]
             reason = f"expected a FLAIR at {session}, got FLAIR at {', '.join(got) or 'no session'}"
-            raise CaseError(Refusal(subject.name, "missing session", reason, session))
+            raise CaseError(Exclusion(subject.name, "missing session", reason, session))
 
 
-def check_image(volume: Volume, source: Source) -> Volume:
+def check_image(volume: Volume, source: SourceFile) -> Volume:
     """An image is finite and not constant."""
     check_finite(volume, source)
     if volume.data.min() == volume.data.max():
         reason = f"expected an image, got {volume.data.flat[0]} in every voxel; export it again"
-        raise source.refuse("constant image", reason)
+        raise source.rejection("constant image", reason)
     return volume
 
 
-def check_finite(volume: Volume, source: Source) -> None:
+def check_finite(volume: Volume, source: SourceFile) -> None:
     """No voxel is NaN or infinite."""
     if volume.data.dtype.kind != "f":
         return
     bad = volume.data.size - np.count_nonzero(np.isfinite(volume.data))
     if bad:
         reason = f"expected finite voxels, got {bad} that are NaN or infinite; export it again"
-        raise source.refuse("not finite", reason)
+        raise source.rejection("not finite", reason)
 
 
-def check_mask(volume: Volume, source: Source, *, probabilities: bool) -> Volume:
+def check_mask(volume: Volume, source: SourceFile, *, probabilities: bool) -> Volume:
     """A mask of zeros and ones; values between count as 1 from 0.5 on, where they are let in."""
     check_finite(volume, source)
     odd = volume.data[(volume.data != 0) & (volume.data != 1)]
@@ -78,22 +78,22 @@ def check_mask(volume: Volume, source: Source, *, probabilities: bool) -> Volume
         if not (shares and probabilities):
             reason = f"expected a mask of 0 and 1, got {odd.size} voxels like {odd.flat[0]}"
             do = "threshold it, or set store.probability_masks" if shares else "threshold it"
-            raise source.refuse("not binary", f"{reason}; {do}")
+            raise source.rejection("not binary", f"{reason}; {do}")
     mask = (volume.data >= 0.5).astype(np.uint8)
     if mask.all():
-        raise source.refuse("mask of everything", "expected a mask, got 1 everywhere; redo it")
+        raise source.rejection("mask of everything", "expected a mask, got 1 everywhere; redo it")
     return replace(volume, data=mask)
 
 
-def check_brain(volume: Volume, source: Source, *, probabilities: bool) -> Volume:
+def check_brain_mask(volume: Volume, source: SourceFile, *, probabilities: bool) -> Volume:
     """A brain mask is a mask that holds a brain."""
     mask = check_mask(volume, source, probabilities=probabilities)
     if not mask.data.any():
-        raise source.refuse("empty brain mask", "expected a brain, got 0 everywhere; redo it")
+        raise source.rejection("empty brain mask", "expected a brain, got 0 everywhere; redo it")
     return mask
 
 
-def check_labels(volume: Volume, source: Source) -> Volume:
+def check_labels(volume: Volume, source: SourceFile) -> Volume:
     """A parcellation holds whole numbers that fit 16 bits, and not zeros alone."""
     check_finite(volume, source)
     limits = np.iinfo(np.int16)
@@ -101,13 +101,13 @@ def check_labels(volume: Volume, source: Source) -> Volume:
     odd = volume.data[~fits | (volume.data != np.floor(volume.data))]
     if odd.size:
         reason = f"expected FreeSurfer ids, got {odd.size} voxels like {odd.flat[0]}"
-        raise source.refuse("not labels", f"{reason}; export it again")
+        raise source.rejection("not labels", f"{reason}; export it again")
     if not volume.data.any():
-        raise source.refuse("empty parcellation", "expected labels, got 0 everywhere; redo it")
+        raise source.rejection("empty parcellation", "expected labels, got 0 everywhere; redo it")
     return replace(volume, data=volume.data.astype(np.int16))
 
 
-def check_tilt(header: Header, source: Source, *, limit: float) -> None:
+def check_obliquity(header: NiftiGeometry, source: SourceFile, *, limit: float) -> None:
     """Each axis of the file lies within `limit` degrees of right-left, back-front or bottom-top,
     and within two degrees of a right angle to the others.
 
@@ -119,33 +119,35 @@ def check_tilt(header: Header, source: Source, *, limit: float) -> None:
     tilt = np.degrees(np.arccos(np.clip(np.diag(axes), -1, 1))).max()
     if tilt > limit:
         reason = f"expected axes within {limit:g} degrees of the body's, got {tilt:.1f}"
-        raise source.refuse("too oblique", f"{reason}; reslice it or raise store.max_tilt")
+        raise source.rejection("too oblique", f"{reason}; reslice it or raise store.max_obliquity")
     shear = 90 - np.degrees(np.arccos(np.clip(axes.T @ axes, -1, 1)))
     skew = np.abs(shear[np.triu_indices(3, 1)]).max()
     if skew > SHEAR_TOLERANCE:
         reason = f"expected axes at right angles, got {skew:.1f} degrees off"
-        raise source.refuse("sheared", f"{reason}; reslice it with a rigid transform")
+        raise source.rejection("sheared", f"{reason}; reslice it with a rigid transform")
 
 
-def check_same_grid(header: Header, source: Source, *, grid: Header, tolerance: float) -> None:
+def check_same_grid(
+    header: NiftiGeometry, source: SourceFile, *, grid: NiftiGeometry, tolerance: float
+) -> None:
     """A file lies on the grid of the subject's w048 FLAIR, to `tolerance` mm at every corner."""
     if header.canonical_shape != grid.canonical_shape:
         reason = (
             f"expected the shape of the w048 FLAIR, (s, h, w) = {grid.canonical_shape}, "
             f"got {header.canonical_shape}; register and resample the session to w048"
         )
-        raise source.refuse("wrong shape", reason)
+        raise source.rejection("wrong shape", reason)
     affines = header.canonical_affine, grid.canonical_affine
-    apart = _largest_distance(*affines, shape=grid.canonical_shape)
+    apart = max_corner_distance(*affines, shape=grid.canonical_shape)
     if apart > tolerance:
         reason = (
             f"expected the affine of the w048 FLAIR within {tolerance} mm, "
             f"got corners {apart:.2f} mm away; register and resample the file to w048"
         )
-        raise source.refuse("affines disagree", reason)
+        raise source.rejection("affines disagree", reason)
 
 
-def _largest_distance(
+def max_corner_distance(
     one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], *, shape: tuple[int, ...]
 ) -> float:
     s, h, w = shape
@@ -153,24 +155,26 @@ def _largest_distance(
     return float(np.linalg.norm(corners @ (one - other).T, axis=1).max())
 
 
-def check_field(header: Header, source: Source, *, settings: StoreSettings) -> None:
+def check_field_of_view(
+    header: NiftiGeometry, source: SourceFile, *, settings: StoreSettings
+) -> None:
     """A file has the store's spacing, or may be resampled to it, and fills enough of a slab."""
     if not settings.resample and not has_spacing(header, settings.spacing):
         got = ", ".join(f"{size:.4g}" for size in header.spacing)
         reason = f"expected (s, h, w) spacing {settings.spacing} mm, got ({got}) mm"
-        raise source.refuse("wrong spacing", f"{reason}; resample it or set store.resample")
+        raise source.rejection("wrong spacing", f"{reason}; resample it or set store.resample")
     # A resampled slab may reach past the source's last slice, but must not be mostly padding.
-    least = (0.5 if settings.resample else 1.0, IN_PLANE, IN_PLANE)
+    least = (0.5 if settings.resample else 1.0, MIN_IN_PLANE_COVERAGE, MIN_IN_PLANE_COVERAGE)
     for axis, extent in enumerate(("from bottom to top", "from back to front", "across")):
         needed = settings.slab[axis] * settings.spacing[axis] * least[axis]
         covered = header.canonical_shape[axis] * header.spacing[axis]
         if covered < needed * (1 - SPACING_TOLERANCE):
             reason = f"expected {needed:g} mm or more {extent}, got {covered:.4g} mm"
             kind = "field too small" if axis else "too few slices"
-            raise source.refuse(kind, f"{reason}; a smaller slab needs a smaller store.slab")
+            raise source.rejection(kind, f"{reason}; a smaller slab needs a smaller store.slab")
 
 
-def has_spacing(header: Header, spacing: tuple[float, float, float]) -> bool:
+def has_spacing(header: NiftiGeometry, spacing: tuple[float, float, float]) -> bool:
     """Whether the voxels of a file have that size, (s, h, w) in mm."""
     return all(
         same_spacing(own, wanted) for own, wanted in zip(header.spacing, spacing, strict=True)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS
-from storage.preprocess.grid import Grid
+from storage.preprocess.grid import SlabGrid
 from storage.preprocess.prepare import CaseArrays
 from storage.qc.thumbnail import thumbnail
 from storage.store.case_table import Case
@@ -25,11 +25,11 @@ from storage.store.store import Store
 LEAST_FIELD = 0.7  # of the slab, inside the source's field; 220 mm of 256 mm fill 0.74 in plane
 LEAST_HEAD = 0.12  # of the slab, in the head
 MOST_ASYMMETRY = 0.15  # |right - left| / (right + left), in voxels of the head
-MOST_CLIPPED = 0.02  # of the head's voxels; half a percent of the volume is clipped on purpose
+MAX_CLIPPED_SHARE = 0.02  # of the head's voxels; half a percent of the volume is clipped on purpose
 LEAST_LIKENESS = 0.5  # correlation of two sessions of one head
 MOST_OUTSIDE = 0.05  # of a mask, outside the head
 LEAST_IN_T2 = 0.5  # of NET2, inside the T2 mask of its session
-LEAST_KEPT = 0.5  # of the T2 volume, at the next session
+MIN_T2_RETAINED = 0.5  # of the T2 volume, at the next session
 
 _TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a corner are one lesion
 
@@ -37,7 +37,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Lesions:
+class LesionStats:
     """What one mask holds: millilitres, and groups of voxels that touch."""
 
     ml: float
@@ -45,7 +45,7 @@ class Lesions:
 
 
 @dataclass(frozen=True)
-class CaseQc:
+class CaseQuality:
     """One line of the table. Shares are of the slab; `intensity` and `lesions` know what is there.
 
     `in_head` and `asymmetry` (right against left) are of the w048 FLAIR. `clipped` is the share of
@@ -64,12 +64,12 @@ class CaseQc:
     asymmetry: float
     intensity: dict[str, tuple[float, float]]
     clipped: dict[str, float]
-    lesions: dict[tuple[str, str], Lesions]
+    lesions: dict[tuple[str, str], LesionStats]
     flags: tuple[str, ...]
     picture: bytes
 
 
-def examine(store: Store, index: int) -> CaseQc:
+def measure_case(store: Store, index: int) -> CaseQuality:
     """Measure the case with that index, and draw the middle of its slab."""
     case, arrays = store.cases[index], store.read(index)
     affine = np.array(case.grid.header.affine)
@@ -92,12 +92,12 @@ def examine(store: Store, index: int) -> CaseQc:
     }
     flags = (
         *_flags_of_the_slab(**measured),
-        *(f"{s}: intensity clipped" for s, share in clipped.items() if share > MOST_CLIPPED),
-        *_flags_of_likeness(arrays, heads),
+        *(f"{s}: intensity clipped" for s, share in clipped.items() if share > MAX_CLIPPED_SHARE),
+        *_flag_session_correlation(arrays, heads),
         *_flags_of_masks(case, arrays, heads),
-        *_flags_of_burden(lesions),
+        *_flag_t2_decrease(lesions),
     )
-    return CaseQc(
+    return CaseQuality(
         subject=case.subject,
         split=case.split,
         arm=case.arm,
@@ -113,7 +113,7 @@ def examine(store: Store, index: int) -> CaseQc:
     )
 
 
-def field_share(grid: Grid) -> float:
+def field_share(grid: SlabGrid) -> float:
     """The share of a slab that lies inside its source's field of view."""
     share = 1.0
     for size, source, scale, offset in zip(
@@ -132,13 +132,13 @@ def _halves(head: Mask) -> tuple[Mask, Mask]:
 
 def _lesions(
     case: Case, arrays: CaseArrays, *, spacing: tuple[float, float, float]
-) -> dict[tuple[str, str], Lesions]:
+) -> dict[tuple[str, str], LesionStats]:
     ml = float(np.prod(spacing)) / 1000
     found = {}
     for k, m in np.argwhere(case.present[:, 1:]):
         mask = arrays.masks[k, m]
         _, count = ndimage.label(mask, _TOUCHING)
-        found[SESSIONS[k], MASKS[m]] = Lesions(int(mask.sum()) * ml, int(count))
+        found[SESSIONS[k], MASKS[m]] = LesionStats(int(mask.sum()) * ml, int(count))
     return found
 
 
@@ -152,7 +152,7 @@ def _flags_of_the_slab(*, in_field: float, in_head: float, asymmetry: float) -> 
         yield f"more head on the {side} ({abs(asymmetry):.0%})"
 
 
-def _flags_of_likeness(arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
+def _flag_session_correlation(arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
     """Two sessions of one head look alike once they are registered to each other."""
     for one, other in combinations(heads, 2):
         both = heads[one] | heads[other]
@@ -176,7 +176,7 @@ def _flags_of_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> I
         if kind == "net2" and t2.any() and _share(mask, t2) < LEAST_IN_T2:
             yield f"{name} {_share(mask, t2):.0%} inside T2"
     labels = arrays.parcellation != 0
-    if case.parcellation and _share(labels, ~heads["w048"]) > LEAST_KEPT:
+    if case.parcellation and _share(labels, ~heads["w048"]) > MIN_T2_RETAINED:
         yield "parcellation off the head"
 
 
@@ -184,13 +184,13 @@ def _share(part: Mask, whole: Mask) -> float:
     return float((part & whole).sum() / max(1, part.sum()))
 
 
-def _flags_of_burden(lesions: dict[tuple[str, str], Lesions]) -> Iterator[str]:
+def _flag_t2_decrease(lesions: dict[tuple[str, str], LesionStats]) -> Iterator[str]:
     t2 = [(s, lesions[s, "t2"].ml) for s in SESSIONS if (s, "t2") in lesions]
     for (one, before), (other, after) in pairwise(t2):
-        if after < before * LEAST_KEPT:
+        if after < before * MIN_T2_RETAINED:
             yield f"T2 falls from {before:.1f} ml at {one} to {after:.1f} ml at {other}"
 
 
-def sort_key(found: CaseQc) -> tuple[Any, ...]:
+def sort_key(found: CaseQuality) -> tuple[Any, ...]:
     """Most flags first, then by name."""
     return -len(found.flags), found.subject

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from storage.atomic import write_atomic
+from storage.atomic import atomic_write
 from storage.layout import MASKS, SESSIONS
-from storage.qc.measure import CaseQc, sort_key
+from storage.qc.measure import CaseQuality, sort_key
 from storage.qc.thumbnail import COLOURS
 from storage.store.case_table import CaseTable
 
@@ -31,16 +31,18 @@ _NUMBERS = ("FLAIR, raw", "T2", "Gad", "NET2")
 _COLUMNS = ("subject", "look at", "middle of the slab", "session", *_NUMBERS, "slab and source")
 
 
-def write_qc(found: Sequence[CaseQc], table: CaseTable, folder: Path) -> tuple[Path, Path]:
+def write_qc_report(
+    found: Sequence[CaseQuality], table: CaseTable, folder: Path
+) -> tuple[Path, Path]:
     """Write qc.html and qc.tsv, flagged cases first; the page names the refused subjects too."""
     ordered = sorted(found, key=sort_key)
     page, sheet = folder / "qc.html", folder / "qc.tsv"
-    write_atomic(sheet, _sheet(ordered).encode())
-    write_atomic(page, "".join(_page(ordered, table)).encode())
+    atomic_write(sheet, _to_tsv(ordered).encode())
+    atomic_write(page, "".join(_page(ordered, table)).encode())
     return page, sheet
 
 
-def _page(found: Sequence[CaseQc], table: CaseTable) -> Iterator[str]:
+def _page(found: Sequence[CaseQuality], table: CaseTable) -> Iterator[str]:
     flagged = sum(bool(case.flags) for case in found)
     keys = " ".join(
         f'<span class="key" style="background: rgb{colour}">{_kind(kind)}</span>'
@@ -49,7 +51,7 @@ def _page(found: Sequence[CaseQc], table: CaseTable) -> Iterator[str]:
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield f"<title>Quality control</title><style>{_STYLE}</style></head><body>"
     yield f"<h1>Quality control: {len(found)} cases, {flagged} to look at"
-    yield f", {len(table.refused)} refused</h1>"
+    yield f", {len(table.excluded)} refused</h1>"
     yield f"<p>As the store holds them, from {escape(table.bids)}. A flag is a reason to look, not "
     yield "a verdict: session swaps that look alike, or a FLAIR of another contrast, raise none. "
     yield "Pictures: anterior up, the patient's right on the right. "
@@ -65,15 +67,16 @@ def _page(found: Sequence[CaseQc], table: CaseTable) -> Iterator[str]:
 
 
 def _refused(table: CaseTable) -> Iterator[str]:
-    if not table.refused:
+    if not table.excluded:
         return
-    yield f"<details open><summary>{len(table.refused)} subjects are not in the store</summary><ul>"
-    for refusal in table.refused:
+    number = len(table.excluded)
+    yield f"<details open><summary>{number} subjects are not in the store</summary><ul>"
+    for refusal in table.excluded:
         yield f"<li>{escape(str(refusal))}</li>"
     yield "</ul></details>"
 
 
-def _row(case: CaseQc) -> str:
+def _row(case: CaseQuality) -> str:
     picture = base64.b64encode(case.picture).decode()
     flags = "".join(f"<li>{escape(flag)}</li>" for flag in case.flags)
     cells = [
@@ -97,14 +100,14 @@ def _number(lines: Iterable[str]) -> str:
     return f'<td class="number">{"<br>".join(map(escape, lines))}</td>'
 
 
-def _range(case: CaseQc, session: str) -> str:
+def _range(case: CaseQuality, session: str) -> str:
     if session not in case.intensity:
         return "–"
     low, high = case.intensity[session]
     return f"{low:.4g} to {high:.4g}"
 
 
-def _volume(case: CaseQc, session: str, kind: str) -> str:
+def _volume(case: CaseQuality, session: str, kind: str) -> str:
     lesions = case.lesions.get((session, kind))
     return "–" if lesions is None else f"{lesions.ml:.2f} ({lesions.count})"
 
@@ -120,14 +123,14 @@ def _kind(kind: str) -> str:
     return "Gad" if kind == "gad" else kind.upper()
 
 
-def _sheet(found: Sequence[CaseQc]) -> str:
+def _to_tsv(found: Sequence[CaseQuality]) -> str:
     records = [dict(_cells(case)) for case in found]
     head = list(records[0]) if records else []
     lines = ["\t".join(head), *("\t".join(record.values()) for record in records)]
     return "\n".join(lines) + "\n"
 
 
-def _cells(case: CaseQc) -> Iterator[tuple[str, str]]:
+def _cells(case: CaseQuality) -> Iterator[tuple[str, str]]:
     """One row of the TSV; what a subject has not is n/a, as in BIDS."""
     yield "subject", case.subject
     yield "flags", "; ".join(case.flags) or "n/a"

@@ -40,15 +40,19 @@ def _panel(arrays: CaseArrays, k: int, zoom: int) -> npt.NDArray[np.uint8]:
     middle = arrays.flair.shape[1] // 2
     grey = (arrays.flair[k, middle].astype(np.float32) + 1) * 127.5
     if arrays.present[k, CHANNELS.index("flair")]:
-        panel = np.repeat(_upright(grey.astype(np.uint8), zoom)[..., None], 3, axis=-1)
+        panel = np.repeat(
+            _to_display_orientation(grey.astype(np.uint8), zoom)[..., None], 3, axis=-1
+        )
     else:
-        panel = np.full((*_upright(grey, zoom).shape, 3), _ABSENT, np.uint8)
+        panel = np.full((*_to_display_orientation(grey, zoom).shape, 3), _ABSENT, np.uint8)
     for m, kind in enumerate(MASKS):
-        panel[_outline(_upright(arrays.masks[k, m, middle], zoom) != 0)] = COLOURS[kind]
+        panel[_outline(_to_display_orientation(arrays.masks[k, m, middle], zoom) != 0)] = COLOURS[
+            kind
+        ]
     return panel
 
 
-def _upright(rows: npt.NDArray[Any], zoom: int) -> npt.NDArray[Any]:
+def _to_display_orientation(rows: npt.NDArray[Any], zoom: int) -> npt.NDArray[Any]:
     """Rows (h, w) run to anterior, pictures downwards; each voxel becomes a square."""
     return rows[::-1].repeat(zoom, axis=0).repeat(zoom, axis=1)
 

@@ -12,18 +12,18 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
-from storage.backends.backend import Location, Place
-from storage.backends.local import place_at
+from storage.backends.backend import Location, StoreBackend
+from storage.backends.local import open_backend
 from storage.errors import StoreError
-from storage.layout import ARRAYS, SHARDS, record_file
-from storage.store.case_table import Row
+from storage.layout import ARRAYS, SHARDS, shard_record_path
+from storage.store.case_table import ShardRow
 from storage.store.shards import decode_record
 
 # What zarr, its codecs and obstore raise on files that are missing, short or flipped.
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError)
 
 
-class Complete(WrapperStore[ZarrStore]):
+class MissingFileIsError(WrapperStore[ZarrStore]):
     """The files of a place for reading; one that is missing is an error, where Zarr reads zeros."""
 
     async def get(
@@ -36,17 +36,17 @@ class Complete(WrapperStore[ZarrStore]):
 
 
 @dataclass(frozen=True)
-class StoredArray:
+class ShardedArray:
     """One array of a store, in all its shards: `take_rows` reads it."""
 
-    place: Place
+    place: StoreBackend
     name: str
     _opened: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def of_shard(self, shard: str) -> Any:
         """The Zarr array of one shard."""
         if shard not in self._opened:
-            files = Complete(self.place.arrays())
+            files = MissingFileIsError(self.place.zarr_store())
             path = f"{SHARDS}/{shard}/{self.name}"
             self._opened[shard] = zarr.open_array(files, path=path, mode="r", zarr_format=3)
         return self._opened[shard]
@@ -55,14 +55,14 @@ class StoredArray:
         return {"place": self.place, "name": self.name, "_opened": {}}
 
 
-def open_arrays(path: Location) -> dict[str, StoredArray]:
+def open_arrays(path: Location) -> dict[str, ShardedArray]:
     """The arrays of the store at `path` by name; a case's `row` says where it lies in them."""
-    place = place_at(path)
-    return {name: StoredArray(place, name) for name in ARRAYS}
+    place = open_backend(path)
+    return {name: ShardedArray(place, name) for name in ARRAYS}
 
 
-def take_rows(
-    array: StoredArray, rows: Sequence[Row], *, sessions: Sequence[int] | None = None
+def read_rows(
+    array: ShardedArray, rows: Sequence[ShardRow], *, sessions: Sequence[int] | None = None
 ) -> npt.NDArray[Any]:
     """Some rows of a store's array in that order, and of its sessions, if it has any, some or all.
 
@@ -75,7 +75,7 @@ def take_rows(
         try:
             part = _read(array.of_shard(shard), places, sessions)
         except _BROKEN as error:
-            raise _broken(array, [Row(shard, place) for place in places], error) from error
+            raise _read_error(array, [ShardRow(shard, place) for place in places], error) from error
         if taken is None:
             taken = np.empty((len(rows), *part.shape[1:]), part.dtype)
         taken[positions] = part
@@ -84,7 +84,7 @@ def take_rows(
     return taken
 
 
-def _by_shard(rows: Sequence[Row]) -> dict[str, list[int]]:
+def _by_shard(rows: Sequence[ShardRow]) -> dict[str, list[int]]:
     positions: dict[str, list[int]] = {}
     for position, row in enumerate(rows):
         positions.setdefault(row.shard, []).append(position)
@@ -94,17 +94,17 @@ def _by_shard(rows: Sequence[Row]) -> dict[str, list[int]]:
 def _read(array: Any, places: Sequence[int], sessions: Sequence[int] | None) -> npt.NDArray[Any]:
     """Neighbours at once, others one after the other: of a list, Zarr would list every voxel."""
     by_session = sessions is not None and "session" in array.metadata.dimension_names
-    spans = _runs(sessions) if by_session and sessions is not None else [slice(None)]
-    return _joined(
+    spans = _contiguous_slices(sessions) if by_session and sessions is not None else [slice(None)]
+    return _concatenate(
         [
-            _joined([np.asarray(array[rows, span]) for span in spans], axis=1)
-            for rows in _runs(places)
+            _concatenate([np.asarray(array[rows, span]) for span in spans], axis=1)
+            for rows in _contiguous_slices(places)
         ],
         axis=0,
     )
 
 
-def _runs(places: Sequence[int]) -> list[slice]:
+def _contiguous_slices(places: Sequence[int]) -> list[slice]:
     """The places in their order, as slices of neighbours."""
     runs: list[slice] = []
     for place in places:
@@ -115,11 +115,11 @@ def _runs(places: Sequence[int]) -> list[slice]:
     return runs
 
 
-def _joined(parts: Sequence[npt.NDArray[Any]], *, axis: int) -> npt.NDArray[Any]:
+def _concatenate(parts: Sequence[npt.NDArray[Any]], *, axis: int) -> npt.NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
-def _broken(array: StoredArray, rows: Sequence[Row], error: Exception) -> StoreError:
+def _read_error(array: ShardedArray, rows: Sequence[ShardRow], error: Exception) -> StoreError:
     """The error of rows that cannot be read, for the first that cannot be read alone."""
     row = next((row for row in rows if not _readable(array, row)), rows[0])
     why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -131,7 +131,7 @@ def _broken(array: StoredArray, rows: Sequence[Row], error: Exception) -> StoreE
     )
 
 
-def _readable(array: StoredArray, row: Row) -> bool:
+def _readable(array: ShardedArray, row: ShardRow) -> bool:
     try:
         _read(array.of_shard(row.shard), [row.place], None)
     except _BROKEN:
@@ -139,10 +139,10 @@ def _readable(array: StoredArray, row: Row) -> bool:
     return True
 
 
-def _subject(place: Place, row: Row) -> str:
+def _subject(place: StoreBackend, row: ShardRow) -> str:
     """Who lies there, as far as the shard's record still tells."""
     try:
-        record = decode_record(place.read(record_file(row.shard)))
+        record = decode_record(place.read(shard_record_path(row.shard)))
         names = {found.place: outcome.subject for outcome, found in record.rows(row.shard)}
         return names[row.place]
     except (OSError, KeyError, TypeError, ValueError):

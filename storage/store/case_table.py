@@ -9,16 +9,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from storage.errors import Refusal
+from storage.errors import Exclusion
 from storage.layout import SCHEMA, CovariateValue, StoreSpec
-from storage.nifti.io import Header
-from storage.preprocess.grid import Grid
+from storage.nifti.io import NiftiGeometry
+from storage.preprocess.grid import SlabGrid
 
 Split = Literal["train", "val", "test", "unlabelled"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabelled")
 
 
-class Row(NamedTuple):
+class ShardRow(NamedTuple):
     """Where a case lies: the name of its shard, and its place along the case axis there."""
 
     shard: str
@@ -39,14 +39,14 @@ class Case:
     """
 
     index: int
-    row: Row
+    row: ShardRow
     subject: str
     arm: str | None
     arm_index: int
     trial: str | None
     split: Split
     covariates: Mapping[str, CovariateValue]
-    grid: Grid
+    grid: SlabGrid
     present: npt.NDArray[np.bool_] = field(compare=False)
     parcellation: bool
     intensity: Mapping[str, tuple[float, float]]
@@ -72,10 +72,10 @@ class CaseTable:
     inputs: str
     bids: str
     seed: int
-    shares: tuple[float, float, float]
+    split_fractions: tuple[float, float, float]
     shards: Mapping[str, str]
     cases: tuple[Case, ...]
-    refused: tuple[Refusal, ...]
+    excluded: tuple[Exclusion, ...]
 
 
 def encode_table(table: CaseTable) -> bytes:
@@ -86,11 +86,11 @@ def encode_table(table: CaseTable) -> bytes:
         "inputs": table.inputs,
         "bids": table.bids,
         "seed": table.seed,
-        "shares": table.shares,
+        "shares": table.split_fractions,
         "shards": table.shards,
     }
-    refused = ",\n".join(json.dumps(asdict(refusal)) for refusal in table.refused)
-    cases = ",\n".join(json.dumps(encode_fields(case), allow_nan=False) for case in table.cases)
+    refused = ",\n".join(json.dumps(asdict(refusal)) for refusal in table.excluded)
+    cases = ",\n".join(json.dumps(case_to_json(case), allow_nan=False) for case in table.cases)
     text = json.dumps(head)[:-1] + f', "refused": [\n{refused}], "cases": [\n{cases}]}}\n'
     return text.encode()
 
@@ -106,21 +106,21 @@ def decode_table(content: bytes) -> CaseTable:
         inputs=table["inputs"],
         bids=table["bids"],
         seed=table["seed"],
-        shares=tuple(table["shares"]),
+        split_fractions=tuple(table["shares"]),
         shards=table["shards"],
         cases=tuple(_case(record) for record in table["cases"]),
-        refused=tuple(Refusal(**record) for record in table["refused"]),
+        excluded=tuple(Exclusion(**record) for record in table["refused"]),
     )
 
 
-def encode_fields(facts: Any) -> dict[str, Any]:
+def case_to_json(facts: Any) -> dict[str, Any]:
     """A case, or the facts of one, as JSON; `grid.slab_affine` is there for other readers."""
     record = asdict(facts) | {"present": facts.present.tolist()}
     record["grid"]["slab_affine"] = facts.grid.slab_affine
     return record
 
 
-def decode_fields(record: dict[str, Any]) -> dict[str, Any]:
+def case_from_json(record: dict[str, Any]) -> dict[str, Any]:
     """The arguments that make again what `encode_fields` was given."""
     present = np.array(record["present"], bool)
     present.setflags(write=False)
@@ -130,14 +130,14 @@ def decode_fields(record: dict[str, Any]) -> dict[str, Any]:
 
 def _case(record: dict[str, Any]) -> Case:
     shard, place = record["row"]
-    return Case(**decode_fields(record) | {"row": Row(shard, place)})
+    return Case(**case_from_json(record) | {"row": ShardRow(shard, place)})
 
 
-def _grid(record: dict[str, Any]) -> Grid:
+def _grid(record: dict[str, Any]) -> SlabGrid:
     header = record["header"]
     qform = header["qform"]
-    return Grid(
-        header=Header(
+    return SlabGrid(
+        header=NiftiGeometry(
             **header
             | {
                 "shape": tuple(header["shape"]),
@@ -156,8 +156,8 @@ def _rows(matrix: list[list[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix)
 
 
-def encode_refusals(refused: tuple[Refusal, ...]) -> bytes:
-    """The refusals as a table for people (`refused.tsv`)."""
+def exclusions_tsv(refused: tuple[Exclusion, ...]) -> bytes:
+    """The refusals as a table for people (`excluded.tsv`)."""
     rows = [("subject", "session", "kind", "reason", "path")]
     rows += [(r.subject, r.session or "n/a", r.kind, r.reason, r.path or "n/a") for r in refused]
     lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in rows)

@@ -10,8 +10,8 @@ from ray.data.datasource import Datasource, ReadTask
 
 from storage.backends.backend import Location
 from storage.layout import SESSIONS, array_specs, session_indices
-from storage.store.array_reader import open_arrays, take_rows
-from storage.store.case_table import Row
+from storage.store.array_reader import open_arrays, read_rows
+from storage.store.case_table import ShardRow
 from storage.store.store import open_store
 
 DEFAULT_COLUMNS = ("case", "flair", "masks", "present", "arm")
@@ -103,7 +103,7 @@ def _read_blocks(
     *,
     columns: tuple[str, ...],
     sessions: list[int],
-    rows: list[Row],
+    rows: list[ShardRow],
     scalars: dict[str, list[int]],
     rows_per_block: int,
 ) -> Iterator[Block]:
@@ -114,7 +114,7 @@ def _read_blocks(
         batch = {
             name: np.array(scalars[name][part], np.int64)
             if name in scalars
-            else take_rows(arrays[name], rows[part], sessions=sessions)
+            else read_rows(arrays[name], rows[part], sessions=sessions)
             for name in columns
         }
         yield BlockAccessor.batch_to_block(batch)

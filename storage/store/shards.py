@@ -13,19 +13,19 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from storage.backends.backend import Place
-from storage.errors import Refusal
+from storage.backends.backend import StoreBackend
+from storage.errors import Exclusion
 from storage.layout import (
     SHARDS,
     StoreSpec,
     array_specs,
-    record_file,
     root_attributes,
     shard_attributes,
-    shard_files,
+    shard_paths,
+    shard_record_path,
 )
-from storage.preprocess.prepare import Facts
-from storage.store.case_table import Row, decode_fields, encode_fields
+from storage.preprocess.prepare import CaseMetadata
+from storage.store.case_table import ShardRow, case_from_json, case_to_json
 
 # Chosen by tests/benchmarks/codecs.py; the table is in README.md. The checksum is of what the disk
 # holds, so that no flipped bit comes through the decompressor unnoticed.
@@ -35,7 +35,7 @@ Blocks = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SubjectOutcome:
     """What became of a subject: the facts of a case, or why it is none.
 
     `inputs` is the digest of all that it was made from, `sources` the sha256 of its files by their
@@ -45,32 +45,37 @@ class Outcome:
     subject: str
     inputs: str
     sources: Mapping[str, str]
-    result: Facts | Refusal
+    result: CaseMetadata | Exclusion
 
 
 @dataclass(frozen=True)
-class Record:
+class ShardRecord:
     """What a shard holds: `outcomes` in order, `files` of its arrays with the sha256 of each."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[SubjectOutcome, ...]
     files: Mapping[str, str]
 
-    def rows(self, shard: str) -> Iterator[tuple[Outcome, Row]]:
+    def rows(self, shard: str) -> Iterator[tuple[SubjectOutcome, ShardRow]]:
         """The outcomes that are cases, with their rows in the shard of that name."""
-        cases = (outcome for outcome in self.outcomes if isinstance(outcome.result, Facts))
+        cases = (outcome for outcome in self.outcomes if isinstance(outcome.result, CaseMetadata))
         for place, outcome in enumerate(cases):
-            yield outcome, Row(shard, place)
+            yield outcome, ShardRow(shard, place)
 
 
 def write_shard(
-    place: Place, name: str, *, outcomes: Sequence[Outcome], blocks: Blocks, spec: StoreSpec
+    place: StoreBackend,
+    name: str,
+    *,
+    outcomes: Sequence[SubjectOutcome],
+    blocks: Blocks,
+    spec: StoreSpec,
 ) -> None:
     """Put a shard there, its record last; `blocks` are the arrays of its cases."""
     files = _encode_arrays(blocks, spec) if len(blocks["present"]) else {}
     for file, content in files.items():
         place.write(f"{SHARDS}/{name}/{file}", content)
     digests = {f"{SHARDS}/{name}/{file}": sha256(content) for file, content in files.items()}
-    place.write(record_file(name), _encode_record(Record(tuple(outcomes), digests)))
+    place.write(shard_record_path(name), _encode_record(ShardRecord(tuple(outcomes), digests)))
 
 
 def encode_root() -> bytes:
@@ -105,9 +110,11 @@ def _encode_arrays(blocks: Blocks, spec: StoreSpec) -> dict[str, bytes]:
     return {file: content.to_bytes() for file, content in sorted(files.items())}
 
 
-def read_finished(place: Place, names: set[str], *, spec: StoreSpec) -> dict[str, Record]:
+def load_complete_shards(
+    place: StoreBackend, names: set[str], *, spec: StoreSpec
+) -> dict[str, ShardRecord]:
     """The records of all shards that are whole, by name; `names` are the files that are there."""
-    found: dict[str, Record] = {}
+    found: dict[str, ShardRecord] = {}
     for name in sorted(names):
         folder, _, file = name.partition("/")
         shard, dot, suffix = file.partition(".")
@@ -117,23 +124,23 @@ def read_finished(place: Place, names: set[str], *, spec: StoreSpec) -> dict[str
             record = decode_record(place.read(name))
         except (KeyError, TypeError, ValueError):
             continue
-        if not record.files or names.issuperset(shard_files(shard, spec.slab)):
+        if not record.files or names.issuperset(shard_paths(shard, spec.slab)):
             found[shard] = record
     return found
 
 
-def _encode_record(record: Record) -> bytes:
+def _encode_record(record: ShardRecord) -> bytes:
     outcomes = ",\n".join(
         json.dumps(_encode_outcome(outcome), allow_nan=False) for outcome in record.outcomes
     )
     return f'{{"files": {json.dumps(record.files)}, "outcomes": [\n{outcomes}]}}\n'.encode()
 
 
-def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
+def _encode_outcome(outcome: SubjectOutcome) -> dict[str, Any]:
     result = outcome.result
     kind, fields = (
-        ("facts", encode_fields(result))
-        if isinstance(result, Facts)
+        ("facts", case_to_json(result))
+        if isinstance(result, CaseMetadata)
         else ("refusal", asdict(result))
     )
     return {
@@ -144,19 +151,19 @@ def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def decode_record(content: bytes) -> Record:
+def decode_record(content: bytes) -> ShardRecord:
     """A shard's record. Raises KeyError, TypeError or ValueError on other content."""
     record = json.loads(content)
-    return Record(tuple(map(_decode_outcome, record["outcomes"])), record["files"])
+    return ShardRecord(tuple(map(_decode_outcome, record["outcomes"])), record["files"])
 
 
-def _decode_outcome(fields: dict[str, Any]) -> Outcome:
+def _decode_outcome(fields: dict[str, Any]) -> SubjectOutcome:
     result = (
-        Facts(**decode_fields(fields["facts"]))
+        CaseMetadata(**case_from_json(fields["facts"]))
         if "facts" in fields
-        else Refusal(**fields["refusal"])
+        else Exclusion(**fields["refusal"])
     )
-    return Outcome(fields["subject"], fields["inputs"], fields["sources"], result)
+    return SubjectOutcome(fields["subject"], fields["inputs"], fields["sources"], result)
 
 
 def sha256(content: bytes) -> str:
@@ -164,7 +171,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def empty_blocks(rows: int, spec: StoreSpec) -> dict[str, npt.NDArray[Any]]:
+def allocate_arrays(rows: int, spec: StoreSpec) -> dict[str, npt.NDArray[Any]]:
     """Arrays of that many cases, to be filled."""
     specs = array_specs(spec.slab)
     return {name: np.zeros((rows, *array.shape), array.dtype) for name, array in specs.items()}

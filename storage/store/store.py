@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from storage.backends.backend import Location, Place
-from storage.backends.local import place_at
+from storage.backends.backend import Location, StoreBackend
+from storage.backends.local import open_backend
 from storage.errors import StoreError
 from storage.layout import (
-    ATTRIBUTE,
     CASE_TABLE,
-    GROUP,
+    ROOT_ATTRIBUTE,
+    ROOT_METADATA,
     StoreSpec,
     channel_index,
-    record_file,
     root_attributes,
-    shard_files,
+    shard_paths,
+    shard_record_path,
     unpack_masks,
 )
 from storage.preprocess.prepare import CaseArrays
-from storage.store.array_reader import StoredArray, open_arrays, take_rows
+from storage.store.array_reader import ShardedArray, open_arrays, read_rows
 from storage.store.case_table import Case, CaseTable, decode_table
 
 
@@ -61,7 +61,7 @@ class Store:
         for case in self.cases:
             if case.subject == subject:
                 return case
-        refused = [str(refusal) for refusal in self.table.refused if refusal.subject == subject]
+        refused = [str(refusal) for refusal in self.table.excluded if refusal.subject == subject]
         why = f"it was refused: {refused[0]}" if refused else f"it holds {len(self.cases)} others"
         raise StoreError(f"{self.path}: expected a case of {subject}, got none; {why}.")
 
@@ -71,12 +71,12 @@ class Store:
         Raises StoreError where its files are not as they were written.
         """
         row = self.cases[index].row
-        block = {name: take_rows(array, [row])[0] for name, array in self._arrays.items()}
+        block = {name: read_rows(array, [row])[0] for name, array in self._arrays.items()}
         masks = unpack_masks(block.pop("masks"), self.spec.slab[2])
         return CaseArrays(masks=masks, **block)
 
     @cached_property
-    def _arrays(self) -> dict[str, StoredArray]:
+    def _arrays(self) -> dict[str, ShardedArray]:
         return open_arrays(self.path)
 
 
@@ -87,7 +87,7 @@ def open_store(path: Location, *, inputs: str | None = None) -> Store:
     Raises StoreError where there is none that this code can read, where a file of it is missing,
     or where it was converted anew since then.
     """
-    place = place_at(path)
+    place = open_backend(path)
     _check_root(place)
     table = read_table(place)
     _check_files(place, table)
@@ -99,37 +99,37 @@ def open_store(path: Location, *, inputs: str | None = None) -> Store:
     return Store(place.location, table)
 
 
-def is_marked(place: Place) -> bool:
+def is_lesioncast_store(place: StoreBackend) -> bool:
     """Whether a store of this project, of any schema or state, is there."""
     try:
-        return isinstance(_mark(place), dict)
+        return isinstance(_read_root_attribute(place), dict)
     except StoreError:
         return False
 
 
-def _mark(place: Place) -> Any:
+def _read_root_attribute(place: StoreBackend) -> Any:
     try:
-        return json.loads(place.read(GROUP))["attributes"].get(ATTRIBUTE)
+        return json.loads(place.read(ROOT_METADATA))["attributes"].get(ROOT_ATTRIBUTE)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError) as error:
         raise StoreError(
             f"{place.location}: expected a Zarr 3 store, got none; run jobs/convert.py."
         ) from error
 
 
-def _check_root(place: Place) -> None:
-    mark = _mark(place)
+def _check_root(place: StoreBackend) -> None:
+    mark = _read_root_attribute(place)
     if not isinstance(mark, dict):
         raise StoreError(
             f"{place.location}: expected a lesioncast store, got a Zarr group without its mark."
         )
-    for key, value in root_attributes()[ATTRIBUTE].items():
+    for key, value in root_attributes()[ROOT_ATTRIBUTE].items():
         if mark.get(key) != value:
             raise StoreError(
                 f"{place.location}: expected {key} {value}, got {mark.get(key)}; convert it again."
             )
 
 
-def read_table(place: Place) -> CaseTable:
+def read_table(place: StoreBackend) -> CaseTable:
     """The case table, which makes the files a store. Raises StoreError where there is none."""
     try:
         return decode_table(place.read(CASE_TABLE))
@@ -145,11 +145,11 @@ def read_table(place: Place) -> CaseTable:
         ) from error
 
 
-def _check_files(place: Place, table: CaseTable) -> None:
+def _check_files(place: StoreBackend, table: CaseTable) -> None:
     filled = {case.row.shard for case in table.cases}
-    needed = {record_file(shard) for shard in table.shards}
-    needed |= {file for shard in filled for file in shard_files(shard, table.spec.slab)}
-    if missing := sorted(needed - place.names()):
+    needed = {shard_record_path(shard) for shard in table.shards}
+    needed |= {file for shard in filled for file in shard_paths(shard, table.spec.slab)}
+    if missing := sorted(needed - place.list_files()):
         raise StoreError(
             f"{place.location}: expected all files of its shards, got none at {missing[0]}"
             f" and {len(missing) - 1} others; convert it again: only what is missing is made."

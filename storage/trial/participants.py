@@ -14,24 +14,24 @@ from storage.settings import TrialLayout
 
 log = logging.getLogger(__name__)
 
-UNKNOWN = ("n/a", "")
+MISSING_VALUES = ("n/a", "")
 
 
-def name_of(label: str) -> str:
+def subject_id(label: str) -> str:
     """A subject's name from the label that its trial gives it: BIDS knows letters and digits only,
     and so does what is written of it later."""
-    return "sub-" + re.sub("[^A-Za-z0-9]", "", label_of(label))
+    return "sub-" + re.sub("[^A-Za-z0-9]", "", strip_sub_prefix(label))
 
 
-def label_of(text: str) -> str:
+def strip_sub_prefix(text: str) -> str:
     """A subject's label without the `sub-` that BIDS puts before it."""
     return text.removeprefix("sub-")
 
 
-def arm_of(row: Mapping[str, str], layout: TrialLayout) -> str | None:
+def parse_arm(row: Mapping[str, str], layout: TrialLayout) -> str | None:
     """The arm in a row of the table, by its name in a store; None where it is not known."""
-    text = row.get(layout.arm_column, UNKNOWN[0])
-    return None if text in UNKNOWN else layout.arm_names.get(text, text)
+    text = row.get(layout.arm_column, MISSING_VALUES[0])
+    return None if text in MISSING_VALUES else layout.arm_names.get(text, text)
 
 
 def read_participants(table: Path, layout: TrialLayout) -> list[dict[str, str]]:
@@ -45,7 +45,7 @@ def read_participants(table: Path, layout: TrialLayout) -> list[dict[str, str]]:
                 lines,
                 delimiter=layout.separator,
                 quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-                restval=UNKNOWN[0],
+                restval=MISSING_VALUES[0],
             )
             _check_columns(list(reader.fieldnames or ()), table, layout)
             return [{key: value.strip() for key, value in row.items() if key} for row in reader]

@@ -29,12 +29,12 @@ def check_pattern(pattern: str, *, session: bool) -> str | None:
     return None
 
 
-def find(root: Path, pattern: str, *, session: str) -> Iterator[tuple[str, Path]]:
+def find_files(root: Path, pattern: str, *, session: str) -> Iterator[tuple[str, Path]]:
     """Each file below `root` that fits the pattern with that session, and its subject, in order."""
     wanted = pattern.replace("{session}", glob.escape(session)).replace("{subject}", "*")
     # Path.glob takes twice as long.
     for path in sorted(glob.glob(wanted, root_dir=root, recursive=True)):  # noqa: PTH207
-        if (subject := match(path, pattern, session=session)) is not None:
+        if (subject := match_subject(path, pattern, session=session)) is not None:
             yield subject, root / path
 
 
@@ -43,12 +43,12 @@ def find_folders(root: Path, pattern: str) -> Iterator[str]:
     parts = PurePosixPath(pattern).parts
     depth = next(i for i, part in enumerate(parts) if "{subject}" in part) + 1
     if depth < len(parts) and "{session}" not in "/".join(parts[:depth]):
-        for subject, path in find(root, "/".join(parts[:depth]), session=""):
+        for subject, path in find_files(root, "/".join(parts[:depth]), session=""):
             if path.is_dir():
                 yield subject
 
 
-def match(path: str, pattern: str, *, session: str) -> str | None:
+def match_subject(path: str, pattern: str, *, session: str) -> str | None:
     """The subject whose file of that session `path` (relative, with /) is, None if it is none."""
     found = _expression(pattern, session).fullmatch(path)
     return found["subject"] if found else None

@@ -17,10 +17,10 @@ from sklearn.metrics import roc_auc_score
 from lesioncast.evaluation.baselines.methods import ENSEMBLE, REGRESSION
 from lesioncast.evaluation.metrics.scores import (
     LEVEL,
+    bootstrap_weights,
     log_count_errors,
     resampled_auc,
     resampled_mean,
-    resamples,
 )
 from lesioncast.evaluation.reporting.files import CASES
 from lesioncast.training.progress import read_metrics
@@ -112,11 +112,11 @@ def surprise(run: Path, weights: Floats) -> Floats:
 def difference(runs: Sequence[Path], recipe: Sequence[Path], score: Resampled) -> str:
     """Mean over the seeds with its interval."""
     cases = len(own(recipe[0])) if score is surprise else len(column(recipe[0], "lesions"))
-    weights = np.concatenate([np.ones((1, cases)), resamples(cases, draws=DRAWS, seed=0)])
+    weights = np.concatenate([np.ones((1, cases)), bootstrap_weights(cases, draws=DRAWS, seed=0)])
     gaps = np.stack(
         [score(a, weights) - score(b, weights) for a, b in zip(runs, recipe, strict=True)]
     )
-    seeds = resamples(len(runs), draws=DRAWS, seed=1) / len(runs)
+    seeds = bootstrap_weights(len(runs), draws=DRAWS, seed=1) / len(runs)
     drawn = (seeds * gaps[:, 1:].T).sum(axis=1)
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return f"{gaps[:, 0].mean():+.3f} ({low:+.3f} to {high:+.3f})"

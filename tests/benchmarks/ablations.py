@@ -22,9 +22,9 @@ from image_information import nats
 from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.io import read_json
-from lesioncast.cluster.connection import cluster, configure_logging
+from lesioncast.cluster.connection import configure_logging, ray_cluster
 from lesioncast.config import load_config
-from lesioncast.evaluation.features.outcomes import evaluable
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
 from storage import open_store
 
@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no burden": ("control.burden=false",),
     "clinical covariates": (
         "covariates=[age, sex, disease_duration, edss, relapses]",
-        "finetune.covariate_drop=0.1",
+        "finetune.covariate_dropout=0.1",
     ),
     "min-SNR weighting": ("objective.weighting=min_snr",),
     "balanced finish": ("finetune.balanced=true",),
@@ -48,10 +48,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     WEIGHTED: ("objective.lesion_weight=10.0",),
     UNCORRECTED: (),
     "stage 2 three times as long": ("finetune.steps=1440",),
-    "no voxel perceptrons": ("unet.head=0", "control.voxels=0"),
+    "no voxel perceptrons": ("unet.voxel_head_width=0", "control.voxel_mlp_width=0"),
     "squared error": ("objective.mask_loss=squared",),
     "v-prediction": ("objective.prediction=v", "objective.mask_loss=squared"),
-    "no lesion load": ("unet.loads=[]",),
+    "no lesion load": ("unet.lesion_load_thresholds=[]",),
 }
 """One thing changed in each; what it is compared with is `recipe`."""
 STAGE_2_ALONE = ("control.", "finetune.", "covariates=")
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     seeds = [int(seed) for seed in args.seeds.split(",")]
     names = list(dict.fromkeys([RECIPE, *args.variants.split(",")]))
-    with cluster(config.ray):
+    with ray_cluster(config.ray):
         for job in (simulate, convert):
             done(job.main(study.flags), "the trial", job.__name__)
         for name in names:
@@ -122,7 +122,7 @@ def run(name: str, seed: int, study: Study, *, store: Path) -> None:
         evaluate.__name__,
     )
     opened = open_store(store)
-    cases = evaluable(opened.select(split="test"))
+    cases = cases_with_outcome(opened.select(split="test"))
     own, none = nats(opened, load_bundle(out / "bundle"), cases)
     np.savez(out / STEERING, own=own, none=none)
 

@@ -26,15 +26,15 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
-from lesioncast.cluster.connection import RaySettings, cluster
-from lesioncast.diffusion.continuous_batching import Engine, draw_all
-from lesioncast.diffusion.model import Told
+from lesioncast.cluster.connection import RaySettings, ray_cluster
+from lesioncast.diffusion.continuous_batching import ContinuousBatcher, run_until_idle
+from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.evaluation.features.outcomes import evaluable
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.forecasting.sampling import sample_seeds
-from serve.api.schemas import Patient
-from serve.inference.sampler import EngineThread, Sampler
-from serve.settings import Settings
+from serve.api.schemas import PatientRef
+from serve.inference.sampler import EngineThread, SamplerWorker
+from serve.settings import ServiceSettings
 from storage import open_store
 
 ARMS_AND_SAMPLES = ((1, 2), (1, 8), (6, 2), (6, 4))  # of a request, equally likely
@@ -43,7 +43,7 @@ HEAD = (
     "| arrivals | batching | samples/s | p50 | p95 | passes | rows without a sample |\n"
     "|---|---|---|---|---|---|---|"
 )
-Make = Callable[[SamplerConfig], Engine[Told]]
+Make = Callable[[SamplerConfig], ContinuousBatcher[SampleCondition]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Asked:
     """A request: when it arrives, for whom, and its calls, (arm, seeds) each."""
 
     at: float
-    patient: Patient
+    patient: PatientRef
     calls: tuple[tuple[int, tuple[int, ...]], ...]
 
     @property
@@ -70,7 +70,7 @@ class Passes:
     def counting(self, make: Make) -> Make:
         """The same engines, whose steps are counted."""
 
-        def made(sampler: SamplerConfig) -> Engine[Told]:
+        def made(sampler: SamplerConfig) -> ContinuousBatcher[SampleCondition]:
             engine = make(sampler)
             step = engine.step
 
@@ -96,7 +96,7 @@ class ByRequest:
     async def draw(
         self,
         _: Hashable,
-        told: Sequence[Told],
+        told: Sequence[SampleCondition],
         seeds: Sequence[int],
         sampler: SamplerConfig,
     ) -> list[Tensor]:
@@ -104,34 +104,34 @@ class ByRequest:
         each = zip(told, seeds, strict=True)
         return list(await asyncio.gather(*(self._any((of, seed, sampler)) for of, seed in each)))
 
-    async def _any(self, sample: tuple[Told, int, SamplerConfig]) -> Tensor:
+    async def _any(self, sample: tuple[SampleCondition, int, SamplerConfig]) -> Tensor:
         """One without lesions needs no network, and so no place in a batch."""
         if sample[0].load == 0:
-            return draw_all(self._make(sample[2]), sample[:1], sample[1:2])[0]
+            return run_until_idle(self._make(sample[2]), sample[:1], sample[1:2])[0]
         found: Tensor = await self._one(sample)
         return found
 
     @ray_serve.batch(max_batch_size=ROWS, batch_wait_timeout_s=0.01)
-    async def _one(self, batch: list[tuple[Told, int, SamplerConfig]]) -> list[Tensor]:
+    async def _one(self, batch: list[tuple[SampleCondition, int, SamplerConfig]]) -> list[Tensor]:
         told, seeds, samplers = zip(*batch, strict=True)
         engine = self._make(samplers[0])
-        return list(await asyncio.to_thread(draw_all, engine, told, seeds))
+        return list(await asyncio.to_thread(run_until_idle, engine, told, seeds))
 
 
 @ray_serve.deployment(max_ongoing_requests=4096, ray_actor_options={"num_cpus": 1})
 class Replica:
     """The service's sampler, batching by step or by request."""
 
-    def __init__(self, settings: Settings, *, by_step: bool, steps: int) -> None:
+    def __init__(self, settings: ServiceSettings, *, by_step: bool, steps: int) -> None:
         self._steps = steps
         self._passes = Passes()
-        self._sampler = Sampler(settings, lambda _: None)
+        self._sampler = SamplerWorker(settings, lambda _: None)
         make = self._passes.counting(self._sampler._thread._make)
         self._sampler._thread = (
             EngineThread(make, lambda _: None) if by_step else ByRequest(make)  # type: ignore[assignment]
         )
 
-    async def draw(self, job: str, patient: Patient, arm: int, seeds: tuple[int, ...]) -> int:
+    async def draw(self, job: str, patient: PatientRef, arm: int, seeds: tuple[int, ...]) -> int:
         """How many lesions the samples have together."""
         drawn = await self._sampler.draw(job, patient, arm, seeds, {"num_steps": self._steps})
         return sum(found.plain for found in drawn.lesions)
@@ -153,7 +153,7 @@ def requests(patients: Sequence[str], number: int, *, rate: float, seed: int) ->
         seeds = sample_seeds(place, name, samples)
         blocks = [seeds[first : first + ROWS] for first in range(0, samples, ROWS)]
         calls = tuple((arm, block) for arm in rng.sample(range(6), arms) for block in blocks)
-        asked.append(Asked(now, Patient(name, None), calls))
+        asked.append(Asked(now, PatientRef(name, None), calls))
         now += rng.expovariate(rate) if rate else 0.0
     return asked
 
@@ -195,9 +195,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     torch.set_num_threads(1)
-    settings = Settings(bundle=given.bundle, store=given.store, demo=True).absolute()
-    patients = [case.subject for case in evaluable(open_store(settings.store).select(split="test"))]
-    with cluster(RaySettings(num_cpus=3)):
+    settings = ServiceSettings(bundle=given.bundle, store=given.store, demo=True).absolute()
+    patients = [
+        case.subject for case in cases_with_outcome(open_store(settings.store).select(split="test"))
+    ]
+    with ray_cluster(RaySettings(num_cpus=3)):
         start = partial(_started, settings=settings, steps=given.steps)
         ways = {
             "by step": (start("step", by_step=True), True),
@@ -222,11 +224,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _started(name: str, *, settings: Settings, by_step: bool, steps: int) -> DeploymentHandle[Any]:
+def _started(
+    name: str, *, settings: ServiceSettings, by_step: bool, steps: int
+) -> DeploymentHandle[Any]:
     deployment: Any = Replica
     bound = deployment.bind(settings, by_step=by_step, steps=steps)
     replica = ray_serve.run(bound, name=name, route_prefix=None)
-    patient = Patient(open_store(settings.store).select(split="test")[0].subject, None)
+    patient = PatientRef(open_store(settings.store).select(split="test")[0].subject, None)
     replica.draw.remote("warm", patient, 0, tuple(range(ROWS))).result()
     replica.passes.remote().result()
     return replica

@@ -20,20 +20,20 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import nbinom, norm, poisson
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
+from lesioncast.evaluation.baselines.baselines import Floats, fit_regression_baseline
 from lesioncast.evaluation.metrics.scores import (
     Resampled,
+    bootstrap_weights,
     estimate_difference,
     log_count_errors,
+    point_estimate,
     resampled_ap,
     resampled_auc,
     resampled_mean,
-    resamples,
-    unresampled,
 )
 from lesioncast.simulation import disease
 from lesioncast.simulation.disease import Patient
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.settings import SimulationSettings
 
 EARLIER, ASKED = 0, 1  # periods
 FRAILTY = np.linspace(-5, 5, 81)[:, None]
@@ -57,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = counts(patients)
     told = np.column_stack([known, covariates(patients, args.train)])
     test = patients[args.train :]
-    law = np.stack([posterior(each, CohortSettings.predictability) for each in test])
+    law = np.stack([posterior(each, SimulationSettings.predictability) for each in test])
     forecasts = {
         "regression on the counts": regression(known, patients, args.train),
         "regression on the counts and the record": regression(told, patients, args.train),
         "exact": Forecast(1 - law[:, 0], np.expm1(law @ np.log1p(COUNTS))),
     }
     true = np.array([each.counts[ASKED, column(each)] for each in test], np.float64)
-    weights = resamples(len(test), draws=BOOTSTRAP, seed=0)
+    weights = bootstrap_weights(len(test), draws=BOOTSTRAP, seed=0)
     print("\n".join((*scores(forecasts, true), "", *gains(forecasts, true, weights))))
     paper = log_count_errors(true, law @ COUNTS).mean()
     print(
@@ -78,13 +78,13 @@ def posterior(patient: Patient, h: float) -> Floats:
 
     The sum over frailty and the response to the arm, given which the two periods are independent.
     """
-    arm, age = patient.arm, disease.standard_age(patient.age)
+    arm, age = patient.arm, disease.standardised_age(patient.age)
     weights = disease.score_weights(arm, h)
     centre = weights.severity * h * FRAILTY + weights.response * RESPONSE + weights.age * age
     spread = weights.severity * np.sqrt(1 - h**2)
 
     def at_most(period: int) -> Floats:
-        bound = np.append(ndtri(disease.count_law(arm, period)[:-1]), np.inf)
+        bound = np.append(ndtri(disease.count_cdf(arm, period)[:-1]), np.inf)
         return np.asarray(ndtr((bound - centre[..., None]) / spread))
 
     seen = int(patient.counts[EARLIER, column(patient)])
@@ -96,10 +96,14 @@ def posterior(patient: Patient, h: float) -> Floats:
 
 def baseline(patient: Patient, age: float) -> Floats:
     """P(what was known at w000 and frailty), up to a factor, at each of FRAILTY."""
-    frail = norm.pdf(FRAILTY, disease.AGE_Z * age, np.sqrt(1 - disease.AGE_Z**2))
+    frail = norm.pdf(
+        FRAILTY,
+        disease.AGE_FRAILTY_CORRELATION * age,
+        np.sqrt(1 - disease.AGE_FRAILTY_CORRELATION**2),
+    )
     shape = disease.GAD_SHAPE
     gad = nbinom(shape, shape / (shape + disease.gad_mean(FRAILTY)))
-    relapses = poisson(disease.further_relapses(FRAILTY))
+    relapses = poisson(disease.expected_extra_relapses(FRAILTY))
     seen = patient.gad_count
     gad_chance = gad.pmf(seen) if seen < disease.MOST_GAD else gad.sf(seen - 1)
     median = np.log(disease.t2_median(FRAILTY, age, patient.duration))
@@ -116,7 +120,7 @@ def regression(features: Floats, patients: Sequence[Patient], train: int) -> For
     """Fitted on the first `train` patients, asked of the others."""
     arm = np.array([column(each) for each in patients])
     count = np.array([each.counts[ASKED, column(each)] for each in patients], np.float64)
-    model = fit_scalar_model(
+    model = fit_regression_baseline(
         features[:train], arm[:train], count[:train], arms=len(PAPER_ARM_NAMES)
     )
     asked = features[train:], arm[train:]
@@ -141,7 +145,7 @@ def scores(forecasts: dict[str, Forecast], true: Floats) -> Iterator[str]:
     yield "| forecast | " + " | ".join(SCORES) + " |"
     yield "|" + "---|" * (1 + len(SCORES))
     for name, forecast in forecasts.items():
-        cells = [unresampled(each, len(true)) for each in resampled(forecast, true)]
+        cells = [point_estimate(each, len(true)) for each in resampled(forecast, true)]
         yield f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
 
 

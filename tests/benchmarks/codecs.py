@@ -28,12 +28,12 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
+from lesioncast.simulation.settings import SimulationSettings
 from storage import StoreSettings, pack_masks
-from storage.preprocess.prepare import prepare
+from storage.preprocess.prepare import preprocess_subject
 from storage.store.shards import CODECS
-from storage.trial.dataset import read_trial
+from storage.trial.dataset import scan_trial
 
 Array = npt.NDArray[Any]
 Codecs = tuple[BytesBytesCodec, ...]
@@ -71,15 +71,15 @@ class Figures:
 def simulated(config: Path, subjects: int) -> dict[str, Array]:
     """The arrays of that many simulated cases, as a store holds them."""
     sections = preset(config)
-    cohort = replace(built(CohortSettings, sections["cohort"]), subjects=subjects)
+    cohort = replace(built(SimulationSettings, sections["cohort"]), subjects=subjects)
     store = built(StoreSettings, sections["store"])
     with tempfile.TemporaryDirectory() as place:
         root = Path(place, "bids")
-        write_subjects(root, cohort, open_trial(root, cohort))
-        close_trial(root, cohort)
+        write_subjects(root, cohort, initialise_dataset(root, cohort))
+        finalise_dataset(root, cohort)
         cases = [
-            prepare(subject, root, settings=store, arms=PAPER_ARM_NAMES)[1]
-            for subject in read_trial(root, store.layout)
+            preprocess_subject(subject, root, settings=store, arms=PAPER_ARM_NAMES)[1]
+            for subject in scan_trial(root, store.layout)
         ]
     return {
         "flair": np.stack([case.flair for case in cases]),

@@ -1,7 +1,7 @@
 """A full-size simulated trial that converts, is killed at random, goes on and is verified.
 
     PYTHONPATH=.:platform python tests/benchmarks/conversion_kills.py --folder /tmp/kills \
-        --set 'cohort.shape=[21, 256, 256]' [--subjects 300]
+        --set 'simulation.shape=[21, 256, 256]' [--subjects 300]
 
 Simulates the trial, converts it once undisturbed, then again in runs that each lose a worker and
 then their driver to SIGKILL, at random moments, every other one amid a shard's files; then to the
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     args = parser.parse_args(argv)
     flags = ["--config", args.config, "--bids", str(args.folder / "bids")]
-    flags += [f"--set={text}" for text in (f"cohort.subjects={args.subjects}", *args.overrides)]
+    flags += [f"--set={text}" for text in (f"simulation.subjects={args.subjects}", *args.overrides)]
     whole, killed = args.folder / "whole.zarr", args.folder / "killed.zarr"
     commands = {path: job("convert.py", *flags, "--store", str(path)) for path in (whole, killed)}
 

@@ -15,17 +15,17 @@ import torch
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.covariates import covariate_features
-from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
+from lesioncast.evaluation.baselines.baselines import Floats, fit_regression_baseline
 from lesioncast.evaluation.metrics.scores import (
     Resampled,
+    bootstrap_weights,
     estimate_difference,
+    point_estimate,
     resampled_auc,
-    resamples,
-    unresampled,
 )
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.simulation.disease import Patient, draw_patient
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.settings import SimulationSettings
 
 NUMBERS = ("age", "disease_duration", "edss", "relapses")
 BOOTSTRAP = 500
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsed(__doc__, argv, train=1216, test=12000)
     patients = patients_of(args)
     told = covariates(patients, args.train)
-    weights = resamples(args.test, draws=BOOTSTRAP, seed=0)
+    weights = bootstrap_weights(args.test, draws=BOOTSTRAP, seed=0)
     print(
         "| regression on | test cases | AUC without | covariates add |",
         "|---|---|---|---|",
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         added = auc_of(np.column_stack([known, told]), patients, train=args.train)
         gain = estimate_difference(added, without, weights)
         print(
-            f"| {name} | {args.test} | {unresampled(without, args.test):.3f} "
+            f"| {name} | {args.test} | {point_estimate(without, args.test):.3f} "
             f"| {gain.value:.3f} ({gain.low:.3f} to {gain.high:.3f}) |"
         )
     return 0
@@ -71,7 +71,7 @@ def parsed(
 
 def patients_of(args: argparse.Namespace) -> list[Patient]:
     """All of them, those to fit to first."""
-    settings = CohortSettings(subjects=args.train + args.test, seed=args.seed)
+    settings = SimulationSettings(subjects=args.train + args.test, seed=args.seed)
     return [draw_patient(settings, index) for index in range(settings.subjects)]
 
 
@@ -102,7 +102,7 @@ def auc_of(features: Floats, patients: Sequence[Patient], *, train: int) -> Resa
     """The AUC of activity at w096 among the patients after the first `train`, resampled."""
     arm = np.array([column(each) for each in patients])
     outcome = np.array([each.counts[1, column(each)] for each in patients], np.float64)
-    model = fit_scalar_model(
+    model = fit_regression_baseline(
         features[:train], arm[:train], outcome[:train], arms=len(PAPER_ARM_NAMES)
     )
     chance = model.probability(features[train:], arm[train:])

@@ -20,20 +20,20 @@ from torch.utils.data import SequentialSampler
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import CONDITION
-from lesioncast.imaging.channels import TARGET, Channels, named
-from lesioncast.training.data.dataset import Batch, Cases, ahead
+from lesioncast.imaging.channels import TARGET_CHANNELS, Channels, parse_channels
+from lesioncast.training.data.dataset import Batch, CaseDataset, prefetch
 from lesioncast.training.data.node_cache import open_cases, read_in_process
-from lesioncast.training.data.selection import CaseCache, training_cases
-from lesioncast.training.randomness import Drops
+from lesioncast.training.data.selection import CaseSelection, training_cases
+from lesioncast.training.randomness import ConditionDropout
 from storage import Case, Store, TrialLayout
 from storage.preprocess.grid import to_slab
 from storage.store.ray_datasource import ZarrDatasource
-from storage.trial.path_patterns import match
+from storage.trial.path_patterns import match_subject
 
 NIBABEL, MONAI = "nibabel, .nii.gz", "MONAI PersistentDataset, DataLoader"
 OURS = "node cache, by index"
 RAY_DATA, STREAMED = "store, Ray Data", "store, by index"
-CHANNELS: Channels = (*TARGET, *named(CONDITION))
+CHANNELS: Channels = (*TARGET_CHANNELS, *parse_channels(CONDITION))
 
 Order = npt.NDArray[Any]
 Way = Callable[[Order], Iterator[int]]
@@ -59,15 +59,17 @@ def ways(
     }
 
 
-def by_index(cases: Cases, order: Order, *, batch: int) -> Iterator[int]:
+def by_index(cases: CaseDataset, order: Order, *, batch: int) -> Iterator[int]:
     """As the training loop does."""
     parts = np.array_split(order, range(batch, len(order), batch))
     depth = 4 if cases.streamed else 1
-    for _, made in ahead(lambda step: _batch(cases, parts[step]), range(len(parts)), depth=depth):
+    for _, made in prefetch(
+        lambda step: _batch(cases, parts[step]), range(len(parts)), depth=depth
+    ):
         yield _held(made)
 
 
-def through_ray_data(cache: CaseCache, order: Order, *, batch: int) -> Iterator[int]:
+def through_ray_data(cache: CaseSelection, order: Order, *, batch: int) -> Iterator[int]:
     """A pass of Ray Data over the cases in that order, which is their shuffle."""
     source = ZarrDatasource(
         cache.store,
@@ -77,14 +79,16 @@ def through_ray_data(cache: CaseCache, order: Order, *, batch: int) -> Iterator[
     dataset = ray.data.read_datasource(source)
     for rows in dataset.iter_batches(batch_size=batch, batch_format="numpy"):
         active = np.zeros(len(rows["arm"]), bool)
-        cases = Cases(rows["flair"], rows["masks"], rows["present"], rows["arm"], active)
+        cases = CaseDataset(rows["flair"], rows["masks"], rows["present"], rows["arm"], active)
         yield _held(_batch(cases, np.arange(len(active))))
 
 
-def _batch(cases: Cases, rows: Order) -> Batch:
-    kept = Drops(*(np.zeros((len(rows), *rest), bool) for rest in ((), (len(CONDITION),), (0,))))
+def _batch(cases: CaseDataset, rows: Order) -> Batch:
+    kept = ConditionDropout(
+        *(np.zeros((len(rows), *rest), bool) for rest in ((), (len(CONDITION),), (0,)))
+    )
     null = len(PAPER_ARM_NAMES)
-    return cases.batch(rows, kept, null_arm=null, condition=named(CONDITION))
+    return cases.batch(rows, kept, null_arm=null, condition=parse_channels(CONDITION))
 
 
 def _held(batch: Batch) -> int:
@@ -104,7 +108,9 @@ def _files(case: Case, bids: Path, layout: TrialLayout) -> Files:
     found = {}
     for session, channel in CHANNELS:
         pattern = getattr(layout, channel)
-        made_from = (p for p in case.digests if match(p, pattern, session=session) is not None)
+        made_from = (
+            p for p in case.digests if match_subject(p, pattern, session=session) is not None
+        )
         found[session, channel] = str(bids / next(made_from))
     return Files(case, found)
 

@@ -1,7 +1,7 @@
 """How fast a trial becomes a store and its cases tensors, beside NIfTI files and MONAI's cache.
 
     PYTHONPATH=.:platform python tests/benchmarks/data_loading.py --out OUT \
-        --config jobs/configs/paper.yaml --subjects 64 --set 'cohort.shape=[21, 256, 256]'
+        --config jobs/configs/paper.yaml --subjects 64 --set 'simulation.shape=[21, 256, 256]'
 
 Simulates the trial below OUT once, converts it with one and two workers, then reads all cases in
 random order in one way after the other, `--rounds` times, with the allocator set as jobs set it for
@@ -26,7 +26,7 @@ import numpy as np
 from tables import table
 from worker_memory import peaks_of_workers
 
-from lesioncast.cluster.connection import ALLOCATOR, RaySettings, cluster, job_parser
+from lesioncast.cluster.connection import MALLOC_ENV, RaySettings, job_parser, ray_cluster
 from lesioncast.config import load_config
 from lesioncast.jobs import convert, simulate
 from storage import open_store
@@ -84,14 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """The whole benchmark as plain numbers."""
     begun = os.getloadavg()
-    given = ["--config", str(args.config), "--set", f"cohort.subjects={args.subjects}"]
-    for override in (*args.overrides, "store.split=[1.0, 0.0, 0.0]", "store.cases_per_shard=16"):
+    given = ["--config", str(args.config), "--set", f"simulation.subjects={args.subjects}"]
+    for override in (
+        *args.overrides,
+        "store.split_fractions=[1.0, 0.0, 0.0]",
+        "store.cases_per_shard=16",
+    ):
         given += ["--set", override]
     require(simulate.main([*given, "--bids", str(out / "bids")]))
     conversions = [converted(given, out, workers=workers) for workers in (1, 2)]
     store = open_store(out / "store-2.zarr")
     config = load_config(args.config, given[3::2])
-    with cluster(RaySettings(num_cpus=2)):
+    with ray_cluster(RaySettings(num_cpus=2)):
         ways = data_loaders.ways(
             store, out, bids=out / "bids", layout=config.store.layout, batch=BATCH
         )
@@ -119,7 +123,7 @@ def converted(given: list[str], out: Path, *, workers: int) -> Conversion:
     """Converts the trial anew on a cluster of so many CPUs, whose start is not counted."""
     store = out / f"store-{workers}.zarr"
     shutil.rmtree(store, ignore_errors=True)
-    with cluster(RaySettings(num_cpus=workers)):
+    with ray_cluster(RaySettings(num_cpus=workers)):
         started = time.perf_counter()
         require(convert.main([*given, "--bids", str(out / "bids"), "--store", str(store)]))
         seconds = time.perf_counter() - started
@@ -178,6 +182,6 @@ def report(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if not ALLOCATOR.items() <= os.environ.items():  # glibc reads them as a process starts
-        os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
+    if not MALLOC_ENV.items() <= os.environ.items():  # glibc reads them as a process starts
+        os.execve(sys.executable, sys.orig_argv, os.environ | MALLOC_ENV)
     sys.exit(main())

@@ -23,12 +23,12 @@ from study_cli import chosen, study_parser
 from torch import Tensor
 
 from lesioncast.bundle.bundle import Bundle
-from lesioncast.diffusion.lesion_load import LEAST_CHANCE, load_of
-from lesioncast.diffusion.model import Model
-from lesioncast.diffusion.objective import NET2, noised
-from lesioncast.evaluation.features.outcomes import evaluable
+from lesioncast.diffusion.lesion_load import MIN_PROBABILITY, lesion_load_class
+from lesioncast.diffusion.model import LesionDiffusion
+from lesioncast.diffusion.objective import NET2, add_noise
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.forecasting.runtime import store_reader
-from lesioncast.forecasting.sampling import Shown
+from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.imaging.channels import MASKS
 from storage import Case, Store
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"| {logsnr:g} | {with_images.mean():.2f} | {without.mean():.2f} "
             f"| {mean_and_error(without - with_images)} |"
         )
-    known = evaluable(store.select(split="train"))
+    known = cases_with_outcome(store.select(split="train"))
     learned = places(outcomes(store, known), store.spec.spacing)
     print("", "| mm from older lesions | lesions, times the map's |", "|---|---|", sep="\n")
     for least, lift in zip(RINGS, learned.lift, strict=True):
@@ -77,7 +77,7 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
             continue
         few, x = [few[row] for row in rows.tolist()], x[rows]
         arm = torch.tensor([case.arm_index for case in few])
-        given = zip(*(read(Shown(case.index)) for case in few), strict=True)
+        given = zip(*(read(ModelInput(case.index)) for case in few), strict=True)
         condition, covariates = (torch.from_numpy(np.stack(each)) for each in given)
         own.append(surprise(bundle.model, x, arm, condition, covariates))
         none.append(surprise(bundle.model, x, arm, torch.zeros_like(condition), None))
@@ -134,18 +134,18 @@ def mean_and_error(values: Floats) -> str:
 
 @torch.no_grad()
 def surprise(
-    model: Model, x: Tensor, arm: Tensor, condition: Tensor, covariates: Tensor | None
+    model: LesionDiffusion, x: Tensor, arm: Tensor, condition: Tensor, covariates: Tensor | None
 ) -> Floats:
     """- log P of the voxels of NET2 in x [n, 2, s, h, w], summed, at each level [n, level]."""
-    least = model.config.unet.loads
-    load = load_of(x[:, NET2], least) if least else None
+    least = model.config.unet.lesion_load_thresholds
+    load = lesion_load_class(x[:, NET2], least) if least else None
     denoise = model.denoiser(condition, arm, guidance=1.0, covariates=covariates, load=load)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     found = []
     for logsnr in LOGSNR:
         at = torch.full((len(x),), logsnr)
-        chance = (denoise(noised(x, noise, at), at)[:, NET2] + 1) / 2
-        right = torch.where(x[:, NET2] > 0, chance, 1 - chance).double().clamp(min=LEAST_CHANCE)
+        chance = (denoise(add_noise(x, noise, at), at)[:, NET2] + 1) / 2
+        right = torch.where(x[:, NET2] > 0, chance, 1 - chance).double().clamp(min=MIN_PROBABILITY)
         found.append(-right.log().flatten(1).sum(1))
     return torch.stack(found, dim=1).numpy()
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from workloads import STAGE1, Scale, Variant, autocast, compiled, inputs, placed, switched
 
-from lesioncast.diffusion.blocks import SelfAttention, fold
+from lesioncast.diffusion.blocks import SelfAttention, slices_to_channels
 from lesioncast.diffusion.solvers import seeded_generators, seeded_noise
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.state import TrainState, initial_state, update_ema
@@ -241,7 +241,12 @@ def data_and_noise(scale: Scale, device: torch.device) -> Iterator[Row]:
     shape = tuple(data.x.shape[1:])
     generators = seeded_generators(range(scale.batch))
     yield from [
-        _timed("fold", lambda: fold(data.x, scale.model.unet.patch), device, tensor=data.x),
+        _timed(
+            "fold",
+            lambda: slices_to_channels(data.x, scale.model.unet.patch),
+            device,
+            tensor=data.x,
+        ),
         _timed("a batch's x to the device", lambda: host.to(device), device, tensor=data.x),
         _timed(
             "noise of a sampler's step, drawn on the CPU",

@@ -18,10 +18,10 @@ from solvers import Masks, counted, draw, observed
 from study_cli import chosen, study_parser
 
 from lesioncast.bundle.bundle import Bundle
-from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
-from lesioncast.diffusion.lesion_load import load_of
+from lesioncast.cluster.connection import RaySettings, configure_logging, ray_cluster
+from lesioncast.diffusion.lesion_load import lesion_load_class
 from lesioncast.forecasting.runtime import store_reader
-from lesioncast.forecasting.sampling import Shown, seeds_of
+from lesioncast.forecasting.sampling import ModelInput, seeds_of
 from storage import Case, Store
 
 HEAD = (
@@ -38,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     configure_logging()
     store, bundle, cases = chosen(args)
-    least = bundle.config.unet.loads
+    least = bundle.config.unet.lesion_load_thresholds
     if not least:
-        parser.error(f"{args.bundle}: expected networks with unet.loads, got none")
+        parser.error(f"{args.bundle}: expected networks with unet.lesion_load_thresholds, got none")
     truth = np.stack([observed(store, case) for case in cases])
-    with cluster(RaySettings()):
+    with ray_cluster(RaySettings()):
         drawn = draw(store, cases, args.bundle.absolute(), bundle.sampler, samples=args.samples)
     masks = drawn.reshape(-1, *truth.shape[1:])
     told, chance = told_loads(store, cases, bundle, samples=args.samples)
-    true = load_of(torch.from_numpy(2.0 * truth - 1), least).numpy()
+    true = lesion_load_class(torch.from_numpy(2.0 * truth - 1), least).numpy()
     print(HEAD, "|" + "---|" * 9, sep="\n")
     for load, voxels in enumerate((0, *least)):
         of_load, seen = masks[told == load], truth[true == load]
@@ -69,9 +69,9 @@ def told_loads(
     read = store_reader(store, bundle.config)
     loads, chance = [], []
     for case in cases:
-        given = map(torch.from_numpy, read(Shown(case.index)))
-        hint = bundle.model.hint(*given, bundle.sampler)
-        drawn = bundle.model.told(hint, case.arm_index, seeds[case.index])
+        given = map(torch.from_numpy, read(ModelInput(case.index)))
+        hint = bundle.model.encode_patient(*given, bundle.sampler)
+        drawn = bundle.model.sample_conditions(hint, case.arm_index, seeds[case.index])
         loads += [each.load for each in drawn]
         logits = bundle.model.load_logits(hint, case.arm_index)
         assert logits is not None

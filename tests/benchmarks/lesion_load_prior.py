@@ -22,13 +22,18 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lesioncast.config import Config, load_config
-from lesioncast.diffusion.controlnet import BURDEN
-from lesioncast.diffusion.lesion_load import LoadPrior
-from lesioncast.evaluation.baselines.baselines import Floats, fit_scalar_model
-from lesioncast.evaluation.features.image_features import image_scalars
-from lesioncast.evaluation.features.outcomes import evaluable
-from lesioncast.imaging.channels import START, named, outside
-from lesioncast.training.lesion_load_prior import ROWS, Patients, fit_load_prior, patients_of
+from lesioncast.diffusion.controlnet import BURDEN_FEATURES
+from lesioncast.diffusion.lesion_load import LesionLoadPrior
+from lesioncast.evaluation.baselines.baselines import Floats, fit_regression_baseline
+from lesioncast.evaluation.features.image_features import image_features
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
+from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessions, parse_channels
+from lesioncast.training.lesion_load_prior import (
+    ROWS,
+    PriorTrainingData,
+    fit_load_prior,
+    load_prior_data,
+)
 from storage import Case, Store, open_store
 
 NUMBER = 2  # place among the numbers of a channel
@@ -37,7 +42,7 @@ NUMBER = 2  # place among the numbers of a channel
 class Known(NamedTuple):
     """Some cases of a store, as the prior and as a regression are told them [n, scalar]."""
 
-    patients: Patients
+    patients: PriorTrainingData
     scalars: Floats
 
     @property
@@ -52,8 +57,8 @@ class Known(NamedTuple):
 
     def first(self, number: int) -> "Known":
         """So many of the cases."""
-        parts = (getattr(self.patients, each.name)[:number] for each in fields(Patients))
-        return Known(Patients(*parts), self.scalars[:number])
+        parts = (getattr(self.patients, each.name)[:number] for each in fields(PriorTrainingData))
+        return Known(PriorTrainingData(*parts), self.scalars[:number])
 
     def limited(self, *, numbers: bool) -> "Known":
         """With the numbers of lesions or without."""
@@ -74,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = load_config(args.config, [])
     first, *others = (open_store(path.absolute()) for path in args.stores)
-    train = told(evaluable(first.select(split="train")), first, config)
-    asked = [told(evaluable(first.select(split="test")), first, config)]
-    asked += [told(evaluable(each.cases), each, config) for each in others]
+    train = told(cases_with_outcome(first.select(split="train")), first, config)
+    asked = [told(cases_with_outcome(first.select(split="test")), first, config)]
+    asked += [told(cases_with_outcome(each.cases), each, config) for each in others]
     sizes = [len(each.scalars) for each in asked]
     print("| P(active) by | " + " | ".join(f"AUC, {n} | AP, {n}" for n in sizes) + " |")
     print("|" + "---|" * (1 + 2 * len(asked)))
@@ -101,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ),
             flush=True,
         )
-    model = fit_scalar_model(train.scalars, train.arm, train.lesions, arms=len(config.arms))
+    model = fit_regression_baseline(train.scalars, train.arm, train.lesions, arms=len(config.arms))
     regression = [model.probability(each.scalars, each.arm) for each in asked]
     print(line("regression on image scalars", [regression], asked))
     return 0
@@ -109,26 +114,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def told(cases: Sequence[Case], store: Store, config: Config) -> Known:
     """The cases, read from the store."""
-    scalars = [image_scalars(store.read(case.index), store.spec.spacing) for case in cases]
-    return Known(patients_of(cases, store, config.model), np.array(scalars))
+    scalars = [image_features(store.read(case.index), store.spec.spacing) for case in cases]
+    return Known(load_prior_data(cases, store, config.model), np.array(scalars))
 
 
-def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LoadPrior:
+def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LesionLoadPrior:
     """The prior of the configuration's networks."""
     torch.manual_seed(seed)
     channels, unet = config.model.control.channels, config.model.unet
-    prior = LoadPrior(
-        BURDEN * channels, arms=unet.arms + 1, classes=unet.load_classes, covariates=()
+    prior = LesionLoadPrior(
+        BURDEN_FEATURES * channels,
+        arms=unet.arms + 1,
+        classes=unet.lesion_load_classes,
+        covariates=(),
     )
-    later = outside(named(config.model.control.condition), (START,))
+    later = channels_outside_sessions(
+        parse_channels(config.model.control.condition), (BASELINE_SESSION,)
+    )
     fit_load_prior(prior, known.patients, config.finetune, seed=seed, later=later, rows=rows)
     return prior
 
 
 @torch.no_grad()
-def chances(prior: LoadPrior, of: Known) -> Floats:
+def chances(prior: LesionLoadPrior, of: Known) -> Floats:
     """P(active) [n]."""
-    patient = prior.patient(of.patients.burden, of.patients.covariates)
+    patient = prior.patient_features(of.patients.burden, of.patients.covariates)
     chance: Floats = 1 - prior(patient, of.patients.arm).double().softmax(1)[:, 0].numpy()
     return chance
 

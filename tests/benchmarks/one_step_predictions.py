@@ -18,12 +18,12 @@ from sklearn.metrics import roc_auc_score
 from study_cli import chosen, study_parser
 from torch import Tensor
 
-from lesioncast.diffusion.lesion_load import load_of
-from lesioncast.diffusion.model import Model
-from lesioncast.diffusion.objective import NET2, noised
+from lesioncast.diffusion.lesion_load import lesion_load_class
+from lesioncast.diffusion.model import LesionDiffusion
+from lesioncast.diffusion.objective import NET2, add_noise
 from lesioncast.forecasting.runtime import store_reader
-from lesioncast.forecasting.sampling import Shown
-from lesioncast.imaging.channels import TARGET, encode_case
+from lesioncast.forecasting.sampling import ModelInput
+from lesioncast.imaging.channels import TARGET_CHANNELS, encode_case
 from storage import Store
 
 LOGSNR = (-6, -4, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store, bundle, cases = chosen(study_parser(__doc__, cases=120, split="val").parse_args(argv))
     read = store_reader(store, bundle.config)
     x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
-    given = torch.from_numpy(np.stack([read(Shown(case.index)).condition for case in cases]))
+    given = torch.from_numpy(np.stack([read(ModelInput(case.index)).condition for case in cases]))
     arm = torch.tensor([case.arm_index for case in cases])
     volume = (x[:, 1] > 0).double().sum((1, 2, 3)).numpy()
     active = volume > 0
@@ -58,18 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def target(store: Store, index: int) -> npt.NDArray[np.float32]:
     """x of a case, [2, s, h, w]."""
-    return encode_case(store.read(index), channels=TARGET)
+    return encode_case(store.read(index), channels=TARGET_CHANNELS)
 
 
 @torch.no_grad()
-def told(model: Model, x: Tensor, condition: Tensor, arm: Tensor, *, logsnr: float) -> Floats:
+def told(
+    model: LesionDiffusion, x: Tensor, condition: Tensor, arm: Tensor, *, logsnr: float
+) -> Floats:
     """Of each case [n, 3]: voxels of lesion predicted, those in true lesions, the greatest P."""
     at = torch.full((len(x),), float(logsnr))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    least = model.config.unet.loads
-    load = load_of(x[:, NET2], least) if least else None
+    least = model.config.unet.lesion_load_thresholds
+    load = lesion_load_class(x[:, NET2], least) if least else None
     denoise = model.denoiser(condition, arm, guidance=1.0, load=load)
-    x_hat = denoise(noised(x, noise, at), at)
+    x_hat = denoise(add_noise(x, noise, at), at)
     chance, lesion = (x_hat[:, 1] + 1) / 2, (x[:, 1] > 0).float()
     axes = (1, 2, 3)
     found = [chance.sum(axes), (chance * lesion).sum(axes), chance.amax(axes)]

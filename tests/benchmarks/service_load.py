@@ -25,9 +25,9 @@ import ray
 from ray import serve as ray_serve
 from worker_memory import memory_now
 
-from lesioncast.cluster.connection import RaySettings, cluster
+from lesioncast.cluster.connection import RaySettings, ray_cluster
 from serve.app import build
-from serve.settings import Settings
+from serve.settings import ServiceSettings
 from tests.support.forecast import SPEC, write_bundle, write_store
 
 ORDER = {"subject": "sub-01", "samples": 2, "arms": [SPEC.arms[0]]}
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--kill-every", type=float, default=0.0, help="seconds; 0 kills nothing")
     given = parser.parse_args()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory() as name, cluster(RaySettings(num_cpus=2)):
+    with tempfile.TemporaryDirectory() as name, ray_cluster(RaySettings(num_cpus=2)):
         folder = Path(name)
         write_store(folder / "store.zarr", folder / "bids", test=2)
         write_bundle(folder / "bundle")
@@ -119,7 +119,7 @@ def main() -> None:
             taken.bind(("127.0.0.1", 0))
             port = taken.getsockname()[1]
         ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
-        settings = Settings(
+        settings = ServiceSettings(
             bundle=folder / "bundle",
             store=folder / "store.zarr",
             artifacts=folder / "out",

@@ -14,7 +14,7 @@ from statistics import quantiles
 
 import torch
 
-from lesioncast.diffusion.continuous_batching import Engine, Wanted
+from lesioncast.diffusion.continuous_batching import ContinuousBatcher, SampleRequest
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 
@@ -59,7 +59,7 @@ def by_step(asked: Sequence[Asked]) -> tuple[Ends, float]:
 
         return denoise
 
-    engine = Engine(
+    engine = ContinuousBatcher(
         denoiser,
         shape=(1,),
         schedule=ScheduleConfig(0, 0),
@@ -74,7 +74,7 @@ def by_step(asked: Sequence[Asked]) -> tuple[Ends, float]:
             now = max(now, coming[0][1].at)
         while coming and coming[0][1].at <= now:
             number, each = coming.pop(0)
-            engine.add(Wanted(number, k, [steps], k) for k, steps in enumerate(each.steps))
+            engine.add(SampleRequest(number, k, [steps], k) for k, steps in enumerate(each.steps))
         now, passes = now + 1, passes + 1
         ends |= {int(str(wanted.request)): now for wanted, _ in engine.step()}
     return ends, passes

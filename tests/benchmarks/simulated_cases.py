@@ -20,14 +20,14 @@ import yaml
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.evaluation.features.image_features import measure_case
-from lesioncast.evaluation.features.outcomes import Outcomes, earlier_lesions, observed_regions
-from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
-from lesioncast.simulation.settings import CohortSettings
-from lesioncast.training.data.dataset import Cases
+from lesioncast.evaluation.features.outcomes import OutcomeTable, net2_counts_w048, observed_regions
+from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
+from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.training.data.dataset import CaseDataset
 from storage import StoreSettings, pack_masks
-from storage.preprocess.prepare import prepare
+from storage.preprocess.prepare import preprocess_subject
 from storage.store.split import assign_splits
-from storage.trial.dataset import Subject, read_trial
+from storage.trial.dataset import TrialSubject, scan_trial
 
 SPLIT = (0.8, 0.0, 0.2)  # nothing is chosen on a validation split here
 BLOCK = 8
@@ -55,8 +55,8 @@ def built(kind: type[Built], section: dict[str, Any]) -> Built:
 class Split:
     """The cases of one split and what became of them."""
 
-    cases: Cases
-    outcomes: Outcomes
+    cases: CaseDataset
+    outcomes: OutcomeTable
 
 
 def open_split(folder: Path) -> Split:
@@ -65,24 +65,26 @@ def open_split(folder: Path) -> Split:
     rest = {name: np.load(folder / f"{name}.npy") for name in names}
     subjects = tuple(json.loads((folder / "subjects.json").read_text()))
     trial = (None,) * len(subjects)
-    outcomes = Outcomes(case=tuple(range(len(subjects))), subjects=subjects, trial=trial, **rest)
-    return Split(Cases.open(folder), outcomes)
+    outcomes = OutcomeTable(
+        case=tuple(range(len(subjects))), subjects=subjects, trial=trial, **rest
+    )
+    return Split(CaseDataset.open(folder), outcomes)
 
 
 def make(folder: Path, sections: dict[str, dict[str, Any]], *, subjects: int, workers: int) -> None:
     """Simulate `subjects` patients, cut their slabs and write `train` and `test` below `folder`."""
-    cohort = replace(built(CohortSettings, sections["cohort"]), subjects=subjects)
+    cohort = replace(built(SimulationSettings, sections["cohort"]), subjects=subjects)
     store = replace(built(StoreSettings, sections["store"]), split=SPLIT)
     with (
         tempfile.TemporaryDirectory() as place,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
         root = Path(place, "bids")
-        missing = open_trial(root, cohort)
+        missing = initialise_dataset(root, cohort)
         blocks = [missing[first : first + BLOCK] for first in range(0, len(missing), BLOCK)]
         list(pool.map(partial(write_subjects, root, cohort), blocks))
-        close_trial(root, cohort)
-        trial = read_trial(root, store.layout)
+        finalise_dataset(root, cohort)
+        trial = scan_trial(root, store.layout)
         rows = list(pool.map(partial(_row, root=root, store=store), trial, chunksize=BLOCK))
     arms = {s.name: PAPER_ARM_NAMES[int(row["arm"])] for s, row in zip(trial, rows, strict=True)}
     splits = assign_splits(arms, SPLIT, seed=0)
@@ -91,8 +93,8 @@ def make(folder: Path, sections: dict[str, dict[str, Any]], *, subjects: int, wo
         _write(folder / name, chosen, [s.name for s in trial if splits[s.name] == name])
 
 
-def _row(subject: Subject, *, root: Path, store: StoreSettings) -> Row:
-    facts, arrays = prepare(subject, root, settings=store, arms=PAPER_ARM_NAMES)
+def _row(subject: TrialSubject, *, root: Path, store: StoreSettings) -> Row:
+    facts, arrays = preprocess_subject(subject, root, settings=store, arms=PAPER_ARM_NAMES)
     measured = measure_case(0, arrays, store.spacing)
     assert measured.outcome is not None
     assert facts.arm is not None
@@ -105,7 +107,7 @@ def _row(subject: Subject, *, root: Path, store: StoreSettings) -> Row:
         "scalars": measured.scalars,
         "plain": float(measured.outcome.plain),
         "opened": float(measured.outcome.opened),
-        "earlier": earlier_lesions([measured])[0],
+        "earlier": net2_counts_w048([measured])[0],
         "regions": observed_regions([measured])[0],
     }
     return {name: np.asarray(value) for name, value in values.items()}

@@ -25,26 +25,26 @@ from torch import Tensor, nn
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
-from lesioncast.diffusion.lesion_load import load_of
-from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.lesion_load import lesion_load_class
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.objective import NET2, ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.evaluation.analysis.scoring import Context
-from lesioncast.evaluation.evaluate import assess
-from lesioncast.evaluation.metrics.ensemble_summary import Tally
-from lesioncast.evaluation.reporting.markdown.report import report_text
+from lesioncast.evaluation.analysis.scoring import EvaluationContext
+from lesioncast.evaluation.evaluate import evaluate
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
+from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Stated
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.sampling import sample_seeds
-from lesioncast.imaging.channels import START, named, outside
-from lesioncast.imaging.lesions import measure
+from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessions, parse_channels
+from lesioncast.imaging.lesions import count_lesions
 from lesioncast.training import randomness
-from lesioncast.training.data.dataset import Cases
+from lesioncast.training.data.dataset import CaseDataset
 from lesioncast.training.data.order import Rows, active_first, batch_rows
-from lesioncast.training.lesion_load_prior import Patients, fit_load_prior
-from lesioncast.training.modules import ControlledUNet, UNetAlone, stage_loss, to_place
+from lesioncast.training.lesion_load_prior import PriorTrainingData, fit_load_prior
+from lesioncast.training.modules import FinetuneModule, PretrainModule, rows_to_train_on, stage_loss
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state
 
@@ -52,7 +52,7 @@ SMALL = Path("jobs/configs/small.yaml")
 STAGE1_SHARE = 0.4  # of the minutes
 PACED = {"cuda": (5, 20), "cpu": (1, 2)}  # steps before the clock starts, and on it
 SEED = 0
-LATER = outside(named(CONDITION), (START,))
+LATER = channels_outside_sessions(parse_channels(CONDITION), (BASELINE_SESSION,))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Run(sections, args.cases)
     unet, stage1 = run.pretrained(60 * args.minutes * STAGE1_SHARE)
     control, stage2 = run.finetuned(unet, 60 * args.minutes * (1 - STAGE1_SHARE))
-    record = run.assessed(Model(unet, control, run.model), samples=args.samples)
+    record = run.assessed(LesionDiffusion(unet, control, run.model), samples=args.samples)
     record["training"] = {"device": run.name, "stage1": asdict(stage1), "stage2": asdict(stage2)}
-    text = f"{json.dumps(record['training'])}\n\n{report_text(record)}"
+    text = f"{json.dumps(record['training'])}\n\n{render_markdown(record)}"
     print(text)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class Trained:
 class Resident:
     """The training or test cases on the device: x and condition in float16, which loses nothing."""
 
-    def __init__(self, cases: Cases, device: torch.device) -> None:
+    def __init__(self, cases: CaseDataset, device: torch.device) -> None:
         self.active = cases.active
         self.arm = torch.from_numpy(cases.arm.astype(np.int64)).to(device)
         with ThreadPoolExecutor() as threads:
@@ -108,9 +108,11 @@ class Resident:
         return len(self.arm)
 
 
-def _encoded(cases: Cases, row: int) -> tuple[Tensor, Tensor]:
-    kept = randomness.Drops(*(np.zeros(shape, bool) for shape in (1, (1, len(CONDITION)), (1, 0))))
-    batch = cases.batch(np.array([row]), kept, null_arm=0, condition=named(CONDITION))
+def _encoded(cases: CaseDataset, row: int) -> tuple[Tensor, Tensor]:
+    kept = randomness.ConditionDropout(
+        *(np.zeros(shape, bool) for shape in (1, (1, len(CONDITION)), (1, 0)))
+    )
+    batch = cases.batch(np.array([row]), kept, null_arm=0, condition=parse_channels(CONDITION))
     assert batch.condition is not None
     return batch.x.half(), batch.condition.half()
 
@@ -146,27 +148,27 @@ class Run:
         """Stage 1, its averaged weights."""
         with self.device:
             unet = UNet(self.model.unet)
-        return unet, self.fitted("pretrain", UNetAlone(unet), seconds)
+        return unet, self.fitted("pretrain", PretrainModule(unet), seconds)
 
     def finetuned(self, unet: UNet, seconds: float) -> tuple[ControlNet, Trained]:
         """Stage 2 on the frozen UNet, its averaged weights."""
         with self.device:
             control = ControlNet.from_unet(self.model.control, unet)
-        trained = self.fitted("finetune", ControlledUNet(unet, control), seconds)
+        trained = self.fitted("finetune", FinetuneModule(unet, control), seconds)
         if control.load_prior is not None:
             patients, settings = self.patients(control), self.settings["finetune"]
             nats = fit_load_prior(control.load_prior, patients, settings, seed=SEED, later=LATER)
             say(f"lesion load: {nats:.3f} nats a case")
         return control, trained
 
-    def patients(self, control: ControlNet) -> Patients:
+    def patients(self, control: ControlNet) -> PriorTrainingData:
         """What the prior of the lesion load is fitted to."""
         held = self.resident
         burden = [control.burden_of(some.float()) for some in held.condition.split(32)]
-        load = load_of(held.x[:, NET2], self.model.unet.loads)
+        load = lesion_load_class(held.x[:, NET2], self.model.unet.lesion_load_thresholds)
         none = torch.empty(len(held), 0, device=self.device)
         lesions = torch.from_numpy(self.train.outcomes.plain).float().to(self.device)
-        return Patients(torch.cat(burden), none, held.arm, load, lesions)
+        return PriorTrainingData(torch.cat(burden), none, held.arm, load, lesions)
 
     def fitted(self, stage: str, networks: nn.Module, seconds: float) -> Trained:
         """Train the networks for so many seconds, as many steps as their measured pace allows."""
@@ -213,8 +215,8 @@ class Run:
             objective = replace(objective, flair_weight=weight)
         for _ in range(number):
             x, arm, condition = self.batch(settings, state.step, conditioned=stage == "finetune")
-            rows, load = to_place(x, self.model.unet.loads)
-            t = randomness.spread_t(SEED, state.step, batch_size=settings.batch_size)
+            rows, load = rows_to_train_on(x, self.model.unet.lesion_load_thresholds)
+            t = randomness.stratified_timesteps(SEED, state.step, batch_size=settings.batch_size)
             eps = randomness.gaussian(
                 SEED,
                 state.step,
@@ -253,13 +255,13 @@ class Run:
             batch_size=settings.batch_size,
             balanced=settings.balanced,
         )
-        drops = randomness.drops(
+        drops = randomness.condition_dropout(
             SEED,
             step,
             batch_size=settings.batch_size,
             channels=len(CONDITION),
             later=LATER,
-            **settings.drop_rates,
+            **settings.dropout_rates,
         )
         chosen, no_arm, no_channel = (
             torch.from_numpy(array).to(self.device)
@@ -272,7 +274,7 @@ class Run:
         condition = self.resident.condition[chosen].float()
         return x, arm, condition.masked_fill(no_channel[:, :, None, None, None], 0)
 
-    def assessed(self, model: Model, *, samples: int) -> dict[str, Any]:
+    def assessed(self, model: LesionDiffusion, *, samples: int) -> dict[str, Any]:
         """The record of the evaluation of `samples` a held-out case on its own arm."""
         held, arms = Resident(self.test.cases, self.device), self.test.outcomes.arm
         seeds = [sample_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
@@ -285,13 +287,13 @@ class Run:
         def drawn(piece: tuple[Rows, int]) -> list[tuple[int, int]]:
             rows, k = piece
             chosen = torch.from_numpy(rows).to(self.device)
-            masks = model.draw(
+            masks = model.sample_masks(
                 held.condition[chosen].float(),
                 held.arm[chosen],
                 [seeds[row][k] for row in rows],
                 self.sampler,
             )
-            lesions = [measure(mask, self.spacing) for mask in masks.cpu().numpy()]
+            lesions = [count_lesions(mask, self.spacing) for mask in masks.cpu().numpy()]
             return [(found.plain, found.opened) for found in lesions]
 
         # Noise comes from the CPU, one thread a sample's generator: several batches at once.
@@ -300,14 +302,14 @@ class Run:
         counts = np.array(found, np.int64).reshape(samples, len(held), 2).transpose(1, 2, 0)
         say(f"{samples} samples of {len(held)} held-out cases drawn")
         tallies = {
-            (case, int(arm)): Tally(
+            (case, int(arm)): EnsembleSummary(
                 plain=counts[case][0],
                 opened=counts[case][1],
                 stated=self.stated(model, held.condition[case].float(), int(arm)),
             )
             for case, arm in enumerate(arms)
         }
-        context = Context(
+        context = EvaluationContext(
             PAPER_ARM_NAMES,
             self.spacing,
             bundle="no bundle",
@@ -315,7 +317,7 @@ class Run:
             notices=("Simulated trial, one training seed; no statement about real patients.",),
         )
         settings = EvaluationSettings(samples=samples)
-        return assess(
+        return evaluate(
             self.train.outcomes,
             self.test.outcomes,
             tallies,
@@ -324,10 +326,12 @@ class Run:
             settings=settings,
         ).record
 
-    def stated(self, model: Model, condition: Tensor, arm: int) -> Stated | None:
+    def stated(
+        self, model: LesionDiffusion, condition: Tensor, arm: int
+    ) -> ExpectedOutcomes | None:
         """What the model states of one case under its own arm."""
-        stated = model.stated(condition, None)
-        return None if stated is None else Stated(*(float(each[arm]) for each in stated))
+        stated = model.expected_outcomes(condition, None)
+        return None if stated is None else ExpectedOutcomes(*(float(each[arm]) for each in stated))
 
     def autocast(self) -> Any:
         """bfloat16 on a GPU; CPUs without it would be slower for it."""

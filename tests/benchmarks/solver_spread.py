@@ -20,9 +20,11 @@ HEAD = (
 
 def row(name: str, schedule: ScheduleConfig, sampler: SamplerConfig) -> str:
     """The errors in percent: deviations of Gaussian data, then shares of lesions."""
-    solver = sampler.solver + (f" eta {sampler.eta:g}" if sampler.solver == "sde2m" else "")
+    solver = sampler.solver + (
+        f" eta {sampler.eta:g}" if sampler.solver == "sde-dpmsolver++" else ""
+    )
     solver += f" variance {sampler.variance:g}" if sampler.solver == "ancestral" else ""
-    grid = f"{sampler.grid} {sampler.logsnr_min:g} to {sampler.logsnr_max:g}"
+    grid = f"{sampler.spacing} {sampler.logsnr_min:g} to {sampler.logsnr_max:g}"
     errors = [spread_error(deviation, schedule, sampler) for deviation in DEVIATIONS]
     errors += [
         share_error(share, voxels, schedule, sampler, batches=1024 // sampler.num_steps)
@@ -41,12 +43,12 @@ def main() -> None:
         for eta in (0.0, 1.0):
             print(row(name, config.schedule, replace(config.sampler, eta=eta)))
     for grid, variance in product(("t", "logsnr"), (0.0, 0.25, 0.5, 1.0)):
-        sampler = SamplerConfig(grid=grid, variance=variance)  # type: ignore[arg-type]
+        sampler = SamplerConfig(spacing=grid, variance=variance)  # type: ignore[arg-type]
         print(row("paper", configs["paper"].schedule, sampler))
     for name, config in configs.items():
         num_steps = config.sampler.num_steps
         for grid, solver in product(("t", "logsnr"), get_args(Solver)):
-            sampler = SamplerConfig(solver=solver, num_steps=num_steps, grid=grid)  # type: ignore[arg-type]
+            sampler = SamplerConfig(solver=solver, num_steps=num_steps, spacing=grid)  # type: ignore[arg-type]
             print(row(name, config.schedule, sampler))
 
 

@@ -5,8 +5,8 @@
 The cases are those of the store's validation split, so that choosing a solver leaves the test split
 blind, or of any split of a trial that the bundle does not know. Prints a table; `--solvers`,
 `--starts`, `--ends`, `--steps`, `--etas` and `--guidances` say what is tried: the logsnr between
-which steps are even, how many they are, the noise of sde2m, from 0 for the ODE, and how far samples
-are pushed from the unconditional ones. All else is as the bundle was shipped.
+which steps are even, how many they are, the noise of sde-dpmsolver++, from 0 for the ODE, and how
+far samples are pushed from the unconditional ones. All else is as the bundle was shipped.
 """
 
 import argparse
@@ -23,20 +23,20 @@ import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 from study_cli import chosen, study_parser
 
-from lesioncast.cluster.actor_map import map_on_actors, with_progress
-from lesioncast.cluster.connection import RaySettings, cluster, configure_logging
+from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
+from lesioncast.cluster.connection import RaySettings, configure_logging, ray_cluster
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.evaluation.metrics.scores import (
     LEVEL,
+    bootstrap_weights,
     crps,
     log_count_errors,
     resampled_mean,
-    resamples,
 )
 from lesioncast.forecasting.runtime import build_sampler
-from lesioncast.forecasting.sampling import Drawn, Request, plan, seeds_of
+from lesioncast.forecasting.sampling import EnsembleRequest, SampleBatch, plan_batches, seeds_of
 from lesioncast.imaging.channels import MASKS, SESSIONS
-from lesioncast.imaging.lesions import measure
+from lesioncast.imaging.lesions import count_lesions
 from storage import Case, Store
 
 HEAD = (
@@ -51,18 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draws the same cases with every solver."""
     parser = study_parser(__doc__, cases=160, split="val")
     parser.add_argument("--samples", type=int, default=4, help="a case")
-    parser.add_argument("--solvers", default="sde2m", help="ancestral, ddim, dpm2m, sde2m")
+    parser.add_argument(
+        "--solvers", default="sde-dpmsolver++", help="ancestral, ddim, dpmsolver++, sde-dpmsolver++"
+    )
     parser.add_argument("--starts", default="-4", help="logsnr of the second evaluation")
     parser.add_argument("--ends", default="8", help="logsnr of the last evaluation")
     parser.add_argument("--steps", default="18,28", help="numbers of steps")
-    parser.add_argument("--etas", default="0,0.3,0.6,1", help="of sde2m, 0 the ODE to 1 the SDE")
+    parser.add_argument(
+        "--etas", default="0,0.3,0.6,1", help="of sde-dpmsolver++, 0 the ODE to 1 the SDE"
+    )
     parser.add_argument("--guidances", default="1", help="1 is conditional")
     args = parser.parse_args(argv)
     configure_logging()
     store, bundle, cases = chosen(args)
     truth = np.stack([observed(store, case) for case in cases])
     print(HEAD, "|" + "---|" * 15, observed_row(truth, store), sep="\n")
-    with cluster(RaySettings()):
+    with ray_cluster(RaySettings()):
         for sampler in tried(args, bundle.sampler):
             begun = time.monotonic()
             masks = draw(store, cases, args.bundle.absolute(), sampler, samples=args.samples)
@@ -82,7 +86,7 @@ def tried(args: argparse.Namespace, shipped: SamplerConfig) -> list[SamplerConfi
             logsnr_min=float(start),
             logsnr_max=float(end),
             num_steps=int(steps),
-            eta=float(eta) if solver == "sde2m" else shipped.eta,
+            eta=float(eta) if solver == "sde-dpmsolver++" else shipped.eta,
             guidance=float(guidance),
         )
         for solver, start, end, steps, eta, guidance in product(*listed)
@@ -100,12 +104,14 @@ def draw(
 ) -> Masks:
     """The samples of every case under its own arm, on two actors: [case, sample, s, h, w]."""
     seeds = seeds_of(cases, seed=0, samples=samples)
-    requests = [Request(case.index, case.arm_index) for case in cases]
-    batches = plan(requests, seeds, batch_size=8)
+    requests = [EnsembleRequest(case.index, case.arm_index) for case in cases]
+    batches = plan_batches(requests, seeds, batch_size=8)
     inputs = store.table.inputs
     build = partial(build_sampler, bundle, store.path, device="cpu", inputs=inputs, sampler=sampler)
-    drawn = map_on_actors(build, batches, workers=2)
-    pieces: list[Drawn] = list(with_progress(drawn, total=len(batches), label="batches drawn"))
+    drawn = ordered_actor_map(build, batches, workers=2)
+    pieces: list[SampleBatch] = list(
+        with_progress(drawn, total=len(batches), label="batches drawn")
+    )
     masks = np.concatenate([piece.masks() for piece in pieces])
     return masks.reshape(len(cases), samples, *masks.shape[1:])
 
@@ -117,10 +123,13 @@ def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cos
     true = np.array([counted(mask, store) for mask in truth], float)
     active, chance = true > 0, (counts > 0).mean(axis=1)
     bias = counts.mean(axis=1) - true
-    low, high = np.quantile(resampled_mean(bias, resamples(len(bias), draws=1000, seed=0)), ENDS)
+    low, high = np.quantile(
+        resampled_mean(bias, bootstrap_weights(len(bias), draws=1000, seed=0)), ENDS
+    )
     return (
         f"| {sampler.solver} | {sampler.logsnr_min:g} | {sampler.logsnr_max:g} "
-        f"| {f'{sampler.eta:g}' if sampler.solver == 'sde2m' else ''} | {sampler.guidance:g} "
+        f"| {f'{sampler.eta:g}' if sampler.solver == 'sde-dpmsolver++' else ''} "
+        f"| {sampler.guidance:g} "
         f"| {sampler.num_steps * (1 if sampler.guidance == 1 else 2)} | {cost:.2f} "
         f"| {chance.mean():.3f} | {counts.mean():.2f} "
         f"| {bias.mean():+.2f} ({low:+.2f} to {high:+.2f}) "
@@ -142,7 +151,7 @@ def observed_row(truth: Masks, store: Store) -> str:
 
 def counted(mask: Masks, store: Store) -> int:
     """Lesions of a mask as drawn."""
-    return measure(mask, store.spec.spacing).plain
+    return count_lesions(mask, store.spec.spacing).plain
 
 
 def diversity(masks: Masks) -> float:

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
-from lesioncast.evaluation.features.outcomes import evaluable
-from lesioncast.evaluation.run import spread_out
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
+from lesioncast.evaluation.run import evenly_spaced
 from storage import Case, Store, open_store
 
 
@@ -24,4 +24,8 @@ def study_parser(doc: str | None, *, cases: int, split: str) -> argparse.Argumen
 def chosen(args: argparse.Namespace) -> tuple[Store, Bundle, list[Case]]:
     """The open store, the loaded bundle, and so many evaluable cases of the split."""
     store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
-    return store, bundle, spread_out(evaluable(store.select(split=args.split)), args.cases)
+    return (
+        store,
+        bundle,
+        evenly_spaced(cases_with_outcome(store.select(split=args.split)), args.cases),
+    )

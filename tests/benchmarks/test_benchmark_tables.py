@@ -13,8 +13,8 @@ import torch
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.config import Config, load_config
 from lesioncast.evaluation.reporting.files import CASES
-from lesioncast.simulation.disease import count_law, draw_patient
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.disease import count_cdf, draw_patient
+from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.progress import METRICS
 from lesioncast.training.settings import TrainSettings
 from tests.support.forecast import SLAB, write_bundle, write_store
@@ -30,7 +30,7 @@ from covariates import column
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "platform" / "README.md"
 CONFIGS = ROOT / "jobs" / "configs"
-LAST = "covariate_drop"  # none of the presets has covariates
+LAST = "covariate_dropout"  # none of the presets has covariates
 LESIONS = (0, 0, 3, 1)
 HEADER = (
     "participant_id,lesions,p_active_ensemble,lesions_ensemble,p_active_regression,"
@@ -125,7 +125,7 @@ def test_nats_are_those_of_the_voxels_together(told: float, expected: float) -> 
         return lambda *_: told * x
 
     model = SimpleNamespace(
-        config=SimpleNamespace(unet=SimpleNamespace(loads=())), denoiser=denoiser
+        config=SimpleNamespace(unet=SimpleNamespace(lesion_load_thresholds=())), denoiser=denoiser
     )
     found = image_information.surprise(model, x, torch.zeros(2), torch.zeros(2, 7, *SLAB), None)
     assert found.shape == (2, len(image_information.LOGSNR))
@@ -167,10 +167,10 @@ def test_lesions_beside_older_ones_save_nats_and_without_older_ones_nothing_does
 
 
 def test_the_exact_forecast_is_right_on_average_and_nearer_than_the_arms_law() -> None:
-    settings = CohortSettings(subjects=600, seed=5)
+    settings = SimulationSettings(subjects=600, seed=5)
     patients = [draw_patient(settings, index) for index in range(600)]
     law = np.stack([bayes_optimal.posterior(each, settings.predictability) for each in patients])
-    arm = [np.diff(count_law(each.arm, 1), prepend=0.0) for each in patients]
+    arm = [np.diff(count_cdf(each.arm, 1), prepend=0.0) for each in patients]
     true = np.array([each.counts[1, column(each)] for each in patients])
     np.testing.assert_allclose(law.sum(1), 1)
     assert law.min() >= 0
@@ -225,7 +225,7 @@ def test_the_readmes_table_of_presets_is_that_of_the_configurations() -> None:
     ]
     stages = "stage 2 loses arm, images, one channel, w048"
     assert told[stages] == [
-        ", ".join(f"{rate:g}" for name, rate in each.finetune.drop_rates.items() if name != LAST)
+        ", ".join(f"{rate:g}" for name, rate in each.finetune.dropout_rates.items() if name != LAST)
         for each in configs
     ]
     assert told["stage 2 balanced"] == [

@@ -17,14 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.objective import Network, diffusion_loss
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import initial_state
 
-SAMPLER = SamplerConfig(solver="sde2m", eta=0.2, guidance=2.0)
+SAMPLER = SamplerConfig(solver="sde-dpmsolver++", eta=0.2, guidance=2.0)
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _step(
     return call
 
 
-def _model(scale: Scale, variant: Variant, device: torch.device) -> Model:
+def _model(scale: Scale, variant: Variant, device: torch.device) -> LesionDiffusion:
     with device:
         unet, control = UNet(scale.model.unet), ControlNet(scale.model.control, scale.model.unet)
     for module in (unet, control):
@@ -262,7 +262,7 @@ def _model(scale: Scale, variant: Variant, device: torch.device) -> Model:
             module.compile(mode=variant.compiled)
         elif variant.compiled:
             module.compile(backend="eager")
-    return Model(unet, control, scale.model)
+    return LesionDiffusion(unet, control, scale.model)
 
 
 def evaluation(scale: Scale, variant: Variant, device: torch.device) -> Call:
@@ -288,7 +288,7 @@ def sampling(scale: Scale, variant: Variant, device: torch.device, *, steps: int
     sampler = replace(SAMPLER, num_steps=steps, precision=variant.precision)
 
     def call() -> None:
-        model.draw_x(data.condition, data.arm, range(scale.batch), sampler)
+        model.sample(data.condition, data.arm, range(scale.batch), sampler)
 
     return call
 

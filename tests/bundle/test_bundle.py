@@ -11,7 +11,7 @@ from lesioncast.bundle.bundle import bundle_digest, load_bundle, save_bundle
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.model_card import model_card
 from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.model import Model
+from lesioncast.diffusion.model import LesionDiffusion
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
@@ -21,7 +21,7 @@ from tests.support.training import SLAB
 
 # Without the correction for the lesion weight, half of all voxels are lesions.
 MODEL = replace(TINY, objective=ObjectiveConfig(lesion_weight=1))
-SAMPLER = SamplerConfig(solver="dpm2m", num_steps=3)
+SAMPLER = SamplerConfig(solver="dpmsolver++", num_steps=3)
 CONFIG = BundleConfig(MODEL, SLAB, (3.0, 1.5, 1.5), SAMPLER)
 METRICS = {
     "data": "8 training cases of a simulated trial.",
@@ -29,7 +29,7 @@ METRICS = {
 }
 
 
-def saved(path: Path, seed: int = 0) -> tuple[Model, str]:
+def saved(path: Path, seed: int = 0) -> tuple[LesionDiffusion, str]:
     """A bundle of fresh networks at `path`, none of whose weights is zero."""
     torch.manual_seed(seed)
     unet = UNet(MODEL.unet)
@@ -38,7 +38,7 @@ def saved(path: Path, seed: int = 0) -> tuple[Model, str]:
         torch.nn.init.normal_(parameter, std=0.1)
     states = {"unet": unet.state_dict(), "control": control.state_dict()}
     digest = save_bundle(path, CONFIG, metrics=METRICS, **states)
-    return Model(unet, control, MODEL), digest
+    return LesionDiffusion(unet, control, MODEL), digest
 
 
 def test_a_bundle_draws_the_masks_that_its_networks_drew(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_bundle_draws_the_masks_that_its_networks_drew(tmp_path: Path) -> None
     assert bundle.sampler == SAMPLER
     condition = torch.randn(2, 7, *SLAB, generator=torch.Generator().manual_seed(1))
     drawn = [
-        each.draw(condition, torch.tensor([0, 1]), [5, 6], SAMPLER)
+        each.sample_masks(condition, torch.tensor([0, 1]), [5, 6], SAMPLER)
         for each in (model, bundle.model)
     ]
     assert torch.equal(*drawn)
@@ -112,6 +112,6 @@ def test_the_model_card_says_what_the_weights_are_not_for(tmp_path: Path) -> Non
     assert METRICS["data"] in card
     assert "placebo, avonex" in card
     assert "Lesion load" not in card
-    told = replace(MODEL, unet=replace(MODEL.unet, loads=(1, 20)))
+    told = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=(1, 20)))
     card = model_card(replace(CONFIG, model=told), METRICS)
     assert "from 1, 20 voxels how many, is drawn\n  first" in card

@@ -31,7 +31,7 @@ WORKERS = 4
 CONFIG = {
     "name": "tiny",
     "arms": list(ARMS),
-    "cohort": {"subjects": 2, "shape": [21, 64, 64], "spacing": [3.0, 3.0, 3.0]},
+    "simulation": {"subjects": 2, "shape": [21, 64, 64], "spacing": [3.0, 3.0, 3.0]},
     "store": {"slab": list(SLAB), "spacing": list(SPEC.spacing), "resample": False},
     "unet": {
         "slices": SLAB[0], "arms": 3, "widths": [16, 32], "down_blocks": 1, "attention_stages": [],

@@ -140,7 +140,7 @@ def deploy(cluster: Nodes, folder: Path, url: str, **settings: object) -> None:
             "store": str(folder / "store.zarr"),
             "artifacts": str(folder / "out"),
             "keys": str(folder / "keys.txt"),
-            "block": 2,
+            "seeds_per_block": 2,
             "max_samples": SAMPLES,
             **settings,
         },
@@ -191,14 +191,14 @@ class Knocking:
 
 def test_the_service_answers_while_the_head_is_gone_and_outlives_its_return(site: Site) -> None:
     with Client(site.url, key=KEY, timeout=60) as client:
-        undisturbed = result(client, client.ask("sub-02", samples=SAMPLES))
+        undisturbed = result(client, client.create_forecast("sub-02", samples=SAMPLES))
         assert not site.head.processes("ray::ServeReplica"), "the head has work to do"
-        job = client.ask("sub-02", samples=SAMPLES)
+        job = client.create_forecast("sub-02", samples=SAMPLES)
         until(lambda: client.status(job)["progress"]["done"] > 0, seconds=60)
         with Knocking(site.url) as knocking:
             site.head.kill()
             assert client.status(job)["state"] == "running"
-            while_gone = client.ask("sub-02", samples=SAMPLES, seed=1)
+            while_gone = client.create_forecast("sub-02", samples=SAMPLES, seed=1)
             assert result(client, job) == undisturbed
             assert client.status(while_gone)["state"] in ("accepted", "running", "succeeded")
             site.restart_head()
@@ -210,4 +210,4 @@ def test_the_service_answers_while_the_head_is_gone_and_outlives_its_return(site
         for pid in before:
             kill(pid, SIGKILL)
         until(lambda: set(site.replicas()) - set(before) != set(), seconds=120)
-        assert result(client, client.ask("sub-02", samples=SAMPLES)) == undisturbed
+        assert result(client, client.create_forecast("sub-02", samples=SAMPLES)) == undisturbed

@@ -14,7 +14,7 @@ from ray.util.state import list_actors, list_nodes, list_tasks
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.training.checkpoint import checkpoints
 from storage import StoreSettings, StoreSpec
-from storage.preprocess.grid import plan_grid
+from storage.preprocess.grid import place_slab
 from tests.jobs.test_submit import CONFIG
 from tests.support.bids import ARMS, Geometry, case_of, head, volume_of, write_trial
 from tests.support.ray_clusters import OBJECT_STORE, ROOT, Nodes, nodes
@@ -97,7 +97,7 @@ def write_large_store(path: Path) -> int:
     """Noise that fills the object store of a node three times over; returns its size in bytes."""
     settings = StoreSettings((3, 128, 128), (3.0, 2.0, 2.0), resample=False)
     spec = StoreSpec(ARMS, settings.slab, settings.spacing)
-    grid = plan_grid(volume_of(head((9, 18, 14), 0), Geometry()), settings=settings, brain=None)
+    grid = place_slab(volume_of(head((9, 18, 14), 0), Geometry()), settings=settings, brain=None)
     blocks = noise(1, spec)
     cases = 3 * OBJECT_STORE // blocks["flair"].nbytes
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from signal import SIGKILL
 import httpx2
 import pytest
 
-from serve.client import Client, RefusedError
+from serve.client import ApiError, Client
 from tests.cluster.test_head import KEY, Knocking, deploy, result
 from tests.support.forecast import write_bundle, write_store
 from tests.support.ray_clusters import ROOT, Nodes, free_ports, nodes
@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, str]
     with nodes(**environment) as cluster:
         cluster.head("--num-cpus=2")
         url = f"http://127.0.0.1:{port}"
-        deploy(cluster, folder, url, ingresses=2)
+        deploy(cluster, folder, url, ingress_replicas=2)
         assert "haproxy_" in httpx2.get(f"http://127.0.0.1:{metrics}/metrics").text
         yield cluster, url
 
@@ -45,15 +45,15 @@ def test_a_lost_ingress_behind_haproxy_costs_no_request(site: tuple[Nodes, str])
     cluster, url = site
     (head,) = cluster.started
     with Client(url, key=KEY, timeout=60) as client:
-        undisturbed = result(client, client.ask("sub-02", samples=20))
-        job = client.ask("sub-02", samples=20)
+        undisturbed = result(client, client.create_forecast("sub-02", samples=20))
+        job = client.create_forecast("sub-02", samples=20)
         before = head.processes(INGRESS)
         assert len(before) == 2
         with Knocking(url) as knocking:
             kill(before[0], SIGKILL)
             until(lambda: set(head.processes(INGRESS)) - set(before) != set(), seconds=120)
-            assert [status["state"] for status in client.follow(job)][-1] == "succeeded"
+            assert [status["state"] for status in client.stream_events(job)][-1] == "succeeded"
         assert client.result(job) == undisturbed
         assert set(knocking.answers) == {200}, knocking.answers
-    with Client(url, timeout=60) as nobody, pytest.raises(RefusedError, match="401"):
+    with Client(url, timeout=60) as nobody, pytest.raises(ApiError, match="401"):
         nobody.status(job)

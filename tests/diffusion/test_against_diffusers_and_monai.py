@@ -19,7 +19,15 @@ from monai.networks.nets import ControlNet as MonaiControlNet
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from lesioncast.diffusion.blocks import Block, ResBlock, SelfAttention, Up, fold, sinusoidal, zeroed
+from lesioncast.diffusion.blocks import (
+    ResAttnBlock,
+    ResBlock,
+    SelfAttention,
+    Upsample,
+    noise_level_embedding,
+    slices_to_channels,
+    zero_module,
+)
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.unet import Encoder, UNet, UNetConfig
 
@@ -87,7 +95,7 @@ def layers(stages: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, nn.Module |
 def copy_steps(stages: Iterable[nn.Module], ours: nn.ModuleList) -> None:
     """Give the stages of one path the weights of ours; the layouts must be the same."""
     for step, (layer, attention) in zip(ours, layers(stages), strict=True):
-        if not isinstance(step, Block):
+        if not isinstance(step, ResAttnBlock):
             copy(layer, step)
             continue
         copy_residual(layer, step.residual)
@@ -163,7 +171,7 @@ def test_self_attention_is_that_of_diffusers() -> None:
 
 @torch.no_grad()
 def test_halving_and_doubling_are_those_of_diffusers() -> None:
-    halve, double = Encoder(CONFIG).steps[CONFIG.down_blocks], Up(8)
+    halve, double = Encoder(CONFIG).steps[CONFIG.down_blocks], Upsample(8)
     their_half, their_double = Downsample2D(8, use_conv=True), Upsample2D(8, use_conv=True)
     copy(their_half, halve)
     copy(their_double, double)
@@ -175,7 +183,7 @@ def test_halving_and_doubling_are_those_of_diffusers() -> None:
 def test_the_noise_level_enters_through_the_sinusoids_of_diffusers() -> None:
     logsnr = torch.linspace(-17, 15, 33)
     torch.testing.assert_close(
-        sinusoidal(logsnr, CONFIG.widths[0]), Sinusoids()(logsnr), atol=1e-4, rtol=0
+        noise_level_embedding(logsnr, CONFIG.widths[0]), Sinusoids()(logsnr), atol=1e-4, rtol=0
     )
 
 
@@ -201,14 +209,16 @@ def test_the_unet_is_that_of_diffusers_with_the_arm_as_its_class() -> None:
     copy(theirs.conv_in, ours.encoder.conv_in)
     copy_steps(theirs.down_blocks, ours.encoder.steps)
     copy_residual(theirs.mid_block.resnets[0], ours.encoder.middle.residual)
-    zeroed(theirs.mid_block.resnets[1].conv2)
+    zero_module(theirs.mid_block.resnets[1].conv2)
     copy_steps(theirs.up_blocks, ours.steps)
     copy(theirs.conv_norm_out, ours.out[0])
     copy(theirs.conv_out, ours.out[2])
 
     z, logsnr, arm = inputs()
-    expected = theirs(fold(z, 1), logsnr, class_labels=arm).sample
-    torch.testing.assert_close(fold(ours(z, logsnr, arm), 1), expected, atol=1e-4, rtol=1e-4)
+    expected = theirs(slices_to_channels(z, 1), logsnr, class_labels=arm).sample
+    torch.testing.assert_close(
+        slices_to_channels(ours(z, logsnr, arm), 1), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 def monai_sizes() -> dict[str, object]:
@@ -227,13 +237,13 @@ def monai_sizes() -> dict[str, object]:
 
 def copy_encoder(theirs: nn.Module, ours: Encoder, logsnr: Tensor) -> None:
     """Give MONAI's contraction path our weights; of the noise level it takes our embedding."""
-    theirs.time_embed = Given(ours.embedding.time(sinusoidal(logsnr, CONFIG.widths[0])))
+    theirs.time_embed = Given(ours.embedding.time(noise_level_embedding(logsnr, CONFIG.widths[0])))
     copy(theirs.class_embedding, ours.embedding.arm)
     copy(theirs.conv_in, ours.conv_in)
     copy_steps(theirs.down_blocks, ours.steps)
     copy_residual(theirs.middle_block.resnet_1, ours.middle.residual)
-    zeroed(theirs.middle_block.attention.attn.out_proj)
-    zeroed(theirs.middle_block.resnet_2.conv2)
+    zero_module(theirs.middle_block.attention.attn.out_proj)
+    zero_module(theirs.middle_block.resnet_2.conv2)
 
 
 @torch.no_grad()
@@ -264,16 +274,18 @@ def test_the_controlnet_steers_the_unet_as_monais_does() -> None:
     copy(their_unet.out[2], unet.out[2])
 
     residuals = control(z, logsnr, arm, control.encode(condition))
-    skips, middle = their_control(fold(z, 1), logsnr, fold(condition, 1), class_labels=arm)
+    skips, middle = their_control(
+        slices_to_channels(z, 1), logsnr, slices_to_channels(condition, 1), class_labels=arm
+    )
     for found, expected in zip([*residuals.skips, residuals.middle], [*skips, middle], strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     expected = their_unet(
-        fold(z, 1),
+        slices_to_channels(z, 1),
         logsnr,
         class_labels=arm,
         down_block_additional_residuals=skips,
         mid_block_additional_residual=middle,
     )
-    steered = fold(unet(z, logsnr, arm, residuals), 1)
+    steered = slices_to_channels(unet(z, logsnr, arm, residuals), 1)
     torch.testing.assert_close(steered, expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(steered, fold(unet(z, logsnr, arm), 1), atol=1e-2)
+    assert not torch.allclose(steered, slices_to_channels(unet(z, logsnr, arm), 1), atol=1e-2)

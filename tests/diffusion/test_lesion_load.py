@@ -8,13 +8,13 @@ import torch
 
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.lesion_load import (
-    drawn_load,
-    load_of,
-    with_lesion,
-    with_lesions,
-    within_load,
+    constrain_to_load,
+    ensure_one_lesion,
+    lesion_load_class,
+    rows_with_lesions,
+    sample_load_class,
 )
-from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
@@ -22,7 +22,9 @@ from lesioncast.forecasting.sampling import sample_seeds
 from tests.diffusion.test_networks import TINY, randomise
 
 LEAST = (1, 4, 20)
-SAMPLER = SamplerConfig(solver="sde2m", num_steps=24, grid="logsnr", logsnr_min=-4, logsnr_max=8)
+SAMPLER = SamplerConfig(
+    solver="sde-dpmsolver++", num_steps=24, spacing="logsnr", logsnr_min=-4, logsnr_max=8
+)
 SEEDS = range(100, 116)
 
 
@@ -31,16 +33,16 @@ def mask_of(voxels: int) -> torch.Tensor:
     return torch.where(torch.arange(48) < voxels, 1.0, -1.0).reshape(3, 4, 4)
 
 
-def loaded_model() -> Model:
+def loaded_model() -> LesionDiffusion:
     """Random networks that are told the load."""
     torch.manual_seed(0)
-    config = replace(TINY, loads=LEAST)
+    config = replace(TINY, lesion_load_thresholds=LEAST)
     unet = UNet(config)
     randomise(unet)
     control = ControlNet.from_unet(ControlConfig(), unet)
     randomise(control)
-    objective = ObjectiveConfig(prediction="odds", mask_loss="cross_entropy")
-    return Model(unet, control, ModelConfig(("a", "b"), config, objective=objective))
+    objective = ObjectiveConfig(prediction="log_odds", mask_loss="cross_entropy")
+    return LesionDiffusion(unet, control, ModelConfig(("a", "b"), config, objective=objective))
 
 
 def condition_of(rows: int) -> torch.Tensor:
@@ -49,13 +51,13 @@ def condition_of(rows: int) -> torch.Tensor:
 
 def test_a_load_begins_at_its_least_number_of_voxels() -> None:
     masks = torch.stack([mask_of(voxels) for voxels in (0, 1, 3, 4, 19, 20, 48)])
-    assert load_of(masks, LEAST).tolist() == [0, 1, 1, 2, 2, 3, 3]
+    assert lesion_load_class(masks, LEAST).tolist() == [0, 1, 1, 2, 2, 3, 3]
 
 
 def test_seeds_draw_loads_at_their_probabilities() -> None:
     chance = np.array([0.5, 0.3, 0.15, 0.05])
     logits = torch.from_numpy(np.log(chance))
-    drawn = np.bincount([drawn_load(logits, seed) for seed in range(20000)], minlength=4)
+    drawn = np.bincount([sample_load_class(logits, seed) for seed in range(20000)], minlength=4)
     sigma = np.sqrt(20000 * chance * (1 - chance))
     assert (np.abs(drawn - 20000 * chance) < 4 * sigma).all()
 
@@ -64,21 +66,23 @@ def test_consecutive_seeds_of_a_subject_draw_their_share_of_loads_whatever_their
     logits = torch.log(torch.tensor([0.7, 0.2, 0.1]))
     for subject in range(200):
         seeds = sample_seeds(0, f"sub-{subject}", 32)
-        empty = np.cumsum([drawn_load(logits, seed) == 0 for seed in seeds])
+        empty = np.cumsum([sample_load_class(logits, seed) == 0 for seed in seeds])
         off = np.abs(empty - 0.7 * np.arange(1, 33))
         assert off.max() < 2.5  # drawn by lot, every third would be off by 2.6 at the end
 
 
 def test_a_seed_has_no_more_lesions_under_an_arm_that_makes_every_load_less_likely() -> None:
     worse, better = torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]]))
-    pairs = [(drawn_load(worse, seed), drawn_load(better, seed)) for seed in range(2000)]
+    pairs = [
+        (sample_load_class(worse, seed), sample_load_class(better, seed)) for seed in range(2000)
+    ]
     assert all(under_better <= under_worse for under_worse, under_better in pairs)
     assert 0.05 < np.mean([a > 0 and b == 0 for a, b in pairs]) < 0.15  # 0.1, and no more
 
 
 def test_cases_with_lesions_are_told_and_one_where_there_is_none() -> None:
-    assert with_lesions(torch.tensor([0, 2, 0, 1])).tolist() == [1, 3]
-    assert with_lesions(torch.tensor([0, 0])).tolist() == [0]
+    assert rows_with_lesions(torch.tensor([0, 2, 0, 1])).tolist() == [1, 3]
+    assert rows_with_lesions(torch.tensor([0, 0])).tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_the_expected_voxels_are_moved_into_the_bounds_of_the_load_and_no_furthe
 ) -> None:
     generator = torch.Generator().manual_seed(2)
     x_hat = torch.tanh(torch.randn(3, 4, 4, generator=generator) - faintness)
-    kept = within_load(x_hat.expand(4, -1, -1, -1), torch.arange(4), LEAST)
+    kept = constrain_to_load(x_hat.expand(4, -1, -1, -1), torch.arange(4), LEAST)
     for found, total in zip(kept, expected, strict=True):
         if total is None:
             assert torch.equal(found, x_hat)
@@ -101,20 +105,20 @@ def test_the_expected_voxels_are_moved_into_the_bounds_of_the_load_and_no_furthe
 
 def test_masks_have_the_load_that_their_seeds_drew() -> None:
     model, condition = loaded_model(), condition_of(1)
-    hint = model.hint(condition[0], None, SAMPLER)
-    told = [each.load for each in model.told(hint, 1, SEEDS)]
+    hint = model.encode_patient(condition[0], None, SAMPLER)
+    told = [each.load for each in model.sample_conditions(hint, 1, SEEDS)]
     assert len(set(told)) > 1
     arm = torch.ones(len(SEEDS), dtype=torch.long)
-    x = model.draw_x(condition.expand(len(SEEDS), -1, -1, -1, -1), arm, SEEDS, SAMPLER)
-    drawn = load_of(x[:, 1], LEAST)
+    x = model.sample(condition.expand(len(SEEDS), -1, -1, -1, -1), arm, SEEDS, SAMPLER)
+    drawn = lesion_load_class(x[:, 1], LEAST)
     assert [got > 0 for got in drawn] == [load > 0 for load in told]
 
 
 def test_a_sample_with_lesions_has_its_likeliest_voxel_where_none_is_likelier_than_not() -> None:
     faint = torch.linspace(-1, -0.1, 48).reshape(3, 4, 4)
-    assert torch.nonzero(with_lesion(faint) > 0).tolist() == [[2, 3, 3]]
+    assert torch.nonzero(ensure_one_lesion(faint) > 0).tolist() == [[2, 3, 3]]
     some = faint + 0.2
-    assert torch.equal(with_lesion(some), some)
+    assert torch.equal(ensure_one_lesion(some), some)
 
 
 def test_what_is_stated_is_the_mean_over_the_loads_that_seeds_draw() -> None:
@@ -122,11 +126,13 @@ def test_what_is_stated_is_the_mean_over_the_loads_that_seeds_draw() -> None:
     lesions = torch.tensor([0.0, 1.0, 3.0, 8.0])
     model.control.load_prior.lesions.copy_(lesions)
     model.control.load_prior.log_lesions.copy_(lesions.log1p())
-    stated = model.stated(condition, None)
+    stated = model.expected_outcomes(condition, None)
     assert stated is not None
-    hint = model.hint(condition, None, SAMPLER)
+    hint = model.encode_patient(condition, None, SAMPLER)
     for arm in range(2):
-        drawn = lesions[[told.load for told in model.told(hint, arm, range(2000))]].numpy()
+        drawn = lesions[
+            [told.load for told in model.sample_conditions(hint, arm, range(2000))]
+        ].numpy()
         assert np.mean(drawn > 0) == pytest.approx(float(stated.p_active[arm]), abs=2e-3)
         assert np.mean(drawn) == pytest.approx(float(stated.lesions[arm]), abs=2e-2)
         assert np.log1p(drawn).mean() == pytest.approx(float(stated.log_lesions[arm]), abs=5e-3)
@@ -143,7 +149,7 @@ def test_a_sample_without_lesions_costs_no_evaluation() -> None:
         calls += 1
 
     model.unet.register_forward_hook(count)
-    assert not model.draw(condition, torch.tensor([0]), [5], SAMPLER).any()
+    assert not model.sample_masks(condition, torch.tensor([0]), [5], SAMPLER).any()
     assert calls == 0
 
 
@@ -158,5 +164,7 @@ def test_the_networks_predict_otherwise_for_another_load() -> None:
 
 @pytest.mark.parametrize("loads", [(2, 5), (1, 1, 5), (1, 9, 5), (0, 3)])
 def test_loads_that_do_not_rise_from_one_voxel_are_refused(loads: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="loads: expected voxels that rise from 1, got"):
-        UNetConfig(loads=loads)
+    with pytest.raises(
+        ValueError, match="lesion_load_thresholds: expected voxels that rise from 1, got"
+    ):
+        UNetConfig(lesion_load_thresholds=loads)

@@ -11,7 +11,7 @@ import torch
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.objective import NET2, ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
@@ -19,15 +19,17 @@ from tests.diffusion.test_networks import TINY, randomise
 from tests.support.known_denoisers import CONFIGS
 
 
-def tiny_model(lesion_weight: float = 1.0) -> Model:
+def tiny_model(lesion_weight: float = 1.0) -> LesionDiffusion:
     torch.manual_seed(0)
     unet = UNet(TINY)
     randomise(unet)
     control = ControlNet.from_unet(ControlConfig(burden=True), unet)
     randomise(control)
-    objective = ObjectiveConfig(prediction="odds", base_log_odds=0.0, lesion_weight=lesion_weight)
+    objective = ObjectiveConfig(
+        prediction="log_odds", base_log_odds=0.0, lesion_weight=lesion_weight
+    )
     config = ModelConfig(("a", "b"), TINY, ControlConfig(burden=True), objective=objective)
-    return Model(unet, control, config)
+    return LesionDiffusion(unet, control, config)
 
 
 def case(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -91,15 +93,17 @@ def test_the_lesion_weight_is_taken_out_of_net2_alone() -> None:
 
 def test_the_same_seed_draws_the_same_mask_and_another_seed_another() -> None:
     model, (condition, arm, _) = tiny_model(), case(1)
-    sampler = SamplerConfig(solver="dpm2m", num_steps=4, grid="logsnr")
-    first, again, other = (model.draw(condition, arm, [seed], sampler) for seed in (5, 5, 6))
+    sampler = SamplerConfig(solver="dpmsolver++", num_steps=4, spacing="logsnr")
+    first, again, other = (
+        model.sample_masks(condition, arm, [seed], sampler) for seed in (5, 5, 6)
+    )
     assert first.shape == (1, 3, 8, 8)
     assert first.dtype == torch.bool
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize(("prediction", "evaluations"), [("v", 5), ("odds", 1)])
+@pytest.mark.parametrize(("prediction", "evaluations"), [("v", 5), ("log_odds", 1)])
 def test_only_a_probability_can_settle_a_sample_early(prediction: str, evaluations: int) -> None:
     """Every voxel's x_hat is -1 at once: overshot and clamped with v, sure with odds."""
     model, (condition, arm, _) = tiny_model(), case(1)
@@ -113,16 +117,16 @@ def test_only_a_probability_can_settle_a_sample_early(prediction: str, evaluatio
         return torch.full_like(args[0], 1e3 if prediction == "v" else -1e3)
 
     model.unet.register_forward_hook(certain)
-    mask = model.draw(condition, arm, [5], SamplerConfig(solver="dpm2m", num_steps=5))
+    mask = model.sample_masks(condition, arm, [5], SamplerConfig(solver="dpmsolver++", num_steps=5))
     assert not mask.any()
     assert calls == evaluations
 
 
 SIXTEEN = tuple(range(100, 116))
-FEW_STEPS = SamplerConfig(solver="sde2m", num_steps=3, grid="logsnr", guidance=1.5)
+FEW_STEPS = SamplerConfig(solver="sde-dpmsolver++", num_steps=3, spacing="logsnr", guidance=1.5)
 
 
-def demo_model() -> Model:
+def demo_model() -> LesionDiffusion:
     """The demo's networks with random weights, none of them zero."""
     config = load_config(CONFIGS / "demo.yaml")
     torch.manual_seed(0)
@@ -130,7 +134,7 @@ def demo_model() -> Model:
     randomise(unet)
     control = ControlNet.from_unet(config.control, unet)
     randomise(control)
-    return Model(unet, control, config.model)
+    return LesionDiffusion(unet, control, config.model)
 
 
 def draw_x(rows: list[int], *, device: str = "cpu") -> torch.Tensor:
@@ -143,7 +147,7 @@ def draw_x(rows: list[int], *, device: str = "cpu") -> torch.Tensor:
     model.unet.to(device), model.control.to(device)
     generator = torch.Generator().manual_seed(1)
     condition = torch.randn(16, 7, 15, 64, 56, generator=generator)  # the demo's slab
-    return model.draw_x(
+    return model.sample(
         condition[rows].to(device),
         (torch.tensor(rows) % 6).to(device),
         [SIXTEEN[row] for row in rows],
@@ -161,7 +165,8 @@ def test_a_seed_names_a_sample_to_the_last_bit_whatever_the_batch() -> None:
 
 def test_a_seed_names_a_sample_to_the_last_bit_after_a_restart(tmp_path: Path) -> None:
     code = (
-        "import sys, torch, test_diffusion_model as here; torch.set_num_threads(int(sys.argv[2]));"
+        "import sys, torch, tests.diffusion.test_model as here;"
+        "torch.set_num_threads(int(sys.argv[2]));"
         "torch.save(here.draw_x([11]), sys.argv[1])"
     )
     threads = str(torch.get_num_threads())

@@ -8,16 +8,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.blocks import fold, unfold
+from lesioncast.diffusion.blocks import channels_to_slices, slices_to_channels
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.objective import BASE_LOG_ODDS, evidence
+from lesioncast.diffusion.objective import BASE_LOG_ODDS, log_likelihood_ratio
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.diffusion.voxel_mlp import (
-    VoxelHead,
-    VoxelPerceptron,
-    greatest,
-    smoothed,
-    surroundings,
+    VoxelMLP,
+    VoxelRefinementHead,
+    binomial_blur,
+    max_filter_3x3x3,
+    with_local_mean,
 )
 from tests.support.known_denoisers import CONFIGS
 
@@ -61,7 +61,7 @@ def test_the_networks_of_every_shipped_configuration_predict_a_slab(path: Path) 
         control = ControlNet(config.control, config.unet, config.model.covariates)
         z = torch.zeros(2, 2, *config.store.slab)
         logsnr, arm = torch.zeros(2), torch.zeros(2, dtype=torch.long)
-        load = torch.ones(2, dtype=torch.long) if config.unet.loads else None
+        load = torch.ones(2, dtype=torch.long) if config.unet.lesion_load_thresholds else None
         hint = control.encode(torch.zeros(2, config.control.channels, *config.store.slab))
         residuals = control(z, logsnr, arm, hint, load)
         assert unet(z, logsnr, arm, residuals, load=load).shape == z.shape
@@ -69,12 +69,12 @@ def test_the_networks_of_every_shipped_configuration_predict_a_slab(path: Path) 
 
 def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> None:
     volume = torch.arange(2 * 2 * 3 * 4 * 4.0).reshape(2, 2, 3, 4, 4)
-    assert torch.equal(fold(volume, 1), volume.reshape(2, 6, 4, 4))
-    assert fold(volume, 2).shape == (2, 24, 2, 2)
-    assert torch.equal(unfold(fold(volume, 2), slices=3, patch=2), volume)
+    assert torch.equal(slices_to_channels(volume, 1), volume.reshape(2, 6, 4, 4))
+    assert slices_to_channels(volume, 2).shape == (2, 24, 2, 2)
+    assert torch.equal(channels_to_slices(slices_to_channels(volume, 2), slices=3, patch=2), volume)
 
 
-@pytest.mark.parametrize("config", [ControlConfig(), ControlConfig(burden=True, voxels=4)])
+@pytest.mark.parametrize("config", [ControlConfig(), ControlConfig(burden=True, voxel_mlp_width=4)])
 def test_an_untrained_controlnet_changes_nothing_to_the_last_bit(config: ControlConfig) -> None:
     unet = UNet(TINY)
     randomise(unet)
@@ -135,16 +135,16 @@ def test_widths_that_groups_do_not_divide_are_refused() -> None:
 def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
     volume = torch.zeros(1, 5, 5, 5)
     volume[0, 2, 2, 2] = 64.0
-    assert smoothed(volume)[0, 2, 2, 1:4].tolist() == [4.0, 8.0, 4.0]
-    assert smoothed(torch.ones(1, 3, 4, 5)).eq(1).all()
+    assert binomial_blur(volume)[0, 2, 2, 1:4].tolist() == [4.0, 8.0, 4.0]
+    assert binomial_blur(torch.ones(1, 3, 4, 5)).eq(1).all()
     pooled = nn.functional.max_pool3d(volume, 3, stride=1, padding=1)
-    assert torch.equal(greatest(volume), pooled)
+    assert torch.equal(max_filter_3x3x3(volume), pooled)
 
 
 def test_the_voxel_heads_second_pass_reads_what_the_first_made_of_the_neighbours() -> None:
     """With weights set by hand it is one step of mean-field inference: a voxel's log odds rise by
     so much for each lesion that is believed among its neighbours, by their binomial weight."""
-    head, coupling = VoxelHead(1, embedding=4), 3.0
+    head, coupling = VoxelRefinementHead(1, embedding=4), 3.0
     nn.init.zeros_(head.second.read.weight)
     nn.init.zeros_(head.second.read.bias)
     nn.init.zeros_(head.second.embed.weight)
@@ -156,7 +156,7 @@ def test_the_voxel_heads_second_pass_reads_what_the_first_made_of_the_neighbours
     net2, logsnr = 4 * net2 + 6, torch.tensor([-3.0, 1.0])
     with torch.no_grad():
         refined = head(net2, z, logsnr, torch.randn(2, 4, generator=generator))
-    believed = torch.sigmoid(net2 + BASE_LOG_ODDS + evidence(z, logsnr))
+    believed = torch.sigmoid(net2 + BASE_LOG_ODDS + log_likelihood_ratio(z, logsnr))
     padded = nn.functional.pad(believed[:, None], (1,) * 6, mode="replicate")
     binomial = torch.tensor([1.0, 2.0, 1.0])
     kernel = torch.einsum("i,j,k->ijk", binomial, binomial, binomial)[None, None] / 8
@@ -165,12 +165,12 @@ def test_the_voxel_heads_second_pass_reads_what_the_first_made_of_the_neighbours
 
 
 def test_a_voxel_perceptron_starts_at_zero() -> None:
-    perceptron = VoxelPerceptron(5, 4, embedding=8)
+    perceptron = VoxelMLP(5, 4, embedding=8)
     assert perceptron(torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)).eq(0).all()
 
 
 def test_a_voxel_perceptron_is_the_same_small_network_at_every_voxel() -> None:
-    perceptron = VoxelPerceptron(5, 4, embedding=8)
+    perceptron = VoxelMLP(5, 4, embedding=8)
     randomise(perceptron)
     features, embedding = torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)
     hidden = (
@@ -183,7 +183,7 @@ def test_a_voxel_perceptron_is_the_same_small_network_at_every_voxel() -> None:
 
 def test_surroundings_keep_each_voxels_own_condition_first() -> None:
     condition = torch.randn(2, 7, 3, 4, 4)
-    seen = surroundings(condition)
+    seen = with_local_mean(condition)
     assert seen.shape == (2, 14, 3, 4, 4)
     assert torch.equal(seen[:, :7], condition)
-    assert torch.equal(seen[0, 8], smoothed(smoothed(condition[:1, 1]))[0])
+    assert torch.equal(seen[0, 8], binomial_blur(binomial_blur(condition[:1, 1]))[0])

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lesioncast.diffusion.blocks import SelfAttention
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
-from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, PatientEncoding
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.objective import Network, ObjectiveConfig, diffusion_loss
 from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.diffusion.unet import Embedding, Residuals, UNet, UNetConfig
+from lesioncast.diffusion.unet import ConditionEmbedding, ControlNetOutput, UNet, UNetConfig
 from tests.diffusion.test_networks import PAPER_CONTROL, TINY, inputs, randomise
 
 PAPER = ScheduleConfig()
@@ -57,7 +57,7 @@ def test_the_loss_of_stage_one_asks_for_flair_and_net2() -> None:
 
 @torch.no_grad()
 def test_the_arm_adds_its_row_to_the_embedding_of_the_noise_level() -> None:
-    embed = Embedding(UNetConfig())
+    embed = ConditionEmbedding(UNetConfig())
     logsnr = torch.tensor([-3.0, 0.0, 4.0])
     assert embed.arm.num_embeddings == 7
     null = embed(logsnr, torch.full((3,), UNetConfig().null_arm))
@@ -155,7 +155,7 @@ class ArmAlone(nn.Module):
         self.passes = 0
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: Residuals, load: None
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: ControlNetOutput, load: None
     ) -> Tensor:
         self.passes += 1
         return 0.1 * arm[:, None, None, None, None] + residuals.middle.expand(z.shape)
@@ -164,19 +164,21 @@ class ArmAlone(nn.Module):
 class ConditionAlone(nn.Module):
     """In place of the ControlNet: it adds the condition's mean."""
 
-    def encode(self, condition: Tensor, covariates: Tensor | None = None) -> Hint:
+    def encode(self, condition: Tensor, covariates: Tensor | None = None) -> PatientEncoding:
         assert covariates is None
-        return Hint(condition.mean((1, 2, 3, 4), keepdim=True), None, None)
+        return PatientEncoding(condition.mean((1, 2, 3, 4), keepdim=True), None, None)
 
-    def forward(self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint, load: None) -> Residuals:
-        return Residuals([], hint.features)
+    def forward(
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: PatientEncoding, load: None
+    ) -> ControlNetOutput:
+        return ControlNetOutput([], hint.features)
 
 
-def arithmetic(lesion_weight: float = 1.0) -> Model:
+def arithmetic(lesion_weight: float = 1.0) -> LesionDiffusion:
     """A model whose x_hat is 0.1 * arm + mean(condition); the null arm is row 2."""
     objective = ObjectiveConfig(prediction="x", lesion_weight=lesion_weight)
     config = ModelConfig(("a", "b"), TINY, objective=objective)
-    return Model(ArmAlone(), ConditionAlone(), config)  # type: ignore[arg-type]
+    return LesionDiffusion(ArmAlone(), ConditionAlone(), config)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_flair_is_generated_along_and_dropped_from_what_is_drawn() -> None:
     x_hat = model.denoiser(condition, arm, guidance=1.0)(z, torch.zeros(1))
     assert (x_hat[:, 0] > 0).all()
     assert (x_hat[:, 1] < 0).all()
-    assert not model.draw(condition, arm, [0], SamplerConfig(num_steps=1)).any()
+    assert not model.sample_masks(condition, arm, [0], SamplerConfig(num_steps=1)).any()
 
 
 def test_the_copy_in_the_controlnet_learns_apart_from_the_frozen_encoder() -> None:

@@ -8,13 +8,13 @@ import torch
 from lesioncast.diffusion.objective import (
     ObjectiveConfig,
     diffusion_loss,
-    predicted_x,
-    unweighted_probability,
+    predict_x0,
+    snr_weight,
+    undo_lesion_weight,
     voxel_error,
     voxel_weight,
-    x_weight,
 )
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, t_at
+from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, t_from_logsnr
 
 PAPER = ScheduleConfig()
 
@@ -35,7 +35,7 @@ def test_the_schedule_falls_and_ends_where_the_truncation_says() -> None:
 
 def test_t_is_found_from_logsnr() -> None:
     levels = torch.linspace(-16, 10, 27, dtype=torch.float64)
-    assert torch.allclose(logsnr_at(t_at(levels, PAPER), PAPER), levels, atol=1e-9)
+    assert torch.allclose(logsnr_at(t_from_logsnr(levels, PAPER), PAPER), levels, atol=1e-9)
 
 
 def test_the_process_preserves_variance() -> None:
@@ -51,7 +51,7 @@ def test_a_perfect_prediction_recovers_x_and_costs_nothing(kind: str) -> None:
     perfect = {"v": alpha * noise - sigma * x, "eps": noise, "x": x}[kind]
     z = alpha * x + sigma * noise
     objective = ObjectiveConfig(prediction=kind)  # type: ignore[arg-type]
-    assert torch.allclose(predicted_x(perfect, z, logsnr, objective), x, atol=1e-4)
+    assert torch.allclose(predict_x0(perfect, z, logsnr, objective), x, atol=1e-4)
     assert voxel_error(perfect, x, noise, logsnr, objective).max() < 1e-9
 
 
@@ -61,19 +61,19 @@ def test_the_squared_error_is_that_of_x_hat_whatever_is_predicted(kind: str) -> 
     logsnr = torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
     alpha, sigma = (value[:, None, None, None, None] for value in alpha_sigma(logsnr))
     objective = ObjectiveConfig(prediction=kind)  # type: ignore[arg-type]
-    x_hat = predicted_x(guess, alpha * x + sigma * noise, logsnr, objective)
+    x_hat = predict_x0(guess, alpha * x + sigma * noise, logsnr, objective)
     error = voxel_error(guess, x, noise, logsnr, objective)
     assert torch.allclose(error, (x - x_hat) ** 2)
 
 
 def test_odds_are_bayes_rule_for_a_binary_voxel() -> None:
     prior, logsnr = 0.02, torch.tensor([-1.0], dtype=torch.float64)
-    objective = ObjectiveConfig(prediction="odds", base_log_odds=math.log(prior / (1 - prior)))
+    objective = ObjectiveConfig(prediction="log_odds", base_log_odds=math.log(prior / (1 - prior)))
     alpha, sigma = (value.item() for value in alpha_sigma(logsnr))
     z = torch.linspace(-3, 3, 7, dtype=torch.float64).expand(1, 2, 1, 1, 7)
     lesion, none = (torch.exp(-((z - side * alpha) ** 2) / (2 * sigma**2)) for side in (1, -1))
     posterior = prior * lesion / (prior * lesion + (1 - prior) * none)
-    x_hat = predicted_x(torch.zeros_like(z), z, logsnr, objective)
+    x_hat = predict_x0(torch.zeros_like(z), z, logsnr, objective)
     assert torch.allclose(x_hat[:, 1], 2 * posterior[:, 1] - 1)
     assert torch.equal(x_hat[:, 0], torch.zeros_like(z[:, 0]))
 
@@ -84,7 +84,7 @@ def test_cross_entropy_and_squared_error_have_the_same_minimiser() -> None:
     logsnr, noise = torch.tensor([-40.0], dtype=torch.float64), torch.zeros_like(x)
     guesses = torch.linspace(-2, 2, 401, dtype=torch.float64)
     for loss in ("squared", "cross_entropy"):
-        objective = ObjectiveConfig(prediction="odds", mask_loss=loss, base_log_odds=-3.0)  # type: ignore[arg-type]
+        objective = ObjectiveConfig(prediction="log_odds", mask_loss=loss, base_log_odds=-3.0)  # type: ignore[arg-type]
         losses = [
             voxel_error(torch.full_like(x, guess.item()), x, noise, logsnr, objective)[:, 1].mean()
             for guess in guesses
@@ -94,13 +94,13 @@ def test_cross_entropy_and_squared_error_have_the_same_minimiser() -> None:
 
 
 def test_cross_entropy_without_odds_is_refused() -> None:
-    with pytest.raises(ValueError, match="cross_entropy needs prediction odds, got v"):
+    with pytest.raises(ValueError, match="cross_entropy needs prediction log_odds, got v"):
         ObjectiveConfig(mask_loss="cross_entropy")
 
 
 def test_min_snr_caps_the_weight_at_gamma() -> None:
     logsnr = torch.tensor([-2.0, 0.0, math.log(5.0), 4.0])
-    weight = x_weight(logsnr, ObjectiveConfig(weighting="min_snr", min_snr_gamma=5.0))
+    weight = snr_weight(logsnr, ObjectiveConfig(weighting="min_snr", min_snr_gamma=5.0))
     assert weight.tolist() == pytest.approx([math.exp(-2), 1.0, 5.0, 5.0])
 
 
@@ -115,7 +115,7 @@ def test_lesions_weigh_tenfold_on_the_net2_channels_only() -> None:
 def test_the_lesion_weights_bias_is_undone_exactly() -> None:
     p = torch.linspace(0, 1, 11)
     q = 10 * p / (10 * p + 1 - p)
-    assert torch.allclose(unweighted_probability(2 * q - 1, 10.0), 2 * p - 1, atol=1e-6)
+    assert torch.allclose(undo_lesion_weight(2 * q - 1, 10.0), 2 * p - 1, atol=1e-6)
 
 
 def test_the_loss_of_a_network_that_predicts_zero_is_the_weighted_power_of_its_target() -> None:

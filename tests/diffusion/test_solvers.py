@@ -8,15 +8,15 @@ import torch
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.continuous_batching import sample
-from lesioncast.diffusion.schedule import ScheduleConfig, t_at
+from lesioncast.diffusion.schedule import ScheduleConfig, t_from_logsnr
 from lesioncast.diffusion.solvers import (
     SamplerConfig,
-    State,
-    Steps,
-    advance,
+    SolverCoefficients,
+    SolverState,
+    initial_state,
     logsnr_grid,
-    plan_steps,
-    start,
+    solver_coefficients,
+    solver_step,
 )
 from tests.support.known_denoisers import (
     CONFIGS,
@@ -38,29 +38,29 @@ def independent_noise(rows: int) -> torch.Tensor:
     return torch.stack(draws)
 
 
-def followed(steps: Steps, noise: torch.Tensor) -> torch.Tensor:
+def followed(steps: SolverCoefficients, noise: torch.Tensor) -> torch.Tensor:
     """x of three samples of Gaussian data along `steps`."""
-    state = start(noise[0])
+    state = initial_state(noise[0])
     for row in noise[1:]:
-        state = advance(gaussian_denoiser(0.3, 0.5), state, row, steps=steps)
+        state = solver_step(gaussian_denoiser(0.3, 0.5), state, row, steps=steps)
     return state.z
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpm2m", "ancestral", "sde2m"])
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "ancestral", "sde-dpmsolver++"])
 @pytest.mark.parametrize("deviation", DEVIATIONS)
 def test_every_solver_keeps_the_spread_given_enough_steps(solver: str, deviation: float) -> None:
-    sampler = SamplerConfig(solver=solver, num_steps=2000, grid="logsnr")  # type: ignore[arg-type]
+    sampler = SamplerConfig(solver=solver, num_steps=2000, spacing="logsnr")  # type: ignore[arg-type]
     assert spread_error(deviation, PAPER, sampler) == pytest.approx(0, abs=0.01)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpm2m", "ancestral", "sde2m"])
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "ancestral", "sde-dpmsolver++"])
 def test_every_solver_finds_the_mean(solver: str) -> None:
     drawn = sample(
         gaussian_denoiser(0.3, 0.5),
         shape=(64,),
         seeds=range(400),
         schedule=PAPER,
-        sampler=SamplerConfig(solver=solver, num_steps=50, grid="logsnr"),  # type: ignore[arg-type]
+        sampler=SamplerConfig(solver=solver, num_steps=50, spacing="logsnr"),  # type: ignore[arg-type]
     )
     assert drawn.mean().item() == pytest.approx(0.3, abs=0.01)
 
@@ -100,7 +100,7 @@ def test_a_rare_lesion_is_drawn_nearly_as_often_as_it_occurs(
 
 def test_the_exact_spread_lies_between_the_ancestral_variances() -> None:
     lower, upper = (
-        spread_error(0.5, PAPER, SamplerConfig(num_steps=256, grid="logsnr", variance=variance))
+        spread_error(0.5, PAPER, SamplerConfig(num_steps=256, spacing="logsnr", variance=variance))
         for variance in (0.0, 1.0)
     )
     assert lower < -0.02 < 0 < upper
@@ -112,9 +112,10 @@ def test_the_ancestral_sampler_keeps_the_spread_between_its_bounds(deviation: fl
 
 
 def test_eta_spans_the_ode_and_the_sde() -> None:
-    ode = plan_steps(PAPER, SamplerConfig(solver="dpm2m", num_steps=8))
+    ode = solver_coefficients(PAPER, SamplerConfig(solver="dpmsolver++", num_steps=8))
     still, noisy = (
-        plan_steps(PAPER, SamplerConfig(solver="sde2m", num_steps=8, eta=eta)) for eta in (0, 1)
+        solver_coefficients(PAPER, SamplerConfig(solver="sde-dpmsolver++", num_steps=8, eta=eta))
+        for eta in (0, 1)
     )
     assert torch.equal(still.keep, ode.keep)
     assert still.spread.eq(0).all()
@@ -122,20 +123,20 @@ def test_eta_spans_the_ode_and_the_sde() -> None:
 
 
 def test_samples_at_different_steps_share_a_batch() -> None:
-    sampler = SamplerConfig(solver="sde2m", num_steps=6, grid="logsnr", eta=0.5)
-    steps, denoise = plan_steps(PAPER, sampler), gaussian_denoiser(0.2, 0.5)
+    sampler = SamplerConfig(solver="sde-dpmsolver++", num_steps=6, spacing="logsnr", eta=0.5)
+    steps, denoise = solver_coefficients(PAPER, sampler), gaussian_denoiser(0.2, 0.5)
     noise = independent_noise(7)
 
-    def alone(row: int) -> list[State]:
-        states = [start(noise[0, row : row + 1])]
+    def alone(row: int) -> list[SolverState]:
+        states = [initial_state(noise[0, row : row + 1])]
         for step in range(1, 7):
             following = noise[step, row : row + 1]
-            states.append(advance(denoise, states[-1], following, steps=steps))
+            states.append(solver_step(denoise, states[-1], following, steps=steps))
         return states
 
     at = (0, 3, 5)  # the last of these takes its last step
     each = [alone(row) for row in range(3)]
-    state = State(
+    state = SolverState(
         z=torch.cat([states[step].z for states, step in zip(each, at, strict=True)]),
         x_hat_before=torch.cat(
             [states[step].x_hat_before for states, step in zip(each, at, strict=True)]
@@ -143,14 +144,14 @@ def test_samples_at_different_steps_share_a_batch() -> None:
         step=torch.tensor(at),
     )
     following = torch.stack([noise[step + 1, row] for row, step in enumerate(at)])
-    together = advance(denoise, state, following, steps=steps)
+    together = solver_step(denoise, state, following, steps=steps)
     for row, step in enumerate(at):
         assert torch.equal(together.z[row], each[row][step + 1].z[0])
         assert torch.equal(together.x_hat_before[row], each[row][step + 1].x_hat_before[0])
     assert together.step.tolist() == [1, 4, 6]
 
 
-@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpm2m", "sde2m"])
+@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpmsolver++", "sde-dpmsolver++"])
 def test_a_seed_names_a_sample_regardless_of_its_batch_mates(solver: str) -> None:
     def draw(seeds: list[int]) -> torch.Tensor:
         sampler = SamplerConfig(solver=solver, num_steps=5)  # type: ignore[arg-type]
@@ -163,26 +164,27 @@ def test_a_seed_names_a_sample_regardless_of_its_batch_mates(solver: str) -> Non
 
 @pytest.mark.parametrize("grid", ["t", "logsnr"])
 def test_the_grid_runs_from_pure_noise_to_data_inside_its_bounds(grid: str) -> None:
-    sampler = SamplerConfig(num_steps=9, grid=grid, logsnr_min=-8, logsnr_max=6)  # type: ignore[arg-type]
+    sampler = SamplerConfig(num_steps=9, spacing=grid, logsnr_min=-8, logsnr_max=6)  # type: ignore[arg-type]
     levels = logsnr_grid(PAPER, sampler)
     assert (levels.diff() > 0).all()
     assert levels[[0, 1, -1]].tolist() == pytest.approx([-15 + PAPER.shift_noise, -8, 6])
-    even = (levels if grid == "logsnr" else t_at(levels, PAPER))[1:].diff()
+    even = (levels if grid == "logsnr" else t_from_logsnr(levels, PAPER))[1:].diff()
     assert torch.allclose(even, even.mean())
     assert len(logsnr_grid(PAPER, SamplerConfig(num_steps=1, logsnr_min=-8))) == 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, of NumPy
 @pytest.mark.parametrize(
-    ("solver", "algorithm"), [("dpm2m", "dpmsolver++"), ("sde2m", "sde-dpmsolver++")]
+    ("solver", "algorithm"),
+    [("dpmsolver++", "dpmsolver++"), ("sde-dpmsolver++", "sde-dpmsolver++")],
 )
 @pytest.mark.parametrize(("grid", "first"), [("logsnr", -20), ("logsnr", -4), ("t", -20)])
 def test_second_order_steps_are_those_of_diffusers(
     solver: str, algorithm: str, grid: str, first: float
 ) -> None:
     """On even steps too, and on those whose size changes at the first or at each."""
-    sampler = SamplerConfig(solver=solver, num_steps=10, grid=grid, logsnr_min=first)  # type: ignore[arg-type]
-    steps, noise = plan_steps(PAPER, sampler), independent_noise(11)
+    sampler = SamplerConfig(solver=solver, num_steps=10, spacing=grid, logsnr_min=first)  # type: ignore[arg-type]
+    steps, noise = solver_coefficients(PAPER, sampler), independent_noise(11)
     scheduler = diffusers.DPMSolverMultistepScheduler(
         algorithm_type=algorithm,
         prediction_type="sample",
@@ -204,8 +206,8 @@ def test_second_order_steps_are_those_of_diffusers(
     ("solver", "variance"), [("ddim", 0.0), ("ancestral", 0.0), ("ancestral", 1.0)]
 )
 def test_first_order_steps_are_those_of_diffusers(solver: str, variance: float) -> None:
-    sampler = SamplerConfig(solver=solver, num_steps=10, grid="logsnr", variance=variance)  # type: ignore[arg-type]
-    steps, noise = plan_steps(PAPER, sampler), independent_noise(11)
+    sampler = SamplerConfig(solver=solver, num_steps=10, spacing="logsnr", variance=variance)  # type: ignore[arg-type]
+    steps, noise = solver_coefficients(PAPER, sampler), independent_noise(11)
     settings = {"num_train_timesteps": 10, "prediction_type": "sample", "clip_sample": False}
     if solver == "ddim":
         scheduler = diffusers.DDIMScheduler(**settings)

@@ -8,11 +8,15 @@ import pytest
 from lesioncast.errors import BaselineError
 from lesioncast.evaluation.baselines.baselines import (
     arm_statistics,
-    fit_scalar_model,
+    fit_regression_baseline,
+    lookup_by_arm,
     monte_carlo,
-    of_arm,
 )
-from lesioncast.evaluation.features.image_features import SCALARS, image_scalars, measure_case
+from lesioncast.evaluation.features.image_features import (
+    IMAGE_FEATURES,
+    image_features,
+    measure_case,
+)
 from lesioncast.evaluation.metrics.scores import average_precision, roc_auc
 
 ARMS = ("placebo", "avonex", "ocrelizumab")
@@ -37,7 +41,7 @@ def voxels() -> Voxels:
 
 
 def scalar(found: np.ndarray, name: str) -> float:
-    return float(found[SCALARS.index(name)])
+    return float(found[IMAGE_FEATURES.index(name)])
 
 
 def test_arm_statistics_by_hand() -> None:
@@ -50,7 +54,7 @@ def test_arm_statistics_by_hand() -> None:
 
 def test_an_arm_without_training_cases_is_refused_by_name() -> None:
     with pytest.raises(BaselineError, match="ocrelizumab"):
-        of_arm(np.array([0.5, 0.2, np.nan]), np.array([0, 2]), ARMS)
+        lookup_by_arm(np.array([0.5, 0.2, np.nan]), np.array([0, 2]), ARMS)
 
 
 def test_the_monte_carlo_baseline_is_chance_within_an_arm() -> None:
@@ -69,7 +73,7 @@ def test_the_scalar_model_finds_a_burden_that_drives_activity() -> None:
     rng = np.random.default_rng(2)
     scalars, arm = rng.normal(size=(900, 3)), rng.integers(0, 3, 900)
     count = rng.poisson(np.exp(1.2 * scalars[:, 0] - arm)).astype(float)
-    model = fit_scalar_model(scalars[:600], arm[:600], count[:600], arms=3)
+    model = fit_regression_baseline(scalars[:600], arm[:600], count[:600], arms=3)
     test = slice(600, 900)
     chance = model.probability(scalars[test], arm[test])
     assert ((chance >= 0) & (chance <= 1)).all()
@@ -85,7 +89,7 @@ def test_the_scalar_model_takes_absent_scalars_and_arms_without_cases() -> None:
     scalars[::3, 0] = np.nan
     scalars[:, 1] = np.nan
     arm = rng.integers(0, 2, 80)
-    model = fit_scalar_model(scalars, arm, rng.poisson(1, 80).astype(float), arms=3)
+    model = fit_regression_baseline(scalars, arm, rng.poisson(1, 80).astype(float), arms=3)
     found = model.probability(np.array([[np.nan, 1.0]]), np.array([2]))
     assert np.isfinite(found).all()
     assert np.isfinite(model.count(np.array([[np.nan, 1.0]]), np.array([2]))).all()
@@ -94,7 +98,7 @@ def test_the_scalar_model_takes_absent_scalars_and_arms_without_cases() -> None:
 @pytest.mark.parametrize(("count", "chance"), [(0.0, 0.0), (2.0, 1.0)])
 def test_training_cases_of_one_class_predict_that_class(count: float, chance: float) -> None:
     scalars, arm = np.zeros((6, 1)), np.zeros(6, int)
-    model = fit_scalar_model(scalars, arm, np.full(6, count), arms=1)
+    model = fit_regression_baseline(scalars, arm, np.full(6, count), arms=1)
     assert model.probability(scalars, arm) == pytest.approx(chance)
     assert model.count(scalars, arm) == pytest.approx(count)
 
@@ -103,7 +107,7 @@ def test_scalars_are_logs_of_volumes_and_counts() -> None:
     case = voxels()
     case.masks[1, 1, 1, 4, 4] = case.masks[1, 1, 1, 8, 8] = 1
     case.masks[1, 2, 1, 4:6, 4] = 1
-    found = image_scalars(case, SPACING)
+    found = image_features(case, SPACING)
     assert scalar(found, "gad_volume_w048") == pytest.approx(np.log1p(6))
     assert scalar(found, "gad_count_w048") == pytest.approx(np.log1p(2))
     assert scalar(found, "net2_volume_w048") == pytest.approx(np.log1p(6))
@@ -113,17 +117,17 @@ def test_scalars_are_logs_of_volumes_and_counts() -> None:
 def test_the_flair_gain_sees_a_new_lesion_and_no_change_of_scale() -> None:
     case = voxels()
     case.flair[1] += np.random.default_rng(5).normal(0, 0.01, case.flair[1].shape)
-    quiet = scalar(image_scalars(case, SPACING), "flair_gain")
+    quiet = scalar(image_features(case, SPACING), "flair_gain")
     case.flair[1] += 0.1
-    assert scalar(image_scalars(case, SPACING), "flair_gain") == pytest.approx(quiet, abs=0.4)
+    assert scalar(image_features(case, SPACING), "flair_gain") == pytest.approx(quiet, abs=0.4)
     case.flair[1, 1, 4:6, 4:6] += 0.4
-    assert scalar(image_scalars(case, SPACING), "flair_gain") > quiet + 2
+    assert scalar(image_features(case, SPACING), "flair_gain") > quiet + 2
 
 
 def test_an_absent_channel_is_not_a_zero() -> None:
     case = voxels()
     case.present[1, 2] = case.present[0, 0] = False
-    found = image_scalars(case, SPACING)
+    found = image_features(case, SPACING)
     assert np.isnan(scalar(found, "gad_volume_w048"))
     assert np.isnan(scalar(found, "flair_gain"))
     assert scalar(found, "gad_volume_w000") == 0
@@ -144,10 +148,10 @@ def test_a_case_shows_where_its_lesions_lie_and_how_many_came_before() -> None:
 
 def test_scalars_know_nothing_of_week_96() -> None:
     case = voxels()
-    before = image_scalars(case, SPACING)
+    before = image_features(case, SPACING)
     case.masks[2] = 1
     case.flair[2] = 0
-    assert np.array_equal(image_scalars(case, SPACING), before)
+    assert np.array_equal(image_features(case, SPACING), before)
     assert measure_case(0, case, SPACING).outcome.plain == 1
     assert measure_case(0, case, SPACING).regions.tolist() == [True, True]
     case.present[2, 3] = False

@@ -4,16 +4,20 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from lesioncast.evaluation.metrics.calibration import brier_parts, fit_recalibration
-from lesioncast.evaluation.metrics.conformal import count_intervals, count_scores, threshold
-from lesioncast.evaluation.metrics.scores import resamples
-from lesioncast.forecasting.ensemble import Counted
+from lesioncast.evaluation.metrics.calibration import brier_decomposition, fit_platt_scaling
+from lesioncast.evaluation.metrics.conformal import (
+    conformal_quantile,
+    nonconformity_scores,
+    prediction_intervals,
+)
+from lesioncast.evaluation.metrics.scores import bootstrap_weights
+from lesioncast.forecasting.ensemble import SampledCounts
 
 ACTIVE = np.array([True, True, False, False])
 
 
 def parts(active: np.ndarray, chance: np.ndarray) -> list[float]:
-    return brier_parts(active, chance, np.ones((1, len(active))))[0].tolist()
+    return brier_decomposition(active, chance, np.ones((1, len(active))))[0].tolist()
 
 
 def test_the_parts_of_the_brier_score_by_hand() -> None:
@@ -37,8 +41,8 @@ def test_the_parts_are_murphys_where_the_shares_rise_with_the_forecast() -> None
 def test_the_parts_sum_to_the_brier_score_in_every_resample_and_none_is_negative() -> None:
     rng = np.random.default_rng(1)
     active, chance = rng.random(80) < 0.3, rng.random(80)
-    weights = resamples(80, draws=30, seed=0)
-    found = brier_parts(active, chance, weights)
+    weights = bootstrap_weights(80, draws=30, seed=0)
+    found = brier_decomposition(active, chance, weights)
     brier = weights @ (chance - active) ** 2 / 80
     assert found[:, 0] - found[:, 1] + found[:, 2] == pytest.approx(brier)
     assert (found > -1e-12).all()
@@ -59,13 +63,15 @@ def ensembles(cases: int, seed: int, *, bias: float = 1.0) -> tuple[np.ndarray, 
 def log_odds(samples: np.ndarray) -> np.ndarray:
     """Those of the forecasts with these samples [n, k], [n]."""
     counts = samples.astype(int)
-    return np.array([Counted(plain=row, opened=row).log_odds(opening=False) for row in counts])
+    return np.array(
+        [SampledCounts(plain=row, opened=row).log_odds(opening=False) for row in counts]
+    )
 
 
 def test_recalibration_mends_a_forecast_that_finds_too_many_active() -> None:
     known, told = ensembles(400, 0, bias=4.0)
     true, samples = ensembles(4000, 1, bias=4.0)
-    curve = fit_recalibration(known > 0, log_odds(told))
+    curve = fit_platt_scaling(known > 0, log_odds(told))
     raw, mended = (samples > 0).mean(axis=1), curve.probability(log_odds(samples))
     assert raw.mean() > (true > 0).mean() + 0.15
     assert mended.mean() == pytest.approx((true > 0).mean(), abs=0.05)
@@ -79,21 +85,21 @@ def test_recalibration_is_scikit_learns_logistic_regression_on_the_logit() -> No
     held = (told > 0).sum(axis=1)
     logit = np.log((held + 0.5) / (8.5 - held))[:, None]
     theirs = LogisticRegression().fit(logit, known > 0).predict_proba(logit)[:, 1]
-    curve = fit_recalibration(known > 0, log_odds(told))
+    curve = fit_platt_scaling(known > 0, log_odds(told))
     assert curve.probability(log_odds(told)) == pytest.approx(theirs)
 
 
 def test_one_class_teaches_nothing() -> None:
-    assert fit_recalibration(np.zeros(5, bool), np.zeros(5)) is None
+    assert fit_platt_scaling(np.zeros(5, bool), np.zeros(5)) is None
 
 
 def test_the_rank_of_the_threshold_is_that_of_one_more_case() -> None:
     """Nine scores: 80 % is rank 8, 90 % rank 9, 95 % needs more cases."""
     scores = np.arange(9.0, 0, -1)
-    assert (threshold(scores, 0.8).rank, threshold(scores, 0.8).score) == (8, 8.0)
-    assert (threshold(scores, 0.9).rank, threshold(scores, 0.9).score) == (9, 9.0)
-    assert threshold(scores, 0.95).score == np.inf
-    assert threshold(scores, 0.95).likely_coverage(50) == (1.0, 1.0)
+    assert (conformal_quantile(scores, 0.8).rank, conformal_quantile(scores, 0.8).score) == (8, 8.0)
+    assert (conformal_quantile(scores, 0.9).rank, conformal_quantile(scores, 0.9).score) == (9, 9.0)
+    assert conformal_quantile(scores, 0.95).score == np.inf
+    assert conformal_quantile(scores, 0.95).coverage_range(50) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("bias", [0.3, 1.0, 3.0])
@@ -103,7 +109,9 @@ def test_intervals_hold_as_often_as_they_say_whatever_the_forecast(bias: float) 
     for trial in range(150):
         known, told = ensembles(64, 2 * trial, bias=bias)
         true, samples = ensembles(100, 2 * trial + 1, bias=bias)
-        low, high = count_intervals(samples, threshold(count_scores(known, told), 0.9).score)
+        low, high = prediction_intervals(
+            samples, conformal_quantile(nonconformity_scores(known, told), 0.9).score
+        )
         shares.append(np.mean((low <= true) & (true <= high)))
     assert 0.895 < np.mean(shares) < 0.95
 
@@ -112,22 +120,22 @@ def test_the_likely_coverage_is_that_of_scores_without_ties() -> None:
     rng = np.random.default_rng(5)
     shares = []
     for _ in range(2000):
-        learned = threshold(rng.random(64), 0.9)
+        learned = conformal_quantile(rng.random(64), 0.9)
         shares.append(np.mean(rng.random(100) <= learned.score))
-    low, high = learned.likely_coverage(100)
+    low, high = learned.coverage_range(100)
     assert np.mean([low <= share <= high for share in shares]) == pytest.approx(0.955, abs=0.02)
 
 
 def test_an_interval_holds_exactly_the_counts_within_the_score() -> None:
     _, samples = ensembles(60, 3)
-    low, high = count_intervals(samples, 1.2)
+    low, high = prediction_intervals(samples, 1.2)
     for count in range(30):
-        within = count_scores(np.full(60, float(count)), samples) <= 1.2
+        within = nonconformity_scores(np.full(60, float(count)), samples) <= 1.2
         assert np.array_equal(within, (low <= count) & (count <= high))
 
 
 def test_an_interval_without_a_whole_count_has_the_two_around_it() -> None:
-    low, high = count_intervals(np.array([[0.0, 1.0], [2.0, 2.0]]), 0.0)
+    low, high = prediction_intervals(np.array([[0.0, 1.0], [2.0, 2.0]]), 0.0)
     assert low.tolist() == [0, 2]
     assert high.tolist() == [1, 2]
 
@@ -135,6 +143,8 @@ def test_an_interval_without_a_whole_count_has_the_two_around_it() -> None:
 def test_an_oracles_intervals_are_the_counts_themselves() -> None:
     true, _ = ensembles(80, 4)
     sure = np.tile(true[:, None], 4)
-    low, high = count_intervals(sure, threshold(count_scores(true, sure), 0.9).score)
+    low, high = prediction_intervals(
+        sure, conformal_quantile(nonconformity_scores(true, sure), 0.9).score
+    )
     assert np.array_equal(low, true)
     assert np.array_equal(high, true)

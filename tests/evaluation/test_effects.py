@@ -11,17 +11,21 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import StratifiedKFold
 
-from lesioncast.evaluation.analysis.treatment_effects import effects_record
+from lesioncast.evaluation.analysis.treatment_effects import treatment_effects
 from lesioncast.evaluation.baselines.baselines import arm_statistics
-from lesioncast.evaluation.causal.effects import policy, rank_agreement, seed_variances
+from lesioncast.evaluation.causal.effects import (
+    kendall_tau_b,
+    paired_and_independent_variance,
+    policy_value,
+)
 from lesioncast.evaluation.causal.trial_effects import (
     FOLDS,
     aipw,
+    arms_without_common_trial,
     contrasts,
-    cross_fitted,
-    fit_regressions,
+    cross_fitted_aipw,
+    fit_outcome_models,
     mean_difference,
-    unconnected,
 )
 from lesioncast.evaluation.metrics.scores import Bootstrap
 from lesioncast.evaluation.reporting.markdown.effects import effect_sections
@@ -40,7 +44,7 @@ def futures(cases: int, seed: int) -> np.ndarray:
 def recorded(sampled: np.ndarray, true: np.ndarray | None) -> dict:
     arm = np.arange(90) % 3
     training = arm_statistics(arm, futures(90, 9)[arm, np.arange(90)], arms=3)
-    return effects_record(
+    return treatment_effects(
         sampled,
         (sampled > 0).mean(axis=2),
         arms=ARMS,
@@ -86,7 +90,7 @@ def test_the_error_of_individual_effects_by_hand() -> None:
     sampled = np.array([[[2, 2], [1, 1]], [[1, 1], [0, 0]]], np.float64)
     true = np.array([[4, 0], [1, 1]], np.float64)
     training = arm_statistics(np.array([0, 1]), np.array([2.0, 1.0]), arms=2)
-    record = effects_record(
+    record = treatment_effects(
         sampled,
         np.array([[0.9, 0.9], [0.6, 0.4]]),
         arms=ARMS[:2],
@@ -114,7 +118,7 @@ def test_without_a_truth_only_what_the_model_says_is_told() -> None:
 
 def test_arms_expected_to_be_equal_are_drawn_by_lot() -> None:
     expected = np.array([[1.0, 0.0], [1.0, 2.0]])
-    assert policy(expected, np.array([[4.0, 7.0], [2.0, 9.0]])).tolist() == [3.0, 7.0]
+    assert policy_value(expected, np.array([[4.0, 7.0], [2.0, 9.0]])).tolist() == [3.0, 7.0]
 
 
 def test_rank_agreement_is_scipys_for_each_patient_and_undefined_without_an_order() -> None:
@@ -122,7 +126,7 @@ def test_rank_agreement_is_scipys_for_each_patient_and_undefined_without_an_orde
     told, true = rng.integers(0, 4, (5, 30)) * 1.0, rng.integers(0, 3, (5, 30)) * 1.0
     told[:2], true[:2] = [[0.0], [3.0]], [[2.0], [0.0]]  # no patient has all arms alike
     true[:, 0] = 1.0
-    found = rank_agreement(told, true)
+    found = kendall_tau_b(told, true)
     assert np.isnan(found[0])
     for case in range(1, 30):
         assert found[case] == pytest.approx(kendalltau(told[:, case], true[:, case]).statistic)
@@ -134,7 +138,7 @@ def test_common_seeds_save_what_the_variances_say() -> None:
     luck = rng.random((3000, 16))
     other = rng.random((3000, 16))
     sampled = np.stack([luck < 0.5, luck < 0.4]).astype(np.float64)
-    apart, together = seed_variances(sampled, 1, 0)
+    apart, together = paired_and_independent_variance(sampled, 1, 0)
     independent = (other < 0.4).mean(axis=1) - (luck < 0.5).mean(axis=1)
     paired = (sampled[1] - sampled[0]).mean(axis=1)
     assert apart.mean() / together.mean() == pytest.approx(
@@ -150,7 +154,7 @@ def test_only_arms_that_share_a_trial_are_compared() -> None:
     trial, arm = TRIAL * 12, np.array([0, 1, 1, 2, 2] * 12)
     pairs = [(each.trial, each.arm, each.reference) for each in contrasts(trial, arm, 0)]
     assert pairs == [("a", 1, 0), ("b", 2, 1)]
-    assert unconnected(trial, arm, 3) == [(0, 2)]
+    assert arms_without_common_trial(trial, arm, 3) == [(0, 2)]
     (first, _) = contrasts(trial, arm, 0)
     assert first.treated.sum() == 12
     assert not list(contrasts((None,) * 60, arm, 0))
@@ -206,7 +210,7 @@ def test_cross_fitted_aipw_is_that_of_econml() -> None:
         lines = [LinearRegression().fit(rows, each) for each in ((lesions > 0) * 1.0, lesions)]
         return lambda asked: np.stack([line.predict(asked) for line in lines])
 
-    ours = cross_fitted(scalars, count, treated, fit=fit, seed=3)
+    ours = cross_fitted_aipw(scalars, count, treated, fit=fit, seed=3)
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=3).split(scalars, treated))
     for parts, outcome in zip(ours, ((count > 0) * 1.0, count), strict=True):
         theirs = LinearDRLearner(
@@ -241,8 +245,8 @@ def test_cross_fitting_finds_a_known_effect_with_less_spread_than_the_difference
         burden = rng.normal(size=150)
         treated = rng.random(150) < 0.5
         count = rng.poisson(np.exp(1.0 * burden) * np.where(treated, 0.5, 1.0)) * 1.0
-        active, lesions = cross_fitted(
-            burden[:, None], count, treated, fit=fit_regressions, seed=seed
+        active, lesions = cross_fitted_aipw(
+            burden[:, None], count, treated, fit=fit_outcome_models, seed=seed
         )
         parts.append((active.mean(), lesions.mean()))
         gaps.append(mean_difference(count, treated)(np.ones((1, 150)))[0])

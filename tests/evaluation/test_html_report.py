@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesioncast.bundle.evaluation_card import read_sentences
+from lesioncast.bundle.evaluation_card import read_warnings
 from lesioncast.errors import EvaluationCardError, ForecastError
-from lesioncast.evaluation.evaluate import Assessment
+from lesioncast.evaluation.evaluate import EvaluationResult
 from lesioncast.evaluation.reporting.bundle_card import card_text, write_card
-from lesioncast.evaluation.reporting.estimates_csv import COLUMNS, tidy_csv
-from lesioncast.evaluation.reporting.examples import choose
+from lesioncast.evaluation.reporting.estimates_csv import COLUMNS, estimates_csv
+from lesioncast.evaluation.reporting.examples import choose_examples
 from lesioncast.evaluation.reporting.figures import panels
 from lesioncast.evaluation.reporting.findings import findings
-from lesioncast.evaluation.reporting.html import Picture, Sight, document, rendered
-from lesioncast.forecasting.disclaimers import NOT_EVALUATED, evaluated_warnings
+from lesioncast.evaluation.reporting.html import ExampleCase, Picture, markdown_to_html, render_html
+from lesioncast.forecasting.disclaimers import NOT_EVALUATED, bundle_warnings
 from tests.evaluation.test_report import TEST, assessed, certain, ladder_counts
 from tests.support.corruptions import as_nobody
 
 SENTENCE = "Placebo never shares a trial with avonex."
-SIGHTS = [Sight("sub-1000", "why", "words", (Picture(b"\x89PNG", "an <alt>", "caption"),))]
+SIGHTS = [ExampleCase("sub-1000", "why", "words", (Picture(b"\x89PNG", "an <alt>", "caption"),))]
 
 
 class Page(HTMLParser):
@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def assessment() -> Assessment:
+def assessment() -> EvaluationResult:
     """A forecast of noise with the ladder of arms, and warnings."""
     counts, forced = ladder_counts()
     found = assessed(TEST, counts, forced=forced)
@@ -70,9 +70,9 @@ POSITIVITY = {
 
 
 @pytest.fixture(scope="module")
-def text(assessment: Assessment) -> str:
+def text(assessment: EvaluationResult) -> str:
     plots = panels(assessment.record, assessment.cases, assessment.methods)
-    return document(assessment.record, plots, SIGHTS)
+    return render_html(assessment.record, plots, SIGHTS)
 
 
 def test_the_page_asks_for_nothing_outside_itself(text: str) -> None:
@@ -106,7 +106,7 @@ def test_notices_come_before_any_figure(text: str) -> None:
 
 
 def test_every_table_of_the_markdown_is_in_the_page_with_its_numbers() -> None:
-    page = rendered("# A\n\n## B\n\n| arm | x <y> |\n| --- | --- |\n| placebo | 0.5 |\n")
+    page = markdown_to_html("# A\n\n## B\n\n| arm | x <y> |\n| --- | --- |\n| placebo | 0.5 |\n")
     assert "<h2>A</h2>" in page
     assert '<th scope="row">placebo</th>' in page
     assert '<th scope="col">x &lt;y&gt;</th>' in page
@@ -153,8 +153,8 @@ def estimates(part: object) -> int:
     return sum(estimates(child) for child in part) if isinstance(part, list | tuple) else 0
 
 
-def test_the_tidy_table_holds_each_estimate_once(assessment: Assessment) -> None:
-    rows = list(csv.DictReader(tidy_csv(assessment.record).splitlines()))
+def test_the_tidy_table_holds_each_estimate_once(assessment: EvaluationResult) -> None:
+    rows = list(csv.DictReader(estimates_csv(assessment.record).splitlines()))
     assert tuple(rows[0]) == COLUMNS
     keys = [tuple(row[name] for name in COLUMNS[:4]) for row in rows]
     assert len(keys) == len(set(keys))
@@ -172,7 +172,7 @@ def test_the_tidy_table_holds_each_estimate_once(assessment: Assessment) -> None
 def test_subjects_are_shown_by_rule() -> None:
     count = np.array([0, 3, 0, 9, 1, 0.0])
     probability = np.array([0.1, 0.9, 0.8, 0.7, 0.2, 0.1])
-    shown = {each.row: each.why for each in choose(count, probability)}
+    shown = {each.row: each.why for each in choose_examples(count, probability)}
     assert list(shown) == [3, 1, 0, 4, 2]
     assert shown[3].startswith("the most new lesions")
     assert shown[1].startswith("the median")
@@ -181,7 +181,7 @@ def test_subjects_are_shown_by_rule() -> None:
 
 
 def test_a_bundle_that_may_not_be_written_to_is_named(
-    assessment: Assessment, tmp_path: Path
+    assessment: EvaluationResult, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir(mode=0o555)
@@ -196,28 +196,28 @@ def test_a_bundle_that_may_not_be_written_to_is_named(
 
 
 def test_a_subject_that_two_rules_choose_is_shown_once() -> None:
-    (only,) = choose(np.array([2.0]), np.array([0.5]))
+    (only,) = choose_examples(np.array([2.0]), np.array([0.5]))
     assert "the most new lesions of all; the median" in only.why
     assert "miss" in only.why
 
 
 def test_a_card_beside_the_bundle_gives_forecasts_their_warnings(
-    assessment: Assessment, tmp_path: Path
+    assessment: EvaluationResult, tmp_path: Path
 ) -> None:
     digest = assessment.record["bundle"]
-    assert evaluated_warnings(tmp_path, digest) == (NOT_EVALUATED,)
+    assert bundle_warnings(tmp_path, digest) == (NOT_EVALUATED,)
     write_card(tmp_path, assessment.record)
-    assert read_sentences(tmp_path, digest) == (SENTENCE,)
-    assert evaluated_warnings(tmp_path, digest) == (SENTENCE,)
+    assert read_warnings(tmp_path, digest) == (SENTENCE,)
+    assert bundle_warnings(tmp_path, digest) == (SENTENCE,)
     assert SENTENCE in (tmp_path / "EVALUATION.md").read_text()
     assert card_text(assessment.record).count("Research use only.") == 1
 
 
 def test_the_evaluation_of_another_bundle_is_refused(
-    assessment: Assessment, tmp_path: Path
+    assessment: EvaluationResult, tmp_path: Path
 ) -> None:
     write_card(tmp_path, assessment.record)
     with pytest.raises(EvaluationCardError, match="expected the evaluation of bundle 000000000000"):
-        read_sentences(tmp_path, "0" * 64)
+        read_warnings(tmp_path, "0" * 64)
     with pytest.raises(ForecastError, match="run jobs/evaluate.py again"):
-        evaluated_warnings(tmp_path, "0" * 64)
+        bundle_warnings(tmp_path, "0" * 64)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from lesioncast.evaluation.causal.identifiability import sentences, warnings_record
-from lesioncast.evaluation.causal.leakage_probe import leak
+from lesioncast.evaluation.causal.identifiability import identifiability_warnings, warning_sentences
+from lesioncast.evaluation.causal.leakage_probe import leakage_auc
 from lesioncast.evaluation.causal.positivity import overlap, positivity
-from lesioncast.evaluation.features.appearance import LOOKS, image_looks
-from lesioncast.evaluation.features.image_features import SCALARS
-from lesioncast.evaluation.features.outcomes import Outcomes
+from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, appearance_features
+from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
+from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.scores import Bootstrap
 from lesioncast.imaging.regions import REGIONS
 
@@ -27,12 +27,12 @@ def head(rng: np.random.Generator, *, scanner: int) -> np.ndarray:
     return np.where(inside, 0.2 + shade, -1.0) + noise
 
 
-def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> Outcomes:
+def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> OutcomeTable:
     """Cases scanned at w000 and w048 by the same scanner; lesion scalars are of nobody."""
     rng = np.random.default_rng(seed)
     present = np.ones((3, 4), bool)
     looks = [
-        image_looks(
+        appearance_features(
             np.stack([head(rng, scanner=which) for _ in range(3)]).astype(np.float16),
             present,
             (3.0, 1.0, 1.0),
@@ -40,11 +40,11 @@ def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> Outcomes
         for which in scanner
     ]
     n = len(arm)
-    return Outcomes(
+    return OutcomeTable(
         case=tuple(range(n)),
         subjects=tuple(f"sub-{row:03d}" for row in range(n)),
         arm=arm,
-        scalars=rng.normal(size=(n, len(SCALARS))),
+        scalars=rng.normal(size=(n, len(IMAGE_FEATURES))),
         plain=np.zeros(n),
         opened=np.zeros(n),
         earlier=np.zeros(n),
@@ -56,7 +56,9 @@ def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> Outcomes
 
 def warned(arm: np.ndarray, scanner: np.ndarray, trial: list[str | None]) -> dict:
     parts = [outcomes(arm[half], scanner[half], seed=1 + half.start) for half in HALVES]
-    return warnings_record(parts, trial, arms=ARMS, sessions=("w000", "w048"), bootstrap=BOOTSTRAP)
+    return identifiability_warnings(
+        parts, trial, arms=ARMS, sessions=("w000", "w048"), bootstrap=BOOTSTRAP
+    )
 
 
 HALVES = (slice(0, CASES // 2), slice(CASES // 2, CASES))
@@ -113,7 +115,7 @@ def test_the_interval_covers_chance_about_as_often_as_it_says() -> None:
     for run in range(40):
         features = rng.normal(size=(80, 6))
         label = ["ab"[flag] for flag in rng.integers(0, 2, 80)]
-        auc = leak(features, label, Bootstrap(100, run))["auc"]
+        auc = leakage_auc(features, label, Bootstrap(100, run))["auc"]
         covered += auc["low"] < 0.5 < auc["high"]
     assert covered >= 35  # 38 are expected of 40; without the widening it was 29
 
@@ -134,7 +136,7 @@ def test_arms_that_share_no_trial_are_named(apart: dict) -> None:
 def test_arms_that_were_apart_from_the_same_others_are_named_together() -> None:
     trials = {"A": "S", "B": "S", "C": "T", "D": "U", "E": "T"}
     positive = positivity(list(trials), list(trials.values()), arms=tuple(trials))
-    assert [words.split(":")[0] for words in sentences([], positive)] == [
+    assert [words.split(":")[0] for words in warning_sentences([], positive)] == [
         "A and B never share a trial with C, D and E",
         "C and E never share a trial with D",
     ]
@@ -169,7 +171,7 @@ def test_support_is_common_only_where_patients_look_alike(apart: dict, mixed: di
 def test_an_arm_of_too_few_patients_is_left_out_by_name() -> None:
     features = np.random.default_rng(0).normal(size=(43, 3))
     label = ["a"] * 20 + ["b"] * 20 + ["c"] * 3
-    record = leak(features, label, BOOTSTRAP)
+    record = leakage_auc(features, label, BOOTSTRAP)
     assert (record["classes"], record["left_out"], record["cases"]) == (["a", "b"], ["c"], 40)
     assert overlap(features, label, arms=("a", "b", "c"), seed=0)["c"] is None
 
@@ -186,7 +188,9 @@ def test_looks_lack_what_the_images_lack() -> None:
     present = np.ones((3, 4), bool)
     present[1, 0] = False
     flair = np.stack([head(np.random.default_rng(0), scanner=0)] * 3).astype(np.float16)
-    looks = dict(zip(LOOKS, image_looks(flair, present, (3.0, 1.0, 1.0)), strict=True))
+    looks = dict(
+        zip(APPEARANCE_FEATURES, appearance_features(flair, present, (3.0, 1.0, 1.0)), strict=True)
+    )
     assert not np.isnan(looks["noise_w000"])
     assert np.isnan(looks["noise_w048"])
 
@@ -198,5 +202,5 @@ def test_looks_read_nothing_of_w096() -> None:
     other[2] = 0.5
     spacing = (3.0, 1.0, 1.0)
     assert np.array_equal(
-        image_looks(flair, present, spacing), image_looks(other, present, spacing)
+        appearance_features(flair, present, spacing), appearance_features(other, present, spacing)
     )

@@ -6,9 +6,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lesioncast.evaluation.metrics import scores
 from lesioncast.forecasting.ensemble import (
+    active_fraction,
     monte_carlo_error,
     paired_difference,
-    share_active,
     wilson_interval,
 )
 
@@ -45,7 +45,7 @@ def test_without_both_classes_ap_and_auc_are_undefined(active: np.ndarray) -> No
 @pytest.mark.parametrize("seed", range(5))
 def test_a_resampled_score_is_scikit_learns_on_the_repeated_cases(seed: int) -> None:
     active, score = tied_scores(seed)
-    weights = scores.resamples(len(active), draws=20, seed=seed)
+    weights = scores.bootstrap_weights(len(active), draws=20, seed=seed)
     drawn = [np.repeat(np.arange(len(active)), row.astype(int)) for row in weights]
     assert np.allclose(
         scores.resampled_auc(active, score, weights),
@@ -58,10 +58,10 @@ def test_a_resampled_score_is_scikit_learns_on_the_repeated_cases(seed: int) -> 
 
 
 def test_a_resample_draws_as_many_cases_as_there_are() -> None:
-    weights = scores.resamples(7, draws=50, seed=1)
+    weights = scores.bootstrap_weights(7, draws=50, seed=1)
     assert (weights.sum(axis=1) == 7).all()
-    assert np.array_equal(weights, scores.resamples(7, draws=50, seed=1))
-    assert not np.array_equal(weights, scores.resamples(7, draws=50, seed=2))
+    assert np.array_equal(weights, scores.bootstrap_weights(7, draws=50, seed=1))
+    assert not np.array_equal(weights, scores.bootstrap_weights(7, draws=50, seed=2))
 
 
 def test_auc_within_arms_is_blind_to_what_tells_arms_apart() -> None:
@@ -95,7 +95,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     covered = 0
     for trial in range(300):
         values = rng.normal(0.3, 1.0, 80)
-        weights = scores.resamples(80, draws=400, seed=trial)
+        weights = scores.bootstrap_weights(80, draws=400, seed=trial)
         found = scores.estimate(
             float(values.mean()), lambda w, v=values: scores.resampled_mean(v, w), weights
         )
@@ -108,7 +108,7 @@ def test_a_paired_interval_is_far_narrower_than_that_of_either_score() -> None:
     rng = np.random.default_rng(1)
     first = active + rng.normal(0, 1.0, 200)
     second = first + rng.normal(0, 0.05, 200)
-    weights = scores.resamples(200, draws=300, seed=0)
+    weights = scores.bootstrap_weights(200, draws=300, seed=0)
 
     def auc_of(score: np.ndarray) -> scores.Resampled:
         return lambda w: scores.resampled_auc(active, score, w)
@@ -125,7 +125,7 @@ def test_one_positive_case_gives_a_value_but_no_interval() -> None:
     active = np.zeros(30, bool)
     active[4] = True
     score = np.linspace(0, 1, 30)
-    weights = scores.resamples(30, draws=500, seed=0)
+    weights = scores.bootstrap_weights(30, draws=500, seed=0)
     found = scores.estimate(
         scores.roc_auc(active, score), lambda w: scores.resampled_auc(active, score, w), weights
     )
@@ -135,7 +135,7 @@ def test_one_positive_case_gives_a_value_but_no_interval() -> None:
 
 
 def test_p_active_is_the_share_of_samples_with_a_lesion() -> None:
-    assert share_active(np.array([0, 3, 1, 0])) == 0.5
+    assert active_fraction(np.array([0, 3, 1, 0])) == 0.5
 
 
 def test_the_wilson_interval_by_hand() -> None:

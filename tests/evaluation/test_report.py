@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.evaluation.analysis.scoring import Context
-from lesioncast.evaluation.evaluate import Assessment, Truth, assess
-from lesioncast.evaluation.features.image_features import SCALARS
-from lesioncast.evaluation.features.outcomes import Outcomes
-from lesioncast.evaluation.metrics.calibration import reliability
-from lesioncast.evaluation.metrics.ensemble_summary import Tallies, Tally
-from lesioncast.evaluation.metrics.mask_comparison import Observed, compare
-from lesioncast.evaluation.reporting.files import write_assessment
+from lesioncast.evaluation.analysis.scoring import EvaluationContext
+from lesioncast.evaluation.evaluate import CounterfactualCounts, EvaluationResult, evaluate
+from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
+from lesioncast.evaluation.features.outcomes import OutcomeTable
+from lesioncast.evaluation.metrics.calibration import reliability_curve
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary, Tallies
+from lesioncast.evaluation.metrics.mask_comparison import Observed, compare_masks
+from lesioncast.evaluation.reporting.files import write_evaluation
 from lesioncast.evaluation.reporting.findings import findings
-from lesioncast.evaluation.reporting.markdown.report import falling_words, report_text
+from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity, render_markdown
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Stated, stratified_error
-from lesioncast.markdown import DASH, with_interval
+from lesioncast.forecasting.ensemble import ExpectedOutcomes, stratified_error
+from lesioncast.markdown import DASH, format_estimate
 
 ARMS = PAPER_ARM_NAMES
 RATE = np.array([0.6, 0.55, 0.5, 0.35, 0.25, 0.0])
@@ -30,18 +30,18 @@ MM1 = (3.0, 1.0, 1.0)
 MM3 = (3.0, 3.0, 3.0)
 
 
-def outcomes(cases: int, *, seed: int, first: int = 0) -> Outcomes:
+def outcomes(cases: int, *, seed: int, first: int = 0) -> OutcomeTable:
     """Each patient has a burden, which one scalar shows and which decides activity with the arm."""
     rng = np.random.default_rng([seed, 7])
     arm = np.arange(cases) % len(ARMS)
     burden = rng.random(cases)
     active = burden < RATE[arm]
     count = (active * (1 + rng.poisson(2, cases))).astype(float)
-    return Outcomes(
+    return OutcomeTable(
         case=tuple(range(first, first + cases)),
         subjects=tuple(f"sub-{first + row:04d}" for row in range(cases)),
         arm=arm,
-        scalars=np.pad(burden[:, None], ((0, 0), (0, len(SCALARS) - 1))),
+        scalars=np.pad(burden[:, None], ((0, 0), (0, len(IMAGE_FEATURES) - 1))),
         plain=count,
         opened=np.maximum(count - 1, 0),
         earlier=np.where(arm == 0, np.nan, rng.poisson(1, cases)),
@@ -50,16 +50,16 @@ def outcomes(cases: int, *, seed: int, first: int = 0) -> Outcomes:
     )
 
 
-def covaried(given: Outcomes) -> Outcomes:
+def covaried(given: OutcomeTable) -> OutcomeTable:
     """Outcomes whose burden only a covariate shows; the scalar is of someone else."""
     mixed = np.random.default_rng(4).permutation(given.scalars)
     return replace(given, scalars=mixed, covariates=given.scalars[:, :1])
 
 
-def certain(test: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], Tally]:
+def certain(test: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], EnsembleSummary]:
     """Every sample of a case says the same count; opening takes one lesion."""
     return {
-        (case, int(arm)): Tally(
+        (case, int(arm)): EnsembleSummary(
             plain=np.full(SAMPLES, int(count)), opened=np.full(SAMPLES, max(int(count) - 1, 0))
         )
         for case, arm, count in zip(test.case, test.arm, counts, strict=True)
@@ -67,17 +67,17 @@ def certain(test: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], Tally]:
 
 
 def assessed(
-    test: Outcomes,
+    test: OutcomeTable,
     counts: Tallies,
     *,
     forced: tuple[int, ...] = (),
     spacing: tuple[float, float, float] = MM3,
-    stated: dict[int, tuple[Stated, ...]] | None = None,
-    truth: Truth | None = None,
-) -> Assessment:
-    context = Context(ARMS, spacing, "f" * 64, 0, ("Research use only.",))
+    stated: dict[int, tuple[ExpectedOutcomes, ...]] | None = None,
+    truth: CounterfactualCounts | None = None,
+) -> EvaluationResult:
+    context = EvaluationContext(ARMS, spacing, "f" * 64, 0, ("Research use only.",))
     train = outcomes(600, seed=1)
-    return assess(
+    return evaluate(
         train,
         test,
         counts,
@@ -154,16 +154,16 @@ def test_baselines_do_not_depend_on_the_forecast(oracle: dict, shuffled: dict) -
 
 def test_what_covariates_add_to_a_regression_is_reported_paired() -> None:
     train, test = covaried(outcomes(600, seed=1)), covaried(TEST)
-    context = Context(ARMS, MM3, "f" * 64, 0)
+    context = EvaluationContext(ARMS, MM3, "f" * 64, 0)
     counts = certain(test, test.plain)
-    found = assess(train, test, counts, forced=(), context=context, settings=SETTINGS)
+    found = evaluate(train, test, counts, forced=(), context=context, settings=SETTINGS)
     gaps = {
         (row["of"], row["minus"], row["metric"]): row
         for row in found.record["variants"]["plain"]["differences"]
     }
     assert gaps["regression_covariates", "regression", "auc"]["low"] > 0.1
     assert gaps["ensemble", "regression_covariates", "auc"]["value"] > 0
-    text = report_text(found.record)
+    text = render_markdown(found.record)
     assert "regression on image scalars and covariates |" in text
 
 
@@ -179,12 +179,14 @@ def test_an_arm_without_active_cases_is_undefined_and_says_how_many(oracle: dict
     for method in group["methods"].values():
         assert method["auc"]["value"] is None
         assert method["ap"]["value"] is None
-    lines = [line for line in report_text(oracle).splitlines() if line.startswith("| ocrelizumab")]
+    lines = [
+        line for line in render_markdown(oracle).splitlines() if line.startswith("| ocrelizumab")
+    ]
     assert f"| 0 of 40 | {DASH} |" in lines[0]
 
 
 def test_published_figures_stand_in_a_column_of_their_own(oracle: dict) -> None:
-    text = report_text(oracle)
+    text = render_markdown(oracle)
     assert "published model, baseline (other data)" in text
     placebo = next(
         line for line in text.splitlines() if line.startswith("| placebo | ") and " of " in line
@@ -225,8 +227,8 @@ def test_the_count_is_off_by_what_the_forecast_draws_too_many_or_too_few() -> No
         text = next(each.text for each in findings(record) if each.title == "How many new lesions?")
         assert said in text
         assert (
-            f"| {with_interval(groups['pooled']['methods']['ensemble']['bias'], digits=2)} |"
-            in (report_text(record))
+            f"| {format_estimate(groups['pooled']['methods']['ensemble']['bias'], digits=2)} |"
+            in (render_markdown(record))
         )
 
 
@@ -237,14 +239,14 @@ def box_of(lesions: float) -> np.ndarray:
     return mask
 
 
-def laid_out(given: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], Tally]:
+def laid_out(given: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], EnsembleSummary]:
     """As `certain`, with masks; the first two lesions lie in white matter, others in cortex."""
     labels = np.full((2, 4, 64), 2, np.int16)
     labels[:, :, 8:] = 3
     return {
         key: replace(
             tally,
-            spatial=compare(
+            spatial=compare_masks(
                 np.stack([box_of(count)] * SAMPLES), Observed(box_of(true), labels), (3.0, 1.5, 1.0)
             ),
         )
@@ -257,13 +259,13 @@ def laid_out(given: Outcomes, counts: np.ndarray) -> dict[tuple[int, int], Tally
 VALIDATION = outcomes(120, seed=3, first=5000)
 
 
-def full(counts: np.ndarray) -> Assessment:
+def full(counts: np.ndarray) -> EvaluationResult:
     """The test cases' masks show `counts`; of the validation cases the samples tell the truth."""
     tallies = laid_out(TEST, counts) | certain(VALIDATION, VALIDATION.plain)
-    context = Context(ARMS, MM3, "f" * 64, 0)
+    context = EvaluationContext(ARMS, MM3, "f" * 64, 0)
     train = outcomes(600, seed=1)
     train = replace(train, trial=tuple("bravo" if arm < 2 else None for arm in train.arm))
-    return assess(
+    return evaluate(
         train, TEST, tallies, forced=(), context=context, settings=SETTINGS, validation=VALIDATION
     )
 
@@ -298,7 +300,7 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     assert "together are nearer to the observed masks than masks without" in where
     assert "cerebral white matter 1.000 (1.000 to 1.000), cerebral cortex 1.000" in where
     text = json.dumps(record, allow_nan=False)
-    assert report_text(json.loads(text)) == report_text(record)
+    assert render_markdown(json.loads(text)) == render_markdown(record)
 
 
 def test_a_shuffled_forecasts_masks_and_regions_are_chance_and_its_intervals_are_seen_to_fail() -> (
@@ -335,7 +337,7 @@ def ladder_counts() -> tuple[dict, tuple[int, ...]]:
     for case in forced:
         for arm, rate in enumerate(np.linspace(1, 0, len(ARMS))):
             active = (np.arange(SAMPLES) / SAMPLES < rate).astype(int)
-            counts[case, arm] = Tally(plain=active, opened=active)
+            counts[case, arm] = EnsembleSummary(plain=active, opened=active)
     return counts, forced
 
 
@@ -349,9 +351,9 @@ def test_the_ladder_is_the_mean_p_active_of_the_same_cases_under_each_arm() -> N
     assert ladder["first_minus_last"]["value"] == pytest.approx(1.0)
 
 
-def stated(p_active: float, lesions: float = 0.0) -> Stated:
+def stated(p_active: float, lesions: float = 0.0) -> ExpectedOutcomes:
     """As many lesions in every future."""
-    return Stated(p_active, lesions, float(np.log1p(lesions)))
+    return ExpectedOutcomes(p_active, lesions, float(np.log1p(lesions)))
 
 
 def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() -> None:
@@ -409,7 +411,7 @@ def test_the_ladder_of_what_is_stated_is_that_of_every_test_case() -> None:
     assert [row["true_rate"] for row in ladder["arms"].values()] == [1, 1, 0, 0, 0, 0]
     assert all(row["mc_error"] is None for row in ladder["arms"].values())
     assert any(row["mc_error"] > 0 for row in drawn["arms"].values())
-    assert "as the networks state it" in report_text(record)
+    assert "as the networks state it" in render_markdown(record)
     assert assessed(TEST, counts, stated=known).record["ladder"]["cases"] == len(TEST.case)
 
 
@@ -420,7 +422,7 @@ def test_a_step_upwards_counts_only_where_chance_does_not_explain_it() -> None:
     ladder = assessed(TEST, counts, forced=forced).record["ladder"]
     assert not ladder["falling"]
     assert ladder["rising"] == ["avonex"]
-    assert falling_words(ladder) == "P(active) rises, by more than chance, to avonex."
+    assert describe_monotonicity(ladder) == "P(active) rises, by more than chance, to avonex."
 
 
 def test_a_step_upwards_of_one_case_in_twelve_may_be_chance() -> None:
@@ -444,7 +446,7 @@ def test_the_truth_stands_beside_the_ladder_where_it_is_known() -> None:
     means = record["effects"]["mean_count"].values()
     assert [row["true"] for row in means] == [5.5, 4.5, 3.5, 2.5, 1.5, 0.5]
     assert [row["forecast"] for row in means] == pytest.approx([1, 7 / 8, 5 / 8, 4 / 8, 2 / 8, 0])
-    assert "truly active" in report_text(record)
+    assert "truly active" in render_markdown(record)
     unknown = assessed(TEST, counts, forced=forced).record["ladder"]["arms"]["placebo"]
     assert unknown["true_rate"] is None
 
@@ -466,27 +468,27 @@ def test_the_ladders_error_shrinks_with_the_cases_since_each_has_its_own_draws()
 def test_a_perfectly_calibrated_forecast_lies_on_the_diagonal() -> None:
     rng = np.random.default_rng(0)
     chance = rng.random(20000)
-    for mean, share, low, high in reliability(rng.random(20000) < chance, chance, bins=5):
+    for mean, share, low, high in reliability_curve(rng.random(20000) < chance, chance, bins=5):
         assert share == pytest.approx(mean, abs=0.025)
         assert low < share < high
 
 
 def test_reliability_keeps_equal_probabilities_together() -> None:
     chance = np.repeat([0.0, 1.0], [90, 10])
-    rows = reliability(chance > 0, chance, bins=8)
+    rows = reliability_curve(chance > 0, chance, bins=8)
     assert [row[:2] for row in rows] == [(0.0, 0.0), (1.0, 1.0)]
 
 
 def test_an_interval_is_shown_only_where_there_is_one() -> None:
-    assert with_interval({"value": 0.81234, "low": 0.7, "high": 0.9}) == "0.812 (0.700 to 0.900)"
-    assert with_interval({"value": 0.5, "low": None, "high": None}) == "0.500"
-    assert with_interval({"value": None, "low": None, "high": None}) == DASH
+    assert format_estimate({"value": 0.81234, "low": 0.7, "high": 0.9}) == "0.812 (0.700 to 0.900)"
+    assert format_estimate({"value": 0.5, "low": None, "high": None}) == "0.500"
+    assert format_estimate({"value": None, "low": None, "high": None}) == DASH
 
 
 def test_an_evaluation_is_written_whole(tmp_path: Path) -> None:
     counts, forced = ladder_counts()
     assessment = assessed(TEST, counts, forced=forced)
-    write_assessment(assessment, tmp_path, forced=forced, case=TEST.case)
+    write_evaluation(assessment, tmp_path, forced=forced, case=TEST.case)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "report.html", "metrics.json", "tables.md", "estimates.csv", "cases.csv", "evaluation.png",

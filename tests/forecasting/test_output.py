@@ -11,12 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lesioncast.cluster.actor_map import map_on_actors, with_progress
+from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ForecastError
-from lesioncast.evaluation.reporting.summary_page import forecast_section, page, relative_path
-from lesioncast.evaluation.run import held_out, reference_of
+from lesioncast.evaluation.reporting.summary_page import (
+    forecast_section,
+    relative_path,
+    render_page,
+)
+from lesioncast.evaluation.run import reference_arm_index, select_evaluation_cases
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.output.bids import (
     figure_path,
@@ -24,9 +28,9 @@ from lesioncast.forecasting.output.bids import (
     summary_path,
     write_forecast_root,
 )
-from lesioncast.forecasting.output.display import choose_slices, for_display, view_of
+from lesioncast.forecasting.output.display import choose_slices, make_view, to_radiological
 from lesioncast.forecasting.pipeline import (
-    Origin,
+    RunProvenance,
     bids_flair,
     forecast_all,
     forecast_batches,
@@ -34,7 +38,7 @@ from lesioncast.forecasting.pipeline import (
     subjects_to_forecast,
 )
 from lesioncast.forecasting.runtime import store_reader
-from lesioncast.forecasting.sampling import Sampler
+from lesioncast.forecasting.sampling import BatchSampler
 from lesioncast.forecasting.settings import ForecastSettings
 from storage import Store, open_store
 from tests.support.bids import path_of
@@ -44,10 +48,10 @@ from tests.support.forecast import LAYOUT, fake_draw, write_store
 SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
 
 
-def build_fake(store: Path) -> Sampler:
+def build_fake(store: Path) -> BatchSampler:
     opened = open_store(store)
     config = ModelConfig(opened.spec.arms, UNetConfig(arms=len(opened.spec.arms)))
-    return Sampler(fake_draw, store_reader(opened, config), spacing=opened.spec.spacing)
+    return BatchSampler(fake_draw, store_reader(opened, config), spacing=opened.spec.spacing)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def forecasts(
         cases,
         map(build_fake(store.path), batches),
         settings=SETTINGS,
-        origin=Origin("d" * 64, 5, ("Trained on made-up cases.",)),
+        origin=RunProvenance("d" * 64, 5, ("Trained on made-up cases.",)),
         out=out,
         background=bids_flair(bids, LAYOUT),
     )
@@ -154,7 +158,7 @@ def test_a_page_shows_the_forecast_and_its_warnings_once(
     out, records = forecasts
     link = relative_path(figure_path(out, "sub-02"), page_folder=out.parent)
     section = forecast_section(records[1], heading="A forecast", figure=link)
-    text = page("Demo", [section], notices=[*records[0]["notices"], *records[1]["notices"]])
+    text = render_page("Demo", [section], notices=[*records[0]["notices"], *records[1]["notices"]])
     assert f"({out.name}/sub-02/sub-02_forecast.png)" in text
     assert text.count("Predicted, not observed.") == 1
     assert "| **avonex** (received) |" in text
@@ -190,7 +194,7 @@ def test_a_view_refuses_images_on_another_grid(trial: tuple[Store, Path]) -> Non
     flair = bids_flair(bids, LAYOUT)(store.case("sub-02"))
     moved = nib.Nifti1Image(np.zeros(flair.shape, np.float32), flair.affine + np.eye(4))
     with pytest.raises(ValueError, match="placebo"):
-        view_of(flair, {"placebo": moved}, None)
+        make_view(flair, {"placebo": moved}, None)
 
 
 def ramp_view(*, mass: dict[int, float]) -> object:
@@ -200,7 +204,7 @@ def ramp_view(*, mass: dict[int, float]) -> object:
         chance[index, 8, 6] = value
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     images = [nib.Nifti1Image(each.transpose(2, 1, 0), affine) for each in (flair, chance)]
-    return view_of(images[0], {"placebo": images[1]}, None)
+    return make_view(images[0], {"placebo": images[1]}, None)
 
 
 def test_slices_are_those_with_most_probability_a_little_apart() -> None:
@@ -215,7 +219,7 @@ def test_the_patients_right_is_on_the_left_and_anterior_on_top() -> None:
     """Canonical w grows to the patient's right, h to anterior."""
     plane = np.zeros((16, 12), np.float32)
     plane[15, 11] = 1  # anterior right
-    shown = for_display(plane, (3.0, 2.0, 2.0), order=1)
+    shown = to_radiological(plane, (3.0, 2.0, 2.0), order=1)
     row, column = np.unravel_index(shown.argmax(), shown.shape)
     assert row < shown.shape[0] / 4
     assert column < shown.shape[1] / 4
@@ -229,7 +233,7 @@ def test_unknown_subjects_and_reference_arms_are_refused_by_name(
         subjects_to_forecast(store, ["sub-99"], number=1)
     settings = ForecastSettings(samples=2, reference_arm="aspirin")
     stream = forecast_all(
-        store, [], [], settings=settings, origin=Origin("d", 0), out=tmp_path,
+        store, [], [], settings=settings, origin=RunProvenance("d", 0), out=tmp_path,
         background=stored_flair(store),
     )  # fmt: skip
     with pytest.raises(ForecastError, match="aspirin"):
@@ -240,9 +244,9 @@ def test_held_out_cases_are_drawn_once_each_and_forced_ones_under_every_arm(
     trial: tuple[Store, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ForecastError, match="training cases"):
-        held_out(trial[0], EvaluationSettings())
+        select_evaluation_cases(trial[0], EvaluationSettings())
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=6, train=3)
-    found = held_out(store, EvaluationSettings(counterfactual_subjects=2))
+    found = select_evaluation_cases(store, EvaluationSettings(counterfactual_subjects=2))
     assert (len(found.train), len(found.test), found.forced) == (3, 6, (0, 3))
     own, forced = found.own(), found.under_every_arm(arms=3, sessions=None)
     assert len({*own, *forced}) == 4 + 2 * 3
@@ -250,7 +254,7 @@ def test_held_out_cases_are_drawn_once_each_and_forced_ones_under_every_arm(
     assert len({*own, *apart}) == 6 + 2 * 3
     assert found.validation == ()
     with pytest.raises(ForecastError, match=r"reference_arm: expected one of .*, got aspirin"):
-        reference_of("aspirin", store)
+        reference_arm_index("aspirin", store)
 
 
 def test_progress_says_how_many_are_done_and_when_it_ends(
@@ -267,4 +271,4 @@ def test_progress_says_how_many_are_done_and_when_it_ends(
 @pytest.mark.ray
 def test_actors_answer_in_the_order_of_the_items(ray_cluster: None) -> None:
     build = partial(partial, operator.mul, 3)  # each actor holds `partial(mul, 3)`
-    assert list(map_on_actors(build, range(20), workers=2)) == list(range(0, 60, 3))
+    assert list(ordered_actor_map(build, range(20), workers=2)) == list(range(0, 60, 3))

@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 
 from lesioncast.evaluation.run import tally_of
-from lesioncast.forecasting.ensemble import Ensemble, Stated
+from lesioncast.forecasting.ensemble import Ensemble, ExpectedOutcomes
 from lesioncast.forecasting.output.summary import (
     Provenance,
-    Subject,
+    SubjectInfo,
     arm_record,
     difference_record,
     summarise,
 )
 from lesioncast.forecasting.sampling import (
-    Given,
-    Request,
-    Sampler,
+    ArmExpectations,
+    BatchSampler,
+    ConditioningArrays,
+    EnsembleRequest,
+    ModelInput,
     Seeds,
-    Shown,
-    Statement,
     ensembles,
-    gather,
-    plan,
+    group_by_request,
+    plan_batches,
     sample_seeds,
 )
 from tests.support.forecast import RATE, SLAB, fake_draw, write_store
@@ -31,25 +31,27 @@ from tests.support.forecast import RATE, SLAB, fake_draw, write_store
 SPACING = (3.0, 2.0, 2.0)
 
 
-def active_patient(shown: Shown) -> Given:
+def active_patient(shown: ModelInput) -> ConditioningArrays:
     return patient(active=shown.case == 1)
 
 
-def patient(*, active: bool) -> Given:
+def patient(*, active: bool) -> ConditioningArrays:
     condition = np.full((7, *SLAB), 1.0 if active else -1.0, np.float32)
-    return Given(condition, np.empty(0, np.float32))
+    return ConditioningArrays(condition, np.empty(0, np.float32))
 
 
-def sampler() -> Sampler:
-    return Sampler(fake_draw, active_patient, spacing=SPACING)
+def sampler() -> BatchSampler:
+    return BatchSampler(fake_draw, active_patient, spacing=SPACING)
 
 
 def numbered(seed: int, samples: int) -> dict[int, Seeds]:
     return {case: sample_seeds(seed, f"sub-{case}", samples) for case in range(6)}
 
 
-def drawn(requests: list[Request], seeds: dict[int, Seeds], *, batch_size: int) -> list[Ensemble]:
-    batches = plan(requests, seeds, batch_size=batch_size)
+def drawn(
+    requests: list[EnsembleRequest], seeds: dict[int, Seeds], *, batch_size: int
+) -> list[Ensemble]:
+    batches = plan_batches(requests, seeds, batch_size=batch_size)
     return list(ensembles(requests, seeds, map(sampler(), batches)))
 
 
@@ -62,8 +64,8 @@ def test_a_seed_depends_on_the_runs_seed_the_subject_and_its_place_alone() -> No
 
 
 def test_the_arms_of_a_case_are_asked_for_on_the_same_seeds() -> None:
-    requests = [Request(0, 0), Request(0, 2), Request(4, 2)]
-    batches = plan(requests, numbered(0, 5), batch_size=3)
+    requests = [EnsembleRequest(0, 0), EnsembleRequest(0, 2), EnsembleRequest(4, 2)]
+    batches = plan_batches(requests, numbered(0, 5), batch_size=3)
     seeds = [sample.seed for batch in batches for sample in batch]
     assert seeds[:5] == seeds[5:10]
     assert not set(seeds[5:10]) & set(seeds[10:])
@@ -73,7 +75,10 @@ def test_the_arms_of_a_case_are_asked_for_on_the_same_seeds() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 def test_ensembles_do_not_depend_on_the_batches(batch_size: int) -> None:
-    requests, seeds = [Request(0, 0), Request(1, 0), Request(1, 2)], numbered(0, 6)
+    requests, seeds = (
+        [EnsembleRequest(0, 0), EnsembleRequest(1, 0), EnsembleRequest(1, 2)],
+        numbered(0, 6),
+    )
     found = drawn(requests, seeds, batch_size=batch_size)
     for ensemble, whole in zip(found, drawn(requests, seeds, batch_size=18), strict=True):
         assert (ensemble.case, ensemble.arm) == (whole.case, whole.arm)
@@ -83,7 +88,7 @@ def test_ensembles_do_not_depend_on_the_batches(batch_size: int) -> None:
 
 
 def test_the_probability_is_the_share_of_samples_at_each_voxel() -> None:
-    (ensemble,) = drawn([Request(1, 1)], numbered(0, 10), batch_size=4)
+    (ensemble,) = drawn([EnsembleRequest(1, 1)], numbered(0, 10), batch_size=4)
     share = np.mean(ensemble.plain > 0)
     assert 0 < share < 1
     assert ensemble.probability.dtype == np.float32
@@ -93,18 +98,18 @@ def test_the_probability_is_the_share_of_samples_at_each_voxel() -> None:
 
 
 def test_a_lost_batch_is_noticed() -> None:
-    requests, seeds = [Request(0, 0), Request(1, 0)], numbered(0, 4)
-    batches = plan(requests, seeds, batch_size=4)[:1]
+    requests, seeds = [EnsembleRequest(0, 0), EnsembleRequest(1, 0)], numbered(0, 4)
+    batches = plan_batches(requests, seeds, batch_size=4)[:1]
     with pytest.raises(ValueError, match="not enough values"):
         list(ensembles(requests, seeds, map(sampler(), batches)))
 
 
 def forecast(samples: int, seed: int) -> dict:
     arms = ("placebo", "avonex", "ocrelizumab")
-    requests = [Request(1, arm) for arm in range(3)]
+    requests = [EnsembleRequest(1, arm) for arm in range(3)]
     found = drawn(requests, numbered(seed, samples), batch_size=16)
     return summarise(
-        Subject("sub-02", "avonex", 1),
+        SubjectInfo("sub-02", "avonex", 1),
         dict(zip(arms, found, strict=True)),
         reference="placebo",
         opening=False,
@@ -128,17 +133,17 @@ def test_a_summary_says_what_was_drawn() -> None:
     assert "Predicted, not observed." in record["notices"]
 
 
-def stated(*chances: float) -> Statement:
+def stated(*chances: float) -> ArmExpectations:
     """Twice as many lesions as the chance of any, under each arm."""
-    return tuple(Stated(each, 2 * each, each) for each in chances)
+    return tuple(ExpectedOutcomes(each, 2 * each, each) for each in chances)
 
 
 def test_a_summary_tells_what_the_model_states() -> None:
-    requests, seeds = [Request(1, 0), Request(1, 1)], numbered(0, 40)
-    states = Sampler(
+    requests, seeds = [EnsembleRequest(1, 0), EnsembleRequest(1, 1)], numbered(0, 40)
+    states = BatchSampler(
         fake_draw, active_patient, spacing=SPACING, state=lambda *_: stated(0.8, 0.55, 0.1)
     )
-    batches = map(states, plan(requests, seeds, batch_size=8))
+    batches = map(states, plan_batches(requests, seeds, batch_size=8))
     found = list(ensembles(requests, seeds, batches))
     reference, other = (arm_record(each, opening=False)["p_active"] for each in found)
     assert reference == {"value": 0.8, "low": 0.8, "high": 0.8, "stated": True}
@@ -153,22 +158,22 @@ def test_a_summary_tells_what_the_model_states() -> None:
 
 
 def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are_compared() -> None:
-    def read(shown: Shown) -> Given:
+    def read(shown: ModelInput) -> ConditioningArrays:
         return patient(active=shown.case == 1 and shown.sessions is None)
 
-    def state(told: Given) -> Statement:
+    def state(told: ConditioningArrays) -> ArmExpectations:
         active = (told.condition > 0).any()
         return stated(0.9, 0.8, 0.7) if active else stated(0.3, 0.2, 0.1)
 
-    samples = Sampler(fake_draw, read, spacing=SPACING, state=state, compared=("w000",))
-    requests = [Request(1, 1), Request(1, 1, ("w000",))]
+    samples = BatchSampler(fake_draw, read, spacing=SPACING, state=state, compared=("w000",))
+    requests = [EnsembleRequest(1, 1), EnsembleRequest(1, 1, ("w000",))]
     seeds = numbered(0, 40)
     for size in (80, 40):  # in one batch, and each in its own
-        batches = plan(requests, seeds, batch_size=size)
-        every, start = gather(requests, seeds, map(samples, batches))
+        batches = plan_batches(requests, seeds, batch_size=size)
+        every, start = group_by_request(requests, seeds, map(samples, batches))
         assert np.mean(every.plain) > 0.3 > np.mean(start.plain)
         assert (every.stated, start.stated) == (*stated(0.8), *stated(0.2))
-        assert every.all_stated[Shown(1, ("w000",))] == stated(0.3, 0.2, 0.1)
+        assert every.all_stated[ModelInput(1, ("w000",))] == stated(0.3, 0.2, 0.1)
 
 
 def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:
@@ -189,11 +194,11 @@ def test_the_paired_error_is_the_spread_over_runs() -> None:
 
 
 def test_arms_on_different_seeds_are_not_paired() -> None:
-    first = drawn([Request(1, 0)], numbered(0, 4), batch_size=4)[0]
-    other = drawn([Request(1, 1)], numbered(1, 4), batch_size=4)[0]
+    first = drawn([EnsembleRequest(1, 0)], numbered(0, 4), batch_size=4)[0]
+    other = drawn([EnsembleRequest(1, 1)], numbered(1, 4), batch_size=4)[0]
     with pytest.raises(ValueError, match="same seeds"):
         summarise(
-            Subject("sub-02", None, None),
+            SubjectInfo("sub-02", None, None),
             {"placebo": first, "avonex": other},
             reference="placebo",
             opening=False,
@@ -204,9 +209,12 @@ def test_arms_on_different_seeds_are_not_paired() -> None:
 
 def test_masks_are_laid_beside_the_observed_one_on_the_arm_received_alone(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=2)
-    requests, seeds = [Request(1, 0), Request(1, 1)], numbered(0, 6)  # case 1 received arm 1
-    batches = plan(requests, seeds, batch_size=4)
-    samples = list(gather(requests, seeds, map(sampler(), batches)))
+    requests, seeds = (
+        [EnsembleRequest(1, 0), EnsembleRequest(1, 1)],
+        numbered(0, 6),
+    )  # case 1 received arm 1
+    batches = plan_batches(requests, seeds, batch_size=4)
+    samples = list(group_by_request(requests, seeds, map(sampler(), batches)))
     tallies = [tally_of(each, store, tested=True) for each in samples]
     assert tallies[0].spatial is None
     spatial = tallies[1].spatial

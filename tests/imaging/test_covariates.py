@@ -12,32 +12,32 @@ from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.config import Config, load_config
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.covariates import covariate_features
-from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
 from lesioncast.forecasting.pipeline import (
-    Origin,
+    RunProvenance,
     forecast_all,
     forecast_batches,
     stored_flair,
 )
 from lesioncast.forecasting.runtime import (
     build_sampler,
-    bundle_draw,
+    make_mask_sampler,
     store_reader,
 )
-from lesioncast.forecasting.sampling import Read, Request, Sample, Sampler
+from lesioncast.forecasting.sampling import BatchSampler, EnsembleRequest, Read, Sample
 from lesioncast.forecasting.settings import ForecastSettings
-from lesioncast.imaging.channels import named
+from lesioncast.imaging.channels import parse_channels
 from lesioncast.imaging.covariates import (
     Covariate,
+    covariate_presence,
     encode_covariates,
     fit_covariates,
-    known_covariates,
 )
-from lesioncast.parsing import parse
+from lesioncast.parsing import parse_dataclass
 from lesioncast.training import randomness
-from lesioncast.training.experiment import Experiment, experiment_of, finetuning, pretraining
+from lesioncast.training.experiment import Experiment, experiment_of, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
 from lesioncast.training.trainer import train
 from storage import Case, Store
@@ -70,15 +70,15 @@ def config(**sections: object) -> Config:
     raw = {
         "name": "tiny",
         "arms": list(SPEC.arms),
-        "cohort": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
+        "simulation": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
         "store": {"slab": list(SLAB), "spacing": list(SPEC.spacing), "resample": False},
         "unet": {"slices": SLAB[0], "arms": 3, "widths": [8], "groups": 4, "attention_stages": []},
-        "objective": {"prediction": "odds", "base_log_odds": 0.0, "lesion_weight": 1.0},
+        "objective": {"prediction": "log_odds", "base_log_odds": 0.0, "lesion_weight": 1.0},
         "pretrain": asdict(replace(SETTINGS, learning_rate=1e-4)),
-        "finetune": asdict(replace(SETTINGS, covariate_drop=0.2)),
-        "sampler": {"solver": "dpm2m", "num_steps": 3, "grid": "logsnr"},
+        "finetune": asdict(replace(SETTINGS, covariate_dropout=0.2)),
+        "sampler": {"solver": "dpmsolver++", "num_steps": 3, "spacing": "logsnr"},
     }
-    return parse(Config, raw | sections, source="test")
+    return parse_dataclass(Config, raw | sections, source="test")
 
 
 def control_of(covariates: tuple[Covariate, ...], *, seed: int = 0) -> tuple[UNet, ControlNet]:
@@ -137,7 +137,7 @@ def test_what_a_case_lacks_or_training_did_not_know_is_absent(
 ) -> None:
     case = with_values(store.cases[0], **values)
     np.testing.assert_array_equal(encode_covariates(BOTH, case), known)
-    assert known_covariates(BOTH, case) == dict(
+    assert covariate_presence(BOTH, case) == dict(
         zip(("age", "sex"), np.isfinite(known), strict=True)
     )
 
@@ -188,7 +188,7 @@ def test_a_trained_network_tells_a_missing_value_from_the_mean() -> None:
 def test_guidance_takes_the_null_arm_and_image_without_covariates() -> None:
     unet, control = control_of(BOTH)
     randomise(control)
-    model = Model(unet, control, ModelConfig(("a", "b"), TINY, covariates=BOTH))
+    model = LesionDiffusion(unet, control, ModelConfig(("a", "b"), TINY, covariates=BOTH))
     z, logsnr, _, condition = inputs()
     arm, null = torch.tensor([0, 1]), torch.full((2,), TINY.null_arm)
     values = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
@@ -206,11 +206,11 @@ def test_guidance_takes_the_null_arm_and_image_without_covariates() -> None:
 
 
 def test_covariates_drop_at_their_rates_and_leave_the_other_drops_alone() -> None:
-    rates = {"arm_drop": 0.3, "condition_drop": 0.2, "channel_drop": 0.1}
+    rates = {"arm_dropout": 0.3, "condition_dropout": 0.2, "channel_dropout": 0.1}
     size = 20_000
-    before = randomness.drops(5, 0, batch_size=size, channels=7, **rates)
-    drawn = randomness.drops(
-        5, 0, batch_size=size, channels=7, covariates=4, covariate_drop=0.25, **rates
+    before = randomness.condition_dropout(5, 0, batch_size=size, channels=7, **rates)
+    drawn = randomness.condition_dropout(
+        5, 0, batch_size=size, channels=7, covariates=4, covariate_dropout=0.25, **rates
     )
     assert before.covariates.shape == (size, 0)
     np.testing.assert_array_equal(before.arm, drawn.arm)
@@ -226,15 +226,15 @@ def test_a_dropped_covariate_is_absent_and_stage_one_sees_none(tmp_path: Path) -
     values = np.arange(20, dtype=np.float32).reshape(10, 2)
     cases = tiny_cases(tmp_path, covariates=values)
     rows = np.array([3, 4])
-    drops = randomness.Drops(
+    drops = randomness.ConditionDropout(
         np.zeros(2, bool), np.zeros((2, 7), bool), np.array([[False, True], [False, False]])
     )
-    batch = cases.batch(rows, drops, null_arm=2, condition=named(CONDITION))
+    batch = cases.batch(rows, drops, null_arm=2, condition=parse_channels(CONDITION))
     np.testing.assert_array_equal(batch.covariates, [[6, NAN], [8, 9]])
     np.testing.assert_array_equal(values[3], [6, 7])
     assert cases.batch(rows, drops, null_arm=2, condition=None).covariates is None
     without = replace(cases, covariates=None).batch(
-        rows, drops, null_arm=2, condition=named(CONDITION)
+        rows, drops, null_arm=2, condition=parse_channels(CONDITION)
     )
     assert without.covariates is None
 
@@ -250,10 +250,10 @@ def covaried(experiment: Experiment) -> Experiment:
 
 def test_one_stage_one_serves_stages_two_with_and_without_covariates(tmp_path: Path) -> None:
     plain = tiny_experiment(tmp_path)
-    pretrained = train(pretraining(SETTINGS, plain))
-    assert train(pretraining(SETTINGS, covaried(plain))) == pretrained
-    settings = replace(SETTINGS, covariate_drop=0.2)
-    last = train(finetuning(settings, covaried(plain), pretrained))
+    pretrained = train(pretrain_stage(SETTINGS, plain))
+    assert train(pretrain_stage(SETTINGS, covaried(plain))) == pretrained
+    settings = replace(SETTINGS, covariate_dropout=0.2)
+    last = train(finetune_stage(settings, covaried(plain), pretrained))
     weights = last.tensors("weights", "control.covariates.")
     assert set(weights) == {f"layers.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
     assert weights["layers.2.weight"].abs().sum() > 0
@@ -273,8 +273,8 @@ def bundle(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             covariates=given.covariates,
             seed=given.seed,
         )
-        pretrained = train(pretraining(given.pretrain, experiment))
-        stage = finetuning(given.finetune, experiment, pretrained)
+        pretrained = train(pretrain_stage(given.pretrain, experiment))
+        stage = finetune_stage(given.finetune, experiment, pretrained)
         train(stage)
     export_bundle(stage, store, folder / "bundle", sampler=given.sampler)
     return load_bundle(folder / "bundle")
@@ -292,7 +292,7 @@ def test_a_bundle_knows_its_covariates_as_training_fitted_them(
 def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
     store: Store, bundle: Bundle
 ) -> None:
-    asked = [Request(case.index, arm) for case in store.cases[:3] for arm in range(3)]
+    asked = [EnsembleRequest(case.index, arm) for case in store.cases[:3] for arm in range(3)]
     samples = tuple(Sample(request, 7) for request in asked)
     assert build_sampler(bundle.path, store.path, device="cpu")(samples).masks().any()
     loaded = load_bundle(bundle.path)
@@ -302,8 +302,8 @@ def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
             parameter.data.add_(0.2 * torch.randn_like(parameter))
 
     def masks(read: Read) -> np.ndarray:
-        draw = bundle_draw(loaded, device="cpu")
-        return Sampler(draw, read, spacing=store.spec.spacing)(samples).masks()
+        draw = make_mask_sampler(loaded, device="cpu")
+        return BatchSampler(draw, read, spacing=store.spec.spacing)(samples).masks()
 
     bare = replace(store, table=replace(store.table, cases=without(store)))
     told, untold = (store_reader(each, bundle.config) for each in (store, bare))
@@ -323,7 +323,7 @@ def test_a_summary_says_which_covariates_it_knew(
         cases,
         map(build_sampler(bundle.path, store.path, device="cpu"), batches),
         settings=settings,
-        origin=Origin(bundle.digest, 0, covariates=bundle.config.covariates),
+        origin=RunProvenance(bundle.digest, 0, covariates=bundle.config.covariates),
         out=tmp_path,
         background=stored_flair(store),
     )

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from lesioncast.imaging.lesions import (
+    count_lesions,
     lesion_count,
     lesion_volumes,
-    measure,
-    opened,
+    morphological_opening,
     opening_element,
 )
 
@@ -63,7 +63,7 @@ def test_the_opening_keeps_a_lesion_of_its_own_size_and_removes_a_narrower_one()
     mask = mask_of(wide, narrow)
     assert lesion_count(mask, MM1) == 2
     assert lesion_count(mask, MM1, opening=True) == 1
-    assert np.array_equal(opened(mask, MM1), mask_of(wide))
+    assert np.array_equal(morphological_opening(mask, MM1), mask_of(wide))
 
 
 def test_the_opening_does_nothing_where_a_voxel_is_as_large_as_the_element() -> None:
@@ -74,4 +74,4 @@ def test_the_opening_does_nothing_where_a_voxel_is_as_large_as_the_element() -> 
 def test_volumes_are_in_cubic_millimetres() -> None:
     mask = mask_of(np.s_[0:1, 0:2, 0:2], np.s_[2:4, 10:11, 10:11])
     assert lesion_volumes(mask, MM1).tolist() == [12.0, 6.0]
-    assert measure(mask, MM1).volume == 18.0
+    assert count_lesions(mask, MM1).volume == 18.0

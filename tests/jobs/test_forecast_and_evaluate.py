@@ -16,11 +16,11 @@ import yaml
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.errors import ForecastError
-from lesioncast.evaluation.reporting.markdown.report import report_text
+from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.reporting.summary_page import evaluation_section
 from lesioncast.forecasting.disclaimers import FROM_START, NOT_EVALUATED
-from lesioncast.forecasting.runtime import build_sampler, require_fit
-from lesioncast.forecasting.sampling import Request, Sample
+from lesioncast.forecasting.runtime import build_sampler, check_compatible
+from lesioncast.forecasting.sampling import EnsembleRequest, Sample
 from lesioncast.jobs import evaluate, forecast
 from lesioncast.simulation.ground_truth import RANKS, TRUTH
 from storage import StoreError, open_store
@@ -30,7 +30,7 @@ from tests.support.forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_sto
 CONFIG = {
     "name": "tiny",
     "arms": list(SPEC.arms),
-    "cohort": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
+    "simulation": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
     "store": {"slab": list(SLAB), "spacing": list(SPEC.spacing), "resample": False},
     "unet": {"slices": SLAB[0], "arms": 3, "widths": [8, 16], "groups": 4, "attention_stages": []},
     "pretrain": {"steps": 1},
@@ -43,7 +43,7 @@ CONFIG = {
 }  # fmt: skip
 
 SIXTEEN = tuple(
-    Sample(Request(case, arm), seed)
+    Sample(EnsembleRequest(case, arm), seed)
     for seed, (case, arm) in enumerate(product(range(4), (0, 1, 2, 1)))
 )
 
@@ -108,7 +108,7 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
     assert [row["true_rate"] for row in record["ladder"]["arms"].values()] == [1.0, 1.0, 0.0]
     assert [row["true"] for row in record["effects"]["mean_count"].values()] == [2.0, 1.0, 0.0]
     assert list(record["methods"])[-2:] == ["regression", "regression_covariates"]
-    assert report_text(record) == (out / "tables.md").read_text()
+    assert render_markdown(record) == (out / "tables.md").read_text()
     section = evaluation_section(record, heading="Evaluation", figure="evaluation.png")
     assert "4 held-out subjects, 2 of them active" in section
     made = record["provenance"]
@@ -134,10 +134,10 @@ def test_arms_are_compared_from_before_treatment_where_the_bundle_was_trained_fo
     assert later["variants"] == start["variants"]  # on its own arm a case is shown all its images
     sampler = build_sampler(root / "from_start", root / "store.zarr", device="cpu")
     every, alone = (
-        sampler((Sample(Request(1, 0, told), 7),)).masks() for told in (None, ("w000",))
+        sampler((Sample(EnsembleRequest(1, 0, told), 7),)).masks() for told in (None, ("w000",))
     )
     assert (every != alone).any()
-    assert "before any treatment: 3 samples" in report_text(start)
+    assert "before any treatment: 3 samples" in render_markdown(start)
 
 
 @pytest.mark.ray
@@ -188,7 +188,7 @@ def test_a_seed_names_a_mask_alone_in_a_batch_and_after_a_restart(
     alone = np.concatenate([sampler((sample,)).masks() for sample in SIXTEEN])
     assert np.array_equal(alone, together)
     code = (
-        "import sys, pathlib, numpy, test_forecast_jobs as here;"
+        "import sys, pathlib, numpy, tests.jobs.test_forecast_and_evaluate as here;"
         "numpy.save(sys.argv[2], here.masks_of_16(pathlib.Path(sys.argv[1])))"
     )
     subprocess.run(
@@ -215,7 +215,7 @@ def test_a_bundle_for_other_slabs_or_arms_is_refused(root: Path, name: str) -> N
     else:
         bundle = replace(bundle, **{name: (9, 9, 9)})
     with pytest.raises(ForecastError, match=rf"bundle's {name} .*convert"):
-        require_fit(bundle, store)
+        check_compatible(bundle, store)
 
 
 def test_a_covariate_that_the_store_lacks_is_a_usage_error(root: Path) -> None:

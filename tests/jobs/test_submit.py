@@ -27,9 +27,10 @@ print('SEEN', json.dumps([seen(), ray.get(ray.remote(seen).remote())]))
 CONFIG = {
     "name": "tiny",
     "arms": list(ARMS),
-    "cohort": {"subjects": 2, "shape": [21, 64, 64], "spacing": [3.0, 3.0, 3.0]},
+    "simulation": {"subjects": 2, "shape": [21, 64, 64], "spacing": [3.0, 3.0, 3.0]},
     "store": {
-        "slab": [3, 8, 8], "spacing": [3.0, 2.0, 2.0], "resample": False, "split": [0.7, 0.0, 0.3],
+        "slab": [3, 8, 8], "spacing": [3.0, 2.0, 2.0], "resample": False,
+        "split_fractions": [0.7, 0.0, 0.3],
     },
     "unet": {
         "slices": 3, "arms": 3, "widths": [8, 16], "down_blocks": 1, "attention_stages": [],

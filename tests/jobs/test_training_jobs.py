@@ -20,7 +20,7 @@ SLAB, SPACING = (3, 8, 8), (3.0, 2.0, 2.0)
 CONFIG = {
     "name": "tiny",
     "arms": list(ARMS),
-    "cohort": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
+    "simulation": {"subjects": 8, "shape": [8, 16, 16], "spacing": [3.0, 8.0, 8.0]},
     "store": {"slab": list(SLAB), "spacing": list(SPACING), "resample": False},
     "unet": {
         "slices": 3,
@@ -36,8 +36,8 @@ CONFIG = {
         "batch_size": 4,
         "warmup": 1,
         "workers": 0,
-        "channel_drop": 0.1,
-        "session_drop": 0.2,
+        "channel_dropout": 0.1,
+        "session_dropout": 0.2,
     },
     "sampler": {"num_steps": 2},
 }

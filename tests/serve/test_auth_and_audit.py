@@ -20,10 +20,10 @@ from serve import keys
 from serve.api import middleware
 from serve.client import Client
 from serve.db import audit
-from serve.db.audit import faults, read_entries
-from serve.db.repository import Records
-from serve.keys import Key, KeyFile, digest_of, read_keys
-from serve.settings import Settings
+from serve.db.audit import read_entries, verify_chain
+from serve.db.repository import JobRepository
+from serve.keys import ApiKey, ApiKeyFile, hash_key, read_keys
+from serve.settings import ServiceSettings
 from storage import Store
 from storage.store.case_table import Case
 from tests.support.forecast import write_bundle, write_store
@@ -45,7 +45,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     write_store(folder / "store.zarr", folder / "bids", test=1)
     write_bundle(folder / "bundle")
     (folder / "keys.txt").write_text("\n".join(KEYS.values()))
-    settings = Settings(
+    settings = ServiceSettings(
         bundle=folder / "bundle",
         store=folder / "store.zarr",
         artifacts=folder / "out",
@@ -62,7 +62,7 @@ def bearer(key: str) -> dict[str, str]:
 def test_a_key_may_do_what_its_scopes_say(service: Service) -> None:
     url = f"{service.url}/v1/forecasts"
     problem = refused(httpx2.post(url, json=ORDER, headers=bearer("reader")), 403, "Authorization")
-    assert digest_of("reader")[:8] in problem["detail"]
+    assert hash_key("reader")[:8] in problem["detail"]
     answer = httpx2.post(url, json=ORDER, headers=bearer("forecaster"))
     assert answer.status_code == 202
     here = service.url + answer.headers["Location"]
@@ -82,7 +82,9 @@ def test_a_key_may_do_what_its_scopes_say(service: Service) -> None:
 def test_demo_mode_answers_clients_of_this_machine_alone(
     client: tuple[str, int], status: int
 ) -> None:
-    inside = middleware.Doors(PlainTextResponse("inside"), keys=None, max_body=1, max_form=1)
+    inside = middleware.AuthMiddleware(
+        PlainTextResponse("inside"), keys=None, max_body=1, max_form=1
+    )
 
     async def ask() -> httpx2.Response:
         transport = httpx2.ASGITransport(inside, client=client)
@@ -129,7 +131,7 @@ def test_keys_are_rotated_while_the_service_runs(
 def test_a_service_without_a_key_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "keys.txt").write_text("\n")
     with pytest.raises(ValueError, match="expected a key or more; make one with"):
-        KeyFile(tmp_path / "keys.txt")
+        ApiKeyFile(tmp_path / "keys.txt")
 
 
 def test_keys_that_are_written_as_they_are_read_wait_for_the_next_look(
@@ -137,9 +139,9 @@ def test_keys_that_are_written_as_they_are_read_wait_for_the_next_look(
 ) -> None:
     path = tmp_path / "keys.txt"
     path.write_text(key_line("a", "old"))
-    known = KeyFile(path)
+    known = ApiKeyFile(path)
 
-    def read_and_write(path: Path) -> tuple[Key, ...]:
+    def read_and_write(path: Path) -> tuple[ApiKey, ...]:
         read = read_keys(path)
         path.write_text(key_line("a", "new") + key_line("a", "old"))
         return read
@@ -160,7 +162,7 @@ def test_the_command_makes_a_key_that_opens(
     key = printed.err.split()[-1]
     assert key not in printed.out
     (tmp_path / "keys.txt").write_text(printed.out)
-    found = KeyFile(tmp_path / "keys.txt").find(key)
+    found = ApiKeyFile(tmp_path / "keys.txt").find(key)
     assert found is not None
     assert (found.name, found.scopes) == ("hospital-a", ("read",))
     assert found.until == datetime.now(UTC).date() + timedelta(days=30)
@@ -191,33 +193,33 @@ def test_a_line_that_is_no_key_is_named(tmp_path: Path, line: str) -> None:
 def test_the_audit_says_who_asked_and_how_it_ended_but_of_nobody(service: Service) -> None:
     url = service.settings.database_url
     with Client(service.url, key="full") as client:
-        job = finished(client, client.ask("sub-01", samples=2))
+        job = finished(client, client.create_forecast("sub-01", samples=2))
         client.delete(job)
     records = [json.loads(entry.record) for entry in read_entries(url)]
     mine = [record for record in records if record["forecast"] == job]
     assert [record["event"] for record in mine] == ["accepted", "succeeded", "deleted"]
-    assert mine[0]["by"] == mine[2]["by"] == digest_of("full")[:8]
+    assert mine[0]["by"] == mine[2]["by"] == hash_key("full")[:8]
     assert mine[0]["samples"] == 2
     assert len(mine[1]["bundle"]) == 64
     assert all(record["client"] == "a" for record in mine)
     assert "sub-" not in json.dumps(records)
-    assert list(faults(read_entries(url))) == []
+    assert list(verify_chain(read_entries(url))) == []
 
 
 def test_the_audit_says_how_what_did_not_succeed_ended(service: Service) -> None:
     with Client(service.url, key="full") as client:
         service.held = True
-        cancelled = client.ask("sub-01", samples=2)
+        cancelled = client.create_forecast("sub-01", samples=2)
         client.delete(cancelled)
         service.held, service.broken = False, True
-        failed = client.ask("sub-01", samples=2)
-        assert list(client.follow(failed))[-1]["state"] == "failed"
+        failed = client.create_forecast("sub-01", samples=2)
+        assert list(client.stream_events(failed))[-1]["state"] == "failed"
         service.broken = False
         client.delete(failed)
     records = [json.loads(entry.record) for entry in read_entries(service.settings.database_url)]
     found = {job: [r for r in records if r["forecast"] == job] for job in (cancelled, failed)}
     assert [record["event"] for record in found[cancelled]] == ["accepted", "cancelled"]
-    assert found[cancelled][1]["by"] == digest_of("full")[:8]
+    assert found[cancelled][1]["by"] == hash_key("full")[:8]
     assert [record["event"] for record in found[failed]] == ["accepted", "failed", "deleted"]
     assert len(found[failed][1]["bundle"]) == 64
     assert "on purpose" not in json.dumps(records)
@@ -230,10 +232,10 @@ def test_no_line_of_the_log_names_a_subject(
         raise ValueError(f"{out / case.subject / 'ses-w048'}: expected something else")
 
     with Client(service.url, key="full") as client:
-        jobs = [finished(client, client.ask("sub-01", samples=2))]
+        jobs = [finished(client, client.create_forecast("sub-01", samples=2))]
         monkeypatch.setattr("serve.worker.worker.write_forecast", fail)
-        jobs.append(client.ask("sub-01", samples=2))
-        assert list(client.follow(jobs[1]))[-1]["state"] == "failed"
+        jobs.append(client.create_forecast("sub-01", samples=2))
+        assert list(client.stream_events(jobs[1]))[-1]["state"] == "failed"
         for job in jobs:
             client.delete(job)
     found = [record for record in caplog.records if record.name == "ray.serve"]
@@ -247,12 +249,12 @@ def test_no_line_of_the_log_names_a_subject(
 def chain(tmp_path: Path) -> str:
     """A database in which several threads have written at a time."""
     url = f"sqlite:///{tmp_path / 'forecasts.sqlite'}"
-    records = Records(url)
+    records = JobRepository(url)
     order = {"arms": ["placebo"], "samples": 2}
 
     def accept(thread: int) -> None:
         for number in range(5):
-            records.accept(
+            records.enqueue(
                 f"{thread}-{number}", "a", order, total=2, block=2, key=None, limit=99, by="key"
             )
 
@@ -305,7 +307,7 @@ def test_the_last_entries_are_missed_beside_a_digest_that_was_kept(chain: str) -
     head = read_entries(chain)[-1].digest
     with create_engine(chain).begin() as connection:
         connection.execute(text("DELETE FROM audit WHERE number > 18"))
-    assert list(faults(read_entries(chain))) == []
+    assert list(verify_chain(read_entries(chain))) == []
     assert audit.main([chain, "--head", head]) == 1
     for kept in (read_entries(chain)[-1].digest, read_entries(chain)[3].digest):
         assert audit.main([chain, "--head", kept]) == 0

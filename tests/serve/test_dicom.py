@@ -14,7 +14,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from serve.api.routes.segmentation import HEADER
+from serve.api.routes.segmentation import MAX_HEADER_BYTES
 from serve.client import Client
 from tests.support.bids import ARMS
 from tests.support.dicom import values_at, write_series
@@ -44,7 +44,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def job(service: Service) -> str:
     with Client(service.url) as client:
-        return finished(client, client.ask(SUBJECT, samples=4))
+        return finished(client, client.create_forecast(SUBJECT, samples=4))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def maps(
     folder = tmp_path_factory.mktemp("maps")
     with Client(service.url) as client:
         for arm in ARMS:
-            client.save_probability(job, arm, folder / f"{arm}.nii.gz")
+            client.download_probability_map(job, arm, folder / f"{arm}.nii.gz")
     return {arm: nib.load(folder / f"{arm}.nii.gz") for arm in ARMS}
 
 
@@ -85,7 +85,7 @@ def by_arm(path: Path) -> dict[str, int]:
 def test_a_forecast_comes_back_on_the_series_of_the_patient(
     client: Client, job: str, maps: dict[str, nib.Nifti1Image], series: Path, tmp_path: Path
 ) -> None:
-    client.save_segmentation(job, series, tmp_path / "seg.dcm")
+    client.download_segmentation(job, series, tmp_path / "seg.dcm")
     numbers = by_arm(tmp_path / "seg.dcm")
     assert set(numbers) == set(ARMS)
     for arm, image in maps.items():
@@ -100,7 +100,7 @@ def test_a_forecast_comes_back_on_the_series_of_the_patient(
 def test_a_threshold_asks_for_masks(
     client: Client, job: str, maps: dict[str, nib.Nifti1Image], series: Path, tmp_path: Path
 ) -> None:
-    client.save_segmentation(job, series, tmp_path / "seg.dcm", threshold=0.5)
+    client.download_segmentation(job, series, tmp_path / "seg.dcm", threshold=0.5)
     assert dcmread(tmp_path / "seg.dcm").SegmentationType == "BINARY"
     for arm, number in by_arm(tmp_path / "seg.dcm").items():
         found = values_at(tmp_path / "seg.dcm", maps[arm], segment=number)
@@ -113,7 +113,7 @@ def test_the_pixels_of_the_series_need_not_come(service: Service, job: str, seri
     def without_pixels(image: Dataset) -> None:
         del image.PixelData
 
-    change(series, lambda image: setattr(image, "PixelData", bytes(2 * HEADER)))
+    change(series, lambda image: setattr(image, "PixelData", bytes(2 * MAX_HEADER_BYTES)))
     longer = made_of(post(service, job, sent(series)))
     change(series, without_pixels)
     shorter = made_of(post(service, job, sent(series)))
@@ -201,7 +201,7 @@ def test_a_forecast_without_a_result_has_no_segmentation(
 ) -> None:
     refused(post(service, "0" * 32, sent(series)), 404, "id")
     service.held = True
-    unfinished = client.ask(SUBJECT, samples=2)
+    unfinished = client.create_forecast(SUBJECT, samples=2)
     assert "Retry-After" in post(service, unfinished, sent(series)).headers
     refused(post(service, unfinished, sent(series)), 409)
     client.delete(unfinished)

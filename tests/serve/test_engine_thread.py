@@ -6,13 +6,13 @@ import threading
 import pytest
 import torch
 
-from lesioncast.diffusion.continuous_batching import Wanted
-from lesioncast.diffusion.controlnet import Hint
-from lesioncast.diffusion.model import Told
+from lesioncast.diffusion.continuous_batching import SampleRequest
+from lesioncast.diffusion.controlnet import PatientEncoding
+from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.solvers import SamplerConfig
 from serve.inference.sampler import EngineStoppedError, EngineThread
 
-TOLD = Told(Hint(torch.zeros(1), None, None), 0)
+TOLD = SampleCondition(PatientEncoding(torch.zeros(1), None, None), 0)
 
 
 def test_the_engine_outlives_a_caller_whose_loop_is_closed() -> None:
@@ -23,10 +23,10 @@ def test_the_engine_outlives_a_caller_whose_loop_is_closed() -> None:
 
         busy, running, waiting, rows = True, 1, 0, 1
 
-        def add(self, wanted: list[Wanted[Told]]) -> None:
+        def add(self, wanted: list[SampleRequest[SampleCondition]]) -> None:
             self.wanted = wanted
 
-        def step(self) -> list[tuple[Wanted[Told], torch.Tensor]]:
+        def step(self) -> list[tuple[SampleRequest[SampleCondition], torch.Tensor]]:
             release.wait()
             self.busy = False
             return [(each, torch.zeros(1)) for each in self.wanted]
@@ -50,10 +50,10 @@ def test_every_draw_of_an_engine_whose_step_fails_is_refused() -> None:
 
         busy, running, waiting, rows = True, 0, 0, 0
 
-        def add(self, wanted: list[Wanted[Told]]) -> None:
+        def add(self, wanted: list[SampleRequest[SampleCondition]]) -> None:
             pass
 
-        def step(self) -> list[tuple[Wanted[Told], torch.Tensor]]:
+        def step(self) -> list[tuple[SampleRequest[SampleCondition], torch.Tensor]]:
             entered.set()
             release.wait()
             raise RuntimeError("out of memory")

@@ -17,22 +17,33 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.diffusion.controlnet import Hint
-from lesioncast.forecasting.disclaimers import FROM_LATER, FROM_START, evaluated_warnings
-from lesioncast.forecasting.ensemble import share_active, wilson_interval
+from lesioncast.diffusion.controlnet import PatientEncoding
+from lesioncast.forecasting.disclaimers import FROM_LATER, FROM_START, bundle_warnings
+from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
 from lesioncast.forecasting.output.bids import summary_path
-from lesioncast.forecasting.pipeline import Origin, forecast_all, forecast_batches, stored_flair
-from lesioncast.forecasting.runtime import build_sampler, bundle_remark, sessions_seen
-from lesioncast.forecasting.sampling import Request, ensembles, gather, plan, sample_seeds
+from lesioncast.forecasting.pipeline import (
+    RunProvenance,
+    forecast_all,
+    forecast_batches,
+    stored_flair,
+)
+from lesioncast.forecasting.runtime import build_sampler, input_sessions, training_data_note
+from lesioncast.forecasting.sampling import (
+    EnsembleRequest,
+    ensembles,
+    group_by_request,
+    plan_batches,
+    sample_seeds,
+)
 from lesioncast.forecasting.settings import ForecastSettings
 from serve.api.routes import results
-from serve.api.schemas import Patient
+from serve.api.schemas import PatientRef
 from serve.app import build
-from serve.artifacts import result_folder
-from serve.client import Client, RefusedError
-from serve.db.repository import Records
-from serve.inference.sampler import Sampler
-from serve.settings import Settings
+from serve.artifacts import result_dir
+from serve.client import ApiError, Client
+from serve.db.repository import JobRepository
+from serve.inference.sampler import SamplerWorker
+from serve.settings import ServiceSettings
 from storage import open_store
 from tests.support.forecast import SPEC, write_bundle, write_store
 from tests.support.service import Service, finished, key_line, refused, running, until
@@ -51,19 +62,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings_in(root: Path, name: str, **given: object) -> Settings:
-    return Settings(
+def settings_in(root: Path, name: str, **given: object) -> ServiceSettings:
+    return ServiceSettings(
         bundle=root / "bundle",
         store=root / "store.zarr",
         artifacts=root / name,
-        block=2,
+        seeds_per_block=2,
         **({"keys": root / "keys.txt"} | given),  # type: ignore[arg-type]
     )
 
 
 @pytest.fixture(scope="module")
 def service(root: Path) -> Iterator[Service]:
-    with running(settings_in(root, "out", unfinished=3, max_samples=20, max_body=2000)) as service:
+    with running(
+        settings_in(root, "out", max_unfinished_forecasts=3, max_samples=20, max_body=2000)
+    ) as service:
         yield service
 
 
@@ -83,8 +96,8 @@ def http(service: Service) -> Iterator[httpx2.Client]:
 
 
 def test_a_forecast_is_asked_for_followed_and_fetched(client: Client, tmp_path: Path) -> None:
-    job = client.ask("sub-02", samples=4, seed=7)
-    seen = list(client.follow(job))
+    job = client.create_forecast("sub-02", samples=4, seed=7)
+    seen = list(client.stream_events(job))
     assert seen[-1]["state"] == "succeeded"
     assert seen[-1]["progress"] == {"done": 12, "total": 12}
     record = client.result(job)
@@ -92,7 +105,7 @@ def test_a_forecast_is_asked_for_followed_and_fetched(client: Client, tmp_path: 
     assert record["seed"] == 7
     assert record["reference_arm"] == SPEC.arms[0]
     path = tmp_path / "map.nii.gz"
-    client.save_probability(job, SPEC.arms[1], path)
+    client.download_probability_map(job, SPEC.arms[1], path)
     assert 0 <= nib.load(path).get_fdata().max() <= 1
     assert gzip.decompress(path.read_bytes())
 
@@ -100,7 +113,7 @@ def test_a_forecast_is_asked_for_followed_and_fetched(client: Client, tmp_path: 
 def test_the_result_is_the_summary_that_the_job_would_write(
     client: Client, root: Path, tmp_path: Path
 ) -> None:
-    record = client.result(finished(client, client.ask("sub-03", samples=3)))
+    record = client.result(finished(client, client.create_forecast("sub-03", samples=3)))
     bundle, store = load_bundle(root / "bundle"), open_store(root / "store.zarr")
     case = store.case("sub-03")
     settings = ForecastSettings(samples=3, batch_size=4, reference_arm=SPEC.arms[0])
@@ -111,12 +124,12 @@ def test_the_result_is_the_summary_that_the_job_would_write(
         [case],
         map(draw, batches),
         settings=settings,
-        origin=Origin(
+        origin=RunProvenance(
             bundle.digest,
             0,
-            (bundle_remark(bundle.path), FROM_LATER),
-            sessions_seen(bundle),
-            warnings=evaluated_warnings(bundle.path, bundle.digest),
+            (training_data_note(bundle.path), FROM_LATER),
+            input_sessions(bundle),
+            warnings=bundle_warnings(bundle.path, bundle.digest),
         ),
         out=tmp_path,
         background=stored_flair(store),
@@ -129,17 +142,17 @@ def test_a_status_shows_partial_results_while_it_runs(
 ) -> None:
     arms = list(SPEC.arms[:2])
     service.budget = 0
-    job = client.ask("sub-01", samples=4, arms=arms)
+    job = client.create_forecast("sub-01", samples=4, arms=arms)
     until(lambda: client.status(job)["state"] == "running")
     assert client.status(job)["progress"] == {"done": 0, "total": 8}
     assert client.status(job)["partial"] == {}
-    with pytest.raises(RefusedError, match="running: it has no result"):
+    with pytest.raises(ApiError, match="running: it has no result"):
         client.result(job)
     service.budget = 2
     until(lambda: client.status(job)["progress"] == {"done": 4, "total": 8})
     assert client.status(job)["partial"] == partial(root, "sub-01", arms, samples=2)
     service.budget = math.inf
-    ended = list(client.follow(job))[-1]
+    ended = list(client.stream_events(job))[-1]
     assert (ended["progress"], ended["partial"]) == ({"done": 8, "total": 8}, {})
 
 
@@ -147,11 +160,13 @@ def partial(root: Path, subject: str, arms: list[str], *, samples: int) -> dict[
     """What a status says of the first samples under each arm."""
     case = open_store(root / "store.zarr").case(subject).index
     seeds = {case: sample_seeds(0, subject, samples)}
-    requests = [Request(case, SPEC.arms.index(arm)) for arm in arms]
+    requests = [EnsembleRequest(case, SPEC.arms.index(arm)) for arm in arms]
     draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
     said: dict[str, object] = {}
-    for each in gather(requests, seeds, map(draw, plan(requests, seeds, batch_size=8))):
-        share = share_active(each.plain)
+    for each in group_by_request(
+        requests, seeds, map(draw, plan_batches(requests, seeds, batch_size=8))
+    ):
+        share = active_fraction(each.plain)
         low, high = wilson_interval(share, samples)
         said[SPEC.arms[each.request.arm]] = {
             "samples": samples,
@@ -183,14 +198,14 @@ def test_who_has_to_wait_is_told_for_how_long(
 def test_a_patient_is_read_and_encoded_once_for_all_arms_and_seeds(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded, encode = [], Sampler._encode
+    encoded, encode = [], SamplerWorker._encode
 
-    def counted(self: Sampler, patient: Patient) -> Hint:
+    def counted(self: SamplerWorker, patient: PatientRef) -> PatientEncoding:
         encoded.append(patient.subject)
         return encode(self, patient)
 
-    monkeypatch.setattr(Sampler, "_encode", counted)
-    finished(client, client.ask("sub-04", samples=6))
+    monkeypatch.setattr(SamplerWorker, "_encode", counted)
+    finished(client, client.create_forecast("sub-04", samples=6))
     assert encoded == ["sub-04"]
 
 
@@ -198,7 +213,7 @@ def test_a_cancelled_forecast_stops_at_once_and_stays_so(
     client: Client, service: Service, http: httpx2.Client
 ) -> None:
     service.held = True
-    job = client.ask("sub-01", samples=20)
+    job = client.create_forecast("sub-01", samples=20)
     before = len(service.drawn)
     client.delete(job)
     client.delete(job)
@@ -214,7 +229,7 @@ def test_a_cancelled_forecast_frees_its_slots_within_a_step(
     client: Client, service: Service
 ) -> None:
     service.pace = 0.2
-    job = client.ask("sub-01", samples=20, sampler={"num_steps": 512})
+    job = client.create_forecast("sub-01", samples=20, sampler={"num_steps": 512})
     until(lambda: service.slots > 0)
     before = service.steps
     client.delete(job)
@@ -226,8 +241,8 @@ def test_a_cancelled_forecast_frees_its_slots_within_a_step(
 def test_a_deleted_forecast_leaves_no_file(
     client: Client, service: Service, http: httpx2.Client
 ) -> None:
-    job = finished(client, client.ask("sub-01", samples=2))
-    folder = result_folder(service.settings.artifacts, job)
+    job = finished(client, client.create_forecast("sub-01", samples=2))
+    folder = result_dir(service.settings.artifacts, job)
     assert folder.is_dir()
     client.delete(job)
     client.delete(job)
@@ -239,8 +254,8 @@ def test_a_deleted_forecast_leaves_no_file(
 def test_files_that_went_since_are_gone(
     client: Client, service: Service, http: httpx2.Client
 ) -> None:
-    job = finished(client, client.ask("sub-01", samples=2))
-    shutil.rmtree(result_folder(service.settings.artifacts, job))
+    job = finished(client, client.create_forecast("sub-01", samples=2))
+    shutil.rmtree(result_dir(service.settings.artifacts, job))
     for path in ("result", f"arms/{SPEC.arms[0]}", "derivative"):
         refused(http.get(f"/v1/forecasts/{job}/{path}"), 410)
     files = {"series": ("1.dcm", b"")}
@@ -250,7 +265,7 @@ def test_files_that_went_since_are_gone(
 def test_no_part_of_a_result_is_given_that_is_deleted_meanwhile(
     client: Client, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = finished(client, client.ask("sub-01", samples=2))
+    job = finished(client, client.create_forecast("sub-01", samples=2))
 
     def zip_half(folder: Path, into: IO[bytes]) -> None:
         next(folder.rglob("*.json")).unlink()
@@ -265,9 +280,9 @@ def test_no_part_of_a_result_is_given_that_is_deleted_meanwhile(
 def test_a_result_comes_as_a_zip_of_the_derivative(
     client: Client, service: Service, tmp_path: Path
 ) -> None:
-    job = finished(client, client.ask("sub-02", samples=2))
-    client.save_derivative(job, tmp_path / "all.zip")
-    folder = result_folder(service.settings.artifacts, job)
+    job = finished(client, client.create_forecast("sub-02", samples=2))
+    client.download_derivative(job, tmp_path / "all.zip")
+    folder = result_dir(service.settings.artifacts, job)
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
         found = {name: archive.read(name) for name in archive.namelist()}
     kept = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
@@ -296,12 +311,12 @@ def test_a_full_queue_is_429_with_a_time_to_wait(
     client: Client, service: Service, http: httpx2.Client
 ) -> None:
     service.held = True
-    jobs = [client.ask("sub-01", samples=2) for _ in range(3)]
+    jobs = [client.create_forecast("sub-01", samples=2) for _ in range(3)]
     answer = http.post("/v1/forecasts", json={"subject": "sub-01"})
     refused(answer, 429)
     assert int(answer.headers["Retry-After"]) >= 1
     service.held = False
-    jobs.append(client.ask("sub-01", samples=2))  # waits as long as it is told to
+    jobs.append(client.create_forecast("sub-01", samples=2))  # waits as long as it is told to
     for job in jobs:
         finished(client, job)
 
@@ -396,7 +411,7 @@ def test_what_is_not_there_is_a_problem_too(
     refused(http.put("/v1/forecasts"), 405)
     refused(httpx2.get(f"{service.url}/v1/forecasts/unknown"), 401, "Authorization")
     assert service.problems[before:] == [404, 404, 404, 404, 405, 401]
-    job = finished(client, client.ask("sub-01", samples=2))
+    job = finished(client, client.create_forecast("sub-01", samples=2))
     refused(http.get(f"/v1/forecasts/{job}/arms/..%2F..%2Fkeys.txt"), 404)
     refused(http.get(f"/v1/forecasts/{job}/arms/homeopathy"), 404, "arm")
 
@@ -417,7 +432,7 @@ def test_what_is_not_there_is_a_problem_too(
 def test_what_is_no_id_is_not_looked_for(
     http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, method: str, path: str, name: str
 ) -> None:
-    monkeypatch.setattr(Records, "find", broken_on_purpose)
+    monkeypatch.setattr(JobRepository, "find", broken_on_purpose)
     refused(http.request(method, f"/v1/forecasts/{name}{path}"), 404, "id")
 
 
@@ -429,7 +444,7 @@ def test_what_breaks_is_a_problem_that_tells_no_more_than_that(
     http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
-    monkeypatch.setattr(Records, "find", broken_on_purpose)
+    monkeypatch.setattr(JobRepository, "find", broken_on_purpose)
     problem = refused(http.get(f"/v1/forecasts/{'0' * 32}"), 500)
     assert "on purpose" not in json.dumps(problem)
     until(lambda: "broken on purpose" in caplog.text)  # it is logged after the answer
@@ -445,11 +460,9 @@ def test_what_a_proxy_says_as_text_is_an_error_of_the_client_too() -> None:
             client.status,
             client.delete,
             client.result,
-            lambda job: next(client.follow(job)),
+            lambda job: next(client.stream_events(job)),
         ):
-            with pytest.raises(
-                RefusedError, match="503 Service Unavailable: Unavailable: try again"
-            ):
+            with pytest.raises(ApiError, match="503 Service Unavailable: Unavailable: try again"):
                 ask("0" * 32)
 
 
@@ -457,8 +470,8 @@ def test_a_forecast_that_fails_says_where_to_look(
     client: Client, service: Service, http: httpx2.Client
 ) -> None:
     service.broken = True
-    job = client.ask("sub-01", samples=2)
-    last = list(client.follow(job))[-1]
+    job = client.create_forecast("sub-01", samples=2)
+    last = list(client.stream_events(job))[-1]
     assert last["state"] == "failed"
     assert job in last["error"]
     assert "on purpose" not in json.dumps(last)
@@ -482,7 +495,7 @@ def test_the_shipped_configuration_is_one_that_the_service_knows() -> None:
     config = yaml.safe_load((ROOT / "serve" / "service.yaml").read_text())
     (application,) = ServeDeploySchema.model_validate(config).applications
     assert application.import_path == f"{build.__module__}:{build.__name__}"
-    settings = Settings(**application.args)
+    settings = ServiceSettings(**application.args)
     assert settings.demo
     assert settings.config is not None
     assert (ROOT / settings.config).is_file()
@@ -497,7 +510,7 @@ def test_ready_is_503_where_nothing_can_be_drawn(service: Service) -> None:
 def test_a_forecast_is_its_owners_alone(
     client: Client, http: httpx2.Client, service: Service
 ) -> None:
-    job = finished(client, client.ask("sub-01", samples=2))
+    job = finished(client, client.create_forecast("sub-01", samples=2))
     here, other = f"/v1/forecasts/{job}", {"Authorization": f"Bearer {KEYS['hospital-b']}"}
     for path in ("", "/events", "/result", f"/arms/{SPEC.arms[0]}", "/derivative"):
         assert http.get(here + path).status_code == 200
@@ -520,11 +533,11 @@ def test_a_restart_goes_on_with_what_was_drawn_and_ends_the_same(root: Path) -> 
     """The first service is left with some blocks drawn and is never told that it will end."""
     settings = settings_in(root, "restart", keys=None, demo=True)
     with running(settings) as first, Client(first.url) as client:
-        whole = client.result(finished(client, client.ask("sub-02", samples=6)))
+        whole = client.result(finished(client, client.create_forecast("sub-02", samples=6)))
         first.budget = 4
-        job = client.ask("sub-02", samples=6)
+        job = client.create_forecast("sub-02", samples=6)
         until(lambda: client.status(job)["progress"] == {"done": 8, "total": 18})
-    records = Records(settings.database_url)
+    records = JobRepository(settings.database_url)
     assert [each.id for each in records.unfinished()] == [job]
     with running(settings) as second, Client(second.url) as client:
         assert client.result(finished(client, job)) == whole
@@ -534,7 +547,7 @@ def test_a_restart_goes_on_with_what_was_drawn_and_ends_the_same(root: Path) -> 
 
 
 def test_sampling_stops_at_the_error_that_is_asked_for(client: Client) -> None:
-    job = finished(client, client.ask("sub-02", samples=20, error=0.3))
+    job = finished(client, client.create_forecast("sub-02", samples=20, error=0.3))
     record = client.result(job)
     drawn = record["samples"]
     assert 2 < drawn <= 20  # of 2 the interval is too wide whatever they show
@@ -542,13 +555,15 @@ def test_sampling_stops_at_the_error_that_is_asked_for(client: Client) -> None:
     assert drawn == 20 or all((p["high"] - p["low"]) / 2 <= 0.3 for p in found)
     assert client.status(job)["progress"] == {"done": 3 * drawn, "total": 3 * drawn}
     assert any("known to 0.3" in notice for notice in record["notices"])
-    plain = client.result(finished(client, client.ask("sub-02", samples=drawn)))
+    plain = client.result(finished(client, client.create_forecast("sub-02", samples=drawn)))
     assert plain["arms"] == record["arms"]
 
 
 def test_a_request_may_change_the_sampler(client: Client) -> None:
     plain, longer = (
-        client.result(finished(client, client.ask("sub-02", samples=2, sampler=sampler)))
+        client.result(
+            finished(client, client.create_forecast("sub-02", samples=2, sampler=sampler))
+        )
         for sampler in ({}, {"num_steps": 4, "guidance": 2.0})
     )
     assert plain["arms"] != longer["arms"]
@@ -561,7 +576,9 @@ def test_arms_may_be_compared_from_the_images_before_treatment_alone(
     client: Client, root: Path
 ) -> None:
     every, start = (
-        client.result(finished(client, client.ask("sub-02", samples=2, sessions=sessions)))
+        client.result(
+            finished(client, client.create_forecast("sub-02", samples=2, sessions=sessions))
+        )
         for sessions in (None, ["w000"])
     )
     assert (every["sessions"], start["sessions"]) == (["w000", "w048"], ["w000"])
@@ -569,9 +586,9 @@ def test_arms_may_be_compared_from_the_images_before_treatment_alone(
     assert FROM_LATER in every["notices"]
     assert FROM_START in start["notices"]
     case = open_store(root / "store.zarr").case("sub-02").index
-    requests = [Request(case, arm, ("w000",)) for arm in range(3)]
+    requests = [EnsembleRequest(case, arm, ("w000",)) for arm in range(3)]
     seeds = {case: sample_seeds(0, "sub-02", 2)}
     draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
-    found = ensembles(requests, seeds, map(draw, plan(requests, seeds, batch_size=8)))
+    found = ensembles(requests, seeds, map(draw, plan_batches(requests, seeds, batch_size=8)))
     volumes = [float(each.volume.mean()) for each in found]
     assert [arm["volume_mm3"]["mean"] for arm in start["arms"].values()] == volumes

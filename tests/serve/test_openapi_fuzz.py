@@ -62,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(root: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
     """One that accepts and, but for the forecast of `succeeded`, never draws."""
     door = {"demo": {}, "keys": {"demo": False, "keys": root / "keys.txt"}}[request.param]
-    settings = trial_settings(root, root / request.param, unfinished=10_000, **door)
+    settings = trial_settings(root, root / request.param, max_unfinished_forecasts=10_000, **door)
     with running(settings) as service:
         yield service
         service.held = False
@@ -72,7 +72,7 @@ def service(root: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
 def succeeded(service: Service) -> str:
     """The id of a forecast that has a result."""
     with Client(service.url, key="key") as client:
-        job = finished(client, client.ask(**ORDER))
+        job = finished(client, client.create_forecast(**ORDER))
     service.held = True
     return job
 

@@ -14,9 +14,9 @@ import httpx2
 import pytest
 
 from serve.client import Client
-from serve.db.audit import faults, read_entries
-from serve.db.repository import QueueFullError, Records
-from serve.settings import Settings
+from serve.db.audit import read_entries, verify_chain
+from serve.db.repository import JobRepository, QueueFullError
+from serve.settings import ServiceSettings
 from tests.support.forecast import write_bundle, write_store
 from tests.support.service import finished, refused, running, until
 
@@ -68,10 +68,10 @@ def test_records_of_several_processes_keep_one_chain_and_one_job_a_key(url: str)
     named: list[str] = []
 
     def accept(thread: int) -> None:
-        records = Records(url)
+        records = JobRepository(url)
         for number in range(5):
             for job, key in ((f"{thread}-{number}", None), (f"{thread}-{number}-key", "one")):
-                done = records.accept(
+                done = records.enqueue(
                     job, "a", order, total=2, block=2, key=key, limit=99, by="key"
                 )
                 named.extend([done.id] if key else [])
@@ -82,17 +82,17 @@ def test_records_of_several_processes_keep_one_chain_and_one_job_a_key(url: str)
         each.start()
     for each in threads:
         each.join()
-    entries, records = read_entries(url), Records(url)
+    entries, records = read_entries(url), JobRepository(url)
     assert len(entries) == 21
-    assert list(faults(entries)) == []
+    assert list(verify_chain(entries)) == []
     assert len(named) == 20
     assert len(set(named)) == 1
     assert {job.order["seed"] for job in records.unfinished()} == {2**63 - 1}
     with pytest.raises(QueueFullError):
-        records.accept("more", "a", order, total=2, block=2, key=None, limit=21, by="key")
+        records.enqueue("more", "a", order, total=2, block=2, key=None, limit=21, by="key")
     for job in records.unfinished():
-        assert records.end(job.id, "cancelled")
-        assert not records.end(job.id, "succeeded")
+        assert records.finish(job.id, "cancelled")
+        assert not records.finish(job.id, "succeeded")
     records.close()
 
 
@@ -101,27 +101,27 @@ def test_an_id_that_it_could_not_hold_is_not_there(url: str, tmp_path: Path) -> 
         refused(httpx2.get(f"{service.url}/v1/forecasts/%00"), 404, "id")
 
 
-def settings_in(folder: Path, url: str) -> Settings:
+def settings_in(folder: Path, url: str) -> ServiceSettings:
     write_store(folder / "store.zarr", folder / "bids", test=2)
     write_bundle(folder / "bundle")
-    return Settings(
+    return ServiceSettings(
         bundle=folder / "bundle",
         store=folder / "store.zarr",
         artifacts=folder / "out",
         database=url,
         demo=True,
-        block=2,
+        seeds_per_block=2,
     )
 
 
 def test_a_service_on_it_goes_on_after_a_restart(url: str, tmp_path: Path) -> None:
     settings = settings_in(tmp_path, url)
     with running(settings) as first, Client(first.url) as client:
-        whole = client.result(finished(client, client.ask("sub-02", samples=4)))
+        whole = client.result(finished(client, client.create_forecast("sub-02", samples=4)))
         first.budget = 3
-        job = client.ask("sub-02", samples=4)
+        job = client.create_forecast("sub-02", samples=4)
         until(lambda: client.status(job)["progress"] == {"done": 6, "total": 12})
     with running(settings) as second, Client(second.url) as client:
         assert client.result(finished(client, job)) == whole
         assert len(second.drawn) == 3
-    assert list(faults(read_entries(url))) == []
+    assert list(verify_chain(read_entries(url))) == []

@@ -14,8 +14,8 @@ from ray import serve as ray_serve
 
 from serve.app import build
 from serve.client import Client
-from serve.settings import Settings
-from serve.uploads import IMAGES
+from serve.settings import ServiceSettings
+from serve.uploads import UPLOAD_FIELDS
 from tests.support.bids import path_of
 from tests.support.forecast import SPEC, write_bundle
 from tests.support.service import result, trial_settings, until, write_trial_served
@@ -33,16 +33,16 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> ServiceSettings:
     """Of a service whose samples take long enough to be interrupted."""
     folder = tmp_path_factory.mktemp("app")
     write_trial_served(folder, unlabelled=UNLABELLED)
     write_bundle(folder / "bundle", num_steps=60)
-    return trial_settings(folder, folder / "out", samplers=2, min_samplers=2)
+    return trial_settings(folder, folder / "out", max_samplers=2, min_samplers=2)
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: None, settings: Settings) -> Iterator[str]:
+def url(ray_cluster: None, settings: ServiceSettings) -> Iterator[str]:
     port = free_port()
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
@@ -88,13 +88,15 @@ def scraped() -> Counter[tuple[str, str]]:
     return found
 
 
-def test_what_is_measured_is_what_was_done(client: Client, url: str, settings: Settings) -> None:
+def test_what_is_measured_is_what_was_done(
+    client: Client, url: str, settings: ServiceSettings
+) -> None:
     before = scraped()
-    seen = list(client.follow(client.ask("sub-02", samples=SAMPLES)))
+    seen = list(client.stream_events(client.create_forecast("sub-02", samples=SAMPLES)))
     done = [status["progress"]["done"] for status in seen]
     assert done == sorted(done)
     assert any(0 < each < done[-1] for each in done)
-    client.delete(client.ask("sub-02", samples=SAMPLES, sampler={"num_steps": 512}))
+    client.delete(client.create_forecast("sub-02", samples=SAMPLES, sampler={"num_steps": 512}))
     assert httpx2.get(f"{url}/v1/forecasts/unknown").status_code == 404
     expected = {("samples_total", arm): SAMPLES for arm in SPEC.arms} | {
         ("forecasts_total", "succeeded"): 1,
@@ -119,18 +121,18 @@ def test_what_is_measured_is_what_was_done(client: Client, url: str, settings: S
 
 
 def test_no_accepted_forecast_is_lost_or_changed_by_kills_and_a_restart(
-    client: Client, settings: Settings, url: str
+    client: Client, settings: ServiceSettings, url: str
 ) -> None:
-    undisturbed = result(client, client.ask("sub-02", samples=SAMPLES))
+    undisturbed = result(client, client.create_forecast("sub-02", samples=SAMPLES))
     assert list(undisturbed["arms"]) == list(SPEC.arms)
     for deployment in ("SamplerReplica", "ForecasterReplica"):
-        job = client.ask("sub-02", samples=SAMPLES)
+        job = client.create_forecast("sub-02", samples=SAMPLES)
         midway(client, job)
         kill(deployment)
         until(lambda: not ready(url))
         assert result(client, job) == undisturbed
         until(lambda: ready(url))
-    job = client.ask("sub-02", samples=SAMPLES)
+    job = client.create_forecast("sub-02", samples=SAMPLES)
     midway(client, job)
     ray_serve.delete("lesioncast")
     ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
@@ -153,41 +155,41 @@ def test_a_client_whose_ingress_was_killed_repeats_its_request(client: Client, u
     kill("Ingress")
     until(lambda: asked().status_code == 202)
     assert asked().json()["id"] == job
-    assert result(client, job) == result(client, client.ask("sub-02", samples=SAMPLES))
+    assert result(client, job) == result(client, client.create_forecast("sub-02", samples=SAMPLES))
 
 
-def test_how_many_samplers_there_are_is_a_setting(settings: Settings) -> None:
-    changed = {"samplers": 3, "min_samplers": 2, "target": 5}
-    built = build(Settings(**(settings.model_dump() | changed)))
+def test_how_many_samplers_there_are_is_a_setting(settings: ServiceSettings) -> None:
+    changed = {"max_samplers": 3, "min_samplers": 2, "target_ongoing_requests": 5}
+    built = build(ServiceSettings(**(settings.model_dump() | changed)))
     forecaster = built._bound_deployment.init_args[1]
     sampler = forecaster._bound_deployment.init_args[1]._bound_deployment
     scaling = sampler._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (2, 3)
     assert scaling.target_ongoing_requests == 5
-    given = settings.model_dump(exclude={"target", "samplers", "min_samplers"})
-    plain = Settings(**given | {"slots": 32, "block": 8})
-    assert (plain.min_samplers, plain.samplers, plain.target) == (1, 1, 8)
+    given = settings.model_dump(exclude={"target_ongoing_requests", "max_samplers", "min_samplers"})
+    plain = ServiceSettings(**given | {"slots": 32, "seeds_per_block": 8})
+    assert (plain.min_samplers, plain.max_samplers, plain.target_ongoing_requests) == (1, 1, 8)
     with pytest.raises(ValueError, match="min_samplers: expected at most samplers, 1, got 2"):
-        Settings(**given, min_samplers=2)
+        ServiceSettings(**given, min_samplers=2)
 
 
 def test_demo_mode_is_not_for_haproxy_behind_which_all_look_local(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     with pytest.raises(ValueError, match="start it with keys=FILE"):
         build(settings)
 
 
-def test_images_come_through_serves_proxy(client: Client, settings: Settings) -> None:
+def test_images_come_through_serves_proxy(client: Client, settings: ServiceSettings) -> None:
     bids = settings.store.parent / "bids"
     images = {
         name: path_of(bids, UNLABELLED, *name.split("/"))
-        for name in IMAGES
+        for name in UPLOAD_FIELDS
         if name != "w048/brain_mask"
     }
-    stored = result(client, client.ask(UNLABELLED, samples=2))
-    assert result(client, client.ask(UNLABELLED, images=images, samples=2)) == stored
+    stored = result(client, client.create_forecast(UNLABELLED, samples=2))
+    assert result(client, client.create_forecast(UNLABELLED, images=images, samples=2)) == stored
 
 
 def test_the_log_ties_a_request_to_what_came_of_it(client: Client, url: str) -> None:

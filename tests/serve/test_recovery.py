@@ -13,16 +13,22 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.forecasting.sampling import Drawn
+from lesioncast.forecasting.sampling import SampleBatch
 from serve import app
-from serve.artifacts import old_uploads, result_folder, with_files
-from serve.client import Client, RefusedError
-from serve.db.models import Part
-from serve.db.repository import Records
+from serve.artifacts import jobs_with_artifacts, result_dir, stale_uploads
+from serve.client import ApiError, Client
+from serve.db.models import DrawnBlock
+from serve.db.repository import JobRepository
 from serve.inference.sampler import EngineStoppedError
-from serve.settings import Settings
-from serve.worker.retry import FIRST_WAIT, LONGEST_WAIT, NobodyDrawsError, passes, waits
-from serve.worker.worker import Study
+from serve.settings import ServiceSettings
+from serve.worker.retry import (
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    SamplersUnavailableError,
+    backoff_delays,
+    is_transient,
+)
+from serve.worker.worker import LoadedModel
 from tests.support.forecast import write_bundle, write_store
 from tests.support.service import Service, finished, running, until
 
@@ -40,18 +46,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings_in(root: Path, artifacts: Path, **given: object) -> Settings:
+def settings_in(root: Path, artifacts: Path, **given: object) -> ServiceSettings:
     chosen = {"bundle": root / "bundle"} | given
-    return Settings(store=root / "store.zarr", artifacts=artifacts, demo=True, block=2, **chosen)  # type: ignore[arg-type]
+    return ServiceSettings(
+        store=root / "store.zarr", artifacts=artifacts, demo=True, seeds_per_block=2, **chosen
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def settings(root: Path, tmp_path: Path) -> Settings:
+def settings(root: Path, tmp_path: Path) -> ServiceSettings:
     return settings_in(root, tmp_path)
 
 
 @pytest.fixture
-def service(settings: Settings) -> Iterator[Service]:
+def service(settings: ServiceSettings) -> Iterator[Service]:
     with running(settings) as service:
         yield service
 
@@ -68,7 +76,7 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
 
 
 def ask(client: Client) -> str:
-    return client.ask("sub-02", samples=SAMPLES)
+    return client.create_forecast("sub-02", samples=SAMPLES)
 
 
 def ask_midway(client: Client, service: Service) -> str:
@@ -86,8 +94,8 @@ def test_a_block_that_is_lost_is_drawn_again_and_shifts_no_other(
     lost = service.drawn[0]
     engine = create_engine(service.settings.database_url)
     with Session(engine) as session, session.begin():
-        place = (Part.job == job, Part.arm == lost.arm, Part.first == lost.first)
-        session.execute(update(Part).where(*place).values(bundle="another"))
+        place = (DrawnBlock.job == job, DrawnBlock.arm == lost.arm, DrawnBlock.first == lost.first)
+        session.execute(update(DrawnBlock).where(*place).values(bundle="another"))
     engine.dispose()
     service.budget = BLOCKS
     assert client.result(finished(client, job)) == whole["bundle"]
@@ -95,7 +103,7 @@ def test_a_block_that_is_lost_is_drawn_again_and_shifts_no_other(
 
 
 def test_a_forecast_starts_again_where_the_bundle_is_exchanged(
-    settings: Settings, root: Path, whole: dict[str, Any]
+    settings: ServiceSettings, root: Path, whole: dict[str, Any]
 ) -> None:
     with running(settings) as first, Client(first.url) as client:
         job = ask_midway(client, first)
@@ -111,7 +119,7 @@ def test_a_forecast_starts_again_where_the_bundle_is_exchanged(
 
 
 def test_two_bundles_that_draw_for_one_forecast_do_not_mix(
-    settings: Settings, root: Path, whole: dict[str, Any]
+    settings: ServiceSettings, root: Path, whole: dict[str, Any]
 ) -> None:
     changed = settings.model_copy(update={"bundle": root / "other"})
     assert load_bundle(root / "other").digest != load_bundle(root / "bundle").digest
@@ -126,23 +134,23 @@ def test_two_bundles_that_draw_for_one_forecast_do_not_mix(
 
 def ask_long(client: Client, service: Service) -> str:
     """A forecast that is being drawn, for a minute at least."""
-    job = client.ask("sub-01", samples=256, sampler={"num_steps": 512})
+    job = client.create_forecast("sub-01", samples=256, sampler={"num_steps": 512})
     until(lambda: service.slots > 0)
     return job
 
 
 def end(service: Service, job: str) -> None:
     """As another process does, which does not tell this one."""
-    records = Records(service.settings.database_url)
-    assert records.end(job, "cancelled")
+    records = JobRepository(service.settings.database_url)
+    assert records.finish(job, "cancelled")
     records.close()
 
 
 def nothing_left(service: Service, job: str) -> bool:
-    records = Records(service.settings.database_url)
-    parts = records.parts(job, load_bundle(service.settings.bundle).digest)
+    records = JobRepository(service.settings.database_url)
+    parts = records.load_blocks(job, load_bundle(service.settings.bundle).digest)
     records.close()
-    return not parts and job not in with_files(service.settings.artifacts)
+    return not parts and job not in jobs_with_artifacts(service.settings.artifacts)
 
 
 def test_drawing_stops_where_a_cancel_misses_the_forecaster(
@@ -174,26 +182,28 @@ def test_a_forecaster_that_is_away_keeps_no_client_from_an_end(
 def test_a_forecast_that_is_cancelled_while_it_is_written_leaves_no_file(
     client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = Study.write, []
+    write, written = LoadedModel.write, []
 
-    def cancelled(self: Study, job: Any, parts: Any) -> Path:
+    def cancelled(self: LoadedModel, job: Any, parts: Any) -> Path:
         written.append(write(self, job, parts))
         end(service, job.id)
         return written[0]
 
-    monkeypatch.setattr(Study, "write", cancelled)
+    monkeypatch.setattr(LoadedModel, "write", cancelled)
     job = ask(client)
     until(lambda: bool(written) and nothing_left(service, job), seconds=10)
     assert client.status(job)["state"] == "cancelled"
 
 
-def test_files_of_a_cancelled_forecast_go_though_their_forecaster_died(settings: Settings) -> None:
+def test_files_of_a_cancelled_forecast_go_though_their_forecaster_died(
+    settings: ServiceSettings,
+) -> None:
     with running(settings) as first, Client(first.url) as client:
         first.held = True
         job, kept = ask(client), ask(client)
         client.delete(job)
     for each in (job, kept):
-        result_folder(settings.artifacts, each).mkdir()
+        result_dir(settings.artifacts, each).mkdir()
     with running(settings) as second, Client(second.url) as client:
         until(lambda: nothing_left(second, job), seconds=10)
         finished(client, kept)
@@ -214,10 +224,14 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Excepti
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
     [
-        (Records, "begin", OperationalError("update", {}, Exception("server closed"))),
-        (Records, "add_part", OperationalError("insert", {}, Exception("database is locked"))),
-        (Records, "end", OperationalError("update", {}, Exception("server closed"))),
-        (Study, "write", OSError(28, "No space left on device")),
+        (JobRepository, "begin", OperationalError("update", {}, Exception("server closed"))),
+        (
+            JobRepository,
+            "add_part",
+            OperationalError("insert", {}, Exception("database is locked")),
+        ),
+        (JobRepository, "end", OperationalError("update", {}, Exception("server closed"))),
+        (LoadedModel, "write", OSError(28, "No space left on device")),
     ],
 )
 def test_an_error_that_passes_fails_no_forecast(
@@ -239,10 +253,10 @@ def test_an_error_that_passes_fails_no_forecast(
 def test_an_error_of_the_forecast_itself_ends_it(
     client: Client, service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    once(monkeypatch, Study, "write", error)
+    once(monkeypatch, LoadedModel, "write", error)
     job = ask(client)
-    assert list(client.follow(job))[-1]["state"] == "failed"
-    with pytest.raises(RefusedError, match="failed: it has no result"):
+    assert list(client.stream_events(job))[-1]["state"] == "failed"
+    with pytest.raises(ApiError, match="failed: it has no result"):
         client.result(job)
     assert service.ended == ["failed"]
     assert service.errors == [(type(error).__name__, "failed")]
@@ -251,7 +265,7 @@ def test_an_error_of_the_forecast_itself_ends_it(
 @pytest.mark.parametrize(
     ("raised", "told"),
     [
-        (DeploymentUnavailableError(DeploymentID("SamplerReplica")), NobodyDrawsError),
+        (DeploymentUnavailableError(DeploymentID("SamplerReplica")), SamplersUnavailableError),
         (EngineStoppedError("a step failed"), EngineStoppedError),
     ],
 )
@@ -268,23 +282,25 @@ def test_samplers_that_are_away_pass_and_an_engine_that_always_stops_does_not(
         def draw(self) -> "Handle":
             return self
 
-        async def remote(self, *call: object) -> Drawn:
+        async def remote(self, *call: object) -> SampleBatch:
             calls.append(call)
             raise raised
 
     with pytest.raises(told) as error:
-        asyncio.run(app.drawn_by(Handle(), "job"))  # type: ignore[arg-type]
-    assert calls == [("job",)] * app.TRIES
-    assert passes(error.value) == (told is NobodyDrawsError)
+        asyncio.run(app.draw_with_retries(Handle(), "job"))  # type: ignore[arg-type]
+    assert calls == [("job",)] * app.MAX_ATTEMPTS
+    assert is_transient(error.value) == (told is SamplersUnavailableError)
 
 
 def test_a_group_of_errors_passes_where_all_of_them_do() -> None:
-    assert passes(ExceptionGroup("drawing", [OSError(), ExceptionGroup("inner", [OSError()])]))
-    assert not passes(ExceptionGroup("drawing", [OSError(), ValueError()]))
+    assert is_transient(
+        ExceptionGroup("drawing", [OSError(), ExceptionGroup("inner", [OSError()])])
+    )
+    assert not is_transient(ExceptionGroup("drawing", [OSError(), ValueError()]))
 
 
 def test_waits_grow_up_to_a_bound() -> None:
-    first = [wait for wait, _ in zip(waits(), range(20), strict=False)]
+    first = [wait for wait, _ in zip(backoff_delays(), range(20), strict=False)]
     assert first[:3] == [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
     assert first == sorted(first)
     assert first[-1] == LONGEST_WAIT
@@ -292,9 +308,9 @@ def test_waits_grow_up_to_a_bound() -> None:
 
 @pytest.mark.parametrize("name", ["unfinished", "removed"])
 def test_the_forecaster_outlives_an_error_of_one_look(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    once(monkeypatch, Records, name, RuntimeError("of one look"))
+    once(monkeypatch, JobRepository, name, RuntimeError("of one look"))
     with running(settings) as service, Client(service.url) as client:
         job = ask(client)
         until(lambda: client.status(job)["state"] == "succeeded", seconds=20)
@@ -303,7 +319,7 @@ def test_the_forecaster_outlives_an_error_of_one_look(
 def test_an_upload_that_is_removed_while_they_are_listed_is_none(tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()
     (tmp_path / "uploads" / "gone").symlink_to("nowhere")
-    assert old_uploads(tmp_path) == []
+    assert stale_uploads(tmp_path) == []
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -311,16 +327,16 @@ def test_progress_never_goes_back_though_the_end_comes_between_two_reads(
     client: Client, service: Service, monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
     job = ask_midway(client, service)
-    lesions = Records.lesions
+    lesions = JobRepository.lesion_counts
 
-    def ended(self: Records, *of: str) -> list[Any]:
+    def ended(self: JobRepository, *of: str) -> list[Any]:
         if before:
-            self.end(job, "succeeded")
+            self.finish(job, "succeeded")
         found = lesions(self, *of)
-        self.end(job, "succeeded")
+        self.finish(job, "succeeded")
         return found
 
-    monkeypatch.setattr(Records, "lesions", ended)
+    monkeypatch.setattr(JobRepository, "lesions", ended)
     status = client.status(job)
     assert (status["state"], status["progress"]["done"]) == ("succeeded", 18)
     assert status["partial"] == {}
@@ -330,9 +346,9 @@ def test_samples_are_dropped_though_the_database_goes_just_after_the_end(
     client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = OperationalError("delete", {}, Exception("server closed"))
-    once(monkeypatch, Records, "tidy", lost)
+    once(monkeypatch, JobRepository, "tidy", lost)
     job = finished(client, ask(client))
-    records = Records(service.settings.database_url)
+    records = JobRepository(service.settings.database_url)
     digest = load_bundle(service.settings.bundle).digest
-    until(lambda: records.parts(job, digest) == [], seconds=10)
+    until(lambda: records.load_blocks(job, digest) == [], seconds=10)
     records.close()

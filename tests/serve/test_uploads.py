@@ -18,10 +18,10 @@ import pytest
 
 from lesioncast.imaging.covariates import Covariate
 from serve.api import multipart
-from serve.artifacts import FORGOTTEN_SECONDS, old_uploads, upload_folder
+from serve.artifacts import ORPHAN_AGE_SECONDS, stale_uploads, upload_dir
 from serve.client import Client
-from serve.settings import Settings
-from serve.uploads import IMAGES
+from serve.settings import ServiceSettings
+from serve.uploads import UPLOAD_FIELDS
 from tests.support.bids import ARMS, path_of, write_subject
 from tests.support.corrupt_trials import CLAIMS, FILES, PLACES, Hostile
 from tests.support.corruptions import GEOMETRY as HOSTILE_GEOMETRY
@@ -36,7 +36,7 @@ from tests.support.service import (
 )
 
 SUBJECT = "sub-03"
-SENT = [name for name in IMAGES if name != "w048/brain_mask"]
+SENT = [name for name in UPLOAD_FIELDS if name != "w048/brain_mask"]
 Files = dict[str, tuple[str, bytes]]
 NOT_SENT = {
     "a folder", "a link to nothing", "a pipe", "a file that cannot be read", "w096 moved",
@@ -52,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings_in(root: Path, name: str, **given: object) -> Settings:
+def settings_in(root: Path, name: str, **given: object) -> ServiceSettings:
     return trial_settings(root, root / name, **given)
 
 
@@ -79,12 +79,12 @@ def files(images: dict[str, Path]) -> Files:
 def test_an_uploaded_subjects_forecast_is_that_of_the_same_subject_in_the_store(
     client: Client, images: dict[str, Path], tmp_path: Path
 ) -> None:
-    stored = finished(client, client.ask(SUBJECT, samples=4, seed=5))
-    sent = finished(client, client.ask(SUBJECT, images=images, samples=4, seed=5))
+    stored = finished(client, client.create_forecast(SUBJECT, samples=4, seed=5))
+    sent = finished(client, client.create_forecast(SUBJECT, images=images, samples=4, seed=5))
     assert client.result(sent) == client.result(stored)
     for arm in ARMS:
         for job in (stored, sent):
-            client.save_probability(job, arm, tmp_path / f"{job}.nii.gz")
+            client.download_probability_map(job, arm, tmp_path / f"{job}.nii.gz")
         assert (tmp_path / f"{sent}.nii.gz").read_bytes() == (
             tmp_path / f"{stored}.nii.gz"
         ).read_bytes()
@@ -106,7 +106,7 @@ def test_what_was_uploaded_goes_with_its_forecast(
     service: Service, client: Client, files: Files
 ) -> None:
     job = post(service, files, {"samples": 2}).json()["id"]
-    folder = upload_folder(service.settings.artifacts, job)
+    folder = upload_dir(service.settings.artifacts, job)
     assert folder.is_dir()
     finished(client, job)
     client.delete(job)
@@ -118,7 +118,7 @@ def test_a_cancelled_upload_is_removed(service: Service, client: Client, files: 
     job = post(service, files, {"samples": 2}).json()["id"]
     client.delete(job)
     service.held = False
-    assert not upload_folder(service.settings.artifacts, job).exists()
+    assert not upload_dir(service.settings.artifacts, job).exists()
     assert client.status(job)["state"] == "cancelled"
 
 
@@ -131,7 +131,7 @@ def test_an_upload_with_a_key_is_taken_once(service: Service, files: Files) -> N
 
 
 def test_an_upload_that_is_known_is_taken_while_the_queue_is_full(root: Path, files: Files) -> None:
-    with running(settings_in(root, "full", unfinished=1)) as service:
+    with running(settings_in(root, "full", max_unfinished_forecasts=1)) as service:
         service.held = True
         first = post(service, files, {"samples": 2}, key="once")
         assert first.status_code == 202
@@ -191,7 +191,7 @@ def test_a_form_that_does_not_come_gives_its_place_back(
 def test_a_form_in_another_charset_than_utf_8_is_refused(
     service: Service, client: Client, files: Files, path: str, charset: str
 ) -> None:
-    job = client.ask(SUBJECT, samples=2)
+    job = client.create_forecast(SUBJECT, samples=2)
     where = f"/{finished(client, job)}{path}" if path else ""
     kind = f"multipart/form-data; boundary=x; charset={charset}"
     part = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\na\r\n--x--\r\n'
@@ -348,7 +348,9 @@ def test_covariates_of_an_upload_are_told_as_those_of_the_store_are(
     with Client(told.url) as client:
 
         def forecast(**given: Any) -> dict[str, Any]:
-            return client.result(finished(client, client.ask(SUBJECT, samples=8, **given)))
+            return client.result(
+                finished(client, client.create_forecast(SUBJECT, samples=8, **given))
+            )
 
         stored = forecast()
         same = forecast(images=images, covariates={"age": 32, "sex": "F"})
@@ -432,10 +434,10 @@ def test_an_upload_that_was_never_accepted_is_removed_in_time(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_in(root, "died")
-    folder = upload_folder(settings.artifacts, "f" * 32)
+    folder = upload_dir(settings.artifacts, "f" * 32)
     folder.mkdir(parents=True)
-    assert old_uploads(settings.artifacts) == []
-    monkeypatch.setattr("serve.artifacts.FORGOTTEN_SECONDS", -FORGOTTEN_SECONDS)
+    assert stale_uploads(settings.artifacts) == []
+    monkeypatch.setattr("serve.artifacts.FORGOTTEN_SECONDS", -ORPHAN_AGE_SECONDS)
     with running(settings):
         until(lambda: not folder.exists())
 

@@ -13,24 +13,26 @@ import yaml
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.errors import TrialError
 from lesioncast.jobs import simulate
-from lesioncast.simulation import CohortSettings, simulate_subject
-from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
-from lesioncast.simulation.ground_truth import true_net2
+from lesioncast.simulation import SimulationSettings, simulate_subject
+from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
+from lesioncast.simulation.ground_truth import counterfactual_net2
 from storage import MASKS, SESSIONS, StoreSettings
-from storage.preprocess.prepare import prepare
-from storage.trial.dataset import read_trial
+from storage.preprocess.prepare import preprocess_subject
+from storage.trial.dataset import scan_trial
 from tests.support.bids_validator import validator_reports
 
-SETTINGS = CohortSettings(subjects=3, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
+SETTINGS = SimulationSettings(subjects=3, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 
 
-def resized(subjects: int, seed: int = 5) -> CohortSettings:
-    return CohortSettings(subjects=subjects, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=seed)
+def resized(subjects: int, seed: int = 5) -> SimulationSettings:
+    return SimulationSettings(
+        subjects=subjects, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=seed
+    )
 
 
-def write_trial(root: Path, settings: CohortSettings) -> Path:
-    write_subjects(root, settings, open_trial(root, settings))
-    close_trial(root, settings)
+def write_trial(root: Path, settings: SimulationSettings) -> Path:
+    write_subjects(root, settings, initialise_dataset(root, settings))
+    finalise_dataset(root, settings)
     return root
 
 
@@ -97,9 +99,9 @@ def test_truth_read_back_in_the_slab_holds_the_factual_mask(tmp_path: Path) -> N
     trial = write_trial(tmp_path / "bids", resized(3, seed=7))
     settings = StoreSettings(slab=(15, 64, 56), spacing=(3.0, 3.0, 3.0), resample=False)
     active = False
-    for subject in read_trial(trial, settings.layout):
-        facts, arrays = prepare(subject, trial, settings=settings, arms=PAPER_ARM_NAMES)
-        masks = true_net2(trial, facts.subject, facts.grid, arms=PAPER_ARM_NAMES)
+    for subject in scan_trial(trial, settings.layout):
+        facts, arrays = preprocess_subject(subject, trial, settings=settings, arms=PAPER_ARM_NAMES)
+        masks = counterfactual_net2(trial, facts.subject, facts.grid, arms=PAPER_ARM_NAMES)
         assert facts.arm is not None
         factual = arrays.masks[SESSIONS.index("w096"), MASKS.index("net2")]
         assert np.array_equal(masks[PAPER_ARM_NAMES.index(facts.arm)], factual)
@@ -120,9 +122,9 @@ def test_participants_carry_arm_trial_and_covariates(trial: Path) -> None:
 
 def test_order_and_blocks_change_no_byte(trial: Path, tmp_path: Path) -> None:
     for block in ([2], [1, 0]):
-        open_trial(tmp_path, SETTINGS)
+        initialise_dataset(tmp_path, SETTINGS)
         write_subjects(tmp_path, SETTINGS, block)
-    close_trial(tmp_path, SETTINGS)
+    finalise_dataset(tmp_path, SETTINGS)
     assert contents(tmp_path) == contents(trial)
 
 
@@ -134,7 +136,7 @@ def test_the_same_settings_again_touch_nothing(copy: Path) -> None:
 
 def test_more_subjects_add_the_missing_ones_only(copy: Path) -> None:
     before = times(copy)
-    assert open_trial(copy, resized(4)) == [3]
+    assert initialise_dataset(copy, resized(4)) == [3]
     write_trial(copy, resized(4))
     after = times(copy)
     assert {p for p in before if after[p] != before[p]} == {copy / "participants.tsv"}
@@ -148,16 +150,16 @@ def test_fewer_subjects_remove_none(copy: Path) -> None:
 
 def test_other_settings_are_refused_by_name(copy: Path) -> None:
     with pytest.raises(TrialError, match=r"got one with seed 5 \(now 6\); choose another folder"):
-        open_trial(copy, resized(3, seed=6))
+        initialise_dataset(copy, resized(3, seed=6))
 
 
 def test_another_data_set_is_never_written_into(tmp_path: Path) -> None:
     (tmp_path / "dataset_description.json").write_text('{"Name": "Real patients"}')
     with pytest.raises(TrialError, match=r"another BIDS dataset \(Real patients\)"):
-        open_trial(tmp_path, SETTINGS)
+        initialise_dataset(tmp_path, SETTINGS)
     (tmp_path / "dataset_description.json").rename(tmp_path / "letters.txt")
     with pytest.raises(TrialError, match=r"files without dataset_description.json"):
-        open_trial(tmp_path, SETTINGS)
+        initialise_dataset(tmp_path, SETTINGS)
 
 
 def test_a_subject_cut_short_is_written_again(trial: Path, copy: Path) -> None:

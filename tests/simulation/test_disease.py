@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.simulation import CohortSettings
+from lesioncast.simulation import SimulationSettings
 from lesioncast.simulation.disease import (
     ARM_MODELS,
     ENROLMENT,
     MAX_COUNT,
     PERIODS,
     Patient,
-    count_law,
+    count_cdf,
     draw_patient,
 )
 
 SIZE = 2131
-SETTINGS = CohortSettings(subjects=SIZE)
+SETTINGS = SimulationSettings(subjects=SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def patients() -> list[Patient]:
 
 def moments(arm: str, period: int) -> tuple[float, float]:
     """Mean and standard deviation of the count that Table 1 implies."""
-    pmf = np.diff(count_law(arm, period), prepend=0)
+    pmf = np.diff(count_cdf(arm, period), prepend=0)
     counts = np.arange(MAX_COUNT + 1)
     mean = float(pmf @ counts)
     return mean, float(np.sqrt(pmf @ counts**2 - mean**2))
@@ -47,7 +47,7 @@ def assert_table_1(counts: np.ndarray, arm: str, period: int) -> None:
 @pytest.mark.parametrize("arm", PAPER_ARM_NAMES)
 @pytest.mark.parametrize("period", [0, 1])
 def test_the_count_model_has_table_1_as_its_expectation(arm: str, period: int) -> None:
-    law, model = count_law(arm, period), ARM_MODELS[arm]
+    law, model = count_cdf(arm, period), ARM_MODELS[arm]
     assert 1 - law[0] == pytest.approx(model.activity[period], abs=1e-12)
     assert moments(arm, period)[0] == pytest.approx(model.mean_count[period], abs=1e-9)
     assert law[-1] == pytest.approx(1)
@@ -84,7 +84,7 @@ def test_arms_and_trials_are_enrolled_and_confounded_as_in_the_paper(
 
 def under_placebo(predictability: float) -> tuple[np.ndarray, np.ndarray]:
     """Frailty and w096 counts under placebo, whose score has no response noise."""
-    settings = CohortSettings(subjects=1, predictability=predictability)
+    settings = SimulationSettings(subjects=1, predictability=predictability)
     drawn = [draw_patient(settings, index) for index in range(2000)]
     return np.array([p.frailty for p in drawn]), np.array([p.counts[1, 0] for p in drawn])
 
@@ -118,13 +118,13 @@ def test_what_a_scan_shows_at_w000_tells_about_w096(patients: list[Patient]) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"subjects": 0}, "cohort.subjects must be at least 1, got 0"),
+        ({"subjects": 0}, "simulation.subjects must be at least 1, got 0"),
         ({"predictability": 1.2}, r"cohort.predictability must lie in \[0, 1\], got 1.2"),
-        ({"shape": (0, 64, 64)}, "cohort.shape must be three positive numbers"),
-        ({"spacing": (3.0, 0.1, 0.1)}, "cohort.spacing must be three sizes"),
+        ({"shape": (0, 64, 64)}, "simulation.shape must be three positive numbers"),
+        ({"spacing": (3.0, 0.1, 0.1)}, "simulation.spacing must be three sizes"),
         ({"seed": -1}, "cohort.seed must not be negative"),
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CohortSettings(**{"subjects": 1, **change})  # type: ignore[arg-type]
+        SimulationSettings(**{"subjects": 1, **change})  # type: ignore[arg-type]

@@ -9,11 +9,11 @@ from scipy import ndimage
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.errors import PlacementError, SimulationError
-from lesioncast.simulation import CohortSettings, Subject, simulate_subject
+from lesioncast.simulation import SimulatedSubject, SimulationSettings, simulate_subject
 from lesioncast.simulation.disease import draw_patient
 from lesioncast.simulation.template import CORTEX, CSF, VENTRICLE, WHITE
 
-SETTINGS = CohortSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
+SETTINGS = SimulationSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 PERIODS = ("w048", "w096")
 TOUCHING = np.ones((3, 3, 3))
 
@@ -30,7 +30,7 @@ class Measured:
     brain_share: float  # of the slab's brain that NET2 fills at w096
 
 
-def measure(subject: Subject) -> Measured:
+def measure(subject: SimulatedSubject) -> Measured:
     masks = {(p, arm): subject.net2(p, arm) for p in PERIODS for arm in PAPER_ARM_NAMES}
     counts = {
         (p, arm): subject.counts[k, a]
@@ -59,12 +59,12 @@ def trial() -> list[Measured]:
     return [measure(simulate_subject(SETTINGS, index)) for index in range(SETTINGS.subjects)]
 
 
-def same(first: Subject, second: Subject, *, but: tuple[str, ...] = ()) -> bool:
-    names = [each.name for each in fields(Subject) if each.name not in but]
+def same(first: SimulatedSubject, second: SimulatedSubject, *, but: tuple[str, ...] = ()) -> bool:
+    names = [each.name for each in fields(SimulatedSubject) if each.name not in but]
     return all(np.array_equal(getattr(first, n), getattr(second, n)) for n in names)
 
 
-def busy_subject(settings: CohortSettings = SETTINGS) -> Subject:
+def busy_subject(settings: SimulationSettings = SETTINGS) -> SimulatedSubject:
     """A subject with new lesions in both periods under the assigned arm."""
     subjects = (simulate_subject(settings, index) for index in range(100))
     return next(s for s in subjects if s.net2("w048").any() and s.net2("w096").any())
@@ -119,7 +119,7 @@ def test_a_subject_depends_on_seed_and_index_alone() -> None:
     first = simulate_subject(SETTINGS, 3)
     simulate_subject(SETTINGS, 8)
     assert same(first, simulate_subject(SETTINGS, 3))
-    other = CohortSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=6)
+    other = SimulationSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=6)
     assert not same(first, simulate_subject(other, 3))
 
 
@@ -148,7 +148,7 @@ def test_flair_shows_tissue_and_new_lesions_as_mri_does() -> None:
 def test_a_subject_is_the_same_on_any_grid(
     shape: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> None:
-    settings = CohortSettings(subjects=1, shape=shape, spacing=spacing, seed=5)
+    settings = SimulationSettings(subjects=1, shape=shape, spacing=spacing, seed=5)
     subject = busy_subject(settings)
     assert subject.flair.shape == (3, *shape)
     assert measure(subject).wrong_counts == 0
@@ -175,7 +175,7 @@ def test_an_unknown_arm_is_refused() -> None:
 
 
 def test_a_grid_without_room_names_the_subject() -> None:
-    settings = CohortSettings(subjects=1, shape=(2, 4, 4), spacing=(3.0, 3.0, 3.0))
+    settings = SimulationSettings(subjects=1, shape=(2, 4, 4), spacing=(3.0, 3.0, 3.0))
     index = next(i for i in range(100) if draw_patient(settings, i).counts.max() > 8)
     with pytest.raises(PlacementError, match=f"subject {index}: expected free white matter"):
         simulate_subject(settings, index)

@@ -10,8 +10,8 @@ import ray.data
 from lesioncast.jobs import convert as convert_job
 from storage import StorageError, Store, open_store, pack_masks
 from storage.convert.convert import convert
-from storage.convert.plan import Conversion, plan_conversion
-from storage.preprocess.prepare import prepare
+from storage.convert.plan import ConversionPlan, plan_conversion
+from storage.preprocess.prepare import preprocess_subject
 from storage.settings import StoreSettings
 from storage.store.ray_datasource import ZarrDatasource
 from tests.support import bids
@@ -29,7 +29,7 @@ REFUSED = "sub-03"
 DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
 
 
-def planned(root: Path, *, seed: int = 0) -> Conversion:
+def planned(root: Path, *, seed: int = 0) -> ConversionPlan:
     return plan_conversion(
         root / "bids", root / "store.zarr", settings=SETTINGS, arms=bids.ARMS, seed=seed
     )
@@ -50,11 +50,11 @@ def store(root: Path, ray_cluster: None) -> Store:
 
 
 def test_a_bad_subject_is_left_out_and_the_rest_converted(root: Path, store: Store) -> None:
-    assert [refusal.subject for refusal in store.table.refused] == [REFUSED]
+    assert [refusal.subject for refusal in store.table.excluded] == [REFUSED]
     names = [f"sub-0{i}" for i in range(1, SUBJECTS + 1) if f"sub-0{i}" != REFUSED]
     assert [case.subject for case in store.cases] == names
     assert [case.index for case in store.cases] == list(range(SUBJECTS - 1))
-    lines = (store.path / "refused.tsv").read_text().splitlines()
+    lines = (store.path / "excluded.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["subject", "session", "kind", "reason", "path"]
     assert lines[1].startswith(f"{REFUSED}\tw048\tunreadable file\texpected a whole NIfTI file")
     assert sorted(p.name for p in root.iterdir()) == ["bids", "store.zarr"]
@@ -64,7 +64,9 @@ def test_a_store_holds_what_each_subjects_files_hold(store: Store) -> None:
     subjects = {subject.name: subject for subject in planned(store.path.parent).subjects}
     for case in store.cases:
         folder = store.path.parent / "bids"
-        facts, expected = prepare(subjects[case.subject], folder, settings=SETTINGS, arms=bids.ARMS)
+        facts, expected = preprocess_subject(
+            subjects[case.subject], folder, settings=SETTINGS, arms=bids.ARMS
+        )
         read = store.read(case.index)
         np.testing.assert_array_equal(read.flair, expected.flair)
         np.testing.assert_array_equal(read.masks, expected.masks)
@@ -144,7 +146,8 @@ def test_the_exit_code_tells_of_refusals_and_failure(
     flags = ["--config", str(DEMO), "--store", str(store.path)]
     for key, value in {
         "store.slab": [5, 12, 13], "store.spacing": [3.0, 2.0, 2.0], "store.resample": "false",
-        "store.split": [0.8, 0.1, 0.1], "store.cases_per_shard": 3, "arms": list(bids.ARMS),
+        "store.split_fractions": [0.8, 0.1, 0.1],
+        "store.cases_per_shard": 3, "arms": list(bids.ARMS),
         "seed": 0,
     }.items():  # fmt: skip
         flags += ["--set", f"{key}={value}"]

@@ -10,9 +10,9 @@ import pytest
 from storage import CaseError, StorageError
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
-from storage.preprocess.prepare import prepare
+from storage.preprocess.prepare import preprocess_subject
 from storage.settings import StoreSettings, TrialLayout
-from storage.trial.dataset import Subject, read_trial
+from storage.trial.dataset import TrialSubject, scan_trial
 from tests.support import bids
 from tests.support.corrupt_trials import (
     CLAIMS,
@@ -37,8 +37,8 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def subjects(trial: Path) -> dict[str, Subject]:
-    return {subject.name: subject for subject in read_trial(trial, SETTINGS.layout)}
+def subjects(trial: Path) -> dict[str, TrialSubject]:
+    return {subject.name: subject for subject in scan_trial(trial, SETTINGS.layout)}
 
 
 def test_there_are_kinds_enough() -> None:
@@ -47,11 +47,11 @@ def test_there_are_kinds_enough() -> None:
 
 @pytest.mark.parametrize("place", range(len(HOSTILE)), ids=lambda place: HOSTILE[place].what)
 def test_bad_input_is_refused_with_its_own_sentence(
-    trial: Path, subjects: dict[str, Subject], place: int
+    trial: Path, subjects: dict[str, TrialSubject], place: int
 ) -> None:
     entry: Hostile = HOSTILE[place]
     with pytest.raises(CaseError) as caught:
-        prepare(subjects[name_of(place)], trial, settings=SETTINGS, arms=bids.ARMS)
+        preprocess_subject(subjects[name_of(place)], trial, settings=SETTINGS, arms=bids.ARMS)
     refusal = caught.value.refusal
     assert (refusal.subject, refusal.kind) == (name_of(place), entry.kind)
     for words in entry.words:
@@ -63,31 +63,31 @@ def test_bad_input_is_refused_with_its_own_sentence(
 
 
 @pytest.mark.parametrize("what", sorted(BOMBS))
-def test_a_bomb_takes_no_memory(trial: Path, subjects: dict[str, Subject], what: str) -> None:
+def test_a_bomb_takes_no_memory(trial: Path, subjects: dict[str, TrialSubject], what: str) -> None:
     place = next(place for place, entry in enumerate(HOSTILE) if entry.what == what)
     tracemalloc.start()
     with pytest.raises(CaseError):
-        prepare(subjects[name_of(place)], trial, settings=SETTINGS, arms=bids.ARMS)
+        preprocess_subject(subjects[name_of(place)], trial, settings=SETTINGS, arms=bids.ARMS)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**22
 
 
-def test_no_file_stays_open(trial: Path, subjects: dict[str, Subject]) -> None:
+def test_no_file_stays_open(trial: Path, subjects: dict[str, TrialSubject]) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for subject in subjects.values():
         if subject.name not in GOOD:
             with pytest.raises(CaseError):
-                prepare(subject, trial, settings=SETTINGS, arms=bids.ARMS)
+                preprocess_subject(subject, trial, settings=SETTINGS, arms=bids.ARMS)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
     bids.write_trial(tmp_path, 1)
     bids.path_of(tmp_path, "sub-01", "w000", "flair").chmod(0)
-    (subject,) = read_trial(tmp_path, SETTINGS.layout)
+    (subject,) = scan_trial(tmp_path, SETTINGS.layout)
     with as_nobody(tmp_path), pytest.raises(CaseError) as caught:
-        prepare(subject, tmp_path, settings=SETTINGS, arms=bids.ARMS)
+        preprocess_subject(subject, tmp_path, settings=SETTINGS, arms=bids.ARMS)
     assert "expected a whole NIfTI file, got PermissionError" in caught.value.refusal.reason
 
 
@@ -98,10 +98,10 @@ def test_the_rest_of_the_trial_converts_all_the_same(trial: Path, tmp_path: Path
         plan_conversion(trial, tmp_path / "store", settings=SETTINGS, arms=bids.ARMS, seed=0)
     )
     assert tuple(case.subject for case in store.cases) == GOOD
-    assert {refusal.subject for refusal in store.table.refused} == {
+    assert {refusal.subject for refusal in store.table.excluded} == {
         name_of(place) for place in range(len(HOSTILE))
     }
-    lines = (store.path / "refused.tsv").read_text().splitlines()
+    lines = (store.path / "excluded.tsv").read_text().splitlines()
     assert len(lines) == 1 + len(HOSTILE)
     assert all(line.count("\t") == 4 for line in lines)
 
@@ -144,7 +144,7 @@ def test_a_trial_without_a_table_that_can_be_read_is_refused_whole(
     bids.write_participants(root, {"sub-01": "placebo"})
     harm(root)
     with pytest.raises(StorageError) as caught:
-        read_trial(root, TrialLayout())
+        scan_trial(root, TrialLayout())
     assert words in str(caught.value)
     assert str(root) in str(caught.value)
 
@@ -152,10 +152,10 @@ def test_a_trial_without_a_table_that_can_be_read_is_refused_whole(
 def test_a_row_without_a_name_is_refused_and_the_others_stay(tmp_path: Path) -> None:
     bids.write_trial(tmp_path, 1)
     table(lambda t: t + b"\t44\tM\tn/a\tavonex\tOPERA\n")(tmp_path)
-    nameless, named = read_trial(tmp_path, TrialLayout())
+    nameless, named = scan_trial(tmp_path, TrialLayout())
     with pytest.raises(CaseError, match="expected a participant_id, got none in a row of parti"):
-        prepare(nameless, tmp_path, settings=SETTINGS, arms=bids.ARMS)
-    prepare(named, tmp_path, settings=SETTINGS, arms=bids.ARMS)
+        preprocess_subject(nameless, tmp_path, settings=SETTINGS, arms=bids.ARMS)
+    preprocess_subject(named, tmp_path, settings=SETTINGS, arms=bids.ARMS)
 
 
 def test_what_editors_and_systems_leave_behind_does_no_harm(
@@ -168,14 +168,14 @@ def test_what_editors_and_systems_leave_behind_does_no_harm(
     flair = bids.path_of(tmp_path, "sub-01", "w048", "flair")
     flair.with_name("._" + flair.name).write_bytes(b"\0\5\x16\7")
     flair.with_name(flair.name.replace(".nii.gz", ".json")).write_text('{"EchoTime": "none"}')
-    first, second = read_trial(tmp_path, TrialLayout())
-    facts, _ = prepare(first, tmp_path, settings=SETTINGS, arms=bids.ARMS)
+    first, second = scan_trial(tmp_path, TrialLayout())
+    facts, _ = preprocess_subject(first, tmp_path, settings=SETTINGS, arms=bids.ARMS)
     assert (facts.arm, facts.covariates["sex"]) == ("placebo", '"F')
-    prepare(second, tmp_path, settings=SETTINGS, arms=bids.ARMS)
+    preprocess_subject(second, tmp_path, settings=SETTINGS, arms=bids.ARMS)
     assert not caplog.records
 
 
 def test_a_table_without_arms_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bids.write_trial(tmp_path, 1)
-    read_trial(tmp_path, TrialLayout(arm_column="tratment_arm"))
+    scan_trial(tmp_path, TrialLayout(arm_column="tratment_arm"))
     assert "no column tratment_arm, so that no arm is known" in caplog.text

@@ -13,8 +13,8 @@ import pytest
 import ray
 
 from storage import open_store
-from storage.backends.local import Folder
-from storage.convert.build_shard import Build, build_shard
+from storage.backends.local import LocalBackend
+from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
 from tests.storage.test_incremental_conversion import (
@@ -100,11 +100,11 @@ def test_a_killed_driver_goes_on_where_its_workers_were(
     kill_at_random(trial, tmp_path, kills=2, address=address)
 
 
-def dying_build_shard(build: Build, deaths: Path) -> int:
+def dying_build_shard(build: ShardTask, deaths: Path) -> int:
     """Builds a shard in a worker that kills itself amid the files, as long as deaths are left."""
-    write, left = Folder.write, [random.Random(build.shard.name).randint(0, 8)]
+    write, left = LocalBackend.write, [random.Random(build.shard.name).randint(0, 8)]
 
-    def dying_write(self: Folder, name: str, content: bytes) -> None:
+    def dying_write(self: LocalBackend, name: str, content: bytes) -> None:
         left[0] -= 1
         if left[0] < 0:
             torn = self.location / f"{name}.torn.partial"
@@ -118,7 +118,7 @@ def dying_build_shard(build: Build, deaths: Path) -> int:
             (deaths / f"{death}").touch(exist_ok=False)
         except FileExistsError:
             continue
-        Folder.write = dying_write  # type: ignore[method-assign]
+        LocalBackend.write = dying_write  # type: ignore[method-assign]
         break
     return build_shard(build)
 
@@ -129,7 +129,7 @@ def test_a_killed_worker_is_replaced(trial: Path, tmp_path: Path, ray_cluster: N
     deaths.mkdir()
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no tests
 
-    def build(builds: Sequence[Build]) -> Iterable[int]:
+    def build(builds: Sequence[ShardTask]) -> Iterable[int]:
         task = ray.remote(dying_build_shard).options(max_retries=KILLS)
         yield from ray.get([task.remote(build, deaths) for build in builds])
 

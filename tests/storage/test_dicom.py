@@ -16,7 +16,7 @@ from nibabel.orientations import (
 )
 from pydicom import dcmread
 
-from storage.export.dicom_seg import Segment, Segmentation, thresholded, write_segmentation
+from storage.export.dicom_seg import Segment, Segmentation, binarise, write_segmentation
 from storage.export.dicom_series import DicomError, read_series
 from tests.support.dicom import Scan, values_at, write_series
 
@@ -96,7 +96,7 @@ def test_probabilities_are_kept_in_steps_and_say_what_they_are(tmp_path: Path) -
 def test_a_threshold_makes_masks_of_probabilities(tmp_path: Path) -> None:
     made = forecast(SCANS[0])
     series = read_series(write_series(tmp_path / "series", SCANS[0].affine, SCANS[0].shape))
-    write_segmentation(thresholded(made, 0.25), series, tmp_path / "m.dcm")
+    write_segmentation(binarise(made, 0.25), series, tmp_path / "m.dcm")
     assert dcmread(tmp_path / "m.dcm").SegmentationType == "BINARY"
     image = made.segments[1].image
     found = values_at(tmp_path / "m.dcm", image, segment=2)

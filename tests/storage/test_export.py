@@ -11,18 +11,18 @@ import pytest
 
 from storage import CaseArrays, StoreError, StoreSettings, write_nifti_atomic
 from storage.export.export import (
-    NAMES,
+    CHANNEL_NAMES,
     export_case,
     exported_path,
-    has,
+    has_channel,
+    is_skull_stripped,
     source_image,
-    was_stripped,
     write_export_root,
 )
 from storage.nifti.io import read_volume
-from storage.preprocess.grid import plan_grid, to_slab
+from storage.preprocess.grid import place_slab, to_slab
 from storage.store.store import Store
-from storage.trial.dataset import Source
+from storage.trial.dataset import SourceFile
 from tests.support import bids
 from tests.support.bids_validator import validator_reports
 from tests.support.forecast import write_store
@@ -41,8 +41,8 @@ GRIDS = {
 
 def on_the_slab(path: Path, settings: StoreSettings) -> tuple[bids.Case, CaseArrays]:
     """The case of one file: its values as a parcellation and w096 NET2, scaled as w000 FLAIR."""
-    volume = read_volume(Source("sub-01", "w048", "flair", path))
-    grid = plan_grid(volume, settings=settings, brain=None)
+    volume = read_volume(SourceFile("sub-01", "w048", "flair", path))
+    grid = place_slab(volume, settings=settings, brain=None)
     labels = to_slab(volume.data, grid, order=0)
     masks = np.zeros((3, 3, *grid.slab), np.uint8)
     masks[2, 2] = labels > 500
@@ -60,7 +60,7 @@ def test_all_48_orientations_come_back_voxel_for_voxel(grid: str, tmp_path: Path
         path = tmp_path / f"{axes}.nii.gz"
         bids.write_volume(path, head, bids.Geometry(axes=axes))
         source, (case, arrays) = nib.load(path), on_the_slab(path, GRIDS[grid])
-        assert case.grid.exact == (grid == "crop")
+        assert case.grid.is_crop == (grid == "crop")
         values = np.asarray(source.dataobj)
         inside = np.ones(case.grid.slab, np.int16)
         seen = np.asarray(
@@ -96,8 +96,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_an_export_is_a_valid_bids_derivative(store: Store, tmp_path: Path) -> None:
     write_export_root(tmp_path, source=store.table.bids)
     for case in store.cases:
-        paths = export_case(store, case, NAMES, tmp_path, settings=GRIDS["crop"])
-        assert paths == [exported_path(tmp_path, case.subject, n) for n in NAMES if has(case, n)]
+        paths = export_case(store, case, CHANNEL_NAMES, tmp_path, settings=GRIDS["crop"])
+        assert paths == [
+            exported_path(tmp_path, case.subject, n) for n in CHANNEL_NAMES if has_channel(case, n)
+        ]
         assert len(paths) == 11
     assert validator_reports(tmp_path) == {"own": []}
     path = exported_path(tmp_path, "sub-02", "w096/net2")
@@ -124,9 +126,9 @@ def test_what_a_case_has_not_is_left_out_and_unknown_names_are_refused(
 
 def test_flair_counts_as_stripped_where_a_brain_mask_was_applied(store: Store) -> None:
     settings, case = GRIDS["crop"], store.cases[0]
-    assert not was_stripped(case, settings)
+    assert not is_skull_stripped(case, settings)
     folder = f"derivatives/brainmask/{case.subject}/ses-w048/anat"
     mask = f"{folder}/{case.subject}_ses-w048_space-orig_desc-brain_mask.nii.gz"
     masked = replace(case, digests={**case.digests, mask: "0" * 64})
-    assert was_stripped(masked, settings)
-    assert not was_stripped(masked, replace(settings, apply_brain_mask=False))
+    assert is_skull_stripped(masked, settings)
+    assert not is_skull_stripped(masked, replace(settings, apply_brain_mask=False))

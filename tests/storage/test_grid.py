@@ -9,11 +9,11 @@ import pytest
 
 from storage.layout import StoreSpec
 from storage.nifti.io import read_volume, write_nifti_atomic
-from storage.preprocess.grid import Grid, plan_grid, to_slab, to_source_grid
-from storage.preprocess.normalise import range_of, scale_flair
+from storage.preprocess.grid import SlabGrid, place_slab, to_slab, to_source_grid
+from storage.preprocess.normalise import intensity_range, scale_flair
 from storage.settings import StoreSettings
 from storage.store.case_table import decode_table, encode_table
-from storage.trial.dataset import Source
+from storage.trial.dataset import SourceFile
 from tests.support import bids
 from tests.support.store import table_of
 
@@ -25,12 +25,12 @@ AXES = ["".join(axes) for axes in itertools.product("LR", "PA", "IS")] + ["PSR",
 
 def written(
     folder: Path, canonical: bids.Array, geometry: bids.Geometry, *, settings: StoreSettings = SAME
-) -> tuple[Path, Grid]:
+) -> tuple[Path, SlabGrid]:
     path = folder / "flair.nii.gz"
     bids.write_volume(path, canonical, geometry)
-    volume = read_volume(Source("sub-01", "w048", "flair", path))
+    volume = read_volume(SourceFile("sub-01", "w048", "flair", path))
     np.testing.assert_array_equal(volume.data, canonical)
-    return path, plan_grid(volume, settings=settings, brain=None)
+    return path, place_slab(volume, settings=settings, brain=None)
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -41,7 +41,7 @@ def test_a_mask_of_the_slab_returns_to_its_voxels_in_any_orientation(
     mask = bids.head(geometry.shape, 1) > 500
     path, grid = written(tmp_path, mask.astype(np.uint8), geometry)
     slab = to_slab(mask, grid, order=0)
-    assert grid.exact
+    assert grid.is_crop
     assert slab.shape == SLAB
 
     back = to_source_grid(slab, grid, order=0)
@@ -89,7 +89,7 @@ def test_the_slab_takes_the_central_slices(tmp_path: Path) -> None:
 def test_a_cropped_field_is_centred_on_the_head() -> None:
     volume = _volume(np.zeros((9, 40, 40), np.int16))
     volume.data[:, 22:34, 5:15] = 100
-    grid = plan_grid(volume, settings=SAME, brain=None)
+    grid = place_slab(volume, settings=SAME, brain=None)
     slab = to_slab(volume.data, grid, order=0)
     assert slab.sum() == volume.data[2:7].sum()
     assert (slab[:, :, 3:13] == 100).all()
@@ -99,7 +99,7 @@ def test_a_brain_mask_sets_the_height_and_the_centre() -> None:
     volume = _volume(np.full((30, 40, 40), 100, np.int16))
     brain = np.zeros(volume.data.shape, np.uint8)
     brain[5:26, 20:32, 8:24] = 1
-    grid = plan_grid(volume, settings=SAME, brain=brain)
+    grid = place_slab(volume, settings=SAME, brain=brain)
     assert grid.offset == (14.0, 20.0, 8.0)  # 5 + 0.55 * 20 = 16 in the middle of 5 slices
 
 
@@ -111,7 +111,7 @@ def test_resampled_masks_come_back_with_high_overlap(tmp_path: Path) -> None:
     mask = np.zeros((9, 18, 14), np.uint8)
     mask[2:6, 4:12, 3:10] = 1
     path, grid = written(tmp_path, mask, bids.Geometry(axes="LPS"), settings=FINER)
-    assert not grid.exact
+    assert not grid.is_crop
     back = to_source_grid(to_slab(mask, grid, order=0), grid, order=0)
     np.testing.assert_array_equal(back.dataobj, nib.load(path).dataobj)  # finer loses nothing
 
@@ -124,7 +124,7 @@ def test_resampled_masks_come_back_with_high_overlap(tmp_path: Path) -> None:
 
 def test_a_resampled_ramp_stays_a_ramp() -> None:
     ramp = np.broadcast_to(np.arange(14, dtype=np.float32), (9, 18, 14))
-    grid = plan_grid(_volume(np.ones((9, 18, 14))), settings=FINER, brain=None)
+    grid = place_slab(_volume(np.ones((9, 18, 14))), settings=FINER, brain=None)
     slab = to_slab(ramp, grid, order=1, fill=0)
     np.testing.assert_allclose(np.diff(slab[:, :, 2:-2], axis=2), 0.5, atol=1e-5)
     np.testing.assert_allclose(slab[0, 0, 2:-2].mean(), 6.5, atol=1e-5)
@@ -140,13 +140,13 @@ def test_flair_is_scaled_by_percentiles_of_its_foreground() -> None:
     image = np.zeros((4, 10, 10), np.int16)
     image[1:3] = np.arange(200).reshape(2, 10, 10) + 100
     image[1, 0, 0] = 30000  # an outlier is clipped, not the scale
-    limits = range_of(image, image != 0, percentiles=(1, 99))
+    limits = intensity_range(image, image != 0, percentiles=(1, 99))
     scaled = scale_flair(image, image != 0, limits=limits, clear_background=True)
     assert scaled.min() == -1
     assert scaled.max() == 1
     assert (scaled[image == 0] == -1).all()
     assert abs(scaled[image == 200].item()) < 0.02
-    limits = range_of(image * 3 + 7, image != 0, percentiles=(1, 99))
+    limits = intensity_range(image * 3 + 7, image != 0, percentiles=(1, 99))
     again = scale_flair(image * 3 + 7, image != 0, limits=limits, clear_background=True)
     np.testing.assert_allclose(again, scaled, atol=1e-5)
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from storage import StorageError, Store, StoreError, StoreSettings, open_store
-from storage.backends.local import Folder
-from storage.convert.build_shard import Build, build_shard
+from storage.backends.local import LocalBackend
+from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
 from storage.convert.verify import verify
@@ -54,7 +54,7 @@ class Builder:
         self.prepared: list[str] = []
         self.copied: list[str] = []
 
-    def __call__(self, builds: Sequence[Build]) -> Iterator[int]:
+    def __call__(self, builds: Sequence[ShardTask]) -> Iterator[int]:
         for build in builds:
             for member in build.shard.members:
                 names = self.prepared if member.known is None else self.copied
@@ -94,9 +94,9 @@ def seen(path: Path) -> CaseTable | None:
 def die_at(patch: pytest.MonkeyPatch, step: int) -> None:
     """Let the process die at that write or removal of a file, with a torn file left behind."""
     left = iter(range(step))
-    write, remove = Folder.write, Folder.remove
+    write, remove = LocalBackend.write, LocalBackend.remove
 
-    def dying_write(self: Folder, name: str, content: bytes) -> None:
+    def dying_write(self: LocalBackend, name: str, content: bytes) -> None:
         if next(left, None) is None:
             torn = self.location / f"{name}.torn.partial"
             torn.parent.mkdir(parents=True, exist_ok=True)
@@ -104,14 +104,14 @@ def die_at(patch: pytest.MonkeyPatch, step: int) -> None:
             raise Killed
         write(self, name, content)
 
-    def dying_remove(self: Folder, names: Sequence[str]) -> None:
+    def dying_remove(self: LocalBackend, names: Sequence[str]) -> None:
         for name in names:
             if next(left, None) is None:
                 raise Killed
             remove(self, [name])
 
-    patch.setattr(Folder, "write", dying_write)
-    patch.setattr(Folder, "remove", dying_remove)
+    patch.setattr(LocalBackend, "write", dying_write)
+    patch.setattr(LocalBackend, "remove", dying_remove)
 
 
 def deaths(root: Path, path: Path, allowed: Sequence[CaseTable | None]) -> int:
@@ -157,7 +157,7 @@ def test_nothing_is_built_until_settings_or_contents_change(own: Path, tmp_path:
     assert build.prepared + build.copied == []
     assert again.table == first.table
     after = tree(tmp_path / "store.zarr")
-    assert {name for name in after if after[name] != before.get(name)} == {"stamps.json"}
+    assert {name for name in after if after[name] != before.get(name)} == {"digest_cache.json"}
 
     reseeded, build = converted(own, tmp_path / "store.zarr", seed=1)
     assert build.prepared + build.copied == []  # seed and shares decide the split alone
@@ -218,20 +218,20 @@ def test_who_left_is_in_no_file_and_who_was_mended_is_a_case(own: Path, tmp_path
     store, build = converted(own, tmp_path / "store.zarr")
     assert build.prepared == ["sub-03"]
     assert [case.subject for case in store.cases] == ["sub-02", "sub-03", "sub-04", "sub-05"]
-    assert store.table.refused == ()
+    assert store.table.excluded == ()
     assert not [name for name, content in tree(store.path).items() if b"sub-01" in content]
     assert list(verify(store, own)) == []
 
 
 def test_shards_do_not_say_where_the_trial_lies(own: Path, tmp_path: Path) -> None:
     store, _ = converted(own, tmp_path / "store.zarr")
-    (refusal,) = store.table.refused
+    (refusal,) = store.table.excluded
     assert refusal.path == str(bids.path_of(own, "sub-03", "w048", "flair"))
     before = tree(store.path / "shards")
     moved = own.rename(tmp_path / "moved")
     again, build = converted(moved, store.path)
     assert (build.prepared, again.table.bids) == ([], str(moved))
-    assert again.table.refused[0].path.startswith(str(moved))
+    assert again.table.excluded[0].path.startswith(str(moved))
     assert tree(store.path / "shards") == before
 
 
@@ -281,11 +281,11 @@ def test_what_was_finished_before_a_death_serves_a_cohort_that_has_grown(
     bids.write_subject(own, "sub-00", geometry=GEOMETRY, seed=50)
     store, build = converted(own, tmp_path / "store.zarr")
     assert build.prepared == ["sub-00", "sub-05"]
-    assert len(store.cases) + len(store.table.refused) == 6
+    assert len(store.cases) + len(store.table.excluded) == 6
 
 
 def test_two_conversions_at_once_are_refused(trial: Path, tmp_path: Path) -> None:
-    def meanwhile(builds: Sequence[Build]) -> Iterator[int]:
+    def meanwhile(builds: Sequence[ShardTask]) -> Iterator[int]:
         with pytest.raises(StorageError, match="expected no other conversion, got one that is"):
             converted(trial, tmp_path / "store.zarr")
         yield from map(build_shard, builds)
@@ -329,7 +329,7 @@ def test_verify_finds_a_case_table_that_says_something_else(trial: Path, tmp_pat
 def test_a_file_that_changes_while_it_is_converted_stops_the_conversion(
     own: Path, tmp_path: Path
 ) -> None:
-    def late(builds: Sequence[Build]) -> Iterator[int]:
+    def late(builds: Sequence[ShardTask]) -> Iterator[int]:
         bids.alter(bids.path_of(own, "sub-05", "w000", "flair"), lambda data: data[::-1])
         yield from map(build_shard, builds)
 

@@ -11,10 +11,10 @@ from scipy.ndimage import affine_transform
 
 from storage import CaseError, to_source_grid
 from storage.nifti.io import Volume, open_nifti, read_volume
-from storage.preprocess.grid import plan_grid, to_slab
-from storage.preprocess.prepare import CaseArrays, Facts, prepare
+from storage.preprocess.grid import place_slab, to_slab
+from storage.preprocess.prepare import CaseArrays, CaseMetadata, preprocess_subject
 from storage.settings import StoreSettings
-from storage.trial.dataset import Source, read_trial
+from storage.trial.dataset import SourceFile, scan_trial
 from tests.support import bids
 
 SETTINGS = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
@@ -31,7 +31,7 @@ PLAIN = np.array([[2.0, 0, 0, -9], [0, 2, 0, 5], [0, 0, 3, -30], [0, 0, 0, 1]])
 
 
 def read(path: Path) -> Volume:
-    return read_volume(Source("sub-01", "w048", "flair", path))
+    return read_volume(SourceFile("sub-01", "w048", "flair", path))
 
 
 def save(path: Path, data: Any, affine: Any, *, sform: int = 1, qform: int = 1) -> nib.Nifti1Image:
@@ -42,9 +42,9 @@ def save(path: Path, data: Any, affine: Any, *, sform: int = 1, qform: int = 1) 
     return image
 
 
-def case(root: Path, *, settings: StoreSettings = SETTINGS) -> tuple[Facts, CaseArrays]:
-    (subject,) = read_trial(root, settings.layout)
-    return prepare(subject, root, settings=settings, arms=bids.ARMS)
+def case(root: Path, *, settings: StoreSettings = SETTINGS) -> tuple[CaseMetadata, CaseArrays]:
+    (subject,) = scan_trial(root, settings.layout)
+    return preprocess_subject(subject, root, settings=settings, arms=bids.ARMS)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_tilted_head_is_taken_up_to_a_limit(
 
 def test_the_tilt_limit_is_a_setting(tmp_path: Path) -> None:
     bids.write_trial(tmp_path, 1, geometry=bids.Geometry(tilt=18))  # turned thrice: 34 degrees
-    wide = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=True, max_tilt=44)
+    wide = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=True, max_obliquity=44)
     with pytest.raises(CaseError, match=r"axes within 30 degrees of the body's, got 3\d"):
         case(tmp_path)
     case(tmp_path, settings=wide)
@@ -172,7 +172,7 @@ def test_one_of_sform_and_qform_is_enough_and_comes_back(
     written = save(tmp_path / "flair.nii", data, affine, sform=sform, qform=qform)
     volume = read(tmp_path / "flair.nii")
     np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
-    grid = plan_grid(volume, settings=SETTINGS, brain=None)
+    grid = place_slab(volume, settings=SETTINGS, brain=None)
     back = to_source_grid(np.zeros(SETTINGS.slab), grid, order=1)
     assert (back.header["sform_code"], back.header["qform_code"]) == (sform, qform)
     np.testing.assert_allclose(back.affine, written.affine, atol=1e-5)
@@ -209,7 +209,7 @@ def test_an_sform_and_a_qform_that_contradict_each_other_are_refused(
 ) -> None:
     two_answers(tmp_path / "flair.nii", qform=PLAIN @ np.diag([*change, 1]))
     with pytest.raises(CaseError) as caught:
-        open_nifti(Source("sub-01", "w048", "flair", tmp_path / "flair.nii"))
+        open_nifti(SourceFile("sub-01", "w048", "flair", tmp_path / "flair.nii"))
     assert caught.value.refusal.kind == "contradictory header"
     assert words in caught.value.refusal.reason
 
@@ -221,7 +221,7 @@ def test_resampling_agrees_with_scipy(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     canonical = rng.random(geometry.shape).astype(np.float32) + 1
     bids.write_volume(tmp_path / "flair.nii", canonical, geometry)
-    grid = plan_grid(read(tmp_path / "flair.nii"), settings=settings, brain=None)
+    grid = place_slab(read(tmp_path / "flair.nii"), settings=settings, brain=None)
     for data, order in ((canonical, 1), ((canonical > 1.5).astype(np.uint8), 0)):
         theirs = affine_transform(
             data, np.array(grid.scale), grid.offset, grid.slab, order=order, mode="nearest"

@@ -9,13 +9,13 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from storage import StorageError, StoreError, open_store, parse_location
-from storage.backends.local import place_at
-from storage.backends.object_store import Bucket
-from storage.convert.build_shard import Build, build_shard
+from storage.backends.local import open_backend
+from storage.backends.object_store import ObjectStoreBackend
+from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
 from storage.convert.verify import verify
-from storage.store.array_reader import open_arrays, take_rows
+from storage.store.array_reader import open_arrays, read_rows
 from tests.storage.test_incremental_conversion import (
     GEOMETRY,
     SETTINGS,
@@ -59,8 +59,8 @@ def trial(tmp_path: Path) -> Path:
 
 
 def contents(url: str) -> dict[str, bytes]:
-    place = place_at(url)
-    return {name: place.read(name) for name in place.names()}
+    place = open_backend(url)
+    return {name: place.read(name) for name in place.list_files()}
 
 
 def test_a_store_in_a_bucket_is_the_store_in_a_folder(trial: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_store_in_a_bucket_is_the_store_in_a_folder(trial: Path, tmp_path: Pat
         one, other = local.read(case.index), remote.read(case.index)
         for name, block in vars(one).items():
             np.testing.assert_array_equal(block, getattr(other, name))
-    w096 = take_rows(open_arrays(URL)["flair"], [case.row for case in remote.cases], sessions=[2])
+    w096 = read_rows(open_arrays(URL)["flair"], [case.row for case in remote.cases], sessions=[2])
     assert w096.shape == (3, 1, *SETTINGS.slab)
     assert list(verify(remote, trial)) == []
     again, build = converted(trial, URL)
@@ -85,15 +85,15 @@ def test_a_store_in_a_bucket_is_the_store_in_a_folder(trial: Path, tmp_path: Pat
 def test_an_upload_that_dies_is_gone_on_with(
     trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, left = Bucket.write, iter(range(17))
+    write, left = ObjectStoreBackend.write, iter(range(17))
 
-    def dying(self: Bucket, name: str, content: bytes) -> None:
+    def dying(self: ObjectStoreBackend, name: str, content: bytes) -> None:
         if next(left, None) is None:
             raise Killed
         write(self, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bucket, "write", dying)
+        patch.setattr(ObjectStoreBackend, "write", dying)
         with pytest.raises(Killed):
             converted(trial, URL)
     assert sum(name.count("/") == 1 for name in contents(URL)) == 1  # one shard is finished
@@ -106,7 +106,7 @@ def test_an_upload_that_dies_is_gone_on_with(
 
 
 def test_the_second_of_two_writers_is_refused_at_its_commit(trial: Path) -> None:
-    def meanwhile(builds: Sequence[Build]) -> Iterator[int]:
+    def meanwhile(builds: Sequence[ShardTask]) -> Iterator[int]:
         converted(trial, URL, seed=1)
         yield from map(build_shard, builds)
 

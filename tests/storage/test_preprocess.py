@@ -7,9 +7,9 @@ import pytest
 
 from storage.errors import CaseError
 from storage.layout import CHANNELS, MASKS, SESSIONS
-from storage.preprocess.prepare import CaseArrays, Facts, prepare
+from storage.preprocess.prepare import CaseArrays, CaseMetadata, preprocess_subject
 from storage.settings import StoreSettings, TrialLayout
-from storage.trial.dataset import read_trial
+from storage.trial.dataset import scan_trial
 from tests.support import bids
 
 SETTINGS = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
@@ -23,9 +23,9 @@ def trial(tmp_path: Path) -> Path:
 
 def prepared(
     trial: Path, name: str = "sub-02", settings: StoreSettings = SETTINGS
-) -> tuple[Facts, CaseArrays]:
-    (subject,) = (s for s in read_trial(trial, settings.layout) if s.name == name)
-    return prepare(subject, trial, settings=settings, arms=bids.ARMS)
+) -> tuple[CaseMetadata, CaseArrays]:
+    (subject,) = (s for s in scan_trial(trial, settings.layout) if s.name == name)
+    return preprocess_subject(subject, trial, settings=settings, arms=bids.ARMS)
 
 
 def test_another_spacing_is_refused_unless_resampling_is_on(trial: Path) -> None:
@@ -34,7 +34,7 @@ def test_another_spacing_is_refused_unless_resampling_is_on(trial: Path) -> None
         prepared(trial, settings=settings)
     resampled = StoreSettings((5, 12, 16), (3.0, 1.5, 1.5), resample=True)
     facts, _ = prepared(trial, settings=resampled)
-    assert not facts.grid.exact
+    assert not facts.grid.is_crop
 
 
 def test_a_whole_case_is_stored_to_the_voxel(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_another_trial_needs_other_patterns_and_no_code(trial: Path) -> None:
         path.rename(path.with_name(path.name.replace("ses-w048", "ses-M12")))
     layout = TrialLayout(sessions=("w000", "M12", "w096"), arm_column="trial")
     settings = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False, layout=layout)
-    (subject, _) = read_trial(trial, layout)
-    facts, arrays = prepare(subject, trial, settings=settings, arms=("OPERA",))
+    (subject, _) = scan_trial(trial, layout)
+    facts, arrays = preprocess_subject(subject, trial, settings=settings, arms=("OPERA",))
     assert facts.arm == "OPERA"
     assert arrays.present[1].all()

@@ -15,14 +15,14 @@ from PIL import Image
 
 from lesioncast.jobs import qc as qc_job
 from storage import Case, CaseArrays, Store, StoreSpec, open_store, pack_masks
-from storage.errors import Refusal
+from storage.errors import Exclusion
 from storage.layout import CASE_TABLE
-from storage.nifti.io import Header, as_matrix
-from storage.preprocess.grid import Grid
-from storage.qc.measure import CaseQc, Lesions, examine, field_share
-from storage.qc.report import write_qc
+from storage.nifti.io import NiftiGeometry, as_matrix
+from storage.preprocess.grid import SlabGrid
+from storage.qc.measure import CaseQuality, LesionStats, field_share, measure_case
+from storage.qc.report import write_qc_report
 from storage.qc.thumbnail import COLOURS
-from storage.store.case_table import Row
+from storage.store.case_table import ShardRow
 from tests.support import bids
 from tests.support.store import SHARD, table_of, write_tiny_store
 
@@ -32,10 +32,10 @@ DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
 T2, GAD, NET2 = range(3)
 
 
-def grid(**changes: Any) -> Grid:
+def grid(**changes: Any) -> SlabGrid:
     affine = bids.Geometry(tilt=0).affine
-    header = Header((20, 24, 9), as_matrix(affine), 1, 0, None, "mm")
-    whole = Grid(header, (9, 24, 20), SLAB, (1.0, 1.0, 1.0), (2.0, 0.0, 0.0))
+    header = NiftiGeometry((20, 24, 9), as_matrix(affine), 1, 0, None, "mm")
+    whole = SlabGrid(header, (9, 24, 20), SLAB, (1.0, 1.0, 1.0), (2.0, 0.0, 0.0))
     return replace(whole, **changes)
 
 
@@ -53,15 +53,15 @@ def sound() -> CaseArrays:
     return CaseArrays(flair, masks, np.where(flair[1] > -1, 2, 0).astype(np.int16), present)
 
 
-def examined(folder: Path, arrays: CaseArrays, *, place: Grid | None = None) -> CaseQc:
+def examined(folder: Path, arrays: CaseArrays, *, place: SlabGrid | None = None) -> CaseQuality:
     case = bids.case_of(place or grid())
-    return examine(stored(folder, [(case, arrays)]), 0)
+    return measure_case(stored(folder, [(case, arrays)]), 0)
 
 
-def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *refused: Refusal) -> Store:
+def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *refused: Exclusion) -> Store:
     spec = StoreSpec(bids.ARMS, SLAB, SPACING)
     known = [
-        replace(case, row=Row(SHARD, place), present=arrays.present)
+        replace(case, row=ShardRow(SHARD, place), present=arrays.present)
         for place, (case, arrays) in enumerate(cases)
     ]
     blocks = {
@@ -83,10 +83,10 @@ def test_a_sound_case_is_measured_and_raises_no_flag(tmp_path: Path) -> None:
     assert found.in_head == pytest.approx(18 * 14 / (24 * 20))
     assert found.intensity["w096"] == (0, 900)
     voxel = 0.012  # ml
-    assert found.lesions["w000", "t2"] == Lesions(pytest.approx(8 * voxel), 1)
-    assert found.lesions["w048", "t2"] == Lesions(pytest.approx(12 * voxel), 2)
-    assert found.lesions["w048", "net2"] == Lesions(pytest.approx(4 * voxel), 1)
-    assert found.lesions["w096", "gad"] == Lesions(0, 0)
+    assert found.lesions["w000", "t2"] == LesionStats(pytest.approx(8 * voxel), 1)
+    assert found.lesions["w048", "t2"] == LesionStats(pytest.approx(12 * voxel), 2)
+    assert found.lesions["w048", "net2"] == LesionStats(pytest.approx(4 * voxel), 1)
+    assert found.lesions["w096", "gad"] == LesionStats(0, 0)
     assert ("w000", "net2") not in found.lesions
 
 
@@ -208,12 +208,12 @@ def test_the_page_stands_alone_with_flagged_cases_first(tmp_path: Path) -> None:
     emptied(bad)
     names = ("sub-01", "sub-02", "sub-<b>03")
     cases = [bids.case_of(grid(), index=i, subject=name) for i, name in enumerate(names)]
-    refusal = Refusal("sub-09", "not finite", "expected finite voxels, got <NaN>")
+    refusal = Exclusion("sub-09", "not finite", "expected finite voxels, got <NaN>")
     store = stored(
         tmp_path / "store", list(zip(cases, (sound(), bad, sound()), strict=True)), refusal
     )
-    found = [examine(store, i) for i in range(3)]
-    page, sheet = write_qc(found, store.table, tmp_path / "qc")
+    found = [measure_case(store, i) for i in range(3)]
+    page, sheet = write_qc_report(found, store.table, tmp_path / "qc")
     text = page.read_text()
     assert "Quality control: 3 cases, 1 to look at, 1 refused" in text
     assert re.findall(r"<b>(sub-.*?)</b>", text) == ["sub-02", "sub-01", "sub-&lt;b&gt;03"]

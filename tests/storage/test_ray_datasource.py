@@ -9,7 +9,7 @@ import ray.data
 from ray.data.block import BlockAccessor
 
 from storage import SESSIONS, Store, StoreError, pack_masks
-from storage.store.array_reader import open_arrays, take_rows
+from storage.store.array_reader import open_arrays, read_rows
 from storage.store.ray_datasource import ZarrDatasource
 from tests.support.forecast import write_store
 
@@ -113,6 +113,6 @@ def test_the_bytes_foreseen_are_the_bytes_of_the_blocks(
 def test_rows_come_in_the_order_asked_for_and_as_often(store: Store) -> None:
     flair = open_arrays(store.path)["flair"]
     for wanted in ([3, 4, 5], [5, 0, 5, 13]):
-        taken = take_rows(flair, [store.cases[i].row for i in wanted], sessions=[2, 0])
+        taken = read_rows(flair, [store.cases[i].row for i in wanted], sessions=[2, 0])
         expected = [store.read(index).flair[[2, 0]] for index in wanted]
         np.testing.assert_array_equal(taken, expected)

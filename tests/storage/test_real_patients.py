@@ -11,9 +11,9 @@ from lesioncast.jobs import qc as qc_job
 from storage import open_store
 from storage.layout import CHANNELS
 from storage.preprocess.grid import to_source_grid
-from storage.preprocess.prepare import prepare
+from storage.preprocess.prepare import preprocess_subject
 from storage.settings import StoreSettings
-from storage.trial.dataset import Subject, read_trial
+from storage.trial.dataset import TrialSubject, scan_trial
 
 ROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "ljubljana"
 DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(params=["sub-lj01", "sub-lj03"])
-def subject(request: pytest.FixtureRequest) -> Subject:
-    (found,) = (s for s in read_trial(ROOT, SETTINGS.layout) if s.name == request.param)
+def subject(request: pytest.FixtureRequest) -> TrialSubject:
+    (found,) = (s for s in scan_trial(ROOT, SETTINGS.layout) if s.name == request.param)
     return found
 
 
-def test_a_real_patient_becomes_a_case_with_gaps(subject: Subject) -> None:
-    facts, arrays = prepare(subject, ROOT, settings=SETTINGS, arms=("placebo",))
+def test_a_real_patient_becomes_a_case_with_gaps(subject: TrialSubject) -> None:
+    facts, arrays = preprocess_subject(subject, ROOT, settings=SETTINGS, arms=("placebo",))
     assert facts.arm is None
     assert not facts.parcellation
     present = [CHANNELS[c] for k, c in np.argwhere(arrays.present) if k == 1]
@@ -46,9 +46,9 @@ def test_a_real_patient_becomes_a_case_with_gaps(subject: Subject) -> None:
 
 @pytest.mark.parametrize(("settings", "dice"), [(SETTINGS, 0.5), (FINE, 0.85)])
 def test_lesions_return_to_the_patients_own_grid(
-    subject: Subject, settings: StoreSettings, dice: float
+    subject: TrialSubject, settings: StoreSettings, dice: float
 ) -> None:
-    facts, arrays = prepare(subject, ROOT, settings=settings, arms=("placebo",))
+    facts, arrays = preprocess_subject(subject, ROOT, settings=settings, arms=("placebo",))
     back = to_source_grid(arrays.masks[1, 2], facts.grid, order=0)
     name = f"{subject.name}_ses-w048"
     flair = nib.load(ROOT / subject.name / "ses-w048/anat" / f"{name}_FLAIR.nii.gz")

@@ -11,11 +11,11 @@ import zarr
 
 from storage import Store, StoreError, open_store, pack_masks, unpack_masks
 from storage.convert.summary import summarise
-from storage.errors import Refusal
-from storage.layout import CASE_TABLE, StoreSpec, unpack_signs
-from storage.preprocess.grid import plan_grid
+from storage.errors import Exclusion
+from storage.layout import CASE_TABLE, StoreSpec, unpack_masks_signed
+from storage.preprocess.grid import place_slab
 from storage.settings import StoreSettings
-from storage.store.array_reader import open_arrays, take_rows
+from storage.store.array_reader import open_arrays, read_rows
 from storage.store.case_table import Case, CaseTable
 from storage.store.split import assign_splits
 from tests.support import bids
@@ -31,7 +31,7 @@ def test_unpacking_undoes_packing(width: int) -> None:
     assert packed.shape == (3, 3, 2, 5, -(-width // 8))
     np.testing.assert_array_equal(unpack_masks(packed, width), masks)
     signs = np.empty(masks.shape, np.float32)
-    unpack_signs(packed, signs)
+    unpack_masks_signed(packed, signs)
     np.testing.assert_array_equal(signs, masks.astype(np.float32) * 2 - 1)
 
 
@@ -84,7 +84,10 @@ def test_who_has_a_split_keeps_it_while_the_shares_hold() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": (0.8, 0.1, 0.2)}, "store.split: expected shares .* sum to 1"),
+        (
+            {"split_fractions": (0.8, 0.1, 0.2)},
+            "store.split_fractions: expected shares .* sum to 1",
+        ),
         ({"slab": (0, 8, 8)}, "store.slab: expected three positive sizes"),
         ({"percentiles": (99.0, 1.0)}, "store.percentiles: expected 0 <= low < high"),
         ({"cases_per_shard": 0}, "store.cases_per_shard: expected 1 or more, got 0"),
@@ -100,9 +103,9 @@ def small_store(path: Path, slab: tuple[int, int, int] = (5, 12, 13)) -> CaseTab
     settings = StoreSettings(slab, (3.0, 2.0, 2.0), resample=False)
     spec = StoreSpec(bids.ARMS, settings.slab, settings.spacing)
     volume = bids.volume_of(bids.head((9, 18, 14), 0), bids.Geometry())
-    grid = plan_grid(volume, settings=settings, brain=None)
+    grid = place_slab(volume, settings=settings, brain=None)
     cases = [bids.case_of(grid, index=i, subject=f"sub-0{i}") for i in range(3)]
-    refused = Refusal("sub-09", "not finite", "expected ...")
+    refused = Exclusion("sub-09", "not finite", "expected ...")
     return write_tiny_store(path, table_of(spec, cases, refused=[refused]), noise(3, spec))
 
 
@@ -122,9 +125,9 @@ def test_rows_in_any_order_take_no_more_memory_than_a_few_times_what_they_hold(
     small_store(tmp_path, (5, 64, 64))
     store = open_store(tmp_path)
     flair, rows = open_arrays(tmp_path)["flair"], [store.cases[place].row for place in (2, 0)]
-    take_rows(flair, rows)  # what is kept for the next time
+    read_rows(flair, rows)  # what is kept for the next time
     tracemalloc.start()
-    found = take_rows(flair, rows, sessions=(2, 0))
+    found = read_rows(flair, rows, sessions=(2, 0))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     for place, index in enumerate((2, 0)):
@@ -211,13 +214,13 @@ def test_rows_come_in_the_order_asked_for(
             expected = expected[:, sessions]
         rows = [table.cases[place].row for place in places]
         np.testing.assert_array_equal(
-            take_rows(arrays[name], rows, sessions=sessions), expected, err_msg=name
+            read_rows(arrays[name], rows, sessions=sessions), expected, err_msg=name
         )
 
 
 def read_or_why(path: Path, name: str, case: Case) -> np.ndarray | str:
     try:
-        return take_rows(open_arrays(path)[name], [case.row])[0]
+        return read_rows(open_arrays(path)[name], [case.row])[0]
     except StoreError as error:
         return str(error)
 

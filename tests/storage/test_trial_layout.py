@@ -12,10 +12,10 @@ import yaml
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
 from storage import CaseError, StorageError
-from storage.preprocess.prepare import prepare
+from storage.preprocess.prepare import preprocess_subject
 from storage.settings import StoreSettings, TrialLayout
-from storage.trial.dataset import read_trial
-from storage.trial.path_patterns import match
+from storage.trial.dataset import scan_trial
+from storage.trial.path_patterns import match_subject
 from tests.support import bids
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,10 +76,10 @@ def test_a_folder_of_scans_becomes_the_cases_that_bids_would_give(
     plain = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
     mapped = settings()
     for here, there in zip(
-        read_trial(trial, mapped.layout), read_trial(same, plain.layout), strict=True
+        scan_trial(trial, mapped.layout), scan_trial(same, plain.layout), strict=True
     ):
-        facts, arrays = prepare(here, trial, settings=mapped, arms=bids.ARMS)
-        _, expected = prepare(there, same, settings=plain, arms=bids.ARMS)
+        facts, arrays = preprocess_subject(here, trial, settings=mapped, arms=bids.ARMS)
+        _, expected = preprocess_subject(there, same, settings=plain, arms=bids.ARMS)
         for name, array in vars(expected).items():
             np.testing.assert_array_equal(getattr(arrays, name), array)
     assert facts.subject == "sub-PAT00713"
@@ -90,8 +90,8 @@ def test_a_mapping_file_is_read_beside_a_configuration(trial: Path) -> None:
     config = load_config(DEMO, ["store.slab=[5, 12, 16]"], mapping=as_written(trial))
     assert config.store.layout == settings().layout
     assert config.store.slab == (5, 12, 16)
-    first, _ = read_trial(trial, config.store.layout)
-    facts, _ = prepare(first, trial, settings=settings(), arms=config.arms)
+    first, _ = scan_trial(trial, config.store.layout)
+    facts, _ = preprocess_subject(first, trial, settings=settings(), arms=config.arms)
     assert (facts.subject, facts.arm, facts.trial) == ("sub-PAT00712", "avonex", "A; B")
     assert "scans/PAT-007_12/month 12/lesions/new-lesions.nii.gz" in facts.digests
 
@@ -133,11 +133,11 @@ def test_a_mapping_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_a_table_is_taken_with_arms_unknown(trial: Path) -> None:
     (trial / "clinical.csv").unlink()
     with pytest.raises(StorageError, match=r"clinical\.csv: expected the trial's table"):
-        read_trial(trial, settings().layout)
+        scan_trial(trial, settings().layout)
     unlisted = settings(participants=None)
-    subjects = read_trial(trial, unlisted.layout)
+    subjects = scan_trial(trial, unlisted.layout)
     assert [subject.name for subject in subjects] == ["sub-PAT00712", "sub-PAT00713"]
-    facts, _ = prepare(subjects[0], trial, settings=unlisted, arms=bids.ARMS)
+    facts, _ = preprocess_subject(subjects[0], trial, settings=unlisted, arms=bids.ARMS)
     assert (facts.arm, facts.trial, facts.covariates) == (None, None, {})
 
 
@@ -145,17 +145,17 @@ def test_two_patients_whose_names_differ_in_punctuation_alone_are_refused(trial:
     (trial / "scans" / "PAT_00712").mkdir()
     table = trial / "clinical.csv"
     table.write_text(table.read_text() + "PAT 00713;placebo;;\n")
-    first, second = read_trial(trial, settings().layout)
+    first, second = scan_trial(trial, settings().layout)
     with pytest.raises(CaseError, match="letters and digits, got files of 'PAT-007_12' and 'PAT_"):
-        prepare(first, trial, settings=settings(), arms=bids.ARMS)
+        preprocess_subject(first, trial, settings=settings(), arms=bids.ARMS)
     with pytest.raises(CaseError, match=r"expected one row in clinical\.csv, got 2"):
-        prepare(second, trial, settings=settings(), arms=bids.ARMS)
+        preprocess_subject(second, trial, settings=settings(), arms=bids.ARMS)
 
 
 def test_a_folder_without_the_files_of_the_mapping_is_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)), tmp_path / "brain.nii")
     with pytest.raises(StorageError, match=r"expected files like scans/\{subject\}/\{session\}/"):
-        read_trial(tmp_path, settings(participants=None).layout)
+        scan_trial(tmp_path, settings(participants=None).layout)
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_a_folder_without_the_files_of_the_mapping_is_refused(tmp_path: Path) ->
 def test_a_pattern_names_the_subject_of_a_path(
     tmp_path: Path, pattern: str, path: str, subject: str | None
 ) -> None:
-    assert match(path, pattern, session="w1") == subject
+    assert match_subject(path, pattern, session="w1") == subject

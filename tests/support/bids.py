@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from storage.nifti.io import Header, Volume, as_matrix
-from storage.preprocess.grid import Grid
-from storage.store.case_table import Case, Row
+from storage.nifti.io import NiftiGeometry, Volume, as_matrix
+from storage.preprocess.grid import SlabGrid
+from storage.store.case_table import Case, ShardRow
 
 Array = npt.NDArray[Any]
 
@@ -144,15 +144,15 @@ def volume_of(canonical: Array, geometry: Geometry) -> Volume:
     """A canonical volume (s, h, w) as it would be read from a file with RAS axes."""
     s, h, w = canonical.shape
     affine = geometry.affine
-    header = Header((w, h, s), as_matrix(affine), 1, 0, None, "mm")
+    header = NiftiGeometry((w, h, s), as_matrix(affine), 1, 0, None, "mm")
     return Volume(canonical, affine, header, "digest")
 
 
-def case_of(grid: Grid, *, index: int = 0, subject: str = "sub-01") -> Case:
+def case_of(grid: SlabGrid, *, index: int = 0, subject: str = "sub-01") -> Case:
     """A case with everything present and that grid."""
     return Case(
         index=index,
-        row=Row("shard", index),
+        row=ShardRow("shard", index),
         subject=subject,
         arm=ARMS[0],
         arm_index=0,

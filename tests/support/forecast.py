@@ -17,10 +17,10 @@ from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.imaging.covariates import Covariate
 from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
 from storage.nifti.io import read_volume
-from storage.preprocess.grid import Grid, to_slab
-from storage.store.case_table import Case, Row
-from storage.store.shards import empty_blocks
-from storage.trial.dataset import Source
+from storage.preprocess.grid import SlabGrid, to_slab
+from storage.store.case_table import Case, ShardRow
+from storage.store.shards import allocate_arrays
+from storage.trial.dataset import SourceFile
 from tests.support.bids import ARMS, Geometry, head, path_of, write_volume
 from tests.support.store import SHARD, table_of, write_tiny_store
 
@@ -40,7 +40,7 @@ def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Sto
     of the test split.
     """
     cases = test + train
-    arrays = empty_blocks(cases, SPEC)
+    arrays = allocate_arrays(cases, SPEC)
     table = []
     for index in range(cases):
         flair = head(GEOMETRY.shape, seed=index)
@@ -60,18 +60,18 @@ def _path(index: int) -> Path:
     return path_of(Path(), f"sub-{index + 1:02d}", "w048", "flair")
 
 
-def _grid(path: Path) -> Grid:
+def _grid(path: Path) -> SlabGrid:
     """A crop that begins at (2, 1, -1) of the file's canonical volume: one column is padded."""
-    header = read_volume(Source("sub", "w048", "flair", path)).header
-    return Grid(header, GEOMETRY.shape, SLAB, scale=(1.0, 1.0, 1.0), offset=(2.0, 1.0, -1.0))
+    header = read_volume(SourceFile("sub", "w048", "flair", path)).header
+    return SlabGrid(header, GEOMETRY.shape, SLAB, scale=(1.0, 1.0, 1.0), offset=(2.0, 1.0, -1.0))
 
 
-def _case(index: int, grid: Grid, split: str) -> Case:
+def _case(index: int, grid: SlabGrid, split: str) -> Case:
     present = np.ones((3, 4), bool)
     present[0, 3] = False
     return Case(
         index=index,
-        row=Row(SHARD, index),
+        row=ShardRow(SHARD, index),
         subject=f"sub-{index + 1:02d}",
         arm=ARMS[index % len(ARMS)],
         arm_index=index % len(ARMS),

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from lesioncast.diffusion.objective import Denoiser
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, per_sample
-from lesioncast.diffusion.solvers import SamplerConfig, advance, plan_steps, start
+from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, expand_to
+from lesioncast.diffusion.solvers import (
+    SamplerConfig,
+    initial_state,
+    solver_coefficients,
+    solver_step,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 DEVIATIONS = (0.1, 0.3, 0.5, 1.0)
@@ -23,7 +28,7 @@ def gaussian_denoiser(mean: float, deviation: float) -> Denoiser:
     """E[x | z_t] for x ~ N(mean, deviation^2)."""
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
-        alpha, sigma = (per_sample(value, z) for value in alpha_sigma(logsnr))
+        alpha, sigma = (expand_to(value, z) for value in alpha_sigma(logsnr))
         gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
         return mean + gain * (z - alpha * mean)
 
@@ -35,7 +40,7 @@ def lesion_denoiser(share: float, voxels: int) -> Denoiser:
     prior, size = math.log(share / (1 - share)), math.sqrt(voxels)
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
-        alpha, sigma = (per_sample(value, z) for value in alpha_sigma(logsnr))
+        alpha, sigma = (expand_to(value, z) for value in alpha_sigma(logsnr))
         return size * torch.tanh((prior + 2 * alpha * size * z / sigma**2) / 2)
 
     return denoise
@@ -67,8 +72,8 @@ def share_error(
 def _follow(
     denoise: Denoiser, noise: Tensor, schedule: ScheduleConfig, sampler: SamplerConfig
 ) -> Tensor:
-    steps = plan_steps(schedule, sampler)
-    state = start(noise[:1])
+    steps = solver_coefficients(schedule, sampler)
+    state = initial_state(noise[:1])
     for row in noise[1:]:
-        state = advance(denoise, state, row[None], steps=steps)
+        state = solver_step(denoise, state, row[None], steps=steps)
     return state.z

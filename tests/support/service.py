@@ -17,18 +17,18 @@ import uvicorn
 import yaml
 
 from lesioncast.config import load_config
-from lesioncast.forecasting.adaptive import Block
-from lesioncast.forecasting.sampling import Drawn
+from lesioncast.forecasting.adaptive import SampleBlock
+from lesioncast.forecasting.sampling import SampleBatch
 from lesioncast.imaging.covariates import Covariate
-from serve.api.app import make_api
-from serve.api.dependencies import open_desk
+from serve.api.app import create_app
+from serve.api.dependencies import create_context
 from serve.client import Client
-from serve.db.models import Job
-from serve.db.repository import Records
-from serve.inference.sampler import Sampler, Step
-from serve.keys import SCOPES, Key, digest_of
-from serve.settings import Settings
-from serve.worker.worker import Forecaster, open_study, patient_of
+from serve.db.models import ForecastJob
+from serve.db.repository import JobRepository
+from serve.inference.sampler import SamplerWorker, StepStats
+from serve.keys import SCOPES, ApiKey, hash_key
+from serve.settings import ServiceSettings
+from serve.worker.worker import ForecastWorker, load_model_and_store, patient_for_job
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
@@ -43,7 +43,7 @@ class Service:
     """One that runs; `held` or with its `budget` of blocks drawn, it waits; `broken`, it fails;
     `deaf`, its forecaster is not told of anything. After each step it rests for `pace` seconds."""
 
-    settings: Settings
+    settings: ServiceSettings
     url: str = ""
     held: bool = False
     broken: bool = False
@@ -53,7 +53,7 @@ class Service:
     began: list[float] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)
     problems: list[int] = field(default_factory=list)
-    drawn: list[Block] = field(default_factory=list)
+    drawn: list[SampleBlock] = field(default_factory=list)
     slots: int = 0
     steps: int = 0
     pace: float = 0.0
@@ -85,19 +85,19 @@ class Watch:
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[Service]:
+def running(settings: ServiceSettings) -> Iterator[Service]:
     """The service on a free port of this machine, for as long as the block lasts."""
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     service = Service(settings)
-    study, records = open_study(settings), Records(settings.database_url)
+    study, records = load_model_and_store(settings), JobRepository(settings.database_url)
 
-    def observe(step: Step) -> None:
+    def observe(step: StepStats) -> None:
         service.slots, service.steps = step.running, service.steps + 1
         time.sleep(service.pace)
 
-    sampler = Sampler(settings, observe)
+    sampler = SamplerWorker(settings, observe)
 
-    async def draw(job: Job, block: Block) -> Drawn:
+    async def draw(job: ForecastJob, block: SampleBlock) -> SampleBatch:
         while service.held or service.budget <= 0:
             await asyncio.sleep(0.01)
         service.budget -= 1
@@ -105,12 +105,12 @@ def running(settings: Settings) -> Iterator[Service]:
             raise RuntimeError("broken on purpose")
         arm = study.store.spec.arms.index(block.arm)
         drawn = await sampler.draw(
-            job.id, patient_of(job), arm, block.seeds, job.order.get("sampler", {})
+            job.id, patient_for_job(job), arm, block.seeds, job.order.get("sampler", {})
         )
         service.drawn.append(block)
         return drawn
 
-    forecaster = Forecaster(records, study, draw, Watch(service))
+    forecaster = ForecastWorker(records, study, draw, Watch(service))
 
     async def wake() -> None:
         if service.deaf:
@@ -120,8 +120,8 @@ def running(settings: Settings) -> Iterator[Service]:
     async def ready() -> bool:
         return not service.broken
 
-    desk = open_desk(study, wake=wake, ready=ready, watch=Watch(service))
-    api = make_api(desk)
+    desk = create_context(study, wake=wake, ready=ready, watch=Watch(service))
+    api = create_app(desk)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -162,7 +162,7 @@ def result(client: Client, job: str) -> dict[str, Any]:
 
 def finished(client: Client, job: str) -> str:
     """The job, once it has succeeded."""
-    assert [status["state"] for status in client.follow(job)][-1] == "succeeded"
+    assert [status["state"] for status in client.stream_events(job)][-1] == "succeeded"
     return job
 
 
@@ -181,7 +181,7 @@ def key_line(
     name: str, key: str, *, scopes: tuple[str, ...] = SCOPES, until: date = date.max
 ) -> str:
     """What a file of keys says of a key."""
-    return Key(name, digest_of(key), scopes, until).line + "\n"
+    return ApiKey(name, hash_key(key), scopes, until).line + "\n"
 
 
 def write_trial_served(
@@ -207,12 +207,12 @@ def write_trial_served(
     write_bundle(root / "bundle", covariates=covariates)
 
 
-def trial_settings(root: Path, artifacts: Path, **given: object) -> Settings:
+def trial_settings(root: Path, artifacts: Path, **given: object) -> ServiceSettings:
     """Of a service of that trial, in demo mode if nothing else is given, which takes uploads."""
-    return Settings(
+    return ServiceSettings(
         bundle=root / "bundle",
         store=root / "store.zarr",
         artifacts=artifacts,
-        block=2,
+        seeds_per_block=2,
         **({"config": root / "config.yaml", "demo": True} | given),  # type: ignore[arg-type]
     )

@@ -8,9 +8,9 @@ import numpy as np
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.unet import UNetConfig
-from lesioncast.training.data.dataset import Cases
+from lesioncast.training.data.dataset import CaseDataset
 from lesioncast.training.data.node_cache import Reader, fill, open_cases
-from lesioncast.training.data.selection import CaseCache
+from lesioncast.training.data.selection import CaseSelection
 from lesioncast.training.experiment import Experiment
 from lesioncast.training.settings import TrainSettings
 from storage import pack_masks
@@ -32,9 +32,9 @@ SETTINGS = TrainSettings(
     learning_rate=1e-2,
     warmup=2,
     ema=0.9,
-    arm_drop=0.2,
-    condition_drop=0.2,
-    channel_drop=0.2,
+    arm_dropout=0.2,
+    condition_dropout=0.2,
+    channel_dropout=0.2,
     workers=0,
     checkpoint_every=3,
     log_every=2,
@@ -59,10 +59,10 @@ def random_rows(cases: int = CASES, seed: int = 0) -> dict[str, np.ndarray]:
 
 def tiny_cache(
     root: Path, rows: dict[str, np.ndarray] | None = None, name: str = "tiny"
-) -> CaseCache:
+) -> CaseSelection:
     """A cache below `root`, filled for both stages, whose store does not exist."""
     rows = random_rows() if rows is None else rows
-    cache = CaseCache(
+    cache = CaseSelection(
         Path("/no/store"), tuple(rows["case"].tolist()), name, (root,), SLAB, "inputs"
     )
     fill(cache, given(rows))
@@ -73,7 +73,7 @@ def tiny_cache(
 def given(rows: dict[str, np.ndarray]) -> Reader:
     """Reads the rows as a store that holds them would be."""
 
-    def read(cache: CaseCache, columns: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
+    def read(cache: CaseSelection, columns: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
         places = session_indices(cache.sessions)
         by_session = ("flair", "masks", "present")
         return [
@@ -88,11 +88,11 @@ def tiny_cases(
     rows: dict[str, np.ndarray] | None = None,
     *,
     covariates: np.ndarray | None = None,
-) -> Cases:
+) -> CaseDataset:
     """The cases of a tiny cache."""
     cache = replace(tiny_cache(root, rows), covariates=covariates)
     return open_cases(cache, given({}))
 
 
-def tiny_experiment(root: Path, cache: CaseCache | None = None) -> Experiment:
+def tiny_experiment(root: Path, cache: CaseSelection | None = None) -> Experiment:
     return Experiment(MODEL, cache or tiny_cache(root / "cache"), root / "runs", seed=7)

@@ -15,7 +15,7 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ConfigError
 from lesioncast.forecasting.output.bids import forecast_path
 from lesioncast.forecasting.pipeline import (
-    Origin,
+    RunProvenance,
     bids_flair,
     forecast_all,
     forecast_batches,
@@ -23,19 +23,19 @@ from lesioncast.forecasting.pipeline import (
 )
 from lesioncast.forecasting.runtime import (
     build_sampler,
-    session_choices,
-    sessions_compared,
-    sessions_seen,
+    comparison_sessions,
+    input_sessions,
     store_reader,
+    supported_sessions,
 )
-from lesioncast.forecasting.sampling import Shown
+from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.forecasting.settings import ForecastSettings
-from lesioncast.imaging.channels import CHANNELS, SESSIONS, named
+from lesioncast.imaging.channels import CHANNELS, SESSIONS, parse_channels
 from lesioncast.training.data.node_cache import open_cases, read_in_process
 from lesioncast.training.data.selection import training_cases
-from lesioncast.training.experiment import Experiment, finetuning, pretraining
+from lesioncast.training.experiment import Experiment, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
-from lesioncast.training.randomness import Drops
+from lesioncast.training.randomness import ConditionDropout
 from lesioncast.training.trainer import train
 from storage import Store
 from tests.support.forecast import LAYOUT, SLAB, SPEC, write_store
@@ -59,8 +59,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Bundle, Ex
         folder / "runs",
         seed=7,
     )
-    stage = finetuning(
-        SETTINGS_OF_STAGE, experiment, train(pretraining(SETTINGS_OF_STAGE, experiment))
+    stage = finetune_stage(
+        SETTINGS_OF_STAGE, experiment, train(pretrain_stage(SETTINGS_OF_STAGE, experiment))
     )
     train(stage)
     export_bundle(stage, store, folder / "bundle", sampler=SamplerConfig(num_steps=2))
@@ -119,8 +119,8 @@ def test_training_shows_the_named_channels_alone(
     rows = np.arange(4)
 
     def condition(names: tuple[str, ...]) -> torch.Tensor:
-        drops = Drops(*(np.zeros(shape, bool) for shape in (4, (4, len(names)), (4, 0))))
-        batch = cases.batch(rows, drops, null_arm=3, condition=named(names))
+        drops = ConditionDropout(*(np.zeros(shape, bool) for shape in (4, (4, len(names)), (4, 0))))
+        batch = cases.batch(rows, drops, null_arm=3, condition=parse_channels(names))
         assert batch.condition is not None
         return batch.condition
 
@@ -140,7 +140,7 @@ def test_a_bundle_says_itself_what_it_is_conditioned_on(
 
     def told(channels: tuple[str, ...]) -> np.ndarray:
         control = replace(bundle.config.control, condition=channels)
-        return store_reader(store, replace(bundle.config, control=control))(Shown(0)).condition
+        return store_reader(store, replace(bundle.config, control=control))(ModelInput(0)).condition
 
     assert told(W000).shape == (3, *SLAB)
     np.testing.assert_array_equal(told(W000), told(CONDITION)[:3])
@@ -151,8 +151,8 @@ def test_a_bundle_that_sees_w000_alone_has_nothing_to_leave_out(
 ) -> None:
     """Whatever its stage 2 was trained with, its arms are compared by all that it sees."""
     bundle = replace(trained[1], from_start=True)
-    assert session_choices(bundle) == (("w000",),)
-    assert sessions_compared(bundle) is None
+    assert supported_sessions(bundle) == (("w000",),)
+    assert comparison_sessions(bundle) is None
 
 
 def test_a_forecast_needs_no_flags_and_names_w000_as_its_source(
@@ -168,7 +168,7 @@ def test_a_forecast_needs_no_flags_and_names_w000_as_its_source(
         cases,
         map(sampler, batches),
         settings=settings,
-        origin=Origin(bundle.digest, 0, sessions=sessions_seen(bundle)),
+        origin=RunProvenance(bundle.digest, 0, sessions=input_sessions(bundle)),
         out=tmp_path,
         background=bids_flair(Path(store.table.bids), LAYOUT),
     )

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lesioncast.diffusion.controlnet import CONDITION
-from lesioncast.imaging.channels import START, named, outside
+from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessions, parse_channels
 from lesioncast.training import randomness
-from lesioncast.training.data.order import active_first, batch_rows, epoch_rows, positions_of
+from lesioncast.training.data.order import active_first, batch_rows, epoch_rows, worker_positions
 
 ACTIVE = np.arange(30) % 5 == 0  # 6 active, 24 inactive
 
@@ -31,7 +31,9 @@ def test_a_batch_larger_than_an_epoch_goes_on_into_the_next_ones() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 def test_the_workers_together_compute_each_place_in_a_batch_once(world_size: int) -> None:
-    shares = [positions_of(rank, world_size=world_size, batch_size=7) for rank in range(world_size)]
+    shares = [
+        worker_positions(rank, world_size=world_size, batch_size=7) for rank in range(world_size)
+    ]
     assert sorted(np.concatenate(shares)) == list(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -49,7 +51,7 @@ def test_every_worker_has_as_many_active_cases_of_a_batch() -> None:
     rows = np.array([5, 1, 2, 10, 3, 4, 15, 6])
     ordered = active_first(rows, ACTIVE)
     assert ordered.tolist() == [5, 10, 15, 1, 2, 3, 4, 6]
-    shares = [positions_of(rank, world_size=2, batch_size=8) for rank in range(2)]
+    shares = [worker_positions(rank, world_size=2, batch_size=8) for rank in range(2)]
     assert [ACTIVE[ordered[share]].sum() for share in shares] == [2, 1]
 
 
@@ -59,7 +61,7 @@ def test_balance_needs_both_classes() -> None:
 
 
 def test_t_covers_the_noise_levels_evenly_at_every_step_and_uniformly_over_steps() -> None:
-    t = np.stack([randomness.spread_t(1, step, batch_size=16) for step in range(2000)])
+    t = np.stack([randomness.stratified_timesteps(1, step, batch_size=16) for step in range(2000)])
     assert (t >= 0).all()
     assert (t < 1).all()
     for places in (t, t[:, :5], t[:, ::2]):  # the batch, its beginning, one worker's share
@@ -70,8 +72,8 @@ def test_t_covers_the_noise_levels_evenly_at_every_step_and_uniformly_over_steps
 
 
 def test_drops_happen_at_their_rates_and_independently() -> None:
-    rates = {"arm_drop": 0.3, "condition_drop": 0.2, "channel_drop": 0.1}
-    drawn = randomness.drops(5, 0, batch_size=20_000, channels=7, **rates)
+    rates = {"arm_dropout": 0.3, "condition_dropout": 0.2, "channel_dropout": 0.1}
+    drawn = randomness.condition_dropout(5, 0, batch_size=20_000, channels=7, **rates)
     whole = drawn.channels.all(1)
     assert abs(drawn.arm.mean() - 0.3) < 0.013  # four standard errors
     assert abs(whole.mean() - 0.2) < 0.012
@@ -82,18 +84,20 @@ def test_drops_happen_at_their_rates_and_independently() -> None:
 
 
 def test_later_sessions_drop_at_their_rate_and_leave_the_other_drops_alone() -> None:
-    rates = {"arm_drop": 0.3, "condition_drop": 0.2, "channel_drop": 0.1}
-    later = outside(named(CONDITION), (START,))
+    rates = {"arm_dropout": 0.3, "condition_dropout": 0.2, "channel_dropout": 0.1}
+    later = channels_outside_sessions(parse_channels(CONDITION), (BASELINE_SESSION,))
     assert [name for name, dropped in zip(CONDITION, later, strict=True) if not dropped] == [
         "w000/flair", "w000/t2", "w000/gad",
     ]  # fmt: skip
     size = {"batch_size": 20_000, "channels": 7}
-    before = randomness.drops(5, 0, **size, **rates)
-    drawn = randomness.drops(5, 0, **size, **rates, later=later, session_drop=0.25)
+    before = randomness.condition_dropout(5, 0, **size, **rates)
+    drawn = randomness.condition_dropout(5, 0, **size, **rates, later=later, session_dropout=0.25)
     np.testing.assert_array_equal(before.arm, drawn.arm)
     np.testing.assert_array_equal(before.channels[:, ~later], drawn.channels[:, ~later])
     none = dict.fromkeys(rates, 0.0)
-    alone = randomness.drops(5, 0, **size, **none, later=later, session_drop=0.25).channels
+    alone = randomness.condition_dropout(
+        5, 0, **size, **none, later=later, session_dropout=0.25
+    ).channels
     np.testing.assert_array_equal(alone, alone.any(1)[:, None] & later)
     assert abs(alone.any(1).mean() - 0.25) < 0.013  # four standard errors
     others = np.column_stack([drawn.arm, before.channels.all(1), alone.any(1)])

@@ -7,17 +7,17 @@ import pytest
 import torch
 from skimage.measure import euler_number as skimage_euler_number
 
-from lesioncast.diffusion.controlnet import burden_of, euler_number
-from lesioncast.diffusion.lesion_load import LoadPrior
+from lesioncast.diffusion.controlnet import euler_number, lesion_burden
+from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.imaging.covariates import Covariate
-from lesioncast.training.lesion_load_prior import Patients, fit_load_prior
+from lesioncast.training.lesion_load_prior import PriorTrainingData, fit_load_prior
 from tests.support.training import SETTINGS
 
 LATER = np.array([False, True])
 AGE = (Covariate("age"),)
 
 
-def patients(number: int, *, seed: int) -> Patients:
+def patients(number: int, *, seed: int) -> PriorTrainingData:
     """Two channels; the load goes by the first one's number of lesions and by the arm."""
     random = torch.Generator().manual_seed(seed)
     arm = torch.randint(2, (number,), generator=random)
@@ -25,7 +25,7 @@ def patients(number: int, *, seed: int) -> Patients:
     burden[:, :, 0] = 1
     chance = chances(burden, arm)
     load = (torch.rand(number, generator=random) < chance).long()
-    return Patients(burden, torch.zeros(number, 0), arm, load, 3.0 * load)
+    return PriorTrainingData(burden, torch.zeros(number, 0), arm, load, 3.0 * load)
 
 
 def chances(burden: torch.Tensor, arm: torch.Tensor) -> torch.Tensor:
@@ -39,19 +39,23 @@ def alike(found: torch.Tensor, expected: torch.Tensor, *, within: float) -> bool
 
 
 def fitted(
-    known: Patients, *, covariates: tuple[Covariate, ...] = (), classes: int = 2, **rates: float
-) -> LoadPrior:
+    known: PriorTrainingData,
+    *,
+    covariates: tuple[Covariate, ...] = (),
+    classes: int = 2,
+    **rates: float,
+) -> LesionLoadPrior:
     torch.manual_seed(0)
-    prior = LoadPrior(6, arms=3, classes=classes, covariates=covariates)
-    none = dict.fromkeys(SETTINGS.drop_rates, 0.0)
+    prior = LesionLoadPrior(6, arms=3, classes=classes, covariates=covariates)
+    none = dict.fromkeys(SETTINGS.dropout_rates, 0.0)
     fit_load_prior(prior, known, replace(SETTINGS, **{**none, **rates}), seed=0, later=LATER)
     return prior
 
 
 @torch.no_grad()
-def stated(prior: LoadPrior, of: Patients) -> torch.Tensor:
+def stated(prior: LesionLoadPrior, of: PriorTrainingData) -> torch.Tensor:
     """P(load 1)."""
-    return prior(prior.patient(of.burden, of.covariates), of.arm).softmax(1)[:, 1]
+    return prior(prior.patient_features(of.burden, of.covariates), of.arm).softmax(1)[:, 1]
 
 
 def test_the_prior_learns_the_law_of_the_load() -> None:
@@ -74,7 +78,7 @@ def test_lesions_of_a_load_are_those_of_its_cases_and_of_the_load_below_where_it
 def test_what_rows_lose_while_it_is_fitted_it_may_lack_later() -> None:
     """Without its images, a patient's chance is that of the arm; without the arm, of all."""
     known = patients(2000, seed=1)
-    prior = fitted(known, arm_drop=0.3, condition_drop=0.3)
+    prior = fitted(known, arm_dropout=0.3, condition_dropout=0.3)
     active, arm = known.load.float(), known.arm
     empty = replace(known, burden=torch.zeros_like(known.burden))
     for which in (0, 1):
@@ -93,7 +97,7 @@ def test_later_channels_are_lost_at_their_own_rate() -> None:
     assert stated(fitted(known), early)[known.arm == 0].mean().item() != pytest.approx(
         rate, abs=0.1
     )
-    found = stated(fitted(known, session_drop=0.3), early)[known.arm == 0].mean().item()
+    found = stated(fitted(known, session_dropout=0.3), early)[known.arm == 0].mean().item()
     assert found == pytest.approx(rate, abs=0.05)
 
 
@@ -101,21 +105,21 @@ def test_a_covariate_is_learned_and_may_be_absent() -> None:
     known = patients(2000, seed=1)
     age = torch.randn(2000, 1, generator=torch.Generator().manual_seed(3))
     known = replace(known, covariates=age, load=(age[:, 0] > 0).long())
-    prior = fitted(known, covariates=AGE, covariate_drop=0.3)
+    prior = fitted(known, covariates=AGE, covariate_dropout=0.3)
     assert alike(stated(prior, known), known.load.float(), within=0.1)
     absent = stated(prior, replace(known, covariates=torch.full_like(age, torch.nan)))
     assert absent.mean().item() == pytest.approx(known.load.float().mean().item(), abs=0.05)
 
 
 def test_the_same_seed_fits_the_same_prior() -> None:
-    one, other = (fitted(patients(200, seed=1), arm_drop=0.1).state_dict() for _ in range(2))
+    one, other = (fitted(patients(200, seed=1), arm_dropout=0.1).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_fewer_cases_the_smaller_the_weights() -> None:
     """The same cases ten times over say the same and are trusted more."""
     few = patients(100, seed=1)
-    many = Patients(
+    many = PriorTrainingData(
         *(torch.cat([each] * 10) for each in (getattr(few, f.name) for f in fields(few)))
     )
     sizes = [
@@ -148,7 +152,7 @@ def test_the_burden_says_how_much_and_how_many_of_masks_and_nothing_of_what_is_a
     condition[0, 1, 0, :2, :2] = 1  # one lesion of 4 voxels
     condition[0, 1, 3, 5:, 5:] = 1  # and one of 9, at the border
     condition[0, 2] = 0
-    burden = burden_of(condition, [1, 2])
+    burden = lesion_burden(condition, [1, 2])
     share = np.log10(13 / 256 + 1e-5) + 3
     np.testing.assert_allclose(burden[0, 1], [1, share, np.log(3)], rtol=1e-5)
     assert burden[0, 0, 2] == 0  # not a mask

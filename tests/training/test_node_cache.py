@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from lesioncast.diffusion.controlnet import CONDITION
-from lesioncast.imaging.channels import named
+from lesioncast.imaging.channels import parse_channels
 from lesioncast.training.checkpoint import Checkpoint
 from lesioncast.training.data import cache_location, node_cache
 from lesioncast.training.data.cache_location import cache_roots, memory_available
-from lesioncast.training.data.dataset import Batch, Cases
+from lesioncast.training.data.dataset import Batch, CaseDataset
 from lesioncast.training.data.node_cache import fill, open_cases, read_in_process, release
-from lesioncast.training.data.selection import CaseCache, training_cases
-from lesioncast.training.experiment import Experiment, finetuning, pretraining
+from lesioncast.training.data.selection import CaseSelection, training_cases
+from lesioncast.training.experiment import Experiment, finetune_stage, pretrain_stage
 from lesioncast.training.progress import read_metrics
-from lesioncast.training.randomness import drops
+from lesioncast.training.randomness import condition_dropout
 from lesioncast.training.trainer import train
 from storage import Store, StoreError
 from tests.support.forecast import SPEC, write_store
@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture
-def cache(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaseCache:
+def cache(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaseSelection:
     """A node with two folders, the first of which counts as memory; neither is full."""
     monkeypatch.setattr(cache_location, "MEMORY", tmp_path / "memory")
     roots = (tmp_path / "memory" / "lesioncast", tmp_path / "disk")
@@ -45,19 +45,19 @@ def rooms(monkeypatch: pytest.MonkeyPatch, sizes: dict[Path, int]) -> None:
     monkeypatch.setattr(cache_location, "room", lambda root: sizes[root])
 
 
-def batch(cases: Cases, rows: list[int], condition: tuple[str, ...] | None) -> Batch:
+def batch(cases: CaseDataset, rows: list[int], condition: tuple[str, ...] | None) -> Batch:
     channels = len(condition or CONDITION)
-    lost = drops(
+    lost = condition_dropout(
         1, 2, batch_size=len(rows), channels=channels,
-        arm_drop=0.3, condition_drop=0.1, channel_drop=0.2,
+        arm_dropout=0.3, condition_dropout=0.1, channel_dropout=0.2,
     )  # fmt: skip
-    wanted = None if condition is None else named(condition)
+    wanted = None if condition is None else parse_channels(condition)
     return cases.batch(np.array(rows), lost, null_arm=3, condition=wanted)
 
 
 @pytest.mark.parametrize("condition", [None, CONDITION, ("w000/flair", "w000/t2")])
 def test_streamed_batches_equal_cached_ones_to_the_last_bit(
-    cache: CaseCache, condition: tuple[str, ...] | None
+    cache: CaseSelection, condition: tuple[str, ...] | None
 ) -> None:
     if condition is None:
         cache = replace(cache, sessions=("w096",))
@@ -76,7 +76,7 @@ def test_streamed_batches_equal_cached_ones_to_the_last_bit(
         assert one.condition is None or torch.equal(one.condition, other.condition)
 
 
-def test_a_store_that_was_converted_anew_meanwhile_is_not_read(cache: CaseCache) -> None:
+def test_a_store_that_was_converted_anew_meanwhile_is_not_read(cache: CaseSelection) -> None:
     streamed = replace(cache, limit=0)
     for each in (cache, streamed):  # the indices may be other patients' by now
         with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
@@ -88,7 +88,7 @@ def test_a_store_that_was_converted_anew_meanwhile_is_not_read(cache: CaseCache)
 
 
 def test_a_streamed_run_ends_in_the_weights_of_a_cached_one(
-    cache: CaseCache, tmp_path: Path
+    cache: CaseSelection, tmp_path: Path
 ) -> None:
     unet = replace(MODEL.unet, slices=SPEC.slab[0], arms=len(SPEC.arms))
     model = replace(MODEL, arms=SPEC.arms, unet=unet)
@@ -96,7 +96,9 @@ def test_a_streamed_run_ends_in_the_weights_of_a_cached_one(
     def both_stages(name: str, gib: float) -> tuple[Checkpoint, list[dict[str, float]]]:
         settings = replace(SETTINGS, cache_gib=gib)
         experiment = Experiment(model, cache, tmp_path / name, seed=3)
-        last = train(finetuning(settings, experiment, train(pretraining(settings, experiment))))
+        last = train(
+            finetune_stage(settings, experiment, train(pretrain_stage(settings, experiment)))
+        )
         return last, read_metrics(last.folder.parent)
 
     (cached, curve), (streamed, same) = both_stages("cached", 1.0), both_stages("streamed", 0.0)
@@ -106,7 +108,7 @@ def test_a_streamed_run_ends_in_the_weights_of_a_cached_one(
 
 
 def test_memory_comes_before_disk_and_disk_before_the_store(
-    cache: CaseCache, monkeypatch: pytest.MonkeyPatch
+    cache: CaseSelection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, disk = cache.roots
     for name, sizes, expected in (
@@ -127,7 +129,7 @@ def test_memory_comes_before_disk_and_disk_before_the_store(
     }  # fmt: skip
 
 
-def test_one_session_takes_a_third_of_three(cache: CaseCache) -> None:
+def test_one_session_takes_a_third_of_three(cache: CaseSelection) -> None:
     alone = replace(cache, sessions=("w096",))
     assert 3 * alone.size == cache.size
     assert alone.name != cache.name
@@ -137,7 +139,7 @@ def test_one_session_takes_a_third_of_three(cache: CaseCache) -> None:
     np.testing.assert_array_equal(cases.flair[:], whole.flair[:, 2:])
 
 
-def test_memory_is_given_back_and_what_a_killed_run_left_is_cleared(cache: CaseCache) -> None:
+def test_memory_is_given_back_and_what_a_killed_run_left_is_cleared(cache: CaseSelection) -> None:
     memory = cache.roots[0]
     killed, filling = replace(cache, digest="killed"), replace(cache, digest="filling")
     left = fill(killed, read_in_process).folder
@@ -163,11 +165,13 @@ def test_room_is_half_of_free_memory_within_the_containers_limit(tmp_path: Path)
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 1000000\nfile 900000\nshmem 500000\n")
     assert memory_available(meminfo, tmp_path) == 1_500_000
-    assert 0 < cache_location.room(cache_location.MEMORY / "x") <= 0.5 * memory_available()
+    assert (
+        0 < cache_location.available_bytes(cache_location.MEMORY / "x") <= 0.5 * memory_available()
+    )
 
 
 def test_a_disk_that_fills_up_is_an_error_and_no_crash(
-    cache: CaseCache, monkeypatch: pytest.MonkeyPatch
+    cache: CaseSelection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -8,13 +8,13 @@ import torch
 
 from lesioncast.errors import NonFiniteLossError
 from lesioncast.training.progress import (
-    Window,
+    MetricsWindow,
     append_metrics,
     progress_line,
     read_metrics,
-    rewind_metrics,
+    truncate_metrics,
 )
-from lesioncast.training.settings import OPERATIONAL, TrainSettings
+from lesioncast.training.settings import NON_IDENTITY_FIELDS, TrainSettings
 from lesioncast.training.state import ema_decay, learning_rate, update_ema
 from tests.support.training import SETTINGS
 
@@ -42,7 +42,7 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine_to_zero() -> None:
 
 
 def test_a_loss_that_is_no_number_names_its_step() -> None:
-    window = Window("pretrain")
+    window = MetricsWindow("pretrain")
     for step, loss in [(11, 1.0), (12, float("nan")), (13, float("nan"))]:
         window.record(step, torch.tensor(loss), torch.tensor(loss))
     with pytest.raises(NonFiniteLossError, match=r"pretrain: the loss is nan .* at step 12"):
@@ -50,7 +50,7 @@ def test_a_loss_that_is_no_number_names_its_step() -> None:
 
 
 def test_an_infinite_gradient_stops_too() -> None:
-    window = Window("pretrain")
+    window = MetricsWindow("pretrain")
     window.record(5, torch.tensor(0.1), torch.tensor(float("inf")))
     with pytest.raises(NonFiniteLossError, match="gradient norm inf at step 5"):
         window.close(batch_size=4)
@@ -67,7 +67,7 @@ def test_the_progress_line_says_how_long_it_takes(rate: float, left: str) -> Non
 def test_a_resumed_run_rewrites_the_lines_after_its_checkpoint(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         append_metrics(tmp_path, {"step": step, "loss": 1.0})
-    rewind_metrics(tmp_path, 4)
+    truncate_metrics(tmp_path, 4)
     assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4]
 
 
@@ -75,7 +75,7 @@ def test_a_resumed_run_rewrites_the_lines_after_its_checkpoint(tmp_path: Path) -
     ("change", "message"),
     [
         ({"steps": 0}, "steps: expected 1 or more, got 0"),
-        ({"arm_drop": 1.0}, "arm_drop: expected from 0 to below 1, got 1.0"),
+        ({"arm_dropout": 1.0}, "arm_dropout: expected from 0 to below 1, got 1.0"),
         ({"workers": 5}, r"workers: expected at most one per case of a batch \(4\), got 5"),
         ({"precision": "float16"}, "precision: expected float32 or bfloat16, got float16"),
     ],
@@ -86,4 +86,4 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, object], messag
 
 
 def test_what_is_operational_are_settings() -> None:
-    assert set(OPERATIONAL) <= {field.name for field in dataclasses.fields(TrainSettings)}
+    assert set(NON_IDENTITY_FIELDS) <= {field.name for field in dataclasses.fields(TrainSettings)}

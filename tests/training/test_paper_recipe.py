@@ -19,9 +19,9 @@ from lesioncast.training import randomness
 from lesioncast.training.checkpoint import Checkpoint
 from lesioncast.training.data.dataset import Batch
 from lesioncast.training.data.node_cache import open_cases, read_in_process
-from lesioncast.training.experiment import Stage, finetuning, pretraining
+from lesioncast.training.experiment import Stage, finetune_stage, pretrain_stage
 from lesioncast.training.loop import batch_loss, batches
-from lesioncast.training.modules import ControlledUNet, UNetAlone
+from lesioncast.training.modules import FinetuneModule, PretrainModule
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import initial_state
 from lesioncast.training.worker import Worker
@@ -44,12 +44,12 @@ def lone_worker(settings: TrainSettings) -> Worker:
     return Worker(0, 1, torch.device("cpu"), np.arange(settings.batch_size))
 
 
-def networks(control: ControlConfig = MODEL.control, loads: tuple[int, ...] = ()) -> ControlledUNet:
+def networks(control: ControlConfig = MODEL.control, loads: tuple[int, ...] = ()) -> FinetuneModule:
     """Stage 2 at its first step, upon a UNet none of whose weights is zero."""
     torch.manual_seed(0)
-    unet = UNet(replace(MODEL.unet, loads=loads))
+    unet = UNet(replace(MODEL.unet, lesion_load_thresholds=loads))
     randomise(unet)
-    return ControlledUNet(unet, ControlNet.from_unet(control, unet))
+    return FinetuneModule(unet, ControlNet.from_unet(control, unet))
 
 
 def stage_two(root: Path, settings: TrainSettings) -> Stage:
@@ -58,7 +58,7 @@ def stage_two(root: Path, settings: TrainSettings) -> Stage:
     rows["arm"][:] = ARM
     rows["present"][:] = True
     experiment = tiny_experiment(root, tiny_cache(root / "cache", rows))
-    return finetuning(settings, experiment, Checkpoint(root / "unused", 1, {}, {}))
+    return finetune_stage(settings, experiment, Checkpoint(root / "unused", 1, {}, {}))
 
 
 def seen(stage: Stage, *, steps: int) -> Iterator[Batch]:
@@ -70,14 +70,14 @@ def seen(stage: Stage, *, steps: int) -> Iterator[Batch]:
 
 
 @pytest.mark.parametrize("reduced", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("control", [MODEL.control, ControlConfig(burden=True, voxels=4)])
+@pytest.mark.parametrize("control", [MODEL.control, ControlConfig(burden=True, voxel_mlp_width=4)])
 @pytest.mark.parametrize("loads", [(), (1, 5)], ids=["", "loads"])
 @torch.no_grad()
 def test_stage_two_predicts_at_its_first_step_what_stage_one_did_to_the_last_bit(
     control: ControlConfig, reduced: bool, loads: tuple[int, ...]
 ) -> None:
     second = networks(control, loads)
-    first = UNetAlone(second.unet)
+    first = PretrainModule(second.unet)
     z, condition = torch.randn(4, 2, *SLAB), torch.randn(4, 7, *SLAB)
     logsnr, arm = torch.linspace(-10, 10, 4), torch.tensor([0, 1, 2, 2])
     load = torch.tensor([1, 2, 1, 2]) if loads else None
@@ -118,7 +118,7 @@ def test_the_loss_of_a_batch_is_that_of_its_shares_on_workers(
     """The third case of the batch alone has lesions, so that one worker's share has none."""
     settings = replace(SETTINGS, batch_size=4)
     stage = stage_two(tmp_path, settings)
-    model = replace(MODEL, unet=replace(MODEL.unet, loads=loads))
+    model = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=loads))
     stage = replace(stage, experiment=replace(stage.experiment, model=model))
     both, batch = networks(loads=loads), next(seen(stage, steps=1))
     batch.x[[0, 1, 3], 1] = -1
@@ -141,25 +141,34 @@ def within(count: int, *, of: int, rate: float) -> bool:
     return abs(count - of * rate) < 4 * math.sqrt(of * rate * (1 - rate))
 
 
-@pytest.mark.parametrize(("arm_drop", "condition_drop"), [(0.15, 0.15), (0.1, 0.4)])
+@pytest.mark.parametrize(("arm_dropout", "condition_dropout"), [(0.15, 0.15), (0.1, 0.4)])
 def test_arm_and_images_are_dropped_at_their_rates_and_together_at_the_product(
-    arm_drop: float, condition_drop: float
+    arm_dropout: float, condition_dropout: float
 ) -> None:
-    rates = {"arm_drop": arm_drop, "condition_drop": condition_drop, "channel_drop": 0.0}
-    drawn = [randomness.drops(7, step, batch_size=16, channels=7, **rates) for step in range(4000)]
+    rates = {
+        "arm_dropout": arm_dropout,
+        "condition_dropout": condition_dropout,
+        "channel_dropout": 0.0,
+    }
+    drawn = [
+        randomness.condition_dropout(7, step, batch_size=16, channels=7, **rates)
+        for step in range(4000)
+    ]
     arm = np.concatenate([each.arm for each in drawn])
     channels = np.concatenate([each.channels for each in drawn])
     images = channels.all(1)
     assert (channels.any(1) == images).all()  # all of c_f or nothing of it
-    assert within(arm.sum(), of=len(arm), rate=arm_drop)
-    assert within(images.sum(), of=len(arm), rate=condition_drop)
-    assert within((arm & images).sum(), of=len(arm), rate=arm_drop * condition_drop)
+    assert within(arm.sum(), of=len(arm), rate=arm_dropout)
+    assert within(images.sum(), of=len(arm), rate=condition_dropout)
+    assert within((arm & images).sum(), of=len(arm), rate=arm_dropout * condition_dropout)
 
 
 def test_a_step_of_stage_two_sees_the_null_arm_and_the_null_image_at_the_stages_rates(
     tmp_path: Path,
 ) -> None:
-    settings = replace(SETTINGS, batch_size=10, arm_drop=0.3, condition_drop=0.1, channel_drop=0.0)
+    settings = replace(
+        SETTINGS, batch_size=10, arm_dropout=0.3, condition_dropout=0.1, channel_dropout=0.0
+    )
     drawn = list(seen(stage_two(tmp_path, settings), steps=150))
     arm = torch.cat([batch.arm for batch in drawn])
     images = torch.cat([shown(batch.condition) for batch in drawn])
@@ -180,8 +189,8 @@ def test_stage_one_sees_no_image_and_loses_the_arm_at_its_own_rate(tmp_path: Pat
     rows = random_rows()
     rows["arm"][:] = ARM
     experiment = tiny_experiment(tmp_path, tiny_cache(tmp_path / "cache", rows))
-    settings = replace(SETTINGS, batch_size=10, arm_drop=0.1, condition_drop=0.9)
-    drawn = list(seen(pretraining(settings, experiment), steps=150))
+    settings = replace(SETTINGS, batch_size=10, arm_dropout=0.1, condition_dropout=0.9)
+    drawn = list(seen(pretrain_stage(settings, experiment), steps=150))
     assert all(batch.condition is None for batch in drawn)
     arm = torch.cat([batch.arm for batch in drawn])
     assert within(int((arm == MODEL.unet.null_arm).sum()), of=1500, rate=0.1)
@@ -206,10 +215,10 @@ def test_the_papers_stages_have_its_rates() -> None:
         100_000, 16, 40_000, 16,
     )  # fmt: skip
     assert (first.balanced, second.balanced) == (False, True)
-    assert (first.arm_drop, first.condition_drop) == (0.1, 0.0)
-    assert (second.arm_drop, second.condition_drop) == (0.15, 0.15)
+    assert (first.arm_dropout, first.condition_dropout) == (0.1, 0.0)
+    assert (second.arm_dropout, second.condition_dropout) == (0.15, 0.15)
     for stage in (first, second):
-        assert (stage.channel_drop, stage.session_drop, stage.flair_weight) == (0, 0, None)
+        assert (stage.channel_dropout, stage.session_dropout, stage.flair_weight) == (0, 0, None)
         assert (stage.gradient_clip, stage.warmup) == (1.0, 1000)
     assert (first.learning_rate, first.ema) == (1e-4, 0.9999)
     assert (second.learning_rate, second.ema) == (5e-5, 0.999)

@@ -19,12 +19,12 @@ from lesioncast.training.experiment import (
     UNET,
     Stage,
     _controlled_unet,
-    finetuning,
-    pretraining,
+    finetune_stage,
+    pretrain_stage,
 )
 from lesioncast.training.progress import METRICS, read_metrics
 from lesioncast.training.settings import TrainSettings
-from lesioncast.training.trainer import discard, finished, train
+from lesioncast.training.trainer import discard, final_checkpoint, train
 from tests.support.training import SETTINGS, SLAB, random_rows, tiny_cache, tiny_experiment
 
 
@@ -64,10 +64,12 @@ def both_stages(
     runs: Path, settings: TrainSettings = SETTINGS, *, loads: tuple[int, ...] = ()
 ) -> tuple[Checkpoint, Stage]:
     experiment = tiny_experiment(runs)
-    told = replace(experiment.model, unet=replace(experiment.model.unet, loads=loads))
+    told = replace(
+        experiment.model, unet=replace(experiment.model.unet, lesion_load_thresholds=loads)
+    )
     experiment = replace(experiment, model=told)
-    pretrained = train(pretraining(settings, experiment))
-    return pretrained, finetuning(settings, experiment, pretrained)
+    pretrained = train(pretrain_stage(settings, experiment))
+    return pretrained, finetune_stage(settings, experiment, pretrained)
 
 
 @pytest.mark.parametrize("pass_of_failure", [4, 6])
@@ -125,7 +127,9 @@ def test_a_frozen_unet_keeps_its_weights_through_a_training_step(tmp_path: Path)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tmp_path: Path) -> None:
-    stage = spoilt(pretraining(SETTINGS, tiny_experiment(tmp_path)), at=5, fault=lambda: torch.nan)
+    stage = spoilt(
+        pretrain_stage(SETTINGS, tiny_experiment(tmp_path)), at=5, fault=lambda: torch.nan
+    )
     with pytest.raises(NonFiniteLossError, match="pretrain: the loss is nan .* at step 5;"):
         train(stage)
     assert [found.step for found in checkpoints(stage.folder)] == [3]
@@ -134,7 +138,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tmp_path: Path) -> N
 def test_a_finished_run_says_so_and_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
     last = train(stage)
     written = (last.folder / "state.json").stat().st_mtime_ns
     with caplog.at_level("INFO", "lesioncast"):
@@ -145,11 +149,11 @@ def test_a_finished_run_says_so_and_is_left_alone(
     discard(stage)
     assert checkpoints(stage.folder) == []
     with pytest.raises(TrainingError, match=r"got none; run jobs/pretrain.py first"):
-        finished(stage)
+        final_checkpoint(stage)
 
 
 def test_settings_that_changed_since_the_checkpoint_are_refused_by_name(tmp_path: Path) -> None:
-    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
     train(stage)
     other = replace(SETTINGS, steps=9, learning_rate=0.5, log_every=1, checkpoint_every=9)
     with pytest.raises(ChangedSettingsError) as refusal:
@@ -160,10 +164,10 @@ def test_settings_that_changed_since_the_checkpoint_are_refused_by_name(tmp_path
 
 
 def test_other_cases_are_another_run(tmp_path: Path) -> None:
-    train(pretraining(SETTINGS, tiny_experiment(tmp_path)))
+    train(pretrain_stage(SETTINGS, tiny_experiment(tmp_path)))
     other = tiny_experiment(tmp_path, tiny_cache(tmp_path, random_rows(seed=1), "other"))
     with pytest.raises(ChangedSettingsError, match='cases was "tiny", is "other"'):
-        train(pretraining(SETTINGS, other))
+        train(pretrain_stage(SETTINGS, other))
 
 
 def alter(folder: Path) -> None:
@@ -188,9 +192,9 @@ def lose(folder: Path) -> None:
 def test_a_spoilt_checkpoint_is_set_aside_by_name_for_the_one_before_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
 ) -> None:
-    settings = replace(SETTINGS, checkpoint_every=2, keep=3)
-    whole = train(pretraining(settings, tiny_experiment(tmp_path / "whole")))
-    stage = pretraining(settings, tiny_experiment(tmp_path / "broken"))
+    settings = replace(SETTINGS, checkpoint_every=2, keep_checkpoints=3)
+    whole = train(pretrain_stage(settings, tiny_experiment(tmp_path / "whole")))
+    stage = pretrain_stage(settings, tiny_experiment(tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
         train(spoilt(stage, at=5, fault=interrupt))
     spoil(stage.folder / "step_000004")
@@ -202,7 +206,7 @@ def test_a_spoilt_checkpoint_is_set_aside_by_name_for_the_one_before_it(
 
 
 def test_a_finished_run_whose_last_checkpoint_is_spoilt_is_finished_again(tmp_path: Path) -> None:
-    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
     expected = tensors(train(stage))
     alter(stage.folder / "step_000006")
     for name, tensor in tensors(train(stage)).items():
@@ -210,7 +214,7 @@ def test_a_finished_run_whose_last_checkpoint_is_spoilt_is_finished_again(tmp_pa
 
 
 def test_a_line_of_the_log_that_a_dying_run_did_not_end_is_forgotten(tmp_path: Path) -> None:
-    stage = pretraining(SETTINGS, tiny_experiment(tmp_path))
+    stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         train(spoilt(stage, at=5, fault=interrupt))
     with (stage.folder / METRICS).open("a") as log:
@@ -221,13 +225,13 @@ def test_a_line_of_the_log_that_a_dying_run_did_not_end_is_forgotten(tmp_path: P
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     settings = replace(SETTINGS, checkpoint_every=1)
-    stage = pretraining(settings, tiny_experiment(tmp_path))
+    stage = pretrain_stage(settings, tiny_experiment(tmp_path))
     train(stage)
     assert [found.step for found in checkpoints(stage.folder)] == [5, 6]
 
 
 def test_a_stage_may_train_net2_alone(tmp_path: Path) -> None:
-    stage = pretraining(replace(SETTINGS, flair_weight=0.0), tiny_experiment(tmp_path))
+    stage = pretrain_stage(replace(SETTINGS, flair_weight=0.0), tiny_experiment(tmp_path))
     assert stage.objective.flair_weight == 0
     assert stage.experiment.model.objective.flair_weight == 1
     train(stage)
@@ -239,7 +243,7 @@ def test_a_stage_may_train_net2_alone(tmp_path: Path) -> None:
 
 def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
     settings = replace(SETTINGS, precision="bfloat16", steps=2)
-    last = train(pretraining(settings, tiny_experiment(tmp_path)))
+    last = train(pretrain_stage(settings, tiny_experiment(tmp_path)))
     assert {tensor.dtype for tensor in last.tensors("weights").values()} == {torch.float32}
 
 
@@ -249,7 +253,7 @@ def test_every_trained_weight_gets_a_gradient(
     tmp_path: Path, stage_number: int, loads: tuple[int, ...]
 ) -> None:
     _, stage = both_stages(tmp_path, loads=loads)
-    stage = stage if stage_number == 2 else pretraining(SETTINGS, stage.experiment)
+    stage = stage if stage_number == 2 else pretrain_stage(SETTINGS, stage.experiment)
     networks = stage.build()
     z = torch.randn(2, 2, *SLAB)
     condition = torch.randn(2, 7, *SLAB)

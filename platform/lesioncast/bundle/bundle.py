@@ -15,22 +15,22 @@ import torch
 from lesioncast.bundle.config import SCHEMA, BundleConfig
 from lesioncast.bundle.io import (
     Weights,
-    altered_file,
-    digest_of,
+    atomic_directory,
     digests_of,
+    first_corrupt_file,
     read_json,
     read_tensors,
-    whole_folder,
+    sha256_file,
     write_json,
     write_tensors,
 )
 from lesioncast.bundle.model_card import model_card
 from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.model import Model, ModelConfig
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError, ConfigError
-from lesioncast.parsing import parse
+from lesioncast.parsing import parse_dataclass
 
 MANIFEST = "manifest.json"
 UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
@@ -43,7 +43,7 @@ class Bundle:
     """A loaded bundle; `digest` is the sha256 of its manifest."""
 
     path: Path
-    model: Model
+    model: LesionDiffusion
     config: ModelConfig
     slab: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -62,7 +62,7 @@ def save_bundle(
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(f"{path}: expected a bundle or nothing there, got something else")
-    with whole_folder(path) as folder:
+    with atomic_directory(path) as folder:
         write_tensors(folder / UNET_FILE, unet)
         write_tensors(folder / CONTROL_FILE, control)
         write_json(folder / CONFIG_FILE, asdict(config))
@@ -74,7 +74,7 @@ def save_bundle(
 
 def bundle_digest(path: Path) -> str:
     """The digest that names the bundle at `path`."""
-    return digest_of(path / MANIFEST)
+    return sha256_file(path / MANIFEST)
 
 
 def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
@@ -90,7 +90,7 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
     control.load_state_dict(read_tensors(path / CONTROL_FILE))
     return Bundle(
         path=path,
-        model=Model(unet.to(device), control.to(device), config.model),
+        model=LesionDiffusion(unet.to(device), control.to(device), config.model),
         config=config.model,
         slab=config.slab,
         spacing=config.spacing,
@@ -109,7 +109,7 @@ def _verify(path: Path) -> None:
             f"{path / MANIFEST}: expected schema {SCHEMA} and the files {', '.join(FILES)}, "
             f"got schema {manifest.get('schema')} and {', '.join(manifest.get('sha256', ()))}"
         )
-    altered = altered_file(path, manifest["sha256"])
+    altered = first_corrupt_file(path, manifest["sha256"])
     if altered is not None:
         raise BundleError(
             f"{path / altered}: missing, or not the file that {MANIFEST} was written for; "
@@ -119,6 +119,8 @@ def _verify(path: Path) -> None:
 
 def _read_config(path: Path) -> BundleConfig:
     try:
-        return parse(BundleConfig, read_json(path / CONFIG_FILE), source=str(path / CONFIG_FILE))
+        return parse_dataclass(
+            BundleConfig, read_json(path / CONFIG_FILE), source=str(path / CONFIG_FILE)
+        )
     except ConfigError as error:
         raise BundleError(str(error)) from error

@@ -15,7 +15,7 @@ SCHEMA = 1
 CARD, EVALUATION = "EVALUATION.md", "evaluation.json"
 
 
-def read_sentences(bundle: Path, digest: str) -> tuple[str, ...] | None:
+def read_warnings(bundle: Path, digest: str) -> tuple[str, ...] | None:
     """The warnings that the evaluation of the bundle came to; None where there is no evaluation.
 
     Raises EvaluationCardError where it is of another bundle than that with `digest`.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
-def digest_of(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -20,20 +20,20 @@ def digest_of(path: Path) -> str:
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The sha256 of the named files of a folder."""
-    return {name: digest_of(folder / name) for name in names}
+    return {name: sha256_file(folder / name) for name in names}
 
 
-def altered_file(folder: Path, digests: Mapping[str, str]) -> str | None:
+def first_corrupt_file(folder: Path, digests: Mapping[str, str]) -> str | None:
     """The first of the files that is missing or has another sha256 than recorded, if any."""
     for name, digest in digests.items():
         path = folder / name
-        if not path.is_file() or digest_of(path) != digest:
+        if not path.is_file() or sha256_file(path) != digest:
             return name
     return None
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path) -> Iterator[Path]:
     """A folder to write into that becomes `target` in one step, unless the block raises.
 
     An older `target` is replaced.

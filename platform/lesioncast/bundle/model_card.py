@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lesioncast.imaging.channels import START
+from lesioncast.imaging.channels import BASELINE_SESSION
 
 if TYPE_CHECKING:
     from lesioncast.bundle.config import BundleConfig
@@ -59,16 +59,16 @@ def _start(config: BundleConfig) -> str:
     if not config.from_start:
         return ""
     return (
-        f"- To compare arms for a patient, show the images of {START} alone: later ones show what\n"
-        "  the arm received has done, so that with them a forecast under another arm does not say\n"
-        "  what that arm would have done from the start.\n"
+        f"- To compare arms for a patient, show the images of {BASELINE_SESSION} alone. Later\n"
+        "  ones show what the received arm has done. With them, a forecast under another arm does\n"
+        "  not say what that arm would have done from the start.\n"
     )
 
 
 def _loads(config: BundleConfig) -> str:
-    if not config.model.unet.loads:
+    if not config.model.unet.lesion_load_thresholds:
         return ""
-    least = ", ".join(map(str, config.model.unet.loads))
+    least = ", ".join(map(str, config.model.unet.lesion_load_thresholds))
     return (
         f"- Lesion load: whether there are lesions, and from {least} voxels how many, is drawn\n"
         "  first, from arm, covariates and the images' lesion burden; the diffusion places them.\n"

@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
-SAY_EVERY_S = 5.0
+LOG_INTERVAL_S = 5.0
 
 
-class _Applied:
+class _FunctionActor:
     """A Ray actor's state: what `build` made, once (the model's weights, an open store)."""
 
     def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
@@ -25,7 +25,7 @@ class _Applied:
         return self._function(item)
 
 
-def map_on_actors(
+def ordered_actor_map(
     build: Callable[[], Callable[[Item], Result]],
     items: Sequence[Item],
     *,
@@ -37,7 +37,7 @@ def map_on_actors(
     `build` runs once an actor. A lost actor is started again and its item repeated, so the
     function must depend on the item alone. Ray must be connected.
     """
-    actor: Any = ray.remote(_Applied).options(
+    actor: Any = ray.remote(_FunctionActor).options(
         num_cpus=1, num_gpus=gpus_per_worker, max_restarts=2, max_task_retries=2
     )
     actors = [actor.remote(build) for _ in range(min(workers, len(items)))]
@@ -63,7 +63,7 @@ def with_progress(
     for done, result in enumerate(results, 1):
         yield result
         now = clock()
-        if now - said >= SAY_EVERY_S or done == total:
+        if now - said >= LOG_INTERVAL_S or done == total:
             rate = done / max(now - start, 1e-9)
             left = (total - done) / rate
             log.info("%s %d/%d, %.1f/s, %.0f s left", label, done, total, rate, left)

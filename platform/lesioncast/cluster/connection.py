@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # glibc returns every large tensor to the kernel and has its pages zeroed again for the next one;
 # kept in the process instead, a sample on a CPU took a fifth less time. jobs/runtime_env.yaml too.
-ALLOCATOR = {
+MALLOC_ENV = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "67108864",
@@ -86,7 +86,7 @@ def _root_of(package: str) -> Path:
 
 
 @contextmanager
-def cluster(
+def ray_cluster(
     settings: RaySettings, *, reads: Iterable[Location] = (), writes: Iterable[Location] = ()
 ) -> Iterator[None]:
     """A connection to the running cluster, or a small local one for as long as the block lasts.
@@ -105,7 +105,7 @@ def cluster(
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    from lesioncast.cluster.nodes import require_shared
+    from lesioncast.cluster.nodes import check_shared_paths
 
     if ray.is_initialized():
         yield
@@ -114,7 +114,7 @@ def cluster(
     with tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder:
         if os.environ.get("RAY_ADDRESS"):
             ray.init()
-            require_shared(reads=reads, writes=writes)
+            check_shared_paths(reads=reads, writes=writes)
         else:
             os.environ["RAY_TMPDIR"] = folder
             ray.init(
@@ -123,7 +123,7 @@ def cluster(
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
                 runtime_env={
-                    "env_vars": ALLOCATOR | {"PYTHONPATH": os.pathsep.join(_import_path())}
+                    "env_vars": MALLOC_ENV | {"PYTHONPATH": os.pathsep.join(_import_path())}
                 },
                 logging_level=logging.WARNING,
             )

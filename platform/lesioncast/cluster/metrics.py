@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-NEVER = 1e-9  # a counter refuses to grow by nothing
+MIN_INCREMENT = 1e-9  # a counter refuses to grow by nothing
 
 
-class ConversionMeter:
+class ConversionMetrics:
     """Of the driver of a conversion."""
 
     def __init__(self) -> None:
@@ -19,10 +19,10 @@ class ConversionMeter:
 
     def converted(self, subjects: int) -> None:
         """One more shard, with so many subjects."""
-        self._subjects.inc(max(subjects, NEVER))
+        self._subjects.inc(max(subjects, MIN_INCREMENT))
 
 
-class TrainingMeter:
+class TrainingMetrics:
     """Of the worker that leads the stage `run`, such as pretrain."""
 
     def __init__(self, run: str) -> None:
@@ -52,4 +52,4 @@ class TrainingMeter:
     def saved(self, seconds: float) -> None:
         """One more checkpoint."""
         self._saves.inc()
-        self._saving.inc(max(seconds, NEVER))
+        self._saving.inc(max(seconds, MIN_INCREMENT))

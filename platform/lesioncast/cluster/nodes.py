@@ -14,18 +14,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from storage import Location, StorageError
 
 # A node may list a folder of a network disk as it was half a minute ago.
-SETTLED_AFTER_S = 35.0
+NFS_ATTRIBUTE_CACHE_S = 35.0
 
 Names = Mapping[str, Sequence[str]]  # of what lies in a folder, by the folder
 
 
-def working_nodes(resource: str = "CPU") -> list[str]:
+def nodes_with_resource(resource: str = "CPU") -> list[str]:
     """The nodes that are there and have some of a resource; a head with num_cpus=0 has no CPU."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return [n["NodeID"] for n in nodes if n["Alive"] and n["Resources"].get(resource)]
 
 
-def on_node(node: str, function: Callable[..., Any], *arguments: Any) -> "ray.ObjectRef[Any]":
+def run_on_node(node: str, function: Callable[..., Any], *arguments: Any) -> "ray.ObjectRef[Any]":
     """A task on that node and no other, which takes no CPU: it mostly waits."""
     pinned = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(function).options(num_cpus=0, scheduling_strategy=pinned)
@@ -33,14 +33,14 @@ def on_node(node: str, function: Callable[..., Any], *arguments: Any) -> "ray.Ob
     return reference
 
 
-def require_shared(*, reads: Iterable[Location] = (), writes: Iterable[Location] = ()) -> None:
+def check_shared_paths(*, reads: Iterable[Location] = (), writes: Iterable[Location] = ()) -> None:
     """Raises StorageError where a node that may work sees another folder at a path than this one.
 
     Folders to read have to show the same names everywhere, folders to write also a file that is put
     there meanwhile. URLs mean the same everywhere.
     """
     here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in working_nodes() if node != here]
+    nodes = [node for node in nodes_with_resource() if node != here]
     if not nodes:
         return
     outputs = [path for path in writes if isinstance(path, Path)]
@@ -48,8 +48,8 @@ def require_shared(*, reads: Iterable[Location] = (), writes: Iterable[Location]
     with ExitStack() as stack:
         for path in outputs:
             stack.enter_context(_marked(path))
-        expected = {str(path): names_in(path) for path in (*inputs, *outputs)}
-        found = {node: on_node(node, other_folder, expected) for node in nodes}
+        expected = {str(path): list_folder(path) for path in (*inputs, *outputs)}
+        found = {node: run_on_node(node, find_mismatched_folder, expected) for node in nodes}
         for node, reference in found.items():
             if (other := ray.get(reference)) is not None:
                 raise StorageError(
@@ -69,17 +69,17 @@ def _marked(folder: Path) -> Iterator[None]:
         mark.unlink(missing_ok=True)
 
 
-def other_folder(expected: Names) -> str | None:
+def find_mismatched_folder(expected: Names) -> str | None:
     """The first folder that is not here or shows other names than expected, if any."""
     for folder, names in expected.items():
-        until = time.monotonic() + SETTLED_AFTER_S
-        while names_in(Path(folder)) != names:
+        until = time.monotonic() + NFS_ATTRIBUTE_CACHE_S
+        while list_folder(Path(folder)) != names:
             if time.monotonic() > until or not Path(folder).is_dir():
                 return folder
             time.sleep(1)
     return None
 
 
-def names_in(folder: Path) -> Sequence[str]:
+def list_folder(folder: Path) -> Sequence[str]:
     """What lies in a folder, sorted; nothing where there is none."""
     return sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208

@@ -10,14 +10,14 @@ from torch.nn import functional
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def zeroed(module: ModuleT) -> ModuleT:
+def zero_module(module: ModuleT) -> ModuleT:
     """`module` with every parameter set to zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
-def fold(volume: Tensor, patch: int) -> Tensor:
+def slices_to_channels(volume: Tensor, patch: int) -> Tensor:
     """Slices (and patch x patch voxels) into channels: [b, c, s, h, w] -> [b, c*s*p*p, h/p, w/p].
 
     Section 2, stage 1; patch 1 is the paper's pseudo-2D slab.
@@ -25,14 +25,14 @@ def fold(volume: Tensor, patch: int) -> Tensor:
     return functional.pixel_unshuffle(volume.flatten(1, 2), patch)
 
 
-def unfold(features: Tensor, *, slices: int, patch: int) -> Tensor:
+def channels_to_slices(features: Tensor, *, slices: int, patch: int) -> Tensor:
     """The inverse of `fold`: [b, c*s*p*p, h/p, w/p] -> [b, c, s, h, w]."""
     folded = functional.pixel_shuffle(features, patch)
     batch, channels, height, width = folded.shape
     return folded.reshape(batch, channels // slices, slices, height, width)
 
 
-def sinusoidal(logsnr: Tensor, width: int) -> Tensor:
+def noise_level_embedding(logsnr: Tensor, width: int) -> Tensor:
     """Sine-cosine features of logsnr [b] at periods from 1 to 256 nats, [b, width]."""
     periods = torch.logspace(0, 8, width // 2, base=2.0, device=logsnr.device)
     angle = 2 * math.pi * logsnr[:, None].float() / periods
@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
         self.conv_in = nn.Conv2d(width_in, width_out, 3, padding=1)
         self.embed = nn.Linear(embedding, width_out)
         self.norm_out = nn.GroupNorm(groups, width_out)
-        self.conv_out = zeroed(nn.Conv2d(width_out, width_out, 3, padding=1))
+        self.conv_out = zero_module(nn.Conv2d(width_out, width_out, 3, padding=1))
         self.shortcut = (
             nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
         )
@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
         self.heads = max(1, width // head_dim)
         self.norm = nn.GroupNorm(groups, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
-        self.out = zeroed(nn.Conv2d(width, width, 1))
+        self.out = zero_module(nn.Conv2d(width, width, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         batch, width, *size = features.shape
@@ -82,7 +82,7 @@ class SelfAttention(nn.Module):
         return features + attended
 
 
-class Block(nn.Module):
+class ResAttnBlock(nn.Module):
     """A residual block, followed by self-attention where the stage has it."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Block(nn.Module):
         return self.attention(hidden) if self.attention else hidden
 
 
-class Up(nn.Module):
+class Upsample(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution."""
 
     def __init__(self, width: int) -> None:

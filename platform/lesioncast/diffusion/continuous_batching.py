@@ -16,28 +16,28 @@ from lesioncast.diffusion.objective import Denoiser
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import (
     SamplerConfig,
-    State,
-    advance,
-    plan_steps,
+    SolverState,
+    initial_state,
     seeded_generators,
     seeded_noise,
-    start,
+    solver_coefficients,
+    solver_step,
 )
 
-Of = TypeVar("Of")
+ConditionT = TypeVar("ConditionT")
 
 
 @dataclass(frozen=True)
-class Wanted(Generic[Of]):
+class SampleRequest(Generic[ConditionT]):
     """One sample to draw: for which `request`, its `name` there, what it is of, and its seed."""
 
     request: Hashable
     name: Hashable
-    of: Of
+    of: ConditionT
     seed: int
 
 
-class Engine(Generic[Of]):
+class ContinuousBatcher(Generic[ConditionT]):
     """At most `slots` samples at a time, each at a step of its own; not thread-safe.
 
     `denoiser` makes the denoiser of the samples that now share a batch, in order; it is asked again
@@ -50,7 +50,7 @@ class Engine(Generic[Of]):
 
     def __init__(
         self,
-        denoiser: Callable[[Sequence[Of]], Denoiser],
+        denoiser: Callable[[Sequence[ConditionT]], Denoiser],
         *,
         shape: Sequence[int],
         schedule: ScheduleConfig,
@@ -58,18 +58,20 @@ class Engine(Generic[Of]):
         slots: int,
         device: torch.device | str = "cpu",
         settled: Callable[[Tensor], Tensor] | None = None,
-        known: Callable[[Of], Tensor | None] = lambda _: None,
-        finish: Callable[[Of, Tensor], Tensor] = lambda _, x: x,
+        known: Callable[[ConditionT], Tensor | None] = lambda _: None,
+        finish: Callable[[ConditionT, Tensor], Tensor] = lambda _, x: x,
     ) -> None:
         self.slots = slots
         self._denoiser, self._settled = denoiser, settled
         self._known, self._finish = known, finish
         self._shape, self._device = tuple(shape), device
-        self._steps, self._num_steps = plan_steps(schedule, sampler), sampler.num_steps
-        self._waiting: dict[Hashable, deque[Wanted[Of]]] = {}  # longest unserved first
-        self._running: list[Wanted[Of]] = []
+        self._steps, self._num_steps = solver_coefficients(schedule, sampler), sampler.num_steps
+        self._waiting: dict[
+            Hashable, deque[SampleRequest[ConditionT]]
+        ] = {}  # longest unserved first
+        self._running: list[SampleRequest[ConditionT]] = []
         self._generators: list[torch.Generator] = []
-        self._state = start(torch.empty(0, *self._shape, device=device))
+        self._state = initial_state(torch.empty(0, *self._shape, device=device))
         self._denoise: Denoiser | None = None
         self.rows = 0  # of the forward pass of the last step; 0 where it needed none
 
@@ -88,31 +90,31 @@ class Engine(Generic[Of]):
         """Whether a step would do anything."""
         return bool(self._running or self._waiting)
 
-    def add(self, wanted: Iterable[Wanted[Of]]) -> None:
+    def add(self, wanted: Iterable[SampleRequest[ConditionT]]) -> None:
         """Samples that enter at the next step with a free slot for them."""
         for each in wanted:
             self._waiting.setdefault(each.request, deque()).append(each)
 
-    def cancel(self, which: Callable[[Wanted[Of]], bool]) -> None:
+    def cancel(self, which: Callable[[SampleRequest[ConditionT]], bool]) -> None:
         """The samples of which it is true leave now; their slots are free at the next step."""
         left = {
             request: deque(each for each in queue if not which(each))
             for request, queue in self._waiting.items()
         }
         self._waiting = {request: queue for request, queue in left.items() if queue}
-        self._keep([not which(each) for each in self._running])
+        self._retain([not which(each) for each in self._running])
 
     @torch.no_grad()
-    def step(self) -> list[tuple[Wanted[Of], Tensor]]:
+    def step(self) -> list[tuple[SampleRequest[ConditionT], Tensor]]:
         """Every sample one step further; those that are done, each with its x [*shape]."""
-        finished = self._seat()
+        finished = self._admit()
         self.rows = len(self._running)
         if not self._running:
             return finished
         if self._denoise is None:
             self._denoise = self._denoiser([each.of for each in self._running])
         noise = seeded_noise(self._generators, self._shape).to(self._device)
-        self._state = advance(self._denoise, self._state, noise, steps=self._steps)
+        self._state = solver_step(self._denoise, self._state, noise, steps=self._steps)
         x = self._state.x_hat_before  # the last step's z is x_hat
         done = self._state.step == self._num_steps
         if self._settled is not None:
@@ -123,13 +125,13 @@ class Engine(Generic[Of]):
             for row, each in enumerate(self._running)
             if ended[row]
         ]
-        self._keep([not end for end in ended])
+        self._retain([not end for end in ended])
         return finished
 
-    def _seat(self) -> list[tuple[Wanted[Of], Tensor]]:
+    def _admit(self) -> list[tuple[SampleRequest[ConditionT], Tensor]]:
         """Fills the free slots; returns those on the way to them whose x is known."""
-        entering: list[Wanted[Of]] = []
-        known: list[tuple[Wanted[Of], Tensor]] = []
+        entering: list[SampleRequest[ConditionT]] = []
+        known: list[tuple[SampleRequest[ConditionT], Tensor]] = []
         while self._waiting and len(self._running) < self.slots:
             wanted = self._next()
             if (x := self._known(wanted.of)) is not None:
@@ -140,9 +142,9 @@ class Engine(Generic[Of]):
         if not entering:
             return known
         generators = seeded_generators([each.seed for each in entering])
-        new = start(seeded_noise(generators, self._shape).to(self._device))
+        new = initial_state(seeded_noise(generators, self._shape).to(self._device))
         self._generators += generators
-        self._state = State(
+        self._state = SolverState(
             torch.cat([self._state.z, new.z]),
             torch.cat([self._state.x_hat_before, new.x_hat_before]),
             torch.cat([self._state.step, new.step]),
@@ -150,7 +152,7 @@ class Engine(Generic[Of]):
         self._denoise = None
         return known
 
-    def _next(self) -> Wanted[Of]:
+    def _next(self) -> SampleRequest[ConditionT]:
         held = [each.request for each in self._running]
         request = min(self._waiting, key=held.count)
         queue = self._waiting.pop(request)
@@ -159,20 +161,22 @@ class Engine(Generic[Of]):
             self._waiting[request] = queue  # to the end: it has been served
         return wanted
 
-    def _keep(self, staying: Sequence[bool]) -> None:
+    def _retain(self, staying: Sequence[bool]) -> None:
         if all(staying):
             return
         rows = [row for row, stays in enumerate(staying) if stays]
         self._running = [self._running[row] for row in rows]
         self._generators = [self._generators[row] for row in rows]
         state = self._state
-        self._state = State(state.z[rows], state.x_hat_before[rows], state.step[rows])
+        self._state = SolverState(state.z[rows], state.x_hat_before[rows], state.step[rows])
         self._denoise = None
 
 
-def draw_all(engine: Engine[Of], of: Sequence[Of], seeds: Sequence[int]) -> Tensor:
+def run_until_idle(
+    engine: ContinuousBatcher[ConditionT], of: Sequence[ConditionT], seeds: Sequence[int]
+) -> Tensor:
     """One x for each of `of` and `seeds`, in order: [n, *shape] in [-1, 1]; the engine is idle."""
-    engine.add(Wanted(0, row, each, seeds[row]) for row, each in enumerate(of))
+    engine.add(SampleRequest(0, row, each, seeds[row]) for row, each in enumerate(of))
     drawn: dict[Hashable, Tensor] = {}
     while engine.busy:
         drawn |= {wanted.name: x for wanted, x in engine.step()}
@@ -189,7 +193,7 @@ def sample(
     settled: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """One x of `shape` per seed from a denoiser that treats all rows alike: [n, *shape]."""
-    engine = Engine[None](
+    engine = ContinuousBatcher[None](
         lambda _: denoise,
         shape=shape,
         schedule=schedule,
@@ -197,4 +201,4 @@ def sample(
         slots=len(seeds),
         settled=settled,
     )
-    return draw_all(engine, [None] * len(seeds), seeds)
+    return run_until_idle(engine, [None] * len(seeds), seeds)

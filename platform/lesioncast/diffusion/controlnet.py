@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lesioncast.diffusion.blocks import fold, zeroed
-from lesioncast.diffusion.covariates import CovariateEmbedding, all_absent
-from lesioncast.diffusion.lesion_load import LoadPrior
-from lesioncast.diffusion.unet import Encoder, Residuals, UNet, UNetConfig
-from lesioncast.diffusion.voxel_mlp import VoxelPerceptron, surroundings
+from lesioncast.diffusion.blocks import slices_to_channels, zero_module
+from lesioncast.diffusion.covariates import CovariateEmbedding, missing_covariates
+from lesioncast.diffusion.lesion_load import LesionLoadPrior
+from lesioncast.diffusion.unet import ControlNetOutput, Encoder, UNet, UNetConfig
+from lesioncast.diffusion.voxel_mlp import VoxelMLP, with_local_mean
 from lesioncast.imaging.covariates import Covariate
 
 # What is known of a patient when w096 is forecast, as session/channel in the order of the paper.
@@ -28,7 +28,7 @@ CONDITION = (
     "w048/gad",
     "w048/net2",
 )
-BURDEN = 3  # numbers a channel
+BURDEN_FEATURES = 3  # numbers a channel
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ControlConfig:
     hint_widths: tuple[int, ...] = ()
     zero_hint: bool = True
     burden: bool = False
-    voxels: int = 0
+    voxel_mlp_width: int = 0
 
     def __post_init__(self) -> None:
         for name in self.condition:
@@ -75,7 +75,7 @@ class ControlConfig:
 
 
 @dataclass(frozen=True)
-class Hint:
+class PatientEncoding:
     """What the condition becomes once per patient: it depends on no t, arm or seed."""
 
     features: Tensor
@@ -84,21 +84,21 @@ class Hint:
     covariates: Tensor | None = None
     load: Tensor | None = None
 
-    def rows(self, index: Tensor) -> "Hint":
+    def index_select(self, index: Tensor) -> "PatientEncoding":
         """The hint of some rows, in the order of `index` [n]."""
-        return Hint(*(part if part is None else part[index] for part in self._parts()))  # type: ignore[arg-type]
+        return PatientEncoding(*(part if part is None else part[index] for part in self._parts()))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[Tensor | None, ...]:
         return self.features, self.burden, self.voxels, self.covariates, self.load
 
     @staticmethod
-    def joined(hints: "Sequence[Hint]") -> "Hint":
+    def cat(hints: "Sequence[PatientEncoding]") -> "PatientEncoding":
         """Hints of one kind, row after row."""
         columns = zip(*(hint._parts() for hint in hints), strict=True)
-        return Hint(*(None if part[0] is None else torch.cat(part) for part in columns))  # type: ignore[arg-type]
+        return PatientEncoding(*(None if part[0] is None else torch.cat(part) for part in columns))  # type: ignore[arg-type]
 
 
-def burden_of(condition: Tensor, masks: Sequence[int]) -> Tensor:
+def lesion_burden(condition: Tensor, masks: Sequence[int]) -> Tensor:
     """[b, channels, 3] from c_f [b, channels, s, h, w]: present or null, and the logs of how much
     and of how many.
 
@@ -154,10 +154,10 @@ class ControlNet(nn.Module):
             layers += [nn.Conv2d(width_in, width_out, 3, padding=1), nn.SiLU()]
         self.hint = nn.Sequential(*layers[:-1])
         if config.zero_hint:
-            zeroed(self.hint[-1])
+            zero_module(self.hint[-1])
         self.burden = (
             nn.Sequential(
-                nn.Linear(BURDEN * config.channels, unet.embedding),
+                nn.Linear(BURDEN_FEATURES * config.channels, unet.embedding),
                 nn.SiLU(),
                 nn.Linear(unet.embedding, unet.embedding),
             )
@@ -165,20 +165,20 @@ class ControlNet(nn.Module):
             else None
         )
         self.voxels = (
-            VoxelPerceptron(2 * config.channels, config.voxels, embedding=unet.embedding)
-            if config.voxels
+            VoxelMLP(2 * config.channels, config.voxel_mlp_width, embedding=unet.embedding)
+            if config.voxel_mlp_width
             else None
         )
-        self.zero_skips = nn.ModuleList(zeroed(nn.Conv2d(w, w, 1)) for w in unet.skip_widths())
-        self.zero_middle = zeroed(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
+        self.zero_skips = nn.ModuleList(zero_module(nn.Conv2d(w, w, 1)) for w in unet.skip_widths())
+        self.zero_middle = zero_module(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
         self.load_prior = (
-            LoadPrior(
-                BURDEN * config.channels,
+            LesionLoadPrior(
+                BURDEN_FEATURES * config.channels,
                 arms=unet.arms + 1,
-                classes=unet.load_classes,
+                classes=unet.lesion_load_classes,
                 covariates=covariates,
             )
-            if unet.loads
+            if unet.lesion_load_thresholds
             else None
         )
         self.masks = config.masks
@@ -194,37 +194,42 @@ class ControlNet(nn.Module):
         control.encoder.load_state_dict(unet.encoder.state_dict())
         return control
 
-    def encode(self, condition: Tensor, covariates: Tensor | None = None) -> Hint:
+    def encode(self, condition: Tensor, covariates: Tensor | None = None) -> PatientEncoding:
         """The hint of c_f [b, channels, s, h, w] and of encoded covariates [b, covariate].
 
         Computed once, shared over t, arms and seeds. No covariates are the null ones: all absent.
         """
         burden = self.burden_of(condition) if self.burden or self.load_prior else None
-        return Hint(
-            self.hint(fold(condition, self.patch)),
+        return PatientEncoding(
+            self.hint(slices_to_channels(condition, self.patch)),
             self.burden(burden.flatten(1)) if self.burden and burden is not None else None,
-            surroundings(condition) if self.voxels else None,
+            with_local_mean(condition) if self.voxels else None,
             self._embedded(condition, covariates),
-            self.load_prior.patient(burden, covariates)
+            self.load_prior.patient_features(burden, covariates)
             if self.load_prior and burden is not None
             else None,
         )
 
     def burden_of(self, condition: Tensor) -> Tensor:
         """As the function, of c_f."""
-        return burden_of(condition, self.masks)
+        return lesion_burden(condition, self.masks)
 
     def _embedded(self, condition: Tensor, covariates: Tensor | None) -> Tensor | None:
         if self.covariates is None:
             return None
         if covariates is None:
-            covariates = all_absent(self.covariates.covariates, condition)
+            covariates = missing_covariates(self.covariates.covariates, condition)
         embedded: Tensor = self.covariates(covariates)
         return embedded
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint, load: Tensor | None = None
-    ) -> Residuals:
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        arm: Tensor,
+        hint: PatientEncoding,
+        load: Tensor | None = None,
+    ) -> ControlNetOutput:
         """What to add to the UNet's skips and middle for z [b, 2, s, h, w]."""
         embedding = self.encoder.embedding(logsnr, arm, load)
         if hint.burden is not None:
@@ -232,7 +237,7 @@ class ControlNet(nn.Module):
         if hint.covariates is not None:
             embedding = embedding + hint.covariates
         skips, middle = self.encoder(z, embedding, hint.features)
-        return Residuals(
+        return ControlNetOutput(
             [zero(skip) for zero, skip in zip(self.zero_skips, skips, strict=True)],
             self.zero_middle(middle),
             self.voxels(hint.voxels, embedding).float() if self.voxels else None,

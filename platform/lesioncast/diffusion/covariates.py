@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lesioncast.diffusion.blocks import zeroed
+from lesioncast.diffusion.blocks import zero_module
 from lesioncast.imaging.covariates import Covariate
 
 
@@ -31,7 +31,7 @@ def covariate_features(values: Tensor, covariates: Sequence[Covariate]) -> Tenso
     return torch.cat(features, dim=1)
 
 
-def all_absent(covariates: Sequence[Covariate], like: Tensor) -> Tensor:
+def missing_covariates(covariates: Sequence[Covariate], like: Tensor) -> Tensor:
     """Encoded values [b, covariate] of as many patients as `like` has rows, none of them known."""
     return like.new_full((len(like), len(covariates)), math.nan)
 
@@ -50,7 +50,7 @@ class CovariateEmbedding(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(covariate_width(covariates), width),
             nn.SiLU(),
-            zeroed(nn.Linear(width, width)),
+            zero_module(nn.Linear(width, width)),
         )
 
     def forward(self, values: Tensor) -> Tensor:

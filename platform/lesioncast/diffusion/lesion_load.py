@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lesioncast.diffusion.blocks import zeroed
-from lesioncast.diffusion.covariates import all_absent, covariate_features, covariate_width
+from lesioncast.diffusion.blocks import zero_module
+from lesioncast.diffusion.covariates import covariate_features, covariate_width, missing_covariates
 from lesioncast.imaging.covariates import Covariate
 
 HIDDEN = 32
-LEAST_CHANCE = 1e-7  # float32 knows no greater probability below 1
+MIN_PROBABILITY = 1e-7  # float32 knows no greater probability below 1
 SHIFT_LIMIT, BISECTIONS = 32.0, 18  # to 0.0001 in log odds
 GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64  # odd, and 2^64 over the golden ratio
 
 
-def load_of(net2: Tensor, least: Sequence[int]) -> Tensor:
+def lesion_load_class(net2: Tensor, least: Sequence[int]) -> Tensor:
     """The class of a mask, [b] from NET2 in -1 / +1 [b, s, h, w]: 0 is less than `least[0]` voxels.
 
     Class k has `least[k - 1]` voxels or more, and fewer than `least[k]`.
@@ -32,13 +32,13 @@ def load_of(net2: Tensor, least: Sequence[int]) -> Tensor:
     return torch.bucketize(voxels, torch.tensor(least, device=voxels.device), right=True)
 
 
-def with_lesions(load: Tensor) -> Tensor:
+def rows_with_lesions(load: Tensor) -> Tensor:
     """The rows of load [b] that have lesions to place; the first where none has."""
     rows = torch.nonzero(load).flatten()
     return rows if len(rows) else rows.new_zeros(1)
 
 
-def within_load(x_hat: Tensor, load: Tensor, least: Sequence[int]) -> Tensor:
+def constrain_to_load(x_hat: Tensor, load: Tensor, least: Sequence[int]) -> Tensor:
     """NET2 x_hat [b, s, h, w] that expects lesions where there are to be some, and no more.
 
     What has at most so many voxels has at most so many in expectation too, whatever z_t; and where
@@ -51,11 +51,11 @@ def within_load(x_hat: Tensor, load: Tensor, least: Sequence[int]) -> Tensor:
     wanted = expected.clamp(load.clamp(max=1).to(expected), bounds[load + 1] - 1.0)
     kept = x_hat.clone()
     for row in torch.nonzero(expected != wanted).flatten().tolist():
-        kept[row] = 2 * with_sum(chance[row], wanted[row]) - 1
+        kept[row] = 2 * shift_log_odds_to_sum(chance[row], wanted[row]) - 1
     return kept
 
 
-def with_lesion(x: Tensor) -> Tensor:
+def ensure_one_lesion(x: Tensor) -> Tensor:
     """A sample's NET2 [s, h, w] that is to have lesions: where none is likelier than not, the
     likeliest voxel is one."""
     if (x > 0).any():
@@ -65,11 +65,11 @@ def with_lesion(x: Tensor) -> Tensor:
     return kept.view_as(x)
 
 
-def with_sum(chance: Tensor, total: Tensor) -> Tensor:
+def shift_log_odds_to_sum(chance: Tensor, total: Tensor) -> Tensor:
     """Probabilities, of any shape, with all log odds shifted by what makes their sum `total`."""
     if total == 0:
         return torch.zeros_like(chance)
-    log_odds = chance.clamp(LEAST_CHANCE, 1 - LEAST_CHANCE).logit()
+    log_odds = chance.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit()
     below, above = -SHIFT_LIMIT, SHIFT_LIMIT
     for _ in range(BISECTIONS):
         shift = (below + above) / 2
@@ -80,7 +80,7 @@ def with_sum(chance: Tensor, total: Tensor) -> Tensor:
     return torch.sigmoid(log_odds + above)
 
 
-class Stated(NamedTuple):
+class LoadExpectations(NamedTuple):
     """What is known before anything is drawn, each [arm]: P(active), and the expectations of the
     number of lesions n and of log(1 + n)."""
 
@@ -89,7 +89,7 @@ class Stated(NamedTuple):
     log_lesions: Tensor
 
 
-class LoadPrior(nn.Module):
+class LesionLoadPrior(nn.Module):
     """p(load | arm, patient): a small perceptron on numbers alone, so that it can be fitted to all
     training cases at once and needs no other network; at first all classes are alike.
 
@@ -107,18 +107,18 @@ class LoadPrior(nn.Module):
         self.arms, self.covariates = arms, tuple(covariates)
         features = patient + covariate_width(covariates) + arms
         self.layers = nn.Sequential(
-            nn.Linear(features, HIDDEN), nn.SiLU(), zeroed(nn.Linear(HIDDEN, classes))
+            nn.Linear(features, HIDDEN), nn.SiLU(), zero_module(nn.Linear(HIDDEN, classes))
         )
         self.register_buffer("lesions", torch.zeros(classes))
         self.register_buffer("log_lesions", torch.zeros(classes))
 
-    def patient(self, burden: Tensor, covariates: Tensor | None) -> Tensor:
+    def patient_features(self, burden: Tensor, covariates: Tensor | None) -> Tensor:
         """What is told of patients, [b, feature], from their burden [b, channel, 3] and encoded
         covariates [b, covariate], NaN where absent; None is all absent."""
         if not self.covariates:
             return burden.flatten(1)
         if covariates is None:
-            covariates = all_absent(self.covariates, burden)
+            covariates = missing_covariates(self.covariates, burden)
         return torch.cat([burden.flatten(1), covariate_features(covariates, self.covariates)], 1)
 
     def forward(self, patient: Tensor, arm: Tensor) -> Tensor:
@@ -127,16 +127,16 @@ class LoadPrior(nn.Module):
         logits: Tensor = self.layers(torch.cat([patient, chosen], dim=1))
         return logits
 
-    def stated(self, patient: Tensor) -> Stated:
+    def expected_outcomes(self, patient: Tensor) -> LoadExpectations:
         """What it says of one patient [1, feature] under every arm but the null one."""
         arms = torch.arange(self.arms - 1, device=patient.device)
         chance = self(patient.expand(len(arms), -1), arms).double().softmax(1)
-        return Stated(
+        return LoadExpectations(
             1 - chance[:, 0], chance @ self.lesions.double(), chance @ self.log_lesions.double()
         )
 
 
-def drawn_load(logits: Tensor, seed: int) -> int:
+def sample_load_class(logits: Tensor, seed: int) -> int:
     """The class that a sample's seed draws from logits [classes].
 
     By the inverse of the distribution function: one seed under two arms draws the same quantile, so

@@ -7,15 +7,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lesioncast.diffusion.continuous_batching import Engine, draw_all
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, Hint
-from lesioncast.diffusion.lesion_load import Stated, drawn_load, with_lesion, within_load
+from lesioncast.diffusion.continuous_batching import ContinuousBatcher, run_until_idle
+from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, PatientEncoding
+from lesioncast.diffusion.lesion_load import (
+    LoadExpectations,
+    constrain_to_load,
+    ensure_one_lesion,
+    sample_load_class,
+)
 from lesioncast.diffusion.objective import (
     NET2,
     Denoiser,
     ObjectiveConfig,
-    predicted_x,
-    unweighted_probability,
+    predict_x0,
+    undo_lesion_weight,
 )
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import ScheduleConfig
@@ -23,8 +28,8 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.imaging.covariates import Covariate
 
-CPU_ROWS = 8  # a third less time a sample than single rows; 16 is no faster
-UNDECIDED = 1e-6  # 1 - |x_hat|, so a voxel's probability of the other answer is half of it
+CPU_BATCH_SIZE = 8  # a third less time a sample than single rows; 16 is no faster
+DECIDED_TOLERANCE = 1e-6  # 1 - |x_hat|, so a voxel's probability of the other answer is half of it
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class Told:
+class SampleCondition:
     """What the networks are told of a sample: its patient's hint, one row, the arm, and, where they
     know of lesion loads, the one that its seed drew."""
 
-    hint: Hint
+    hint: PatientEncoding
     arm: int
     load: int | None = None
 
 
-class Model:
+class LesionDiffusion:
     """Stage 2's networks, ready to draw masks."""
 
     def __init__(self, unet: UNet, control: ControlNet, config: ModelConfig) -> None:
@@ -65,12 +70,17 @@ class Model:
         self.config = config
 
     def predict(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: Hint, load: Tensor | None = None
+        self,
+        z: Tensor,
+        logsnr: Tensor,
+        arm: Tensor,
+        hint: PatientEncoding,
+        load: Tensor | None = None,
     ) -> Tensor:
         """x_hat [b, 2, s, h, w] given the condition's hint, the arm, and the lesion load."""
         residuals = self.control(z, logsnr, arm, hint, load)
         prediction = self.unet(z, logsnr, arm, residuals, load).float()
-        return predicted_x(prediction, z, logsnr, self.config.objective)
+        return predict_x0(prediction, z, logsnr, self.config.objective)
 
     def denoiser(
         self,
@@ -90,28 +100,28 @@ class Model:
         bias of the lesion weight is taken out of the NET2 channel, which is held to its load.
         """
         hint = self.control.encode(condition, covariates)
-        null = self.null_hint(condition) if guidance != 1 else None
+        null = self.encode_null(condition) if guidance != 1 else None
         return self._guided(
             hint, arm, load, null, guidance=guidance, interval=interval, size=len(condition)
         )
 
-    def null_hint(self, condition: Tensor) -> Hint:
+    def encode_null(self, condition: Tensor) -> PatientEncoding:
         """The hint of no image and no covariates in the shape of `condition`, one row."""
         return self.control.encode(torch.zeros_like(condition[:1]))
 
     def _guided(
         self,
-        hint: Hint,
+        hint: PatientEncoding,
         arm: Tensor,
         load: Tensor | None,
-        null: Hint | None,
+        null: PatientEncoding | None,
         *,
         guidance: float,
         interval: tuple[float, float],
         size: int,
     ) -> Denoiser:
         """Both branches of all samples, row after row, in forward passes of `size` rows each."""
-        hints = hint if null is None else Hint.joined([hint, null])
+        hints = hint if null is None else PatientEncoding.cat([hint, null])
         everyone = torch.arange(len(arm), device=arm.device)
 
         def denoise(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
@@ -127,21 +137,23 @@ class Model:
                         z_t[rows[p]],
                         logsnr_t[rows[p]],
                         arms[p],
-                        hints.rows(told[p]),
+                        hints.index_select(told[p]),
                         None if loads is None else loads[p],
                     )
-                    for p in (torch.tensor(p, device=z_t.device) for p in filled(len(rows), size))
+                    for p in (
+                        torch.tensor(p, device=z_t.device) for p in padded_batches(len(rows), size)
+                    )
                 ]
             )[: len(rows)]
             x_hat, unconditional = x_hat[: len(arm)], x_hat[len(arm) :]
             if len(guided):
                 x_hat[guided] = unconditional + guidance * (x_hat[guided] - unconditional)
             x_hat = x_hat.clamp(-1, 1)
-            x_hat[:, NET2] = unweighted_probability(
-                x_hat[:, NET2], self.config.objective.lesion_weight
-            )
+            x_hat[:, NET2] = undo_lesion_weight(x_hat[:, NET2], self.config.objective.lesion_weight)
             if load is not None:
-                x_hat[:, NET2] = within_load(x_hat[:, NET2], load, self.config.unet.loads)
+                x_hat[:, NET2] = constrain_to_load(
+                    x_hat[:, NET2], load, self.config.unet.lesion_load_thresholds
+                )
             return x_hat
 
         return denoise
@@ -152,26 +164,26 @@ class Model:
         *,
         spatial_shape: Sequence[int],
         device: torch.device,
-        slots: int = CPU_ROWS,
-    ) -> Engine[Told]:
+        slots: int = CPU_BATCH_SIZE,
+    ) -> ContinuousBatcher[SampleCondition]:
         """Slots for samples of spatial shape (s, h, w), in forward passes of `slots` rows.
 
         Kernels sum in an order that depends on the batch size, and a mask must not: the last row is
         repeated where fewer are there. Nor may it depend on the number of threads, which is its
-        caller's to hold. Where x_hat is a probability (prediction odds), a sample ends early once
-        its NET2 is `settled`: other predictions overshoot, and an x_hat clamped to 1 says nothing
-        of how sure it is. A sample whose seed drew no lesions needs no network: its NET2 is empty,
-        and its FLAIR black.
+        caller's to hold. Where x_hat is a probability (prediction log_odds), a sample ends early
+        once its NET2 is `settled`: other predictions overshoot, and an x_hat clamped to 1 says
+        nothing of how sure it is. A sample whose seed drew no lesions needs no network: its NET2 is
+        empty, and its FLAIR black.
         """
-        channels, loads = self.config.control.channels, self.config.unet.loads
+        channels, loads = self.config.control.channels, self.config.unet.lesion_load_thresholds
         with torch.no_grad(), autocast(sampler.precision, device):
             empty = torch.zeros(1, channels, *spatial_shape, device=device)
-            null = self.null_hint(empty) if sampler.guidance != 1 else None
+            null = self.encode_null(empty) if sampler.guidance != 1 else None
         shape = (self.config.unet.target_channels, *spatial_shape)
 
-        def denoiser(told: Sequence[Told]) -> Denoiser:
+        def denoiser(told: Sequence[SampleCondition]) -> Denoiser:
             guided = self._guided(
-                Hint.joined([each.hint for each in told]),
+                PatientEncoding.cat([each.hint for each in told]),
                 torch.tensor([each.arm for each in told], device=device),
                 torch.tensor([each.load for each in told], device=device) if loads else None,
                 null,
@@ -186,20 +198,22 @@ class Model:
 
             return denoise
 
-        return Engine(
+        return ContinuousBatcher(
             denoiser,
             shape=shape,
             schedule=self.config.schedule,
             sampler=sampler,
             slots=slots,
             device=device,
-            settled=settled if self.config.objective.prediction == "odds" else None,
+            settled=is_decided if self.config.objective.prediction == "log_odds" else None,
             known=lambda told: torch.full(shape, -1.0, device=device) if told.load == 0 else None,
-            finish=finished,
+            finish=finalise_sample,
         )
 
     @torch.no_grad()
-    def hint(self, condition: Tensor, covariates: Tensor | None, sampler: SamplerConfig) -> Hint:
+    def encode_patient(
+        self, condition: Tensor, covariates: Tensor | None, sampler: SamplerConfig
+    ) -> PatientEncoding:
         """What samples of one patient share: condition [channels, s, h, w], covariates [k]."""
         with autocast(sampler.precision, condition.device):
             return self.control.encode(
@@ -208,28 +222,30 @@ class Model:
 
     def _hints(
         self, condition: Tensor, covariates: Tensor | None, sampler: SamplerConfig
-    ) -> list[Hint]:
+    ) -> list[PatientEncoding]:
         """One a row; rows of the same patient that follow each other share theirs."""
         given = condition if covariates is None else covariates
-        hints: list[Hint] = []
+        hints: list[PatientEncoding] = []
         for row in range(len(condition)):
             if row and all(_same(each[row], each[row - 1]) for each in (given, condition)):
                 hints.append(hints[-1])
             else:
                 told = None if covariates is None else covariates[row]
-                hints.append(self.hint(condition[row], told, sampler))
+                hints.append(self.encode_patient(condition[row], told, sampler))
         return hints
 
     @torch.no_grad()
-    def told(self, hint: Hint, arm: int, seeds: Sequence[int]) -> list[Told]:
+    def sample_conditions(
+        self, hint: PatientEncoding, arm: int, seeds: Sequence[int]
+    ) -> list[SampleCondition]:
         """What the networks are told of a patient's samples: each seed draws its lesion load."""
         logits = self.load_logits(hint, arm)
         if logits is None:
-            return [Told(hint, arm)] * len(seeds)
-        return [Told(hint, arm, drawn_load(logits, seed)) for seed in seeds]
+            return [SampleCondition(hint, arm)] * len(seeds)
+        return [SampleCondition(hint, arm, sample_load_class(logits, seed)) for seed in seeds]
 
     @torch.no_grad()
-    def load_logits(self, hint: Hint, arm: int) -> Tensor | None:
+    def load_logits(self, hint: PatientEncoding, arm: int) -> Tensor | None:
         """Of a patient's lesion load under an arm, [classes]; None for a model without loads."""
         if hint.load is None:
             return None
@@ -240,7 +256,9 @@ class Model:
         return logits[0]
 
     @torch.no_grad()
-    def stated(self, condition: Tensor, covariates: Tensor | None) -> Stated | None:
+    def expected_outcomes(
+        self, condition: Tensor, covariates: Tensor | None
+    ) -> LoadExpectations | None:
         """What is known of one patient without the luck of a draw, under every arm; None for a
         model without loads.
 
@@ -250,10 +268,12 @@ class Model:
         if prior is None:
             return None
         burden = self.control.burden_of(condition[None])
-        return prior.stated(prior.patient(burden, None if covariates is None else covariates[None]))
+        return prior.expected_outcomes(
+            prior.patient_features(burden, None if covariates is None else covariates[None])
+        )
 
     @torch.no_grad()
-    def draw_x(
+    def sample(
         self,
         condition: Tensor,
         arm: Tensor,
@@ -268,19 +288,19 @@ class Model:
         CPU a mask is the same whatever else is drawn; on a GPU all rows share a forward pass, and a
         sample's x differs from that of another batch by rounding.
         """
-        slots = CPU_ROWS if condition.device.type == "cpu" else len(condition)
+        slots = CPU_BATCH_SIZE if condition.device.type == "cpu" else len(condition)
         hints = self._hints(condition, covariates, sampler)
         told = [
             each
             for row, hint in enumerate(hints)
-            for each in self.told(hint, int(arm[row]), seeds[row : row + 1])
+            for each in self.sample_conditions(hint, int(arm[row]), seeds[row : row + 1])
         ]
         engine = self.engine(
             sampler, spatial_shape=condition.shape[2:], device=condition.device, slots=slots
         )
-        return draw_all(engine, told, seeds)
+        return run_until_idle(engine, told, seeds)
 
-    def draw(
+    def sample_masks(
         self,
         condition: Tensor,
         arm: Tensor,
@@ -290,7 +310,7 @@ class Model:
         covariates: Tensor | None = None,
     ) -> Tensor:
         """One NET2 mask per row, bool [n, s, h, w]: lesions are where `draw_x` is positive."""
-        return self.draw_x(condition, arm, seeds, sampler, covariates=covariates)[:, NET2] > 0
+        return self.sample(condition, arm, seeds, sampler, covariates=covariates)[:, NET2] > 0
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -298,22 +318,22 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 
 
-def finished(told: Told, x: Tensor) -> Tensor:
+def finalise_sample(told: SampleCondition, x: Tensor) -> Tensor:
     """The x of a sample that ends, [2, s, h, w], here: one that was to have lesions has some."""
     if told.load:
-        x[NET2] = with_lesion(x[NET2])
+        x[NET2] = ensure_one_lesion(x[NET2])
     return x
 
 
-def settled(x_hat: Tensor) -> Tensor:
+def is_decided(x_hat: Tensor) -> Tensor:
     """Whether every NET2 voxel of x_hat [n, 2, s, h, w] is decided, bool [n].
 
     Later evaluations have more evidence for the same, so they cannot turn the mask.
     """
-    return (x_hat[:, NET2].abs() > 1 - UNDECIDED).flatten(1).all(1)
+    return (x_hat[:, NET2].abs() > 1 - DECIDED_TOLERANCE).flatten(1).all(1)
 
 
-def filled(number: int, size: int) -> list[list[int]]:
+def padded_batches(number: int, size: int) -> list[list[int]]:
     """Rows 0 .. number - 1 in batches of `size`, the last row repeated to fill the last batch."""
     return [
         [min(row, number - 1) for row in range(first, first + size)]

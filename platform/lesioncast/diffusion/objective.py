@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, per_sample
+from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, expand_to, logsnr_at
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -30,7 +30,7 @@ class ObjectiveConfig:
     of NET2 voxels on the NET2 channels (paper, section 3), `flair_weight` that of FLAIR.
     """
 
-    prediction: Literal["v", "eps", "x", "odds"] = "v"
+    prediction: Literal["v", "eps", "x", "log_odds"] = "v"
     weighting: Literal["min_snr", "v", "x"] = "min_snr"
     min_snr_gamma: float = 5.0
     mask_loss: Literal["squared", "cross_entropy"] = "squared"
@@ -41,32 +41,32 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.lesion_weight < 1:
             raise ValueError(f"lesion_weight must be 1 or more, got {self.lesion_weight}")
-        if self.mask_loss == "cross_entropy" and self.prediction != "odds":
+        if self.mask_loss == "cross_entropy" and self.prediction != "log_odds":
             raise ValueError(
-                f"mask_loss cross_entropy needs prediction odds, got {self.prediction}; "
+                f"mask_loss cross_entropy needs prediction log_odds, got {self.prediction}; "
                 "use mask_loss squared"
             )
 
 
-def evidence(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
+def log_likelihood_ratio(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
     """The log likelihood ratio of a lesion that a voxel's own z_t gives, as `z_t` [b, ...].
 
     For x in {-1, 1}: log N(z; alpha, sigma^2) - log N(z; -alpha, sigma^2) = 2 alpha z / sigma^2.
     """
     alpha, sigma = alpha_sigma(logsnr_t)
-    return per_sample(2 * alpha / sigma**2, z_t) * z_t
+    return expand_to(2 * alpha / sigma**2, z_t) * z_t
 
 
 def log_odds(odds: Tensor, z_t: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig) -> Tensor:
     """Log odds of a lesion given z_t: the network's, plus the evidence of the voxel itself."""
-    return objective.base_log_odds + odds + evidence(z_t, logsnr_t)
+    return objective.base_log_odds + odds + log_likelihood_ratio(z_t, logsnr_t)
 
 
-def predicted_x(
+def predict_x0(
     prediction: Tensor, z_t: Tensor, logsnr_t: Tensor, objective: ObjectiveConfig
 ) -> Tensor:
     """x_hat from the network's output (Salimans and Ho 2022, appendix D). [b, 2, s, h, w]."""
-    alpha, sigma = (per_sample(value, z_t) for value in alpha_sigma(logsnr_t))
+    alpha, sigma = (expand_to(value, z_t) for value in alpha_sigma(logsnr_t))
     if objective.prediction == "v":
         return alpha * z_t - sigma * prediction
     if objective.prediction == "eps":
@@ -77,7 +77,7 @@ def predicted_x(
     return torch.stack([prediction[:, FLAIR], torch.tanh(mask / 2)], dim=1)
 
 
-def x_weight(logsnr_t: Tensor, objective: ObjectiveConfig) -> Tensor:
+def snr_weight(logsnr_t: Tensor, objective: ObjectiveConfig) -> Tensor:
     """w(lambda) on the squared x error, [b]."""
     if objective.weighting == "min_snr":
         return logsnr_t.exp().clamp(max=objective.min_snr_gamma)
@@ -93,9 +93,9 @@ def voxel_weight(x: Tensor, objective: ObjectiveConfig) -> Tensor:
     return weight
 
 
-def noised(x: Tensor, noise: Tensor, logsnr_t: Tensor) -> Tensor:
+def add_noise(x: Tensor, noise: Tensor, logsnr_t: Tensor) -> Tensor:
     """z_t of x and noise [b, 2, s, h, w] at logsnr [b] (equation 1)."""
-    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(logsnr_t))
+    alpha, sigma = (expand_to(value, x) for value in alpha_sigma(logsnr_t))
     return alpha * x + sigma * noise
 
 
@@ -106,13 +106,13 @@ def voxel_error(
 
     Written in the predicted quantity, so that no division loses precision.
     """
-    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(logsnr_t))
+    alpha, sigma = (expand_to(value, x) for value in alpha_sigma(logsnr_t))
     if objective.prediction == "v":
         return sigma**2 * (prediction - (alpha * noise - sigma * x)) ** 2
     if objective.prediction == "eps":
         return (sigma / alpha) ** 2 * (prediction - noise) ** 2
-    z_t = noised(x, noise, logsnr_t)
-    error = (predicted_x(prediction, z_t, logsnr_t, objective) - x) ** 2
+    z_t = add_noise(x, noise, logsnr_t)
+    error = (predict_x0(prediction, z_t, logsnr_t, objective) - x) ** 2
     if objective.mask_loss == "squared":
         return error
     odds = log_odds(prediction[:, NET2], z_t[:, NET2], logsnr_t, objective)
@@ -124,7 +124,7 @@ def denoising_loss(
 ) -> Tensor:
     """The weighted error of a batch's predictions [b, 2, s, h, w] at logsnr [b]; a scalar."""
     error = voxel_error(prediction.float(), x, noise, logsnr_t, objective)
-    weight = per_sample(x_weight(logsnr_t, objective), x) * voxel_weight(x, objective)
+    weight = expand_to(snr_weight(logsnr_t, objective), x) * voxel_weight(x, objective)
     return (weight * error).mean()
 
 
@@ -143,11 +143,11 @@ def diffusion_loss(
     therefore in the mean over a batch already and in no weight.
     """
     logsnr_t = logsnr_at(t, schedule)
-    prediction = network(noised(x, noise, logsnr_t), logsnr_t)
+    prediction = network(add_noise(x, noise, logsnr_t), logsnr_t)
     return denoising_loss(prediction, x, noise, logsnr_t, objective)
 
 
-def unweighted_probability(x_hat: Tensor, lesion_weight: float) -> Tensor:
+def undo_lesion_weight(x_hat: Tensor, lesion_weight: float) -> Tensor:
     """NET2 x_hat without the bias of the lesion weight w, as `x_hat` in [-1, 1].
 
     Weighting lesion voxels w-fold moves the optimal q = P(lesion | z_t) from p to

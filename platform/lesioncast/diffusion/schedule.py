@@ -31,7 +31,7 @@ def logsnr_at(t: Tensor, schedule: ScheduleConfig) -> Tensor:
     return cosine + t * schedule.shift_noise + (1 - t) * schedule.shift_data
 
 
-def t_at(logsnr: Tensor, schedule: ScheduleConfig) -> Tensor:
+def t_from_logsnr(logsnr: Tensor, schedule: ScheduleConfig) -> Tensor:
     """The inverse of `logsnr_at`, by bisection: it falls, but has no closed inverse."""
     low, high = torch.zeros_like(logsnr), torch.ones_like(logsnr)
     for _ in range(60):
@@ -46,6 +46,6 @@ def alpha_sigma(logsnr: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
 
 
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
+def expand_to(values: Tensor, like: Tensor) -> Tensor:
     """`values` [b] shaped to broadcast against `like` [b, ...]."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from lesioncast.diffusion.objective import Denoiser
 from lesioncast.diffusion.precision import Precision
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, per_sample, t_at
+from lesioncast.diffusion.schedule import (
+    ScheduleConfig,
+    alpha_sigma,
+    expand_to,
+    logsnr_at,
+    t_from_logsnr,
+)
 
-Solver = Literal["ancestral", "ddim", "dpm2m", "sde2m"]
+Solver = Literal["ancestral", "ddim", "dpmsolver++", "sde-dpmsolver++"]
 
 
 @dataclass(frozen=True)
@@ -26,17 +32,18 @@ class SamplerConfig:
 
     `grid` spaces the steps evenly in t or in logsnr, between `logsnr_min` and `logsnr_max` where
     these lie inside the schedule's range; a range that starts above pure noise is preceded by one
-    step from there. `eta` is the noise of sde2m, from 0 (the ODE, dpm2m) to 1 (the reverse SDE).
-    `variance` is that of the ancestral step, from 0 (the lower bound) to 1 (the upper) on a
-    logarithmic scale (Nichol and Dhariwal 2021, equation 15). `guidance` is 0 unconditional, 1
-    conditional, above 1 exaggerated: uncond + guidance * (cond - uncond); the literature's w is
-    guidance - 1. It applies where logsnr lies in `guidance_interval`; elsewhere x_hat is
-    conditional. In `precision` bfloat16 the networks run under autocast; z stays in float32.
+    step from there. `eta` is the noise of sde-dpmsolver++, from 0 (the ODE, dpmsolver++) to 1 (the
+    reverse SDE). `variance` is that of the ancestral step, from 0 (the lower bound) to 1 (the
+    upper) on a logarithmic scale (Nichol and Dhariwal 2021, equation 15). `guidance` is 0
+    unconditional, 1 conditional, above 1 exaggerated: uncond + guidance * (cond - uncond); the
+    literature's w is guidance - 1. It applies where logsnr lies in `guidance_interval`; elsewhere
+    x_hat is conditional. In `precision` bfloat16 the networks run under autocast; z stays in
+    float32.
     """
 
     solver: Solver = "ancestral"
     num_steps: int = 256
-    grid: Literal["t", "logsnr"] = "logsnr"
+    spacing: Literal["t", "logsnr"] = "logsnr"
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
     eta: float = 1.0
@@ -60,7 +67,7 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
-class Steps:
+class SolverCoefficients:
     """The linear map of each step, [num_steps] each; `logsnr` is where the network is evaluated.
 
     z_s = keep * z_t + pull * (x_hat + slope * (x_hat - x_hat_before)) + spread * noise
@@ -74,7 +81,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class State:
+class SolverState:
     """Samples on their way, each at a step of its own; one that has taken all its steps is x.
 
     `z` and `x_hat_before` [n, ...], `step` [n].
@@ -92,24 +99,26 @@ def logsnr_grid(schedule: ScheduleConfig, sampler: SamplerConfig) -> Tensor:
     pure_noise = range_of_schedule[:1]
     before = pure_noise[pure_noise < ends[0]]
     count = sampler.num_steps - len(before)
-    if sampler.grid == "logsnr":
+    if sampler.spacing == "logsnr":
         return torch.cat([before, _even(ends, count)])
-    return torch.cat([before, logsnr_at(_even(t_at(ends, schedule), count), schedule)])
+    return torch.cat([before, logsnr_at(_even(t_from_logsnr(ends, schedule), count), schedule)])
 
 
 def _even(ends: Tensor, count: int) -> Tensor:
     return torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=ends.dtype))
 
 
-def plan_steps(schedule: ScheduleConfig, sampler: SamplerConfig) -> Steps:
+def solver_coefficients(schedule: ScheduleConfig, sampler: SamplerConfig) -> SolverCoefficients:
     """Every step's map, in float64: a sample's arithmetic cannot depend on its batch mates.
 
     The last step goes to the data, where z is x_hat.
     """
     t = logsnr_grid(schedule, sampler)
     (alpha, sigma), h = alpha_sigma(t), t.diff() / 2
-    second_order = sampler.solver in ("dpm2m", "sde2m")
-    eta = {"ancestral": 1.0, "ddim": 0.0, "dpm2m": 0.0, "sde2m": sampler.eta}[sampler.solver]
+    second_order = sampler.solver in ("dpmsolver++", "sde-dpmsolver++")
+    eta = {"ancestral": 1.0, "ddim": 0.0, "dpmsolver++": 0.0, "sde-dpmsolver++": sampler.eta}[
+        sampler.solver
+    ]
     shrink = sigma[1:] / sigma[:-1]
     spread = sigma[1:] * (-torch.expm1(-2 * eta * h)).sqrt()
     if sampler.solver == "ancestral":
@@ -118,7 +127,7 @@ def plan_steps(schedule: ScheduleConfig, sampler: SamplerConfig) -> Steps:
     if second_order:
         slope[1:-1] = h[1:] / (2 * h[:-1])
     zero, one = t.new_zeros(1), t.new_ones(1)
-    return Steps(
+    return SolverCoefficients(
         logsnr=t,
         keep=torch.cat([shrink * torch.exp(-eta * h), zero]),
         pull=torch.cat([alpha[1:] * -torch.expm1(-(1 + eta) * h), one]),
@@ -127,13 +136,15 @@ def plan_steps(schedule: ScheduleConfig, sampler: SamplerConfig) -> Steps:
     )
 
 
-def start(noise: Tensor) -> State:
+def initial_state(noise: Tensor) -> SolverState:
     """Samples at pure noise [n, ...]."""
     step = torch.zeros(len(noise), dtype=torch.long, device=noise.device)
-    return State(noise, torch.zeros_like(noise), step)
+    return SolverState(noise, torch.zeros_like(noise), step)
 
 
-def advance(denoise: Denoiser, state: State, noise: Tensor, *, steps: Steps) -> State:
+def solver_step(
+    denoise: Denoiser, state: SolverState, noise: Tensor, *, steps: SolverCoefficients
+) -> SolverState:
     """Every sample one step further, wherever it is: one call of `denoise`.
 
     `noise` [n, ...] is standard normal, and unused where a step has no spread.
@@ -144,10 +155,10 @@ def advance(denoise: Denoiser, state: State, noise: Tensor, *, steps: Steps) -> 
     )
     x_hat = denoise(state.z, logsnr)
     keep, pull, slope, spread = (
-        per_sample(column, state.z) for column in (keep, pull, slope, spread)
+        expand_to(column, state.z) for column in (keep, pull, slope, spread)
     )
     towards = x_hat + slope * (x_hat - state.x_hat_before)
-    return State(keep * state.z + pull * towards + spread * noise, x_hat, state.step + 1)
+    return SolverState(keep * state.z + pull * towards + spread * noise, x_hat, state.step + 1)
 
 
 def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lesioncast.diffusion.blocks import Block, Up, fold, sinusoidal, unfold, zeroed
-from lesioncast.diffusion.voxel_mlp import VoxelHead
+from lesioncast.diffusion.blocks import (
+    ResAttnBlock,
+    Upsample,
+    channels_to_slices,
+    noise_level_embedding,
+    slices_to_channels,
+    zero_module,
+)
+from lesioncast.diffusion.voxel_mlp import VoxelRefinementHead
 
 
 @dataclass(frozen=True)
@@ -36,18 +43,18 @@ class UNetConfig:
     head_dim: int = 64
     groups: int = 32
     target_channels: int = 2
-    head: int = 0
-    loads: tuple[int, ...] = ()
+    voxel_head_width: int = 0
+    lesion_load_thresholds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         uneven = [width for width in self.widths if width % self.groups]
         if uneven:
             raise ValueError(f"widths must be multiples of groups={self.groups}, got {uneven}")
-        rising = list(self.loads) == sorted(set(self.loads))
-        if self.loads and not (rising and self.loads[0] == 1):
+        rising = list(self.lesion_load_thresholds) == sorted(set(self.lesion_load_thresholds))
+        if self.lesion_load_thresholds and not (rising and self.lesion_load_thresholds[0] == 1):
             raise ValueError(
-                f"loads: expected voxels that rise from 1, got {list(self.loads)}; "
-                "such as [1, 10, 30, 100]"
+                "lesion_load_thresholds: expected voxels that rise from 1, got "
+                f"{list(self.lesion_load_thresholds)}; such as [1, 10, 30, 100]"
             )
 
     @property
@@ -66,9 +73,9 @@ class UNetConfig:
         return self.arms
 
     @property
-    def load_classes(self) -> int:
+    def lesion_load_classes(self) -> int:
         """Classes of lesion load, with that of none."""
-        return len(self.loads) + 1
+        return len(self.lesion_load_thresholds) + 1
 
     def skip_widths(self) -> list[int]:
         """Widths of the encoder's skip tensors, first to last."""
@@ -79,9 +86,9 @@ class UNetConfig:
                 widths.append(width)
         return widths
 
-    def block(self, stage: int, width_in: int) -> Block:
+    def block(self, stage: int, width_in: int) -> ResAttnBlock:
         """One block of `stage`, with attention where the stage has it."""
-        return Block(
+        return ResAttnBlock(
             width_in,
             self.widths[stage],
             embedding=self.embedding,
@@ -90,7 +97,7 @@ class UNetConfig:
         )
 
 
-class Embedding(nn.Module):
+class ConditionEmbedding(nn.Module):
     """logsnr through sinusoids and an MLP, plus a learned row per arm (section 2, stage 1).
 
     And one per class of lesion load, where the networks are told it.
@@ -105,10 +112,14 @@ class Embedding(nn.Module):
             nn.Linear(config.embedding, config.embedding),
         )
         self.arm = nn.Embedding(config.arms + 1, config.embedding)
-        self.load = nn.Embedding(config.load_classes, config.embedding) if config.loads else None
+        self.load = (
+            nn.Embedding(config.lesion_load_classes, config.embedding)
+            if config.lesion_load_thresholds
+            else None
+        )
 
     def forward(self, logsnr: Tensor, arm: Tensor, load: Tensor | None = None) -> Tensor:
-        embedding: Tensor = self.time(sinusoidal(logsnr, self.width)) + self.arm(arm)
+        embedding: Tensor = self.time(noise_level_embedding(logsnr, self.width)) + self.arm(arm)
         return embedding if self.load is None else embedding + self.load(load)
 
 
@@ -118,7 +129,7 @@ class Encoder(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        self.embedding = Embedding(config)
+        self.embedding = ConditionEmbedding(config)
         self.conv_in = nn.Conv2d(config.folded_channels, config.widths[0], 3, padding=1)
         self.steps = nn.ModuleList()
         width = config.widths[0]
@@ -128,7 +139,7 @@ class Encoder(nn.Module):
                 width = stage_width
             if stage < len(config.widths) - 1:
                 self.steps.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-        self.middle = Block(
+        self.middle = ResAttnBlock(
             width, width, embedding=config.embedding, groups=config.groups, head_dim=None
         )
 
@@ -136,18 +147,20 @@ class Encoder(nn.Module):
         self, z: Tensor, embedding: Tensor, hint: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Skips and the middle of z [b, c, s, h, w]; `hint` is added after the first layer."""
-        features = self.conv_in(fold(z, self.patch))
+        features = self.conv_in(slices_to_channels(z, self.patch))
         if hint is not None:
             features = features + hint
         skips = [features]
         for step in self.steps:
-            features = step(features, embedding) if isinstance(step, Block) else step(features)
+            features = (
+                step(features, embedding) if isinstance(step, ResAttnBlock) else step(features)
+            )
             skips.append(features)
         return skips, self.middle(features, embedding)
 
 
 @dataclass(frozen=True)
-class Residuals:
+class ControlNetOutput:
     """What a ControlNet adds to the UNet: one tensor per skip, one for the middle, and to NET2."""
 
     skips: Sequence[Tensor]
@@ -170,20 +183,24 @@ class UNet(nn.Module):
                 self.steps.append(config.block(stage, width + skips.pop()))
                 width = config.widths[stage]
             if stage > 0:
-                self.steps.append(Up(width))
+                self.steps.append(Upsample(width))
         self.out = nn.Sequential(
             nn.GroupNorm(config.groups, width),
             nn.SiLU(),
-            zeroed(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
+            zero_module(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
         )
-        self.head = VoxelHead(config.head, embedding=config.embedding) if config.head else None
+        self.head = (
+            VoxelRefinementHead(config.voxel_head_width, embedding=config.embedding)
+            if config.voxel_head_width
+            else None
+        )
 
     def forward(
         self,
         z: Tensor,
         logsnr: Tensor,
         arm: Tensor,
-        residuals: Residuals | None = None,
+        residuals: ControlNetOutput | None = None,
         load: Tensor | None = None,
     ) -> Tensor:
         """The prediction [b, 2, s, h, w] for z of that shape, logsnr [b], arm [b] (row numbers).
@@ -196,13 +213,13 @@ class UNet(nn.Module):
             skips = [a + b for a, b in zip(skips, residuals.skips, strict=True)]
             features = features + residuals.middle
         for step in self.steps:
-            if isinstance(step, Block):
+            if isinstance(step, ResAttnBlock):
                 features = step(torch.cat([features, skips.pop()], dim=1), embedding)
             else:
                 features = step(features)
         # In bfloat16 the step next to -1 is 1/128: a lesion probability of 1 in 1000 would be lost.
         with torch.autocast(z.device.type, enabled=False):
-            out = unfold(
+            out = channels_to_slices(
                 self.out(features.float()), slices=self.config.slices, patch=self.config.patch
             )
             flair, net2 = out.unbind(1)

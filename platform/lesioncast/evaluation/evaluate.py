@@ -8,64 +8,68 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.analysis.baseline_table import cohort_record
+from lesioncast.evaluation.analysis.baseline_table import baseline_characteristics
 from lesioncast.evaluation.analysis.calibration import calibration_record, probability_record
-from lesioncast.evaluation.analysis.performance import groups, ladder_record, variant_record
+from lesioncast.evaluation.analysis.performance import (
+    activity_by_forced_arm,
+    groups,
+    variant_record,
+)
 from lesioncast.evaluation.analysis.regional import regional_record
 from lesioncast.evaluation.analysis.scoring import (
     PLAIN,
     VARIANTS,
-    Context,
+    EvaluationContext,
     case_columns,
-    own_tallies,
-    scored,
+    factual_summaries,
+    score_variant,
 )
-from lesioncast.evaluation.analysis.spatial import masks_record
-from lesioncast.evaluation.analysis.treatment_effects import contrast_record, effects_record
+from lesioncast.evaluation.analysis.spatial import spatial_agreement
+from lesioncast.evaluation.analysis.treatment_effects import contrast_record, treatment_effects
 from lesioncast.evaluation.baselines.baselines import arm_statistics
-from lesioncast.evaluation.baselines.methods import Method
-from lesioncast.evaluation.features.outcomes import Cases, Outcomes
-from lesioncast.evaluation.metrics.ensemble_summary import Tallies, Tally
+from lesioncast.evaluation.baselines.methods import MethodPredictions
+from lesioncast.evaluation.features.outcomes import EvaluationCases, OutcomeTable
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary, Tallies
 from lesioncast.evaluation.metrics.scores import Bootstrap
 from lesioncast.evaluation.paper_results import BASELINE, PROPOSED, SOURCE
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Stated
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.imaging.lesions import OPENING_MM, opening_element
 
 Floats = npt.NDArray[np.float64]
-Truth = Mapping[tuple[int, int], int]
+CounterfactualCounts = Mapping[tuple[int, int], int]
 """(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
 
 SCHEMA = 6
 
 
 @dataclass(frozen=True)
-class Assessment:
+class EvaluationResult:
     """The record of metrics.json; cases and methods of the plain count, for table and figure.
 
     `columns` [n] are further numbers of each case, NaN where it has none.
     """
 
     record: dict[str, Any]
-    cases: Cases
-    methods: tuple[Method, ...]
+    cases: EvaluationCases
+    methods: tuple[MethodPredictions, ...]
     forced: Floats | None
     columns: Mapping[str, Floats] = field(default_factory=dict)
 
 
-def assess(
-    train: Outcomes,
-    test: Outcomes,
+def evaluate(
+    train: OutcomeTable,
+    test: OutcomeTable,
     tallies: Tallies,
     *,
     forced: Sequence[int],
-    context: Context,
+    context: EvaluationContext,
     settings: EvaluationSettings,
     under_every_arm: Tallies | None = None,
-    stated: Mapping[int, Sequence[Stated]] | None = None,
-    truth: Truth | None = None,
-    validation: Outcomes | None = None,
-) -> Assessment:
+    stated: Mapping[int, Sequence[ExpectedOutcomes]] | None = None,
+    truth: CounterfactualCounts | None = None,
+    validation: OutcomeTable | None = None,
+) -> EvaluationResult:
     """Scores the forecast of the test cases beside the baselines fitted on the training cases.
 
     `tallies` holds every test and validation case under its own arm, `under_every_arm`, or else
@@ -76,7 +80,7 @@ def assess(
     arms = context.arms
     bootstrap = Bootstrap(settings.bootstrap, context.seed)
     idle = opening_element(context.spacing) == (1, 1, 1)
-    ladder, effects, p_forced = _under_every_arm(
+    ladder, effects, p_forced = _counterfactual_sections(
         train,
         test,
         under_every_arm or tallies,
@@ -87,13 +91,13 @@ def assess(
         bootstrap=bootstrap,
     )
     by_variant = {
-        name: scored(
+        name: score_variant(
             train, test, tallies, validation, name=name, context=context, settings=settings
         )
         for name in ([PLAIN] if idle else VARIANTS)
     }
     plain = by_variant[PLAIN]
-    own = own_tallies(test, tallies)
+    own = factual_summaries(test, tallies)
     splits = {"train": train, "test": test} | ({"validation": validation} if validation else {})
     record = {
         "schema": SCHEMA,
@@ -112,7 +116,7 @@ def assess(
             "idle": idle,
         },
         "methods": {method.key: method.label for method in plain.methods},
-        "cohort": cohort_record(splits, arms),
+        "cohort": baseline_characteristics(splits, arms),
         "variants": {
             name: variant_record(each.cases, each.methods, arms=arms, bootstrap=bootstrap)
             for name, each in by_variant.items()
@@ -135,28 +139,32 @@ def assess(
         ),
         "published": {"source": SOURCE, "proposed": PROPOSED, "baseline": BASELINE},
     }
-    return Assessment(record, plain.cases, plain.methods, p_forced, case_columns(plain, own))
+    return EvaluationResult(record, plain.cases, plain.methods, p_forced, case_columns(plain, own))
 
 
 def _masks(
-    cases: Cases, own: Sequence[Tally], *, arms: Sequence[str], bootstrap: Bootstrap
+    cases: EvaluationCases,
+    own: Sequence[EnsembleSummary],
+    *,
+    arms: Sequence[str],
+    bootstrap: Bootstrap,
 ) -> dict[str, Any] | None:
     """None where masks were let go before anything was laid beside them."""
     found = [each.spatial for each in own if each.spatial is not None]
     if len(found) < len(own):
         return None
-    return masks_record(found, groups(cases, arms), bootstrap=bootstrap)
+    return spatial_agreement(found, groups(cases, arms), bootstrap=bootstrap)
 
 
-def _under_every_arm(
-    train: Outcomes,
-    test: Outcomes,
+def _counterfactual_sections(
+    train: OutcomeTable,
+    test: OutcomeTable,
     tallies: Tallies,
     forced: Sequence[int],
     *,
-    stated: Mapping[int, Sequence[Stated]],
-    truth: Truth | None,
-    context: Context,
+    stated: Mapping[int, Sequence[ExpectedOutcomes]],
+    truth: CounterfactualCounts | None,
+    context: EvaluationContext,
     bootstrap: Bootstrap,
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, Floats | None]:
     """The ladder, the effects and P(active) [case, arm] of the forced cases; None without any.
@@ -167,7 +175,7 @@ def _under_every_arm(
     training = arm_statistics(train.arm, train.plain, arms=len(names))
     ladder = effects = p_forced = None
     ladder_of = partial(
-        ladder_record, arms=names, train_rate=training.activity, bootstrap=bootstrap
+        activity_by_forced_arm, arms=names, train_rate=training.activity, bootstrap=bootstrap
     )
     if forced:
         told = [[tallies[case, arm] for case in forced] for arm in arms]
@@ -175,7 +183,7 @@ def _under_every_arm(
         chance = np.array([[tally.p_active(opening=False) for tally in row] for row in told])
         true = _true(truth, forced, arms)
         p_forced, ladder = chance.T, ladder_of(chance, sampled=sampled, true=true)
-        effects = effects_record(
+        effects = treatment_effects(
             sampled,
             chance,
             arms=names,
@@ -190,7 +198,9 @@ def _under_every_arm(
     return ladder, effects, p_forced
 
 
-def _true(truth: Truth | None, cases: Sequence[int], arms: Sequence[int]) -> Floats | None:
+def _true(
+    truth: CounterfactualCounts | None, cases: Sequence[int], arms: Sequence[int]
+) -> Floats | None:
     """The true lesions of the cases, [arm, n]."""
     if truth is None:
         return None

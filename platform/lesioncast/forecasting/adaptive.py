@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from lesioncast.forecasting.ensemble import share_active, wilson_interval
+from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
 from lesioncast.forecasting.sampling import sample_seeds
 
 Order = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Block:
+class SampleBlock:
     """Some samples of one arm, drawn by one call: `first` is the number of their first seed."""
 
     arm: str
@@ -26,17 +26,17 @@ class Block:
     seeds: tuple[int, ...]
 
 
-def blocks(order: Mapping[str, Any], *, size: int) -> list[Block]:
+def split_into_blocks(order: Mapping[str, Any], *, size: int) -> list[SampleBlock]:
     """The order's samples in blocks of `size` seeds; early blocks of all arms come first."""
     seeds = sample_seeds(order["seed"], order["subject"], order["samples"])
     return [
-        Block(arm, first, seeds[first : first + size])
+        SampleBlock(arm, first, seeds[first : first + size])
         for first in range(0, len(seeds), size)
         for arm in order["arms"]
     ]
 
 
-def rounds(order: Order, wanted: Sequence[Block]) -> Iterator[list[Block]]:
+def sampling_rounds(order: Order, wanted: Sequence[SampleBlock]) -> Iterator[list[SampleBlock]]:
     """What is drawn together before `precise` is asked."""
     if order.get("error") is None:
         yield list(wanted)
@@ -45,18 +45,18 @@ def rounds(order: Order, wanted: Sequence[Block]) -> Iterator[list[Block]]:
         yield list(some)
 
 
-def precise(order: Order, counts: Mapping[str, Sequence[int]]) -> bool:
+def is_precise_enough(order: Order, counts: Mapping[str, Sequence[int]]) -> bool:
     """Whether the share of each arm's samples with lesions is known to the order's `error`."""
     error = order.get("error")
     return error is not None and all(_half_width(some) <= error for some in counts.values())
 
 
 def _half_width(counts: Sequence[int]) -> float:
-    low, high = wilson_interval(share_active(np.array(counts)), len(counts))
+    low, high = wilson_interval(active_fraction(np.array(counts)), len(counts))
     return (high - low) / 2
 
 
-def order_remarks(order: Order) -> tuple[str, ...]:
+def sampling_notes(order: Order) -> tuple[str, ...]:
     """What is special about how a forecast was drawn."""
     own = ", ".join(f"{name} {value:g}" for name, value in order.get("sampler", {}).items())
     remarks = [f"Drawn with {own} in place of the bundle's own."] if own else []

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.bundle.evaluation_card import read_sentences
+from lesioncast.bundle.evaluation_card import read_warnings
 from lesioncast.errors import EvaluationCardError, ForecastError
-from lesioncast.imaging.channels import START
+from lesioncast.imaging.channels import BASELINE_SESSION
 
 RESEARCH_USE = "Research use only; not a medical device."
 PREDICTED = "Predicted, not observed."
@@ -15,12 +15,12 @@ POSITIVITY = (
     "and nothing in the data can show that its answer is right."
 )
 FROM_START = (
-    f"Shown the images of {START} alone, before any treatment: each arm is forecast as if taken "
-    "from then on."
+    f"Shown the images of {BASELINE_SESSION} alone, before any treatment: each arm is forecast as "
+    "if taken from then on."
 )
 FROM_LATER = (
-    f"The images shown after {START} tell what the arm received has done by then, so forecasts "
-    "under other arms do not say what these would have done from the start."
+    f"The images shown after {BASELINE_SESSION} tell what the arm received has done by then, so "
+    "forecasts under other arms do not say what these would have done from the start."
 )
 NOT_EVALUATED = (
     "This bundle has not been evaluated: whether arm and trial can be told from the images, and "
@@ -28,18 +28,18 @@ NOT_EVALUATED = (
 )
 
 
-def shown_remark(sessions: Sequence[str]) -> str:
+def sessions_note(sessions: Sequence[str]) -> str:
     """What arms that are compared by the images of these sessions can say."""
-    return FROM_START if tuple(sessions) == (START,) else FROM_LATER
+    return FROM_START if tuple(sessions) == (BASELINE_SESSION,) else FROM_LATER
 
 
-def evaluated_warnings(bundle: Path, digest: str) -> tuple[str, ...]:
+def bundle_warnings(bundle: Path, digest: str) -> tuple[str, ...]:
     """What the bundle's evaluation found that its data cannot show of treatments.
 
     Raises ForecastError where what lies beside the bundle is another's evaluation.
     """
     try:
-        found = read_sentences(bundle, digest)
+        found = read_warnings(bundle, digest)
     except EvaluationCardError as error:
         raise ForecastError(str(error)) from error
     return (NOT_EVALUATED,) if found is None else found

@@ -9,10 +9,10 @@ from scipy.special import logit
 
 Counts = npt.NDArray[np.int64]
 
-SUREST = 1e-6  # a chance from which log odds are taken
+MIN_PROBABILITY = 1e-6  # a chance from which log odds are taken
 
 
-class Stated(NamedTuple):
+class ExpectedOutcomes(NamedTuple):
     """What a model knows of one case under one arm before it draws, which has no Monte Carlo error:
     P(active), and the expectations of the number of lesions n and of log(1 + n)."""
 
@@ -22,7 +22,7 @@ class Stated(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class SampledCounts:
     """The lesions of K samples of one case under one arm: `plain` and `opened` [k] are counts
     without and with the opening.
 
@@ -31,20 +31,20 @@ class Counted:
 
     plain: Counts
     opened: Counts
-    stated: Stated | None = None
+    stated: ExpectedOutcomes | None = None
 
     def counts(self, *, opening: bool) -> Counts:
         """Lesions of each sample, [k]."""
         return self.opened if opening else self.plain
 
-    def stated_of(self, *, opening: bool) -> Stated | None:
+    def stated_of(self, *, opening: bool) -> ExpectedOutcomes | None:
         """`stated`, which says nothing of what the opening leaves."""
         return None if opening else self.stated
 
     def p_active(self, *, opening: bool) -> float:
         """P(active) as stated, else the share of samples with at least one lesion."""
         stated = self.stated_of(opening=opening)
-        return share_active(self.counts(opening=opening)) if stated is None else stated.p_active
+        return active_fraction(self.counts(opening=opening)) if stated is None else stated.p_active
 
     def log_lesions(self, *, opening: bool) -> float:
         """The expectation of log(1 + n) as stated, else the mean over the samples."""
@@ -60,11 +60,11 @@ class Counted:
         if self.stated_of(opening=opening) is None:
             held = self.counts(opening=opening) > 0
             chance = (held.sum() + 0.5) / (len(held) + 1)
-        return float(logit(min(max(chance, SUREST), 1 - SUREST)))
+        return float(logit(min(max(chance, MIN_PROBABILITY), 1 - MIN_PROBABILITY)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ensemble(Counted):
+class Ensemble(SampledCounts):
     """K samples of one case under one arm; sample k has seed `seeds[k]`.
 
     `volume` [k] is in mm3, `probability` [s, h, w] is the share of samples with a lesion at each
@@ -78,7 +78,7 @@ class Ensemble(Counted):
     probability: npt.NDArray[np.float32]
 
 
-def share_active(counts: Counts) -> float:
+def active_fraction(counts: Counts) -> float:
     """The share of samples with at least one lesion."""
     return float(np.mean(counts > 0))
 

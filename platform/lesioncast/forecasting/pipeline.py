@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.cluster.actor_map import map_on_actors, with_progress
+from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.bids import (
@@ -17,32 +17,32 @@ from lesioncast.forecasting.output.bids import (
     summary_path,
     write_probability,
 )
-from lesioncast.forecasting.output.display import view_of
+from lesioncast.forecasting.output.display import make_view
 from lesioncast.forecasting.output.figure import forecast_figure, save
-from lesioncast.forecasting.output.summary import Provenance, Record, Subject, summarise
+from lesioncast.forecasting.output.summary import Provenance, Record, SubjectInfo, summarise
 from lesioncast.forecasting.runtime import build_sampler, device_of
 from lesioncast.forecasting.sampling import (
     Batch,
-    Drawn,
-    Request,
+    EnsembleRequest,
+    SampleBatch,
     Seeds,
     ensembles,
-    plan,
+    plan_batches,
     seeds_of,
 )
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
-from lesioncast.imaging.covariates import Covariate, known_covariates
+from lesioncast.imaging.covariates import Covariate, covariate_presence
 from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, TrialLayout, to_source_grid
 from storage.export.bids_derivative import write_json
-from storage.trial.path_patterns import match
+from storage.trial.path_patterns import match_subject
 
 Background = Callable[[Case], nib.Nifti1Image]
 
 
 @dataclass(frozen=True)
-class Origin:
+class RunProvenance:
     """What all forecasts of a run share: the bundle's digest, the run's seed, remarks, the
     sessions and covariates that the bundle's model sees, and the warnings of its evaluation."""
 
@@ -68,34 +68,34 @@ def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> 
 
 def forecast_batches(
     cases: Sequence[Case], *, arms: int, settings: ForecastSettings, seed: int
-) -> tuple[list[Request], dict[int, Seeds], list[Batch]]:
+) -> tuple[list[EnsembleRequest], dict[int, Seeds], list[Batch]]:
     """Every case under every arm on the same seeds: requests, seeds by case, and batches."""
     sessions = settings.sessions or None
-    requests = [Request(case.index, arm, sessions) for case in cases for arm in range(arms)]
+    requests = [EnsembleRequest(case.index, arm, sessions) for case in cases for arm in range(arms)]
     seeds = seeds_of(cases, seed=seed, samples=settings.samples)
-    return requests, seeds, plan(requests, seeds, batch_size=settings.batch_size)
+    return requests, seeds, plan_batches(requests, seeds, batch_size=settings.batch_size)
 
 
 def draw_forecast(
     cases: Sequence[Case], store: Store, bundle: Path, *, settings: ForecastSettings, seed: int
-) -> Iterator[Drawn]:
+) -> Iterator[SampleBatch]:
     """The batches of `forecast_batches` in order, drawn on Ray actors that each hold the bundle."""
     arms, gpus = len(store.spec.arms), settings.gpus_per_worker
     _, _, batches = forecast_batches(cases, arms=arms, settings=settings, seed=seed)
     build = partial(
         build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
     )
-    drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
+    drawn = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     return with_progress(drawn, total=len(batches), label="batches drawn")
 
 
 def forecast_all(
     store: Store,
     cases: Sequence[Case],
-    drawn: Iterable[Drawn],
+    drawn: Iterable[SampleBatch],
     *,
     settings: ForecastSettings,
-    origin: Origin,
+    origin: RunProvenance,
     out: Path,
     background: Background,
 ) -> Iterator[Record]:
@@ -126,20 +126,20 @@ def write_forecast(
     by_arm: Mapping[str, Ensemble],
     *,
     settings: ForecastSettings,
-    origin: Origin,
+    origin: RunProvenance,
     out: Path,
     background: Background,
 ) -> Record:
     """One subject's probability maps, summary and figure. Returns the summary."""
     observed = _observed(store, case)
     spacing = store.spec.spacing
-    subject = Subject(
+    subject = SubjectInfo(
         case.subject,
         case.arm,
         None
         if observed is None
-        else lesion_count(observed.astype(bool), spacing, opening=settings.opening),
-        known_covariates(origin.covariates, case),
+        else lesion_count(observed.astype(bool), spacing, opening=settings.apply_opening),
+        covariate_presence(origin.covariates, case),
     )
     provenance = Provenance(
         origin.bundle, case.digest, origin.seed, origin.remarks, origin.sessions, origin.warnings
@@ -154,12 +154,12 @@ def write_forecast(
         subject,
         by_arm,
         reference=settings.reference_arm,
-        opening=settings.opening,
+        opening=settings.apply_opening,
         spacing=spacing,
         provenance=provenance,
     )
     truth = None if observed is None else to_source_grid(observed, case.grid, order=0)
-    view = view_of(background(case), images, truth)
+    view = make_view(background(case), images, truth)
     save(forecast_figure(view, record, slices=settings.slices), figure_path(out, case.subject))
     write_json(summary_path(out, case.subject), record)
     return record
@@ -173,7 +173,7 @@ def _observed(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:
     return np.asarray(store.read(case.index).masks[session, MASKS.index("net2")])
 
 
-def background_of(store: Store, bids: Path, layout: TrialLayout) -> Background:
+def background_source(store: Store, bids: Path, layout: TrialLayout) -> Background:
     """The subjects' own FLAIR where the BIDS folder is at hand, else what the store keeps."""
     return bids_flair(bids, layout) if bids.is_dir() else stored_flair(store)
 
@@ -193,7 +193,9 @@ def bids_flair(bids: Path, layout: TrialLayout) -> Background:
 
     def background(case: Case) -> nib.Nifti1Image:
         session = layout.sessions[SESSIONS.index("w048")]
-        made_from = (p for p in case.digests if match(p, layout.flair, session=session) is not None)
+        made_from = (
+            p for p in case.digests if match_subject(p, layout.flair, session=session) is not None
+        )
         path = bids / next(made_from, "a FLAIR")
         if not path.is_file():
             raise ForecastError(

@@ -16,20 +16,27 @@ from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ForecastError
-from lesioncast.forecasting.ensemble import Stated
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.sampling import (
+    ArmExpectations,
+    BatchSampler,
+    ConditioningArrays,
     Draw,
-    Given,
+    ModelInput,
+    PredictExpectations,
     Read,
-    Sampler,
-    Shown,
-    State,
-    Statement,
     Statements,
 )
-from lesioncast.imaging.channels import START, Sessions, encode_case, named, outside, sessions_of
+from lesioncast.imaging.channels import (
+    BASELINE_SESSION,
+    Sessions,
+    channels_outside_sessions,
+    encode_case,
+    parse_channels,
+    sessions_of,
+)
 from lesioncast.imaging.covariates import encode_covariates
-from lesioncast.simulation.ground_truth import has_truth
+from lesioncast.simulation.ground_truth import has_ground_truth
 from storage import Location, Store, open_store
 
 
@@ -41,7 +48,7 @@ def build_sampler(
     inputs: str | None = None,
     sampler: SamplerConfig | None = None,
     compared: Sessions | None = None,
-) -> Sampler:
+) -> BatchSampler:
     """What a Ray actor holds: the networks on `device` and the open store.
 
     Draws as the bundle was shipped to, or with another `sampler`. On the CPU one thread a process:
@@ -53,15 +60,15 @@ def build_sampler(
     if device == "cpu":
         torch.set_num_threads(1)
     loaded, opened = load_bundle(bundle, device=device), open_store(store, inputs=inputs)
-    require_fit(loaded, opened)
+    check_compatible(loaded, opened)
     if sampler is not None:
         loaded = replace(loaded, sampler=sampler)
     warn_if_slow(loaded.sampler.precision, torch.device(device))
-    return Sampler(
-        bundle_draw(loaded, device=device),
+    return BatchSampler(
+        make_mask_sampler(loaded, device=device),
         store_reader(opened, loaded.config),
         spacing=opened.spec.spacing,
-        state=bundle_state(loaded, device=device),
+        state=make_expectation_predictor(loaded, device=device),
         compared=compared,
     )
 
@@ -71,7 +78,7 @@ def device_of(gpus_per_worker: float) -> str:
     return "cuda" if gpus_per_worker > 0 else "cpu"
 
 
-def require_fit(bundle: Bundle, store: Store) -> None:
+def check_compatible(bundle: Bundle, store: Store) -> None:
     """Raises ForecastError where the store holds other slabs or arms than the bundle knows."""
     for name, wanted, got in (
         ("slab", bundle.slab, store.spec.slab),
@@ -88,18 +95,20 @@ def require_fit(bundle: Bundle, store: Store) -> None:
 def store_reader(store: Store, config: ModelConfig) -> Read:
     """What the networks are told of a store's cases; channels that a case lacks are null, as are
     those of sessions that are not shown."""
-    channels = named(config.control.condition)
+    channels = parse_channels(config.control.condition)
 
-    def read(shown: Shown) -> Given:
+    def read(shown: ModelInput) -> ConditioningArrays:
         condition = encode_case(store.read(shown.case), channels=channels)
         if shown.sessions is not None:
-            condition[outside(channels, shown.sessions)] = 0
-        return Given(condition, encode_covariates(config.covariates, store.cases[shown.case]))
+            condition[channels_outside_sessions(channels, shown.sessions)] = 0
+        return ConditioningArrays(
+            condition, encode_covariates(config.covariates, store.cases[shown.case])
+        )
 
     return read
 
 
-def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
+def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
     """Masks from the bundle's networks with the sampler that it was shipped with."""
 
     def draw(
@@ -108,7 +117,7 @@ def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
         seeds: Sequence[int],
         covariates: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.bool_]:
-        masks = bundle.model.draw(
+        masks = bundle.model.sample_masks(
             torch.from_numpy(condition).to(device),
             torch.from_numpy(arm).to(device),
             seeds,
@@ -120,77 +129,87 @@ def bundle_draw(bundle: Bundle, *, device: str) -> Draw:
     return draw
 
 
-def bundle_state(bundle: Bundle, *, device: str) -> State:
+def make_expectation_predictor(bundle: Bundle, *, device: str) -> PredictExpectations:
     """What the bundle's networks state, where they do."""
 
-    def state(given: Given) -> Statement | None:
-        stated = bundle.model.stated(*(torch.from_numpy(each).to(device) for each in given))
+    def state(given: ConditioningArrays) -> ArmExpectations | None:
+        stated = bundle.model.expected_outcomes(
+            *(torch.from_numpy(each).to(device) for each in given)
+        )
         if stated is None:
             return None
-        return tuple(Stated(*of_arm) for of_arm in zip(*map(Tensor.tolist, stated), strict=True))
+        return tuple(
+            ExpectedOutcomes(*of_arm) for of_arm in zip(*map(Tensor.tolist, stated), strict=True)
+        )
 
     return state
 
 
-def stated_of(bundle: Bundle, store: Store, shown: Shown) -> Statements:
+def expected_outcomes_of(bundle: Bundle, store: Store, shown: ModelInput) -> Statements:
     """What the bundle, on the CPU, states of one case; nothing where it does not."""
-    statement = bundle_state(bundle, device="cpu")(store_reader(store, bundle.config)(shown))
+    statement = make_expectation_predictor(bundle, device="cpu")(
+        store_reader(store, bundle.config)(shown)
+    )
     return {} if statement is None else {shown: statement}
 
 
-def sessions_seen(bundle: Bundle) -> Sessions:
+def input_sessions(bundle: Bundle) -> Sessions:
     """The sessions among the channels of the bundle's condition."""
-    return sessions_of(named(bundle.config.control.condition))
+    return sessions_of(parse_channels(bundle.config.control.condition))
 
 
-def session_choices(bundle: Bundle) -> tuple[Sessions, ...]:
+def supported_sessions(bundle: Bundle) -> tuple[Sessions, ...]:
     """What a forecast may show the bundle: all sessions that it sees, or w000 alone where it was
     trained for that."""
-    seen = sessions_seen(bundle)
-    return (seen, (START,)) if bundle.from_start and seen != (START,) else (seen,)
+    seen = input_sessions(bundle)
+    return (
+        (seen, (BASELINE_SESSION,))
+        if bundle.from_start and seen != (BASELINE_SESSION,)
+        else (seen,)
+    )
 
 
-def shown_sessions(bundle: Bundle, wanted: Sequence[str]) -> Sessions:
+def resolve_sessions(bundle: Bundle, wanted: Sequence[str]) -> Sessions:
     """Those `wanted`, or all where none is. ForecastError where the bundle was not trained so."""
-    choices = session_choices(bundle)
+    choices = supported_sessions(bundle)
     if wanted and tuple(wanted) not in choices:
         raise ForecastError(
-            f"forecast.sessions: expected {either(choices)}, got {', '.join(wanted)}; to show "
-            f"{START} alone, train stage 2 with finetune.session_drop above 0"
+            f"forecast.sessions: expected {format_choices(choices)}, got {', '.join(wanted)}; "
+            f"to show {BASELINE_SESSION} alone, train stage 2 with finetune.session_dropout above 0"
         )
     return tuple(wanted) or choices[0]
 
 
-def either(choices: Sequence[Sessions]) -> str:
+def format_choices(choices: Sequence[Sessions]) -> str:
     """The choices in words."""
     return " or else ".join(", ".join(each) for each in choices)
 
 
-def sessions_compared(bundle: Bundle) -> Sessions | None:
+def comparison_sessions(bundle: Bundle) -> Sessions | None:
     """Those that the bundle is shown where the arms of a patient are compared: w000 alone, where
     it was trained for that, since later images show what the arm received has done. None: all."""
-    compared = session_choices(bundle)[-1]
-    return None if compared == sessions_seen(bundle) else compared
+    compared = supported_sessions(bundle)[-1]
+    return None if compared == input_sessions(bundle) else compared
 
 
-def bundle_remark(bundle: Path) -> str:
+def training_data_note(bundle: Path) -> str:
     """What the bundle's own record says of the data it learned from."""
-    data = str(_how_it_was_made(bundle).get("data", "data not recorded"))
+    data = str(_training_metrics(bundle).get("data", "data not recorded"))
     return f"Trained on {data.rstrip('.')}."
 
 
 def bundle_steps(bundle: Path) -> str:
     """How long the bundle was trained, such as `450 + 600 steps, seed 0`."""
-    made = _how_it_was_made(bundle)
+    made = _training_metrics(bundle)
     counts = " + ".join(str(stage["step"]) for stage in made["stages"].values())
     return f"{counts} steps, seed {made['seed']}"
 
 
-def _how_it_was_made(bundle: Path) -> dict[str, Any]:
+def _training_metrics(bundle: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((bundle / METRICS_FILE).read_text())
     return record
 
 
-def trial_remarks(bids: Path) -> tuple[str, ...]:
+def simulated_data_notes(bids: Path) -> tuple[str, ...]:
     """Says so where the subjects themselves are simulated: their true futures lie beside them."""
-    return ("The subjects are simulated.",) if has_truth(bids) else ()
+    return ("The subjects are simulated.",) if has_ground_truth(bids) else ()

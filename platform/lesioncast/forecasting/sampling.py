@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.forecasting.ensemble import Counts, Ensemble, Stated
+from lesioncast.forecasting.ensemble import Counts, Ensemble, ExpectedOutcomes
 from lesioncast.imaging.channels import Sessions
-from lesioncast.imaging.lesions import Lesions, measure
+from lesioncast.imaging.lesions import LesionCounts, count_lesions
 from storage import Case
 
 Masks = npt.NDArray[np.bool_]
@@ -27,14 +27,14 @@ Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
 [n, s, h, w]."""
 
 
-class Shown(NamedTuple):
+class ModelInput(NamedTuple):
     """What a model is shown: a case by its index, the images of `sessions` alone; None for all."""
 
     case: int
     sessions: Sessions | None = None
 
 
-class Given(NamedTuple):
+class ConditioningArrays(NamedTuple):
     """The same as numbers: the `condition` [channels, s, h, w], null outside the sessions shown,
     and the encoded `covariates` [k], NaN where absent."""
 
@@ -42,16 +42,16 @@ class Given(NamedTuple):
     covariates: Floats
 
 
-Read = Callable[[Shown], Given]
-Statement = tuple[Stated, ...]
+Read = Callable[[ModelInput], ConditioningArrays]
+ArmExpectations = tuple[ExpectedOutcomes, ...]
 """What a model states of a patient under each arm before it draws."""
-State = Callable[[Given], Statement | None]
+PredictExpectations = Callable[[ConditioningArrays], ArmExpectations | None]
 """None for models that only draw."""
-Statements = Mapping[Shown, Statement]
+Statements = Mapping[ModelInput, ArmExpectations]
 """By what was shown."""
 
 
-class Request(NamedTuple):
+class EnsembleRequest(NamedTuple):
     """One ensemble asked for: a case index under an arm index, from the images of `sessions`
     alone; None for all."""
 
@@ -60,15 +60,15 @@ class Request(NamedTuple):
     sessions: Sessions | None = None
 
     @property
-    def shown(self) -> Shown:
+    def shown(self) -> ModelInput:
         """What the model is shown for it."""
-        return Shown(self.case, self.sessions)
+        return ModelInput(self.case, self.sessions)
 
 
 class Sample(NamedTuple):
     """One sample asked for."""
 
-    request: Request
+    request: EnsembleRequest
     seed: int
 
 
@@ -76,13 +76,13 @@ Batch = tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleBatch:
     """The samples of one batch: masks packed along w, what was counted of each, and what the model
     states of their cases."""
 
     packed: npt.NDArray[np.uint8]
     width: int
-    lesions: tuple[Lesions, ...]
+    lesions: tuple[LesionCounts, ...]
     stated: Statements = field(default_factory=dict)
 
     def masks(self) -> Masks:
@@ -108,8 +108,8 @@ def seeds_of(cases: Iterable[Case], *, seed: int, samples: int) -> dict[int, See
     return {case.index: sample_seeds(seed, case.subject, samples) for case in cases}
 
 
-def plan(
-    requests: Sequence[Request], seeds: Mapping[int, Seeds], *, batch_size: int
+def plan_batches(
+    requests: Sequence[EnsembleRequest], seeds: Mapping[int, Seeds], *, batch_size: int
 ) -> list[Batch]:
     """All samples of the requests, request by request, cut into batches that share forward passes.
 
@@ -121,11 +121,11 @@ def plan(
     ]
 
 
-def nothing_stated(_: Given) -> None:
+def no_expectations(_: ConditioningArrays) -> None:
     """For a model that only draws."""
 
 
-class Sampler:
+class BatchSampler:
     """Draws batches with one model and counts lesions where the masks are made.
 
     `compared` are sessions by which the model also states what it can of every case that it draws.
@@ -137,14 +137,14 @@ class Sampler:
         read: Read,
         *,
         spacing: tuple[float, float, float],
-        state: State = nothing_stated,
+        state: PredictExpectations = no_expectations,
         compared: Sessions | None = None,
     ) -> None:
         self._draw, self._read, self._state = draw, read, state
         self._compared = compared
         self._spacing = spacing
 
-    def __call__(self, batch: Batch) -> Drawn:
+    def __call__(self, batch: Batch) -> SampleBatch:
         shown = [sample.request.shown for sample in batch]
         read = {each: self._read(each) for each in dict.fromkeys(shown)}
         conditions, covariates = zip(*(read[each] for each in shown), strict=True)
@@ -155,25 +155,25 @@ class Sampler:
             np.stack(covariates),
         )
         if self._compared is not None:
-            others = {Shown(each.case, self._compared) for each in shown} - read.keys()
+            others = {ModelInput(each.case, self._compared) for each in shown} - read.keys()
             read |= {each: self._read(each) for each in others}
         stated = {each: self._state(given) for each, given in read.items()}
-        return Drawn(
+        return SampleBatch(
             packed=np.packbits(masks, axis=-1),
             width=masks.shape[-1],
-            lesions=tuple(measure(mask, self._spacing) for mask in masks),
+            lesions=tuple(count_lesions(mask, self._spacing) for mask in masks),
             stated={key: each for key, each in stated.items() if each is not None},
         )
 
 
-class Gathered(NamedTuple):
+class RequestSamples(NamedTuple):
     """All samples of one request, before they become an ensemble; `all_stated` holds what is
     stated of its case, if anything, and of others that were drawn beside it."""
 
-    request: Request
+    request: EnsembleRequest
     seeds: Seeds
     masks: Masks  # [k, s, h, w]
-    lesions: tuple[Lesions, ...]
+    lesions: tuple[LesionCounts, ...]
     all_stated: Statements
 
     @property
@@ -187,15 +187,15 @@ class Gathered(NamedTuple):
         return np.array([found.opened for found in self.lesions], np.int64)
 
     @property
-    def stated(self) -> Stated | None:
+    def stated(self) -> ExpectedOutcomes | None:
         """What is stated under the arm of the request."""
         statement = self.all_stated.get(self.request.shown)
         return None if statement is None else statement[self.request.arm]
 
 
-def gather(
-    requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
-) -> Iterator[Gathered]:
+def group_by_request(
+    requests: Sequence[EnsembleRequest], seeds: Mapping[int, Seeds], drawn: Iterable[SampleBatch]
+) -> Iterator[RequestSamples]:
     """The samples of one request after the other, from the batches of `plan` in order.
 
     No more than one request's masks are held at a time.
@@ -203,14 +203,14 @@ def gather(
     flat = _unbatched(drawn)
     for request in requests:
         masks, lesions, stated = zip(*islice(flat, len(seeds[request.case])), strict=True)
-        yield Gathered(request, seeds[request.case], np.stack(masks), lesions, stated[0])
+        yield RequestSamples(request, seeds[request.case], np.stack(masks), lesions, stated[0])
 
 
 def ensembles(
-    requests: Sequence[Request], seeds: Mapping[int, Seeds], drawn: Iterable[Drawn]
+    requests: Sequence[EnsembleRequest], seeds: Mapping[int, Seeds], drawn: Iterable[SampleBatch]
 ) -> Iterator[Ensemble]:
     """One ensemble a request, in order, from the batches of `plan` in order."""
-    for samples in gather(requests, seeds, drawn):
+    for samples in group_by_request(requests, seeds, drawn):
         yield Ensemble(
             case=samples.request.case,
             arm=samples.request.arm,
@@ -223,7 +223,7 @@ def ensembles(
         )
 
 
-def _unbatched(drawn: Iterable[Drawn]) -> Iterator[tuple[Masks, Lesions, Statements]]:
+def _unbatched(drawn: Iterable[SampleBatch]) -> Iterator[tuple[Masks, LesionCounts, Statements]]:
     for batch in drawn:
         yield from (
             (*each, batch.stated) for each in zip(batch.masks(), batch.lesions, strict=True)

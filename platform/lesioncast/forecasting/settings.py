@@ -27,7 +27,7 @@ class ForecastSettings:
     workers: int = 2
     gpus_per_worker: float = 0.0
     reference_arm: str = "placebo"
-    opening: bool = False
+    apply_opening: bool = False
     slices: int = 2
     sessions: tuple[str, ...] = ()
 

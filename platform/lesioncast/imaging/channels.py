@@ -11,24 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import CaseArrays
-from storage.layout import CHANNELS, MASKS, SESSIONS, pack_masks, unpack_signs
+from storage.layout import CHANNELS, MASKS, SESSIONS, pack_masks, unpack_masks_signed
 
 __all__ = [
-    "CHANNELS", "MASKS", "SESSIONS", "START", "TARGET", "Channels", "Sessions",
-    "encode", "encode_case", "named", "outside", "sessions_of",
+    "CHANNELS", "MASKS", "SESSIONS", "BASELINE_SESSION", "TARGET_CHANNELS", "Channels", "Sessions",
+    "encode_channels", "encode_case", "parse_channels", "channels_outside_sessions", "sessions_of",
 ]  # fmt: skip
 
 # x, in the order in which the network receives it; c_f is the model's (`ControlConfig.condition`).
-TARGET = (("w096", "flair"), ("w096", "net2"))
+TARGET_CHANNELS = (("w096", "flair"), ("w096", "net2"))
 
 # The session before any treatment. What a patient's later images show, an arm has had its part in.
-START = SESSIONS[0]
+BASELINE_SESSION = SESSIONS[0]
 
 Channels = tuple[tuple[str, str], ...]
 Sessions = tuple[str, ...]
 
 
-def named(names: Iterable[str]) -> Channels:
+def parse_channels(names: Iterable[str]) -> Channels:
     """(session, channel) of names such as w000/flair."""
     return tuple((session, channel) for session, channel in (name.split("/") for name in names))
 
@@ -38,12 +38,12 @@ def sessions_of(channels: Channels) -> Sessions:
     return tuple(dict.fromkeys(session for session, _ in channels))
 
 
-def outside(channels: Channels, sessions: Sequence[str]) -> npt.NDArray[np.bool_]:
+def channels_outside_sessions(channels: Channels, sessions: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Which of the channels belong to none of the `sessions`, [channel]."""
     return np.array([session not in sessions for session, _ in channels], bool)
 
 
-def encode(
+def encode_channels(
     flair: npt.NDArray[np.float16],
     masks: npt.NDArray[np.uint8],
     present: npt.NDArray[np.bool_],
@@ -68,10 +68,12 @@ def encode(
         elif channel == "flair":
             copy(encoded[row], flair[k])
         else:
-            unpack_signs(masks[k, MASKS.index(channel)], encoded[row])
+            unpack_masks_signed(masks[k, MASKS.index(channel)], encoded[row])
     return encoded
 
 
 def encode_case(arrays: CaseArrays, *, channels: Channels) -> npt.NDArray[np.float32]:
     """The same of a case as it is read: [channel, s, h, w]."""
-    return encode(arrays.flair, pack_masks(arrays.masks), arrays.present, channels=channels)
+    return encode_channels(
+        arrays.flair, pack_masks(arrays.masks), arrays.present, channels=channels
+    )

@@ -91,7 +91,7 @@ def encode_covariates(covariates: Sequence[Covariate], case: Case) -> Values:
     )
 
 
-def known_covariates(covariates: Sequence[Covariate], case: Case) -> dict[str, bool]:
+def covariate_presence(covariates: Sequence[Covariate], case: Case) -> dict[str, bool]:
     """Which covariates the case gives to the network, by name."""
     values = encode_covariates(covariates, case)
     return {

@@ -10,11 +10,13 @@ from scipy import ndimage
 Mask = npt.NDArray[np.bool_]
 
 OPENING_MM = 5.0
-TOUCHING = np.ones((3, 3, 3), bool)  # 26 neighbours: voxels that share a corner are one lesion
+CONNECTIVITY_26 = np.ones(
+    (3, 3, 3), bool
+)  # 26 neighbours: voxels that share a corner are one lesion
 
 
 @dataclass(frozen=True)
-class Lesions:
+class LesionCounts:
     """What is counted of one mask: lesions as drawn, lesions after the opening, volume in mm3."""
 
     plain: int
@@ -36,7 +38,7 @@ def _nearest_odd(length: float) -> int:
     return 2 * int(length // 2) + 1
 
 
-def opened(mask: Mask, spacing: Sequence[float]) -> Mask:
+def morphological_opening(mask: Mask, spacing: Sequence[float]) -> Mask:
     """`mask` [s, h, w] without what the in-plane opening element cannot enter."""
     element = opening_element(spacing)
     if element == (1, 1, 1):
@@ -46,13 +48,13 @@ def opened(mask: Mask, spacing: Sequence[float]) -> Mask:
 
 def components(mask: Mask) -> tuple[npt.NDArray[np.int32], int]:
     """(labels [s, h, w], number of lesions): the 26-connected components of `mask`."""
-    labels, number = ndimage.label(mask, TOUCHING)
+    labels, number = ndimage.label(mask, CONNECTIVITY_26)
     return labels, int(number)
 
 
 def lesion_count(mask: Mask, spacing: Sequence[float], *, opening: bool = False) -> int:
     """Number of lesions in `mask` [s, h, w], opened first or as it is."""
-    return components(opened(mask, spacing) if opening else mask)[1]
+    return components(morphological_opening(mask, spacing) if opening else mask)[1]
 
 
 def lesion_volumes(mask: Mask, spacing: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -62,9 +64,9 @@ def lesion_volumes(mask: Mask, spacing: Sequence[float]) -> npt.NDArray[np.float
     return voxels.astype(np.float64) * float(np.prod(spacing))
 
 
-def measure(mask: Mask, spacing: Sequence[float]) -> Lesions:
+def count_lesions(mask: Mask, spacing: Sequence[float]) -> LesionCounts:
     """Both counts and the total volume of `mask` [s, h, w]."""
-    return Lesions(
+    return LesionCounts(
         plain=lesion_count(mask, spacing),
         opened=lesion_count(mask, spacing, opening=True),
         volume=float(mask.sum() * np.prod(spacing)),

@@ -7,7 +7,7 @@ import numpy.typing as npt
 REGIONS = {"white_matter": (2, 41), "cortex": (3, 42)}
 
 
-def presence(
+def lesions_in_regions(
     masks: npt.NDArray[np.bool_], labels: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.bool_]:
     """Whether each of `masks` [k, s, h, w] has a lesion voxel in each region, [k, region].

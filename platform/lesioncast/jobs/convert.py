@@ -8,7 +8,7 @@ A trial that is not BIDS: --mapping says where it keeps what, see storage/README
 A real trial of other spacing: --bids ../shared/data/ljubljana --set store.resample=true
 Run again, whether it was killed or files changed: what is finished and unchanged is kept. Exit code
 0: every subject is in the store; 3: some were refused, by name and reason in the log and in
-refused.tsv; 1: no store. With --verify nothing is converted: every digest, of the sources and of
+excluded.tsv; 1: no store. With --verify nothing is converted: every digest, of the sources and of
 the store, is read again, and what is not as recorded is named; then 1, else 0.
 """
 
@@ -17,12 +17,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lesioncast.cluster.connection import RaySettings, cluster, configure_logging, job_parser
-from lesioncast.cluster.metrics import ConversionMeter
+from lesioncast.cluster.connection import RaySettings, configure_logging, job_parser, ray_cluster
+from lesioncast.cluster.metrics import ConversionMetrics
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
 from storage import Location, StorageError, open_store, parse_location
-from storage.convert.build_shard import Build
+from storage.convert.build_shard import ShardTask
 from storage.convert.convert import build_on_ray, convert
 from storage.convert.plan import plan_conversion
 from storage.convert.summary import summarise
@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for line in summarise(store.table):
         logger.info("%s", line)
-    return 3 if store.table.refused else 0
+    return 3 if store.table.excluded else 0
 
 
-def _build(settings: RaySettings, builds: Sequence[Build]) -> Iterable[int]:
+def _build(settings: RaySettings, builds: Sequence[ShardTask]) -> Iterable[int]:
     """Build shards on a cluster, which is started only where there are any."""
-    with cluster(settings, reads=[builds[0].bids], writes=[builds[0].path]):
-        meter = ConversionMeter()
+    with ray_cluster(settings, reads=[builds[0].bids], writes=[builds[0].path]):
+        meter = ConversionMetrics()
         for subjects in build_on_ray(builds):
             meter.converted(subjects)
             yield subjects

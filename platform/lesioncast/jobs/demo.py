@@ -12,20 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.reporting.files import FIGURE, METRICS, REPORT
 from lesioncast.evaluation.reporting.summary_page import (
     evaluation_section,
     forecast_section,
-    page,
     relative_path,
+    render_page,
 )
 from lesioncast.forecasting.output.bids import figure_path, summary_path
 from lesioncast.forecasting.runtime import bundle_steps
 from lesioncast.jobs import convert, evaluate, finetune, forecast, pretrain, simulate
-from storage.atomic import write_atomic
+from storage.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 Job = Callable[[Sequence[str] | None], int]
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     given = ["--config", str(args.config), *(f"--set={each}" for each in args.overrides)]
     todo = list(steps())
-    with cluster(config.ray):
+    with ray_cluster(config.ray):
         for number, (title, job) in enumerate(todo, start=1):
             logger.info("[%d/%d] %s", number, len(todo), title)
             start = time.monotonic()
@@ -70,7 +70,7 @@ def write_summary(config: Config) -> list[tuple[str, Path]]:
     """The one-page summary; returns the figure, the report and the page by name."""
     paths = config.paths
     evaluation = json.loads((paths.evaluation / METRICS).read_text())
-    subject = leading(paths.forecasts)
+    subject = subject_with_most_lesions(paths.forecasts)
     figure = figure_path(paths.forecasts, subject["subject"])
     sections = [
         evaluation_section(
@@ -86,11 +86,13 @@ def write_summary(config: Config) -> list[tuple[str, Path]]:
     ]
     notices = [*evaluation["notices"], *subject["notices"]]
     summary = paths.root / "summary.md"
-    write_atomic(summary, page(f"lesioncast: {config.name}", sections, notices=notices).encode())
+    atomic_write(
+        summary, render_page(f"lesioncast: {config.name}", sections, notices=notices).encode()
+    )
     return [("figure", figure), ("report", paths.evaluation / REPORT), ("summary", summary)]
 
 
-def leading(forecasts: Path) -> dict[str, Any]:
+def subject_with_most_lesions(forecasts: Path) -> dict[str, Any]:
     """The record of the forecast subject with the most lesions: there is something to see."""
     paths = sorted(forecasts.glob(summary_path(Path(), "sub-*").as_posix()))
     records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths]

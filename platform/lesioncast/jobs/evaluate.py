@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import Config, load_config
 from lesioncast.errors import (
     BaselineError,
@@ -22,28 +22,28 @@ from lesioncast.errors import (
     ForecastError,
     TrainingError,
 )
-from lesioncast.evaluation.analysis.scoring import Context
-from lesioncast.evaluation.causal.identifiability import warnings_record
-from lesioncast.evaluation.evaluate import assess
+from lesioncast.evaluation.analysis.scoring import EvaluationContext
+from lesioncast.evaluation.causal.identifiability import identifiability_warnings
+from lesioncast.evaluation.evaluate import evaluate
 from lesioncast.evaluation.metrics.scores import Bootstrap
 from lesioncast.evaluation.provenance import provenance, this_command
 from lesioncast.evaluation.reporting.bundle_card import write_card
 from lesioncast.evaluation.reporting.examples import gallery
-from lesioncast.evaluation.reporting.files import REPORT, write_assessment
+from lesioncast.evaluation.reporting.files import REPORT, write_evaluation
 from lesioncast.evaluation.run import (
-    draw_tallies,
-    held_out,
+    draw_and_summarise,
     measure,
-    reference_of,
+    reference_arm_index,
+    select_evaluation_cases,
     true_counts,
 )
 from lesioncast.forecasting.disclaimers import RESEARCH_USE
 from lesioncast.forecasting.runtime import (
-    bundle_remark,
-    require_fit,
-    session_choices,
-    sessions_seen,
-    trial_remarks,
+    check_compatible,
+    input_sessions,
+    simulated_data_notes,
+    supported_sessions,
+    training_data_note,
 )
 from storage import StorageError, open_store, parse_location
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     configure_logging()
     try:
-        evaluate(load_config(args.config, args.overrides), args)
+        run_evaluation(load_config(args.config, args.overrides), args)
     except ConfigError as error:
         parser.error(str(error))
     except (
@@ -76,24 +76,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(config: Config, args: argparse.Namespace) -> None:
+def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     """Measure outcomes and draw ensembles on Ray, then score and write."""
     store = open_store(args.store or config.paths.store)
     path = (args.bundle or config.paths.bundle).absolute()
     out = (args.out or config.paths.evaluation).absolute()
     bundle = load_bundle(path)
-    require_fit(bundle, store)
+    check_compatible(bundle, store)
     settings = config.evaluation
-    cases = held_out(store, settings)
-    remarks = (bundle_remark(path), *trial_remarks(Path(store.table.bids)))
-    context = Context(
+    cases = select_evaluation_cases(store, settings)
+    remarks = (training_data_note(path), *simulated_data_notes(Path(store.table.bids)))
+    context = EvaluationContext(
         store.spec.arms,
         store.spec.spacing,
         bundle.digest,
         config.seed,
         (RESEARCH_USE, *remarks),
-        reference=reference_of(config.forecast.reference_arm, store),
-        compared=session_choices(bundle)[-1],
+        reference=reference_arm_index(config.forecast.reference_arm, store),
+        compared=supported_sessions(bundle)[-1],
         provenance=provenance(
             this_command(),
             bundle=bundle.digest,
@@ -103,19 +103,19 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
             seed=config.seed,
         ),
     )
-    with cluster(config.ray, reads=[store.path, path]):
+    with ray_cluster(config.ray, reads=[store.path, path]):
         train, test, validation = measure(
             store, cases, workers=settings.workers, covariates=settings.covariates
         )
-        warnings = warnings_record(
+        warnings = identifiability_warnings(
             (train, test),
             [case.trial for case in (*cases.train, *cases.test)],
             arms=store.spec.arms,
-            sessions=sessions_seen(bundle),
+            sessions=input_sessions(bundle),
             bootstrap=Bootstrap(settings.bootstrap, config.seed),
         )
-        answers = draw_tallies(store, cases, bundle, settings=settings, seed=config.seed)
-        assessment = assess(
+        answers = draw_and_summarise(store, cases, bundle, settings=settings, seed=config.seed)
+        assessment = evaluate(
             train,
             test,
             answers.own,
@@ -128,6 +128,6 @@ def evaluate(config: Config, args: argparse.Namespace) -> None:
             validation=validation,
         )
         sights = gallery(store, cases.test, path, assessment, settings=settings, seed=config.seed)
-    write_assessment(assessment, out, forced=cases.forced, case=test.case, sights=sights)
+    write_evaluation(assessment, out, forced=cases.forced, case=test.case, sights=sights)
     logger.info("%s", out / REPORT)
     write_card(path, assessment.record)

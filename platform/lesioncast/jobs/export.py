@@ -21,7 +21,7 @@ from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError, ForecastError
 from lesioncast.forecasting.output.bids import forecast_subjects, read_maps
 from storage import StorageError, open_store
-from storage.export.export import NAMES, export_case, write_export_root
+from storage.export.export import CHANNEL_NAMES, export_case, write_export_root
 
 if TYPE_CHECKING:
     from storage.export.dicom_seg import Segmentation
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export_store(config: Config, args: argparse.Namespace, out: Path) -> None:
     """What subjects of a store have, as NIfTI and, beside a series, their masks as DICOM SEG."""
     store = open_store((args.store or config.paths.store).absolute())
-    names = [name for name in args.channels.split(",") if name] or NAMES
+    names = [name for name in args.channels.split(",") if name] or CHANNEL_NAMES
     wanted = [name for name in args.subjects.split(",") if name]
     cases = [store.case(name) for name in wanted] or list(store.cases)
     write_export_root(out, source=store.table.bids)

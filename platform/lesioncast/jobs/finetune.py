@@ -9,12 +9,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError, TrainingError
-from lesioncast.training.experiment import experiment_of, finetuning, pretraining
+from lesioncast.training.experiment import experiment_of, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
-from lesioncast.training.trainer import discard, finished, train
+from lesioncast.training.trainer import discard, final_checkpoint, train
 from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = experiment_of(
             store, runs, model=config.model, covariates=config.covariates, seed=config.seed
         )
-        pretrained = finished(pretraining(config.pretrain, experiment))
-        stage = finetuning(config.finetune, experiment, pretrained)
+        pretrained = final_checkpoint(pretrain_stage(config.pretrain, experiment))
+        stage = finetune_stage(config.finetune, experiment, pretrained)
         if args.fresh:
             discard(stage)
-        with cluster(config.ray, reads=[store.path], writes=[runs]):
+        with ray_cluster(config.ray, reads=[store.path], writes=[runs]):
             train(stage)
         bundle = (args.bundle or config.paths.bundle).absolute()
         export_bundle(stage, store, bundle, sampler=config.sampler)

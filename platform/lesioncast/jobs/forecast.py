@@ -12,19 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError, ForecastError, TrainingError
-from lesioncast.forecasting.disclaimers import evaluated_warnings, shown_remark
+from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
 from lesioncast.forecasting.output.bids import figure_path, write_forecast_root
 from lesioncast.forecasting.pipeline import (
-    Origin,
-    background_of,
+    RunProvenance,
+    background_source,
     draw_forecast,
     forecast_all,
     subjects_to_forecast,
 )
-from lesioncast.forecasting.runtime import bundle_remark, require_fit, shown_sessions, trial_remarks
+from lesioncast.forecasting.runtime import (
+    check_compatible,
+    resolve_sessions,
+    simulated_data_notes,
+    training_data_note,
+)
 from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)
@@ -61,17 +66,19 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     bids = (args.bids or Path(store.table.bids)).absolute()
     settings, seed = config.forecast, config.seed
     bundle = load_bundle(path)
-    require_fit(bundle, store)
+    check_compatible(bundle, store)
     names = [name for name in args.subjects.split(",") if name]
     cases = subjects_to_forecast(store, names, number=settings.subjects)
-    sessions = shown_sessions(bundle, settings.sessions)
-    remarks = (bundle_remark(path), *trial_remarks(bids), shown_remark(sessions))
-    warnings = evaluated_warnings(path, bundle.digest)
-    origin = Origin(bundle.digest, seed, remarks, sessions, bundle.config.covariates, warnings)
+    sessions = resolve_sessions(bundle, settings.sessions)
+    remarks = (training_data_note(path), *simulated_data_notes(bids), sessions_note(sessions))
+    warnings = bundle_warnings(path, bundle.digest)
+    origin = RunProvenance(
+        bundle.digest, seed, remarks, sessions, bundle.config.covariates, warnings
+    )
     write_forecast_root(out, source=bids)
-    with cluster(config.ray, reads=[store.path, path]):
+    with ray_cluster(config.ray, reads=[store.path, path]):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)
-        background = background_of(store, bids, config.store.layout)
+        background = background_source(store, bids, config.store.layout)
         for record in forecast_all(
             store, cases, drawn, settings=settings, origin=origin, out=out, background=background
         ):

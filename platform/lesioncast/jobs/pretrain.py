@@ -9,10 +9,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError, TrainingError
-from lesioncast.training.experiment import experiment_of, pretraining
+from lesioncast.training.experiment import experiment_of, pretrain_stage
 from lesioncast.training.trainer import discard, train
 from storage import StorageError, open_store, parse_location
 
@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = experiment_of(
             store, runs, model=config.model, covariates=config.covariates, seed=config.seed
         )
-        stage = pretraining(config.pretrain, experiment)
+        stage = pretrain_stage(config.pretrain, experiment)
         if args.fresh:
             discard(stage)
-        with cluster(config.ray, reads=[store.path], writes=[runs]):
+        with ray_cluster(config.ray, reads=[store.path], writes=[runs]):
             train(stage)
     except ConfigError as error:
         parser.error(str(error))

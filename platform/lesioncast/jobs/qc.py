@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lesioncast.cluster.actor_map import map_on_actors, with_progress
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
+from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import load_config
 from lesioncast.errors import ConfigError
 from storage import Location, StorageError, open_store
 from storage.backends.backend import parse_location
-from storage.qc.measure import CaseQc, examine
-from storage.qc.report import write_qc
+from storage.qc.measure import CaseQuality, measure_case
+from storage.qc.report import write_qc_report
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         store = open_store(args.store or config.paths.store)
-        with cluster(config.ray, reads=[store.path]):
-            results = map_on_actors(
-                partial(_examiner, store.path),
+        with ray_cluster(config.ray, reads=[store.path]):
+            results = ordered_actor_map(
+                partial(_build_qc_worker, store.path),
                 range(len(store.cases)),
                 workers=config.ray.num_cpus,
             )
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StorageError as error:
         logger.error("%s", error)
         return 1
-    page, _ = write_qc(found, store.table, args.out or config.paths.qc)
+    page, _ = write_qc_report(found, store.table, args.out or config.paths.qc)
     logger.info("%d of %d to look at: %s", sum(bool(f.flags) for f in found), len(found), page)
     return 0
 
 
-def _examiner(path: Location) -> Callable[[int], CaseQc]:
-    return partial(examine, open_store(path))
+def _build_qc_worker(path: Location) -> Callable[[int], CaseQuality]:
+    return partial(measure_case, open_store(path))

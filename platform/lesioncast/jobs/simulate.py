@@ -2,8 +2,8 @@
 
     python jobs/simulate.py --config jobs/configs/demo.yaml [--bids FOLDER]
 
-Run again: nothing is done. With more subjects (--set cohort.subjects=2131) only the missing ones
-are added; with other settings the folder is refused.
+Run again: nothing is done. With more subjects (--set simulation.subjects=2131) only the missing
+ones are added; with other settings the folder is refused.
 """
 
 import logging
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import ray
 
-from lesioncast.cluster.connection import cluster, configure_logging, job_parser
+from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError, SimulationError
-from lesioncast.simulation.bids import close_trial, open_trial, write_subjects
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
+from lesioncast.simulation.settings import SimulationSettings
 from storage import StorageError
 
 logger = logging.getLogger(__name__)
-BLOCK = 8  # subjects a task
-SAY_EVERY_S = 5.0
+SUBJECTS_PER_TASK = 8  # subjects a task
+LOG_INTERVAL_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,18 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def simulate(config: Config, root: Path) -> None:
     """Write the subjects that `root` lacks, in parallel, then the table of participants."""
-    missing = open_trial(root, config.cohort)
+    missing = initialise_dataset(root, config.simulation)
     if missing:
-        logger.info("simulating %d of %d subjects", len(missing), config.cohort.subjects)
-        with cluster(config.ray, writes=[root]):
-            write_in_parallel(root, config.cohort, missing)
-    logger.info("%s holds %d subjects", root, close_trial(root, config.cohort))
+        logger.info("simulating %d of %d subjects", len(missing), config.simulation.subjects)
+        with ray_cluster(config.ray, writes=[root]):
+            write_in_parallel(root, config.simulation, missing)
+    logger.info("%s holds %d subjects", root, finalise_dataset(root, config.simulation))
 
 
-def write_in_parallel(root: Path, settings: CohortSettings, indices: Sequence[int]) -> None:
+def write_in_parallel(root: Path, settings: SimulationSettings, indices: Sequence[int]) -> None:
     """Blocks of subjects as Ray tasks, two in flight for each CPU, with a progress line."""
     write = ray.remote(write_subjects)
-    blocks = [indices[first : first + BLOCK] for first in range(0, len(indices), BLOCK)]
+    blocks = [
+        indices[first : first + SUBJECTS_PER_TASK]
+        for first in range(0, len(indices), SUBJECTS_PER_TASK)
+    ]
     cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     limit = 2 * max(1, int(cpus))
     flying: list[ray.ObjectRef[list[str]]] = []
@@ -64,10 +67,10 @@ def write_in_parallel(root: Path, settings: CohortSettings, indices: Sequence[in
     while blocks or flying:
         while blocks and len(flying) < limit:
             flying.append(write.remote(root, settings, blocks.pop(0)))
-        landed, flying = ray.wait(flying, timeout=SAY_EVERY_S)
+        landed, flying = ray.wait(flying, timeout=LOG_INTERVAL_S)
         done += sum(map(len, ray.get(landed)))
         now = time.monotonic()
-        if done and (now - said >= SAY_EVERY_S or done == len(indices)):
+        if done and (now - said >= LOG_INTERVAL_S or done == len(indices)):
             rate = done / (now - start)
             left = (len(indices) - done) / rate
             logger.info("%d/%d subjects, %.1f/s, %.0f s left", done, len(indices), rate, left)

@@ -1,6 +1,6 @@
 """A simulated trial on real anatomy whose true counterfactuals are known."""
 
-from lesioncast.simulation.settings import CohortSettings
-from lesioncast.simulation.subject import Subject, simulate_subject
+from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.simulation.subject import SimulatedSubject, simulate_subject
 
-__all__ = ["CohortSettings", "Subject", "simulate_subject"]
+__all__ = ["SimulationSettings", "SimulatedSubject", "simulate_subject"]

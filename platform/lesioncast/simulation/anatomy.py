@@ -13,29 +13,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.simulation.random_fields import Lattice
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.random_fields import SplineField
+from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.simulation.template import CENTRE, ORIGIN, Template, template
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 # Extent of the template's brain about CENTRE (z, y, x), in mm, with room for the warp.
-_REACH = ((-96.0, 78.0), (-98.0, 98.0), (-80.0, 80.0))
+_BRAIN_EXTENT_MM = ((-96.0, 78.0), (-98.0, 98.0), (-80.0, 80.0))
 _WARPS = ((28.0, 2.1), (12.0, 1.5))  # (lattice step, standard deviation) in mm
 _NODE_STEP = 6.0
 
 
 @dataclass(frozen=True)
-class Frame:
+class TargetGrid:
     """The part of the target grid that a brain can reach, and lattices over it."""
 
     box: tuple[slice, slice, slice]
     axes: tuple[npt.NDArray[np.float64], ...]  # mm about the volume's centre
-    nodes: Lattice  # carries the warp
-    warps: tuple[Lattice, ...]  # random lattices, evaluated at the nodes
-    texture: Lattice
-    bias: Lattice
+    nodes: SplineField  # carries the warp
+    warps: tuple[SplineField, ...]  # random lattices, evaluated at the nodes
+    texture: SplineField
+    bias: SplineField
 
 
 @dataclass(frozen=True)
@@ -52,27 +52,29 @@ class Anatomy:
 
 
 @lru_cache(maxsize=2)
-def frame(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Frame:
+def frame(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> TargetGrid:
     """The frame of a target grid; computed once a process."""
     box: list[slice] = []
     axes: list[npt.NDArray[np.float64]] = []
-    for size, step, (low, high) in zip(shape, spacing, _REACH, strict=True):
+    for size, step, (low, high) in zip(shape, spacing, _BRAIN_EXTENT_MM, strict=True):
         positions = (np.arange(size, dtype=np.float64) - (size - 1) / 2) * step
         first, stop = np.searchsorted(positions, [low, high])
         box.append(slice(int(first), int(stop)))
         axes.append(positions[first:stop])
-    nodes = Lattice(axes, _REACH, _NODE_STEP)
-    return Frame(
+    nodes = SplineField(axes, _BRAIN_EXTENT_MM, _NODE_STEP)
+    return TargetGrid(
         box=(box[0], box[1], box[2]),
         axes=tuple(axes),
         nodes=nodes,
-        warps=tuple(Lattice(nodes.nodes, _REACH, step) for step, _ in _WARPS),
-        texture=Lattice(axes, _REACH, 5.0),
-        bias=Lattice(axes, _REACH, 60.0),
+        warps=tuple(SplineField(nodes.nodes, _BRAIN_EXTENT_MM, step) for step, _ in _WARPS),
+        texture=SplineField(axes, _BRAIN_EXTENT_MM, 5.0),
+        bias=SplineField(axes, _BRAIN_EXTENT_MM, 60.0),
     )
 
 
-def _pose(rng: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _random_affine(
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """A matrix [3, 3] and offset (mm) from the target to the template about CENTRE, (z, y, x)."""
     pitch, roll, yaw = np.radians([4.0, 2.0, 3.0] * np.clip(rng.standard_normal(3), -2, 2))
     rotate = np.eye(3)
@@ -87,16 +89,16 @@ def _pose(rng: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArra
 
 
 def _coordinates(
-    field: Frame, source: Template, rng: np.random.Generator, *, atrophy: float
+    field: TargetGrid, source: Template, rng: np.random.Generator, *, atrophy: float
 ) -> Array:
     """Template voxel coordinates [3, s, h, w] of the box."""
-    matrix, offset = _pose(rng)
+    matrix, offset = _random_affine(rng)
     step = np.array(source.step, np.float32)
     matrix, offset = matrix / step[:, None], (CENTRE - ORIGIN + offset) / step
     per_voxel = (1 / step[:, None, None, None]).astype(np.float32)
     shift = np.zeros((3, *map(len, field.nodes.nodes)), np.float32)
     for lattice, (_, deviation) in zip(field.warps, _WARPS, strict=True):
-        shift += np.float32(deviation) * lattice.noise(rng, 3)
+        shift += np.float32(deviation) * lattice.sample(rng, 3)
     at_nodes = _affine(matrix, offset, field.nodes.nodes) + shift * per_voxel
     nearest = _nearest(at_nodes, source.labels.shape)
     growth = np.stack([direction[nearest] for direction in source.outward])
@@ -145,7 +147,9 @@ def _trilinear(channels: Array, points: Array) -> Array:
     return total.T
 
 
-def build_anatomy(settings: CohortSettings, rng: np.random.Generator, *, atrophy: float) -> Anatomy:
+def build_anatomy(
+    settings: SimulationSettings, rng: np.random.Generator, *, atrophy: float
+) -> Anatomy:
     """Draw and sample one subject's anatomy; `atrophy` is how far (mm) ventricles have grown."""
     field, source = frame(settings.shape, settings.spacing), template(settings.spacing)
     coordinates = _coordinates(field, source, rng, atrophy=atrophy)

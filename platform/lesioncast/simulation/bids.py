@@ -29,8 +29,8 @@ from lesioncast.simulation.bids_metadata import (
 )
 from lesioncast.simulation.disease import PERIODS, draw_patient
 from lesioncast.simulation.ground_truth import RANKS
-from lesioncast.simulation.settings import CohortSettings
-from lesioncast.simulation.subject import SESSIONS, Subject, simulate_subject
+from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.simulation.subject import SESSIONS, SimulatedSubject, simulate_subject
 
 _DESCRIPTION = "dataset_description.json"
 _STAGING = ".staging-"
@@ -41,7 +41,7 @@ def subject_name(index: int) -> str:
     return f"sub-{index + 1:04d}"
 
 
-def open_trial(root: Path, settings: CohortSettings) -> list[int]:
+def initialise_dataset(root: Path, settings: SimulationSettings) -> list[int]:
     """Make `root` ready for this trial and return the indices of the subjects it still lacks.
 
     Raises TrialError where `root` holds something else, or a trial of other settings.
@@ -64,7 +64,7 @@ def open_trial(root: Path, settings: CohortSettings) -> list[int]:
     return [i for i in range(settings.subjects) if not (root / subject_name(i)).exists()]
 
 
-def _require_same(root: Path, description: dict[str, Any], settings: CohortSettings) -> None:
+def _require_same(root: Path, description: dict[str, Any], settings: SimulationSettings) -> None:
     found, wanted = description.get("SimulatedWith"), fingerprint(settings)
     if not isinstance(found, dict):
         raise TrialError(
@@ -80,7 +80,7 @@ def _require_same(root: Path, description: dict[str, Any], settings: CohortSetti
         )
 
 
-def write_subjects(root: Path, settings: CohortSettings, indices: Iterable[int]) -> list[str]:
+def write_subjects(root: Path, settings: SimulationSettings, indices: Iterable[int]) -> list[str]:
     """Simulate a block of subjects into an opened trial; returns their names.
 
     Needs no Ray and shares nothing, so blocks may run anywhere that sees `root`.
@@ -88,7 +88,7 @@ def write_subjects(root: Path, settings: CohortSettings, indices: Iterable[int])
     return [_write_subject(root, settings, simulate_subject(settings, i)) for i in indices]
 
 
-def close_trial(root: Path, settings: CohortSettings) -> int:
+def finalise_dataset(root: Path, settings: SimulationSettings) -> int:
     """Write participants.tsv for the subjects that are there; returns how many."""
     for leftover in root.glob(f"{_STAGING}*"):
         shutil.rmtree(leftover)
@@ -100,7 +100,7 @@ def close_trial(root: Path, settings: CohortSettings) -> int:
     return len(indices)
 
 
-def _write_subject(root: Path, settings: CohortSettings, subject: Subject) -> str:
+def _write_subject(root: Path, settings: SimulationSettings, subject: SimulatedSubject) -> str:
     name = subject_name(subject.index)
     with tempfile.TemporaryDirectory(prefix=_STAGING, dir=root) as folder:
         staging = Path(folder)
@@ -115,7 +115,9 @@ def _write_subject(root: Path, settings: CohortSettings, subject: Subject) -> st
     return name
 
 
-def _files(settings: CohortSettings, subject: Subject, name: str) -> Iterator[tuple[Path, bytes]]:
+def _files(
+    settings: SimulationSettings, subject: SimulatedSubject, name: str
+) -> Iterator[tuple[Path, bytes]]:
     """Every file of a subject, as its path below the trial's root and its content."""
     affine = grid_affine(settings)
 
@@ -142,7 +144,7 @@ def _files(settings: CohortSettings, subject: Subject, name: str) -> Iterator[tu
         yield anat(period, f"{RANKS}.json", "truth"), json.dumps({"LesionCounts": counts}).encode()
 
 
-def grid_affine(settings: CohortSettings) -> npt.NDArray[np.float64]:
+def grid_affine(settings: SimulationSettings) -> npt.NDArray[np.float64]:
     """Voxel (w, h, s) to RAS+ mm, with the origin of the world in the volume's middle."""
     spacing = np.array(settings.spacing[::-1])
     affine = np.diag([*spacing, 1.0])

@@ -8,7 +8,7 @@ from typing import Any
 
 from lesioncast.arms import PAPER_ARMS
 from lesioncast.simulation.disease import TRIALS, Patient
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.simulation.template import REGIONS
 
 GENERATOR = 1  # raise it when the same settings no longer make the same subjects
@@ -107,7 +107,7 @@ _HARDWARE = (
 )
 
 
-def fingerprint(settings: CohortSettings) -> dict[str, Any]:
+def fingerprint(settings: SimulationSettings) -> dict[str, Any]:
     """What determines each subject: trials that differ only in size have the same fingerprint."""
     known = dataclasses.asdict(settings) | {"generator": GENERATOR}
     del known["subjects"]
@@ -115,7 +115,7 @@ def fingerprint(settings: CohortSettings) -> dict[str, Any]:
     return as_stored
 
 
-def shared_files(settings: CohortSettings) -> dict[str, str]:
+def shared_files(settings: SimulationSettings) -> dict[str, str]:
     """Files about the trial as a whole, by path below its root.
 
     dataset_description.json comes last: where it is, the others are.

@@ -14,15 +14,15 @@ import numpy.typing as npt
 from scipy import optimize, special, stats
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.simulation.rng import Stream, stream
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.rng import RngStream, subject_rng
+from lesioncast.simulation.settings import SimulationSettings
 
 Reals = npt.NDArray[np.float64]
 
 PERIODS = ("w048", "w096")
 MAX_COUNT = 48
 _DISPERSION = 0.9
-AGE_Z = -0.35  # correlation of age and frailty: younger patients are more active
+AGE_FRAILTY_CORRELATION = -0.35  # correlation of age and frailty: younger patients are more active
 _MEAN_AGE, _SD_AGE = 37.5, 9.0  # years
 GAD_SHAPE, MOST_GAD = 1.5, 15
 T2_SPREAD, LEAST_T2, MOST_T2 = 0.35, 3, 70
@@ -92,7 +92,7 @@ class Patient:
         }
 
 
-def _capped_pmf(mean: float) -> npt.NDArray[np.float64]:
+def _censored_pmf(mean: float) -> npt.NDArray[np.float64]:
     """P(Y = 1 .. MAX_COUNT | active), Y = min(1 + negative binomial(k, mean), MAX_COUNT)."""
     law = stats.nbinom(_DISPERSION, _DISPERSION / (_DISPERSION + mean))
     pmf: npt.NDArray[np.float64] = law.pmf(np.arange(MAX_COUNT))
@@ -101,21 +101,21 @@ def _capped_pmf(mean: float) -> npt.NDArray[np.float64]:
 
 
 @lru_cache
-def count_law(arm: str, period: int) -> npt.NDArray[np.float64]:
+def count_cdf(arm: str, period: int) -> npt.NDArray[np.float64]:
     """P(Y <= n) for n = 0 .. MAX_COUNT under `arm`, with Table 1's activity and mean count."""
     model = ARM_MODELS[arm]
     activity, mean_count = model.activity[period], model.mean_count[period]
     counts = np.arange(1, MAX_COUNT + 1)
 
     def excess(mean: float) -> float:
-        return float(activity * (_capped_pmf(mean) @ counts) - mean_count)
+        return float(activity * (_censored_pmf(mean) @ counts) - mean_count)
 
     solved = optimize.brentq(excess, 1e-6, 1e3)
-    pmf = np.concatenate([[1 - activity], activity * _capped_pmf(solved)])
+    pmf = np.concatenate([[1 - activity], activity * _censored_pmf(solved)])
     return np.cumsum(pmf)
 
 
-class Weights(NamedTuple):
+class ScoreWeights(NamedTuple):
     """What the score of a period under an arm is made of; each weighs a standard normal variable,
     and so is their sum."""
 
@@ -125,12 +125,12 @@ class Weights(NamedTuple):
 
 
 @lru_cache
-def score_weights(arm: str, h: float) -> Weights:
+def score_weights(arm: str, h: float) -> ScoreWeights:
     """Of `arm` where the severity has predictability h."""
     model = ARM_MODELS[arm]
     own = np.sqrt(1 - model.response**2)
-    scale = np.sqrt(1 + model.age**2 + 2 * own * model.age * h * AGE_Z)
-    return Weights(own / scale, model.response / scale, model.age / scale)
+    scale = np.sqrt(1 + model.age**2 + 2 * own * model.age * h * AGE_FRAILTY_CORRELATION)
+    return ScoreWeights(own / scale, model.response / scale, model.age / scale)
 
 
 def _scores(
@@ -153,7 +153,7 @@ def _counts(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return np.array(
         [
             [
-                np.searchsorted(count_law(arm, p), uniform[p, a])
+                np.searchsorted(count_cdf(arm, p), uniform[p, a])
                 for a, arm in enumerate(PAPER_ARM_NAMES)
             ]
             for p in range(len(PERIODS))
@@ -167,7 +167,7 @@ def _assign(rng: np.random.Generator) -> tuple[str, str]:
     return trial, arm
 
 
-def standard_age(years: float) -> float:
+def standardised_age(years: float) -> float:
     """Age as the scores weigh it."""
     return (years - _MEAN_AGE) / _SD_AGE
 
@@ -182,18 +182,20 @@ def t2_median(z: Reals, age: float, duration: float) -> Reals:
     return np.asarray(14 * np.exp(0.4 * z + 0.15 * age + 0.25 * np.log1p(duration / 5)))
 
 
-def further_relapses(z: Reals) -> Reals:
+def expected_extra_relapses(z: Reals) -> Reals:
     """Expected relapses, beside the first, of frailty z."""
     return np.asarray(0.5 * np.exp(0.35 * z))
 
 
-def draw_patient(settings: CohortSettings, index: int) -> Patient:
+def draw_patient(settings: SimulationSettings, index: int) -> Patient:
     """Patient number `index` of the trial: the same one whatever the image grid."""
-    trial, arm = _assign(stream(settings, index, Stream.ASSIGNMENT))
-    rng = stream(settings, index, Stream.PATIENT)
+    trial, arm = _assign(subject_rng(settings, index, RngStream.ASSIGNMENT))
+    rng = subject_rng(settings, index, RngStream.PATIENT)
     h = settings.predictability
     z, age, disability = rng.standard_normal(3)
-    age = AGE_Z * z + np.sqrt(1 - AGE_Z**2) * age  # standardised
+    age = (
+        AGE_FRAILTY_CORRELATION * z + np.sqrt(1 - AGE_FRAILTY_CORRELATION**2) * age
+    )  # standardised
     severity = h * z + np.sqrt(1 - h**2) * rng.standard_normal(len(PERIODS))
     scores = _scores(severity, age, rng.standard_normal(5), h)
     years = float(np.clip(_MEAN_AGE + _SD_AGE * age, 18, 60))
@@ -213,7 +215,7 @@ def draw_patient(settings: CohortSettings, index: int) -> Patient:
         t2_count=int(np.clip(t2, LEAST_T2, MOST_T2)),
         cortical=float(rng.beta(0.8, 6.4)),
         atrophy=float(np.clip(0.8 + 0.5 * age + 0.08 * duration + 0.5 * disability, -0.5, 4.0)),
-        relapses=int(1 + rng.poisson(further_relapses(z))),
+        relapses=int(1 + rng.poisson(expected_extra_relapses(z))),
         edss=float(np.clip(np.round(2 * (2.3 + 0.08 * duration + 0.9 * disability)) / 2, 0, 5.5)),
         counts=_counts(scores),
     )

@@ -8,20 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.nifti.io import read_volume
-from storage.preprocess.grid import Grid, to_slab
-from storage.trial.dataset import Source
+from storage.preprocess.grid import SlabGrid, to_slab
+from storage.trial.dataset import SourceFile
 
 TRUTH = Path("derivatives", "truth")
 RANKS = "space-orig_desc-ranks_dseg"
 
 
-def has_truth(bids: Path) -> bool:
+def has_ground_truth(bids: Path) -> bool:
     """Whether the BIDS folder is a simulated trial, whose futures are all known."""
     return (bids / TRUTH).is_dir()
 
 
-def true_net2(
-    bids: Path, subject: str, grid: Grid, *, arms: Sequence[str]
+def counterfactual_net2(
+    bids: Path, subject: str, grid: SlabGrid, *, arms: Sequence[str]
 ) -> npt.NDArray[np.bool_]:
     """A subject's NET2 at w096 under each of `arms`, in the slab of its `grid`: [arm, s, h, w].
 
@@ -30,7 +30,7 @@ def true_net2(
     """
     stem = f"{subject}_ses-w096_{RANKS}"
     folder = bids / TRUTH / subject / "ses-w096" / "anat"
-    source = Source(subject, "w096", "truth", folder / f"{stem}.nii.gz")
+    source = SourceFile(subject, "w096", "truth", folder / f"{stem}.nii.gz")
     ranks = to_slab(read_volume(source).data, grid, order=0)
     counts = json.loads((folder / f"{stem}.json").read_text())["LesionCounts"]
     return np.stack([(ranks > 0) & (ranks <= counts[arm]) for arm in arms])

@@ -20,11 +20,11 @@ Window = tuple[slice, slice, slice]
 TOUCHING = np.ones((3, 3, 3), bool)  # 26-connectivity
 SLAB_MM = 45.0  # 15 slices of 3 mm: new lesions lie here (section 3, Dataset)
 _NEAR_MM = 6.0
-_PATIENCE = 40  # tries at one kind of site
+_MAX_TRIES = 40  # tries at one kind of site
 
 
 @dataclass(frozen=True)
-class Sites:
+class SiteWeights:
     """A subject's white matter and cortex, and cumulative weights over the white voxels."""
 
     white: Mask  # [s, h, w]
@@ -34,7 +34,7 @@ class Sites:
     juxtacortical: npt.NDArray[np.float64]
 
 
-def survey(anatomy: Anatomy, axes: Axes, *, slab_only: bool) -> Sites:
+def lesion_site_weights(anatomy: Anatomy, axes: Axes, *, slab_only: bool) -> SiteWeights:
     """Where lesions may start; beyond the central slab never or, for old ones, less often."""
     thickness = spacing_of(axes)[0]
     beyond = np.clip(np.abs(axes[0]) + thickness / 2 - SLAB_MM / 2, 0, None)  # mm, [s]
@@ -47,7 +47,7 @@ def survey(anatomy: Anatomy, axes: Axes, *, slab_only: bool) -> Sites:
     depth = anatomy.cortex_distance.ravel()[voxels]
     shares = share[voxels // (white.shape[1] * white.shape[2])]
     rim = max(2.0, spacing_of(axes)[1])
-    return Sites(
+    return SiteWeights(
         white=white,
         cortex=cortex,
         voxels=voxels,
@@ -61,23 +61,23 @@ def spacing_of(axes: Axes) -> tuple[float, ...]:
     return tuple(float(axis[1] - axis[0]) if len(axis) > 1 else 1.0 for axis in axes)
 
 
-class Ground:
+class FreeTissue:
     """What is still free of the white matter and, for lesions that reach there, of the cortex."""
 
-    def __init__(self, sites: Sites, spacing: tuple[float, ...]) -> None:
+    def __init__(self, sites: SiteWeights, spacing: tuple[float, ...]) -> None:
         self.spacing = spacing
         self.white = sites.white.copy()
         self.cortex = sites.cortex.copy()
         self._sites = sites
 
-    def take(self, window: Window, mask: Mask) -> None:
+    def occupy(self, window: Window, mask: Mask) -> None:
         """Use up a lesion's voxels."""
         self.white[window] &= ~mask
         self.cortex[window] &= ~mask
 
-    def take_with_gap(self, window: Window, mask: Mask) -> None:
+    def occupy_with_margin(self, window: Window, mask: Mask) -> None:
         """Use up a lesion and every voxel that touches it; the window has room for these."""
-        self.take(window, ndimage.binary_dilation(mask, TOUCHING))
+        self.occupy(window, ndimage.binary_dilation(mask, TOUCHING))
 
     def deep_site(self, rng: np.random.Generator) -> Voxel | None:
         """Periventricular or deep white matter."""
@@ -89,8 +89,8 @@ class Ground:
 
     def site_beside(self, rng: np.random.Generator, anchors: list[Voxel]) -> Voxel | None:
         """Some millimetres from one of the `anchors`."""
-        steps = rng.standard_normal((_PATIENCE, 3)) * (_NEAR_MM / np.array(self.spacing))
-        chosen = np.array(anchors)[rng.integers(len(anchors), size=_PATIENCE)]
+        steps = rng.standard_normal((_MAX_TRIES, 3)) * (_NEAR_MM / np.array(self.spacing))
+        chosen = np.array(anchors)[rng.integers(len(anchors), size=_MAX_TRIES)]
         tries = np.rint(chosen + steps).astype(int)
         inside = ((tries >= 0) & (tries < self.white.shape)).all(axis=1)
         return self._first_free(tries[inside])
@@ -105,7 +105,7 @@ class Ground:
     def _weighted(self, rng: np.random.Generator, weights: npt.NDArray[np.float64]) -> Voxel | None:
         if not len(weights) or weights[-1] <= 0:
             return None
-        picks = np.searchsorted(weights, weights[-1] * rng.random(_PATIENCE), side="right")
+        picks = np.searchsorted(weights, weights[-1] * rng.random(_MAX_TRIES), side="right")
         voxels = self._sites.voxels[np.minimum(picks, len(weights) - 1)]
         return self._first_free(np.stack(np.unravel_index(voxels, self.white.shape), axis=1))
 

@@ -17,11 +17,11 @@ from lesioncast.simulation.disease import PERIODS, Patient
 from lesioncast.simulation.lesion_sites import (
     TOUCHING,
     Axes,
-    Ground,
+    FreeTissue,
     Voxel,
     Window,
+    lesion_site_weights,
     spacing_of,
-    survey,
 )
 
 Array = npt.NDArray[np.float32]
@@ -45,7 +45,7 @@ class Lesion:
 
 
 @dataclass(frozen=True)
-class Lesions:
+class SimulatedLesions:
     """All lesions a subject could have: `new[period][rank - 1]`, enough for every arm."""
 
     baseline: tuple[Lesion, ...]
@@ -53,7 +53,7 @@ class Lesions:
 
 
 @dataclass(frozen=True)
-class _Radius:
+class _RadiusDistribution:
     """Lognormal radius in mm, within limits."""
 
     median: float
@@ -66,46 +66,46 @@ class _Radius:
         return float(np.clip(radius, self.low, self.high))
 
 
-_OLD = _Radius(3.2, 0.40, 1.5, 8.0)
-_NEW = _Radius(3.4, 0.26, 2.0, 6.0)
+_OLD = _RadiusDistribution(3.2, 0.40, 1.5, 8.0)
+_NEW = _RadiusDistribution(3.4, 0.26, 2.0, 6.0)
 
 
 def place_lesions(
     rng: np.random.Generator, anatomy: Anatomy, axes: Axes, patient: Patient
-) -> Lesions:
+) -> SimulatedLesions:
     """Baseline lesions, the enhancing ones first, then each period's new ones in rank order.
 
     Raises PlacementError where the grid leaves no room for a new lesion.
     """
     spacing = spacing_of(axes)
-    everywhere = Ground(survey(anatomy, axes, slab_only=False), spacing)
+    everywhere = FreeTissue(lesion_site_weights(anatomy, axes, slab_only=False), spacing)
     baseline: list[Lesion] = []
     for _ in range(max(patient.t2_count, patient.gad_count)):
         baseline.append(_place(rng, everywhere, anatomy, baseline, patient, _OLD))
     taken = list(baseline)
     new: list[tuple[Lesion, ...]] = []
-    slab = survey(anatomy, axes, slab_only=True)
+    slab = lesion_site_weights(anatomy, axes, slab_only=True)
     for period in range(len(PERIODS)):
-        ground = Ground(slab, spacing)
+        ground = FreeTissue(slab, spacing)
         earlier = len(taken)
         for lesion in taken:
-            ground.take(lesion.window, lesion.mask)
+            ground.occupy(lesion.window, lesion.mask)
         # Later lesions seek places near these whatever the arm shows: a place is prone by nature.
         for _ in range(int(patient.counts[period].max())):
             lesion = _place(rng, ground, anatomy, taken, patient, _NEW)
-            ground.take_with_gap(lesion.window, lesion.mask)
+            ground.occupy_with_margin(lesion.window, lesion.mask)
             taken.append(lesion)
         new.append(tuple(taken[earlier:]))
-    return Lesions(tuple(baseline), tuple(new))
+    return SimulatedLesions(tuple(baseline), tuple(new))
 
 
 def _place(
     rng: np.random.Generator,
-    ground: Ground,
+    ground: FreeTissue,
     anatomy: Anatomy,
     others: list[Lesion],
     patient: Patient,
-    radius: _Radius,
+    radius: _RadiusDistribution,
 ) -> Lesion:
     """One more lesion of a kind and place that suit the patient."""
     cortical = bool(rng.random() < patient.cortical)

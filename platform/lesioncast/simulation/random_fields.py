@@ -21,7 +21,7 @@ def _basis(positions: Axis, nodes: Axis) -> Array:
     return basis
 
 
-class Lattice:
+class SplineField:
     """Nodes `step` mm apart over `reach` (mm, low and high of each axis), seen at `axes`.
 
     Nodes follow from `reach` and `step` alone, so that a field drawn with one seed is the same
@@ -46,7 +46,7 @@ class Lattice:
         field: Array = np.matmul(s, flat).reshape(*rows.shape[:-3], len(s), *rows.shape[-2:])
         return field
 
-    def noise(self, rng: np.random.Generator, fields: int | None = None) -> Array:
+    def sample(self, rng: np.random.Generator, fields: int | None = None) -> Array:
         """A smooth Gaussian field [s, h, w], or [fields, s, h, w], of about unit variance."""
         shape = tuple(map(len, self.nodes))
         shape = shape if fields is None else (fields, *shape)

@@ -4,10 +4,10 @@ from enum import IntEnum
 
 import numpy as np
 
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.settings import SimulationSettings
 
 
-class Stream(IntEnum):
+class RngStream(IntEnum):
     """Purposes draw from streams of their own, so that a change to one leaves the others alone."""
 
     ASSIGNMENT = 0
@@ -17,6 +17,8 @@ class Stream(IntEnum):
     SCAN = 4
 
 
-def stream(settings: CohortSettings, index: int, purpose: Stream) -> np.random.Generator:
+def subject_rng(
+    settings: SimulationSettings, index: int, purpose: RngStream
+) -> np.random.Generator:
     """The generator of subject `index` for `purpose`, the same in any order and any process."""
     return np.random.default_rng([settings.seed, index, int(purpose)])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class CohortSettings:
+class SimulationSettings:
     """Size, grid and difficulty of a simulated trial.
 
     `shape` and `spacing` (mm) are (s, h, w): slices, rows, columns. `predictability` is h of the
@@ -20,16 +20,17 @@ class CohortSettings:
 
     def __post_init__(self) -> None:
         if self.subjects < 1:
-            raise ValueError(f"cohort.subjects must be at least 1, got {self.subjects}")
+            raise ValueError(f"simulation.subjects must be at least 1, got {self.subjects}")
         if self.seed < 0:
             raise ValueError(f"cohort.seed must not be negative, got {self.seed}")
         if not 0.0 <= self.predictability <= 1.0:
             raise ValueError(f"cohort.predictability must lie in [0, 1], got {self.predictability}")
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(
-                f"cohort.shape must be three positive numbers (s, h, w), got {self.shape}"
+                f"simulation.shape must be three positive numbers (s, h, w), got {self.shape}"
             )
         if len(self.spacing) != 3 or not all(0.5 <= size <= 12 for size in self.spacing):
             raise ValueError(
-                f"cohort.spacing must be three sizes (s, h, w) of 0.5 to 12 mm, got {self.spacing}"
+                f"simulation.spacing must be three sizes (s, h, w) of 0.5 to 12 mm, "
+                f"got {self.spacing}"
             )

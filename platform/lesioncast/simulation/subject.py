@@ -17,18 +17,18 @@ from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.errors import SimulationError
 from lesioncast.simulation.anatomy import Anatomy, build_anatomy, frame
 from lesioncast.simulation.disease import PERIODS, draw_patient
-from lesioncast.simulation.flair import brightness_after, scan_sessions
+from lesioncast.simulation.flair import lesion_brightness, scan_sessions
 from lesioncast.simulation.lesion_sites import Window
-from lesioncast.simulation.lesions import Lesion, Lesions, place_lesions
-from lesioncast.simulation.rng import Stream, stream
-from lesioncast.simulation.settings import CohortSettings
+from lesioncast.simulation.lesions import Lesion, SimulatedLesions, place_lesions
+from lesioncast.simulation.rng import RngStream, subject_rng
+from lesioncast.simulation.settings import SimulationSettings
 
 SESSIONS = ("w000", *PERIODS)
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Subject:
+class SimulatedSubject:
     """A simulated subject; volumes are [s, h, w] in RAS+ order on the settings' grid."""
 
     index: int
@@ -49,7 +49,9 @@ class Subject:
         return mask
 
 
-def simulate_subject(settings: CohortSettings, index: int, *, arm: str | None = None) -> Subject:
+def simulate_subject(
+    settings: SimulationSettings, index: int, *, arm: str | None = None
+) -> SimulatedSubject:
     """Subject `index` of the trial; with `arm`, as it would have been under that arm.
 
     Raises SimulationError for an unknown arm, or a grid too small for the subject's lesions.
@@ -60,25 +62,31 @@ def simulate_subject(settings: CohortSettings, index: int, *, arm: str | None = 
         raise SimulationError(f"expected an arm out of {', '.join(PAPER_ARM_NAMES)}, got {arm}")
     field = frame(settings.shape, settings.spacing)
     anatomy = build_anatomy(
-        settings, stream(settings, index, Stream.ANATOMY), atrophy=patient.atrophy
+        settings, subject_rng(settings, index, RngStream.ANATOMY), atrophy=patient.atrophy
     )
-    lesions = place_lesions(stream(settings, index, Stream.LESIONS), anatomy, field.axes, patient)
+    lesions = place_lesions(
+        subject_rng(settings, index, RngStream.LESIONS), anatomy, field.axes, patient
+    )
     counts = patient.counts[:, PAPER_ARM_NAMES.index(arm)]
     history = _history(lesions, counts, gad_count=patient.gad_count)
     scans = scan_sessions(
-        stream(settings, index, Stream.SCAN), anatomy, field, history.brightness, patient.trial
+        subject_rng(settings, index, RngStream.SCAN),
+        anatomy,
+        field,
+        history.brightness,
+        patient.trial,
     )
     on_grid = partial(_place_box, shape=settings.shape, box=field.box)
-    return Subject(
+    return SimulatedSubject(
         index=index,
         arm=arm,
         trial=patient.trial,
         covariates=patient.covariates(),
         flair=on_grid(scans),
-        t2=on_grid([_paint(anatomy, shown) > 0 for shown in history.t2]),
-        gad=on_grid([_paint(anatomy, shown) > 0 for shown in history.gad]),
+        t2=on_grid([_label_map(anatomy, shown) > 0 for shown in history.t2]),
+        gad=on_grid([_label_map(anatomy, shown) > 0 for shown in history.gad]),
         parcellation=on_grid([anatomy.labels])[0],
-        ranks=on_grid([_paint(anatomy, ranked) for ranked in lesions.new]),
+        ranks=on_grid([_label_map(anatomy, ranked) for ranked in lesions.new]),
         counts=patient.counts,
     )
 
@@ -92,7 +100,9 @@ class _History:
     brightness: tuple[tuple[tuple[Lesion, float], ...], ...]  # FLAIR excess of each lesion
 
 
-def _history(lesions: Lesions, counts: npt.NDArray[np.int64], *, gad_count: int) -> _History:
+def _history(
+    lesions: SimulatedLesions, counts: npt.NDArray[np.int64], *, gad_count: int
+) -> _History:
     """Sessions w000, w048, w096 when periods bring their first `counts` lesions."""
     arrived = (lesions.baseline, *(new[:n] for new, n in zip(lesions.new, counts, strict=True)))
     enhancing = (
@@ -104,7 +114,7 @@ def _history(lesions: Lesions, counts: npt.NDArray[np.int64], *, gad_count: int)
         t2.append(tuple(chain.from_iterable(arrived[: session + 1])))
         brightness.append(
             tuple(
-                (lesion, brightness_after(lesion, sessions=session - came, baseline=came == 0))
+                (lesion, lesion_brightness(lesion, sessions=session - came, baseline=came == 0))
                 for came in range(session + 1)
                 for lesion in arrived[came]
             )
@@ -112,7 +122,7 @@ def _history(lesions: Lesions, counts: npt.NDArray[np.int64], *, gad_count: int)
     return _History(tuple(t2), enhancing, tuple(brightness))
 
 
-def _paint(anatomy: Anatomy, lesions: Iterable[Lesion]) -> npt.NDArray[np.uint8]:
+def _label_map(anatomy: Anatomy, lesions: Iterable[Lesion]) -> npt.NDArray[np.uint8]:
     """Lesions numbered from 1 [s, h, w] of the box."""
     volume = np.zeros(anatomy.inside.shape, np.uint8)
     for rank, lesion in enumerate(lesions, 1):

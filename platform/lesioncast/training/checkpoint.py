@@ -17,11 +17,11 @@ from typing import Any
 
 from lesioncast.bundle.io import (
     Weights,
-    altered_file,
+    atomic_directory,
     digests_of,
+    first_corrupt_file,
     read_json,
     read_tensors,
-    whole_folder,
     write_json,
     write_tensors,
 )
@@ -51,7 +51,7 @@ class Checkpoint:
 
     def verify(self) -> None:
         """Raises TrainingError where a file is missing or altered."""
-        altered = altered_file(self.folder, self.digests)
+        altered = first_corrupt_file(self.folder, self.digests)
         if altered is not None:
             raise TrainingError(f"{self.folder / altered}: missing or altered since it was written")
 
@@ -59,7 +59,7 @@ class Checkpoint:
 def save_checkpoint(run: Path, state: TrainState, identity: Identity) -> Checkpoint:
     """Write `run`/step_..., which appears only when complete."""
     folder = run / f"step_{state.step:06d}"
-    with whole_folder(folder) as partial_folder:
+    with atomic_directory(folder) as partial_folder:
         groups = state.tensors()
         for group, tensors in groups.items():
             write_tensors(partial_folder / f"{group}.safetensors", tensors)
@@ -69,7 +69,7 @@ def save_checkpoint(run: Path, state: TrainState, identity: Identity) -> Checkpo
     return Checkpoint(folder, state.step, identity, digests)
 
 
-def last_whole(run: Path) -> Checkpoint | None:
+def latest_valid(run: Path) -> Checkpoint | None:
     """The newest checkpoint of a run that is as it was written.
 
     Newer ones that are not are set aside under a name that is none of a checkpoint, and named.
@@ -108,7 +108,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         ) from error
 
 
-def resume(state: TrainState, checkpoint: Checkpoint) -> None:
+def load_into(state: TrainState, checkpoint: Checkpoint) -> None:
     """Put `state` where the checkpoint left off."""
     state.restore(checkpoint.step, partial(Checkpoint.tensors, checkpoint))
 
@@ -121,7 +121,7 @@ def prune(run: Path, *, keep: int) -> None:
 
 def require_same_run(checkpoint: Checkpoint, identity: Identity) -> None:
     """Raises ChangedSettingsError, naming the keys, where the checkpoint is of another run."""
-    before, now = dict(_leaves(checkpoint.identity)), dict(_leaves(identity))
+    before, now = dict(_flatten(checkpoint.identity)), dict(_flatten(identity))
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
@@ -131,9 +131,9 @@ def require_same_run(checkpoint: Checkpoint, identity: Identity) -> None:
         )
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, json.dumps(tree)

@@ -15,20 +15,20 @@ from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.imaging.channels import (
+    BASELINE_SESSION,
     SESSIONS,
-    START,
-    TARGET,
+    TARGET_CHANNELS,
     Channels,
-    named,
-    outside,
+    channels_outside_sessions,
+    parse_channels,
     sessions_of,
 )
 from lesioncast.imaging.covariates import Covariate, encode_covariates, fit_covariates
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.data.cache_location import GIB
-from lesioncast.training.data.selection import CaseCache, training_cases
-from lesioncast.training.modules import ControlledUNet, UNetAlone
-from lesioncast.training.settings import OPERATIONAL, TrainSettings
+from lesioncast.training.data.selection import CaseSelection, training_cases
+from lesioncast.training.modules import FinetuneModule, PretrainModule
+from lesioncast.training.settings import NON_IDENTITY_FIELDS, TrainSettings
 from storage import Store
 
 # Where the networks of both stages keep their weights in a checkpoint.
@@ -40,7 +40,7 @@ class Experiment:
     """What both stages share: networks, cases, the folder of runs, and the seed."""
 
     model: ModelConfig
-    cases: CaseCache
+    cases: CaseSelection
     runs: Path
     seed: int
 
@@ -87,17 +87,23 @@ class Stage:
     @property
     def condition(self) -> Channels | None:
         """The channels of the patient's images that the networks see; none in stage 1."""
-        return None if self.pretrained is None else named(self.experiment.model.control.condition)
+        return (
+            None
+            if self.pretrained is None
+            else parse_channels(self.experiment.model.control.condition)
+        )
 
     @property
-    def later(self) -> npt.NDArray[np.bool_]:
+    def post_baseline_channels(self) -> npt.NDArray[np.bool_]:
         """Which of the model's channels were seen after w000, [channel]."""
-        return outside(named(self.experiment.model.control.condition), (START,))
+        return channels_outside_sessions(
+            parse_channels(self.experiment.model.control.condition), (BASELINE_SESSION,)
+        )
 
     @property
-    def cases(self) -> CaseCache:
+    def cases(self) -> CaseSelection:
         """The cases with the sessions that these networks see: in stage 1 w096 alone."""
-        seen = sessions_of((*TARGET, *(self.condition or ())))
+        seen = sessions_of((*TARGET_CHANNELS, *(self.condition or ())))
         return replace(
             self.experiment.cases,
             sessions=tuple(session for session in SESSIONS if session in seen),
@@ -116,7 +122,7 @@ class Stage:
 
         Stage 1 sees no covariates, so that one may serve stages 2 with and without.
         """
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in OPERATIONAL}
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in NON_IDENTITY_FIELDS}
         model = asdict(self.experiment.model)
         if self.condition is None:
             del model["covariates"]
@@ -135,18 +141,20 @@ class Stage:
             return self.networks(self)
 
 
-def pretraining(settings: TrainSettings, experiment: Experiment) -> Stage:
+def pretrain_stage(settings: TrainSettings, experiment: Experiment) -> Stage:
     """Stage 1."""
     return Stage("pretrain", _unet_alone, settings, experiment)
 
 
-def finetuning(settings: TrainSettings, experiment: Experiment, pretrained: Checkpoint) -> Stage:
+def finetune_stage(
+    settings: TrainSettings, experiment: Experiment, pretrained: Checkpoint
+) -> Stage:
     """Stage 2, on the averaged weights of a stage 1."""
     return Stage("finetune", _controlled_unet, settings, experiment, pretrained)
 
 
 def _unet_alone(stage: Stage) -> nn.Module:
-    return UNetAlone(UNet(stage.experiment.model.unet))
+    return PretrainModule(UNet(stage.experiment.model.unet))
 
 
 def _controlled_unet(stage: Stage) -> nn.Module:
@@ -155,4 +163,4 @@ def _controlled_unet(stage: Stage) -> nn.Module:
     unet = UNet(model.unet)
     unet.load_state_dict(stage.pretrained.tensors(EMA, UNET))
     control = ControlNet.from_unet(model.control, unet, model.covariates)
-    return ControlledUNet(unet, control)
+    return FinetuneModule(unet, control)

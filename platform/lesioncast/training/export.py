@@ -8,15 +8,15 @@ from typing import Any
 from lesioncast.bundle.bundle import save_bundle
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.io import Weights, read_json
-from lesioncast.diffusion.lesion_load import LoadPrior
+from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import TrainingError
-from lesioncast.simulation.ground_truth import has_truth
+from lesioncast.simulation.ground_truth import has_ground_truth
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.experiment import CONTROL, UNET, Stage
-from lesioncast.training.lesion_load_prior import fit_load_prior, patients_of
+from lesioncast.training.lesion_load_prior import fit_load_prior, load_prior_data
 from lesioncast.training.progress import read_metrics
-from lesioncast.training.trainer import finished
+from lesioncast.training.trainer import final_checkpoint
 from storage import Store
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerConfig) -> str:
     """Write the bundle of a finished stage 2 to `path`; returns its digest."""
-    last = finished(stage)
+    last = final_checkpoint(stage)
     assert stage.pretrained is not None
     prior, fit = fitted_load_prior(stage, store)
     digest = save_bundle(
@@ -34,14 +34,17 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             store.spec.slab,
             store.spec.spacing,
             sampler,
-            from_start=stage.settings.session_drop > 0,
+            from_start=stage.settings.session_dropout > 0,
         ),
         unet=stage.pretrained.tensors(EMA, UNET),
         control={**last.tensors(EMA, CONTROL), **prior},
         metrics={
             "data": describe_data(store, len(stage.experiment.cases.cases)),
             "seed": stage.experiment.seed,
-            "stages": {"pretrain": _how_it_went(stage.pretrained), "finetune": _how_it_went(last)},
+            "stages": {
+                "pretrain": _final_metrics(stage.pretrained),
+                "finetune": _final_metrics(last),
+            },
             "load_prior": fit,
         },
     )
@@ -52,17 +55,19 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
 def fitted_load_prior(stage: Stage, store: Store) -> tuple[Weights, Mapping[str, float] | None]:
     """The weights of the prior of the lesion load, by the ControlNet's names, and how the fit went;
     none for a model without loads."""
-    if not stage.experiment.model.unet.loads:
+    if not stage.experiment.model.unet.lesion_load_thresholds:
         return {}, None
     prior = stage.build().get_submodule("control.load_prior")
-    assert isinstance(prior, LoadPrior)
-    patients = patients_of(
+    assert isinstance(prior, LesionLoadPrior)
+    patients = load_prior_data(
         [store.cases[index] for index in stage.experiment.cases.cases],
         store,
         stage.experiment.model,
     )
     seed = stage.experiment.seed
-    loss = fit_load_prior(prior, patients, stage.settings, seed=seed, later=stage.later)
+    loss = fit_load_prior(
+        prior, patients, stage.settings, seed=seed, later=stage.post_baseline_channels
+    )
     logger.info("lesion load of %d cases: %.3f nats a case", len(patients.arm), loss)
     weights = {f"load_prior.{name}": each for name, each in prior.state_dict().items()}
     return weights, {"cases": len(patients.arm), "nats": loss}
@@ -73,12 +78,12 @@ def describe_data(store: Store, cases: int) -> str:
     bids = Path(store.table.bids)
     description = bids / "dataset_description.json"
     name = read_json(description)["Name"] if description.is_file() else "a BIDS trial"
-    simulated = has_truth(bids)
+    simulated = has_ground_truth(bids)
     warning = "; simulated patients, which is no evidence about real ones" if simulated else ""
     return f"{cases} training cases of {name}{warning}."
 
 
-def _how_it_went(checkpoint: Checkpoint) -> Mapping[str, Any]:
+def _final_metrics(checkpoint: Checkpoint) -> Mapping[str, Any]:
     run = checkpoint.folder.parent
     last = [line for line in read_metrics(run) if line["step"] == checkpoint.step]
     if not last:

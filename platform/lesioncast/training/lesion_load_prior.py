@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lesioncast.diffusion.controlnet import burden_of
-from lesioncast.diffusion.lesion_load import LoadPrior, load_of
+from lesioncast.diffusion.controlnet import lesion_burden
+from lesioncast.diffusion.lesion_load import LesionLoadPrior, lesion_load_class
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import NET2
-from lesioncast.imaging.channels import TARGET, encode_case, named
+from lesioncast.imaging.channels import TARGET_CHANNELS, encode_case, parse_channels
 from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.imaging.lesions import components
 from lesioncast.training import randomness
-from lesioncast.training.data.order import Stream, generator
+from lesioncast.training.data.order import RngStream, rng_for
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import learning_rate
 from storage import Case, Store
@@ -32,7 +32,7 @@ WEIGHT_DECAY = 500.0  # divided by the cases, as a Gaussian prior of the weights
 
 
 @dataclass(frozen=True)
-class Patients:
+class PriorTrainingData:
     """What is known of n training cases: the `burden` of their images [n, channel, 3], encoded
     `covariates` [n, covariate], NaN where absent, the row `arm` [n] of the arm received, and the
     `lesions` [n] that they had, with the class of their `load` [n]."""
@@ -44,22 +44,22 @@ class Patients:
     lesions: Tensor
 
 
-def patients_of(cases: Sequence[Case], store: Store, model: ModelConfig) -> Patients:
+def load_prior_data(cases: Sequence[Case], store: Store, model: ModelConfig) -> PriorTrainingData:
     """What the prior of the lesion load is fitted to."""
-    channels = named(model.control.condition)
+    channels = parse_channels(model.control.condition)
 
     def read(case: Case) -> tuple[Tensor, Tensor, int]:
         arrays = store.read(case.index)
-        condition, x = (encode_case(arrays, channels=each) for each in (channels, TARGET))
-        burden = burden_of(torch.from_numpy(condition)[None], model.control.masks)
-        load = load_of(torch.from_numpy(x)[None, NET2], model.unet.loads)
+        condition, x = (encode_case(arrays, channels=each) for each in (channels, TARGET_CHANNELS))
+        burden = lesion_burden(torch.from_numpy(condition)[None], model.control.masks)
+        load = lesion_load_class(torch.from_numpy(x)[None, NET2], model.unet.lesion_load_thresholds)
         return burden, load, components(x[NET2] > 0)[1]
 
     with ThreadPoolExecutor() as threads:
         burden, load, lesions = zip(*threads.map(read, cases), strict=True)
     arm = torch.tensor([model.unet.null_arm if c.arm_index < 0 else c.arm_index for c in cases])
     covariates = np.stack([encode_covariates(model.covariates, case) for case in cases])
-    return Patients(
+    return PriorTrainingData(
         torch.cat(burden),
         torch.from_numpy(covariates),
         arm,
@@ -69,8 +69,8 @@ def patients_of(cases: Sequence[Case], store: Store, model: ModelConfig) -> Pati
 
 
 def fit_load_prior(
-    prior: LoadPrior,
-    patients: Patients,
+    prior: LesionLoadPrior,
+    patients: PriorTrainingData,
     settings: TrainSettings,
     *,
     seed: int,
@@ -89,10 +89,12 @@ def fit_load_prior(
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, fitting)
-        burden, covariates, arm, load = shown(
+        burden, covariates, arm, load = sample_rows(
             patients, step, fitting, seed=seed, null_arm=prior.arms - 1, later=later
         )
-        loss = functional.cross_entropy(prior(prior.patient(burden, covariates), arm), load)
+        loss = functional.cross_entropy(
+            prior(prior.patient_features(burden, covariates), arm), load
+        )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -101,11 +103,11 @@ def fit_load_prior(
         (prior.lesions, patients.lesions),
         (prior.log_lesions, patients.lesions.log1p()),
     ):
-        mean.copy_(mean_of_each(values, patients.load, classes=len(mean)))
+        mean.copy_(class_means(values, patients.load, classes=len(mean)))
     return float(torch.stack(losses[-STEPS // 10 :]).mean())
 
 
-def mean_of_each(values: Tensor, load: Tensor, *, classes: int) -> Tensor:
+def class_means(values: Tensor, load: Tensor, *, classes: int) -> Tensor:
     """Means of `values` [n] by class of load [n], [class]; that of the class below where a class
     has no case."""
     means = torch.zeros(classes)
@@ -115,8 +117,8 @@ def mean_of_each(values: Tensor, load: Tensor, *, classes: int) -> Tensor:
     return means
 
 
-def shown(
-    patients: Patients,
+def sample_rows(
+    patients: PriorTrainingData,
     step: int,
     settings: TrainSettings,
     *,
@@ -128,16 +130,16 @@ def shown(
     they lose."""
     size = settings.batch_size
     rows = torch.from_numpy(
-        generator(Stream.LOAD, seed, step).integers(len(patients.arm), size=size)
+        rng_for(RngStream.LOAD, seed, step).integers(len(patients.arm), size=size)
     ).to(patients.arm.device)
-    drops = randomness.drops(
+    drops = randomness.condition_dropout(
         seed,
         step,
         batch_size=size,
         channels=patients.burden.shape[1],
         covariates=patients.covariates.shape[1],
         later=later,
-        **settings.drop_rates,
+        **settings.dropout_rates,
     )
     no_channel, no_covariate, no_arm = (
         torch.from_numpy(lost).to(rows.device)

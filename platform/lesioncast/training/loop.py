@@ -11,32 +11,37 @@ import ray.train.collective
 import torch
 from torch import Tensor, nn
 
-from lesioncast.cluster.metrics import TrainingMeter
+from lesioncast.cluster.metrics import TrainingMetrics
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import logsnr_at
 from lesioncast.training import randomness
 from lesioncast.training.checkpoint import (
-    last_whole,
+    latest_valid,
+    load_into,
     open_checkpoint,
     prune,
-    resume,
     save_checkpoint,
 )
-from lesioncast.training.data.dataset import Batch, Cases, ahead
+from lesioncast.training.data.dataset import Batch, CaseDataset, prefetch
 from lesioncast.training.data.node_cache import open_cases, read_in_process
 from lesioncast.training.data.order import active_first, batch_rows
 from lesioncast.training.experiment import Stage
-from lesioncast.training.modules import stage_loss, to_place
-from lesioncast.training.progress import Window, append_metrics, progress_line, rewind_metrics
+from lesioncast.training.modules import rows_to_train_on, stage_loss
+from lesioncast.training.progress import (
+    MetricsWindow,
+    append_metrics,
+    progress_line,
+    truncate_metrics,
+)
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state, learning_rate
 from lesioncast.training.worker import (
-    Notices,
+    PreemptionNotices,
     Worker,
+    current_worker,
     data_parallel,
     gpu_memory,
     mean_over_workers,
-    this_worker,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,12 +53,12 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     """Train `config["stage"]`, a Stage, from its last checkpoint to its last step."""
     stage: Stage = config["stage"]
     settings = stage.settings
-    worker = this_worker(settings)
+    worker = current_worker(settings)
     cases = open_cases(stage.cases, read_in_process)
     state = resumed_state(stage, worker)
     networks = data_parallel(state.networks, worker)
-    window, meter = Window(stage.name), TrainingMeter(stage.name)
-    notices, first = Notices(worker, settings), state.step
+    window, meter = MetricsWindow(stage.name), TrainingMetrics(stage.name)
+    notices, first = PreemptionNotices(worker, settings), state.step
     for step, batch in window.timed(batches(stage, cases, worker, first=first)):
         if step == first and worker.world_size > 1:
             # DDP orders its sums anew after the first pass. In that pass's order, a step after a
@@ -64,12 +69,12 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         norm = nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
         state.update(settings)
         window.record(state.step, loss, norm)
-        if due(state, settings.log_every, settings) or checkpoint_due(state, settings):
+        if is_due(state, settings.log_every, settings) or checkpoint_due(state, settings):
             report(stage, state, worker=worker, window=window, meter=meter)
         elif notice := notices.new():
             nodes = ", ".join(node[:8] for node in notice.preempted_node_ids)
             logger.warning("%s: node %s is to go, saving step %d", stage.name, nodes, state.step)
-            commit(stage, state, meter)
+            save_and_prune(stage, state, meter)
 
 
 def backward(
@@ -89,9 +94,9 @@ def batch_loss(
 ) -> Tensor:
     """Equation 3 on this worker's share of the batch, with the step's own t and noise."""
     model, settings = stage.experiment.model, stage.settings
-    rows, load = to_place(batch.x, model.unet.loads)
+    rows, load = rows_to_train_on(batch.x, model.unet.lesion_load_thresholds)
     placed, positions = batch.at(rows), worker.positions[rows.cpu().numpy()]
-    t = randomness.spread_t(stage.experiment.seed, step, batch_size=settings.batch_size)
+    t = randomness.stratified_timesteps(stage.experiment.seed, step, batch_size=settings.batch_size)
     eps = randomness.gaussian(
         stage.experiment.seed,
         step,
@@ -115,7 +120,7 @@ def batch_loss(
 
 
 def batches(
-    stage: Stage, cases: Cases, worker: Worker, *, first: int
+    stage: Stage, cases: CaseDataset, worker: Worker, *, first: int
 ) -> Iterator[tuple[int, Batch]]:
     """(step, this worker's share of its batch) for every step from `first`, read ahead."""
     settings = stage.settings
@@ -128,14 +133,14 @@ def batches(
             batch_size=settings.batch_size,
             balanced=settings.balanced,
         )
-        drops = randomness.drops(
+        drops = randomness.condition_dropout(
             stage.experiment.seed,
             step,
             batch_size=settings.batch_size,
             channels=stage.experiment.model.control.channels,
             covariates=len(stage.experiment.model.covariates),
-            later=stage.later,
-            **settings.drop_rates,
+            later=stage.post_baseline_channels,
+            **settings.dropout_rates,
         )
         return cases.batch(
             active_first(rows, cases.active)[worker.positions],
@@ -145,7 +150,7 @@ def batches(
         )
 
     depth = STREAMED_AHEAD if cases.streamed else 1
-    for step, batch in ahead(read, range(first, settings.steps), depth=depth):
+    for step, batch in prefetch(read, range(first, settings.steps), depth=depth):
         yield step, batch.to(worker.device)
 
 
@@ -153,46 +158,51 @@ def resumed_state(stage: Stage, worker: Worker) -> TrainState:
     """The state at the run's newest checkpoint, or before the first step."""
     state = initial_state(stage.build().to(worker.device).train(), stage.settings)
     # Rank 0 decides, since workers on a network disk may not see a new folder at the same time.
-    newest = last_whole(stage.folder) if worker.leads else None
+    newest = latest_valid(stage.folder) if worker.is_rank_zero else None
     folder = ray.train.collective.broadcast_from_rank_zero(newest and str(newest.folder))
     if folder is not None:
-        resume(state, open_checkpoint(Path(folder)))
-    if worker.leads:
+        load_into(state, open_checkpoint(Path(folder)))
+    if worker.is_rank_zero:
         logger.info("%s: step %d of %d", stage.name, state.step, stage.settings.steps)
-        rewind_metrics(stage.folder, state.step)
+        truncate_metrics(stage.folder, state.step)
     return state
 
 
-def due(state: TrainState, every: int, settings: TrainSettings) -> bool:
+def is_due(state: TrainState, every: int, settings: TrainSettings) -> bool:
     """Whether something done every so many steps, and after the last one, is due."""
     return state.step % every == 0 or state.step == settings.steps
 
 
 def checkpoint_due(state: TrainState, settings: TrainSettings) -> bool:
     """Whether this step ends with a checkpoint."""
-    return due(state, settings.checkpoint_every, settings)
+    return is_due(state, settings.checkpoint_every, settings)
 
 
 def report(
-    stage: Stage, state: TrainState, *, worker: Worker, window: Window, meter: TrainingMeter
+    stage: Stage,
+    state: TrainState,
+    *,
+    worker: Worker,
+    window: MetricsWindow,
+    meter: TrainingMetrics,
 ) -> None:
     """Log and report the steps since the last report, and save a checkpoint where one is due."""
     settings = stage.settings
     metrics = window.close(batch_size=settings.batch_size)
     metrics["loss"] = mean_over_workers(metrics["loss"], worker)
     metrics["learning_rate"] = learning_rate(state.step - 1, settings)
-    if worker.leads:
+    if worker.is_rank_zero:
         logger.info("%s: %s", stage.name, progress_line(metrics, steps=settings.steps))
         append_metrics(stage.folder, metrics)
         meter.reported({**metrics, **gpu_memory(worker)})
         if checkpoint_due(state, settings):
-            commit(stage, state, meter)
+            save_and_prune(stage, state, meter)
     ray.train.report(metrics)
 
 
-def commit(stage: Stage, state: TrainState, meter: TrainingMeter) -> None:
+def save_and_prune(stage: Stage, state: TrainState, meter: TrainingMetrics) -> None:
     """Save a checkpoint in the run's folder; the newest `keep` stay."""
     began = time.monotonic()
     save_checkpoint(stage.folder, state, stage.identity)
-    prune(stage.folder, keep=stage.settings.keep)
+    prune(stage.folder, keep=stage.settings.keep_checkpoints)
     meter.saved(time.monotonic() - began)

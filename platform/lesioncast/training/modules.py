@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.lesion_load import load_of, with_lesions
-from lesioncast.diffusion.objective import NET2, ObjectiveConfig, denoising_loss, noised
+from lesioncast.diffusion.lesion_load import lesion_load_class, rows_with_lesions
+from lesioncast.diffusion.objective import NET2, ObjectiveConfig, add_noise, denoising_loss
 from lesioncast.diffusion.unet import UNet
 
 
-class UNetAlone(nn.Module):
+class PretrainModule(nn.Module):
     """Stage 1: the UNet learns w096 FLAIR and NET2 jointly, given the arm."""
 
     def __init__(self, unet: UNet) -> None:
@@ -32,7 +32,7 @@ class UNetAlone(nn.Module):
         return prediction
 
 
-class ControlledUNet(nn.Module):
+class FinetuneModule(nn.Module):
     """Stage 2: the ControlNet learns to steer the frozen UNet by the patient's images.
 
     The prior of its lesion load is not trained here but fitted by itself.
@@ -46,7 +46,7 @@ class ControlledUNet(nn.Module):
         if control.load_prior is not None:
             control.load_prior.requires_grad_(requires_grad=False)
 
-    def train(self, mode: bool = True) -> "ControlledUNet":  # noqa: FBT001, FBT002
+    def train(self, mode: bool = True) -> "FinetuneModule":  # noqa: FBT001, FBT002
         """The UNet stays in evaluation mode."""
         super().train(mode)
         self.unet.eval()
@@ -68,15 +68,15 @@ class ControlledUNet(nn.Module):
         return prediction
 
 
-def to_place(x: Tensor, loads: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def rows_to_train_on(x: Tensor, loads: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """The rows of x [b, 2, s, h, w] whose lesions are to be placed, [r], and their lesion load.
 
     All rows and None where the model knows of no loads.
     """
     if not loads:
         return torch.arange(len(x), device=x.device), None
-    load = load_of(x[:, NET2], loads)
-    rows = with_lesions(load)
+    load = lesion_load_class(x[:, NET2], loads)
+    rows = rows_with_lesions(load)
     return rows, load[rows]
 
 
@@ -97,6 +97,6 @@ def stage_loss(
 
     Nothing is left to predict of a case without lesions once its load is known: it counts as 0.
     """
-    prediction = networks(noised(x, noise, logsnr), logsnr, arm, condition, covariates, load)
+    prediction = networks(add_noise(x, noise, logsnr), logsnr, arm, condition, covariates, load)
     loss = denoising_loss(prediction, x, noise, logsnr, objective)
     return loss if load is None else loss * ((load > 0).sum() / cases)

@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class Window:
+class MetricsWindow:
     """The steps since the last report; their losses stay on the device until it is due."""
 
     name: str
@@ -105,7 +105,7 @@ def read_metrics(run: Path) -> list[Metrics]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def rewind_metrics(run: Path, step: int) -> None:
+def truncate_metrics(run: Path, step: int) -> None:
     """Forget the lines after `step`, which a resumed run writes again."""
     kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= step]
     run.mkdir(parents=True, exist_ok=True)

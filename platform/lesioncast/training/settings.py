@@ -6,18 +6,24 @@ from dataclasses import dataclass
 from lesioncast.diffusion.precision import Precision
 
 # These say where and how a stage runs; all others shape its weights and may not change midway.
-OPERATIONAL = (
+NON_IDENTITY_FIELDS = (
     "workers",
     "min_workers",
-    "threads",
+    "cpus_per_worker",
     "accelerator_type",
     "checkpoint_every",
     "log_every",
-    "keep",
+    "keep_checkpoints",
     "max_failures",
     "cache_gib",
 )
-RATES = ("arm_drop", "condition_drop", "channel_drop", "session_drop", "covariate_drop")
+DROPOUT_RATES = (
+    "arm_dropout",
+    "condition_dropout",
+    "channel_dropout",
+    "session_dropout",
+    "covariate_dropout",
+)
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,12 @@ class TrainSettings:
 
     `batch_size` counts the cases of one step over all workers. `warmup` steps of linear rise to
     `learning_rate` precede a cosine to zero. `ema` is the decay of the averaged weights once warm.
-    `arm_drop`, `condition_drop` and `covariate_drop` are the rates at which a case loses its arm,
-    all of its condition, and all of its covariates; `channel_drop` that of each condition channel
-    and each covariate on its own; `session_drop` that of all images later than w000: with it, one
-    model also answers from w000 alone (paper, section 4.4). `balanced` takes as many inactive as
-    active cases each epoch. `flair_weight`, where given, replaces the objective's for this stage: 0
-    trains NET2 alone.
+    `arm_dropout`, `condition_dropout` and `covariate_dropout` are the rates at which a case loses
+    its arm, all of its condition, and all of its covariates; `channel_dropout` that of each
+    condition channel and each covariate on its own; `session_dropout` that of all images later than
+    w000: with it, one model also answers from w000 alone (paper, section 4.4). `balanced` takes as
+    many inactive as active cases each epoch. `flair_weight`, where given, replaces the objective's
+    for this stage: 0 trains NET2 alone.
 
     `workers` 0 trains in the calling process. With `min_workers` a run goes on with so many where
     the cluster has no room for all, and takes them on again when it has. `threads` are CPUs per
@@ -48,37 +54,44 @@ class TrainSettings:
     warmup: int = 1000
     ema: float = 0.9999
     gradient_clip: float = 1.0
-    arm_drop: float = 0.1
-    condition_drop: float = 0.0
-    channel_drop: float = 0.0
-    session_drop: float = 0.0
-    covariate_drop: float = 0.0
+    arm_dropout: float = 0.1
+    condition_dropout: float = 0.0
+    channel_dropout: float = 0.0
+    session_dropout: float = 0.0
+    covariate_dropout: float = 0.0
     balanced: bool = False
     flair_weight: float | None = None
     precision: Precision = "float32"
     workers: int = 2
     min_workers: int | None = None
-    threads: int = 1
+    cpus_per_worker: int = 1
     accelerator_type: str | None = None
     checkpoint_every: int = 1000
     log_every: int = 50
-    keep: int = 2
+    keep_checkpoints: int = 2
     max_failures: int = 0
     cache_gib: float = math.inf
 
     @property
-    def drop_rates(self) -> dict[str, float]:
+    def dropout_rates(self) -> dict[str, float]:
         """The rates by name."""
-        return {name: getattr(self, name) for name in RATES}
+        return {name: getattr(self, name) for name in DROPOUT_RATES}
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "threads", "checkpoint_every", "log_every", "keep"):
+        for name in (
+            "steps",
+            "batch_size",
+            "cpus_per_worker",
+            "checkpoint_every",
+            "log_every",
+            "keep_checkpoints",
+        ):
             _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
         for name in ("warmup", "workers", "max_failures", "cache_gib"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("learning_rate", "gradient_clip"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("ema", *RATES):
+        for name in ("ema", *DROPOUT_RATES):
             _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         _require(
             self.workers <= self.batch_size,

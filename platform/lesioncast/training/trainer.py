@@ -15,7 +15,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from lesioncast.cluster.ray_internals import PlacementGroupCleanerCallback
 from lesioncast.errors import TrainingError
-from lesioncast.training.checkpoint import Checkpoint, last_whole, require_same_run
+from lesioncast.training.checkpoint import Checkpoint, latest_valid, require_same_run
 from lesioncast.training.data.node_cache import fill, read_in_process, release
 from lesioncast.training.data.node_caches import prepare_nodes, release_nodes
 from lesioncast.training.experiment import Stage
@@ -24,7 +24,7 @@ from lesioncast.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
-ROOM_EVERY_S = 20.0  # how often a run that lacks workers looks for room for them
+RESIZE_INTERVAL_S = 20.0  # how often a run that lacks workers looks for room for them
 
 
 def train(stage: Stage) -> Checkpoint:
@@ -33,7 +33,7 @@ def train(stage: Stage) -> Checkpoint:
     Raises ChangedSettingsError where the run was begun with other settings, TrainingError where the
     workers end without the last checkpoint.
     """
-    last = last_whole(stage.folder)
+    last = latest_valid(stage.folder)
     if last is not None:
         require_same_run(last, stage.identity)
         if last.step == stage.settings.steps:
@@ -45,12 +45,12 @@ def train(stage: Stage) -> Checkpoint:
             )
             return last
     run_workers(stage)
-    return finished(stage)
+    return final_checkpoint(stage)
 
 
-def finished(stage: Stage) -> Checkpoint:
+def final_checkpoint(stage: Stage) -> Checkpoint:
     """The checkpoint after the last step. Raises TrainingError where there is none yet."""
-    last = last_whole(stage.folder)
+    last = latest_valid(stage.folder)
     if last is not None and last.step == stage.settings.steps:
         return last
     raise TrainingError(
@@ -73,7 +73,7 @@ def run_workers(stage: Stage) -> None:
     """
     # Two seconds by default: a report would wait that long for the controller to look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    with cases_at_hand(stage):
+    with filled_node_caches(stage):
         for left in reversed(range(stage.settings.max_failures + 1)):
             try:
                 trainer(stage).fit()
@@ -107,7 +107,7 @@ def trainer(stage: Stage) -> TorchTrainer:
 
 
 @contextmanager
-def cases_at_hand(stage: Stage) -> Iterator[None]:
+def filled_node_caches(stage: Stage) -> Iterator[None]:
     """Every node has the cases, if there is room for them, as long as the block lasts."""
     cases, accelerator = stage.cases, stage.settings.accelerator_type
     if stage.settings.workers == 0:
@@ -124,7 +124,7 @@ def cases_at_hand(stage: Stage) -> Iterator[None]:
         release_nodes(cases, accelerator_type=accelerator)
 
 
-class OwnClusterTrainer(TorchTrainer):
+class LocalClusterTrainer(TorchTrainer):
     """Without the actor that clears up after a dead controller, for a cluster that ends with us.
 
     It asks the dashboard every second whether the controller lives, and warns where there is none.
@@ -140,7 +140,7 @@ def trainer_class() -> type[TorchTrainer]:
     if os.environ.get("RAY_ADDRESS"):
         return TorchTrainer
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    return OwnClusterTrainer
+    return LocalClusterTrainer
 
 
 def root_cause(error: TrainingFailedError, stage: Stage) -> TrainingError:
@@ -158,6 +158,6 @@ def scaling(settings: TrainSettings) -> ScalingConfig:
         num_workers=workers if fewest is None else (fewest, workers),
         use_gpu=settings.accelerator_type is not None,
         accelerator_type=settings.accelerator_type,
-        resources_per_worker={"CPU": settings.threads},
-        elastic_resize_monitor_interval_s=ROOM_EVERY_S,
+        resources_per_worker={"CPU": settings.cpus_per_worker},
+        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
     )

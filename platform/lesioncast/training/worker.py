@@ -11,7 +11,7 @@ from torch import nn
 
 from lesioncast.cluster.ray_internals import train_context, train_fn_utils
 from lesioncast.diffusion.precision import warn_if_slow
-from lesioncast.training.data.order import Rows, positions_of
+from lesioncast.training.data.order import Rows, worker_positions
 from lesioncast.training.settings import TrainSettings
 
 # Both say what each report holds, which our own line has said. Ray 2.60 names the first by its file
@@ -29,26 +29,26 @@ class Worker:
     positions: Rows
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the one worker that writes files and logs."""
         return self.rank == 0
 
 
-def this_worker(settings: TrainSettings) -> Worker:
+def current_worker(settings: TrainSettings) -> Worker:
     """This process's part; sets its number of CPU threads and silences Ray's line per report."""
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.cpus_per_worker)
     for name in REPORT_LOGS:
         logging.getLogger(name).setLevel(logging.WARNING)
     run = ray.train.get_context()
     rank, world_size = run.get_world_rank(), run.get_world_size()
-    positions = positions_of(rank, world_size=world_size, batch_size=settings.batch_size)
+    positions = worker_positions(rank, world_size=world_size, batch_size=settings.batch_size)
     worker = Worker(rank, world_size, ray.train.torch.get_device(), positions)
-    if worker.leads:
+    if worker.is_rank_zero:
         warn_if_slow(settings.precision, worker.device)
     return worker
 
 
-class Notices:
+class PreemptionNotices:
     """Ray's word that a node of the run is about to be taken away, each told once.
 
     Ray's own get_preemption_info waits for all workers at every call; only the one that writes
@@ -56,7 +56,7 @@ class Notices:
     """
 
     def __init__(self, worker: Worker, settings: TrainSettings) -> None:
-        self._listens = worker.leads and settings.workers > 0
+        self._listens = worker.is_rank_zero and settings.workers > 0
         self._last: PreemptionInfo | None = None
 
     def new(self) -> PreemptionInfo | None:

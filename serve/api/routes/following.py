@@ -8,54 +8,56 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from serve.api.dependencies import Desk, find_job, status_of, wake_forecaster
-from serve.artifacts import remove_files
-from serve.db.models import UNFINISHED, Job
+from serve.api.dependencies import ServiceContext, get_job_or_404, job_status, notify_worker
+from serve.artifacts import remove_artifacts
+from serve.db.models import UNFINISHED, ForecastJob
 from serve.log import logger
 
 POLL_SECONDS = 0.25
-QUIET_POLLS = 60  # a comment after as many keeps proxies from closing a silent stream
+KEEPALIVE_POLLS = 60  # a comment after as many keeps proxies from closing a silent stream
 
 
-def add_following(api: FastAPI, desk: Desk) -> None:
+def add_following(api: FastAPI, desk: ServiceContext) -> None:
     """The routes of one forecast, but for its results."""
 
     @api.get("/v1/forecasts/{job}")
     def get(job: str, request: Request) -> JSONResponse:
-        status = status_of(desk, find_job(desk, job, request))
-        return JSONResponse(status, headers=desk.wait if status["state"] in UNFINISHED else None)
+        status = job_status(desk, get_job_or_404(desk, job, request))
+        return JSONResponse(
+            status, headers=desk.retry_after_headers if status["state"] in UNFINISHED else None
+        )
 
     @api.delete("/v1/forecasts/{job}", status_code=204)
     async def delete(job: str, request: Request) -> Response:
         """Cancels a forecast that has not ended, and removes all files of one that has."""
-        found = await run_in_threadpool(find_job, desk, job, request)
+        found = await run_in_threadpool(get_job_or_404, desk, job, request)
         by = request.state.key
-        if await run_in_threadpool(desk.records.end, found.id, "cancelled", facts={"by": by}):
+        if await run_in_threadpool(desk.records.finish, found.id, "cancelled", facts={"by": by}):
             desk.watch.cancelled()
         else:
-            await run_in_threadpool(desk.records.forget, found.id, by=by)
-        await wake_forecaster(desk)  # which stops drawing for it
-        await run_in_threadpool(remove_files, desk.settings.artifacts, found.id)
+            await run_in_threadpool(desk.records.mark_deleted, found.id, by=by)
+        await notify_worker(desk)  # which stops drawing for it
+        await run_in_threadpool(remove_artifacts, desk.settings.artifacts, found.id)
         logger.info("deleted", extra={"forecast": found.id})
         return Response(status_code=204)
 
     @api.get("/v1/forecasts/{job}/events")
     async def events(job: str, request: Request) -> StreamingResponse:
-        found = await run_in_threadpool(find_job, desk, job, request)
-        return StreamingResponse(_events(desk, found), media_type="text/event-stream")
+        found = await run_in_threadpool(get_job_or_404, desk, job, request)
+        return StreamingResponse(_event_stream(desk, found), media_type="text/event-stream")
 
 
-async def _events(desk: Desk, job: Job) -> AsyncIterator[str]:
+async def _event_stream(desk: ServiceContext, job: ForecastJob) -> AsyncIterator[str]:
     """Every change as a server-sent event; the last one is named by how the forecast ended."""
     last, quiet = "", 0
     while True:
-        status = await run_in_threadpool(status_of, desk, job)
+        status = await run_in_threadpool(job_status, desk, job)
         data, state = json.dumps(status), status["state"]
         ended = state not in UNFINISHED
         if data != last:
             yield f"event: {state if ended else 'progress'}\ndata: {data}\n\n"
             last, quiet = data, 0
-        elif (quiet := quiet + 1) % QUIET_POLLS == 0:
+        elif (quiet := quiet + 1) % KEEPALIVE_POLLS == 0:
             yield ": still here\n\n"
         if ended:
             return

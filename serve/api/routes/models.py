@@ -9,17 +9,17 @@ from fastapi.responses import JSONResponse
 
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.forecasting.runtime import session_choices
+from lesioncast.forecasting.runtime import supported_sessions
 from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.covariates import Covariate
-from serve.api.problems import RequestError
+from serve.api.problems import ApiProblemError
 from storage.export.bids_derivative import package_version
 
-NAME = "lesioncast"
+MODEL_NAME = "lesioncast"
 
 
 @dataclass(frozen=True)
-class Served:
+class ModelInfo:
     """What clients may know of a bundle, without its weights.
 
     `condition` names the channels, `covariates` are the numbers and words that its model is told;
@@ -35,51 +35,51 @@ class Served:
     sessions: tuple[Sessions, ...]
 
 
-def served(bundle: Bundle) -> Served:
+def model_info(bundle: Bundle) -> ModelInfo:
     """Of a bundle that is loaded."""
     config = bundle.config
-    return Served(
+    return ModelInfo(
         digest=bundle.digest,
         arms=config.arms,
         slab=bundle.slab,
         condition=config.control.condition,
         covariates=config.covariates,
         sampler=bundle.sampler,
-        sessions=session_choices(bundle),
+        sessions=supported_sessions(bundle),
     )
 
 
-def add_models(api: FastAPI, model: Served, ready: Callable[[], Awaitable[bool]]) -> None:
+def add_models(api: FastAPI, model: ModelInfo, ready: Callable[[], Awaitable[bool]]) -> None:
     """The protocol's metadata; forecasts themselves are asked for under /v1."""
 
     @api.get("/v2")
     async def server() -> dict[str, Any]:
-        return {"name": NAME, "version": package_version(), "extensions": []}
+        return {"name": MODEL_NAME, "version": package_version(), "extensions": []}
 
     @api.get("/v2/models/{name}")
     async def metadata(name: str) -> dict[str, Any]:
-        _require(name)
+        _check_model_name(name)
         return _metadata(model)
 
     @api.get("/v2/models/{name}/ready")
     async def model_ready(name: str) -> JSONResponse:
-        _require(name)
+        _check_model_name(name)
         able = await ready()
-        return JSONResponse({"name": NAME, "ready": able}, status_code=200 if able else 503)
+        return JSONResponse({"name": MODEL_NAME, "ready": able}, status_code=200 if able else 503)
 
 
-def _require(name: str) -> None:
-    if name != NAME:
-        raise RequestError(404, f"name: expected {NAME}, got another model.", field="name")
+def _check_model_name(name: str) -> None:
+    if name != MODEL_NAME:
+        raise ApiProblemError(404, f"name: expected {MODEL_NAME}, got another model.", field="name")
 
 
-def _metadata(model: Served) -> dict[str, Any]:
+def _metadata(model: ModelInfo) -> dict[str, Any]:
     slab = list(model.slab)
     inputs = [_tensor(name, "FP32", slab) for name in model.condition]
     inputs += [_tensor(each.name, "FP32", [1]) for each in model.covariates]
     inputs += [_tensor("arm", "BYTES", [1]), _tensor("seed", "UINT64", [1])]
     return {
-        "name": NAME,
+        "name": MODEL_NAME,
         "versions": [model.digest],
         "platform": "lesioncast_pytorch",
         "inputs": inputs,

@@ -14,19 +14,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from lesioncast.forecasting.output.bids import read_maps
-from serve.api.dependencies import Desk
-from serve.api.middleware import FORM, media_type
-from serve.api.problems import RequestError
-from serve.api.routes.results import find_succeeded, kept
-from serve.artifacts import result_folder
+from serve.api.dependencies import ServiceContext
+from serve.api.middleware import MULTIPART_FORM, media_type
+from serve.api.problems import ApiProblemError
+from serve.api.routes.results import get_succeeded_or_409, missing_files_as_410
+from serve.artifacts import result_dir
 
 DICOM = "application/dicom"
-MOST_FILES = 1000
-HEADER = 2**19  # bytes
+MAX_FILES = 1000
+MAX_HEADER_BYTES = 2**19  # bytes
 _BODY: dict[str, Any] = {
     "required": True,
     "content": {
-        FORM: {
+        MULTIPART_FORM: {
             "schema": {
                 "type": "object",
                 "properties": {
@@ -39,7 +39,7 @@ _BODY: dict[str, Any] = {
                             "format": "binary",
                         },
                         "minItems": 1,
-                        "maxItems": MOST_FILES,
+                        "maxItems": MAX_FILES,
                     }
                 },
                 "required": ["series"],
@@ -50,7 +50,7 @@ _BODY: dict[str, Any] = {
 }
 
 
-def add_segmentation(api: FastAPI, desk: Desk) -> None:
+def add_segmentation(api: FastAPI, desk: ServiceContext) -> None:
     """The route by which a forecast becomes a DICOM SEG."""
     alone = asyncio.Semaphore(1)  # each holds the maps of all arms in memory
 
@@ -60,33 +60,35 @@ def add_segmentation(api: FastAPI, desk: Desk) -> None:
         request: Request,
         threshold: Annotated[float | None, Query(gt=0, le=1, allow_inf_nan=False)] = None,
     ) -> Response:
-        found = await run_in_threadpool(find_succeeded, desk, job, request)
+        found = await run_in_threadpool(get_succeeded_or_409, desk, job, request)
         kind = media_type(request.headers)
-        if kind != FORM:
-            detail = f"Content-Type: expected {FORM}, got {kind[:80] or 'none'}."
-            raise RequestError(415, detail, field="Content-Type")
-        folder, subject = result_folder(desk.settings.artifacts, found.id), found.order["subject"]
-        async with desk.forms.received(request, max_files=MOST_FILES, max_fields=1) as form, alone:
-            files = [each.file for each in _series(form)]
-            with kept():
-                made = await run_in_threadpool(_segmented, folder, subject, files, threshold)
-        await run_in_threadpool(find_succeeded, desk, job, request)  # no map was missing
+        if kind != MULTIPART_FORM:
+            detail = f"Content-Type: expected {MULTIPART_FORM}, got {kind[:80] or 'none'}."
+            raise ApiProblemError(415, detail, field="Content-Type")
+        folder, subject = result_dir(desk.settings.artifacts, found.id), found.order["subject"]
+        async with desk.forms.receive(request, max_files=MAX_FILES, max_fields=1) as form, alone:
+            files = [each.file for each in _series_files(form)]
+            with missing_files_as_410():
+                made = await run_in_threadpool(
+                    _build_segmentation, folder, subject, files, threshold
+                )
+        await run_in_threadpool(get_succeeded_or_409, desk, job, request)  # no map was missing
         named = f"attachment; filename={subject}_seg.dcm"
         return Response(made, media_type=DICOM, headers={"Content-Disposition": named})
 
 
-def _series(form: FormData) -> list[UploadFile]:
+def _series_files(form: FormData) -> list[UploadFile]:
     """The files of the form. Raises RequestError, naming the field, for anything else."""
     files = []
     for name, value in form.multi_items():
         if name != "series" or not isinstance(value, UploadFile):
             detail = f"{name[:80]}: expected files in fields called series, and no other field."
-            raise RequestError(422, detail, field=name[:80])
+            raise ApiProblemError(422, detail, field=name[:80])
         files.append(value)
     return files
 
 
-def _segmented(
+def _build_segmentation(
     folder: Path, subject: str, files: Sequence[BinaryIO], threshold: float | None
 ) -> bytes:
     """The maps in `folder` on the series in `files`; the SEG that jobs/export.py would make."""
@@ -97,17 +99,17 @@ def _segmented(
     except ModuleNotFoundError as error:
         if error.name not in ("highdicom", "pydicom"):
             raise
-        raise RequestError(501, "This service was installed without the extra dicom.") from None
+        raise ApiProblemError(501, "This service was installed without the extra dicom.") from None
     segmentation = forecast_segmentation(read_maps(folder, subject), threshold=threshold)
     with TemporaryDirectory() as temporary:
         series, path = Path(temporary, "series"), Path(temporary, f"{subject}_seg.dcm")
         series.mkdir()
         for number, file in enumerate(files, start=1):
-            (series / f"{number:04d}").write_bytes(file.read(HEADER))
+            (series / f"{number:04d}").write_bytes(file.read(MAX_HEADER_BYTES))
         try:
             write_segmentation(segmentation, read_series(series), path)
         except DicomError as error:
             # A file is named by its place in the form, and the folder by the field.
             reason = str(error).replace(str(series), "series")
-            raise RequestError(422, reason, field="series") from None
+            raise ApiProblemError(422, reason, field="series") from None
         return path.read_bytes()

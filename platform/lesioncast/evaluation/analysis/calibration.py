@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.baselines.methods import Method
-from lesioncast.evaluation.features.outcomes import Cases
+from lesioncast.evaluation.baselines.methods import MethodPredictions
+from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.calibration import (
     PARTS,
-    Recalibration,
-    brier_parts,
-    fit_recalibration,
-    reliability,
+    PlattScaling,
+    brier_decomposition,
+    fit_platt_scaling,
+    reliability_curve,
 )
 from lesioncast.evaluation.metrics.conformal import (
-    Threshold,
-    count_intervals,
-    count_scores,
-    threshold,
+    ConformalQuantile,
+    conformal_quantile,
+    nonconformity_scores,
+    prediction_intervals,
 )
 from lesioncast.evaluation.metrics.scores import Bootstrap, estimate, estimate_mean
 from lesioncast.forecasting.ensemble import wilson_interval
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 Record = dict[str, Any]
 
 LEVELS = (0.8, 0.9)
-SHOWN = 0.9  # the level that cases.csv lists
+REPORTED_LEVEL = 0.9  # the level that cases.csv lists
 BINS = 8
 
 
@@ -42,28 +42,30 @@ class Calibration:
 
     cases: int
     positives: int
-    thresholds: tuple[Threshold, ...]
-    activity: Recalibration | None
+    thresholds: tuple[ConformalQuantile, ...]
+    activity: PlattScaling | None
 
     def intervals(self, sampled: Floats) -> tuple[Floats, Floats]:
         """(lowest, highest) count at the level SHOWN of ensembles [n, k]."""
-        shown = next(each for each in self.thresholds if each.level == SHOWN)
-        return count_intervals(sampled, shown.score)
+        shown = next(each for each in self.thresholds if each.level == REPORTED_LEVEL)
+        return prediction_intervals(sampled, shown.score)
 
 
-def calibrate(validation: Cases, sampled: Floats, log_odds: Floats) -> Calibration:
+def calibrate(validation: EvaluationCases, sampled: Floats, log_odds: Floats) -> Calibration:
     """Learns from validation cases, the lesions of their samples `sampled` [n, k] and the
     `log_odds` [n] of their P(active), and from nothing else."""
-    scores = count_scores(validation.count, sampled)
+    scores = nonconformity_scores(validation.count, sampled)
     return Calibration(
         cases=len(scores),
         positives=int(validation.active.sum()),
-        thresholds=tuple(threshold(scores, level) for level in LEVELS),
-        activity=fit_recalibration(validation.active, log_odds),
+        thresholds=tuple(conformal_quantile(scores, level) for level in LEVELS),
+        activity=fit_platt_scaling(validation.active, log_odds),
     )
 
 
-def probability_record(cases: Cases, methods: Sequence[Method], *, bootstrap: Bootstrap) -> Record:
+def probability_record(
+    cases: EvaluationCases, methods: Sequence[MethodPredictions], *, bootstrap: Bootstrap
+) -> Record:
     """Brier score of P(active) in its parts and the reliability curve, pooled, for every method
     that is not random."""
     weights = bootstrap.weights(len(cases.arm))
@@ -71,12 +73,12 @@ def probability_record(cases: Cases, methods: Sequence[Method], *, bootstrap: Bo
     return {method.key: _probability(cases, method, weights) for method in scored}
 
 
-def _probability(cases: Cases, method: Method, weights: Floats) -> Record:
+def _probability(cases: EvaluationCases, method: MethodPredictions, weights: Floats) -> Record:
     assert method.scores is not None
     chance = method.scores[0]
-    here = brier_parts(cases.active, chance, np.ones((1, len(chance))))[0]
-    drawn = brier_parts(cases.active, chance, weights)
-    rows = reliability(cases.active, chance, bins=BINS)
+    here = brier_decomposition(cases.active, chance, np.ones((1, len(chance))))[0]
+    drawn = brier_decomposition(cases.active, chance, weights)
+    rows = reliability_curve(cases.active, chance, bins=BINS)
     return {
         "brier": estimate_mean((chance - cases.active) ** 2, weights).as_dict(),
         **{
@@ -89,7 +91,7 @@ def _probability(cases: Cases, method: Method, weights: Floats) -> Record:
 
 def calibration_record(
     learned: Calibration,
-    cases: Cases,
+    cases: EvaluationCases,
     sampled: Floats,
     *,
     arms: Sequence[str],
@@ -107,10 +109,15 @@ def calibration_record(
 
 
 def _coverage(
-    learned: Threshold, cases: Cases, sampled: Floats, *, arms: Sequence[str], bootstrap: Bootstrap
+    learned: ConformalQuantile,
+    cases: EvaluationCases,
+    sampled: Floats,
+    *,
+    arms: Sequence[str],
+    bootstrap: Bootstrap,
 ) -> Record:
     """`likely` is where 95 % of coverages lie for calibration and test sets of these sizes."""
-    low, high = count_intervals(sampled, learned.score)
+    low, high = prediction_intervals(sampled, learned.score)
     holds = (low <= cases.count) & (cases.count <= high)
     finite = bool(np.isfinite(learned.score))
     weights = bootstrap.weights(len(holds))
@@ -119,7 +126,7 @@ def _coverage(
         "rank": learned.rank,
         "score": learned.score if finite else None,
         "coverage": estimate_mean(holds.astype(np.float64), weights).as_dict(),
-        "likely": list(learned.likely_coverage(len(holds))),
+        "likely": list(learned.coverage_range(len(holds))),
         "mean_width": float(np.mean(high - low)) if finite else None,
         "arms": {
             name: _of_arm(holds[cases.arm == place], (high - low)[cases.arm == place])

@@ -15,10 +15,10 @@ from lesioncast.evaluation.baselines.methods import (
     ENSEMBLE,
     LOG_MEAN,
     REGRESSION,
-    Method,
+    MethodPredictions,
     by_key,
 )
-from lesioncast.evaluation.features.outcomes import Cases
+from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics import scores
 from lesioncast.evaluation.metrics.names import AP, AUC, LOG_MSE
 from lesioncast.evaluation.metrics.scores import (
@@ -35,13 +35,13 @@ Bools = npt.NDArray[np.bool_]
 Record = dict[str, Any]
 
 POOLED = "pooled"
-WITHIN = "auc_within"
+AUC_WITHIN_ARM = "auc_within"
 BIAS = "bias"  # of the count: mean forecast minus observed
 POINT = {AP: scores.average_precision, AUC: scores.roc_auc}
 RESAMPLED = {AP: scores.resampled_ap, AUC: scores.resampled_auc}
 
 
-def groups(cases: Cases, arms: Sequence[str]) -> Iterator[tuple[str, Bools]]:
+def groups(cases: EvaluationCases, arms: Sequence[str]) -> Iterator[tuple[str, Bools]]:
     """(name, member [n]) of the pooled cases and of each arm that has any."""
     yield POOLED, np.ones(len(cases.arm), bool)
     for index, name in enumerate(arms):
@@ -50,7 +50,11 @@ def groups(cases: Cases, arms: Sequence[str]) -> Iterator[tuple[str, Bools]]:
 
 
 def activity_record(
-    cases: Cases, methods: Sequence[Method], *, arms: Sequence[str], bootstrap: Bootstrap
+    cases: EvaluationCases,
+    methods: Sequence[MethodPredictions],
+    *,
+    arms: Sequence[str],
+    bootstrap: Bootstrap,
 ) -> Record:
     """AP, AUC and Brier score of every method that scores activity, in every group."""
     record: Record = {}
@@ -98,21 +102,27 @@ def _over_runs(
     return lambda weights: np.mean([score(active, run, weights) for run in runs], axis=0)
 
 
-def _add_within(record: Record, cases: Cases, methods: Sequence[Method], weights: Floats) -> None:
+def _add_within(
+    record: Record, cases: EvaluationCases, methods: Sequence[MethodPredictions], weights: Floats
+) -> None:
     """AUC over pairs of the same arm: chance for whoever knows nothing but the arm."""
     for method in methods:
         if method.scores is None or len(method.scores) > 1:
             continue
         within = _within(cases, method.scores[0])
-        record[method.key][WITHIN] = estimate_of(within, weights).as_dict()
+        record[method.key][AUC_WITHIN_ARM] = estimate_of(within, weights).as_dict()
 
 
-def _within(cases: Cases, score: Floats) -> scores.Resampled:
+def _within(cases: EvaluationCases, score: Floats) -> scores.Resampled:
     return lambda weights: scores.resampled_auc_within(cases.active, score, cases.arm, weights)
 
 
 def count_record(
-    cases: Cases, methods: Sequence[Method], *, arms: Sequence[str], bootstrap: Bootstrap
+    cases: EvaluationCases,
+    methods: Sequence[MethodPredictions],
+    *,
+    arms: Sequence[str],
+    bootstrap: Bootstrap,
 ) -> Record:
     """Log-count MSE, CRPS, mean count and its error of every method that counts, in every group."""
     record: Record = {}
@@ -131,7 +141,9 @@ def count_record(
     return record
 
 
-def _count_scores(true: Floats, method: Method, member: Bools, weights: Floats) -> Record:
+def _count_scores(
+    true: Floats, method: MethodPredictions, member: Bools, weights: Floats
+) -> Record:
     assert method.counts is not None
     counts = method.counts[member]
     errors = scores.log_count_errors(true, counts)
@@ -146,7 +158,7 @@ def _count_scores(true: Floats, method: Method, member: Bools, weights: Floats) 
 
 
 def difference_record(
-    cases: Cases, methods: Sequence[Method], *, bootstrap: Bootstrap
+    cases: EvaluationCases, methods: Sequence[MethodPredictions], *, bootstrap: Bootstrap
 ) -> list[Record]:
     """Pooled paired differences: forecast minus each baseline, and what covariates add to one.
 
@@ -165,7 +177,7 @@ def difference_record(
     return rows
 
 
-def _pooled(cases: Cases, method: Method) -> dict[str, scores.Resampled]:
+def _pooled(cases: EvaluationCases, method: MethodPredictions) -> dict[str, scores.Resampled]:
     assert method.counts is not None
     errors = scores.log_count_errors(cases.count, method.counts)
     of_count = {LOG_MSE: lambda weights: scores.resampled_mean(errors, weights)}
@@ -174,13 +186,17 @@ def _pooled(cases: Cases, method: Method) -> dict[str, scores.Resampled]:
     return {
         AUC: _over_runs(scores.resampled_auc, cases.active, method.scores),
         AP: _over_runs(scores.resampled_ap, cases.active, method.scores),
-        WITHIN: _within(cases, method.scores[0]),
+        AUC_WITHIN_ARM: _within(cases, method.scores[0]),
         **of_count,
     }
 
 
 def variant_record(
-    cases: Cases, methods: Sequence[Method], *, arms: Sequence[str], bootstrap: Bootstrap
+    cases: EvaluationCases,
+    methods: Sequence[MethodPredictions],
+    *,
+    arms: Sequence[str],
+    bootstrap: Bootstrap,
 ) -> Record:
     """One way of counting, scored in full."""
     return {
@@ -190,7 +206,7 @@ def variant_record(
     }
 
 
-def ladder_record(
+def activity_by_forced_arm(
     chance: Floats,
     *,
     arms: Sequence[str],

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.baselines.baselines import fit_scalar_model, monte_carlo
-from lesioncast.evaluation.features.outcomes import Outcomes
-from lesioncast.evaluation.metrics.ensemble_summary import Tally
+from lesioncast.evaluation.baselines.baselines import fit_regression_baseline, monte_carlo
+from lesioncast.evaluation.features.outcomes import OutcomeTable
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
 from lesioncast.evaluation.metrics.scores import Bootstrap, Resampled, estimate_of
 from lesioncast.imaging.regions import REGIONS
 
@@ -22,7 +22,7 @@ SCORES = (BA, PRECISION, RECALL, F1)
 
 
 @dataclass(frozen=True)
-class Answer:
+class RegionalPrediction:
     """What one method says of each case, `present` [run, n]; its scores are means over runs."""
 
     key: str
@@ -61,9 +61,9 @@ def _over_runs(values: Floats) -> Floats:
 
 
 def regional_record(
-    train: Outcomes,
-    test: Outcomes,
-    tallies: Sequence[Tally],
+    train: OutcomeTable,
+    test: OutcomeTable,
+    tallies: Sequence[EnsembleSummary],
     *,
     arms: int,
     runs: int,
@@ -96,28 +96,39 @@ def regional_record(
     return record
 
 
-def _forecast(samples: Bools) -> list[Answer]:
+def _forecast(samples: Bools) -> list[RegionalPrediction]:
     share = samples.mean(axis=0)
     return [
-        Answer("ensemble", "ControlNet ensemble, half of the samples or more", share[None] >= 0.5),
-        Answer("sample", f"one sample (mean of {len(samples)})", samples),
+        RegionalPrediction(
+            "ensemble", "ControlNet ensemble, half of the samples or more", share[None] >= 0.5
+        ),
+        RegionalPrediction("sample", f"one sample (mean of {len(samples)})", samples),
     ]
 
 
 def _baselines(
-    train: Outcomes, test: Outcomes, asked: Bools, place: int, *, arms: int, runs: int, seed: int
-) -> list[Answer]:
+    train: OutcomeTable,
+    test: OutcomeTable,
+    asked: Bools,
+    place: int,
+    *,
+    arms: int,
+    runs: int,
+    seed: int,
+) -> list[RegionalPrediction]:
     known = ~np.isnan(train.regions[:, place])
     if not known.any():
         return []
     seen = train.regions[known, place]
     rate = np.full(int(asked.sum()), seen.mean())
-    model = fit_scalar_model(train.scalars[known], train.arm[known], seen, arms=arms)
+    model = fit_regression_baseline(train.scalars[known], train.arm[known], seen, arms=arms)
     chance = model.probability(test.scalars[asked], test.arm[asked])
     drawn = monte_carlo(rate, runs=runs, seed=seed) > 0
     return [
-        Answer("monte_carlo", f"Monte Carlo from the region's rate (mean of {runs} runs)", drawn),
-        Answer(
+        RegionalPrediction(
+            "monte_carlo", f"Monte Carlo from the region's rate (mean of {runs} runs)", drawn
+        ),
+        RegionalPrediction(
             "regression", "Logistic regression on image scalars, 0.5 or more", chance[None] >= 0.5
         ),
     ]

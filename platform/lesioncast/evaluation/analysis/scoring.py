@@ -10,13 +10,13 @@ import numpy.typing as npt
 from lesioncast.evaluation.analysis.calibration import Calibration, calibrate
 from lesioncast.evaluation.analysis.spatial import f1_of_samples
 from lesioncast.evaluation.baselines.methods import (
-    Method,
+    MethodPredictions,
     baseline_methods,
     ensemble_methods,
     recalibrated_method,
 )
-from lesioncast.evaluation.features.outcomes import Cases, Outcomes
-from lesioncast.evaluation.metrics.ensemble_summary import Tallies, Tally
+from lesioncast.evaluation.features.outcomes import EvaluationCases, OutcomeTable
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary, Tallies
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.imaging.regions import REGIONS
 
@@ -28,7 +28,7 @@ VARIANTS = {PLAIN: (False, False), "opened": (True, True), "opened_forecast": (T
 
 
 @dataclass(frozen=True)
-class Context:
+class EvaluationContext:
     """What an evaluation is of: names and digests that its record carries, the index of the arm
     that effects are taken against, and the sessions by whose images arms are compared."""
 
@@ -44,41 +44,41 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredVariant:
     """The test cases with the lesions of their samples [n, k], and what each method says of them.
 
     `calibration` is None without validation cases.
     """
 
-    cases: Cases
+    cases: EvaluationCases
     sampled: Floats
-    methods: tuple[Method, ...]
+    methods: tuple[MethodPredictions, ...]
     calibration: Calibration | None
 
 
-def own_tallies(cases: Outcomes, tallies: Tallies) -> list[Tally]:
+def factual_summaries(cases: OutcomeTable, tallies: Tallies) -> list[EnsembleSummary]:
     """The tally of each case under the arm that it received, [n]."""
     return [tallies[key] for key in zip(cases.case, cases.arm.tolist(), strict=True)]
 
 
-def scored(
-    train: Outcomes,
-    test: Outcomes,
+def score_variant(
+    train: OutcomeTable,
+    test: OutcomeTable,
     tallies: Tallies,
-    validation: Outcomes | None,
+    validation: OutcomeTable | None,
     *,
     name: str,
-    context: Context,
+    context: EvaluationContext,
     settings: EvaluationSettings,
-) -> Scored:
+) -> ScoredVariant:
     """Every method in the variant called `name`."""
     opening, opening_truth = VARIANTS[name]
     known, asked = (outcomes.cases(opening=opening_truth) for outcomes in (train, test))
-    own = own_tallies(test, tallies)
+    own = factual_summaries(test, tallies)
     sampled = _sampled(own, opening=opening)
     learned = None
     if validation is not None:
-        others = own_tallies(validation, tallies)
+        others = factual_summaries(validation, tallies)
         learned = calibrate(
             validation.cases(opening=opening_truth),
             _sampled(others, opening=opening),
@@ -93,24 +93,24 @@ def scored(
             known, asked, arms=context.arms, runs=settings.monte_carlo_runs, seed=context.seed
         ),
     )
-    return Scored(asked, sampled, methods, learned)
+    return ScoredVariant(asked, sampled, methods, learned)
 
 
-def _sampled(tallies: Sequence[Tally], *, opening: bool) -> Floats:
+def _sampled(tallies: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
     return np.array([tally.counts(opening=opening) for tally in tallies], np.float64)
 
 
-def _log_odds(tallies: Sequence[Tally], *, opening: bool) -> Floats:
+def _log_odds(tallies: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
     return np.array([tally.log_odds(opening=opening) for tally in tallies], np.float64)
 
 
-def _recalibrated(learned: Calibration | None, log_odds: Floats) -> tuple[Method, ...]:
+def _recalibrated(learned: Calibration | None, log_odds: Floats) -> tuple[MethodPredictions, ...]:
     if learned is None or learned.activity is None:
         return ()
     return (recalibrated_method(learned.activity.probability(log_odds), learned.cases),)
 
 
-def case_columns(plain: Scored, own: Sequence[Tally]) -> dict[str, Floats]:
+def case_columns(plain: ScoredVariant, own: Sequence[EnsembleSummary]) -> dict[str, Floats]:
     """Further numbers of each test case for cases.csv, [n] each, NaN where it has none."""
     columns: dict[str, Floats] = {}
     if plain.calibration is not None:

@@ -6,23 +6,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.metrics.mask_comparison import Spatial
+from lesioncast.evaluation.metrics.mask_comparison import MaskComparison
 from lesioncast.evaluation.metrics.scores import Bootstrap, estimate_mean, estimate_ratio
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Record = dict[str, Any]
 
-STEPS = 10  # rows of the reliability of voxels above 0
+MAX_RELIABILITY_ROWS = 10  # rows of the reliability of voxels above 0
 
 
-def f1_of_samples(spatial: Spatial) -> float:
+def f1_of_samples(spatial: MaskComparison) -> float:
     """Mean F1 over the samples of a case; NaN where no lesion was observed."""
     return float(np.mean([np.nan if one.f1 is None else one.f1 for one in spatial.each]))
 
 
-def masks_record(
-    found: Sequence[Spatial], groups: Iterator[tuple[str, Bools]], *, bootstrap: Bootstrap
+def spatial_agreement(
+    found: Sequence[MaskComparison], groups: Iterator[tuple[str, Bools]], *, bootstrap: Bootstrap
 ) -> Record:
     """Detection, energy distance and diversity in every group, reliability of voxels over all."""
     record: Record = {"groups": {}}
@@ -32,7 +32,7 @@ def masks_record(
     return record | {"voxels": voxel_record(found, bootstrap.weights(len(found)))}
 
 
-def _group(found: Sequence[Spatial], weights: Floats) -> Record:
+def _group(found: Sequence[MaskComparison], weights: Floats) -> Record:
     """`f1` is over the cases with an observed lesion, `empty` about the others, as in MSSEG-2.
 
     `energy_of_empty` is the energy distance of a forecast that never draws a lesion.
@@ -57,7 +57,7 @@ def _group(found: Sequence[Spatial], weights: Floats) -> Record:
     }
 
 
-def _empty(found: Sequence[Spatial], weights: Floats) -> Record:
+def _empty(found: Sequence[MaskComparison], weights: Floats) -> Record:
     """Lesions and mm3 that a sample draws, and the share of samples without, where none is true."""
     drawn = np.array([[one.drawn for one in spatial.each] for spatial in found], np.float64)
     volume = np.array([[one.volume for one in spatial.each] for spatial in found], np.float64)
@@ -71,7 +71,7 @@ def _empty(found: Sequence[Spatial], weights: Floats) -> Record:
     }
 
 
-def voxel_record(found: Sequence[Spatial], weights: Floats) -> Record:
+def voxel_record(found: Sequence[MaskComparison], weights: Floats) -> Record:
     """Observed share of lesion among voxels of one forecast probability, and their Brier score.
 
     That score is the fair one, what the share of endless samples would have on average (Ferro
@@ -82,7 +82,7 @@ def voxel_record(found: Sequence[Spatial], weights: Floats) -> Record:
     samples = voxels.shape[1] - 1
     held = np.arange(samples + 1)
     chance = held / samples
-    row_of = np.ceil(held * min(STEPS, samples) / samples - 1e-9).astype(int)
+    row_of = np.ceil(held * min(MAX_RELIABILITY_ROWS, samples) / samples - 1e-9).astype(int)
     rows = []
     for row in np.unique(row_of):
         here = row_of == row

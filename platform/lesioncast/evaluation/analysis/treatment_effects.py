@@ -8,24 +8,24 @@ import numpy.typing as npt
 
 from lesioncast.evaluation.baselines.baselines import ArmStatistics
 from lesioncast.evaluation.causal.effects import (
-    as_activity,
     best_arm,
+    drop_arm,
     individual_effects,
-    policy,
-    rank_agreement,
-    seed_variances,
-    without,
+    is_active,
+    kendall_tau_b,
+    paired_and_independent_variance,
+    policy_value,
 )
 from lesioncast.evaluation.causal.trial_effects import (
-    Contrast,
+    TrialContrast,
+    arms_without_common_trial,
+    concatenate_outcomes,
     contrasts,
-    cross_fitted,
-    fit_regressions,
+    cross_fitted_aipw,
+    fit_outcome_models,
     mean_difference,
-    together,
-    unconnected,
 )
-from lesioncast.evaluation.features.outcomes import Outcomes
+from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.scores import (
     Bootstrap,
     estimate_mean,
@@ -40,7 +40,7 @@ Record = dict[str, Any]
 OUTCOMES = ("activity", "count")
 
 
-def effects_record(
+def treatment_effects(
     sampled: Floats,
     chance: Floats,
     *,
@@ -57,9 +57,9 @@ def effects_record(
     needs it is null. `mean_count` is that of every arm.
     """
     weights = bootstrap.weights(sampled.shape[1])
-    draws = {"activity": as_activity(sampled), "count": sampled}
+    draws = {"activity": is_active(sampled), "count": sampled}
     expected = {"activity": chance, "count": sampled.mean(axis=2)}
-    known = None if true is None else {"activity": as_activity(true), "count": true}
+    known = None if true is None else {"activity": is_active(true), "count": true}
     constant = {"activity": training.activity, "count": training.mean_count}
     return {
         "cases": sampled.shape[1],
@@ -108,7 +108,7 @@ def _effect(
     """`pehe`: root mean square error of individual effects (Hill 2011), beside that of one effect
     for everyone; `seeds_saved`: samples that independent seeds would need, times those drawn."""
     told = individual_effects(expected, arm, reference)
-    apart, paired = seed_variances(draws, arm, reference)
+    apart, paired = paired_and_independent_variance(draws, arm, reference)
     record: Record = {
         "forecast": estimate_mean(told, weights).as_dict(),
         "seeds_saved": estimate_ratio(apart, paired, weights).as_dict(),
@@ -135,8 +135,8 @@ def _ranking(sampled: Floats, true: Floats, weights: Floats) -> Record:
     """Kendall's tau-b between forecast and true counts over arms: mean over patients, and of the
     arms' means."""
     told = sampled.mean(axis=2)
-    tau = rank_agreement(told, true)
-    (pooled,) = rank_agreement(told.mean(axis=1)[:, None], true.mean(axis=1)[:, None])
+    tau = kendall_tau_b(told, true)
+    (pooled,) = kendall_tau_b(told.mean(axis=1)[:, None], true.mean(axis=1)[:, None])
     return {
         "patients": int((~np.isnan(tau)).sum()),
         "tau": estimate_mean(tau, weights).as_dict(),
@@ -157,7 +157,7 @@ def _policies(
     rows = [_policy(expected, true, training.mean_count, arms=arms, weights=weights)]
     if best is not None and len(arms) > 2:
         names = [name for place, name in enumerate(arms) if place != best]
-        rest = (without(values, best) for values in (expected, true, training.mean_count))
+        rest = (drop_arm(values, best) for values in (expected, true, training.mean_count))
         rows.append(_policy(*rest, arms=names, weights=weights))
     return rows
 
@@ -167,8 +167,8 @@ def _policy(
 ) -> Record:
     best = best_arm(mean_count)
     values: Record = {}
-    for name, outcome in (("activity", as_activity(true)), ("count", true)):
-        chosen = policy(expected, outcome)
+    for name, outcome in (("activity", is_active(true)), ("count", true)):
+        chosen = policy_value(expected, outcome)
         single = None if best is None else outcome[best]
         values[name] = {
             "model": estimate_mean(chosen, weights).as_dict(),
@@ -187,30 +187,37 @@ def _policy(
 
 
 def contrast_record(
-    parts: Sequence[Outcomes], *, arms: Sequence[str], reference: int, bootstrap: Bootstrap
+    parts: Sequence[OutcomeTable], *, arms: Sequence[str], reference: int, bootstrap: Bootstrap
 ) -> Record:
     """Observed effects within each trial, and the pairs of arms that no trial holds together."""
-    trial, arm, scalars, count = together(parts)
+    trial, arm, scalars, count = concatenate_outcomes(parts)
     rows = [
         _contrast(each, scalars[each.rows], count[each.rows], arms=arms, bootstrap=bootstrap)
         for each in contrasts(trial, arm, reference)
     ]
-    apart = unconnected(trial, arm, len(arms))
+    apart = arms_without_common_trial(trial, arm, len(arms))
     return {"rows": rows, "not_identified": [[arms[a], arms[b]] for a, b in apart]}
 
 
 def _contrast(
-    each: Contrast, scalars: Floats, count: Floats, *, arms: Sequence[str], bootstrap: Bootstrap
+    each: TrialContrast,
+    scalars: Floats,
+    count: Floats,
+    *,
+    arms: Sequence[str],
+    bootstrap: Bootstrap,
 ) -> Record:
     weights = bootstrap.weights(len(count))
-    activity = as_activity(count)
+    activity = is_active(count)
     record: Record = {
         "trial": each.trial,
         "arm": arms[each.arm],
         "reference": arms[each.reference],
         "cases": [int(each.treated.sum()), int((~each.treated).sum())],
     }
-    parts = cross_fitted(scalars, count, each.treated, fit=fit_regressions, seed=bootstrap.seed)
+    parts = cross_fitted_aipw(
+        scalars, count, each.treated, fit=fit_outcome_models, seed=bootstrap.seed
+    )
     for name, outcome, adjusted in zip(OUTCOMES, (activity, count), parts, strict=True):
         record[name] = {
             "difference": estimate_of(mean_difference(outcome, each.treated), weights).as_dict(),

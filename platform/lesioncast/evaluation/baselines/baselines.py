@@ -44,7 +44,7 @@ def arm_statistics(arm: Ints, count: Floats, *, arms: int) -> ArmStatistics:
     return ArmStatistics(cases, mean(count > 0), mean(count), mean(np.log1p(count)))
 
 
-def of_arm(statistic: Floats, arm: Ints, names: tuple[str, ...]) -> Floats:
+def lookup_by_arm(statistic: Floats, arm: Ints, names: tuple[str, ...]) -> Floats:
     """`statistic` [arm] of each case, [n]. BaselineError names arms without training cases."""
     unknown = sorted({names[index] for index in arm if np.isnan(statistic[index])})
     if unknown:
@@ -77,7 +77,7 @@ def _encoder(arms: int) -> ColumnTransformer:
 
 
 @dataclass(frozen=True)
-class ScalarModel:
+class RegressionBaseline:
     """Logistic regression for activity and ridge regression for log(1 + count)."""
 
     activity: Pipeline
@@ -97,12 +97,14 @@ class ScalarModel:
         return np.asarray(np.expm1(np.clip(log_count, 0, None)), np.float64)
 
 
-def fit_scalar_model(scalars: Floats, arm: Ints, count: Floats, *, arms: int) -> ScalarModel:
+def fit_regression_baseline(
+    scalars: Floats, arm: Ints, count: Floats, *, arms: int
+) -> RegressionBaseline:
     """Both regressions on the training cases; a training set of one class predicts that class."""
     features, active = _features(scalars, arm), count > 0
     both = active.any() and not active.all()
     classifier = LogisticRegression(max_iter=2000) if both else DummyClassifier(strategy="prior")
-    return ScalarModel(
+    return RegressionBaseline(
         activity=make_pipeline(_encoder(arms), classifier).fit(features, active),
         log_count=make_pipeline(_encoder(arms), Ridge()).fit(features, np.log1p(count)),
     )

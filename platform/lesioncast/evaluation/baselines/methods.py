@@ -9,11 +9,11 @@ import numpy.typing as npt
 from lesioncast.evaluation.baselines.baselines import (
     ArmStatistics,
     arm_statistics,
-    fit_scalar_model,
+    fit_regression_baseline,
+    lookup_by_arm,
     monte_carlo,
-    of_arm,
 )
-from lesioncast.evaluation.features.outcomes import Cases
+from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.scores import crps
 
 Floats = npt.NDArray[np.float64]
@@ -27,7 +27,7 @@ COVARIATES = "regression_covariates"
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodPredictions:
     """What one method says of each case; None where it does not answer.
 
     `scores` [run, n] for activity (more than one run only for a random method, whose metrics are
@@ -41,15 +41,15 @@ class Method:
     crps: Floats | None = None
 
 
-def recalibrated_method(chance: Floats, validation: int) -> Method:
+def recalibrated_method(chance: Floats, validation: int) -> MethodPredictions:
     """The ensemble's P(active) [n] as `validation` other cases have taught it to be."""
     label = f"ControlNet ensemble, recalibrated on {validation} validation cases"
-    return Method(RECALIBRATED, label, scores=chance[None])
+    return MethodPredictions(RECALIBRATED, label, scores=chance[None])
 
 
 def ensemble_methods(
     counts: Floats, chance: Floats, log_lesions: Floats, true: Floats
-) -> tuple[Method, ...]:
+) -> tuple[MethodPredictions, ...]:
     """The forecast: P(active), `chance` [n], and from the lesions of its samples, `counts` [n, k],
     how many (paper: the mean count).
 
@@ -58,14 +58,14 @@ def ensemble_methods(
     """
     samples = counts.shape[1]
     return (
-        Method(
+        MethodPredictions(
             ENSEMBLE,
             f"ControlNet ensemble ({samples} samples)",
             scores=chance[None],
             counts=counts.mean(axis=1),
             crps=crps(true, counts),
         ),
-        Method(
+        MethodPredictions(
             LOG_MEAN,
             "ControlNet ensemble, mean of log counts",
             counts=np.expm1(log_lesions),
@@ -74,13 +74,13 @@ def ensemble_methods(
 
 
 def baseline_methods(
-    train: Cases, test: Cases, *, arms: tuple[str, ...], runs: int, seed: int
-) -> tuple[Method, ...]:
+    train: EvaluationCases, test: EvaluationCases, *, arms: tuple[str, ...], runs: int, seed: int
+) -> tuple[MethodPredictions, ...]:
     """The paper's Monte Carlo, the training statistics of the arm, and the regressions."""
     statistics = arm_statistics(train.arm, train.count, arms=len(arms))
-    rate = of_arm(statistics.activity, test.arm, arms)
+    rate = lookup_by_arm(statistics.activity, test.arm, arms)
     return (
-        Method(
+        MethodPredictions(
             "monte_carlo",
             f"Monte Carlo from the arm's rate (mean of {runs} runs)",
             scores=monte_carlo(rate, runs=runs, seed=seed),
@@ -91,25 +91,29 @@ def baseline_methods(
 
 
 def _arm_methods(
-    statistics: ArmStatistics, train: Cases, test: Cases, *, arms: tuple[str, ...]
-) -> tuple[Method, ...]:
+    statistics: ArmStatistics,
+    train: EvaluationCases,
+    test: EvaluationCases,
+    *,
+    arms: tuple[str, ...],
+) -> tuple[MethodPredictions, ...]:
     return (
-        Method(
+        MethodPredictions(
             ARM_RATE,
             "Arm rate and arm mean",
-            scores=of_arm(statistics.activity, test.arm, arms)[None],
-            counts=of_arm(statistics.mean_count, test.arm, arms),
+            scores=lookup_by_arm(statistics.activity, test.arm, arms)[None],
+            counts=lookup_by_arm(statistics.mean_count, test.arm, arms),
             crps=_climatology_crps(train, test),
         ),
-        Method(
+        MethodPredictions(
             "arm_log_mean",
             "Arm mean of log counts",
-            counts=np.expm1(of_arm(statistics.mean_log_count, test.arm, arms)),
+            counts=np.expm1(lookup_by_arm(statistics.mean_log_count, test.arm, arms)),
         ),
     )
 
 
-def _climatology_crps(train: Cases, test: Cases) -> Floats | None:
+def _climatology_crps(train: EvaluationCases, test: EvaluationCases) -> Floats | None:
     """CRPS with the arm's training counts as the forecast; None where an arm has fewer than 2."""
     score = np.zeros(len(test.count))
     for arm in np.unique(test.arm):
@@ -120,7 +124,9 @@ def _climatology_crps(train: Cases, test: Cases) -> Floats | None:
     return score
 
 
-def _regressions(train: Cases, test: Cases, *, arms: int) -> Iterator[Method]:
+def _regressions(
+    train: EvaluationCases, test: EvaluationCases, *, arms: int
+) -> Iterator[MethodPredictions]:
     label = "Logistic and ridge regression on image scalars"
     yield _regression(REGRESSION, label, train, test, train.scalars, test.scalars, arms=arms)
     if train.covariates is not None and test.covariates is not None:
@@ -131,11 +137,18 @@ def _regressions(train: Cases, test: Cases, *, arms: int) -> Iterator[Method]:
 
 
 def _regression(
-    key: str, label: str, train: Cases, test: Cases, known: Floats, asked: Floats, *, arms: int
-) -> Method:
+    key: str,
+    label: str,
+    train: EvaluationCases,
+    test: EvaluationCases,
+    known: Floats,
+    asked: Floats,
+    *,
+    arms: int,
+) -> MethodPredictions:
     """Fitted on what is `known` of the training cases, told what is `asked` of the test cases."""
-    model = fit_scalar_model(known, train.arm, train.count, arms=arms)
-    return Method(
+    model = fit_regression_baseline(known, train.arm, train.count, arms=arms)
+    return MethodPredictions(
         key,
         label,
         scores=model.probability(asked, test.arm)[None],
@@ -143,6 +156,6 @@ def _regression(
     )
 
 
-def by_key(methods: Sequence[Method], key: str) -> Method:
+def by_key(methods: Sequence[MethodPredictions], key: str) -> MethodPredictions:
     """The method called `key`."""
     return next(method for method in methods if method.key == key)

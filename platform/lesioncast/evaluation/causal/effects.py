@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 Floats = npt.NDArray[np.float64]
 
 
-def as_activity(counts: Floats) -> Floats:
+def is_active(counts: Floats) -> Floats:
     """1 where there is at least one lesion, else 0; of counts of any shape."""
     return (counts > 0).astype(np.float64)
 
@@ -25,7 +25,7 @@ def individual_effects(outcome: Floats, arm: int, reference: int) -> Floats:
     return np.asarray(outcome[arm] - outcome[reference], np.float64)
 
 
-def policy(expected: Floats, true: Floats) -> Floats:
+def policy_value(expected: Floats, true: Floats) -> Floats:
     """True outcome of each case under the arm with the lowest `expected` outcome, [n].
 
     Both [arm, n]; cases with several lowest arms get the mean over these, as if drawn by lot.
@@ -34,7 +34,7 @@ def policy(expected: Floats, true: Floats) -> Floats:
     return np.asarray((true * best).sum(axis=0) / best.sum(axis=0), np.float64)
 
 
-def rank_agreement(forecast: Floats, true: Floats) -> Floats:
+def kendall_tau_b(forecast: Floats, true: Floats) -> Floats:
     """Kendall's tau-b between the arms' outcomes as forecast and as true, for each case, [n].
 
     Both [arm, n]. NaN where either puts all arms equal: then there is no order to agree on.
@@ -48,7 +48,9 @@ def rank_agreement(forecast: Floats, true: Floats) -> Floats:
     )
 
 
-def seed_variances(sampled: Floats, arm: int, reference: int) -> tuple[Floats, Floats]:
+def paired_and_independent_variance(
+    sampled: Floats, arm: int, reference: int
+) -> tuple[Floats, Floats]:
     """Variance over samples of arm minus reference: (on seeds of their own, on common seeds), [n].
 
     The first is the sum of the arms' own variances; their ratio is how many times the samples
@@ -59,7 +61,7 @@ def seed_variances(sampled: Floats, arm: int, reference: int) -> tuple[Floats, F
     return np.asarray(apart, np.float64), np.asarray(together, np.float64)
 
 
-def without(values: Floats, arm: int) -> Floats:
+def drop_arm(values: Floats, arm: int) -> Floats:
     """`values` [arm, ...] of all arms but one."""
     return np.delete(values, arm, axis=0)
 

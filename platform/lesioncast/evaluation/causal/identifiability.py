@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.causal.leakage_probe import leak
+from lesioncast.evaluation.causal.leakage_probe import leakage_auc
 from lesioncast.evaluation.causal.positivity import overlap, positivity
-from lesioncast.evaluation.features.appearance import LOOKS, SEEN
-from lesioncast.evaluation.features.image_features import SCALARS
-from lesioncast.evaluation.features.outcomes import Outcomes
+from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, INPUT_SESSIONS
+from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
+from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.scores import Bootstrap
 
 Floats = npt.NDArray[np.float64]
 Record = dict[str, Any]
 
-BEFORE = SEEN[:1]
-FEW = 0.5  # of the others look like someone who received the arm: below, it is said so
-FEATURES = (*LOOKS, *SCALARS)
+BASELINE_SESSIONS = INPUT_SESSIONS[:1]
+MIN_OVERLAP = 0.5  # of the others look like someone who received the arm: below, it is said so
+FEATURES = (*APPEARANCE_FEATURES, *IMAGE_FEATURES)
 
 
-def warnings_record(
-    outcomes: Sequence[Outcomes],
+def identifiability_warnings(
+    outcomes: Sequence[OutcomeTable],
     trial: Sequence[str | None],
     *,
     arms: Sequence[str],
@@ -44,21 +44,21 @@ def warnings_record(
     probes = [
         _probe(features, label, of=name, seen=seen, bootstrap=bootstrap)
         for name, label in (("trial", trial), ("arm", arm))
-        for seen in dict.fromkeys((BEFORE, tuple(sessions)))
+        for seen in dict.fromkeys((BASELINE_SESSIONS, tuple(sessions)))
     ]
     probes += _within(features, arm, trial, bootstrap)
     positive = positivity(arm, trial, arms=arms)
-    alike = overlap(features[:, _columns(BEFORE)], arm, arms=arms, seed=bootstrap.seed)
+    alike = overlap(features[:, _columns(BASELINE_SESSIONS)], arm, arms=arms, seed=bootstrap.seed)
     for name, row in positive["arms"].items():
         row["overlap"] = alike[name]
     return {
         "leak": probes,
         "positivity": positive,
-        "sentences": sentences(probes, positive),
+        "sentences": warning_sentences(probes, positive),
     }
 
 
-def _features(outcomes: Outcomes) -> Floats:
+def _features(outcomes: OutcomeTable) -> Floats:
     looks = outcomes.looks
     assert looks is not None
     return np.column_stack([looks, outcomes.scalars])
@@ -66,7 +66,7 @@ def _features(outcomes: Outcomes) -> Floats:
 
 def _columns(sessions: Sequence[str]) -> list[int]:
     """The features that images of these sessions alone can give."""
-    later = tuple(session for session in SEEN if session not in sessions)
+    later = tuple(session for session in INPUT_SESSIONS if session not in sessions)
     absent = (*later, "flair_gain") if later else ()
     return [place for place, name in enumerate(FEATURES) if not name.endswith(absent)]
 
@@ -80,7 +80,7 @@ def _probe(
     bootstrap: Bootstrap,
     within: str | None = None,
 ) -> Record:
-    found = leak(features[:, _columns(seen)], label, bootstrap)
+    found = leakage_auc(features[:, _columns(seen)], label, bootstrap)
     return {"of": of, "within": within, "sessions": list(seen), **found}
 
 
@@ -95,13 +95,18 @@ def _within(
         if len(set(label)) > 1:
             found.append(
                 _probe(
-                    features[inside], label, of="arm", seen=BEFORE, bootstrap=bootstrap, within=name
+                    features[inside],
+                    label,
+                    of="arm",
+                    seen=BASELINE_SESSIONS,
+                    bootstrap=bootstrap,
+                    within=name,
                 )
             )
     return found
 
 
-def sentences(probes: Sequence[Record], positive: Mapping[str, Any]) -> list[str]:
+def warning_sentences(probes: Sequence[Record], positive: Mapping[str, Any]) -> list[str]:
     """What a reader of any forecast must know, in plain words; the first is about contrasts."""
     return [
         *_contrast_words(positive),
@@ -121,17 +126,18 @@ def _contrast_words(positive: Mapping[str, Any]) -> list[str]:
     missing = [name for name, row in positive["arms"].items() if not row["cases"]]
     words = []
     if missing:
-        words.append(f"No patient received {listed(missing)}: nothing is known of it here.")
+        words.append(f"No patient received {join_words(missing)}: nothing is known of it here.")
     if len(given) > 1 and len(apart) == len(given) * (len(given) - 1) // 2:
         return [
             *words,
-            f"No two arms share a trial ({listed(_with_trial(positive, given))}), so no contrast "
-            "between arms is identified: a difference between them may be one between trials.",
+            f"No two arms share a trial ({join_words(_with_trial(positive, given))}), so no "
+            "contrast between arms is identified: a difference between them may be one "
+            "between trials.",
         ]
     for names, others in _apart(given, {frozenset(pair) for pair in apart}):
         share = "shares" if len(names) == 1 else "share"
         words.append(
-            f"{_sentence(listed(names))} never {share} a trial with {listed(others)}: no "
+            f"{_sentence(join_words(names))} never {share} a trial with {join_words(others)}: no "
             "randomised comparison of them stands behind a forecast."
         )
     return words
@@ -152,7 +158,7 @@ def _apart(
 
 
 def _with_trial(positive: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [f"{name} in {listed(positive['arms'][name]['trials'])}" for name in names]
+    return [f"{name} in {join_words(positive['arms'][name]['trials'])}" for name in names]
 
 
 def _leak_words(probe: Mapping[str, Any]) -> list[str]:
@@ -168,13 +174,13 @@ def _leak_words(probe: Mapping[str, Any]) -> list[str]:
             f"A simple classifier does not tell the {probe['of']}{where} from {source} ({figure}); "
             "finer traces than it reads may exist."
         ]
-    return [f"The {probe['of']}{where} can be told from {source} ({figure}){_so(probe)}."]
+    return [f"The {probe['of']}{where} can be told from {source} ({figure}){_consequence(probe)}."]
 
 
-def _so(probe: Mapping[str, Any]) -> str:
+def _consequence(probe: Mapping[str, Any]) -> str:
     if probe["within"]:
         return ": the arms were not alike at the start, or the probe is mistaken"
-    if tuple(probe["sessions"]) != BEFORE:
+    if tuple(probe["sessions"]) != BASELINE_SESSIONS:
         return ", by enrolment and scanner or by what treatment did until then"
     return ", so a model may take a scanner or a trial's patients for a treatment"
 
@@ -184,12 +190,12 @@ def _overlap_words(positive: Mapping[str, Any]) -> list[str]:
     few = [
         f"{name} ({row['overlap']:.0%} of the others)"
         for name, row in rows
-        if row["overlap"] is not None and row["overlap"] < FEW
+        if row["overlap"] is not None and row["overlap"] < MIN_OVERLAP
     ]
     if not few:
         return []
     return [
-        f"Most patients look like nobody who received {listed(few)}: their forecasts under it "
+        f"Most patients look like nobody who received {join_words(few)}: their forecasts under it "
         "reach beyond the data."
     ]
 
@@ -198,6 +204,6 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def listed(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -16,8 +16,8 @@ from lesioncast.evaluation.metrics.scores import (
     Bootstrap,
     Estimate,
     estimate,
+    point_estimate,
     resampled_auc_within,
-    unresampled,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -25,15 +25,17 @@ Ints = npt.NDArray[np.int64]
 Record = dict[str, Any]
 
 FOLDS = 5
-LEAST = 2 * FOLDS  # cases of a class: fewer say nothing on either side of a fold
-ENOUGH = 2000  # cases: more only narrow the interval
-SHARED = (1 + FOLDS / (FOLDS - 1)) ** 0.5
+MIN_CASES_PER_CLASS = 2 * FOLDS  # cases of a class: fewer say nothing on either side of a fold
+MAX_CASES = 2000  # cases: more only narrow the interval
+CV_STD_INFLATION = (1 + FOLDS / (FOLDS - 1)) ** 0.5
 """Folds share their training cases, so a score varies more than its bootstrap over cases shows, by
 this factor (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366)."""
 STREAM = 103  # of random numbers: the bootstrap and the baselines draw from others
 
 
-def guessed(features: Floats, label: Ints, *, seed: int) -> tuple[Floats, Ints]:
+def cross_validated_probabilities(
+    features: Floats, label: Ints, *, seed: int
+) -> tuple[Floats, Ints]:
     """(P(label) of each case from a classifier that saw other folds only, its fold), [n, class]
     and [n]. `label` [n] counts from 0 without gaps, each at least `FOLDS` times.
 
@@ -53,7 +55,7 @@ def guessed(features: Floats, label: Ints, *, seed: int) -> tuple[Floats, Ints]:
     return np.asarray(chance, np.float64), fold
 
 
-def leak(features: Floats, label: Sequence[str | None], bootstrap: Bootstrap) -> Record:
+def leakage_auc(features: Floats, label: Sequence[str | None], bootstrap: Bootstrap) -> Record:
     """How well `label` [n] is told from `features` [n, feature]: the mean one-against-rest AUC.
 
     0.5 is chance, 1 is certainty. Pairs are of one fold, where one and the same classifier gave
@@ -64,9 +66,9 @@ def leak(features: Floats, label: Sequence[str | None], bootstrap: Bootstrap) ->
     record: Record = {"classes": names, "cases": len(kept), "left_out": left_out}
     if len(names) < 2:
         return record | {"auc": None, "by_class": {}}
-    kept = kept[np.arange(min(ENOUGH, len(kept))) * len(kept) // min(ENOUGH, len(kept))]
+    kept = kept[np.arange(min(MAX_CASES, len(kept))) * len(kept) // min(MAX_CASES, len(kept))]
     index = np.array([names.index(str(label[row])) for row in kept], np.int64)
-    chance, fold = guessed(features[kept], index, seed=bootstrap.seed)
+    chance, fold = cross_validated_probabilities(features[kept], index, seed=bootstrap.seed)
     weights = bootstrap.weights(len(kept))
 
     def one_against_rest(which: int, weights: Floats) -> Floats:
@@ -76,25 +78,29 @@ def leak(features: Floats, label: Sequence[str | None], bootstrap: Bootstrap) ->
         aucs = [one_against_rest(which, weights) for which in range(len(names))]
         return np.asarray(np.mean(aucs, axis=0), np.float64)
 
-    value = unresampled(mean, len(kept))
+    value = point_estimate(mean, len(kept))
     by_class = {
-        name: unresampled(partial(one_against_rest, which), len(kept))
+        name: point_estimate(partial(one_against_rest, which), len(kept))
         for which, name in enumerate(names)
     }
-    auc = _widened(estimate(value, mean, weights)).as_dict()
+    auc = _inflate_interval(estimate(value, mean, weights)).as_dict()
     return record | {"cases": len(kept), "auc": auc, "by_class": by_class}
 
 
-def _widened(auc: Estimate) -> Estimate:
+def _inflate_interval(auc: Estimate) -> Estimate:
     if auc.value is None or auc.low is None or auc.high is None:
         return auc
-    low, high = (auc.value + SHARED * (side - auc.value) for side in (auc.low, auc.high))
+    low, high = (auc.value + CV_STD_INFLATION * (side - auc.value) for side in (auc.low, auc.high))
     return Estimate(auc.value, max(0.0, low), min(1.0, high), auc.defined)
 
 
 def _enough(label: Sequence[str | None]) -> tuple[list[str], Ints, list[str]]:
     """(labels of enough cases, the rows that carry one, labels of too few)."""
     known, count = np.unique([name for name in label if name is not None], return_counts=True)
-    names = [str(name) for name, number in zip(known, count, strict=True) if number >= LEAST]
+    names = [
+        str(name)
+        for name, number in zip(known, count, strict=True)
+        if number >= MIN_CASES_PER_CLASS
+    ]
     rows = np.flatnonzero([name in names for name in label])
     return names, rows, sorted({str(name) for name in known} - set(names))

@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.causal.leakage_probe import LEAST, guessed
+from lesioncast.evaluation.causal.leakage_probe import (
+    MIN_CASES_PER_CLASS,
+    cross_validated_probabilities,
+)
 
 Floats = npt.NDArray[np.float64]
 Record = dict[str, Any]
 
-COMMON = 0.05  # the share of an arm's own patients below whose propensities is outside its support
+SUPPORT_QUANTILE = (
+    0.05  # the share of an arm's own patients below whose propensities is outside its support
+)
 
 
 def positivity(arm: Sequence[str], trial: Sequence[str | None], *, arms: Sequence[str]) -> Record:
@@ -67,14 +72,14 @@ def overlap(
     exchangeable. None for an arm of too few cases, and where there is one arm only.
     """
     label = np.array(arm)
-    known = [each for each in arms if (label == each).sum() >= LEAST]
+    known = [each for each in arms if (label == each).sum() >= MIN_CASES_PER_CLASS]
     found: dict[str, float | None] = dict.fromkeys(arms)
     if len(known) < 2:
         return found
     kept = np.isin(label, known)
     index = np.array([known.index(each) for each in label[kept]], np.int64)
-    chance, _ = guessed(features[kept], index, seed=seed)
+    chance, _ = cross_validated_probabilities(features[kept], index, seed=seed)
     for which, each in enumerate(known):
         own, others = chance[index == which, which], chance[index != which, which]
-        found[each] = float(np.mean(others >= np.quantile(own, COMMON)))
+        found[each] = float(np.mean(others >= np.quantile(own, SUPPORT_QUANTILE)))
     return found

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedKFold
 
-from lesioncast.evaluation.baselines.baselines import fit_scalar_model
+from lesioncast.evaluation.baselines.baselines import fit_regression_baseline
 from lesioncast.evaluation.features.image_features import BEFORE_TREATMENT
-from lesioncast.evaluation.features.outcomes import Outcomes
+from lesioncast.evaluation.features.outcomes import OutcomeTable
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Contrast:
+class TrialContrast:
     """Two arms of one trial: the rows that belong to either, and which of them had `arm`."""
 
     trial: str
@@ -36,7 +36,7 @@ class Contrast:
     treated: Bools
 
 
-def contrasts(trial: Sequence[str | None], arm: Ints, reference: int) -> Iterator[Contrast]:
+def contrasts(trial: Sequence[str | None], arm: Ints, reference: int) -> Iterator[TrialContrast]:
     """Every arm against the `reference` in each trial that has both, or else its first arm.
 
     Arms with fewer than FOLDS cases in a trial are left out.
@@ -50,10 +50,12 @@ def contrasts(trial: Sequence[str | None], arm: Ints, reference: int) -> Iterato
         for other in arms:
             if other != against:
                 rows = np.flatnonzero(member & np.isin(arm, [other, against]))
-                yield Contrast(name, other, against, rows, arm[rows] == other)
+                yield TrialContrast(name, other, against, rows, arm[rows] == other)
 
 
-def unconnected(trial: Sequence[str | None], arm: Ints, arms: int) -> list[tuple[int, int]]:
+def arms_without_common_trial(
+    trial: Sequence[str | None], arm: Ints, arms: int
+) -> list[tuple[int, int]]:
     """Pairs of arms, each of which has cases, that no trial holds together."""
     shared = {
         pair
@@ -93,7 +95,7 @@ def aipw(
     return np.asarray(treated_mean - other_mean + gained - spared, np.float64)
 
 
-def cross_fitted(
+def cross_fitted_aipw(
     scalars: Floats, count: Floats, treated: Bools, *, fit: Fit, seed: int
 ) -> tuple[Floats, Floats]:
     """`aipw` of (activity, count), both [n], with expectations from folds that a case is not in.
@@ -117,19 +119,21 @@ def cross_fitted(
     return active, lesions
 
 
-def fit_regressions(scalars: Floats, count: Floats) -> Callable[[Floats], Floats]:
+def fit_outcome_models(scalars: Floats, count: Floats) -> Callable[[Floats], Floats]:
     """Expected (activity, count) by the regressions that a baseline has, of one arm."""
 
     def of_one(rows: Floats) -> Ints:
         return np.zeros(len(rows), np.int64)
 
-    model = fit_scalar_model(scalars, of_one(scalars), count, arms=1)
+    model = fit_regression_baseline(scalars, of_one(scalars), count, arms=1)
     return lambda asked: np.stack(
         [model.probability(asked, of_one(asked)), model.count(asked, of_one(asked))]
     )
 
 
-def together(parts: Sequence[Outcomes]) -> tuple[tuple[str | None, ...], Ints, Floats, Floats]:
+def concatenate_outcomes(
+    parts: Sequence[OutcomeTable],
+) -> tuple[tuple[str | None, ...], Ints, Floats, Floats]:
     """(trial [n], arm [n], scalars from before treatment [n, scalar], count [n]) of all parts."""
     return (
         tuple(each for part in parts for each in part.trial),

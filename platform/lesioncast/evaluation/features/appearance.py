@@ -25,11 +25,13 @@ APPEARANCE = (
     "shade_forward",
     "shade_right",
 )
-SEEN = SESSIONS[:2]
-LOOKS = tuple(f"{name}_{session}" for session in SEEN for name in APPEARANCE)
+INPUT_SESSIONS = SESSIONS[:2]
+APPEARANCE_FEATURES = tuple(
+    f"{name}_{session}" for session in INPUT_SESSIONS for name in APPEARANCE
+)
 
 
-def image_looks(
+def appearance_features(
     flair: npt.NDArray[np.float16], present: Bools, spacing: tuple[float, float, float]
 ) -> Floats:
     """The numbers of `LOOKS` for `flair` [session, s, h, w], `present` [session, channel].
@@ -42,7 +44,7 @@ def image_looks(
             appearance(flair[row].astype(np.float64), spacing)
             if present[row, column]
             else np.full(len(APPEARANCE), np.nan)
-            for row in map(SESSIONS.index, SEEN)
+            for row in map(SESSIONS.index, INPUT_SESSIONS)
         ]
     )
 
@@ -61,14 +63,14 @@ def appearance(flair: Floats, spacing: tuple[float, float, float]) -> Floats:
             np.log1p(head.sum() * float(np.prod(spacing))),
             np.mean([np.abs(np.diff(flair, axis=axis)).mean() for axis in (1, 2)]) / spread,
             np.median(curved) / spread if curved.size else 0.0,
-            np.mean([_likeness(flair, axis) for axis in (1, 2)]),
-            _likeness(flair, 0),
+            np.mean([_lag1_autocorrelation(flair, axis) for axis in (1, 2)]),
+            _lag1_autocorrelation(flair, 0),
             *(_shade(flair, head, axis) / spread for axis in range(3)),
         ]
     )
 
 
-def _likeness(flair: Floats, axis: int) -> float:
+def _lag1_autocorrelation(flair: Floats, axis: int) -> float:
     """Correlation of neighbouring voxels along an axis; 0 where the image is flat."""
     along = np.moveaxis(flair, axis, 0)
     low, high = (part - part.mean() if part.size else part for part in (along[:-1], along[1:]))

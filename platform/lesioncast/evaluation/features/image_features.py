@@ -7,11 +7,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.features.appearance import image_looks
+from lesioncast.evaluation.features.appearance import appearance_features
 from lesioncast.evaluation.metrics.mask_comparison import Observed
 from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
-from lesioncast.imaging.lesions import Lesions, components, measure
-from lesioncast.imaging.regions import presence
+from lesioncast.imaging.lesions import LesionCounts, components, count_lesions
+from lesioncast.imaging.regions import lesions_in_regions
 
 FLAIR = CHANNELS.index("flair")
 NEW_SIGNAL = 3.0  # robust standard deviations above the usual w048 - w000 difference
@@ -22,12 +22,14 @@ LESIONS = (
     ("w048", "gad"),
     ("w048", "net2"),
 )
-SCALARS = (
+IMAGE_FEATURES = (
     *(f"{channel}_volume_{session}" for session, channel in LESIONS),
     *(f"{channel}_count_{session}" for session, channel in LESIONS),
     "flair_gain",
 )
-BEFORE_TREATMENT = tuple(place for place, name in enumerate(SCALARS) if name.endswith("_w000"))
+BEFORE_TREATMENT = tuple(
+    place for place, name in enumerate(IMAGE_FEATURES) if name.endswith("_w000")
+)
 
 
 class Arrays(Protocol):
@@ -44,7 +46,7 @@ class Arrays(Protocol):
 
 
 @dataclass(frozen=True)
-class Measured:
+class CaseMeasurements:
     """One case: its scalars [scalar] as in `SCALARS` and its observed w096 lesions, if any.
 
     `earlier` are the new lesions at w048, `regions` [region] says in which regions those at w096
@@ -53,29 +55,31 @@ class Measured:
 
     case: int
     scalars: npt.NDArray[np.float64]
-    outcome: Lesions | None
+    outcome: LesionCounts | None
     looks: npt.NDArray[np.float64]
     earlier: int | None = None
     regions: npt.NDArray[np.bool_] | None = None
 
 
-def measure_case(case: int, arrays: Arrays, spacing: tuple[float, float, float]) -> Measured:
+def measure_case(
+    case: int, arrays: Arrays, spacing: tuple[float, float, float]
+) -> CaseMeasurements:
     """The scalars and the outcome of one case, voxels of `spacing` (s, h, w) mm."""
-    observed = observed_of(arrays)
+    observed = observed_outcome(arrays)
     earlier = _mask(arrays, "w048", "net2")
-    return Measured(
+    return CaseMeasurements(
         case=case,
-        scalars=image_scalars(arrays, spacing),
-        outcome=None if observed is None else measure(observed.net2, spacing),
+        scalars=image_features(arrays, spacing),
+        outcome=None if observed is None else count_lesions(observed.net2, spacing),
         earlier=None if earlier is None else components(earlier)[1],
         regions=None
         if observed is None or observed.labels is None
-        else presence(observed.net2[None], observed.labels)[0],
-        looks=image_looks(arrays.flair, arrays.present, spacing),
+        else lesions_in_regions(observed.net2[None], observed.labels)[0],
+        looks=appearance_features(arrays.flair, arrays.present, spacing),
     )
 
 
-def observed_of(arrays: Arrays) -> Observed | None:
+def observed_outcome(arrays: Arrays) -> Observed | None:
     """The NET2 mask at w096 with the parcellation, if any; None where it was not observed."""
     net2 = _mask(arrays, "w096", "net2")
     if net2 is None:
@@ -83,7 +87,7 @@ def observed_of(arrays: Arrays) -> Observed | None:
     return Observed(net2, arrays.parcellation if arrays.parcellation.any() else None)
 
 
-def image_scalars(arrays: Arrays, spacing: tuple[float, float, float]) -> npt.NDArray[np.float64]:
+def image_features(arrays: Arrays, spacing: tuple[float, float, float]) -> npt.NDArray[np.float64]:
     """log(1 + volume in mm3) and log(1 + count) of the masks and the FLAIR gain, [scalar].
 
     NaN where a case lacks the channel. Nothing of w096 enters.

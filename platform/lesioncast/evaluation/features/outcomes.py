@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from lesioncast.diffusion.covariates import covariate_features
-from lesioncast.evaluation.features.image_features import Measured, measure_case
+from lesioncast.evaluation.features.image_features import CaseMeasurements, measure_case
 from lesioncast.imaging.channels import CHANNELS, SESSIONS
 from lesioncast.imaging.covariates import Covariate, encode_covariates
 from lesioncast.imaging.regions import REGIONS
@@ -19,7 +19,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Cases:
+class EvaluationCases:
     """Cases with an outcome, in rows: arm index [n], scalars [n, scalar], true lesions [n], and
     covariates as features [n, feature] where the evaluation asks for any."""
 
@@ -35,7 +35,7 @@ class Cases:
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class OutcomeTable:
     """Cases in rows, with their true lesions at w096 counted as drawn and after the opening.
 
     `earlier` [n] are new lesions at w048, `regions` [n, region] is 1 where a lesion at w096 lies in
@@ -55,26 +55,26 @@ class Outcomes:
     covariates: npt.NDArray[np.float64] | None = None
     looks: npt.NDArray[np.float64] | None = None
 
-    def cases(self, *, opening: bool) -> Cases:
+    def cases(self, *, opening: bool) -> EvaluationCases:
         """With the true count taken one way or the other."""
         count = self.opened if opening else self.plain
-        return Cases(self.subjects, self.arm, self.scalars, count, self.covariates)
+        return EvaluationCases(self.subjects, self.arm, self.scalars, count, self.covariates)
 
 
-def observed_regions(found: Sequence[Measured]) -> npt.NDArray[np.float64]:
+def observed_regions(found: Sequence[CaseMeasurements]) -> npt.NDArray[np.float64]:
     """`Outcomes.regions` of what was measured, [n, region]."""
     unknown = np.full(len(REGIONS), np.nan)
     rows = [unknown if each.regions is None else each.regions for each in found]
     return np.array(rows, np.float64).reshape(len(found), len(REGIONS))
 
 
-def earlier_lesions(found: Sequence[Measured]) -> npt.NDArray[np.float64]:
+def net2_counts_w048(found: Sequence[CaseMeasurements]) -> npt.NDArray[np.float64]:
     """`Outcomes.earlier` of what was measured, [n]."""
     rows = [np.nan if each.earlier is None else each.earlier for each in found]
     return np.array(rows, np.float64)
 
 
-def evaluable(cases: Sequence[Case]) -> list[Case]:
+def cases_with_outcome(cases: Sequence[Case]) -> list[Case]:
     """Those whose arm and whose lesions at w096 are known."""
     row, column = SESSIONS.index("w096"), CHANNELS.index("net2")
     return [case for case in cases if case.arm is not None and case.present[row, column]]
@@ -88,39 +88,41 @@ def chunked(cases: Sequence[Case]) -> list[Chunk]:
     ]
 
 
-def build_measurer(store: Location) -> Callable[[Chunk], list[Measured]]:
+def build_measurer(store: Location) -> Callable[[Chunk], list[CaseMeasurements]]:
     """What a Ray actor holds: an open store, from which it measures cases."""
     opened = open_store(store)
 
-    def measure_chunk(chunk: Chunk) -> list[Measured]:
+    def measure_chunk(chunk: Chunk) -> list[CaseMeasurements]:
         return [measure_case(index, opened.read(index), opened.spec.spacing) for index in chunk]
 
     return measure_chunk
 
 
 def outcomes_of(
-    cases: Sequence[Case], measured: Sequence[Measured], covariates: Sequence[Covariate] = ()
-) -> Outcomes:
+    cases: Sequence[Case],
+    measured: Sequence[CaseMeasurements],
+    covariates: Sequence[Covariate] = (),
+) -> OutcomeTable:
     """The table of `cases`, each with its entry of `measured`, which needs an outcome."""
     by_case = {entry.case: entry for entry in measured}
     rows = [by_case[case.index] for case in cases]
     lesions = [entry.outcome for entry in rows if entry.outcome is not None]
-    return Outcomes(
+    return OutcomeTable(
         case=tuple(case.index for case in cases),
         subjects=tuple(case.subject for case in cases),
         arm=np.array([case.arm_index for case in cases], np.int64),
         scalars=np.array([entry.scalars for entry in rows], np.float64),
         plain=np.array([found.plain for found in lesions], np.float64),
         opened=np.array([found.opened for found in lesions], np.float64),
-        earlier=earlier_lesions(rows),
+        earlier=net2_counts_w048(rows),
         regions=observed_regions(rows),
         trial=tuple(case.trial for case in cases),
-        covariates=tabulate_covariates(covariates, cases) if covariates else None,
+        covariates=covariate_matrix(covariates, cases) if covariates else None,
         looks=np.array([entry.looks for entry in rows], np.float64),
     )
 
 
-def tabulate_covariates(
+def covariate_matrix(
     covariates: Sequence[Covariate], cases: Sequence[Case]
 ) -> npt.NDArray[np.float64]:
     """What a network would see of the cases, [case, feature]: values and whether they are known."""

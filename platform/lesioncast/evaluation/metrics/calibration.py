@@ -16,7 +16,7 @@ Bools = npt.NDArray[np.bool_]
 PARTS = ("reliability", "resolution", "uncertainty")
 
 
-def brier_parts(active: Bools, probability: Floats, weights: Floats) -> Floats:
+def brier_decomposition(active: Bools, probability: Floats, weights: Floats) -> Floats:
     """(reliability, resolution, uncertainty) of the Brier score in every resample, [b, 3].
 
     Murphy's (1973) partition, brier = reliability - resolution + uncertainty, made without bins:
@@ -45,7 +45,7 @@ def _parts(hits: Floats, mass: Floats, levels: Floats) -> tuple[float, float, fl
     return score(levels) - best, uncertainty - best, uncertainty
 
 
-def reliability(
+def reliability_curve(
     active: Bools, probability: Floats, *, bins: int
 ) -> list[tuple[float, float, float, float]]:
     """(mean probability, share active, its Wilson interval) of about equally many cases a bin.
@@ -64,7 +64,7 @@ def reliability(
 
 
 @dataclass(frozen=True)
-class Recalibration:
+class PlattScaling:
     """P(active) = sigmoid(intercept + slope * log odds), fitted on other cases than it is used on.
 
     The log odds are those of the forecast (`Counted.log_odds`). Logistic rather than isotonic: two
@@ -80,7 +80,7 @@ class Recalibration:
         return np.asarray(expit(self.intercept + self.slope * log_odds), np.float64)
 
 
-def fit_recalibration(active: Bools, log_odds: Floats) -> Recalibration | None:
+def fit_platt_scaling(active: Bools, log_odds: Floats) -> PlattScaling | None:
     """Platt (1999) on forecasts with `log_odds` [n]; None where the cases lack a class.
 
     The unit ridge of scikit-learn's default keeps the slope finite where the classes separate.
@@ -88,4 +88,4 @@ def fit_recalibration(active: Bools, log_odds: Floats) -> Recalibration | None:
     if not active.any() or active.all():
         return None
     model = LogisticRegression().fit(log_odds[:, None], active)
-    return Recalibration(float(model.coef_[0, 0]), float(model.intercept_[0]))
+    return PlattScaling(float(model.coef_[0, 0]), float(model.intercept_[0]))

@@ -18,7 +18,7 @@ ONE_LESION = float(np.log(2))  # from no lesion to one, on the scale log(1 + cou
 
 
 @dataclass(frozen=True)
-class Threshold:
+class ConformalQuantile:
     """The score that a share `level` of cases stays below: the `rank`-th of `cases` of them.
 
     Infinite where so few cases cannot support the level.
@@ -29,7 +29,7 @@ class Threshold:
     rank: int
     score: float
 
-    def likely_coverage(self, tested: int) -> tuple[float, float]:
+    def coverage_range(self, tested: int) -> tuple[float, float]:
         """Between which shares 95 % of the coverages on `tested` cases fall, without ties.
 
         One calibration set is one draw: its coverage is Beta(rank, cases + 1 - rank) distributed
@@ -41,11 +41,11 @@ class Threshold:
         return float(low / tested), float(high / tested)
 
 
-def threshold(scores: Floats, level: float) -> Threshold:
+def conformal_quantile(scores: Floats, level: float) -> ConformalQuantile:
     """The finite-sample quantile of calibration `scores` [n]: rank ceil((n + 1) level)."""
     rank = ceil((len(scores) + 1) * level - 1e-9)
     known = rank <= len(scores)
-    return Threshold(
+    return ConformalQuantile(
         level, len(scores), rank, float(np.sort(scores)[rank - 1]) if known else np.inf
     )
 
@@ -55,7 +55,7 @@ def _centre_and_scale(samples: Floats) -> tuple[Floats, Floats]:
     return logs.mean(axis=1), logs.std(axis=1) + ONE_LESION
 
 
-def count_scores(true: Floats, samples: Floats) -> Floats:
+def nonconformity_scores(true: Floats, samples: Floats) -> Floats:
     """How far each count `true` [n] lies from its ensemble `samples` [n, k], [n].
 
     |log(1 + count) - mean| / (sd + log 2) on the log scale: residuals normalised by the ensemble's
@@ -65,7 +65,7 @@ def count_scores(true: Floats, samples: Floats) -> Floats:
     return np.asarray(np.abs(np.log1p(true) - centre) / scale, np.float64)
 
 
-def count_intervals(samples: Floats, score: float) -> tuple[Floats, Floats]:
+def prediction_intervals(samples: Floats, score: float) -> tuple[Floats, Floats]:
     """(lowest, highest) whole count within `score` of each ensemble [n, k], both [n].
 
     Where no whole count is that near, the two around the ensemble's centre. `inf` has no end.

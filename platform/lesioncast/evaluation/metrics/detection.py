@@ -19,7 +19,7 @@ from lesioncast.imaging.lesions import Mask, components
 ALPHA = 0.10
 BETA = 0.70
 GAMMA = 0.65
-LEAST_MM3 = 3.0
+MIN_LESION_MM3 = 3.0
 
 Ints = npt.NDArray[np.int64]
 
@@ -53,9 +53,11 @@ class Detection:
         return 2 * precision * sensitivity / (precision + sensitivity)
 
 
-def detect(drawn: Mask, observed: Mask, spacing: Sequence[float]) -> Detection:
+def match_lesions(drawn: Mask, observed: Mask, spacing: Sequence[float]) -> Detection:
     """Scores a `drawn` mask [s, h, w] against the `observed` one, voxels of `spacing` mm."""
-    overlap = overlaps(_counted(observed, spacing), _counted(drawn, spacing))
+    overlap = overlaps(
+        _label_large_lesions(observed, spacing), _label_large_lesions(drawn, spacing)
+    )
     voxel = float(np.prod(spacing))
     return Detection(
         observed=overlap.shape[0] - 1,
@@ -66,11 +68,11 @@ def detect(drawn: Mask, observed: Mask, spacing: Sequence[float]) -> Detection:
     )
 
 
-def _counted(mask: Mask, spacing: Sequence[float]) -> npt.NDArray[np.int32]:
+def _label_large_lesions(mask: Mask, spacing: Sequence[float]) -> npt.NDArray[np.int32]:
     """Labels of the lesions that are large enough, 1 to n without gaps."""
     labels, number = components(mask)
     voxels = np.bincount(labels.ravel(), minlength=number + 1)
-    kept = voxels * np.prod(spacing) > LEAST_MM3
+    kept = voxels * np.prod(spacing) > MIN_LESION_MM3
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
 

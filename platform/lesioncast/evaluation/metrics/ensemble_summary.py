@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lesioncast.evaluation.metrics.mask_comparison import Spatial
-from lesioncast.forecasting.ensemble import Counted
+from lesioncast.evaluation.metrics.mask_comparison import MaskComparison
+from lesioncast.forecasting.ensemble import SampledCounts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally(Counted):
+class EnsembleSummary(SampledCounts):
     """What an evaluation keeps of an ensemble once its masks are let go.
 
     `spatial` where the observed mask is the outcome of the very arm that was drawn, and so can be
     laid beside it.
     """
 
-    spatial: Spatial | None = None
+    spatial: MaskComparison | None = None
 
 
-Tallies = Mapping[tuple[int, int], Tally]
+Tallies = Mapping[tuple[int, int], EnsembleSummary]
 """(case, arm) -> what is kept of the ensemble."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.evaluation.metrics.detection import Detection, detect
+from lesioncast.evaluation.metrics.detection import Detection, match_lesions
 from lesioncast.imaging.lesions import Mask
-from lesioncast.imaging.regions import presence
+from lesioncast.imaging.regions import lesions_in_regions
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Spatial:
+class MaskComparison:
     """What is kept of k masks beside the observed one.
 
     `each` [k] is the detection by every sample, `majority` that by the voxels which at least half
@@ -52,23 +52,23 @@ class Spatial:
         return 2 * self.distance - self.diversity
 
 
-def compare(masks: Masks, observed: Observed, spacing: Sequence[float]) -> Spatial:
+def compare_masks(masks: Masks, observed: Observed, spacing: Sequence[float]) -> MaskComparison:
     """`masks` [k, s, h, w] of one case on the arm that it received, voxels of `spacing` mm."""
     held = masks.sum(axis=0)
     levels = len(masks) + 1
-    between = distances(np.concatenate([observed.net2[None], masks]))
-    return Spatial(
-        each=tuple(detect(mask, observed.net2, spacing) for mask in masks),
-        majority=detect(2 * held >= len(masks), observed.net2, spacing),
+    between = jaccard_distances(np.concatenate([observed.net2[None], masks]))
+    return MaskComparison(
+        each=tuple(match_lesions(mask, observed.net2, spacing) for mask in masks),
+        majority=match_lesions(2 * held >= len(masks), observed.net2, spacing),
         distance=float(between[0, 1:].mean()),
         diversity=mean_off_diagonal(between[1:, 1:]),
         voxels=np.bincount(held.ravel(), minlength=levels),
         lesion_voxels=np.bincount(held[observed.net2], minlength=levels),
-        regions=None if observed.labels is None else presence(masks, observed.labels),
+        regions=None if observed.labels is None else lesions_in_regions(masks, observed.labels),
     )
 
 
-def distances(masks: Masks) -> Floats:
+def jaccard_distances(masks: Masks) -> Floats:
     """1 - IoU of each pair of `masks` [n, s, h, w], [n, n]; 0 between two empty masks."""
     flat = masks.reshape(len(masks), -1)
     flat = flat[:, flat.any(axis=0)].astype(np.float32)  # few voxels are a lesion in any mask

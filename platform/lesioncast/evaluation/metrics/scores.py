@@ -17,8 +17,8 @@ Bools = npt.NDArray[np.bool_]
 Resampled = Callable[[Floats], Floats]
 
 LEVEL = 0.95
-LEAST_DEFINED = 0.95
-STREAM = 101  # of random numbers, so that no other use of the same seed is correlated with this
+MIN_DEFINED_SHARE = 0.95
+RNG_STREAM = 101  # of random numbers, so that no other use of the same seed is correlated with this
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,16 @@ class Bootstrap:
     seed: int
 
     def weights(self, cases: int) -> Floats:
-        return resamples(cases, draws=self.draws, seed=self.seed)
+        return bootstrap_weights(cases, draws=self.draws, seed=self.seed)
 
 
-def resamples(cases: int, *, draws: int, seed: int) -> Floats:
+def bootstrap_weights(cases: int, *, draws: int, seed: int) -> Floats:
     """Case weights of `draws` bootstrap resamples of `cases` cases, [draws, cases]."""
     chance = np.full(cases, 1 / cases) if cases else np.zeros(0)
     return (
-        np.random.default_rng([STREAM, seed]).multinomial(cases, chance, draws).astype(np.float64)
+        np.random.default_rng([RNG_STREAM, seed])
+        .multinomial(cases, chance, draws)
+        .astype(np.float64)
     )
 
 
@@ -104,7 +106,7 @@ def _share(part: Floats, whole: Floats, *, empty: float = np.nan) -> Floats:
     return np.divide(part, whole, out=np.full_like(part, empty), where=whole > 0)
 
 
-def _won_pairs(active: Bools, score: Floats, weights: Floats) -> tuple[Floats, Floats]:
+def _concordant_pairs(active: Bools, score: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """(pairs that the active case wins, all active-inactive pairs), both [b]; ties are half."""
     hit, miss = _by_level(active, score, weights)
     below = miss.cumsum(axis=1) - miss / 2
@@ -113,7 +115,7 @@ def _won_pairs(active: Bools, score: Floats, weights: Floats) -> tuple[Floats, F
 
 def resampled_auc(active: Bools, score: Floats, weights: Floats) -> Floats:
     """`roc_auc` in every resample, [b]."""
-    return _share(*_won_pairs(active, score, weights))
+    return _share(*_concordant_pairs(active, score, weights))
 
 
 def resampled_auc_within(
@@ -124,7 +126,7 @@ def resampled_auc_within(
     Chance is 0.5 for any score that knows the arm alone: what is above it is patient signal.
     """
     pairs = [
-        _won_pairs(active[group == g], score[group == g], weights[:, group == g])
+        _concordant_pairs(active[group == g], score[group == g], weights[:, group == g])
         for g in np.unique(group)
     ]
     return _share(
@@ -152,13 +154,13 @@ def estimate(value: float | None, resampled: Resampled, weights: Floats) -> Esti
         return Estimate(None)
     draws = resampled(weights)
     defined = float(np.mean(~np.isnan(draws)))
-    if defined < LEAST_DEFINED:
+    if defined < MIN_DEFINED_SHARE:
         return Estimate(value, defined=defined)
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), defined)
 
 
-def unresampled(resampled: Resampled, cases: int) -> float | None:
+def point_estimate(resampled: Resampled, cases: int) -> float | None:
     """The resampled score on the cases as they are; None where undefined."""
     value = float(resampled(np.ones((1, cases)))[0])
     return None if np.isnan(value) else value
@@ -166,7 +168,7 @@ def unresampled(resampled: Resampled, cases: int) -> float | None:
 
 def estimate_of(resampled: Resampled, weights: Floats) -> Estimate:
     """The resampled score on the cases as they are, with its interval over `weights` [b, n]."""
-    return estimate(unresampled(resampled, weights.shape[1]), resampled, weights)
+    return estimate(point_estimate(resampled, weights.shape[1]), resampled, weights)
 
 
 def estimate_mean(values: Floats, weights: Floats) -> Estimate:

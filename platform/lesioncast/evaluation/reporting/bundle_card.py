@@ -13,7 +13,7 @@ from typing import Any
 from lesioncast.bundle.evaluation_card import CARD, EVALUATION, SCHEMA
 from lesioncast.errors import EvaluationCardError
 from lesioncast.evaluation.reporting.findings import findings
-from storage.atomic import write_atomic
+from storage.atomic import atomic_write
 
 Record = Mapping[str, Any]
 
@@ -33,8 +33,8 @@ def write_card(bundle: Path, record: Record) -> None:
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     try:
-        write_atomic(bundle / EVALUATION, text.encode())
-        write_atomic(bundle / CARD, card_text(record).encode())
+        atomic_write(bundle / EVALUATION, text.encode())
+        atomic_write(bundle / CARD, card_text(record).encode())
     except OSError as error:
         raise EvaluationCardError(
             f"{bundle}: expected a bundle's folder to put the evaluation in, got {error.strerror}; "

@@ -12,7 +12,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class _Place:
+class _RecordPath:
     """Where in the record an estimate was met."""
 
     section: tuple[str, ...] = ()
@@ -22,7 +22,7 @@ class _Place:
     positives: int | None = None
 
 
-def tidy_csv(record: Mapping[str, Any]) -> str:
+def estimates_csv(record: Mapping[str, Any]) -> str:
     """estimates.csv: whatever in the record has a value and an interval, wherever it stands.
 
     A cell is empty where it does not apply or is undefined. `section` is the path in metrics.json.
@@ -30,11 +30,11 @@ def tidy_csv(record: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_rows(record, _Place(), name=""))
+    writer.writerows(_rows(record, _RecordPath(), name=""))
     return text.getvalue()
 
 
-def _rows(part: Any, place: _Place, *, name: str) -> Iterator[list[str]]:
+def _rows(part: Any, place: _RecordPath, *, name: str) -> Iterator[list[str]]:
     if isinstance(part, Mapping) and {"value", "low", "high"} <= set(part):
         yield _row(part, place, metric=name)
     elif isinstance(part, Mapping):
@@ -46,7 +46,7 @@ def _rows(part: Any, place: _Place, *, name: str) -> Iterator[list[str]]:
             yield from _rows(child, _of_probe(child, place), name=name)
 
 
-def _below(place: _Place, parent: str, key: str) -> _Place:
+def _below(place: _RecordPath, parent: str, key: str) -> _RecordPath:
     """The place of a child called `key` of what is called `parent`."""
     if parent == "methods":
         return replace(place, method=key)
@@ -57,7 +57,7 @@ def _below(place: _Place, parent: str, key: str) -> _Place:
     return place if key in ("methods", "arms") else replace(place, section=(*place.section, key))
 
 
-def _of_probe(part: Any, place: _Place) -> _Place:
+def _of_probe(part: Any, place: _RecordPath) -> _RecordPath:
     """The entries of the leak probe are told apart by what was told from which images."""
     if not (isinstance(part, Mapping) and "sessions" in part):
         return place
@@ -65,7 +65,7 @@ def _of_probe(part: Any, place: _Place) -> _Place:
     return replace(place, group=f"{part['of']}{within} from {'+'.join(part['sessions'])}")
 
 
-def _sized(part: Mapping[str, Any], place: _Place) -> _Place:
+def _sized(part: Mapping[str, Any], place: _RecordPath) -> _RecordPath:
     cases, positives = part.get("cases"), part.get("positives")
     return replace(
         place,
@@ -74,7 +74,7 @@ def _sized(part: Mapping[str, Any], place: _Place) -> _Place:
     )
 
 
-def _row(estimate: Mapping[str, Any], place: _Place, *, metric: str) -> list[str]:
+def _row(estimate: Mapping[str, Any], place: _RecordPath, *, metric: str) -> list[str]:
     method = place.method
     if "minus" in estimate:
         metric, method = estimate["metric"], f"{estimate['of']} minus {estimate['minus']}"

@@ -11,13 +11,19 @@ import numpy.typing as npt
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from lesioncast.cluster.actor_map import map_on_actors
+from lesioncast.cluster.actor_map import ordered_actor_map
 from lesioncast.evaluation.baselines.methods import ENSEMBLE, by_key
-from lesioncast.evaluation.evaluate import Assessment
-from lesioncast.evaluation.reporting.html import Picture, Sight
+from lesioncast.evaluation.evaluate import EvaluationResult
+from lesioncast.evaluation.reporting.html import ExampleCase, Picture
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import Ensemble
-from lesioncast.forecasting.output.display import View, choose_slices, crop, for_display, window
+from lesioncast.forecasting.output.display import (
+    View,
+    choose_slices,
+    crop,
+    intensity_window,
+    to_radiological,
+)
 from lesioncast.forecasting.output.figure import (
     BACKGROUND,
     LEAST_SCALE,
@@ -27,7 +33,7 @@ from lesioncast.forecasting.output.figure import (
     draw_slice,
 )
 from lesioncast.forecasting.runtime import build_sampler, device_of
-from lesioncast.forecasting.sampling import Request, ensembles, plan, seeds_of
+from lesioncast.forecasting.sampling import EnsembleRequest, ensembles, plan_batches, seeds_of
 from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
 from storage import Case, Store
 
@@ -35,14 +41,16 @@ PANEL_INCHES = 2.6
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenCase:
     """A row of the assessed cases, and the rule that chose it."""
 
     row: int
     why: str
 
 
-def choose(count: npt.NDArray[np.float64], probability: npt.NDArray[np.float64]) -> list[Chosen]:
+def choose_examples(
+    count: npt.NDArray[np.float64], probability: npt.NDArray[np.float64]
+) -> list[ChosenCase]:
     """Rows of the cases to show, from observed lesions [n] and P(active) [n]; the first on a tie.
 
     Three by the outcome alone, whatever the forecast said, and then the two gravest errors.
@@ -66,41 +74,43 @@ def choose(count: npt.NDArray[np.float64], probability: npt.NDArray[np.float64])
     chosen: dict[int, str] = {}
     for row, why in rules:
         chosen[int(row)] = f"{chosen[int(row)]}; {why}" if int(row) in chosen else why
-    return [Chosen(row, why) for row, why in chosen.items()]
+    return [ChosenCase(row, why) for row, why in chosen.items()]
 
 
 def gallery(
     store: Store,
     test: Sequence[Case],
     bundle: Path,
-    assessment: Assessment,
+    assessment: EvaluationResult,
     *,
     settings: EvaluationSettings,
     seed: int,
-) -> list[Sight]:
+) -> list[ExampleCase]:
     """The chosen test cases under their own arm, drawn once more on Ray: the same seeds, so the
     samples that were scored."""
     scores = by_key(assessment.methods, ENSEMBLE).scores
     assert scores is not None
-    chosen = choose(assessment.cases.count, scores[0])
+    chosen = choose_examples(assessment.cases.count, scores[0])
     cases = [test[each.row] for each in chosen]
-    requests = [Request(case.index, case.arm_index) for case in cases]
+    requests = [EnsembleRequest(case.index, case.arm_index) for case in cases]
     seeds = seeds_of(cases, seed=seed, samples=settings.samples)
-    batches = plan(requests, seeds, batch_size=settings.batch_size)
+    batches = plan_batches(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(
         build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
     )
-    drawn = map_on_actors(build, batches, workers=settings.workers, gpus_per_worker=gpus)
+    drawn = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     return [
-        sight(store, case, ensemble, chance=scores[0][each.row], why=each.why)
+        example_case(store, case, ensemble, chance=scores[0][each.row], why=each.why)
         for case, ensemble, each in zip(
             cases, ensembles(requests, seeds, drawn), chosen, strict=True
         )
     ]
 
 
-def sight(store: Store, case: Case, ensemble: Ensemble, *, chance: float, why: str) -> Sight:
+def example_case(
+    store: Store, case: Case, ensemble: Ensemble, *, chance: float, why: str
+) -> ExampleCase:
     """One subject: what was forecast and observed, in words and in slices of the store's slab."""
     arrays = store.read(case.index)
     last = SESSIONS.index("w096")
@@ -118,7 +128,7 @@ def sight(store: Store, case: Case, ensemble: Ensemble, *, chance: float, why: s
         f"Received {case.arm}. Forecast: {chance:.0%} chance of new lesions, "
         f"{ensemble.plain.mean():.1f} expected, from {len(ensemble.seeds)} samples."
     )
-    return Sight(case.subject, why, words, tuple(_pictures(view, case)))
+    return ExampleCase(case.subject, why, words, tuple(_pictures(view, case)))
 
 
 def _pictures(view: View, case: Case) -> list[Picture]:
@@ -157,9 +167,9 @@ def _png(view: View, index: int, probability: npt.NDArray[np.float32]) -> bytes:
     )
     figure = Figure(figsize=(2 * PANEL_INCHES, PANEL_INCHES * tall / wide), facecolor=BACKGROUND)
     grid = figure.add_gridspec(1, 2, left=0, right=1, top=1, bottom=0, wspace=0.01)
-    flair = for_display(view.flair[index][window_hw], view.spacing, order=3)
+    flair = to_radiological(view.flair[index][window_hw], view.spacing, order=3)
     scale = Normalize(0, max(LEAST_SCALE, float(probability.max())))
-    grey = Normalize(*window(view))
+    grey = Normalize(*intensity_window(view))
     draw_orientation(draw_slice(figure, grid[0, 0], flair, grey), view.heights[index])
     axes = draw_slice(figure, grid[0, 1], flair, grey)
     draw_heat(axes, probability[index][window_hw], view, scale)

@@ -12,9 +12,15 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from lesioncast.evaluation.analysis.performance import POOLED
-from lesioncast.evaluation.baselines.methods import ARM_RATE, ENSEMBLE, REGRESSION, Method, by_key
-from lesioncast.evaluation.features.outcomes import Cases
-from lesioncast.evaluation.metrics.calibration import reliability
+from lesioncast.evaluation.baselines.methods import (
+    ARM_RATE,
+    ENSEMBLE,
+    REGRESSION,
+    MethodPredictions,
+    by_key,
+)
+from lesioncast.evaluation.features.outcomes import EvaluationCases
+from lesioncast.evaluation.metrics.calibration import reliability_curve
 from lesioncast.evaluation.metrics.names import AUC
 
 Record = Mapping[str, Any]
@@ -30,7 +36,11 @@ BINS = 8
 
 
 def evaluation_figure(
-    record: Record, cases: Cases, methods: Sequence[Method], *, variant: str = "plain"
+    record: Record,
+    cases: EvaluationCases,
+    methods: Sequence[MethodPredictions],
+    *,
+    variant: str = "plain",
 ) -> Figure:
     """The figure of an evaluation; `record` is what metrics.json holds."""
     figure = Figure(figsize=(13.2, 4.7), facecolor="white")
@@ -55,7 +65,11 @@ class Panel:
 
 
 def panels(
-    record: Record, cases: Cases, methods: Sequence[Method], *, variant: str = "plain"
+    record: Record,
+    cases: EvaluationCases,
+    methods: Sequence[MethodPredictions],
+    *,
+    variant: str = "plain",
 ) -> tuple[Panel, ...]:
     """The three panels of `evaluation_figure`, each alone."""
     pooled = record["variants"][variant]["activity"][POOLED]
@@ -82,7 +96,7 @@ def panels(
             _figure_of(ladder),
             "The same patients under every arm: mean forecast probability, with the 95 % interval "
             "over patients. Open diamonds are other patients, those who received the arm.",
-            "Mean P(active) by arm: " + _heights(record["ladder"]),
+            "Mean P(active) by arm: " + _ladder_alt_text(record["ladder"]),
         ),
     )
 
@@ -104,7 +118,7 @@ def _areas(pooled: Record) -> str:
     return ", ".join(f"{STYLE[key][1]} AUC {area:.3f}" for key, area in areas.items()) + "."
 
 
-def _heights(ladder: Record | None) -> str:
+def _ladder_alt_text(ladder: Record | None) -> str:
     if ladder is None:
         return "not drawn."
     rows = ladder["arms"].items()
@@ -163,7 +177,9 @@ def _diamonds(axes: Axes, rows: Sequence[Record], key: str, *, face: str, label:
         )
 
 
-def _roc(axes: Axes, cases: Cases, methods: Sequence[Method], pooled: Record) -> None:
+def _roc(
+    axes: Axes, cases: EvaluationCases, methods: Sequence[MethodPredictions], pooled: Record
+) -> None:
     _clean(axes, "Who becomes active")
     axes.set_xlabel("false positive rate", color=DIM, fontsize=9)
     axes.set_ylabel("true positive rate", color=DIM, fontsize=9)
@@ -180,7 +196,7 @@ def _roc(axes: Axes, cases: Cases, methods: Sequence[Method], pooled: Record) ->
     _legend(axes, loc="lower right")
 
 
-def _calibration(axes: Axes, cases: Cases, methods: Sequence[Method]) -> None:
+def _calibration(axes: Axes, cases: EvaluationCases, methods: Sequence[MethodPredictions]) -> None:
     _clean(axes, "Does the probability hold")
     axes.set_xlabel("forecast P(active)", color=DIM, fontsize=9)
     axes.set_ylabel("share active", color=DIM, fontsize=9)
@@ -189,7 +205,7 @@ def _calibration(axes: Axes, cases: Cases, methods: Sequence[Method]) -> None:
         color, label, width = STYLE[key]
         scores = by_key(methods, key).scores
         assert scores is not None
-        bins = reliability(cases.active, scores[0], bins=BINS)
+        bins = reliability_curve(cases.active, scores[0], bins=BINS)
         forecast, share, low, high = np.transpose(bins)
         axes.plot(forecast, share, color=color, lw=width, marker="o", ms=4, label=label)
         if key == ENSEMBLE:

@@ -8,42 +8,42 @@ from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
-from lesioncast.evaluation.baselines.methods import Method
-from lesioncast.evaluation.evaluate import Assessment
-from lesioncast.evaluation.reporting.estimates_csv import tidy_csv
+from lesioncast.evaluation.baselines.methods import MethodPredictions
+from lesioncast.evaluation.evaluate import EvaluationResult
+from lesioncast.evaluation.reporting.estimates_csv import estimates_csv
 from lesioncast.evaluation.reporting.figures import evaluation_figure, panels, save
-from lesioncast.evaluation.reporting.html import Sight, document
-from lesioncast.evaluation.reporting.markdown.report import report_text
-from storage.atomic import write_atomic
+from lesioncast.evaluation.reporting.html import ExampleCase, render_html
+from lesioncast.evaluation.reporting.markdown.report import render_markdown
+from storage.atomic import atomic_write
 
 METRICS, TABLES, REPORT = "metrics.json", "tables.md", "report.html"
 ESTIMATES, CASES, FIGURE = "estimates.csv", "cases.csv", "evaluation.png"
 
 
-def write_assessment(
-    assessment: Assessment,
+def write_evaluation(
+    assessment: EvaluationResult,
     folder: Path,
     *,
     forced: Sequence[int],
     case: Sequence[int],
-    sights: Sequence[Sight] = (),
+    sights: Sequence[ExampleCase] = (),
 ) -> None:
     """Write the six files into `folder`; `case` are the indices of the assessed rows, `sights` the
     subjects that the report shows."""
     record = json.dumps(assessment.record, indent=2, allow_nan=False) + "\n"
-    write_atomic(folder / METRICS, record.encode())
-    write_atomic(folder / ESTIMATES, tidy_csv(assessment.record).encode())
-    write_atomic(folder / TABLES, report_text(assessment.record).encode())
-    write_atomic(folder / CASES, cases_csv(assessment, forced=forced, case=case).encode())
+    atomic_write(folder / METRICS, record.encode())
+    atomic_write(folder / ESTIMATES, estimates_csv(assessment.record).encode())
+    atomic_write(folder / TABLES, render_markdown(assessment.record).encode())
+    atomic_write(folder / CASES, cases_csv(assessment, forced=forced, case=case).encode())
     save(
         evaluation_figure(assessment.record, assessment.cases, assessment.methods),
         folder / FIGURE,
     )
     plots = panels(assessment.record, assessment.cases, assessment.methods)
-    write_atomic(folder / REPORT, document(assessment.record, plots, sights).encode())
+    atomic_write(folder / REPORT, render_html(assessment.record, plots, sights).encode())
 
 
-def cases_csv(assessment: Assessment, *, forced: Sequence[int], case: Sequence[int]) -> str:
+def cases_csv(assessment: EvaluationResult, *, forced: Sequence[int], case: Sequence[int]) -> str:
     """One row a test case: the outcome, what each method says, P(active) under forced arms."""
     arms = assessment.record["arms"]
     scoring = [method for method in assessment.methods if _single(method)]
@@ -74,11 +74,11 @@ def _cell(value: float) -> str:
     return "" if isnan(value) else f"{value:.4g}"
 
 
-def _single(method: Method) -> bool:
+def _single(method: MethodPredictions) -> bool:
     return method.scores is not None and len(method.scores) == 1
 
 
-def _forced_cells(assessment: Assessment, forced: Sequence[int], index: int) -> list[str]:
+def _forced_cells(assessment: EvaluationResult, forced: Sequence[int], index: int) -> list[str]:
     if assessment.forced is None or index not in forced:
         return ["" for _ in assessment.record["arms"]]
     return [f"{chance:.4f}" for chance in assessment.forced[list(forced).index(index)]]

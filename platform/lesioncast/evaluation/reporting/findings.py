@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lesioncast.evaluation.analysis.performance import BIAS, POOLED, WITHIN
+from lesioncast.evaluation.analysis.performance import AUC_WITHIN_ARM, BIAS, POOLED
 from lesioncast.evaluation.baselines.methods import ARM_RATE, ENSEMBLE, LOG_MEAN, REGRESSION
 from lesioncast.evaluation.metrics.names import AUC, LOG_MSE
-from lesioncast.evaluation.reporting.markdown.effects import told_words
-from lesioncast.evaluation.reporting.markdown.report import falling_words
+from lesioncast.evaluation.reporting.markdown.effects import describe_sessions
+from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity
 from lesioncast.evaluation.reporting.markdown.sections import REGION_NAMES
 from lesioncast.forecasting.ensemble import wilson_interval
-from lesioncast.markdown import with_interval
+from lesioncast.markdown import format_estimate
 
 Record = Mapping[str, Any]
 
-HIGHER_IS_BETTER = {AUC: True, WITHIN: True, LOG_MSE: False}
+HIGHER_IS_BETTER = {AUC: True, AUC_WITHIN_ARM: True, LOG_MSE: False}
 RIVALS = {
     ARM_RATE: "what the treatment arm alone tells",
     REGRESSION: "a regression on a few numbers read off the images",
@@ -53,7 +53,7 @@ def _who(variant: Record) -> Finding:
     title = "Who will have new lesions?"
     if auc["low"] is None:
         return Finding(title, f"{cases}: too few of one kind for an answer.")
-    within = pooled["methods"][ENSEMBLE][WITHIN]
+    within = pooled["methods"][ENSEMBLE][AUC_WITHIN_ARM]
     return Finding(
         title,
         f"{cases}. Of two patients, one with and one without, the forecast gives the first the "
@@ -150,10 +150,10 @@ def _where(record: Record) -> Finding:
     return Finding(
         title,
         "Laid on the observed lesions, those of one sample are detected with an F1 of "
-        f"{with_interval(pooled['f1_sample'])} by the rule of MSSEG-2, where 1 would be perfect. "
+        f"{format_estimate(pooled['f1_sample'])} by the rule of MSSEG-2, where 1 would be perfect. "
         f"The samples together are {'nearer' if nearer else 'not shown to be nearer'} to the "
         "observed masks than masks without lesions would be (energy distance "
-        f"{with_interval(energy)} for {with_interval(empty)}).{_regions(record['regional'])}",
+        f"{format_estimate(energy)} for {format_estimate(empty)}).{_regions(record['regional'])}",
     )
 
 
@@ -161,7 +161,7 @@ def _regions(record: Record | None) -> str:
     if record is None:
         return ""
     told = [
-        f"{REGION_NAMES[name]} {with_interval(group['methods'][ENSEMBLE]['balanced_accuracy'])}"
+        f"{REGION_NAMES[name]} {format_estimate(group['methods'][ENSEMBLE]['balanced_accuracy'])}"
         for name, group in record["regions"].items()
     ]
     return f" Balanced accuracy by region, where 0.5 is chance: {', '.join(told)}."
@@ -184,7 +184,7 @@ def _treatments(record: Record) -> Finding:
     return Finding(
         title,
         f"{ladder['cases']} patients were forecast under every arm, "
-        f"{told_words(record['compared'])}. {falling_words(ladder)} "
+        f"{describe_sessions(record['compared'])}. {describe_monotonicity(ladder)} "
         f"{arms[0].capitalize()} minus {arms[-1]}: {gap['value']:.2f} ({size}).{truth}{caution}",
     )
 

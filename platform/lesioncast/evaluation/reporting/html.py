@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from lesioncast.evaluation.paper_results import SOURCE
 from lesioncast.evaluation.reporting.figures import DIM, INK, RULE, Panel
 from lesioncast.evaluation.reporting.findings import findings
-from lesioncast.evaluation.reporting.markdown.report import report_text
+from lesioncast.evaluation.reporting.markdown.report import render_markdown
 
 Record = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sight:
+class ExampleCase:
     """One subject: the rule that chose it, its forecast in words, its slices."""
 
     subject: str
@@ -56,7 +56,7 @@ class Sight:
     pictures: tuple[Picture, ...]
 
 
-def document(record: Record, panels: Sequence[Panel], sights: Sequence[Sight]) -> str:
+def render_html(record: Record, panels: Sequence[Panel], sights: Sequence[ExampleCase]) -> str:
     """report.html, from what metrics.json holds and the pictures."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -75,7 +75,7 @@ def document(record: Record, panels: Sequence[Panel], sights: Sequence[Sight]) -
             for place, each in enumerate(panels)
         ],
         sights=sights,
-        tables=Markup(rendered(report_text(record))),
+        tables=Markup(markdown_to_html(render_markdown(record))),
         published=SOURCE,
         provenance=list(_provenance(record)),
     )
@@ -102,7 +102,7 @@ def _provenance(record: Record) -> Iterator[tuple[str, str]]:
     yield "Bootstrap", f"{record['bootstrap']} resamples of the patients, 95 % percentile intervals"
 
 
-def rendered(markdown: str) -> str:
+def markdown_to_html(markdown: str) -> str:
     """Markdown as HTML, headings one level lower, header cells with scope, tables that scroll."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)

@@ -5,9 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lesioncast.evaluation.analysis.performance import POOLED, WITHIN
-from lesioncast.evaluation.reporting.markdown.report import NAMES, falling_words, ladder_words
-from lesioncast.markdown import number, table, with_interval
+from lesioncast.evaluation.analysis.performance import AUC_WITHIN_ARM, POOLED
+from lesioncast.evaluation.reporting.markdown.report import (
+    NAMES,
+    describe_ladder,
+    describe_monotonicity,
+)
+from lesioncast.markdown import format_estimate, format_number, markdown_table
 
 Record = Mapping[str, Any]
 
@@ -19,18 +23,21 @@ def evaluation_section(record: Record, *, heading: str, figure: str | None = Non
     rows = [
         [
             label,
-            *(with_interval(activity["methods"][key].get(m)) for m in ("auc", WITHIN, "ap")),
-            with_interval(count["methods"].get(key, {}).get("log_mse")),
+            *(
+                format_estimate(activity["methods"][key].get(m))
+                for m in ("auc", AUC_WITHIN_ARM, "ap")
+            ),
+            format_estimate(count["methods"].get(key, {}).get("log_mse")),
         ]
         for key, label in record["methods"].items()
         if key in activity["methods"]
     ]
-    head = ["method", NAMES["auc"], NAMES[WITHIN], NAMES["ap"], NAMES["log_mse"]]
+    head = ["method", NAMES["auc"], NAMES[AUC_WITHIN_ARM], NAMES["ap"], NAMES["log_mse"]]
     parts = [
         f"## {heading}",
         f"{record['cases']['test']} held-out subjects, {activity['positives']} of them active at "
         f"week 96; {record['samples']} samples each; bundle `{record['bundle'][:12]}`.",
-        table(head, rows),
+        markdown_table(head, rows),
         _gaps(variant["differences"], record["methods"]),
         _ladder(record),
         f"![evaluation]({figure})" if figure else "",
@@ -41,7 +48,7 @@ def evaluation_section(record: Record, *, heading: str, figure: str | None = Non
 def _gaps(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
     lines = [
         f"- {NAMES[row['metric']]}, {methods[row['of']]} minus {methods[row['minus']]}: "
-        f"**{with_interval(row)}**"
+        f"**{format_estimate(row)}**"
         for row in rows
         if row["metric"] == "auc"
     ]
@@ -53,14 +60,19 @@ def _ladder(record: Record) -> str:
     if ladder is None:
         return ""
     rows = [
-        [arm, with_interval(row["p_active"]), number(row["true_rate"]), number(row["train_rate"])]
+        [
+            arm,
+            format_estimate(row["p_active"]),
+            format_number(row["true_rate"]),
+            format_number(row["train_rate"]),
+        ]
         for arm, row in ladder["arms"].items()
     ]
     head = ["arm", "mean P(active)", "truly active", "active, training patients of the arm"]
     return (
-        f"The same {ladder['cases']} subjects under every arm, {ladder_words(record)}. "
-        f"{falling_words(ladder)} First minus last arm: "
-        f"{with_interval(ladder['first_minus_last'])}.\n\n{table(head, rows)}"
+        f"The same {ladder['cases']} subjects under every arm, {describe_ladder(record)}. "
+        f"{describe_monotonicity(ladder)} First minus last arm: "
+        f"{format_estimate(ladder['first_minus_last'])}.\n\n{markdown_table(head, rows)}"
     )
 
 
@@ -72,7 +84,7 @@ def forecast_section(record: Record, *, heading: str, figure: str | None = None)
         [
             f"**{arm}** (received)" if row["received"] else arm,
             _chance(row["p_active"]),
-            *([number(row["count"]["stated"], digits=2)] if states else []),
+            *([format_number(row["count"]["stated"], digits=2)] if states else []),
             f"{row['count']['mean']:.2f} ({row['count']['sd']:.2f})",
             _difference(row["minus_reference"]["p_active"]),
             _difference(row["minus_reference"]["count"]),
@@ -95,7 +107,7 @@ def forecast_section(record: Record, *, heading: str, figure: str | None = None)
         f"96: {truth}. {record['samples']} samples an arm on the same seeds; bundle "
         f"`{record['bundle'][:12]}`.",
         f"![forecast of {record['subject']}]({figure})" if figure else "",
-        table(head, rows),
+        markdown_table(head, rows),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -110,7 +122,7 @@ def _difference(gap: Record) -> str:
     return f"{gap['value']:+.2f} ({gap['mc_error']:.2f})"
 
 
-def page(title: str, sections: Sequence[str], *, notices: Sequence[str]) -> str:
+def render_page(title: str, sections: Sequence[str], *, notices: Sequence[str]) -> str:
     """The whole page as Markdown, notices first."""
     warning = "\n".join(f"> {notice}" for notice in dict.fromkeys(notices))
     return "\n\n".join([f"# {title}", warning, *sections]) + "\n"

@@ -19,8 +19,13 @@ import nibabel as nib
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import Ensemble
-from lesioncast.forecasting.output.summary import Provenance, Subject
-from storage.export.bids_derivative import flair_uri, sidecar_path, write_json, write_root
+from lesioncast.forecasting.output.summary import Provenance, SubjectInfo
+from storage.export.bids_derivative import (
+    flair_bids_uri,
+    sidecar_path,
+    write_dataset_description,
+    write_json,
+)
 from storage.nifti.io import write_nifti_atomic
 
 SESSION = "w048"
@@ -37,7 +42,7 @@ IGNORED = ("*_forecast.json", "*_forecast.png", "*.md")
 
 def forecast_path(root: Path, subject: str, arm: str) -> Path:
     """Where the probability map of `subject` (sub-...) under `arm` lies."""
-    stem = f"{subject}_ses-{SESSION}_space-orig_label-L_desc-forecastW096{_camel(arm)}_probseg"
+    stem = f"{subject}_ses-{SESSION}_space-orig_label-L_desc-forecastW096{_bids_label(arm)}_probseg"
     return root / subject / f"ses-{SESSION}" / "anat" / f"{stem}.nii.gz"
 
 
@@ -51,13 +56,13 @@ def figure_path(root: Path, subject: str) -> Path:
     return root / subject / f"{subject}_forecast.png"
 
 
-def _camel(arm: str) -> str:
+def _bids_label(arm: str) -> str:
     """BIDS labels are alphanumeric: dimethyl_fumarate becomes DimethylFumarate."""
     return "".join(word[0].upper() + word[1:] for word in re.findall("[A-Za-z0-9]+", arm))
 
 
 write_forecast_root = partial(
-    write_root,
+    write_dataset_description,
     name="lesioncast forecasts of new and enlarging T2 lesions",
     description=f"{PREDICTED} {RESEARCH_USE}",
     readme=README,
@@ -66,7 +71,7 @@ write_forecast_root = partial(
 
 
 @dataclass(frozen=True)
-class Map:
+class ProbabilityMap:
     """A probability map as it was written: `image` on the source grid, and its `sidecar`."""
 
     image: nib.Nifti1Image
@@ -78,14 +83,16 @@ def forecast_subjects(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("sub-*/sub-*_forecast.json"))
 
 
-def read_maps(root: Path, subject: str) -> list[Map]:
+def read_maps(root: Path, subject: str) -> list[ProbabilityMap]:
     """A subject's maps, one for each arm. Raises ForecastError where there are none."""
     paths = sorted(forecast_path(root, subject, "*").parent.glob(f"{subject}_*_probseg.nii.gz"))
     if not paths:
         raise ForecastError(
             f"{root}: expected probability maps of {subject}, got none; run jobs/forecast.py"
         )
-    return [Map(nib.load(path), json.loads(sidecar_path(path).read_text())) for path in paths]
+    return [
+        ProbabilityMap(nib.load(path), json.loads(sidecar_path(path).read_text())) for path in paths
+    ]
 
 
 def write_probability(
@@ -94,7 +101,7 @@ def write_probability(
     ensemble: Ensemble,
     *,
     arm: str,
-    subject: Subject,
+    subject: SubjectInfo,
     provenance: Provenance,
 ) -> Path:
     """Write one arm's probability map, `image` on the source grid, and its sidecar."""
@@ -107,7 +114,7 @@ def write_probability(
 
 
 def sidecar(
-    ensemble: Ensemble, *, arm: str, subject: Subject, provenance: Provenance
+    ensemble: Ensemble, *, arm: str, subject: SubjectInfo, provenance: Provenance
 ) -> dict[str, Any]:
     """What the map is, of whom, made with what, and what it is not."""
     return {
@@ -116,8 +123,8 @@ def sidecar(
             f"Share of {len(ensemble.seeds)} samples with a new or enlarging T2 lesion at w096 "
             f"since w048 under {arm}. {PREDICTED}"
         ),
-        "Sources": [flair_uri(subject.name, session) for session in provenance.sessions],
-        "SpatialReference": flair_uri(subject.name, SESSION),
+        "Sources": [flair_bids_uri(subject.name, session) for session in provenance.sessions],
+        "SpatialReference": flair_bids_uri(subject.name, SESSION),
         "PredictedNotObserved": True,
         "ResearchUseOnly": RESEARCH_USE,
         "PositivityWarning": POSITIVITY,

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from lesioncast.forecasting.output.bids import Map
-from storage.export.dicom_seg import Segment, Segmentation, thresholded
+from lesioncast.forecasting.output.bids import ProbabilityMap
+from storage.export.dicom_seg import Segment, Segmentation, binarise
 
 
-def forecast_segmentation(maps: Sequence[Map], *, threshold: float | None = None) -> Segmentation:
+def forecast_segmentation(
+    maps: Sequence[ProbabilityMap], *, threshold: float | None = None
+) -> Segmentation:
     """All maps of a subject in one file; what each says of itself comes from its sidecar.
 
     With a `threshold` masks of the voxels at or above that probability.
@@ -21,4 +23,4 @@ def forecast_segmentation(maps: Sequence[Map], *, threshold: float | None = None
     )
     bundle = str(maps[0].sidecar["BundleDigest"])
     made = Segmentation(segments, "Forecast of new lesions", bundle, forecast=True)
-    return made if threshold is None else thresholded(made, threshold)
+    return made if threshold is None else binarise(made, threshold)

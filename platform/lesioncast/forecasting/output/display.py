@@ -35,7 +35,7 @@ class View:
     heights: npt.NDArray[np.float64]
 
 
-def view_of(
+def make_view(
     flair: nib.Nifti1Image,
     probability: Mapping[str, nib.Nifti1Image],
     observed: nib.Nifti1Image | None,
@@ -87,14 +87,14 @@ def choose_slices(view: View, number: int) -> list[int]:
     return sorted(chosen, reverse=True)
 
 
-def window(view: View) -> tuple[float, float]:
+def intensity_window(view: View) -> tuple[float, float]:
     """FLAIR intensities shown as black and as white."""
-    tissue = view.flair[head(view.flair)]
+    tissue = view.flair[head_mask(view.flair)]
     low, high = np.percentile(tissue, [1.0, 99.7]) if tissue.size else (0.0, 1.0)
     return float(low - 0.1 * (high - low)), float(high)
 
 
-def head(flair: Floats) -> npt.NDArray[np.bool_]:
+def head_mask(flair: Floats) -> npt.NDArray[np.bool_]:
     """Where there is no air."""
     low, high = (float(value) for value in np.percentile(flair, [1, 99]))
     return np.asarray(flair > low + HEAD_SHARE * (high - low))
@@ -102,7 +102,7 @@ def head(flair: Floats) -> npt.NDArray[np.bool_]:
 
 def crop(view: View, slices: list[int]) -> tuple[slice, slice]:
     """The (h, w) window that holds the head in all of `slices`, with a margin."""
-    shown = np.asarray(head(view.flair[slices]).any(axis=0))
+    shown = np.asarray(head_mask(view.flair[slices]).any(axis=0))
     if shown.sum() > STRAY_VOXELS:
         shown = ndimage.binary_opening(shown)
     return (
@@ -118,7 +118,7 @@ def _bounds(occupied: npt.NDArray[np.bool_], margin: int) -> slice:
     return slice(max(0, where[0] - margin), min(len(occupied), where[-1] + 1 + margin))
 
 
-def for_display(plane: Floats, spacing: tuple[float, float, float], *, order: int) -> Floats:
+def to_radiological(plane: Floats, spacing: tuple[float, float, float], *, order: int) -> Floats:
     """A slice [h, w] on isotropic display pixels, in radiological convention.
 
     Rows run from anterior down, columns from the patient's right (shown on the left) to the left.

@@ -16,7 +16,13 @@ from matplotlib.gridspec import GridSpec, SubplotSpec
 from scipy import ndimage
 
 from lesioncast.arms import PAPER_ARMS
-from lesioncast.forecasting.output.display import View, choose_slices, crop, for_display, window
+from lesioncast.forecasting.output.display import (
+    View,
+    choose_slices,
+    crop,
+    intensity_window,
+    to_radiological,
+)
 
 BACKGROUND = "#0c0e12"
 TEXT = "#f2f3f5"
@@ -51,12 +57,15 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
     room = max(FOOTER_INCHES, 0.35 + LINE_INCHES * len(footer))
     columns = 1 + len(view.probability)
     figure, grid = _canvas(view, window_hw, rows=len(shown), columns=columns, room=room)
-    scale, grey = Normalize(0, _top(view, shown)), Normalize(*window(view))
+    scale, grey = (
+        Normalize(0, _colour_scale_maximum(view, shown)),
+        Normalize(*intensity_window(view)),
+    )
     _head_column(figure.add_subplot(grid[0, 0]), seen="w048" in record["sessions"])
     for column, arm in enumerate(view.probability, 1):
         _arm_column(figure.add_subplot(grid[0, column]), arm, record["arms"][arm])
     for row, index in enumerate(shown, 1):
-        flair = for_display(view.flair[index][window_hw], view.spacing, order=3)
+        flair = to_radiological(view.flair[index][window_hw], view.spacing, order=3)
         axes = draw_slice(figure, grid[row, 0], flair, grey)
         draw_orientation(axes, view.heights[index])
         for column, arm in enumerate(view.probability, 1):
@@ -64,7 +73,7 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
             draw_heat(axes, view.probability[arm][index][window_hw], view, scale)
             if record["arms"][arm]["received"]:
                 draw_outline(axes, view, index, window_hw)
-    _words(figure, record, footer, room=room)
+    _draw_text(figure, record, footer, room=room)
     _scale_bar(figure, scale, room=room)
     return figure
 
@@ -102,7 +111,7 @@ def _canvas(
     return figure, grid
 
 
-def _top(view: View, shown: list[int]) -> float:
+def _colour_scale_maximum(view: View, shown: list[int]) -> float:
     """The upper end of the colour scale: the highest probability shown, to the next 10%."""
     highest = max(float(each[shown].max()) for each in view.probability.values())
     return min(1.0, max(LEAST_SCALE, math.ceil(highest * 10) / 10))
@@ -174,7 +183,7 @@ def draw_slice(
 
 def draw_heat(axes: Axes, plane: npt.NDArray[np.float32], view: View, scale: Normalize) -> None:
     """Probability in heat colours; nothing is drawn where no sample has a lesion."""
-    smooth = np.clip(for_display(plane, view.spacing, order=3), 0, 1)
+    smooth = np.clip(to_radiological(plane, view.spacing, order=3), 0, 1)
     share = np.clip(np.asarray(scale(smooth), np.float32), 0, 1)
     colours = HEAT(share)
     colours[..., 3] = 0.92 * np.clip((share - 0.04) / 0.2, 0, 1)
@@ -185,7 +194,9 @@ def draw_outline(axes: Axes, view: View, index: int, window_hw: tuple[slice, sli
     """The observed lesions of slice `index`, where there are any."""
     if view.observed is None or not view.observed[index][window_hw].any():
         return
-    plane = for_display(view.observed[index][window_hw].astype(np.float32), view.spacing, order=1)
+    plane = to_radiological(
+        view.observed[index][window_hw].astype(np.float32), view.spacing, order=1
+    )
     smooth = ndimage.gaussian_filter(plane, 1.0)  # takes the stairs off; one voxel stays visible
     axes.contour(smooth, levels=[0.4 * smooth.max()], colors=OBSERVED, linewidths=1.1)
 
@@ -209,7 +220,7 @@ def _outlined(view: View, shown: list[int], record: Record) -> str:
     return f"Outline: lesions observed at week 96 ({number} in the slab{here}). "
 
 
-def _words(figure: Figure, record: Record, footer: Sequence[str], *, room: float) -> None:
+def _draw_text(figure: Figure, record: Record, footer: Sequence[str], *, room: float) -> None:
     tall, wide = figure.get_figheight(), figure.get_figwidth()
     left = 0.3 / wide
     figure.text(

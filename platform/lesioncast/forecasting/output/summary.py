@@ -36,7 +36,7 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Subject:
+class SubjectInfo:
     """Whose forecast it is: `sub-...`, the arm received if known, true w096 lesions if observed,
     and which of the model's covariates are known."""
 
@@ -47,7 +47,7 @@ class Subject:
 
 
 def summarise(
-    subject: Subject,
+    subject: SubjectInfo,
     by_arm: Mapping[str, Ensemble],
     *,
     reference: str,

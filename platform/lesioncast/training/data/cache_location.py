@@ -23,12 +23,12 @@ def cache_roots() -> tuple[Path, ...]:
     return (*memory, Path(tempfile.gettempdir()).absolute() / name)
 
 
-def first_with_room(roots: Sequence[Path], size: int) -> Path | None:
+def first_that_fits(roots: Sequence[Path], size: int) -> Path | None:
     """The first folder where `size` bytes fit with a margin, None where no one has the room."""
-    return next((root for root in roots if room(root) >= size), None)
+    return next((root for root in roots if available_bytes(root) >= size), None)
 
 
-def room(root: Path) -> int:
+def available_bytes(root: Path) -> int:
     """Bytes that cases may take below `root`, which need not exist yet."""
     existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
@@ -59,8 +59,8 @@ def _fields(path: Path) -> dict[str, int]:
     return {line[0]: int(line[1]) for line in lines}
 
 
-def describe(size: int, kept: Path | None, roots: Sequence[Path]) -> str:
+def describe_choice(size: int, kept: Path | None, roots: Sequence[Path]) -> str:
     """What was chosen, with the sizes that decided."""
-    rooms = ", ".join(f"{room(root) / GIB:.2f} GiB in {root}" for root in roots)
+    rooms = ", ".join(f"{available_bytes(root) / GIB:.2f} GiB in {root}" for root in roots)
     where = f"kept in {kept}" if kept else "streamed from the store at every step"
     return f"{size / GIB:.2f} GiB of cases {where}; room for {rooms}"

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.imaging.channels import SESSIONS, TARGET, Channels, encode
+from lesioncast.imaging.channels import SESSIONS, TARGET_CHANNELS, Channels, encode_channels
 from lesioncast.training.data.order import Rows
-from lesioncast.training.randomness import Drops
+from lesioncast.training.randomness import ConditionDropout
 from storage import Store
 from storage.layout import array_specs, session_indices
-from storage.store.array_reader import open_arrays, take_rows
+from storage.store.array_reader import open_arrays, read_rows
 
 VOLUMES = ("flair", "masks")
 
@@ -53,7 +53,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class StoredRows:
+class LazyRows:
     """Rows and sessions of a store's array, read when they are indexed, as if they were here."""
 
     array: Any
@@ -63,19 +63,19 @@ class StoredRows:
 
     def __getitem__(self, wanted: Rows) -> npt.NDArray[Any]:
         """The cases at the places `wanted`."""
-        return take_rows(self.array, [self.rows[place] for place in wanted], sessions=self.sessions)
+        return read_rows(self.array, [self.rows[place] for place in wanted], sessions=self.sessions)
 
 
 @dataclass(frozen=True)
-class Cases:
+class CaseDataset:
     """The cases of a run, read-only: `flair` float16 [case, session, s, h, w], `masks` packed along
     w [case, session, kind, s, h, ceil(w / 8)], `present` [case, session, channel], `arm` [case]
     with -1 where unknown, `active` [case], whether NET2 shows a lesion at w096, and `covariates`
     [case, covariate] as the network is told, NaN where absent. `sessions` are those of the arrays.
     """
 
-    flair: npt.NDArray[np.float16] | StoredRows
-    masks: npt.NDArray[np.uint8] | StoredRows
+    flair: npt.NDArray[np.float16] | LazyRows
+    masks: npt.NDArray[np.uint8] | LazyRows
     present: npt.NDArray[np.bool_]
     arm: npt.NDArray[Any]
     active: npt.NDArray[np.bool_]
@@ -88,7 +88,7 @@ class Cases:
         folder: Path,
         sessions: tuple[str, ...] = SESSIONS,
         covariates: npt.NDArray[np.float32] | None = None,
-    ) -> "Cases":
+    ) -> "CaseDataset":
         """The cases in a cache's folder; the volumes stay on disk until they are asked for."""
         flair, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in VOLUMES)
         return cls(flair, masks, sessions=sessions, covariates=covariates, **_facts(folder))
@@ -100,13 +100,13 @@ class Cases:
         store: Store,
         cases: Sequence[int],
         sessions: tuple[str, ...] = SESSIONS,
-    ) -> "Cases":
+    ) -> "CaseDataset":
         """The same without volumes in the folder: each batch reads its cases from the store."""
         arrays, places = open_arrays(store.path), tuple(session_indices(sessions))
         rows = [store.cases[index].row for index in cases]
         specs = array_specs(store.spec.slab, sessions)
         flair, masks = (
-            StoredRows(arrays[name], rows, places, (len(rows), *specs[name].shape))
+            LazyRows(arrays[name], rows, places, (len(rows), *specs[name].shape))
             for name in VOLUMES
         )
         return cls(flair, masks, sessions=sessions, **_facts(folder))
@@ -114,7 +114,7 @@ class Cases:
     @property
     def streamed(self) -> bool:
         """Whether batches read the store."""
-        return isinstance(self.flair, StoredRows)
+        return isinstance(self.flair, LazyRows)
 
     @property
     def spatial_shape(self) -> tuple[int, int, int]:
@@ -123,7 +123,7 @@ class Cases:
         return s, h, w
 
     def batch(
-        self, rows: Rows, drops: Drops, *, null_arm: int, condition: Channels | None
+        self, rows: Rows, drops: ConditionDropout, *, null_arm: int, condition: Channels | None
     ) -> Batch:
         """The cases at `rows`, without what `drops` [one for each row] takes away.
 
@@ -131,7 +131,7 @@ class Cases:
         """
         arm = np.where(drops.arm | (self.arm[rows] < 0), null_arm, self.arm[rows])
         encode_rows = partial(self._encode, rows, self.flair[rows], self.masks[rows])
-        x = torch.from_numpy(encode_rows(TARGET))
+        x = torch.from_numpy(encode_rows(TARGET_CHANNELS))
         images = covariates = None
         if condition is not None:
             encoded = encode_rows(condition)
@@ -151,19 +151,19 @@ class Cases:
     ) -> npt.NDArray[np.float32]:
         encoded = np.empty((len(rows), len(channels), *self.spatial_shape), np.float32)
         for place, row in enumerate(rows):
-            encode(
+            encode_channels(
                 flair[place],
                 masks[place],
                 self.present[row],
                 channels=channels,
                 sessions=self.sessions,
                 out=encoded[place],
-                copy=_widen,
+                copy=_half_to_float,
             )
         return encoded
 
 
-def _widen(to: npt.NDArray[np.float32], values: npt.NDArray[np.float16]) -> None:
+def _half_to_float(to: npt.NDArray[np.float32], values: npt.NDArray[np.float16]) -> None:
     """As np.copyto, in a tenth of the time: NumPy turns half floats into floats one by one."""
     torch.from_numpy(to).copy_(torch.from_numpy(values))
 
@@ -172,7 +172,7 @@ def _facts(folder: Path) -> dict[str, npt.NDArray[Any]]:
     return {name: np.load(folder / f"{name}.npy") for name in ("present", "arm", "active")}
 
 
-def ahead(
+def prefetch(
     make: Callable[[int], Item], steps: Iterable[int], *, depth: int = 1
 ) -> Iterator[tuple[int, Item]]:
     """(step, make(step)) in order, the next `depth` being made in threads while one is used."""

@@ -25,20 +25,20 @@ import ray.data
 from ray.data.block import BlockAccessor
 
 from lesioncast.errors import TrainingError
-from lesioncast.training.data.cache_location import describe, first_with_room, in_memory
-from lesioncast.training.data.dataset import VOLUMES, Cases
-from lesioncast.training.data.selection import CaseCache
+from lesioncast.training.data.cache_location import describe_choice, first_that_fits, in_memory
+from lesioncast.training.data.dataset import VOLUMES, CaseDataset
+from lesioncast.training.data.selection import CaseSelection
 from storage import MASKS, open_store
 from storage.store.ray_datasource import ZarrDatasource
 
-FACTS = ("present", "arm")  # small, and always kept
+METADATA_ARRAYS = ("present", "arm")  # small, and always kept
 
 Array = npt.NDArray[Any]
 Rows = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedCases:
     """What a node has of a cache: a folder of arrays, with the volumes or without (`streamed`)."""
 
     folder: Path
@@ -47,27 +47,27 @@ class Kept:
 
 
 # The columns named, of a cache's cases and sessions, in batches.
-Reader = Callable[[CaseCache, tuple[str, ...]], Iterable[Rows]]
+Reader = Callable[[CaseSelection, tuple[str, ...]], Iterable[Rows]]
 
 
-def open_cases(cache: CaseCache, read: Reader) -> Cases:
+def open_cases(cache: CaseSelection, read: Reader) -> CaseDataset:
     """The cases of this node's cache, which is filled if it is not yet."""
     with _locked(cache):
-        kept = _filled(cache, read)
+        kept = _fill_if_missing(cache, read)
         if not kept.streamed:
-            return Cases.open(kept.folder, cache.sessions, cache.covariates)
+            return CaseDataset.open(kept.folder, cache.sessions, cache.covariates)
     store = open_store(cache.store, inputs=cache.inputs)
-    cases = Cases.stream(kept.folder, store, cache.cases, cache.sessions)
+    cases = CaseDataset.stream(kept.folder, store, cache.cases, cache.sessions)
     return replace(cases, covariates=cache.covariates)
 
 
-def fill(cache: CaseCache, read: Reader) -> Kept:
+def fill(cache: CaseSelection, read: Reader) -> CachedCases:
     """Fills this node's cache; `read` is called by one process a node, at most once."""
     with _locked(cache):
-        return _filled(cache, read)
+        return _fill_if_missing(cache, read)
 
 
-def release(cache: CaseCache) -> None:
+def release(cache: CaseSelection) -> None:
     """Gives back what the cache takes of this node's memory; on disk it stays for the next run.
 
     Who has it open may read on.
@@ -78,14 +78,14 @@ def release(cache: CaseCache) -> None:
 
 
 @contextmanager
-def _locked(cache: CaseCache) -> Iterator[None]:
+def _locked(cache: CaseSelection) -> Iterator[None]:
     cache.roots[-1].mkdir(parents=True, exist_ok=True)
     with (cache.roots[-1] / f"{cache.name}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def _clear_memory(cache: CaseCache) -> None:
+def _clear_memory(cache: CaseSelection) -> None:
     """Removes what runs that were killed left in memory, but nothing that is being filled."""
     for root in filter(in_memory, cache.roots):
         for folder in filter(Path.is_dir, root.glob("*")):
@@ -96,18 +96,18 @@ def _clear_memory(cache: CaseCache) -> None:
                     shutil.rmtree(folder)
 
 
-def _filled(cache: CaseCache, read: Reader) -> Kept:
+def _fill_if_missing(cache: CaseSelection, read: Reader) -> CachedCases:
     root = _root(cache)
-    remark = describe(cache.size, root, cache.roots)
+    remark = describe_choice(cache.size, root, cache.roots)
     folder = root / cache.name if root else cache.roots[-1] / f"{cache.name}-streamed"
     if not folder.is_dir():
-        columns = (*VOLUMES, *FACTS) if root else FACTS
+        columns = (*VOLUMES, *METADATA_ARRAYS) if root else METADATA_ARRAYS
         wanted = dict.fromkeys(("case", "masks", *columns))  # the masks say which cases are active
         _write(cache, read(cache, tuple(wanted)), folder, columns=columns)
-    return Kept(folder, root is None, remark)
+    return CachedCases(folder, root is None, remark)
 
 
-def _root(cache: CaseCache) -> Path | None:
+def _root(cache: CaseSelection) -> Path | None:
     """Where the volumes are or shall be; None where they stay in the store."""
     if cache.size > cache.limit:
         return None
@@ -115,11 +115,11 @@ def _root(cache: CaseCache) -> Path | None:
         if (root / cache.name).is_dir():
             return root
     _clear_memory(cache)
-    return first_with_room(cache.roots, cache.size)
+    return first_that_fits(cache.roots, cache.size)
 
 
 def _write(
-    cache: CaseCache, batches: Iterable[Rows], folder: Path, *, columns: tuple[str, ...]
+    cache: CaseSelection, batches: Iterable[Rows], folder: Path, *, columns: tuple[str, ...]
 ) -> None:
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -145,7 +145,7 @@ def _write(
     partial.rename(folder)
 
 
-def _allocate(path: Path, batch: Array, cache: CaseCache) -> "np.memmap[Any, Any]":
+def _allocate(path: Path, batch: Array, cache: CaseSelection) -> "np.memmap[Any, Any]":
     shape = (len(cache.cases), *batch.shape[1:])
     array = np.lib.format.open_memmap(path, mode="w+", dtype=batch.dtype, shape=shape)
     # A file with holes would kill the process at the first page that finds the disk full.
@@ -159,20 +159,20 @@ def _active(masks: Array, sessions: tuple[str, ...]) -> npt.NDArray[np.bool_]:
     return np.array([case.any() for case in net2])
 
 
-def read_with_ray_data(cache: CaseCache, columns: tuple[str, ...]) -> Iterator[Rows]:
+def read_with_ray_data(cache: CaseSelection, columns: tuple[str, ...]) -> Iterator[Rows]:
     """The columns in batches, read by Ray Data's tasks wherever CPUs are free."""
     dataset = ray.data.read_datasource(_source(cache, columns))
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def read_in_process(cache: CaseCache, columns: tuple[str, ...]) -> Iterator[Rows]:
+def read_in_process(cache: CaseSelection, columns: tuple[str, ...]) -> Iterator[Rows]:
     """The same batches by the same source, read here and now."""
     for task in _source(cache, columns).get_read_tasks(1):
         for block in task():
             yield BlockAccessor.for_block(block).to_batch_format("numpy")
 
 
-def _source(cache: CaseCache, columns: tuple[str, ...]) -> ZarrDatasource:
+def _source(cache: CaseSelection, columns: tuple[str, ...]) -> ZarrDatasource:
     return ZarrDatasource(
         cache.store,
         columns=columns,

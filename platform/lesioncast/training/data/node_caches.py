@@ -6,22 +6,22 @@ from contextlib import suppress
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from lesioncast.cluster.nodes import on_node, working_nodes
+from lesioncast.cluster.nodes import nodes_with_resource, run_on_node
 from lesioncast.cluster.ray_internals import autoscaling_coordinator
 from lesioncast.training.data.node_cache import fill, read_with_ray_data, release
-from lesioncast.training.data.selection import CaseCache
+from lesioncast.training.data.selection import CaseSelection
 
 logger = logging.getLogger(__name__)
 
 
-def prepare_nodes(cache: CaseCache, *, accelerator_type: str | None) -> None:
+def prepare_nodes(cache: CaseSelection, *, accelerator_type: str | None) -> None:
     """Fill the cache of every node that training may run on, all nodes at once."""
     here = ray.get_runtime_context().get_node_id()
     nodes = _training_nodes(accelerator_type)
     others = [node for node in nodes if node != here]
     if others:
-        _coordinate_from_here()
-    filling = {node: on_node(node, fill, cache, read_with_ray_data) for node in others}
+        _pin_autoscaling_coordinator()
+    filling = {node: run_on_node(node, fill, cache, read_with_ray_data) for node in others}
     if here in nodes:
         logger.info("this node: %s", fill(cache, read_with_ray_data).remark)
     for node, kept in filling.items():
@@ -33,14 +33,16 @@ def prepare_nodes(cache: CaseCache, *, accelerator_type: str | None) -> None:
             logger.warning("node %s was lost while its cache was filled: %s", node[:8], error)
 
 
-def release_nodes(cache: CaseCache, *, accelerator_type: str | None) -> None:
+def release_nodes(cache: CaseSelection, *, accelerator_type: str | None) -> None:
     """Give back the memory of all nodes that are still there."""
-    for reference in [on_node(node, release, cache) for node in _training_nodes(accelerator_type)]:
+    for reference in [
+        run_on_node(node, release, cache) for node in _training_nodes(accelerator_type)
+    ]:
         with suppress(RayError):  # a lost node has no memory left to give back
             ray.get(reference)
 
 
-def _coordinate_from_here() -> None:
+def _pin_autoscaling_coordinator() -> None:
     """Have Ray's account of which node has room, which elastic training asks, on this node.
 
     Whoever is first to need it starts it on their own node, where it stays, for all jobs of the
@@ -57,4 +59,6 @@ def _coordinate_from_here() -> None:
 
 
 def _training_nodes(accelerator_type: str | None) -> list[str]:
-    return working_nodes(f"accelerator_type:{accelerator_type}" if accelerator_type else "CPU")
+    return nodes_with_resource(
+        f"accelerator_type:{accelerator_type}" if accelerator_type else "CPU"
+    )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 Rows = npt.NDArray[np.int64]
 
 
-class Stream(IntEnum):
+class RngStream(IntEnum):
     """What a random number is for; each purpose draws from a stream of its own."""
 
     ORDER = 0
@@ -25,7 +25,7 @@ class Stream(IntEnum):
     LOAD = 7
 
 
-def generator(stream: Stream, seed: int, *counters: int) -> np.random.Generator:
+def rng_for(stream: RngStream, seed: int, *counters: int) -> np.random.Generator:
     """The generator of one purpose at (seed, counters)."""
     return np.random.default_rng((int(stream), seed, *counters))
 
@@ -39,7 +39,7 @@ def epoch_rows(active: npt.NDArray[np.bool_], *, seed: int, epoch: int, balanced
     rows = np.arange(len(active))
     if balanced:
         rows = _balanced(active, seed=seed, epoch=epoch)
-    return generator(Stream.ORDER, seed, epoch).permutation(rows)
+    return rng_for(RngStream.ORDER, seed, epoch).permutation(rows)
 
 
 def _balanced(active: npt.NDArray[np.bool_], *, seed: int, epoch: int) -> Rows:
@@ -50,7 +50,7 @@ def _balanced(active: npt.NDArray[np.bool_], *, seed: int, epoch: int) -> Rows:
             f"balanced: expected active and inactive cases, got {len(classes[0])} and "
             f"{len(classes[1])}; set balanced to false"
         )
-    rng = generator(Stream.BALANCE, seed, epoch)
+    rng = rng_for(RngStream.BALANCE, seed, epoch)
     return np.concatenate([rng.choice(rows, size, replace=False) for rows in classes])
 
 
@@ -79,6 +79,6 @@ def active_first(rows: Rows, active: npt.NDArray[np.bool_]) -> Rows:
     return rows[np.argsort(~active[rows], kind="stable")]
 
 
-def positions_of(rank: int, *, world_size: int, batch_size: int) -> Rows:
+def worker_positions(rank: int, *, world_size: int, batch_size: int) -> Rows:
     """The places in the batch that a worker computes: every `world_size`-th, from `rank`."""
     return np.arange(rank, batch_size, world_size)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.errors import TrainingError
-from lesioncast.imaging.channels import TARGET
+from lesioncast.imaging.channels import TARGET_CHANNELS
 from lesioncast.training.data.cache_location import cache_roots
 from lesioncast.training.data.dataset import VOLUMES
 from storage import SESSIONS, Case, Location, Store
@@ -19,7 +19,7 @@ from storage.layout import array_specs
 
 
 @dataclass(frozen=True)
-class CaseCache:
+class CaseSelection:
     """Some cases of a store, in order; `digest` names their content, `inputs` the table that the
     indices are of: a store that was converted anew since then is refused.
 
@@ -51,7 +51,7 @@ class CaseCache:
         return "-".join((self.digest[:20], *self.sessions))
 
 
-def training_cases(store: Store, arms: tuple[str, ...]) -> CaseCache:
+def training_cases(store: Store, arms: tuple[str, ...]) -> CaseSelection:
     """The cases of the training split whose w096 FLAIR and NET2 are known.
 
     Raises TrainingError where there is none, or where the store's arms are not `arms`.
@@ -61,14 +61,14 @@ def training_cases(store: Store, arms: tuple[str, ...]) -> CaseCache:
             f"{store.path}: expected the arms {', '.join(arms)}, got {', '.join(store.spec.arms)}; "
             "convert the trial again with this configuration"
         )
-    cases = store.select(split="train", having=["/".join(channel) for channel in TARGET])
+    cases = store.select(split="train", having=["/".join(channel) for channel in TARGET_CHANNELS])
     if not cases:
         raise TrainingError(
             f"{store.path}: expected training cases with FLAIR and NET2 at w096, got none"
         )
     indices = tuple(case.index for case in cases)
     digest, inputs = _digest(store, cases), store.table.inputs
-    return CaseCache(store.path, indices, digest, cache_roots(), store.spec.slab, inputs)
+    return CaseSelection(store.path, indices, digest, cache_roots(), store.spec.slab, inputs)
 
 
 def _digest(store: Store, cases: Iterable[Case]) -> str:

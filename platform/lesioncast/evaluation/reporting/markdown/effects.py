@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lesioncast.imaging.channels import START
-from lesioncast.markdown import number, table, with_interval
+from lesioncast.imaging.channels import BASELINE_SESSION
+from lesioncast.markdown import format_estimate, format_number, markdown_table
 
 Record = Mapping[str, Any]
 
 NAMES = {"activity": "Activity", "count": "Lesion count"}
 
 
-def told_words(sessions: Sequence[str]) -> str:
+def describe_sessions(sessions: Sequence[str]) -> str:
     """By whose images arms were compared."""
-    if tuple(sessions) == (START,):
-        return f"from the images of {START} alone, before any treatment"
+    if tuple(sessions) == (BASELINE_SESSION,):
+        return f"from the images of {BASELINE_SESSION} alone, before any treatment"
     return f"from the images of {' and '.join(sessions)}"
 
 
@@ -24,7 +24,7 @@ def effect_sections(record: Record | None, sessions: Sequence[str]) -> list[str]
         return []
     known = record["ranking"] is not None
     opening = (
-        f"{record['cases']} test cases forced onto every arm, {told_words(sessions)}: "
+        f"{record['cases']} test cases forced onto every arm, {describe_sessions(sessions)}: "
         f"{record['samples']} samples on the same seeds for all arms of a case, each arm minus "
         f"{record['reference']}. Samples that seeds of their own would need for the same Monte "
         "Carlo error, times those drawn on common seeds, are the last column. "
@@ -46,25 +46,26 @@ def effect_sections(record: Record | None, sessions: Sequence[str]) -> list[str]
 
 def _mean_counts(rows: Record) -> str:
     body = [
-        [arm, number(row["forecast"], digits=2), number(row["true"], digits=2)]
+        [arm, format_number(row["forecast"], digits=2), format_number(row["true"], digits=2)]
         for arm, row in rows.items()
     ]
-    return f"### Mean lesion count\n\n{table(['arm', 'forecast', 'true'], body)}"
+    return f"### Mean lesion count\n\n{markdown_table(['arm', 'forecast', 'true'], body)}"
 
 
 def _effects(outcome: str, rows: Record) -> str:
     keys = ("forecast", "true", "forecast_minus_true", "pehe", "pehe_of_arm_means", "seeds_saved")
     head = ["arm", "forecast effect", "true effect", "forecast minus true"]
     head += ["PEHE", "PEHE of arm means", "samples saved"]
-    body = [[arm, *(with_interval(row[key]) for key in keys)] for arm, row in rows.items()]
-    return f"### {NAMES[outcome]}\n\n{table(head, body)}"
+    body = [[arm, *(format_estimate(row[key]) for key in keys)] for arm, row in rows.items()]
+    return f"### {NAMES[outcome]}\n\n{markdown_table(head, body)}"
 
 
 def _ranking(record: Record) -> str:
     return (
         "### Ranking of the arms\n\nKendall's tau-b between forecast and true counts over the "
-        f"arms: {with_interval(record['tau'])} on average over the {record['patients']} patients "
-        f"whose arms differ in both; {number(record['tau_of_means'])} between the arms' means."
+        f"arms: {format_estimate(record['tau'])} on average over the {record['patients']} patients "
+        f"whose arms differ in both; {format_number(record['tau_of_means'])} between the arms' "
+        "means."
     )
 
 
@@ -77,14 +78,14 @@ def _policy(record: Record) -> str:
         "model_minus_best_single": "model minus the single arm",
     }
     rows = [
-        [label, *(with_interval(record["value"][outcome][key]) for outcome in NAMES)]
+        [label, *(format_estimate(record["value"][outcome][key]) for outcome in NAMES)]
         for key, label in choices.items()
     ]
     return (
         f"### Choosing among {', '.join(record['arms'])}\n\nTrue outcomes of the same patients "
         "under the arm that would be chosen for the fewest expected lesions; lower is better. The "
         "single arm is the best of the training patients; the oracle knows every future.\n\n"
-        + table(["arm", "active", "lesions"], rows)
+        + markdown_table(["arm", "active", "lesions"], rows)
     )
 
 
@@ -95,7 +96,7 @@ def contrast_section(record: Record, sessions: Sequence[str]) -> str:
             row["trial"],
             f"{row['arm']} - {row['reference']}",
             " / ".join(str(cases) for cases in row["cases"]),
-            *(with_interval(row[o][key]) for o in NAMES for key in ("difference", "aipw")),
+            *(format_estimate(row[o][key]) for o in NAMES for key in ("difference", "aipw")),
         ]
         for row in record["rows"]
     ]
@@ -107,15 +108,17 @@ def contrast_section(record: Record, sessions: Sequence[str]) -> str:
         "trial were assigned by chance, so these are effects of an arm taken from week 0 on. AIPW "
         "(Robins et al. 1994) adjusts for the lesions of week 0, cross-fitted in five folds. "
         + _likeness(sessions),
-        table(head, rows) if rows else "No trial is named in the case table, so none is known.",
+        markdown_table(head, rows)
+        if rows
+        else "No trial is named in the case table, so none is known.",
         _not_identified(record["not_identified"]),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def _likeness(sessions: Sequence[str]) -> str:
-    told = f"The effects above were forecast {told_words(sessions)}"
-    if tuple(sessions) == (START,):
+    told = f"The effects above were forecast {describe_sessions(sessions)}"
+    if tuple(sessions) == (BASELINE_SESSION,):
         return f"{told}, and answer the same question."
     return (
         f"{told}; later ones show what the arm received has done by then, so they answer another "

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lesioncast.evaluation.analysis.performance import BIAS, POOLED, WITHIN
+from lesioncast.evaluation.analysis.performance import AUC_WITHIN_ARM, BIAS, POOLED
 from lesioncast.evaluation.baselines.methods import ENSEMBLE
 from lesioncast.evaluation.metrics.names import AP, AUC, LOG_MSE
 from lesioncast.evaluation.paper_results import SOURCE, published
 from lesioncast.evaluation.reporting.markdown.effects import (
     contrast_section,
+    describe_sessions,
     effect_sections,
-    told_words,
 )
 from lesioncast.evaluation.reporting.markdown.sections import (
     calibration_section,
@@ -18,15 +18,15 @@ from lesioncast.evaluation.reporting.markdown.sections import (
     mask_section,
     regional_section,
 )
-from lesioncast.evaluation.reporting.markdown.warnings import caution_text
-from lesioncast.markdown import DASH, number, table, with_interval
+from lesioncast.evaluation.reporting.markdown.warnings import warnings_section
+from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
 Record = Mapping[str, Any]
 
 NAMES = {
     AP: "average precision",
     AUC: "AUC",
-    WITHIN: "AUC within arms",
+    AUC_WITHIN_ARM: "AUC within arms",
     LOG_MSE: "log-count MSE",
     "crps": "CRPS of the count",
     "brier": "Brier score",
@@ -38,7 +38,7 @@ VARIANTS = {
 }
 
 
-def report_text(record: Record) -> str:
+def render_markdown(record: Record) -> str:
     """tables.md."""
     sections = [_opening_words(record), cohort_section(record), _ladder(record)]
     for key, variant in record["variants"].items():
@@ -49,7 +49,7 @@ def report_text(record: Record) -> str:
         calibration_section(record),
         *effect_sections(record["effects"], record["compared"]),
         contrast_section(record["contrasts"], record["compared"]),
-        caution_text(record["warnings"]),
+        warnings_section(record["warnings"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -82,22 +82,22 @@ def _variant(variant: Record, methods: Mapping[str, str]) -> list[str]:
 
 def _pooled(variant: Record, methods: Mapping[str, str]) -> str:
     activity, count = variant["activity"][POOLED], variant["count"][POOLED]
-    columns = (AP, AUC, WITHIN, "brier", LOG_MSE, "crps")
+    columns = (AP, AUC, AUC_WITHIN_ARM, "brier", LOG_MSE, "crps")
     rows = []
     for key, label in methods.items():
         scores = {**activity["methods"].get(key, {}), **count["methods"].get(key, {})}
-        rows.append([label, *(with_interval(scores.get(column)) for column in columns)])
+        rows.append([label, *(format_estimate(scores.get(column)) for column in columns)])
     head = ["method", *(NAMES[column] for column in columns)]
     title = f"### Pooled: {activity['positives']} of {activity['cases']} cases active"
-    return f"{title}\n\n{table(head, rows)}"
+    return f"{title}\n\n{markdown_table(head, rows)}"
 
 
 def _differences(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
     body = [
-        [NAMES[row["metric"]], methods[row["of"]], methods[row["minus"]], with_interval(row)]
+        [NAMES[row["metric"]], methods[row["of"]], methods[row["minus"]], format_estimate(row)]
         for row in rows
     ]
-    return "### One method minus another, paired, pooled\n\n" + table(
+    return "### One method minus another, paired, pooled\n\n" + markdown_table(
         ["metric", "of", "minus", "difference"], body
     )
 
@@ -108,7 +108,7 @@ def _by_arm(groups: Record, methods: Mapping[str, str], metric: str) -> str:
     keys = [key for key in methods if metric in first.get(key, {})]
     rows = []
     for name, group in groups.items():
-        cells = [with_interval(group["methods"][key][metric]) for key in keys]
+        cells = [format_estimate(group["methods"][key][metric]) for key in keys]
         size = f"{group['positives']} of {group['cases']}" if "positives" in group else None
         rows.append([name, size or str(group["cases"]), *cells, _published(metric, name)])
     size = "active" if metric in (AP, AUC) else "cases"
@@ -118,7 +118,7 @@ def _by_arm(groups: Record, methods: Mapping[str, str], metric: str) -> str:
         *(methods[key] for key in keys),
         "published model, baseline (other data)",
     ]
-    return f"### {NAMES[metric]} by arm\n\n{table(head, rows)}\n\nPublished: {SOURCE}."
+    return f"### {NAMES[metric]} by arm\n\n{markdown_table(head, rows)}\n\nPublished: {SOURCE}."
 
 
 def _published(metric: str, group: str) -> str:
@@ -131,14 +131,14 @@ def _counts(groups: Record, methods: Mapping[str, str]) -> str:
     rows = [
         [
             name,
-            number(group["true_mean"], digits=2),
-            with_interval(group["methods"][ENSEMBLE][BIAS], digits=2),
-            *(number(group["methods"][key]["mean"], digits=2) for key in keys),
+            format_number(group["true_mean"], digits=2),
+            format_estimate(group["methods"][ENSEMBLE][BIAS], digits=2),
+            *(format_number(group["methods"][key]["mean"], digits=2) for key in keys),
         ]
         for name, group in groups.items()
     ]
     head = ["group", "observed", "ensemble minus observed", *(methods[key] for key in keys)]
-    return f"### Mean lesion count\n\n{table(head, rows)}"
+    return f"### Mean lesion count\n\n{markdown_table(head, rows)}"
 
 
 def _ladder(record: Record) -> str:
@@ -148,11 +148,11 @@ def _ladder(record: Record) -> str:
     rows = [
         [
             arm,
-            with_interval(row["p_active"]),
-            DASH if row["minus_previous"] is None else with_interval(row["minus_previous"]),
-            number(row["mc_error"]),
-            number(row["true_rate"]),
-            number(row["train_rate"]),
+            format_estimate(row["p_active"]),
+            DASH if row["minus_previous"] is None else format_estimate(row["minus_previous"]),
+            format_number(row["mc_error"]),
+            format_number(row["true_rate"]),
+            format_number(row["train_rate"]),
         ]
         for arm, row in ladder["arms"].items()
     ]
@@ -166,23 +166,24 @@ def _ladder(record: Record) -> str:
     ]
     return (
         "## The same patients under every arm\n\n"
-        f"{ladder['cases']} test cases forced onto each arm, {ladder_words(record)}. "
-        f"{falling_words(ladder)} First minus last arm: "
-        f"{with_interval(ladder['first_minus_last'])}. Truly active are as many of the same cases "
-        "as the simulation says; the training rate is of other patients, those who received the "
-        f"arm.\n\n{table(head, rows)}"
+        f"{ladder['cases']} test cases forced onto each arm, {describe_ladder(record)}. "
+        f"{describe_monotonicity(ladder)} First minus last arm: "
+        f"{format_estimate(ladder['first_minus_last'])}. Truly active are as many of the same "
+        "cases as the simulation says; the training rate is of other patients, those who received "
+        "the "
+        f"arm.\n\n{markdown_table(head, rows)}"
     )
 
 
-def ladder_words(record: Record) -> str:
+def describe_ladder(record: Record) -> str:
     """Where the P(active) of the ladder comes from."""
-    told, samples = told_words(record["compared"]), record["ladder"]["samples"]
+    told, samples = describe_sessions(record["compared"]), record["ladder"]["samples"]
     if samples is None:
         return f"{told}: P(active) as the networks state it before they draw"
     return f"{told}: {samples} samples on the same seeds for all arms of a case"
 
 
-def falling_words(ladder: Record) -> str:
+def describe_monotonicity(ladder: Record) -> str:
     """Whether P(active) falls from the first to the last arm, and where it does not."""
     if ladder["falling"]:
         return "P(active) falls at every step from the first to the last arm."

@@ -10,7 +10,7 @@ from lesioncast.evaluation.paper_results import (
     REGIONAL,
     REGIONAL_SOURCE,
 )
-from lesioncast.markdown import DASH, number, table, with_interval
+from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
 Record = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def cohort_section(record: Record) -> str:
     head += [*(f"active {week} (%)" for week in WEEKS), "published (other data)"]
     return (
         "## The cohort\n\nNew lesions of the slab as drawn, w048 against w000 and w096 against "
-        f"w048. Published, in the same order: {COHORT_SOURCE}.\n\n{table(head, rows)}"
+        f"w048. Published, in the same order: {COHORT_SOURCE}.\n\n{markdown_table(head, rows)}"
     )
 
 
@@ -39,8 +39,8 @@ def _characteristics(row: Record) -> list[str]:
     activity = (row["activity"][week] for week in WEEKS)
     return [
         str(row["cases"]),
-        *(number(row["count"][week], digits=2) for week in WEEKS),
-        *(number(None if share is None else 100 * share, digits=1) for share in activity),
+        *(format_number(row["count"][week], digits=2) for week in WEEKS),
+        *(format_number(None if share is None else 100 * share, digits=1) for share in activity),
     ]
 
 
@@ -62,14 +62,16 @@ def regional_section(record: Record | None) -> str:
     ]
     for region, group in record["regions"].items():
         rows = [
-            [record["methods"][key], *(with_interval(scores[name]) for name in SCORES)]
+            [record["methods"][key], *(format_estimate(scores[name]) for name in SCORES)]
             for key, scores in group["methods"].items()
         ]
         for label, figures in zip(("model", "baseline"), REGIONAL[region], strict=True):
-            rows.append([f"published {label} (other data)", *(number(each) for each in figures)])
+            rows.append(
+                [f"published {label} (other data)", *(format_number(each) for each in figures)]
+            )
         title = f"### {REGION_NAMES[region].capitalize()}: {group['positives']} of "
         head = ["method", *(SCORE_NAMES[name] for name in SCORES)]
-        parts.append(f"{title}{record['cases']} cases positive\n\n{table(head, rows)}")
+        parts.append(f"{title}{record['cases']} cases positive\n\n{markdown_table(head, rows)}")
     return "\n\n".join(parts)
 
 
@@ -97,14 +99,14 @@ def _detection(groups: Record) -> str:
         [
             name,
             f"{group['with_lesions']} of {group['cases']}",
-            *(with_interval(group[key]) for key in ("f1_sample", "f1_majority")),
-            *(with_interval(group[key]) for key in ("energy", "energy_of_empty", "diversity")),
+            *(format_estimate(group[key]) for key in ("f1_sample", "f1_majority")),
+            *(format_estimate(group[key]) for key in ("energy", "energy_of_empty", "diversity")),
         ]
         for name, group in groups.items()
     ]
     head = ["group", "with lesions", "F1 of a sample", "F1 of the majority mask"]
     head += ["energy distance", "that of empty masks", "diversity"]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _empty(groups: Record) -> str:
@@ -112,21 +114,21 @@ def _empty(groups: Record) -> str:
         [
             name,
             str(group["empty"]["cases"]),
-            *(with_interval(group["empty"][key]) for key in ("lesions", "volume", "silent")),
+            *(format_estimate(group["empty"][key]) for key in ("lesions", "volume", "silent")),
         ]
         for name, group in groups.items()
     ]
     head = ["group", "cases without", "lesions a sample", "mm3 a sample", "samples without any"]
-    return f"### Cases without an observed lesion\n\n{table(head, rows)}"
+    return f"### Cases without an observed lesion\n\n{markdown_table(head, rows)}"
 
 
 def _voxels(record: Record) -> str:
     rows = [
         [
-            number(row["probability"]),
+            format_number(row["probability"]),
             str(row["voxels"]),
             str(row["lesion_voxels"]),
-            with_interval(row["share"]),
+            format_estimate(row["share"]),
         ]
         for row in record["rows"]
     ]
@@ -135,7 +137,8 @@ def _voxels(record: Record) -> str:
         "### Reliability of the voxel probability\n\nBrier score over all voxels, less what the "
         "small number of samples costs (Ferro 2014): "
         f"{_small(record['brier'])}; that of the mean rate alone "
-        f"{record['lesion_share'] * (1 - record['lesion_share']):.2e}.\n\n{table(head, rows)}"
+        f"{record['lesion_share'] * (1 - record['lesion_share']):.2e}.\n\n"
+        f"{markdown_table(head, rows)}"
     )
 
 
@@ -149,7 +152,7 @@ def calibration_section(record: Record) -> str:
     """Brier score in its parts; what was learned on validation and whether it holds."""
     parts = ("brier", "reliability", "resolution", "uncertainty")
     rows = [
-        [record["methods"][key], *(with_interval(scores[part]) for part in parts)]
+        [record["methods"][key], *(format_estimate(scores[part]) for part in parts)]
         for key, scores in record["probabilities"].items()
     ]
     head = ["method", "Brier score", "reliability", "resolution", "uncertainty"]
@@ -160,7 +163,7 @@ def calibration_section(record: Record) -> str:
             "Dimitriadis et al. 2021): reliability 0 is best, resolution is at most the "
             "uncertainty. The isotonic curve is fitted on the cases shown, so both are a little "
             "too large where cases are few.",
-            table(head, rows),
+            markdown_table(head, rows),
             *_learned(record["calibration"]),
         ]
     )
@@ -190,16 +193,16 @@ def _coverage(record: Record) -> str:
         return f"A {nominal} interval of the count needs more validation cases than there are."
     low, high = record["likely"]
     rows = [
-        [arm, str(row["cases"]), _share(row), number(row["mean_width"], digits=2)]
+        [arm, str(row["cases"]), _share(row), format_number(row["mean_width"], digits=2)]
         for arm, row in record["arms"].items()
     ]
     return (
         f"### Conformal {nominal} intervals of the count\n\nThey hold for "
-        f"{with_interval(record['coverage'])} of the test cases, mean width "
+        f"{format_estimate(record['coverage'])} of the test cases, mean width "
         f"{record['mean_width']:.2f} lesions. Validation and test sets of these sizes give "
         f"{low:.3f} to {high:.3f} in 95 of 100 trials, more where counts tie. The promise is about "
         "all cases together; by arm (Wilson interval):\n\n"
-        + table(["arm", "cases", "share that hold", "mean width"], rows)
+        + markdown_table(["arm", "cases", "share that hold", "mean width"], rows)
     )
 
 
