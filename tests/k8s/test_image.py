@@ -131,7 +131,7 @@ def test_the_service_takes_its_arguments(manifest: Manifest) -> None:
     if importlib.util.find_spec("serve.settings") is None:
         pytest.skip("serve/settings.py IS NOT THERE: the arguments of the RayService are unchecked")
     (application,) = serve_config(manifest)["applications"]
-    settings = importlib.import_module("serve.settings").Settings(**application["args"])
+    settings = importlib.import_module("serve.settings").ServiceSettings(**application["args"])
     (group,) = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert settings.gpus == int(limits.get("nvidia.com/gpu", 0))
+    assert settings.gpus_per_sampler == int(limits.get("nvidia.com/gpu", 0))

@@ -432,7 +432,7 @@ def test_what_is_not_there_is_a_problem_too(
 def test_what_is_no_id_is_not_looked_for(
     http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, method: str, path: str, name: str
 ) -> None:
-    monkeypatch.setattr(JobRepository, "find", broken_on_purpose)
+    monkeypatch.setattr(JobRepository, "get", broken_on_purpose)
     refused(http.request(method, f"/v1/forecasts/{name}{path}"), 404, "id")
 
 
@@ -444,7 +444,7 @@ def test_what_breaks_is_a_problem_that_tells_no_more_than_that(
     http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
-    monkeypatch.setattr(JobRepository, "find", broken_on_purpose)
+    monkeypatch.setattr(JobRepository, "get", broken_on_purpose)
     problem = refused(http.get(f"/v1/forecasts/{'0' * 32}"), 500)
     assert "on purpose" not in json.dumps(problem)
     until(lambda: "broken on purpose" in caplog.text)  # it is logged after the answer

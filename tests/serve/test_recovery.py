@@ -224,13 +224,13 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Excepti
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
     [
-        (JobRepository, "begin", OperationalError("update", {}, Exception("server closed"))),
+        (JobRepository, "mark_running", OperationalError("update", {}, Exception("server closed"))),
         (
             JobRepository,
-            "add_part",
+            "save_block",
             OperationalError("insert", {}, Exception("database is locked")),
         ),
-        (JobRepository, "end", OperationalError("update", {}, Exception("server closed"))),
+        (JobRepository, "finish", OperationalError("update", {}, Exception("server closed"))),
         (LoadedModel, "write", OSError(28, "No space left on device")),
     ],
 )
@@ -272,7 +272,7 @@ def test_an_error_of_the_forecast_itself_ends_it(
 def test_samplers_that_are_away_pass_and_an_engine_that_always_stops_does_not(
     monkeypatch: pytest.MonkeyPatch, raised: Exception, told: type[Exception]
 ) -> None:
-    monkeypatch.setattr(app, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(app, "INITIAL_BACKOFF_S", 0.0)
     calls = []
 
     class Handle:
@@ -306,7 +306,7 @@ def test_waits_grow_up_to_a_bound() -> None:
     assert first[-1] == LONGEST_WAIT
 
 
-@pytest.mark.parametrize("name", ["unfinished", "removed"])
+@pytest.mark.parametrize("name", ["unfinished", "removed_job_ids"])
 def test_the_forecaster_outlives_an_error_of_one_look(
     settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -336,7 +336,7 @@ def test_progress_never_goes_back_though_the_end_comes_between_two_reads(
         self.finish(job, "succeeded")
         return found
 
-    monkeypatch.setattr(JobRepository, "lesions", ended)
+    monkeypatch.setattr(JobRepository, "lesion_counts", ended)
     status = client.status(job)
     assert (status["state"], status["progress"]["done"]) == ("succeeded", 18)
     assert status["partial"] == {}
@@ -346,7 +346,7 @@ def test_samples_are_dropped_though_the_database_goes_just_after_the_end(
     client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = OperationalError("delete", {}, Exception("server closed"))
-    once(monkeypatch, JobRepository, "tidy", lost)
+    once(monkeypatch, JobRepository, "delete_blocks", lost)
     job = finished(client, ask(client))
     records = JobRepository(service.settings.database_url)
     digest = load_bundle(service.settings.bundle).digest

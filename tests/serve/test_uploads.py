@@ -160,7 +160,7 @@ def begun(service: Service, path: str = "") -> Iterator[socket.socket]:
 def test_forms_are_received_a_few_at_a_time(
     root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multipart, "TOGETHER", 2)
+    monkeypatch.setattr(multipart, "MAX_CONCURRENT_FORMS", 2)
     with running(settings_in(root, "few")) as service, Client(service.url) as client:
         job = finished(client, post(service, files, {"samples": 2}).json()["id"])
         with begun(service), begun(service, f"/{job}/segmentation"):
@@ -175,12 +175,12 @@ def test_forms_are_received_a_few_at_a_time(
 def test_a_form_that_does_not_come_gives_its_place_back(
     root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multipart, "TOGETHER", 1)
+    monkeypatch.setattr(multipart, "MAX_CONCURRENT_FORMS", 1)
     with running(settings_in(root, "silent")) as service:
-        monkeypatch.setattr(multipart, "SECONDS", 0.1)
+        monkeypatch.setattr(multipart, "FORM_TIMEOUT_S", 0.1)
         with begun(service) as to:
             assert to.recv(100).startswith(b"HTTP/1.1 408 ")
-            monkeypatch.setattr(multipart, "SECONDS", 60.0)
+            monkeypatch.setattr(multipart, "FORM_TIMEOUT_S", 60.0)
             assert post(service, files, {"samples": 2}).status_code == 202
 
 
@@ -437,7 +437,7 @@ def test_an_upload_that_was_never_accepted_is_removed_in_time(
     folder = upload_dir(settings.artifacts, "f" * 32)
     folder.mkdir(parents=True)
     assert stale_uploads(settings.artifacts) == []
-    monkeypatch.setattr("serve.artifacts.FORGOTTEN_SECONDS", -ORPHAN_AGE_SECONDS)
+    monkeypatch.setattr("serve.artifacts.ORPHAN_AGE_SECONDS", -ORPHAN_AGE_SECONDS)
     with running(settings):
         until(lambda: not folder.exists())
 

@@ -65,19 +65,19 @@ class Watch:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def waiting(self, number: int, oldest: float) -> None:
+    def set_backlog(self, number: int, oldest: float) -> None:
         pass
 
-    def began(self, seconds: float) -> None:
+    def observe_first_samples(self, seconds: float) -> None:
         self.service.began.append(seconds)
 
-    def ended(self, state: str, seconds: float) -> None:
+    def observe_finished(self, state: str, seconds: float) -> None:
         self.service.ended.append(state)
 
-    def erred(self, error: str, outcome: str) -> None:
+    def count_error(self, error: str, outcome: str) -> None:
         self.service.errors.append((error, outcome))
 
-    def refused(self, status: int) -> None:
+    def count_problem(self, status: int) -> None:
         self.service.problems.append(status)
 
     def cancelled(self) -> None:

@@ -42,7 +42,7 @@ def cache(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case
 
 
 def rooms(monkeypatch: pytest.MonkeyPatch, sizes: dict[Path, int]) -> None:
-    monkeypatch.setattr(cache_location, "room", lambda root: sizes[root])
+    monkeypatch.setattr(cache_location, "available_bytes", lambda root: sizes[root])
 
 
 def batch(cases: CaseDataset, rows: list[int], condition: tuple[str, ...] | None) -> Batch:

@@ -15,13 +15,7 @@ from pathlib import Path
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import Config, load_config
-from lesioncast.errors import (
-    BaselineError,
-    ConfigError,
-    EvaluationCardError,
-    ForecastError,
-    TrainingError,
-)
+from lesioncast.errors import ConfigError, LesioncastError
 from lesioncast.evaluation.analysis.scoring import EvaluationContext
 from lesioncast.evaluation.causal.identifiability import identifiability_warnings
 from lesioncast.evaluation.evaluate import evaluate
@@ -64,13 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_evaluation(load_config(args.config, args.overrides), args)
     except ConfigError as error:
         parser.error(str(error))
-    except (
-        StorageError,
-        TrainingError,
-        ForecastError,
-        BaselineError,
-        EvaluationCardError,
-    ) as error:
+    except (StorageError, LesioncastError) as error:
         logger.error("%s", error)
         return 1
     return 0

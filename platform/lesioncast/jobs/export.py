@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from lesioncast.cluster.connection import configure_logging, job_parser
 from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError, ForecastError
+from lesioncast.errors import ConfigError, LesioncastError
 from lesioncast.forecasting.output.bids import forecast_subjects, read_maps
 from storage import StorageError, open_store
 from storage.export.export import CHANNEL_NAMES, export_case, write_export_root
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         export(config, args, (args.out or config.paths.root / "export").absolute())
     except ConfigError as error:
         parser.error(str(error))
-    except (StorageError, ForecastError) as error:
+    except (StorageError, LesioncastError) as error:
         logger.error("%s", error)
         return 1
     except ModuleNotFoundError as error:

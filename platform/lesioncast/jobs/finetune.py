@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import load_config
-from lesioncast.errors import ConfigError, TrainingError
+from lesioncast.errors import ConfigError, LesioncastError
 from lesioncast.training.experiment import experiment_of, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
 from lesioncast.training.trainer import discard, final_checkpoint, train
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         export_bundle(stage, store, bundle, sampler=config.sampler)
     except ConfigError as error:
         parser.error(str(error))
-    except (StorageError, TrainingError) as error:
+    except (StorageError, LesioncastError) as error:
         logger.error("%s", error)
         return 1
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError, ForecastError, TrainingError
+from lesioncast.errors import ConfigError, LesioncastError
 from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
 from lesioncast.forecasting.output.bids import figure_path, write_forecast_root
 from lesioncast.forecasting.pipeline import (
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         forecast(load_config(args.config, args.overrides, mapping=args.mapping), args)
     except ConfigError as error:
         parser.error(str(error))
-    except (StorageError, TrainingError, ForecastError) as error:
+    except (StorageError, LesioncastError) as error:
         logger.error("%s", error)
         return 1
     return 0

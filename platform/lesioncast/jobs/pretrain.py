@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import load_config
-from lesioncast.errors import ConfigError, TrainingError
+from lesioncast.errors import ConfigError, LesioncastError
 from lesioncast.training.experiment import experiment_of, pretrain_stage
 from lesioncast.training.trainer import discard, train
 from storage import StorageError, open_store, parse_location
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(stage)
     except ConfigError as error:
         parser.error(str(error))
-    except (StorageError, TrainingError) as error:
+    except (StorageError, LesioncastError) as error:
         logger.error("%s", error)
         return 1
     return 0
