@@ -12,9 +12,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.metrics.scores import (
     Bootstrap,
-    Estimate,
     estimate,
     point_estimate,
     resampled_auc_within,

@@ -6,11 +6,13 @@ a resample lacks a class. A score that a group leaves undefined is None, never 0
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from lesioncast.evaluation.metrics.estimate import Estimate
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -19,23 +21,6 @@ Resampled = Callable[[Floats], Floats]
 LEVEL = 0.95
 MIN_DEFINED_SHARE = 0.95
 RNG_STREAM = 101  # of random numbers, so that no other use of the same seed is correlated with this
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A score with its 95 % percentile bootstrap interval; None where undefined.
-
-    `defined` is the share of resamples in which the score exists. An interval from few of them
-    would describe another question, so it is given only from 95 % on.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    defined: float = 0.0
-
-    def as_dict(self) -> dict[str, float | None]:
-        return asdict(self)
 
 
 def average_precision(active: Bools, score: Floats) -> float | None:
