@@ -12,6 +12,7 @@ LesioncastError
     EvaluationCardError
   ForecastError
   BaselineError
+  EvaluationReportError
 """
 
 
@@ -61,3 +62,7 @@ class ForecastError(LesioncastError, ValueError):
 
 class BaselineError(LesioncastError, ValueError):
     """A baseline that cannot be fitted on the given cases."""
+
+
+class EvaluationReportError(LesioncastError, ValueError):
+    """An evaluation report, metrics.json, that cannot be read; the message names the file."""

@@ -1,29 +1,38 @@
-"""Figures and tables as Markdown. A dash is undefined."""
+"""Figures and tables as Markdown."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
-Record = Mapping[str, Any]
+DASH = "–"  # stands for an undefined figure
 
-DASH = "–"
+
+class ScoreWithInterval(Protocol):
+    """A score whose value or interval may be undefined."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
 
 
 def format_number(value: float | None, *, digits: int = 3) -> str:
-    """A figure, or a dash where it is undefined."""
+    """Return the figure with `digits` decimals, or a dash where it is undefined."""
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def format_estimate(estimate: Record | None, *, digits: int = 3) -> str:
-    """`.812 (.760 to .861)`; without the interval where it is undefined."""
-    if estimate is None or estimate["value"] is None:
+def format_estimate(estimate: ScoreWithInterval | None, *, digits: int = 3) -> str:
+    """Return for example `0.812 (0.760 to 0.861)`, without the interval where it is undefined."""
+    if estimate is None or estimate.value is None:
         return DASH
-    if estimate["low"] is None:
-        return format_number(estimate["value"], digits=digits)
-    value, low, high = (f"{estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
+    value = format_number(estimate.value, digits=digits)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table with the column titles `head`."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

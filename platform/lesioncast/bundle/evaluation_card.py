@@ -1,24 +1,51 @@
-"""Read the evaluation that lies beside a bundle's weights.
+"""Read and write the evaluation card that lies beside a bundle's weights.
 
-The manifest lists neither evaluation file. A bundle's digest names its weights; a new evaluation
-must not rename the forecasts made from them. Both files name their bundle.
+The manifest does not list the card. A bundle's digest names its weights, and a new evaluation must
+not rename the forecasts made from them. Instead the card names its bundle.
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lesioncast.errors import EvaluationCardError
+from lesioncast.errors import ConfigError, EvaluationCardError
+from lesioncast.parsing import parse_dataclass
+from storage.atomic import atomic_write
 
-SCHEMA = 1
-
-
+SCHEMA = 2
 CARD, EVALUATION = "EVALUATION.md", "evaluation.json"
 
 
-def read_warnings(bundle: Path, digest: str) -> tuple[str, ...] | None:
-    """The warnings that the evaluation of the bundle came to; None where there is no evaluation.
+@dataclass(frozen=True)
+class EvaluationCard:
+    """What a bundle's evaluation found, in words; the content of evaluation.json.
 
-    Raises EvaluationCardError where it is of another bundle than that with `digest`.
+    `bundle` and `store` are digests. `findings` maps questions to answers. Date, code and store are
+    None where the evaluation did not record them.
+    """
+
+    bundle: str
+    test_cases: int
+    date: str | None
+    code: str | None
+    store: str | None
+    findings: Mapping[str, str]
+    identifiability_warnings: tuple[str, ...]
+    schema: int = SCHEMA
+
+
+def write_evaluation_card(bundle: Path, card: EvaluationCard) -> None:
+    """Write the card into the bundle folder, replacing an older one. Raise OSError on failure."""
+    text = json.dumps(asdict(card), indent=2, allow_nan=False) + "\n"
+    atomic_write(bundle / EVALUATION, text.encode())
+
+
+def read_warnings(bundle: Path, digest: str) -> tuple[str, ...] | None:
+    """Return the warnings of the bundle's evaluation; None where it has not been evaluated.
+
+    Raise EvaluationCardError where the card is about another bundle than that with `digest`, has
+    another schema, or is incomplete.
     """
     path = bundle / EVALUATION
     if not path.is_file():
@@ -30,4 +57,8 @@ def read_warnings(bundle: Path, digest: str) -> tuple[str, ...] | None:
             f"{str(content.get('bundle'))[:12]} in schema {content.get('schema')}; "
             "run jobs/evaluate.py again, or remove the file"
         )
-    return tuple(content["warnings"]["sentences"])
+    try:
+        card = parse_dataclass(EvaluationCard, content, source=str(path))
+    except ConfigError as error:
+        raise EvaluationCardError(f"{error}; run jobs/evaluate.py again") from error
+    return card.identifiability_warnings

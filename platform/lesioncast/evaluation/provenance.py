@@ -1,54 +1,81 @@
-"""What an evaluation was made with: code, libraries, command, seed, and digests of its inputs."""
+"""Provenance of an evaluation: code, libraries, command, seed, and digests of its inputs."""
 
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 LIBRARIES = ("ray", "torch", "zarr", "numpy", "scikit-learn", "scipy")
 
 
-def provenance(
-    command: Sequence[str], *, bundle: str, trained_on: str, store: str, config: str, seed: int
-) -> dict[str, Any]:
-    """As JSON. `bundle` and `store` are digests; the command names no folder but those given."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(command),
-        "configuration": config,
-        "seed": seed,
-        "bundle": bundle,
-        "trained_on": trained_on,
-        "store": store,
-        "code": code_version(),
-        "libraries": {
+@dataclass(frozen=True)
+class EvaluationSources:
+    """The inputs of an evaluation: digests of bundle and store, and the configuration's name.
+
+    `trained_on` is the bundle's sentence on its training data.
+    """
+
+    bundle: str
+    trained_on: str
+    store: str
+    configuration: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """When, with which command, from which inputs and with which code an evaluation was made."""
+
+    date: str
+    command: str
+    configuration: str
+    seed: int
+    bundle: str
+    trained_on: str
+    store: str
+    code: str
+    libraries: Mapping[str, str]
+
+
+def provenance(command: Sequence[str], sources: EvaluationSources) -> Provenance:
+    """Return the provenance of an evaluation that is made now by `command`."""
+    return Provenance(
+        date=datetime.now(UTC).date().isoformat(),
+        command=shlex.join(command),
+        configuration=sources.configuration,
+        seed=sources.seed,
+        bundle=sources.bundle,
+        trained_on=sources.trained_on,
+        store=sources.store,
+        code=code_version(),
+        libraries={
             "python": platform.python_version(),
             **{name: _installed(name) for name in LIBRARIES},
         },
-    }
+    )
 
 
-def this_command() -> tuple[str, ...]:
-    """The command line that runs now."""
+def current_command() -> tuple[str, ...]:
+    """Return the command line of this process."""
     return ("python", *sys.argv)
 
 
 def code_version() -> str:
-    """The git commit of the tree that this was imported from, or the package's version."""
+    """Return the package's version and, where it runs from a git tree, the commit."""
     folder = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
             cwd=folder, check=True, capture_output=True, text=True, timeout=20,
         )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):  # git or its folder is absent in an image
         return f"lesioncast {_installed('lesioncast')}"
-    return f"lesioncast {_installed('lesioncast')}, commit {found.stdout.strip()}"
+    return f"lesioncast {_installed('lesioncast')}, commit {described.stdout.strip()}"
 
 
 def _installed(name: str) -> str:

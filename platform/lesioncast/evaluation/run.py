@@ -1,16 +1,15 @@
-"""The cases of an evaluation, measured and drawn on Ray."""
+"""Measure and sample the cases of an evaluation on Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
-from lesioncast.evaluation.evaluate import CounterfactualCounts
+from lesioncast.evaluation.analysis.scoring import CounterfactualCounts
 from lesioncast.evaluation.features.image_features import observed_outcome
 from lesioncast.evaluation.features.outcomes import (
     OutcomeTable,
@@ -41,40 +40,66 @@ from storage import Case, Store
 
 @dataclass(frozen=True)
 class EvaluationSplit:
-    """Training cases for the baselines, validation cases for the calibration, test cases, and those
-    of the test cases that are forced onto every arm."""
+    """The cases of an evaluation.
+
+    Training cases fit the baselines, validation cases the calibration. `counterfactual` are the
+    indices of the test cases that are sampled under every arm.
+    """
 
     train: tuple[Case, ...]
     test: tuple[Case, ...]
-    forced: tuple[int, ...]
+    counterfactual: tuple[int, ...]
     validation: tuple[Case, ...] = ()
 
     @property
-    def drawn(self) -> tuple[Case, ...]:
-        """The cases that are forecast."""
+    def forecast(self) -> tuple[Case, ...]:
+        """Return the cases that are forecast."""
         return (*self.test, *self.validation)
 
-    def own(self) -> list[EnsembleRequest]:
-        """Every drawn case under the arm that it received."""
-        return [EnsembleRequest(case.index, case.arm_index) for case in self.drawn]
+    def factual_requests(self) -> list[EnsembleRequest]:
+        """Request every forecast case under the arm that it received."""
+        return [EnsembleRequest(case.index, case.arm_index) for case in self.forecast]
 
-    def under_every_arm(self, *, arms: int, sessions: Sessions | None) -> list[EnsembleRequest]:
-        """The forced cases under every arm, shown the images of `sessions` alone."""
-        return [EnsembleRequest(case, arm, sessions) for case in self.forced for arm in range(arms)]
+    def counterfactual_requests(
+        self, *, arms: int, sessions: Sessions | None
+    ) -> list[EnsembleRequest]:
+        """Request the counterfactual cases under every arm, from the images of `sessions` alone."""
+        return [
+            EnsembleRequest(case, arm, sessions)
+            for case in self.counterfactual
+            for arm in range(arms)
+        ]
 
 
-class ForecastSummaries(NamedTuple):
-    """What the model answers: `own`, every drawn case under the arm that it received;
-    `under_every_arm` the forced cases, and `stated`, what the model states of all cases, both from
-    the sessions by which arms are compared."""
+@dataclass(frozen=True)
+class OutcomeTables:
+    """Measured outcomes of each split; `validation` is None without validation cases."""
 
-    own: Tallies
-    under_every_arm: Tallies
-    stated: Mapping[int, ArmExpectations]
+    train: OutcomeTable
+    test: OutcomeTable
+    validation: OutcomeTable | None
+
+
+@dataclass(frozen=True)
+class ForecastSummaries:
+    """What is kept of the ensembles of an evaluation.
+
+    `factual` covers every forecast case under the arm that it received, from all its images.
+    `counterfactual` covers the counterfactual cases under every arm, and `expected` the outcomes
+    that the networks predict before sampling, by case; both from the images of the sessions by
+    which arms are compared.
+    """
+
+    factual: Tallies
+    counterfactual: Tallies
+    expected: Mapping[int, ArmExpectations]
 
 
 def select_evaluation_cases(store: Store, settings: EvaluationSettings) -> EvaluationSplit:
-    """The cases of the store that an evaluation can use. ForecastError where a split has none."""
+    """Select the cases of the store that an evaluation can use.
+
+    Raise ForecastError where the training or the test split has none.
+    """
     train, test = (cases_with_outcome(store.select(split=split)) for split in ("train", "test"))
     for name, cases in (("training", train), ("test", test)):
         if not cases:
@@ -83,17 +108,23 @@ def select_evaluation_cases(store: Store, settings: EvaluationSettings) -> Evalu
                 "convert a trial with outcomes, or give store.split_fractions a share for them"
             )
     test = evenly_spaced(test, settings.subjects or len(test))
-    forced = evenly_spaced(test, settings.counterfactual_subjects)
-    known = cases_with_outcome(store.select(split="val"))
-    wanted = settings.validation_subjects
-    validation = known if wanted is None else evenly_spaced(known, wanted)
+    counterfactual = evenly_spaced(test, settings.counterfactual_subjects)
+    validation = cases_with_outcome(store.select(split="val"))
+    if settings.validation_subjects is not None:
+        validation = evenly_spaced(validation, settings.validation_subjects)
     return EvaluationSplit(
-        tuple(train), tuple(test), tuple(case.index for case in forced), tuple(validation)
+        train=tuple(train),
+        test=tuple(test),
+        counterfactual=tuple(case.index for case in counterfactual),
+        validation=tuple(validation),
     )
 
 
 def reference_arm_index(arm: str, store: Store) -> int:
-    """The index of the arm that effects are taken against. ForecastError where there is none."""
+    """Return the index of the arm that effects are taken against.
+
+    Raise ForecastError where the store has no such arm.
+    """
     if arm not in store.spec.arms:
         raise ForecastError(
             f"forecast.reference_arm: expected one of {', '.join(store.spec.arms)}, got {arm}"
@@ -102,42 +133,50 @@ def reference_arm_index(arm: str, store: Store) -> int:
 
 
 def evenly_spaced(cases: Sequence[Case], number: int) -> list[Case]:
-    """`number` of the cases, evenly over their order; all where there are fewer."""
+    """Return `number` of the cases, evenly over their order; all where there are fewer."""
     number = min(number, len(cases))
-    return [cases[place * len(cases) // number] for place in range(number)]
+    return [cases[position * len(cases) // number] for position in range(number)]
 
 
-def measure(
+def measure_outcomes(
     store: Store, cases: EvaluationSplit, *, workers: int, covariates: Sequence[str] = ()
-) -> tuple[OutcomeTable, OutcomeTable, OutcomeTable | None]:
-    """Scalars and outcomes of the training, test and validation cases, if any, on Ray actors.
+) -> OutcomeTables:
+    """Measure image features and outcomes of all cases on Ray actors.
 
-    `covariates` are standardised on the training cases. Raises ConfigError where they have none.
+    `covariates` are standardised on the training cases. Raise ConfigError where these lack one.
     """
     fitted = fit_covariates(covariates, cases.train)
-    chunks = chunked([*cases.train, *cases.drawn])
+    chunks = chunked([*cases.train, *cases.forecast])
     build = partial(build_measurer, store.path)
-    pieces = ordered_actor_map(build, chunks, workers=workers)
-    measured = with_progress(pieces, total=len(chunks), label="chunks of cases measured")
-    flat = list(chain.from_iterable(measured))
-    train, test = (outcomes_of(split, flat, fitted) for split in (cases.train, cases.test))
-    if not cases.validation:
-        return train, test, None
-    return train, test, outcomes_of(cases.validation, flat, fitted)
+    measured = with_progress(
+        ordered_actor_map(build, chunks, workers=workers),
+        total=len(chunks),
+        label="chunks of cases measured",
+    )
+    measurements = list(chain.from_iterable(measured))
+    return OutcomeTables(
+        train=outcomes_of(cases.train, measurements, fitted),
+        test=outcomes_of(cases.test, measurements, fitted),
+        validation=outcomes_of(cases.validation, measurements, fitted)
+        if cases.validation
+        else None,
+    )
 
 
-def draw_and_summarise(
+def sample_and_summarise(
     store: Store, cases: EvaluationSplit, bundle: Bundle, *, settings: EvaluationSettings, seed: int
 ) -> ForecastSummaries:
-    """What is kept of every ensemble that the evaluation asks for, drawn on Ray actors.
+    """Sample every ensemble of the evaluation on Ray actors and keep a summary of each.
 
-    Masks are compared as they arrive, one ensemble at a time, and let go.
+    Masks are compared as they arrive and then discarded, one ensemble at a time, so that memory
+    does not grow with the number of cases.
     """
     compared = comparison_sessions(bundle)
-    own = cases.own()
-    forced = cases.under_every_arm(arms=len(store.spec.arms), sessions=compared)
-    requests = list(dict.fromkeys([*own, *forced]))
-    seeds = seeds_of(cases.drawn, seed=seed, samples=settings.samples)
+    factual = cases.factual_requests()
+    counterfactual = cases.counterfactual_requests(arms=len(store.spec.arms), sessions=compared)
+    # Without sessions left out, both lists share requests; each is sampled once.
+    requests = list(dict.fromkeys([*factual, *counterfactual]))
+    seeds = seeds_of(cases.forecast, seed=seed, samples=settings.samples)
     batches = plan_batches(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(
@@ -148,28 +187,36 @@ def draw_and_summarise(
         inputs=store.table.inputs,
         compared=compared,
     )
-    drawn = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
-    counted = with_progress(drawn, total=len(batches), label="batches drawn")
-    tested = {case.index for case in cases.test}
-    tallies: dict[EnsembleRequest, EnsembleSummary] = {}
-    stated: dict[ModelInput, ArmExpectations] = {}
-    for samples in group_by_request(requests, seeds, counted):
+    sampled = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
+    progress = with_progress(sampled, total=len(batches), label="batches sampled")
+    test_cases = {case.index for case in cases.test}
+    summaries: dict[EnsembleRequest, EnsembleSummary] = {}
+    expected: dict[ModelInput, ArmExpectations] = {}
+    for samples in group_by_request(requests, seeds, progress):
         request = samples.request
-        scored = request.case in tested and request.sessions is None  # by all that is known
-        tallies[request] = tally_of(samples, store, tested=scored)
-        stated |= samples.all_stated
+        # Masks are scored for test cases only, and only where the model saw all their images.
+        compare = request.case in test_cases and request.sessions is None
+        summaries[request] = summarise(samples, store, compare=compare)
+        expected |= samples.all_stated
     return ForecastSummaries(
-        {(asked.case, asked.arm): tallies[asked] for asked in own},
-        {(asked.case, asked.arm): tallies[asked] for asked in forced},
-        {shown.case: each for shown, each in stated.items() if shown.sessions == compared},
+        {(request.case, request.arm): summaries[request] for request in factual},
+        {(request.case, request.arm): summaries[request] for request in counterfactual},
+        {
+            model_input.case: outcomes
+            for model_input, outcomes in expected.items()
+            if model_input.sessions == compared
+        },
     )
 
 
-def tally_of(samples: RequestSamples, store: Store, *, tested: bool) -> EnsembleSummary:
-    """The counts of one ensemble, and of a `tested` case on its own arm where its lesions lie."""
+def summarise(samples: RequestSamples, store: Store, *, compare: bool) -> EnsembleSummary:
+    """Return the counts of one ensemble and, where `compare`, its masks against the observed one.
+
+    Masks can be compared only under the factual arm, whose outcome was observed.
+    """
     case, arm, _ = samples.request
     observed = None
-    if tested and store.cases[case].arm_index == arm:
+    if compare and store.cases[case].arm_index == arm:
         observed = observed_outcome(store.read(case))
     return EnsembleSummary(
         plain=samples.plain,
@@ -182,9 +229,9 @@ def tally_of(samples: RequestSamples, store: Store, *, tested: bool) -> Ensemble
 
 
 def true_counts(store: Store, cases: EvaluationSplit) -> CounterfactualCounts | None:
-    """The true lesions of the test cases under every arm; None for a trial that is not simulated.
+    """Return the true lesions of the test cases under every arm; None without a simulation.
 
-    Raises StorageError where a simulated trial lacks a file.
+    Raise StorageError where a simulated trial lacks a file.
     """
     bids, arms = Path(store.table.bids), store.spec.arms
     if not has_ground_truth(bids):

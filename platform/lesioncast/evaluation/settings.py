@@ -1,4 +1,4 @@
-"""What the forecast and the evaluation may be told by config."""
+"""Settings of the evaluation."""
 
 from dataclasses import dataclass
 
@@ -7,29 +7,31 @@ from lesioncast.forecasting.settings import require_at_least
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """The evaluation on the test split: `samples` draws a case on its own arm.
+    """Settings of the evaluation on the test split."""
 
-    `subjects` of its cases are tested (0: all of them), `counterfactual_subjects` are drawn under
-    every arm. `validation_subjects` of the validation split (all of them when none is said) are
-    drawn too, on their own arms, and calibrate the forecast; 0 leaves that out. `covariates` are
-    columns of participants.tsv, known by w048, that one more regression sees beside the image
-    scalars. `bootstrap` resamples give the 95 % intervals; the Monte Carlo baseline is the mean of
-    `monte_carlo_runs` (paper, table 3). `batch_size`, `workers` and `gpus_per_worker` as in
-    `ForecastSettings`.
-    """
-
+    #: Samples a case under each arm.
     samples: int = 16
+    #: Test cases to evaluate, evenly over the split; 0 is all of them.
     subjects: int = 0
+    #: Test cases to sample under every arm.
     counterfactual_subjects: int = 60
+    #: Validation cases that calibrate the forecast; None is all of them, 0 leaves calibration out.
     validation_subjects: int | None = None
+    #: Columns of participants.tsv, known by w048, for one more regression baseline.
     covariates: tuple[str, ...] = ()
+    #: Bootstrap resamples of the cases behind each 95 % interval.
     bootstrap: int = 1000
+    #: Runs of the random Monte Carlo baseline, whose scores are averaged (paper, table 3).
     monte_carlo_runs: int = 100
+    #: Samples that a worker draws together.
     batch_size: int = 32
+    #: Ray workers that measure and sample cases.
     workers: int = 2
+    #: GPUs a worker reserves; 0 samples on the CPU.
     gpus_per_worker: float = 0.0
 
     def __post_init__(self) -> None:
+        """Raise ConfigError where a field is out of range."""
         require_at_least(2, samples=self.samples)
         require_at_least(100, bootstrap=self.bootstrap)
         require_at_least(1, monte_carlo_runs=self.monte_carlo_runs, batch_size=self.batch_size)

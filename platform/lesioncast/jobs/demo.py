@@ -16,6 +16,7 @@ from lesioncast.cluster.connection import configure_logging, job_parser, ray_clu
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.reporting.files import FIGURE, METRICS, REPORT
+from lesioncast.evaluation.reporting.json_io import read_report
 from lesioncast.evaluation.reporting.summary_page import (
     evaluation_section,
     forecast_section,
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_summary(config: Config) -> list[tuple[str, Path]]:
     """The one-page summary; returns the figure, the report and the page by name."""
     paths = config.paths
-    evaluation = json.loads((paths.evaluation / METRICS).read_text())
+    evaluation = read_report(paths.evaluation / METRICS)
     subject = subject_with_most_lesions(paths.forecasts)
     figure = figure_path(paths.forecasts, subject["subject"])
     sections = [
@@ -84,7 +85,7 @@ def write_summary(config: Config) -> list[tuple[str, Path]]:
             figure=relative_path(figure, page_folder=paths.root),
         ),
     ]
-    notices = [*evaluation["notices"], *subject["notices"]]
+    notices = [*evaluation.disclaimers, *subject["notices"]]
     summary = paths.root / "summary.md"
     atomic_write(
         summary, render_page(f"lesioncast: {config.name}", sections, notices=notices).encode()

@@ -1,36 +1,64 @@
-"""Who is in the cohort: the paper's table 1, of each split."""
+"""Baseline characteristics of each split (paper, table 1)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.features.outcomes import OutcomeTable
+from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount
 
-Record = dict[str, Any]
 Bools = npt.NDArray[np.bool_]
 TOTAL = "total"
 
 
-def baseline_characteristics(splits: Mapping[str, OutcomeTable], arms: Sequence[str]) -> Record:
-    """Cases, mean count and share active at w048 and w096 by split and arm, lesions as drawn.
+@dataclass(frozen=True)
+class BySession:
+    """A figure of the sessions w048 and w096; None where no case shows it."""
 
-    w048 is measured against w000 and w096 against w048. Null where no case shows it.
+    w048: float | None
+    w096: float | None
+
+
+@dataclass(frozen=True)
+class BaselineCharacteristics:
+    """Cases of one arm, their mean count of new lesions, and the share of them that is active.
+
+    The lesions of w048 are new since w000, those of w096 since w048.
     """
+
+    cases: CaseCount
+    mean_count: BySession
+    active_share: BySession
+
+
+BaselineTable = Mapping[str, ByGroup[BaselineCharacteristics]]
+"""Split -> arm, or `TOTAL` -> characteristics."""
+
+
+def baseline_characteristics(
+    splits: Mapping[str, OutcomeTable], arms: Sequence[str]
+) -> BaselineTable:
+    """Return the characteristics of every split that has cases, lesions counted as drawn."""
     return {name: _split(cases, arms) for name, cases in splits.items() if len(cases.case)}
 
 
-def _split(cases: OutcomeTable, arms: Sequence[str]) -> Record:
-    rows = {name: _row(cases, cases.arm == place) for place, name in enumerate(arms)}
+def _split(cases: OutcomeTable, arms: Sequence[str]) -> dict[str, BaselineCharacteristics]:
+    rows = {name: _row(cases, cases.arm == index) for index, name in enumerate(arms)}
     return rows | {TOTAL: _row(cases, np.ones(len(cases.arm), bool))}
 
 
-def _row(cases: OutcomeTable, member: Bools) -> Record:
-    earlier = cases.earlier[member]
-    at = {"w048": earlier[~np.isnan(earlier)], "w096": cases.plain[member]}
-    return {
-        "cases": int(member.sum()),
-        "count": {week: float(n.mean()) if len(n) else None for week, n in at.items()},
-        "activity": {week: float((n > 0).mean()) if len(n) else None for week, n in at.items()},
-    }
+def _row(cases: OutcomeTable, member: Bools) -> BaselineCharacteristics:
+    w048 = cases.earlier[member]
+    w048, w096 = w048[~np.isnan(w048)], cases.plain[member]
+    return BaselineCharacteristics(
+        cases=int(member.sum()),
+        mean_count=BySession(
+            float(w048.mean()) if len(w048) else None, float(w096.mean()) if len(w096) else None
+        ),
+        active_share=BySession(
+            float((w048 > 0).mean()) if len(w048) else None,
+            float((w096 > 0).mean()) if len(w096) else None,
+        ),
+    )

@@ -1,8 +1,7 @@
-"""Calibration as plain numbers: of every probability, and of intervals fitted on validation."""
+"""Calibration: of every method's probability, and of count intervals fitted on validation cases."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +9,6 @@ import numpy.typing as npt
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.calibration import (
-    PARTS,
     PlattScaling,
     brier_decomposition,
     fit_platt_scaling,
@@ -22,128 +20,216 @@ from lesioncast.evaluation.metrics.conformal import (
     nonconformity_scores,
     prediction_intervals,
 )
+from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate, PositiveCount
 from lesioncast.evaluation.metrics.scores import Bootstrap, estimate, estimate_mean
 from lesioncast.forecasting.ensemble import wilson_interval
 
 Floats = npt.NDArray[np.float64]
-Record = dict[str, Any]
 
 LEVELS = (0.8, 0.9)
 REPORTED_LEVEL = 0.9  # the level that cases.csv lists
-BINS = 8
+RELIABILITY_BINS = 8
+
+
+@dataclass(frozen=True)
+class ReliabilityPoint:
+    """One bin of a reliability curve: mean forecast, share active, 95 % Wilson interval of it."""
+
+    mean_probability: float
+    active_share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ProbabilityCalibration:
+    """The Brier score of P(active), its parts (Murphy 1973), and the reliability curve."""
+
+    brier: Estimate
+    reliability: Estimate
+    resolution: Estimate
+    uncertainty: Estimate
+    curve: tuple[ReliabilityPoint, ...]
+
+
+@dataclass(frozen=True)
+class ValidationCases:
+    """How many validation cases the calibration was fitted on, and how many of them are active."""
+
+    cases: CaseCount
+    positives: PositiveCount
+
+
+@dataclass(frozen=True)
+class ArmCoverage:
+    """The share of an arm's counts that lie in their intervals, with its 95 % Wilson interval.
+
+    `mean_width` is in lesions; None where an interval has no upper end.
+    """
+
+    cases: CaseCount
+    coverage: float
+    low: float
+    high: float
+    mean_width: float | None
+
+
+@dataclass(frozen=True)
+class IntervalCoverage:
+    """How often the conformal count intervals of one nominal `level` hold on the test cases.
+
+    `quantile` is the `rank`-th smallest nonconformity score of the validation cases. It is None
+    where these are too few for the level, and so is `mean_width`, in lesions. 95 % of the coverages
+    lie in `coverage_range` for calibration and test sets of these sizes.
+    """
+
+    level: float
+    rank: int
+    quantile: float | None
+    coverage: Estimate
+    coverage_range: tuple[float, float]
+    mean_width: float | None
+    arms: ByGroup[ArmCoverage]
+
+    @property
+    def group(self) -> str:
+        """Return the nominal level as a label."""
+        return f"{self.level:.0%}"
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What the validation cases taught, and how the intervals hold on the test cases.
+
+    `platt_scaling` is None where the validation cases lack a class.
+    """
+
+    validation: ValidationCases
+    platt_scaling: PlattScaling | None
+    count_intervals: tuple[IntervalCoverage, ...]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the validation cases teach: `thresholds` of count intervals, a curve for P(active).
+    """The calibration fitted on validation cases: count intervals, and a curve for P(active).
 
-    `activity` is None where the validation cases lack a class.
+    `quantiles` has one entry for each of `LEVELS`. `platt_scaling` is None where the validation
+    cases lack a class.
     """
 
     cases: int
     positives: int
-    thresholds: tuple[ConformalQuantile, ...]
-    activity: PlattScaling | None
+    quantiles: tuple[ConformalQuantile, ...]
+    platt_scaling: PlattScaling | None
 
     def intervals(self, sampled: Floats) -> tuple[Floats, Floats]:
-        """(lowest, highest) count at the level SHOWN of ensembles [n, k]."""
-        shown = next(each for each in self.thresholds if each.level == REPORTED_LEVEL)
-        return prediction_intervals(sampled, shown.score)
+        """Return (lowest, highest) count at `REPORTED_LEVEL` for the ensembles `sampled` [n, k]."""
+        reported = next(each for each in self.quantiles if each.level == REPORTED_LEVEL)
+        return prediction_intervals(sampled, reported.score)
 
 
 def calibrate(validation: EvaluationCases, sampled: Floats, log_odds: Floats) -> Calibration:
-    """Learns from validation cases, the lesions of their samples `sampled` [n, k] and the
-    `log_odds` [n] of their P(active), and from nothing else."""
+    """Fit the calibration on validation cases alone.
+
+    `sampled` [n, k] are the lesion counts of their samples, `log_odds` [n] those of P(active).
+    """
     scores = nonconformity_scores(validation.count, sampled)
     return Calibration(
         cases=len(scores),
         positives=int(validation.active.sum()),
-        thresholds=tuple(conformal_quantile(scores, level) for level in LEVELS),
-        activity=fit_platt_scaling(validation.active, log_odds),
+        quantiles=tuple(conformal_quantile(scores, level) for level in LEVELS),
+        platt_scaling=fit_platt_scaling(validation.active, log_odds),
     )
 
 
-def probability_record(
+def probability_calibration(
     cases: EvaluationCases, methods: Sequence[MethodPredictions], *, bootstrap: Bootstrap
-) -> Record:
-    """Brier score of P(active) in its parts and the reliability curve, pooled, for every method
-    that is not random."""
+) -> dict[str, ProbabilityCalibration]:
+    """Return the calibration of P(active) over all cases, by the key of each method.
+
+    Methods without P(active) and random methods, which have several runs, are left out.
+    """
     weights = bootstrap.weights(len(cases.arm))
-    scored = [m for m in methods if m.scores is not None and len(m.scores) == 1]
-    return {method.key: _probability(cases, method, weights) for method in scored}
-
-
-def _probability(cases: EvaluationCases, method: MethodPredictions, weights: Floats) -> Record:
-    assert method.scores is not None
-    chance = method.scores[0]
-    here = brier_decomposition(cases.active, chance, np.ones((1, len(chance))))[0]
-    drawn = brier_decomposition(cases.active, chance, weights)
-    rows = reliability_curve(cases.active, chance, bins=BINS)
     return {
-        "brier": estimate_mean((chance - cases.active) ** 2, weights).as_dict(),
-        **{
-            part: estimate(float(here[i]), lambda _, i=i: drawn[:, i], weights).as_dict()  # type: ignore[misc]
-            for i, part in enumerate(PARTS)
-        },
-        "curve": [dict(zip(("mean", "share", "low", "high"), row, strict=True)) for row in rows],
+        method.key: _probability(cases, method.scores[0], weights)
+        for method in methods
+        if method.scores is not None and len(method.scores) == 1
     }
 
 
-def calibration_record(
-    learned: Calibration,
+def _probability(
+    cases: EvaluationCases, probability: Floats, weights: Floats
+) -> ProbabilityCalibration:
+    parts = brier_decomposition(cases.active, probability, np.ones((1, len(probability))))[0]
+    resampled = brier_decomposition(cases.active, probability, weights)
+
+    def part(index: int) -> Estimate:
+        return estimate(float(parts[index]), lambda _: resampled[:, index], weights)
+
+    curve = reliability_curve(cases.active, probability, bins=RELIABILITY_BINS)
+    return ProbabilityCalibration(
+        brier=estimate_mean((probability - cases.active) ** 2, weights),
+        reliability=part(0),
+        resolution=part(1),
+        uncertainty=part(2),
+        curve=tuple(ReliabilityPoint(*point) for point in curve),
+    )
+
+
+def calibration_report(
+    calibration: Calibration,
     cases: EvaluationCases,
     sampled: Floats,
     *,
     arms: Sequence[str],
     bootstrap: Bootstrap,
-) -> Record:
-    """What was learned, and how often the intervals of the test ensembles [n, k] hold."""
-    return {
-        "validation": {"cases": learned.cases, "positives": learned.positives},
-        "activity": None if learned.activity is None else asdict(learned.activity),
-        "counts": [
-            _coverage(each, cases, sampled, arms=arms, bootstrap=bootstrap)
-            for each in learned.thresholds
-        ],
-    }
+) -> CalibrationReport:
+    """Report the fitted calibration and its coverage on the test ensembles `sampled` [n, k]."""
+    return CalibrationReport(
+        validation=ValidationCases(calibration.cases, calibration.positives),
+        platt_scaling=calibration.platt_scaling,
+        count_intervals=tuple(
+            _coverage(quantile, cases, sampled, arms=arms, bootstrap=bootstrap)
+            for quantile in calibration.quantiles
+        ),
+    )
 
 
 def _coverage(
-    learned: ConformalQuantile,
+    quantile: ConformalQuantile,
     cases: EvaluationCases,
     sampled: Floats,
     *,
     arms: Sequence[str],
     bootstrap: Bootstrap,
-) -> Record:
-    """`likely` is where 95 % of coverages lie for calibration and test sets of these sizes."""
-    low, high = prediction_intervals(sampled, learned.score)
-    holds = (low <= cases.count) & (cases.count <= high)
-    finite = bool(np.isfinite(learned.score))
-    weights = bootstrap.weights(len(holds))
-    return {
-        "level": learned.level,
-        "rank": learned.rank,
-        "score": learned.score if finite else None,
-        "coverage": estimate_mean(holds.astype(np.float64), weights).as_dict(),
-        "likely": list(learned.coverage_range(len(holds))),
-        "mean_width": float(np.mean(high - low)) if finite else None,
-        "arms": {
-            name: _of_arm(holds[cases.arm == place], (high - low)[cases.arm == place])
-            for place, name in enumerate(arms)
-            if (cases.arm == place).any()
+) -> IntervalCoverage:
+    low, high = prediction_intervals(sampled, quantile.score)
+    covered = (low <= cases.count) & (cases.count <= high)
+    finite = bool(np.isfinite(quantile.score))
+    weights = bootstrap.weights(len(covered))
+    return IntervalCoverage(
+        level=quantile.level,
+        rank=quantile.rank,
+        quantile=quantile.score if finite else None,
+        coverage=estimate_mean(covered.astype(np.float64), weights),
+        coverage_range=quantile.coverage_range(len(covered)),
+        mean_width=float(np.mean(high - low)) if finite else None,
+        arms={
+            name: _arm_coverage(covered[cases.arm == index], (high - low)[cases.arm == index])
+            for index, name in enumerate(arms)
+            if (cases.arm == index).any()
         },
-    }
+    )
 
 
-def _of_arm(holds: npt.NDArray[np.bool_], width: Floats) -> Record:
-    share = float(holds.mean())
-    low, high = wilson_interval(share, len(holds))
-    mean = float(width.mean())
-    return {
-        "cases": len(holds),
-        "coverage": share,
-        "low": low,
-        "high": high,
-        "mean_width": mean if np.isfinite(mean) else None,
-    }
+def _arm_coverage(covered: npt.NDArray[np.bool_], width: Floats) -> ArmCoverage:
+    share = float(covered.mean())
+    low, high = wilson_interval(share, len(covered))
+    mean_width = float(width.mean())
+    return ArmCoverage(
+        cases=len(covered),
+        coverage=share,
+        low=low,
+        high=high,
+        mean_width=mean_width if np.isfinite(mean_width) else None,
+    )

@@ -1,10 +1,10 @@
-"""All figures of one evaluation as plain numbers: what scores.json holds.
+"""Performance of the forecast and its baselines: who becomes active, and how many lesions.
 
-A group is `pooled` or an arm. Every estimate is {value, low, high, defined}; null is undefined.
+A group is `POOLED`, all cases together, or an arm.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,19 @@ from lesioncast.evaluation.baselines.methods import (
 )
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics import scores
-from lesioncast.evaluation.metrics.names import AP, AUC, LOG_MSE
+from lesioncast.evaluation.metrics.estimate import (
+    ByGroup,
+    ByMethod,
+    CaseCount,
+    Estimate,
+    PositiveCount,
+)
+from lesioncast.evaluation.metrics.names import (
+    AUC,
+    AUC_WITHIN_ARM,
+    AVERAGE_PRECISION,
+    LOG_MSE,
+)
 from lesioncast.evaluation.metrics.scores import (
     Bootstrap,
     estimate,
@@ -28,156 +40,228 @@ from lesioncast.evaluation.metrics.scores import (
     estimate_mean,
     estimate_of,
 )
-from lesioncast.forecasting.ensemble import stratified_error
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Record = dict[str, Any]
 
 POOLED = "pooled"
-AUC_WITHIN_ARM = "auc_within"
-BIAS = "bias"  # of the count: mean forecast minus observed
-POINT = {AP: scores.average_precision, AUC: scores.roc_auc}
-RESAMPLED = {AP: scores.resampled_ap, AUC: scores.resampled_auc}
+
+
+@dataclass(frozen=True)
+class ActivityScores:
+    """Scores of one method's P(active) in one group.
+
+    `auc_within_arm` counts pairs of cases on the same arm only. It is given for the pooled cases
+    and for methods that are not random, and is None elsewhere.
+    """
+
+    average_precision: Estimate
+    auc: Estimate
+    brier: Estimate
+    mean_probability: float
+    auc_within_arm: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class ActivityGroup:
+    """Scores of activity in one group of cases; the positives are active."""
+
+    cases: CaseCount
+    positives: PositiveCount
+    methods: ByMethod[ActivityScores]
+
+
+@dataclass(frozen=True)
+class CountScores:
+    """Scores of one method's lesion count in one group.
+
+    `bias` is the mean forecast minus the mean observed count. `crps` is None for methods without a
+    distribution of counts.
+    """
+
+    log_mse: Estimate
+    mean_count: float
+    bias: Estimate
+    crps: Estimate | None
+
+
+@dataclass(frozen=True)
+class CountGroup:
+    """Scores of the lesion count in one group of cases."""
+
+    cases: CaseCount
+    observed_mean: float
+    methods: ByMethod[CountScores]
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """One metric of `method` minus that of `minus_method`, on the same cases and resamples."""
+
+    metric: str
+    method: str
+    minus_method: str
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """Performance under one way of counting lesions."""
+
+    activity: ByGroup[ActivityGroup]
+    count: ByGroup[CountGroup]
+    differences: tuple[PairedDifference, ...]
 
 
 def groups(cases: EvaluationCases, arms: Sequence[str]) -> Iterator[tuple[str, Bools]]:
-    """(name, member [n]) of the pooled cases and of each arm that has any."""
+    """Yield (name, member [n]) of the pooled cases and of each arm that has any."""
     yield POOLED, np.ones(len(cases.arm), bool)
     for index, name in enumerate(arms):
         if (member := cases.arm == index).any():
             yield name, member
 
 
-def activity_record(
+def activity_by_group(
     cases: EvaluationCases,
     methods: Sequence[MethodPredictions],
     *,
     arms: Sequence[str],
     bootstrap: Bootstrap,
-) -> Record:
-    """AP, AUC and Brier score of every method that scores activity, in every group."""
-    record: Record = {}
+) -> dict[str, ActivityGroup]:
+    """Score every method that forecasts activity, in every group."""
+    by_group = {}
     for name, member in groups(cases, arms):
         weights = bootstrap.weights(int(member.sum()))
         active = cases.active[member]
-        record[name] = {
-            "cases": len(active),
-            "positives": int(active.sum()),
-            "methods": {
-                method.key: _activity_scores(active, method.scores[:, member], weights)
+        by_group[name] = ActivityGroup(
+            cases=len(active),
+            positives=int(active.sum()),
+            methods={
+                method.key: _activity_scores(
+                    active,
+                    method.scores[:, member],
+                    weights,
+                    # Within one arm this would be the AUC again.
+                    arm=cases.arm if name == POOLED else None,
+                )
                 for method in methods
                 if method.scores is not None
             },
-        }
-        if name == POOLED:
-            _add_within(record[name]["methods"], cases, methods, weights)
-    return record
+        )
+    return by_group
 
 
-def _activity_scores(active: Bools, scores: Floats, weights: Floats) -> Record:
-    record: Record = {
-        metric: estimate(
-            _run_mean([POINT[metric](active, score) for score in scores]),
-            _over_runs(RESAMPLED[metric], active, scores),
-            weights,
-        ).as_dict()
-        for metric in POINT
-    }
-    squared = np.mean((scores - active) ** 2, axis=0)
-    record["brier"] = estimate_mean(squared, weights).as_dict()
-    record["mean"] = float(scores.mean())
-    return record
+def _activity_scores(
+    active: Bools, runs: Floats, weights: Floats, *, arm: npt.NDArray[np.int64] | None
+) -> ActivityScores:
+    """Score P(active) of `runs` [run, n]; `arm` [n] is given where pairs within arms count."""
+
+    def mean_over_runs(
+        point: Callable[[Bools, Floats], float | None],
+        resampled: Callable[[Bools, Floats, Floats], Floats],
+    ) -> Estimate:
+        value = _run_mean([point(active, run) for run in runs])
+        return estimate(value, _over_runs(resampled, active, runs), weights)
+
+    return ActivityScores(
+        average_precision=mean_over_runs(scores.average_precision, scores.resampled_ap),
+        auc=mean_over_runs(scores.roc_auc, scores.resampled_auc),
+        brier=estimate_mean(np.mean((runs - active) ** 2, axis=0), weights),
+        mean_probability=float(runs.mean()),
+        auc_within_arm=None
+        if arm is None or len(runs) > 1
+        else estimate_of(_within_arm(active, runs[0], arm), weights),
+    )
 
 
 def _run_mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def _over_runs(
     score: Callable[[Bools, Floats, Floats], Floats], active: Bools, runs: Floats
 ) -> scores.Resampled:
-    """The score's mean over the runs of a random method, in every resample."""
+    """Return the mean score over the runs of a random method, as a function of the resamples."""
     return lambda weights: np.mean([score(active, run, weights) for run in runs], axis=0)
 
 
-def _add_within(
-    record: Record, cases: EvaluationCases, methods: Sequence[MethodPredictions], weights: Floats
-) -> None:
-    """AUC over pairs of the same arm: chance for whoever knows nothing but the arm."""
-    for method in methods:
-        if method.scores is None or len(method.scores) > 1:
-            continue
-        within = _within(cases, method.scores[0])
-        record[method.key][AUC_WITHIN_ARM] = estimate_of(within, weights).as_dict()
+def _within_arm(active: Bools, score: Floats, arm: npt.NDArray[np.int64]) -> scores.Resampled:
+    """Return the AUC over pairs on the same arm: 0.5 for a method that knows the arm alone."""
+    return lambda weights: scores.resampled_auc_within(active, score, arm, weights)
 
 
-def _within(cases: EvaluationCases, score: Floats) -> scores.Resampled:
-    return lambda weights: scores.resampled_auc_within(cases.active, score, cases.arm, weights)
-
-
-def count_record(
+def counts_by_group(
     cases: EvaluationCases,
     methods: Sequence[MethodPredictions],
     *,
     arms: Sequence[str],
     bootstrap: Bootstrap,
-) -> Record:
-    """Log-count MSE, CRPS, mean count and its error of every method that counts, in every group."""
-    record: Record = {}
+) -> dict[str, CountGroup]:
+    """Score every method that forecasts a lesion count, in every group."""
+    by_group = {}
     for name, member in groups(cases, arms):
         weights = bootstrap.weights(int(member.sum()))
-        true = cases.count[member]
-        record[name] = {
-            "cases": len(true),
-            "true_mean": float(true.mean()),
-            "methods": {
-                method.key: _count_scores(true, method, member, weights)
+        observed = cases.count[member]
+        by_group[name] = CountGroup(
+            cases=len(observed),
+            observed_mean=float(observed.mean()),
+            methods={
+                method.key: _count_scores(observed, method, member, weights)
                 for method in methods
                 if method.counts is not None
             },
-        }
-    return record
+        )
+    return by_group
 
 
 def _count_scores(
-    true: Floats, method: MethodPredictions, member: Bools, weights: Floats
-) -> Record:
+    observed: Floats, method: MethodPredictions, member: Bools, weights: Floats
+) -> CountScores:
     assert method.counts is not None
     counts = method.counts[member]
-    errors = scores.log_count_errors(true, counts)
-    record: Record = {
-        LOG_MSE: estimate_mean(errors, weights).as_dict(),
-        "mean": float(counts.mean()),
-        BIAS: estimate_mean(counts - true, weights).as_dict(),
-    }
-    if method.crps is not None:
-        record["crps"] = estimate_mean(method.crps[member], weights).as_dict()
-    return record
+    errors = scores.log_count_errors(observed, counts)
+    return CountScores(
+        log_mse=estimate_mean(errors, weights),
+        mean_count=float(counts.mean()),
+        bias=estimate_mean(counts - observed, weights),
+        crps=None if method.crps is None else estimate_mean(method.crps[member], weights),
+    )
 
 
-def difference_record(
+def paired_differences(
     cases: EvaluationCases, methods: Sequence[MethodPredictions], *, bootstrap: Bootstrap
-) -> list[Record]:
-    """Pooled paired differences: forecast minus each baseline, and what covariates add to one.
+) -> tuple[PairedDifference, ...]:
+    """Return the forecast minus each baseline over all cases, and what covariates add to one.
 
-    The regression predicts a log count, so the forecast's mean of log counts stands beside it too.
+    The regression predicts a log count, so the forecast's mean of log counts is compared with it
+    too.
     """
     weights = bootstrap.weights(len(cases.arm))
     pairs = [(ENSEMBLE, ARM_RATE), (ENSEMBLE, REGRESSION), (LOG_MEAN, REGRESSION)]
     if any(method.key == COVARIATES for method in methods):
         pairs += [(ENSEMBLE, COVARIATES), (COVARIATES, REGRESSION)]
     rows = []
-    for of, minus in pairs:
-        scored, against = (_pooled(cases, by_key(methods, key)) for key in (of, minus))
-        for metric, resampled in scored.items():
-            gap = estimate_difference(resampled, against[metric], weights)
-            rows.append({"metric": metric, "of": of, "minus": minus, **gap.as_dict()})
-    return rows
+    for key, minus_key in pairs:
+        resampled, minus_resampled = (
+            _resampled_metrics(cases, by_key(methods, name)) for name in (key, minus_key)
+        )
+        rows += [
+            PairedDifference(
+                metric,
+                key,
+                minus_key,
+                estimate_difference(score, minus_resampled[metric], weights),
+            )
+            for metric, score in resampled.items()
+        ]
+    return tuple(rows)
 
 
-def _pooled(cases: EvaluationCases, method: MethodPredictions) -> dict[str, scores.Resampled]:
+def _resampled_metrics(
+    cases: EvaluationCases, method: MethodPredictions
+) -> Mapping[str, scores.Resampled]:
+    """Return every metric that `method` has over all cases, as a function of the resamples."""
     assert method.counts is not None
     errors = scores.log_count_errors(cases.count, method.counts)
     of_count = {LOG_MSE: lambda weights: scores.resampled_mean(errors, weights)}
@@ -185,71 +269,22 @@ def _pooled(cases: EvaluationCases, method: MethodPredictions) -> dict[str, scor
         return of_count
     return {
         AUC: _over_runs(scores.resampled_auc, cases.active, method.scores),
-        AP: _over_runs(scores.resampled_ap, cases.active, method.scores),
-        AUC_WITHIN_ARM: _within(cases, method.scores[0]),
+        AVERAGE_PRECISION: _over_runs(scores.resampled_ap, cases.active, method.scores),
+        AUC_WITHIN_ARM: _within_arm(cases.active, method.scores[0], cases.arm),
         **of_count,
     }
 
 
-def variant_record(
+def variant_report(
     cases: EvaluationCases,
     methods: Sequence[MethodPredictions],
     *,
     arms: Sequence[str],
     bootstrap: Bootstrap,
-) -> Record:
-    """One way of counting, scored in full."""
-    return {
-        "activity": activity_record(cases, methods, arms=arms, bootstrap=bootstrap),
-        "count": count_record(cases, methods, arms=arms, bootstrap=bootstrap),
-        "differences": difference_record(cases, methods, bootstrap=bootstrap),
-    }
-
-
-def activity_by_forced_arm(
-    chance: Floats,
-    *,
-    arms: Sequence[str],
-    train_rate: Floats,
-    bootstrap: Bootstrap,
-    sampled: Floats | None = None,
-    true: Floats | None = None,
-) -> Record:
-    """Mean P(active) of the same cases forced onto every arm.
-
-    `chance` [arm, n] is stated, or else the share of k samples whose lesions are `sampled`
-    [arm, n, k], on the same seeds for all arms of a case and on others for each case; `train_rate`
-    [arm] is what was observed of the patients who received the arm; `true` [arm, n] are the lesions
-    that a simulated patient would have had, where that is known. Intervals are over cases, whose
-    draws differ, so they hold the Monte Carlo error too: `mc_error` is that share of it.
-    `minus_previous` is paired, against the arm before; `rising` names the arms that stand above the
-    one before by more than chance.
-    """
-    weights = bootstrap.weights(chance.shape[1])
-    record: Record = {
-        "cases": chance.shape[1],
-        "samples": None if sampled is None else sampled.shape[2],
-        "arms": {},
-    }
-    for index, name in enumerate(arms):
-        observed = float(train_rate[index])
-        record["arms"][name] = {
-            "p_active": estimate_mean(chance[index], weights).as_dict(),
-            "minus_previous": estimate_mean(chance[index] - chance[index - 1], weights).as_dict()
-            if index
-            else None,
-            "mc_error": None
-            if sampled is None
-            else stratified_error((sampled[index] > 0).astype(np.float64)),
-            "train_rate": None if np.isnan(observed) else observed,
-            "true_rate": None if true is None else float((true[index] > 0).mean()),
-        }
-    rates = [row["p_active"]["value"] for row in record["arms"].values()]
-    record["falling"] = all(first > last for first, last in zip(rates, rates[1:], strict=False))
-    record["rising"] = [
-        name
-        for name, row in record["arms"].items()
-        if row["minus_previous"] and (row["minus_previous"]["low"] or 0) > 0
-    ]
-    record["first_minus_last"] = estimate_mean(chance[0] - chance[-1], weights).as_dict()
-    return record
+) -> VariantReport:
+    """Score one way of counting lesions in full."""
+    return VariantReport(
+        activity=activity_by_group(cases, methods, arms=arms, bootstrap=bootstrap),
+        count=counts_by_group(cases, methods, arms=arms, bootstrap=bootstrap),
+        differences=paired_differences(cases, methods, bootstrap=bootstrap),
+    )

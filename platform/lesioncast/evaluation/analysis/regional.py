@@ -1,8 +1,7 @@
-"""Whether the right region is forecast: the paper's table 2."""
+"""Scores of the forecast by brain region (paper, table 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,42 +9,83 @@ import numpy.typing as npt
 from lesioncast.evaluation.baselines.baselines import fit_regression_baseline, monte_carlo
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
-from lesioncast.evaluation.metrics.scores import Bootstrap, Resampled, estimate_of
+from lesioncast.evaluation.metrics.estimate import (
+    ByGroup,
+    ByMethod,
+    CaseCount,
+    Estimate,
+    PositiveCount,
+)
+from lesioncast.evaluation.metrics.scores import Bootstrap, estimate_of
 from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Record = dict[str, Any]
 
-BA, PRECISION, RECALL, F1 = "balanced_accuracy", "precision", "recall", "f1"
-SCORES = (BA, PRECISION, RECALL, F1)
+
+@dataclass(frozen=True)
+class RegionalScores:
+    """Scores of one method in one region."""
+
+    balanced_accuracy: Estimate
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+
+
+@dataclass(frozen=True)
+class RegionReport:
+    """Scores of every method in one region; a case is positive with a lesion voxel in it."""
+
+    positives: PositiveCount
+    methods: ByMethod[RegionalScores]
+
+
+@dataclass(frozen=True)
+class RegionalReport:
+    """Scores by region, and the label of each method."""
+
+    cases: CaseCount
+    methods: Mapping[str, str]
+    regions: ByGroup[RegionReport]
+
+
+@dataclass(frozen=True)
+class ResampledScores:
+    """The fields of `RegionalScores` in every resample, each [b]."""
+
+    balanced_accuracy: Floats
+    precision: Floats
+    recall: Floats
+    f1: Floats
 
 
 @dataclass(frozen=True)
 class RegionalPrediction:
-    """What one method says of each case, `present` [run, n]; its scores are means over runs."""
+    """The regions that one method forecasts, `present` [run, n]; scores are means over runs."""
 
     key: str
     label: str
     present: Bools
 
 
-def binary_scores(true: Bools, present: Bools, weights: Floats) -> dict[str, Floats]:
-    """`SCORES` of the answers `present` [run, n] in every resample, each [b].
+def binary_scores(true: Bools, present: Bools, weights: Floats) -> ResampledScores:
+    """Score the predictions `present` [run, n] of `true` [n] in every resample.
 
-    NaN where a class, or any positive answer, is missing; runs without an answer are left out.
+    A score is NaN where a class or any positive prediction is missing. Runs without a score are
+    left out of the mean.
     """
-    said = present.T.astype(np.float64)
-    hit, alarm = ((weights * side) @ said for side in (true, ~true))  # [b, run]
+    predicted = present.T.astype(np.float64)
+    hit, alarm = ((weights * side) @ predicted for side in (true, ~true))  # [b, run]
     positives, negatives = ((weights * side).sum(axis=1)[:, None] for side in (true, ~true))
     recall = _share(hit, positives)
     specificity = _share(negatives - alarm, negatives)
-    return {
-        BA: _over_runs((recall + specificity) / 2),
-        PRECISION: _over_runs(_share(hit, hit + alarm)),
-        RECALL: _over_runs(recall),
-        F1: _over_runs(_share(2 * hit, hit + alarm + positives)),
-    }
+    return ResampledScores(
+        balanced_accuracy=_over_runs((recall + specificity) / 2),
+        precision=_over_runs(_share(hit, hit + alarm)),
+        recall=_over_runs(recall),
+        f1=_over_runs(_share(2 * hit, hit + alarm + positives)),
+    )
 
 
 def _share(part: Floats, whole: Floats) -> Floats:
@@ -56,47 +96,50 @@ def _share(part: Floats, whole: Floats) -> Floats:
 
 
 def _over_runs(values: Floats) -> Floats:
-    known = ~np.isnan(values)
-    return _share(np.where(known, values, 0).sum(axis=1), known.sum(axis=1).astype(np.float64))
+    defined = ~np.isnan(values)
+    return _share(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
 
 
-def regional_record(
-    train: OutcomeTable,
-    test: OutcomeTable,
-    tallies: Sequence[EnsembleSummary],
-    *,
-    arms: int,
-    runs: int,
-    bootstrap: Bootstrap,
-) -> Record | None:
-    """Table 2 of the test cases, `tallies` [n]; None where no case has a parcellation.
+@dataclass(frozen=True)
+class RegionalInputs:
+    """Training and test cases, and the factual ensembles `summaries` [n] of the test cases."""
+
+    train: OutcomeTable
+    test: OutcomeTable
+    summaries: Sequence[EnsembleSummary]
+
+
+def regional_report(
+    inputs: RegionalInputs, *, arms: int, monte_carlo_runs: int, bootstrap: Bootstrap
+) -> RegionalReport | None:
+    """Return table 2 of the test cases; None where no case has a parcellation.
 
     A region is positive where any voxel of a lesion lies in it, in truth and forecast alike. The
     Monte Carlo baseline knows the region's share of the training cases, as in the paper.
     """
-    drawn = [None if each.spatial is None else each.spatial.regions for each in tallies]
-    known = np.array([each is not None for each in drawn]) & ~np.isnan(test.regions).any(axis=1)
-    if not known.any():
+    test = inputs.test
+    regions = [None if one.spatial is None else one.spatial.regions for one in inputs.summaries]
+    usable = np.array([one is not None for one in regions]) & ~np.isnan(test.regions).any(axis=1)
+    if not usable.any():
         return None
-    samples = np.stack([each for each in drawn if each is not None], axis=1)  # [k, m, region]
-    samples = samples[:, known[[each is not None for each in drawn]]]
-    weights = bootstrap.weights(int(known.sum()))
-    record: Record = {"cases": int(known.sum()), "methods": {}, "regions": {}}
-    for place, region in enumerate(REGIONS):
-        true = test.regions[known, place] == 1
-        answers = [
-            *_forecast(samples[:, :, place]),
-            *_baselines(train, test, known, place, arms=arms, runs=runs, seed=bootstrap.seed),
-        ]
-        record["methods"] |= {answer.key: answer.label for answer in answers}
-        record["regions"][region] = {
-            "positives": int(true.sum()),
-            "methods": {answer.key: _scores(true, answer.present, weights) for answer in answers},
-        }
-    return record
+    samples = np.stack([one for one in regions if one is not None], axis=1)  # [k, m, region]
+    samples = samples[:, usable[[one is not None for one in regions]]]
+    weights = bootstrap.weights(int(usable.sum()))
+    labels: dict[str, str] = {}
+    reports = {}
+    for index, region in enumerate(REGIONS):
+        true = test.regions[usable, index] == 1
+        baselines = _RegionalBaselines(inputs.train, index, arms, monte_carlo_runs, bootstrap.seed)
+        predictions = [*_forecasts(samples[:, :, index]), *baselines.predict(test, usable)]
+        labels |= {one.key: one.label for one in predictions}
+        reports[region] = RegionReport(
+            positives=int(true.sum()),
+            methods={one.key: _scores(true, one.present, weights) for one in predictions},
+        )
+    return RegionalReport(cases=int(usable.sum()), methods=labels, regions=reports)
 
 
-def _forecast(samples: Bools) -> list[RegionalPrediction]:
+def _forecasts(samples: Bools) -> list[RegionalPrediction]:
     share = samples.mean(axis=0)
     return [
         RegionalPrediction(
@@ -106,36 +149,49 @@ def _forecast(samples: Bools) -> list[RegionalPrediction]:
     ]
 
 
-def _baselines(
-    train: OutcomeTable,
-    test: OutcomeTable,
-    asked: Bools,
-    place: int,
-    *,
-    arms: int,
-    runs: int,
-    seed: int,
-) -> list[RegionalPrediction]:
-    known = ~np.isnan(train.regions[:, place])
-    if not known.any():
-        return []
-    seen = train.regions[known, place]
-    rate = np.full(int(asked.sum()), seen.mean())
-    model = fit_regression_baseline(train.scalars[known], train.arm[known], seen, arms=arms)
-    chance = model.probability(test.scalars[asked], test.arm[asked])
-    drawn = monte_carlo(rate, runs=runs, seed=seed) > 0
-    return [
-        RegionalPrediction(
-            "monte_carlo", f"Monte Carlo from the region's rate (mean of {runs} runs)", drawn
-        ),
-        RegionalPrediction(
-            "regression", "Logistic regression on image scalars, 0.5 or more", chance[None] >= 0.5
-        ),
-    ]
+@dataclass(frozen=True)
+class _RegionalBaselines:
+    """Baselines of the region at `index`, fitted on the training cases whose regions are known."""
+
+    train: OutcomeTable
+    index: int
+    arms: int
+    runs: int
+    seed: int
+
+    def predict(self, test: OutcomeTable, usable: Bools) -> list[RegionalPrediction]:
+        """Return the predictions for the `usable` [n] test cases; none without training cases."""
+        train = self.train
+        known = ~np.isnan(train.regions[:, self.index])
+        if not known.any():
+            return []
+        observed = train.regions[known, self.index]
+        rate = np.full(int(usable.sum()), observed.mean())
+        model = fit_regression_baseline(
+            train.scalars[known], train.arm[known], observed, arms=self.arms
+        )
+        probability = model.probability(test.scalars[usable], test.arm[usable])
+        return [
+            RegionalPrediction(
+                "monte_carlo",
+                f"Monte Carlo from the region's rate (mean of {self.runs} runs)",
+                monte_carlo(rate, runs=self.runs, seed=self.seed) > 0,
+            ),
+            RegionalPrediction(
+                "regression",
+                "Logistic regression on image scalars, 0.5 or more",
+                probability[None] >= 0.5,
+            ),
+        ]
 
 
-def _scores(true: Bools, present: Bools, weights: Floats) -> Record:
-    def resampled(name: str) -> Resampled:
-        return lambda weights: binary_scores(true, present, weights)[name]
+def _scores(true: Bools, present: Bools, weights: Floats) -> RegionalScores:
+    def score(of: Callable[[ResampledScores], Floats]) -> Estimate:
+        return estimate_of(lambda weights: of(binary_scores(true, present, weights)), weights)
 
-    return {name: estimate_of(resampled(name), weights).as_dict() for name in SCORES}
+    return RegionalScores(
+        balanced_accuracy=score(lambda scores: scores.balanced_accuracy),
+        precision=score(lambda scores: scores.precision),
+        recall=score(lambda scores: scores.recall),
+        f1=score(lambda scores: scores.f1),
+    )

@@ -1,8 +1,7 @@
-"""The forecast and its baselines on the test cases, for one way of counting lesions."""
+"""Score the forecast and its baselines on the test cases, for one way of counting lesions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,37 +14,81 @@ from lesioncast.evaluation.baselines.methods import (
     ensemble_methods,
     recalibrated_method,
 )
+from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.features.outcomes import EvaluationCases, OutcomeTable
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary, Tallies
+from lesioncast.evaluation.provenance import Provenance
 from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]
+CounterfactualCounts = Mapping[tuple[int, int], int]
+"""(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
 
-PLAIN = "plain"
-VARIANTS = {PLAIN: (False, False), "opened": (True, True), "opened_forecast": (True, False)}
-"""Name -> whether the opening is applied to the forecast, to the truth."""
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of counting lesions: whether forecast and truth pass the morphological opening."""
+
+    name: str
+    open_forecast: bool
+    open_truth: bool
+
+
+PLAIN = Variant("plain", open_forecast=False, open_truth=False)
+VARIANTS = (
+    PLAIN,
+    Variant("opened", open_forecast=True, open_truth=True),
+    Variant("opened_forecast", open_forecast=True, open_truth=False),
+)
 
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What an evaluation is of: names and digests that its record carries, the index of the arm
-    that effects are taken against, and the sessions by whose images arms are compared."""
+    """What an evaluation is about: names, digests and sentences that its report carries.
+
+    `spacing` (s, h, w) is in mm. `reference` is the index of the arm that effects are taken
+    against. Arms are compared from the images of `comparison_sessions`.
+    """
 
     arms: tuple[str, ...]
     spacing: tuple[float, float, float]
     bundle: str
     seed: int
-    notices: tuple[str, ...] = ()
+    disclaimers: tuple[str, ...] = ()
     reference: int = 0
-    compared: Sequence[str] = ()
-    warnings: Mapping[str, Any] | None = None
-    provenance: Mapping[str, Any] | None = None
+    comparison_sessions: Sequence[str] = ()
+    identifiability_warnings: IdentifiabilityWarnings | None = None
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """Measured outcomes and sampled ensembles: all that an evaluation computes from.
+
+    - `train` fits the baselines, `test` is scored, `validation` calibrates the forecast.
+    - `factual` holds the ensemble of every test and validation case under its factual arm.
+    - `counterfactual` holds that of every case in `counterfactual_cases` under every arm, from the
+      images of the comparison sessions. `factual` is read where it is None.
+    - `expected` gives, by case, the outcomes that the networks expect under each arm, from the same
+      images. It is empty for models that only sample.
+    - `ground_truth` is None for a trial that is not simulated.
+    """
+
+    train: OutcomeTable
+    test: OutcomeTable
+    factual: Tallies
+    counterfactual_cases: Sequence[int] = ()
+    counterfactual: Tallies | None = None
+    expected: Mapping[int, Sequence[ExpectedOutcomes]] = field(default_factory=dict)
+    ground_truth: CounterfactualCounts | None = None
+    validation: OutcomeTable | None = None
 
 
 @dataclass(frozen=True)
 class ScoredVariant:
-    """The test cases with the lesions of their samples [n, k], and what each method says of them.
+    """Test cases, the counts of their samples [n, k], and every method's predictions for them.
 
     `calibration` is None without validation cases.
     """
@@ -56,76 +99,80 @@ class ScoredVariant:
     calibration: Calibration | None
 
 
-def factual_summaries(cases: OutcomeTable, tallies: Tallies) -> list[EnsembleSummary]:
-    """The tally of each case under the arm that it received, [n]."""
-    return [tallies[key] for key in zip(cases.case, cases.arm.tolist(), strict=True)]
+def factual_summaries(cases: OutcomeTable, summaries: Tallies) -> list[EnsembleSummary]:
+    """Return the summary of each case under the arm that it received, [n]."""
+    return [summaries[key] for key in zip(cases.case, cases.arm.tolist(), strict=True)]
 
 
 def score_variant(
-    train: OutcomeTable,
-    test: OutcomeTable,
-    tallies: Tallies,
-    validation: OutcomeTable | None,
+    inputs: EvaluationInputs,
+    variant: Variant,
     *,
-    name: str,
     context: EvaluationContext,
     settings: EvaluationSettings,
 ) -> ScoredVariant:
-    """Every method in the variant called `name`."""
-    opening, opening_truth = VARIANTS[name]
-    known, asked = (outcomes.cases(opening=opening_truth) for outcomes in (train, test))
-    own = factual_summaries(test, tallies)
-    sampled = _sampled(own, opening=opening)
-    learned = None
-    if validation is not None:
-        others = factual_summaries(validation, tallies)
-        learned = calibrate(
-            validation.cases(opening=opening_truth),
-            _sampled(others, opening=opening),
-            _log_odds(others, opening=opening),
-        )
-    chance = np.array([tally.p_active(opening=opening) for tally in own])
-    log_lesions = np.array([tally.log_lesions(opening=opening) for tally in own])
+    """Let every method predict the test cases, with lesions counted as in `variant`."""
+    train, test = (table.cases(opening=variant.open_truth) for table in (inputs.train, inputs.test))
+    summaries = factual_summaries(inputs.test, inputs.factual)
+    opening = variant.open_forecast
+    sampled = _sampled(summaries, opening=opening)
+    calibration = _calibration(inputs, variant)
+    p_active = np.array([summary.p_active(opening=opening) for summary in summaries])
+    log_lesions = np.array([summary.log_lesions(opening=opening) for summary in summaries])
     methods = (
-        *ensemble_methods(sampled, chance, log_lesions, asked.count),
-        *_recalibrated(learned, _log_odds(own, opening=opening)),
+        *ensemble_methods(sampled, p_active, log_lesions, test.count),
+        *_recalibrated(calibration, _log_odds(summaries, opening=opening)),
         *baseline_methods(
-            known, asked, arms=context.arms, runs=settings.monte_carlo_runs, seed=context.seed
+            train, test, arms=context.arms, runs=settings.monte_carlo_runs, seed=context.seed
         ),
     )
-    return ScoredVariant(asked, sampled, methods, learned)
+    return ScoredVariant(test, sampled, methods, calibration)
 
 
-def _sampled(tallies: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
-    return np.array([tally.counts(opening=opening) for tally in tallies], np.float64)
+def _calibration(inputs: EvaluationInputs, variant: Variant) -> Calibration | None:
+    if inputs.validation is None:
+        return None
+    summaries = factual_summaries(inputs.validation, inputs.factual)
+    return calibrate(
+        inputs.validation.cases(opening=variant.open_truth),
+        _sampled(summaries, opening=variant.open_forecast),
+        _log_odds(summaries, opening=variant.open_forecast),
+    )
 
 
-def _log_odds(tallies: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
-    return np.array([tally.log_odds(opening=opening) for tally in tallies], np.float64)
+def _sampled(summaries: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
+    return np.array([summary.counts(opening=opening) for summary in summaries], np.float64)
 
 
-def _recalibrated(learned: Calibration | None, log_odds: Floats) -> tuple[MethodPredictions, ...]:
-    if learned is None or learned.activity is None:
+def _log_odds(summaries: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
+    return np.array([summary.log_odds(opening=opening) for summary in summaries], np.float64)
+
+
+def _recalibrated(
+    calibration: Calibration | None, log_odds: Floats
+) -> tuple[MethodPredictions, ...]:
+    if calibration is None or calibration.platt_scaling is None:
         return ()
-    return (recalibrated_method(learned.activity.probability(log_odds), learned.cases),)
+    probability = calibration.platt_scaling.probability(log_odds)
+    return (recalibrated_method(probability, calibration.cases),)
 
 
-def case_columns(plain: ScoredVariant, own: Sequence[EnsembleSummary]) -> dict[str, Floats]:
-    """Further numbers of each test case for cases.csv, [n] each, NaN where it has none."""
+def case_columns(plain: ScoredVariant, summaries: Sequence[EnsembleSummary]) -> dict[str, Floats]:
+    """Return further columns of cases.csv, [n] each, NaN where a case has no value."""
     columns: dict[str, Floats] = {}
     if plain.calibration is not None:
         columns["lesions_low_90"], columns["lesions_high_90"] = plain.calibration.intervals(
             plain.sampled
         )
-    found = [tally.spatial for tally in own]
-    columns["f1_sample"] = np.array([f1_of_samples(each) if each else np.nan for each in found])
-    columns["energy"] = np.array([each.energy if each else np.nan for each in found])
-    columns["diversity"] = np.array([each.diversity if each else np.nan for each in found])
-    for place, region in enumerate(REGIONS):
+    comparisons = [summary.spatial for summary in summaries]
+    columns["f1_sample"] = np.array([f1_of_samples(one) if one else np.nan for one in comparisons])
+    columns["energy"] = np.array([one.energy if one else np.nan for one in comparisons])
+    columns["diversity"] = np.array([one.diversity if one else np.nan for one in comparisons])
+    for index, region in enumerate(REGIONS):
         columns[f"p_{region}"] = np.array(
             [
-                np.nan if each is None or each.regions is None else each.regions[:, place].mean()
-                for each in found
+                np.nan if one is None or one.regions is None else one.regions[:, index].mean()
+                for one in comparisons
             ]
         )
     return columns

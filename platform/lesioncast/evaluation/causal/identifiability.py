@@ -4,21 +4,24 @@ No metric of an own-arm forecast can tell whether its answers under other arms a
 on who could have received what, and on arm and scanner not being one and the same.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lesioncast.evaluation.causal.leakage_probe import leakage_auc
-from lesioncast.evaluation.causal.positivity import overlap, positivity
+from lesioncast.evaluation.causal.positivity import overlap_by_arm, positivity
+from lesioncast.evaluation.causal.schema import (
+    IdentifiabilityWarnings,
+    LeakageProbe,
+    Positivity,
+)
 from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, INPUT_SESSIONS
 from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.scores import Bootstrap
 
 Floats = npt.NDArray[np.float64]
-Record = dict[str, Any]
 
 BASELINE_SESSIONS = INPUT_SESSIONS[:1]
 MIN_OVERLAP = 0.5  # of the others look like someone who received the arm: below, it is said so
@@ -32,7 +35,7 @@ def identifiability_warnings(
     arms: Sequence[str],
     sessions: Sequence[str],
     bootstrap: Bootstrap,
-) -> Record:
+) -> IdentifiabilityWarnings:
     """Leak probe, positivity and their sentences, on all cases of `outcomes` together.
 
     `trial` [n] in the order of those cases; `sessions` are what the model sees. The probes read
@@ -47,15 +50,13 @@ def identifiability_warnings(
         for seen in dict.fromkeys((BASELINE_SESSIONS, tuple(sessions)))
     ]
     probes += _within(features, arm, trial, bootstrap)
-    positive = positivity(arm, trial, arms=arms)
-    alike = overlap(features[:, _columns(BASELINE_SESSIONS)], arm, arms=arms, seed=bootstrap.seed)
-    for name, row in positive["arms"].items():
-        row["overlap"] = alike[name]
-    return {
-        "leak": probes,
-        "positivity": positive,
-        "sentences": warning_sentences(probes, positive),
-    }
+    alike = overlap_by_arm(
+        features[:, _columns(BASELINE_SESSIONS)], arm, arms=arms, seed=bootstrap.seed
+    )
+    positive = positivity(arm, trial, arms=arms, overlap=alike)
+    return IdentifiabilityWarnings(
+        tuple(probes), positive, tuple(warning_sentences(probes, positive))
+    )
 
 
 def _features(outcomes: OutcomeTable) -> Floats:
@@ -79,14 +80,14 @@ def _probe(
     seen: Sequence[str],
     bootstrap: Bootstrap,
     within: str | None = None,
-) -> Record:
-    found = leakage_auc(features[:, _columns(seen)], label, bootstrap)
-    return {"of": of, "within": within, "sessions": list(seen), **found}
+) -> LeakageProbe:
+    leakage = leakage_auc(features[:, _columns(seen)], label, bootstrap)
+    return LeakageProbe(of, within, tuple(seen), leakage)
 
 
 def _within(
     features: Floats, arm: Sequence[str], trial: Sequence[str | None], bootstrap: Bootstrap
-) -> list[Record]:
+) -> list[LeakageProbe]:
     """The arm from w000 in each trial that gave several: chance, where they were drawn by lot."""
     found = []
     for name in sorted({name for name in trial if name is not None}):
@@ -106,24 +107,24 @@ def _within(
     return found
 
 
-def warning_sentences(probes: Sequence[Record], positive: Mapping[str, Any]) -> list[str]:
+def warning_sentences(probes: Sequence[LeakageProbe], positive: Positivity) -> list[str]:
     """What a reader of any forecast must know, in plain words; the first is about contrasts."""
     return [
         *_contrast_words(positive),
-        *(words for probe in probes if probe["auc"] is not None for words in _leak_words(probe)),
+        *(words for probe in probes for words in _leak_words(probe)),
         *_overlap_words(positive),
     ]
 
 
-def _contrast_words(positive: Mapping[str, Any]) -> list[str]:
-    if not positive["trials"]:
+def _contrast_words(positive: Positivity) -> list[str]:
+    if not positive.cases_by_trial:
         return [
             "The data name no trial, so it is not known which arms patients were randomised "
             "between: no contrast between arms is known to be identified."
         ]
-    apart = [tuple(pair) for pair in positive["never_together"]]
-    given = [name for name, row in positive["arms"].items() if row["trials"]]
-    missing = [name for name, row in positive["arms"].items() if not row["cases"]]
+    apart = positive.pairs_without_common_trial
+    given = [name for name, row in positive.arms.items() if row.trials]
+    missing = [name for name, row in positive.arms.items() if not row.cases]
     words = []
     if missing:
         words.append(f"No patient received {join_words(missing)}: nothing is known of it here.")
@@ -157,40 +158,40 @@ def _apart(
         left -= {frozenset((one, other)) for one in alike for other in others}
 
 
-def _with_trial(positive: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [f"{name} in {join_words(positive['arms'][name]['trials'])}" for name in names]
+def _with_trial(positive: Positivity, names: Sequence[str]) -> list[str]:
+    return [f"{name} in {join_words(positive.arms[name].trials)}" for name in names]
 
 
-def _leak_words(probe: Mapping[str, Any]) -> list[str]:
-    auc = probe["auc"]
-    if auc["low"] is None:
+def _leak_words(probe: LeakageProbe) -> list[str]:
+    auc = None if probe.leakage.auc is None else probe.leakage.auc.with_interval
+    if auc is None:
         return []
-    weeks = " and ".join(str(int(session[1:])) for session in probe["sessions"])
-    source = f"the images of week{'s' if len(probe['sessions']) > 1 else ''} {weeks}"
-    figure = f"AUC {auc['value']:.2f}, {auc['low']:.2f} to {auc['high']:.2f}; 0.5 is chance"
-    where = f" within {probe['within']}" if probe["within"] else ""
-    if auc["low"] <= 0.5:
+    weeks = " and ".join(str(int(session[1:])) for session in probe.sessions)
+    source = f"the images of week{'s' if len(probe.sessions) > 1 else ''} {weeks}"
+    figure = f"AUC {auc.value:.2f}, {auc.low:.2f} to {auc.high:.2f}; 0.5 is chance"
+    where = f" within {probe.within_trial}" if probe.within_trial else ""
+    if auc.low <= 0.5:
         return [
-            f"A simple classifier does not tell the {probe['of']}{where} from {source} ({figure}); "
-            "finer traces than it reads may exist."
+            f"A simple classifier does not tell the {probe.target}{where} from {source} "
+            f"({figure}); finer traces than it reads may exist."
         ]
-    return [f"The {probe['of']}{where} can be told from {source} ({figure}){_consequence(probe)}."]
+    return [f"The {probe.target}{where} can be told from {source} ({figure}){_consequence(probe)}."]
 
 
-def _consequence(probe: Mapping[str, Any]) -> str:
-    if probe["within"]:
+def _consequence(probe: LeakageProbe) -> str:
+    if probe.within_trial:
         return ": the arms were not alike at the start, or the probe is mistaken"
-    if tuple(probe["sessions"]) != BASELINE_SESSIONS:
+    if probe.sessions != BASELINE_SESSIONS:
         return ", by enrolment and scanner or by what treatment did until then"
     return ", so a model may take a scanner or a trial's patients for a treatment"
 
 
-def _overlap_words(positive: Mapping[str, Any]) -> list[str]:
-    rows = positive["arms"].items()
+def _overlap_words(positive: Positivity) -> list[str]:
+    rows = positive.arms.items()
     few = [
-        f"{name} ({row['overlap']:.0%} of the others)"
+        f"{name} ({row.overlap:.0%} of the others)"
         for name, row in rows
-        if row["overlap"] is not None and row["overlap"] < MIN_OVERLAP
+        if row.overlap is not None and row.overlap < MIN_OVERLAP
     ]
     if not few:
         return []

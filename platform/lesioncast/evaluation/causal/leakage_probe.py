@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lesioncast.evaluation.causal.schema import LeakageAuc
 from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.metrics.scores import (
     Bootstrap,
@@ -22,7 +22,6 @@ from lesioncast.evaluation.metrics.scores import (
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Record = dict[str, Any]
 
 FOLDS = 5
 MIN_CASES_PER_CLASS = 2 * FOLDS  # cases of a class: fewer say nothing on either side of a fold
@@ -55,17 +54,16 @@ def cross_validated_probabilities(
     return np.asarray(chance, np.float64), fold
 
 
-def leakage_auc(features: Floats, label: Sequence[str | None], bootstrap: Bootstrap) -> Record:
+def leakage_auc(features: Floats, label: Sequence[str | None], bootstrap: Bootstrap) -> LeakageAuc:
     """How well `label` [n] is told from `features` [n, feature]: the mean one-against-rest AUC.
 
     0.5 is chance, 1 is certainty. Pairs are of one fold, where one and the same classifier gave
-    the scores; the interval is over cases, `SHARED` times as wide. Labels of fewer than `LEAST`
-    cases are left out and named. `auc` is None where fewer than two are left.
+    the scores; the interval is over cases, `CV_STD_INFLATION` times as wide. Labels of fewer than
+    `MIN_CASES_PER_CLASS` cases are left out and named. `auc` is None where fewer than two are left.
     """
     names, kept, left_out = _enough(label)
-    record: Record = {"classes": names, "cases": len(kept), "left_out": left_out}
     if len(names) < 2:
-        return record | {"auc": None, "by_class": {}}
+        return LeakageAuc(tuple(names), len(kept), tuple(left_out), auc=None, auc_by_class={})
     kept = kept[np.arange(min(MAX_CASES, len(kept))) * len(kept) // min(MAX_CASES, len(kept))]
     index = np.array([names.index(str(label[row])) for row in kept], np.int64)
     chance, fold = cross_validated_probabilities(features[kept], index, seed=bootstrap.seed)
@@ -83,8 +81,8 @@ def leakage_auc(features: Floats, label: Sequence[str | None], bootstrap: Bootst
         name: point_estimate(partial(one_against_rest, which), len(kept))
         for which, name in enumerate(names)
     }
-    auc = _inflate_interval(estimate(value, mean, weights)).as_dict()
-    return record | {"cases": len(kept), "auc": auc, "by_class": by_class}
+    auc = _inflate_interval(estimate(value, mean, weights))
+    return LeakageAuc(tuple(names), len(kept), tuple(left_out), auc, by_class)
 
 
 def _inflate_interval(auc: Estimate) -> Estimate:

@@ -1,8 +1,7 @@
 """Who could have received which arm: trials and arms counted, and what never met in one trial."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,58 +10,63 @@ from lesioncast.evaluation.causal.leakage_probe import (
     MIN_CASES_PER_CLASS,
     cross_validated_probabilities,
 )
+from lesioncast.evaluation.causal.schema import ArmPositivity, Positivity
 
 Floats = npt.NDArray[np.float64]
-Record = dict[str, Any]
 
 SUPPORT_QUANTILE = (
     0.05  # the share of an arm's own patients below whose propensities is outside its support
 )
 
 
-def positivity(arm: Sequence[str], trial: Sequence[str | None], *, arms: Sequence[str]) -> Record:
+def positivity(
+    arm: Sequence[str],
+    trial: Sequence[str | None],
+    *,
+    arms: Sequence[str],
+    overlap: Mapping[str, float | None] | None = None,
+) -> Positivity:
     """Cases by trial and arm, which arms a trial offered, and the pairs of arms that share none.
 
     `arm` and `trial` [n] are what each case received and took part in; a trial that is not named
-    counts for nothing. `offered` is the share of all cases whose trial gave the arm;
-    `overlap` is for whoever has images (the function of that name).
+    counts for nothing. `overlap` is what `overlap_by_arm` returns; None without images.
     """
     table = {
         name: {each: _count(arm, trial, each, name) for each in arms}
         for name in sorted({name for name in trial if name is not None})
     }
     gave = {each: [name for name, row in table.items() if row[each]] for each in arms}
-    return {
-        "cases": len(arm),
-        "without_trial": sum(name is None for name in trial),
-        "trials": table,
-        "arms": {
-            each: {
-                "cases": sum(name == each for name in arm),
-                "trials": gave[each],
-                "overlap": None,
-                "offered": _share(name in gave[each] for name in trial) if table else None,
-            }
+    return Positivity(
+        cases=len(arm),
+        cases_without_trial=sum(name is None for name in trial),
+        cases_by_trial=table,
+        arms={
+            each: ArmPositivity(
+                cases=sum(name == each for name in arm),
+                trials=tuple(gave[each]),
+                overlap=None if overlap is None else overlap[each],
+                offered_share=_share(name in gave[each] for name in trial) if table else None,
+            )
             for each in arms
         },
-        "never_together": [
-            [first, second]
+        pairs_without_common_trial=tuple(
+            (first, second)
             for first, second in combinations([each for each in arms if gave[each]], 2)
             if not set(gave[first]) & set(gave[second])
-        ],
-    }
+        ),
+    )
 
 
 def _count(arm: Sequence[str], trial: Sequence[str | None], which: str, where: str) -> int:
     return sum(pair == (which, where) for pair in zip(arm, trial, strict=True))
 
 
-def _share(members: Any) -> float | None:
+def _share(members: Iterable[bool]) -> float | None:
     flags = list(members)
     return float(np.mean(flags)) if flags else None
 
 
-def overlap(
+def overlap_by_arm(
     features: Floats, arm: Sequence[str], *, arms: Sequence[str], seed: int
 ) -> dict[str, float | None]:
     """By arm, the share of those who did not receive it that look like someone who did.

@@ -1,40 +1,37 @@
-"""What an evaluation adds to a bundle: EVALUATION.md for people, evaluation.json for forecasts.
+"""The evaluation that lies beside a bundle's weights: EVALUATION.md and evaluation.json.
 
-The manifest lists neither, on purpose: a bundle's digest names its weights, and an evaluation,
-which can be made again on other data, must not rename the forecasts that came from them. Instead
-both files name the bundle that they are about, and whoever reads them compares.
+People read EVALUATION.md; forecasts take their warnings from evaluation.json. The manifest lists
+neither file. A bundle's digest names its weights, and a new evaluation must not rename the
+forecasts made from them. Instead both files name their bundle, and readers compare.
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from lesioncast.bundle.evaluation_card import CARD, EVALUATION, SCHEMA
+from lesioncast.bundle.evaluation_card import CARD, EvaluationCard, write_evaluation_card
 from lesioncast.errors import EvaluationCardError
+from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.reporting.findings import findings
 from storage.atomic import atomic_write
 
-Record = Mapping[str, Any]
 
+def write_card(bundle: Path, report: EvaluationReport) -> None:
+    """Put the evaluation beside the weights of the bundle folder, replacing an older one.
 
-def write_card(bundle: Path, record: Record) -> None:
-    """Put the evaluation `record` beside the weights of the bundle folder, replacing an older.
-
-    Raises EvaluationCardError where the folder cannot be written to.
+    Raise EvaluationCardError where the folder cannot be written to.
     """
-    content = {
-        "schema": SCHEMA,
-        "bundle": record["bundle"],
-        "provenance": record["provenance"],
-        "cases": record["cases"],
-        "findings": {each.title: each.text for each in findings(record)},
-        "warnings": record["warnings"],
-    }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    made = report.provenance
+    card = EvaluationCard(
+        bundle=report.bundle,
+        test_cases=report.cases.test,
+        date=None if made is None else made.date,
+        code=None if made is None else made.code,
+        store=None if made is None else made.store,
+        findings={finding.title: finding.text for finding in findings(report)},
+        identifiability_warnings=report.warning_sentences,
+    )
     try:
-        atomic_write(bundle / EVALUATION, text.encode())
-        atomic_write(bundle / CARD, card_text(record).encode())
+        write_evaluation_card(bundle, card)
+        atomic_write(bundle / CARD, card_text(report).encode())
     except OSError as error:
         raise EvaluationCardError(
             f"{bundle}: expected a bundle's folder to put the evaluation in, got {error.strerror}; "
@@ -43,20 +40,22 @@ def write_card(bundle: Path, record: Record) -> None:
         ) from error
 
 
-def card_text(record: Record) -> str:
-    """EVALUATION.md."""
-    made = record["provenance"] or {}
-    sentences = (record["warnings"] or {"sentences": []})["sentences"]
+def card_text(report: EvaluationReport) -> str:
+    """Return the content of EVALUATION.md."""
+    made = report.provenance
+    origin = (
+        "data, code and date not recorded"
+        if made is None
+        else f"data `{made.store}`, {made.code}, {made.date}"
+    )
     parts = [
         "# How this bundle was evaluated",
-        *record["notices"],
-        f"{record['cases']['test']} test cases, {record['samples']} samples a case; bundle "
-        f"`{record['bundle']}`, data `{made.get('store', 'not recorded')}`, "
-        f"{made.get('code', 'code not recorded')}, {made.get('date', 'date not recorded')}. "
-        "Brackets: 95 % intervals over patients.",
-        *(f"## {each.title}\n\n{each.text}" for each in findings(record)),
+        *report.disclaimers,
+        f"{report.cases.test} test cases, {report.samples} samples a case; bundle "
+        f"`{report.bundle}`, {origin}. Brackets: 95 % intervals over patients.",
+        *(f"## {finding.title}\n\n{finding.text}" for finding in findings(report)),
         "## What the data cannot show of treatments",
-        "\n".join(f"- {sentence}" for sentence in sentences),
+        "\n".join(f"- {sentence}" for sentence in report.warning_sentences),
         "Forecasts from this bundle carry these sentences. The manifest does not list this file: "
         "it may be replaced without another digest for the weights.",
     ]

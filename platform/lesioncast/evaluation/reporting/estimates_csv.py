@@ -1,10 +1,18 @@
-"""Every estimate of an evaluation as one row of a tidy table."""
+"""Every estimate of a report as one row of a tidy table.
+
+The table follows from the types of the report: the walk below visits the fields of each dataclass,
+and the annotations of `metrics.estimate` say which column a key or a field fills.
+"""
 
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from lesioncast.evaluation.analysis.performance import PairedDifference
+from lesioncast.evaluation.analysis.schema import EvaluationReport
+from lesioncast.evaluation.metrics.estimate import Column, Estimate, GroupedRow
 
 COLUMNS = (
     "section", "group", "metric", "method", "value", "low", "high", "n", "positives",
@@ -13,7 +21,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class _RecordPath:
-    """Where in the record an estimate was met."""
+    """Where in the report an estimate stands."""
 
     section: tuple[str, ...] = ()
     group: str = ""
@@ -21,69 +29,81 @@ class _RecordPath:
     cases: int | None = None
     positives: int | None = None
 
+    def below(self, name: str) -> "_RecordPath":
+        """Return the path of the field or key called `name`."""
+        return replace(self, section=(*self.section, name))
 
-def estimates_csv(record: Mapping[str, Any]) -> str:
-    """estimates.csv: whatever in the record has a value and an interval, wherever it stands.
 
-    A cell is empty where it does not apply or is undefined. `section` is the path in metrics.json.
+def estimates_csv(report: EvaluationReport) -> str:
+    """Return estimates.csv: one row for each estimate of the report.
+
+    `section` is the path of the estimate's record in metrics.json, without groups and methods. A
+    cell is empty where it does not apply or is undefined.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_rows(record, _RecordPath(), name=""))
+    writer.writerows(_rows_of_record(report, _RecordPath()))
     return text.getvalue()
 
 
-def _rows(part: Any, place: _RecordPath, *, name: str) -> Iterator[list[str]]:
-    if isinstance(part, Mapping) and {"value", "low", "high"} <= set(part):
-        yield _row(part, place, metric=name)
-    elif isinstance(part, Mapping):
-        here = _sized(part, place)
-        for key, child in part.items():
-            yield from _rows(child, _below(here, name, key), name=str(key))
-    elif isinstance(part, Sequence) and not isinstance(part, str):
-        for child in part:
-            yield from _rows(child, _of_probe(child, place), name=name)
+def _rows_of_record(record: Any, path: _RecordPath) -> Iterator[list[str]]:
+    """Yield the rows of a dataclass, field by field."""
+    if isinstance(record, PairedDifference):
+        method = f"{record.method} minus {record.minus_method}"
+        yield _row(record.difference, replace(path, method=method), metric=record.metric)
+        return
+    columns = _columns(type(record))
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if columns[field.name] is Column.CASES:
+            path = replace(path, cases=value)
+        elif columns[field.name] is Column.POSITIVES:
+            path = replace(path, positives=value)
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Estimate):
+            yield _row(value, path, metric=field.name)
+        else:
+            yield from _rows(value, path.below(field.name), columns[field.name])
 
 
-def _below(place: _RecordPath, parent: str, key: str) -> _RecordPath:
-    """The place of a child called `key` of what is called `parent`."""
-    if parent == "methods":
-        return replace(place, method=key)
-    if key == "methods" and place.section:
-        return replace(place, section=place.section[:-1], group=place.section[-1])
-    if parent == "arms" and place.section:
-        return replace(place, group=key)
-    return place if key in ("methods", "arms") else replace(place, section=(*place.section, key))
+def _rows(value: Any, path: _RecordPath, column: Column | None) -> Iterator[list[str]]:
+    """Yield the rows of a field's value; the keys of a mapping fill `column`."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            if column is Column.GROUP:
+                yield from _rows(child, replace(path, group=key), None)
+            elif column is Column.METHOD:
+                yield from _rows(child, replace(path, method=key), None)
+            else:
+                yield from _rows(child, path.below(key), None)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for child in value:
+            group = child.group if isinstance(child, GroupedRow) else path.group
+            yield from _rows(child, replace(path, group=group), None)
+    elif is_dataclass(value):
+        yield from _rows_of_record(value, path)
 
 
-def _of_probe(part: Any, place: _RecordPath) -> _RecordPath:
-    """The entries of the leak probe are told apart by what was told from which images."""
-    if not (isinstance(part, Mapping) and "sessions" in part):
-        return place
-    within = f" within {part['within']}" if part["within"] else ""
-    return replace(place, group=f"{part['of']}{within} from {'+'.join(part['sessions'])}")
+def _columns(kind: type) -> dict[str, Column | None]:
+    """Return the column that each field of a dataclass fills, None where it fills none."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: _column(hint) for name, hint in hints.items()}
 
 
-def _sized(part: Mapping[str, Any], place: _RecordPath) -> _RecordPath:
-    cases, positives = part.get("cases"), part.get("positives")
-    return replace(
-        place,
-        cases=cases if isinstance(cases, int) else place.cases,
-        positives=positives if isinstance(positives, int) else place.positives,
-    )
+def _column(hint: Any) -> Column | None:
+    if get_origin(hint) is not Annotated:
+        return None
+    return next((mark for mark in get_args(hint)[1:] if isinstance(mark, Column)), None)
 
 
-def _row(estimate: Mapping[str, Any], place: _RecordPath, *, metric: str) -> list[str]:
-    method = place.method
-    if "minus" in estimate:
-        metric, method = estimate["metric"], f"{estimate['of']} minus {estimate['minus']}"
-    section = place.section[:-1] if place.section[-1:] == (metric,) else place.section
-    values = (estimate["value"], estimate["low"], estimate["high"], place.cases, place.positives)
+def _row(estimate: Estimate, path: _RecordPath, *, metric: str) -> list[str]:
+    numbers = (estimate.value, estimate.low, estimate.high, path.cases, path.positives)
     return [
-        ".".join(section),
-        place.group,
+        ".".join(path.section),
+        path.group,
         metric,
-        method,
-        *("" if value is None else str(value) for value in values),
+        path.method,
+        *("" if number is None else str(number) for number in numbers),
     ]

@@ -1,4 +1,4 @@
-"""A few test subjects beside their outcome: chosen by rule, drawn again, shown slice by slice."""
+"""Example test subjects: chosen by rule, sampled again, shown beside their outcome in slices."""
 
 import io
 from collections.abc import Sequence
@@ -42,20 +42,20 @@ PANEL_INCHES = 2.6
 
 @dataclass(frozen=True)
 class ChosenCase:
-    """A row of the assessed cases, and the rule that chose it."""
+    """A row of the test cases, and the rule that chose it."""
 
     row: int
-    why: str
+    rule: str
 
 
 def choose_examples(
     count: npt.NDArray[np.float64], probability: npt.NDArray[np.float64]
 ) -> list[ChosenCase]:
-    """Rows of the cases to show, from observed lesions [n] and P(active) [n]; the first on a tie.
+    """Choose the cases to show, from observed lesions [n] and P(active) [n]; the first on a tie.
 
-    Three by the outcome alone, whatever the forecast said, and then the two gravest errors.
+    Three are chosen by the outcome alone, whatever the forecast, and two by the largest errors.
     """
-    active, quiet = np.flatnonzero(count > 0), np.flatnonzero(count == 0)
+    active, inactive = np.flatnonzero(count > 0), np.flatnonzero(count == 0)
     rules = []
     if len(active):
         order = active[np.argsort(-count[active], kind="stable")]
@@ -64,54 +64,55 @@ def choose_examples(
             (order[0], "the most new lesions of all"),
             (order[len(order) // 2], "the median number of new lesions among those with any"),
         ]
-    if len(quiet):
-        rules.append((quiet[0], "the first in the store without new lesions"))
+    if len(inactive):
+        rules.append((inactive[0], "the first in the store without new lesions"))
     if len(active):
-        rules.append((missed, "new lesions where the forecast was lowest: its gravest miss"))
-    if len(quiet):
-        alarm = quiet[np.argmax(probability[quiet])]
-        rules.append((alarm, "no new lesions where the forecast was highest: its worst alarm"))
+        rules.append((missed, "new lesions where the forecast was lowest: the largest miss"))
+    if len(inactive):
+        alarm = inactive[np.argmax(probability[inactive])]
+        rules.append((alarm, "no new lesions where the forecast was highest: the worst alarm"))
     chosen: dict[int, str] = {}
-    for row, why in rules:
-        chosen[int(row)] = f"{chosen[int(row)]}; {why}" if int(row) in chosen else why
-    return [ChosenCase(row, why) for row, why in chosen.items()]
+    for row, rule in rules:
+        chosen[int(row)] = f"{chosen[int(row)]}; {rule}" if int(row) in chosen else rule
+    return [ChosenCase(row, rule) for row, rule in chosen.items()]
 
 
-def gallery(
+def example_cases(
     store: Store,
     test: Sequence[Case],
     bundle: Path,
-    assessment: EvaluationResult,
+    result: EvaluationResult,
     *,
     settings: EvaluationSettings,
-    seed: int,
 ) -> list[ExampleCase]:
-    """The chosen test cases under their own arm, drawn once more on Ray: the same seeds, so the
-    samples that were scored."""
-    scores = by_key(assessment.methods, ENSEMBLE).scores
+    """Return the chosen test cases under their factual arm, sampled once more on Ray.
+
+    The seeds are those of the evaluation, so the samples are the ones that were scored.
+    """
+    scores = by_key(result.methods, ENSEMBLE).scores
     assert scores is not None
-    chosen = choose_examples(assessment.cases.count, scores[0])
-    cases = [test[each.row] for each in chosen]
+    chosen = choose_examples(result.cases.count, scores[0])
+    cases = [test[one.row] for one in chosen]
     requests = [EnsembleRequest(case.index, case.arm_index) for case in cases]
-    seeds = seeds_of(cases, seed=seed, samples=settings.samples)
+    seeds = seeds_of(cases, seed=result.report.seed, samples=settings.samples)
     batches = plan_batches(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(
         build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
     )
-    drawn = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
+    sampled = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     return [
-        example_case(store, case, ensemble, chance=scores[0][each.row], why=each.why)
-        for case, ensemble, each in zip(
-            cases, ensembles(requests, seeds, drawn), chosen, strict=True
+        example_case(store, case, ensemble, p_active=scores[0][one.row], rule=one.rule)
+        for case, ensemble, one in zip(
+            cases, ensembles(requests, seeds, sampled), chosen, strict=True
         )
     ]
 
 
 def example_case(
-    store: Store, case: Case, ensemble: Ensemble, *, chance: float, why: str
+    store: Store, case: Case, ensemble: Ensemble, *, p_active: float, rule: str
 ) -> ExampleCase:
-    """One subject: what was forecast and observed, in words and in slices of the store's slab."""
+    """Return one subject's forecast and outcome, in words and in slices of the store's slab."""
     arrays = store.read(case.index)
     last = SESSIONS.index("w096")
     assert case.present[last, CHANNELS.index("net2")]
@@ -125,47 +126,57 @@ def example_case(
         heights=affine[2, 3] + affine[2, 2] * np.arange(observed.shape[0]),
     )
     words = (
-        f"Received {case.arm}. Forecast: {chance:.0%} chance of new lesions, "
+        f"Received {case.arm}. Forecast: {p_active:.0%} probability of new lesions, "
         f"{ensemble.plain.mean():.1f} expected, from {len(ensemble.seeds)} samples."
     )
-    return ExampleCase(case.subject, why, words, tuple(_pictures(view, case)))
+    return ExampleCase(case.subject, rule, words, tuple(_pictures(view, case)))
 
 
 def _pictures(view: View, case: Case) -> list[Picture]:
-    """The slice with most observed lesion and that with most forecast probability."""
+    """Show the slice with most observed lesion and the slice with most forecast probability."""
     assert view.observed is not None
     volume = view.observed.sum(axis=(1, 2))
     forecast = choose_slices(view, 1)[0]
-    shown = [forecast] if not volume.any() else [int(np.argmax(volume)), forecast]
-    return [_picture(view, index, case) for index in dict.fromkeys(shown)]
+    indices = [forecast] if not volume.any() else [int(np.argmax(volume)), forecast]
+    return [_picture(view, index, case) for index in dict.fromkeys(indices)]
 
 
 def _picture(view: View, index: int, case: Case) -> Picture:
     assert view.observed is not None
     (probability,) = view.probability.values()
-    seen, highest = int(view.observed[index].sum()), float(probability[index].max())
+    lesion_voxels, highest = int(view.observed[index].sum()), float(probability[index].max())
     height = f"z {view.heights[index]:+.0f} mm"
+    observed = (
+        f"{lesion_voxels} voxels of observed new lesion outlined."
+        if lesion_voxels
+        else "no observed lesion."
+    )
+    outline = (
+        ", observed new lesions outlined." if lesion_voxels else ". No new lesion observed here."
+    )
     return Picture(
         png=_png(view, index, probability),
         alt=(
             f"{case.subject}, axial slice at {height}: FLAIR at week 48, and the same with the "
-            f"forecast in colour, at most {highest:.0%} of the samples at one place, and "
-            + (f"{seen} voxels of observed new lesion outlined." if seen else "no observed lesion.")
+            f"forecast in colour, at most {highest:.0%} of the samples at one voxel, and {observed}"
         ),
         caption=(
             f"{height}. Left: FLAIR at week 48. Right: forecast in colour (highest {highest:.0%})"
-            + (", observed new lesions outlined." if seen else "; nothing new observed here.")
+            f"{outline}"
         ),
     )
 
 
 def _png(view: View, index: int, probability: npt.NDArray[np.float32]) -> bytes:
+    """Draw FLAIR alone and FLAIR with the forecast, side by side."""
     window_hw = crop(view, [index])
-    tall, wide = (
+    height_mm, width_mm = (
         (part.stop - part.start) * size
         for part, size in zip(window_hw, view.spacing[1:], strict=True)
     )
-    figure = Figure(figsize=(2 * PANEL_INCHES, PANEL_INCHES * tall / wide), facecolor=BACKGROUND)
+    figure = Figure(
+        figsize=(2 * PANEL_INCHES, PANEL_INCHES * height_mm / width_mm), facecolor=BACKGROUND
+    )
     grid = figure.add_gridspec(1, 2, left=0, right=1, top=1, bottom=0, wspace=0.01)
     flair = to_radiological(view.flair[index][window_hw], view.spacing, order=3)
     scale = Normalize(0, max(LEAST_SCALE, float(probability.max())))

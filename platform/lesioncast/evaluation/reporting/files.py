@@ -1,9 +1,10 @@
-"""An assessment as files: metrics.json, tables.md, estimates.csv, cases.csv, evaluation.png and
-report.html."""
+"""An evaluation as files.
+
+metrics.json, tables.md, estimates.csv, cases.csv, evaluation.png and report.html.
+"""
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.evaluate import EvaluationResult
 from lesioncast.evaluation.reporting.estimates_csv import estimates_csv
-from lesioncast.evaluation.reporting.figures import evaluation_figure, panels, save
+from lesioncast.evaluation.reporting.figures import evaluation_figure, panels, png_bytes
 from lesioncast.evaluation.reporting.html import ExampleCase, render_html
+from lesioncast.evaluation.reporting.json_io import report_to_json
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from storage.atomic import atomic_write
 
@@ -21,64 +23,75 @@ ESTIMATES, CASES, FIGURE = "estimates.csv", "cases.csv", "evaluation.png"
 
 
 def write_evaluation(
-    assessment: EvaluationResult,
+    result: EvaluationResult,
     folder: Path,
     *,
-    forced: Sequence[int],
-    case: Sequence[int],
-    sights: Sequence[ExampleCase] = (),
+    counterfactual_cases: Sequence[int],
+    test_cases: Sequence[int],
+    examples: Sequence[ExampleCase] = (),
 ) -> None:
-    """Write the six files into `folder`; `case` are the indices of the assessed rows, `sights` the
-    subjects that the report shows."""
-    record = json.dumps(assessment.record, indent=2, allow_nan=False) + "\n"
-    atomic_write(folder / METRICS, record.encode())
-    atomic_write(folder / ESTIMATES, estimates_csv(assessment.record).encode())
-    atomic_write(folder / TABLES, render_markdown(assessment.record).encode())
-    atomic_write(folder / CASES, cases_csv(assessment, forced=forced, case=case).encode())
-    save(
-        evaluation_figure(assessment.record, assessment.cases, assessment.methods),
-        folder / FIGURE,
-    )
-    plots = panels(assessment.record, assessment.cases, assessment.methods)
-    atomic_write(folder / REPORT, render_html(assessment.record, plots, sights).encode())
+    """Write the six files into `folder`.
+
+    `test_cases` are the store's indices of the rows of `result`, `counterfactual_cases` those of
+    the cases under every arm. The report shows the `examples`.
+    """
+    report = result.report
+    atomic_write(folder / METRICS, report_to_json(report).encode())
+    atomic_write(folder / ESTIMATES, estimates_csv(report).encode())
+    atomic_write(folder / TABLES, render_markdown(report).encode())
+    rows = cases_csv(result, counterfactual_cases=counterfactual_cases, test_cases=test_cases)
+    atomic_write(folder / CASES, rows.encode())
+    figure = evaluation_figure(report, result.cases, result.methods)
+    atomic_write(folder / FIGURE, png_bytes(figure))
+    plots = panels(report, result.cases, result.methods)
+    atomic_write(folder / REPORT, render_html(report, plots, examples).encode())
 
 
-def cases_csv(assessment: EvaluationResult, *, forced: Sequence[int], case: Sequence[int]) -> str:
-    """One row a test case: the outcome, what each method says, P(active) under forced arms."""
-    arms = assessment.record["arms"]
-    scoring = [method for method in assessment.methods if _single(method)]
-    counting = [method for method in assessment.methods if method.counts is not None]
+def cases_csv(
+    result: EvaluationResult, *, counterfactual_cases: Sequence[int], test_cases: Sequence[int]
+) -> str:
+    """Return a table with one row a test case.
+
+    A row holds the outcome, every method's prediction, and P(active) under the counterfactual arms.
+    """
+    arms = result.report.arms
+    scoring = [method for method in result.methods if _has_one_run(method)]
+    counting = [method for method in result.methods if method.counts is not None]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["participant_id", "arm", "lesions"]
         + [f"p_active_{method.key}" for method in scoring]
         + [f"lesions_{method.key}" for method in counting]
-        + list(assessment.columns)
+        + list(result.columns)
         + [f"p_active_if_{arm}" for arm in arms]
     )
-    cases = assessment.cases
-    for row, index in enumerate(case):
+    cases = result.cases
+    for row, index in enumerate(test_cases):
         scores = [f"{method.scores[0, row]:.4f}" for method in scoring if method.scores is not None]
         counts = [f"{method.counts[row]:.3f}" for method in counting if method.counts is not None]
         writer.writerow(
             [cases.subjects[row], arms[cases.arm[row]], f"{cases.count[row]:.0f}", *scores, *counts]
-            + [_cell(values[row]) for values in assessment.columns.values()]
-            + _forced_cells(assessment, forced, index)
+            + [_cell(values[row]) for values in result.columns.values()]
+            + _counterfactual_cells(result, counterfactual_cases, index)
         )
     return text.getvalue()
 
 
 def _cell(value: float) -> str:
-    """A number; blank where there is none."""
     return "" if isnan(value) else f"{value:.4g}"
 
 
-def _single(method: MethodPredictions) -> bool:
+def _has_one_run(method: MethodPredictions) -> bool:
+    """Return whether the method gives one P(active) a case; a random method gives several."""
     return method.scores is not None and len(method.scores) == 1
 
 
-def _forced_cells(assessment: EvaluationResult, forced: Sequence[int], index: int) -> list[str]:
-    if assessment.forced is None or index not in forced:
-        return ["" for _ in assessment.record["arms"]]
-    return [f"{chance:.4f}" for chance in assessment.forced[list(forced).index(index)]]
+def _counterfactual_cells(
+    result: EvaluationResult, counterfactual_cases: Sequence[int], index: int
+) -> list[str]:
+    """Return P(active) under each arm of the case at `index`, blank where it was not computed."""
+    if result.counterfactual_p_active is None or index not in counterfactual_cases:
+        return ["" for _ in result.report.arms]
+    row = list(counterfactual_cases).index(index)
+    return [f"{probability:.4f}" for probability in result.counterfactual_p_active[row]]

@@ -1,28 +1,30 @@
-"""The findings of an evaluation in plain words, each computed from the record.
+"""The findings of an evaluation in plain words, each computed from the report.
 
-No word is fixed beforehand: above, below or not told apart follows from the interval.
+No verdict is fixed beforehand: better, worse or not distinguishable follows from the interval.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from lesioncast.evaluation.analysis.performance import AUC_WITHIN_ARM, BIAS, POOLED
+from lesioncast.evaluation.analysis.activity_by_arm import ArmActivity
+from lesioncast.evaluation.analysis.performance import POOLED, VariantReport
+from lesioncast.evaluation.analysis.regional import RegionalReport
+from lesioncast.evaluation.analysis.schema import EvaluationReport
+from lesioncast.evaluation.analysis.scoring import PLAIN
 from lesioncast.evaluation.baselines.methods import ARM_RATE, ENSEMBLE, LOG_MEAN, REGRESSION
-from lesioncast.evaluation.metrics.names import AUC, LOG_MSE
+from lesioncast.evaluation.metrics.estimate import Estimate, EstimateWithInterval
+from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, LOG_MSE
 from lesioncast.evaluation.reporting.markdown.effects import describe_sessions
 from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity
 from lesioncast.evaluation.reporting.markdown.sections import REGION_NAMES
 from lesioncast.forecasting.ensemble import wilson_interval
 from lesioncast.markdown import format_estimate
 
-Record = Mapping[str, Any]
-
 HIGHER_IS_BETTER = {AUC: True, AUC_WITHIN_ARM: True, LOG_MSE: False}
-RIVALS = {
-    ARM_RATE: "what the treatment arm alone tells",
-    REGRESSION: "a regression on a few numbers read off the images",
+BASELINES = {
+    ARM_RATE: "the rate of the treatment arm",
+    REGRESSION: "a regression on a few numbers measured on the images",
 }
+NOT_PART = "Not part of this evaluation."
 
 
 @dataclass(frozen=True)
@@ -33,172 +35,177 @@ class Finding:
     text: str
 
 
-def findings(record: Record) -> tuple[Finding, ...]:
-    """Who becomes active, whether the probability holds, how many lesions, where, and under
-    treatments."""
-    variant = record["variants"]["plain"]
+def findings(report: EvaluationReport) -> tuple[Finding, ...]:
+    """Return the findings: who, how reliable, how many, where, and under other treatments."""
+    variant = report.variants[PLAIN.name]
     return (
         _who(variant),
         _calibration(variant),
         _count(variant),
-        _where(record),
-        _treatments(record),
+        _where(report),
+        _treatments(report),
     )
 
 
-def _who(variant: Record) -> Finding:
-    pooled = variant["activity"][POOLED]
-    auc = pooled["methods"][ENSEMBLE][AUC]
-    cases = f"{pooled['positives']} of {pooled['cases']} patients had new or enlarging lesions"
+def _who(variant: VariantReport) -> Finding:
+    pooled = variant.activity[POOLED]
+    scores = pooled.methods[ENSEMBLE]
+    auc = scores.auc.with_interval
+    cases = f"{pooled.positives} of {pooled.cases} patients had new or enlarging lesions"
     title = "Who will have new lesions?"
-    if auc["low"] is None:
+    if auc is None:
         return Finding(title, f"{cases}: too few of one kind for an answer.")
-    within = pooled["methods"][ENSEMBLE][AUC_WITHIN_ARM]
+    chance = "" if auc.low > 0.5 else ", which is not distinguishable from a coin's 50"
     return Finding(
         title,
         f"{cases}. Of two patients, one with and one without, the forecast gives the first the "
-        f"higher probability in {_of_hundred(auc)} of 100 pairs{_chance(auc)}. That is "
-        f"{_against(variant, AUC)}.{_within_words(within)}",
+        f"higher probability in {_of_hundred(auc)} of 100 pairs{chance}. That is "
+        f"{_against_baselines(variant, AUC)}.{_within_words(scores.auc_within_arm)}",
     )
 
 
-def _chance(auc: Record) -> str:
-    return "" if auc["low"] > 0.5 else ", which is not told apart from a coin's 50"
-
-
-def _within_words(within: Record) -> str:
-    if within["low"] is None:
+def _within_words(auc_within_arm: Estimate | None) -> str:
+    within = None if auc_within_arm is None else auc_within_arm.with_interval
+    if within is None:
         return ""
     patient = (
         "so it knows something of the patient beyond the treatment"
-        if within["low"] > 0.5
+        if within.low > 0.5
         else "so it is not shown to know more of the patient than the treatment"
     )
     return f" Among patients on the same treatment it is {_of_hundred(within)}, {patient}."
 
 
-def _of_hundred(share: Record) -> str:
-    return f"{100 * share['value']:.0f} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
+def _of_hundred(share: EstimateWithInterval) -> str:
+    return f"{100 * share.value:.0f} ({100 * share.low:.0f} to {100 * share.high:.0f})"
 
 
-def _against(variant: Record, metric: str, *, of: str = ENSEMBLE) -> str:
-    """How the forecast, by the method `of`, stands to each rival, by the paired interval."""
-    gaps = {
-        row["minus"]: row
-        for row in variant["differences"]
-        if row["of"] == of and row["metric"] == metric
+def _against_baselines(variant: VariantReport, metric: str, *, method: str = ENSEMBLE) -> str:
+    """Compare the forecast, by `method`, with each baseline by the paired interval."""
+    differences = {
+        row.minus_method: row.difference
+        for row in variant.differences
+        if (row.method, row.metric) == (method, metric)
     }
-    words = [
-        f"{_stands(gaps[key], metric)} {label}" for key, label in RIVALS.items() if key in gaps
-    ]
-    return " and ".join(words)
+    return " and ".join(
+        f"{_verdict(differences[key], metric)} {label}"
+        for key, label in BASELINES.items()
+        if key in differences
+    )
 
 
-def _stands(gap: Record, metric: str) -> str:
-    if gap["low"] is None:
+def _verdict(estimate: Estimate, metric: str) -> str:
+    difference = estimate.with_interval
+    if difference is None:
         return "not comparable with"
-    if gap["low"] <= 0 <= gap["high"]:
-        return "not told apart from"
-    better = (gap["low"] > 0) == HIGHER_IS_BETTER[metric]
+    if difference.contains(0):
+        return "not distinguishable from"
+    better = (difference.low > 0) == HIGHER_IS_BETTER[metric]
     return "better than" if better else "worse than"
 
 
-def _calibration(variant: Record) -> Finding:
-    pooled = variant["activity"][POOLED]
-    share, said = pooled["positives"] / pooled["cases"], pooled["methods"][ENSEMBLE]["mean"]
-    low, high = wilson_interval(share, pooled["cases"])
+def _calibration(variant: VariantReport) -> Finding:
+    pooled = variant.activity[POOLED]
+    observed, forecast = pooled.positives / pooled.cases, pooled.methods[ENSEMBLE].mean_probability
+    low, high = wilson_interval(observed, pooled.cases)
     verdict = (
-        "too high" if said > high else "too low" if said < low else "within what chance allows"
+        "too high"
+        if forecast > high
+        else "too low"
+        if forecast < low
+        else "within what chance allows"
     )
     return Finding(
-        "Can the probability be taken at its word?",
-        f"On average the forecast says {said:.0%}; {share:.0%} ({low:.0%} to {high:.0%}) of the "
-        f"patients had new lesions. That is {verdict}. The figure below shows whether it holds "
-        "for low and for high probabilities.",
+        "Is the probability reliable?",
+        f"The mean forecast probability is {forecast:.0%}. {observed:.0%} ({low:.0%} to "
+        f"{high:.0%}) of the patients had new lesions. The forecast is {verdict}. The reliability "
+        "curve below shows whether low and high probabilities are reliable too.",
     )
 
 
-def _off(bias: Record) -> str:
-    """Whether a mean error has a sign."""
-    if bias["low"] is None or bias["low"] <= 0 <= bias["high"]:
+def _bias_words(estimate: Estimate) -> str:
+    bias = estimate.with_interval
+    if bias is None or bias.contains(0):
         return "within what chance allows"
-    return "too many" if bias["low"] > 0 else "too few"
+    return "too many" if bias.low > 0 else "too few"
 
 
-def _count(variant: Record) -> Finding:
-    pooled = variant["count"][POOLED]
-    own = pooled["methods"][ENSEMBLE]
-    error = own[LOG_MSE]
-    interval = "" if error["low"] is None else f" ({error['low']:.2f} to {error['high']:.2f})"
+def _count(variant: VariantReport) -> Finding:
+    pooled = variant.count[POOLED]
+    own = pooled.methods[ENSEMBLE]
+    log_mean = pooled.methods[LOG_MEAN].log_mse
     return Finding(
         "How many new lesions?",
-        f"The forecast expects {own['mean']:.2f} lesions a patient where {pooled['true_mean']:.2f} "
-        f"were observed. That is {_off(own[BIAS])}. Its squared error of the log count is "
-        f"{error['value']:.2f}{interval}, {_against(variant, LOG_MSE)}; 0 would be perfect. By the "
-        f"mean of log counts it is {pooled['methods'][LOG_MEAN][LOG_MSE]['value']:.2f}, "
-        f"{_against(variant, LOG_MSE, of=LOG_MEAN)}.",
+        f"{own.mean_count:.2f} lesions a patient predicted, {pooled.observed_mean:.2f} observed. "
+        f"That is {_bias_words(own.bias)}. The squared error of the log count is "
+        f"{format_estimate(own.log_mse, digits=2)}, {_against_baselines(variant, LOG_MSE)}; 0 "
+        f"would be perfect. By the mean of log counts it is {log_mean.value:.2f}, "
+        f"{_against_baselines(variant, LOG_MSE, method=LOG_MEAN)}.",
     )
 
 
-def _where(record: Record) -> Finding:
+def _where(report: EvaluationReport) -> Finding:
     title = "Where will they lie?"
-    if record["masks"] is None:
-        return Finding(title, "Not asked in this evaluation.")
-    pooled = record["masks"]["groups"][POOLED]
-    energy, empty = pooled["energy"], pooled["energy_of_empty"]
-    nearer = energy["low"] is not None and energy["high"] < empty["low"]
+    if report.masks is None:
+        return Finding(title, NOT_PART)
+    pooled = report.masks.groups[POOLED]
+    energy, empty = pooled.energy_distance, pooled.energy_distance_of_empty
+    closer = energy.high is not None and empty.low is not None and energy.high < empty.low
     return Finding(
         title,
-        "Laid on the observed lesions, those of one sample are detected with an F1 of "
-        f"{format_estimate(pooled['f1_sample'])} by the rule of MSSEG-2, where 1 would be perfect. "
-        f"The samples together are {'nearer' if nearer else 'not shown to be nearer'} to the "
-        "observed masks than masks without lesions would be (energy distance "
-        f"{format_estimate(energy)} for {format_estimate(empty)}).{_regions(record['regional'])}",
+        f"The lesions of one sample detect the observed lesions with an F1 of "
+        f"{format_estimate(pooled.f1_sample)} by the rule of MSSEG-2, where 1 would be perfect. "
+        f"Together, the samples are {'closer' if closer else 'not shown to be closer'} to the "
+        "observed masks than masks without lesions: their energy distance is "
+        f"{format_estimate(energy)}, that of empty masks {format_estimate(empty)}."
+        f"{_regions(report.regional)}",
     )
 
 
-def _regions(record: Record | None) -> str:
-    if record is None:
+def _regions(report: RegionalReport | None) -> str:
+    if report is None:
         return ""
-    told = [
-        f"{REGION_NAMES[name]} {format_estimate(group['methods'][ENSEMBLE]['balanced_accuracy'])}"
-        for name, group in record["regions"].items()
+    scores = [
+        f"{REGION_NAMES[name]} {format_estimate(region.methods[ENSEMBLE].balanced_accuracy)}"
+        for name, region in report.regions.items()
     ]
-    return f" Balanced accuracy by region, where 0.5 is chance: {', '.join(told)}."
+    return f" Balanced accuracy by region, where 0.5 is chance: {', '.join(scores)}."
 
 
-def _treatments(record: Record) -> Finding:
-    ladder, warnings = record["ladder"], record["warnings"]
+def _treatments(report: EvaluationReport) -> Finding:
+    activity, sentences = report.activity_by_arm, report.warning_sentences
     title = "What would another treatment have done?"
-    caution = f" {warnings['sentences'][0]}" if warnings and warnings["sentences"] else ""
-    if ladder is None:
-        return Finding(title, f"Not asked in this evaluation.{caution}")
-    arms = list(ladder["arms"])
-    gap = ladder["first_minus_last"]
+    warning = f" {sentences[0]}" if sentences else ""
+    if activity is None:
+        return Finding(title, f"{NOT_PART}{warning}")
+    (first, first_row), *_, (last, last_row) = activity.arms.items()
+    difference = activity.first_minus_last
+    interval = difference.with_interval
     size = (
         "an interval is not defined"
-        if gap["low"] is None
-        else f"{gap['low']:.2f} to {gap['high']:.2f}, {_sign(gap)}"
+        if interval is None
+        else f"{interval.low:.2f} to {interval.high:.2f}, {_sign_words(interval)}"
     )
-    truth = _truth_words(ladder["arms"][arms[0]], ladder["arms"][arms[-1]])
     return Finding(
         title,
-        f"{ladder['cases']} patients were forecast under every arm, "
-        f"{describe_sessions(record['compared'])}. {describe_monotonicity(ladder)} "
-        f"{arms[0].capitalize()} minus {arms[-1]}: {gap['value']:.2f} ({size}).{truth}{caution}",
+        f"{activity.cases} patients were forecast under every arm, "
+        f"{describe_sessions(report.comparison_sessions)}. {describe_monotonicity(activity)} "
+        f"{first.capitalize()} minus {last}: {difference.value:.2f} ({size})."
+        f"{_truth_words(first_row, last_row)}{warning}",
     )
 
 
-def _sign(gap: Record) -> str:
-    if gap["low"] <= 0 <= gap["high"]:
-        return "not told apart from none"
-    return "fewer active under the last" if gap["low"] > 0 else "more active under the last"
+def _sign_words(difference: EstimateWithInterval) -> str:
+    if difference.contains(0):
+        return "not distinguishable from none"
+    more = "fewer" if difference.low > 0 else "more"
+    return f"{more} active under the last"
 
 
-def _truth_words(first: Record, last: Record) -> str:
-    if first["true_rate"] is None or last["true_rate"] is None:
-        return " What would truly have happened is not known."
+def _truth_words(first: ArmActivity, last: ArmActivity) -> str:
+    if first.true_rate is None or last.true_rate is None:
+        return " The true difference is not known."
     return (
-        f" In truth, which the simulation knows, it is {first['true_rate'] - last['true_rate']:.2f}"
-        " for the same patients."
+        f" The true difference for the same patients, which the simulation knows, is "
+        f"{first.true_rate - last.true_rate:.2f}."
     )

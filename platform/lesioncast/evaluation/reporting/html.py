@@ -1,13 +1,13 @@
 """The evaluation as one HTML file: findings in words, plots, slices, tables, provenance.
 
-Self-contained: no script, no request, style and pictures inline. The tables are those of tables.md,
-rendered from the same Markdown, so that the two cannot differ.
+The file is self-contained: no script, no request, style and pictures inline. Its tables are
+rendered from the Markdown of tables.md, so that the two cannot differ.
 """
 
 import base64
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,21 @@ from markdown_it.token import Token
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.paper_results import SOURCE
 from lesioncast.evaluation.reporting.figures import DIM, INK, RULE, Panel
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 
-Record = Mapping[str, Any]
-
-HERE = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE, STYLE = "report.html", "report.css"
-INKS = {INK: "--ink", DIM: "--dim", RULE: "--rule"}
-"""Colours of a plot that follow the reader's light or dark theme."""
+THEME_VARIABLES = {INK: "--ink", DIM: "--dim", RULE: "--rule"}
+"""Plot colour -> variable of report.css, so that plots follow the light or dark theme."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: `png` bytes, `alt` for who cannot see it."""
+    """One image: `png` bytes, and the text `alt` for readers who cannot see it."""
 
     png: bytes
     alt: str
@@ -42,7 +41,7 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """As the value of a `src` that requests nothing."""
+        """Return a data URL for `src`, which requests nothing."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
@@ -51,67 +50,77 @@ class ExampleCase:
     """One subject: the rule that chose it, its forecast in words, its slices."""
 
     subject: str
-    why: str
+    rule: str
     words: str
     pictures: tuple[Picture, ...]
 
 
-def render_html(record: Record, panels: Sequence[Panel], sights: Sequence[ExampleCase]) -> str:
-    """report.html, from what metrics.json holds and the pictures."""
+@dataclass(frozen=True)
+class InlinePlot:
+    """A plot that stands in the page as SVG markup."""
+
+    svg: Markup
+    caption: str
+
+
+def render_html(
+    report: EvaluationReport, panels: Sequence[Panel], examples: Sequence[ExampleCase]
+) -> str:
+    """Return report.html, from the content of metrics.json and the pictures."""
     environment = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(TEMPLATE).render(
-        record=record,
-        style=Markup((HERE / STYLE).read_text()),
-        findings=findings(record),
-        warnings=(record["warnings"] or {"sentences": []})["sentences"],
+        report=report,
+        style=Markup((TEMPLATES / STYLE).read_text()),
+        findings=findings(report),
         plots=[
-            {"svg": Markup(inline_svg(each, name=f"plot{place}")), "caption": each.caption}
-            for place, each in enumerate(panels)
+            InlinePlot(Markup(inline_svg(panel, name=f"plot{index}")), panel.caption)
+            for index, panel in enumerate(panels)
         ],
-        sights=sights,
-        tables=Markup(markdown_to_html(render_markdown(record))),
+        examples=examples,
+        tables=Markup(markdown_to_html(render_markdown(report))),
         published=SOURCE,
-        provenance=list(_provenance(record)),
+        provenance=list(_provenance(report)),
     )
 
 
-def _provenance(record: Record) -> Iterator[tuple[str, str]]:
-    made = record["provenance"] or {}
-    yield "Bundle (sha256)", record["bundle"]
-    for label, key in (
-        ("Trained on", "trained_on"),
-        ("Store (sha256 of settings and sources)", "store"),
-        ("Code", "code"),
-        ("Configuration", "configuration"),
-        ("Command", "command"),
-        ("Date", "date"),
-    ):
-        if key in made:
-            yield label, str(made[key])
-    if "libraries" in made:
-        named = made["libraries"].items()
-        yield "Versions", ", ".join(f"{name} {number}" for name, number in named)
-    yield "Seed", f"{record['seed']}: sample k of a subject follows from it, the subject and k"
-    yield "Samples", f"{record['samples']} a patient on the own arm"
-    yield "Bootstrap", f"{record['bootstrap']} resamples of the patients, 95 % percentile intervals"
+def _provenance(report: EvaluationReport) -> Iterator[tuple[str, str]]:
+    """Yield label and value of everything that the evaluation was made with."""
+    yield "Bundle (sha256)", report.bundle
+    made = report.provenance
+    if made is not None:
+        yield "Trained on", made.trained_on
+        yield "Store (sha256 of settings and sources)", made.store
+        yield "Code", made.code
+        yield "Configuration", made.configuration
+        yield "Command", made.command
+        yield "Date", made.date
+        versions = (f"{name} {version}" for name, version in made.libraries.items())
+        yield "Versions", ", ".join(versions)
+    yield "Seed", f"{report.seed}: it determines sample k of a subject, with the subject and k"
+    yield "Samples", f"{report.samples} a patient on the received arm"
+    resamples = report.bootstrap_resamples
+    yield "Bootstrap", f"{resamples} resamples of the patients, 95 % percentile intervals"
 
 
 def markdown_to_html(markdown: str) -> str:
-    """Markdown as HTML, headings one level lower, header cells with scope, tables that scroll."""
+    """Return Markdown as HTML for the report.
+
+    Headings are one level lower, header cells have a scope, and wide tables scroll.
+    """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     heading = ""
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{int(token.tag[1]) + 1}"
         if token.type == "heading_open":
-            heading = tokens[place + 1].content
+            heading = tokens[index + 1].content
         if token.type == "table_open":
             token.meta["label"] = heading
     _scope(tokens)
@@ -121,7 +130,7 @@ def markdown_to_html(markdown: str) -> str:
 
 
 def _scope(tokens: Sequence[Token]) -> None:
-    """The head's cells are headers of their columns, the first cell of a row that of the row."""
+    """Mark the cells of the head as column headers and the first cell of a row as row header."""
     opened = False
     for before, token in zip(tokens, tokens[1:], strict=False):
         if token.type == "th_open":
@@ -133,21 +142,23 @@ def _scope(tokens: Sequence[Token]) -> None:
             token.tag, opened = "th", False
 
 
-def _table_open(_: Any, tokens: Sequence[Token], place: int, *__: Any) -> str:
-    label = Markup.escape(tokens[place].meta["label"])
+def _table_open(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    label = Markup.escape(tokens[index].meta["label"])
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>\n'
 
 
 def inline_svg(panel: Panel, *, name: str) -> str:
-    """A plot as SVG to stand in a page: real text, the page's colours, ids of its own."""
+    """Return a plot as SVG for a page: selectable text, the page's colours, ids of its own."""
     text = _svg(panel.figure, salt=name)
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Ids must be unique in the page, and several plots use the same ones.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", text)
+    # Without a fixed size the plot takes the width of its column.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text)
-    for colour, variable in INKS.items():
+    for colour, variable in THEME_VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     alt = Markup.escape(panel.alt)
     return text.replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)

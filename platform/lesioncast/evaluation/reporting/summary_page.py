@@ -1,82 +1,84 @@
-"""One page for a newcomer: what was run, what came out, and what it is not."""
+"""One page for newcomers: what was run, what came out, and what it does not show."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lesioncast.evaluation.analysis.performance import AUC_WITHIN_ARM, POOLED
+from lesioncast.evaluation.analysis.activity_by_arm import ActivityByArm
+from lesioncast.evaluation.analysis.performance import POOLED, PairedDifference
+from lesioncast.evaluation.analysis.schema import EvaluationReport
+from lesioncast.evaluation.analysis.scoring import PLAIN
+from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, AVERAGE_PRECISION, LOG_MSE
 from lesioncast.evaluation.reporting.markdown.report import (
-    NAMES,
-    describe_ladder,
+    METRIC_LABELS,
+    describe_comparison,
     describe_monotonicity,
 )
 from lesioncast.markdown import format_estimate, format_number, markdown_table
 
-Record = Mapping[str, Any]
 
-
-def evaluation_section(record: Record, *, heading: str, figure: str | None = None) -> str:
-    """The headline of an evaluation: pooled metrics beside the baselines, and the ladder."""
-    variant = record["variants"]["plain"]
-    activity, count = variant["activity"][POOLED], variant["count"][POOLED]
-    rows = [
-        [
-            label,
-            *(
-                format_estimate(activity["methods"][key].get(m))
-                for m in ("auc", AUC_WITHIN_ARM, "ap")
-            ),
-            format_estimate(count["methods"].get(key, {}).get("log_mse")),
-        ]
-        for key, label in record["methods"].items()
-        if key in activity["methods"]
-    ]
-    head = ["method", NAMES["auc"], NAMES[AUC_WITHIN_ARM], NAMES["ap"], NAMES["log_mse"]]
+def evaluation_section(report: EvaluationReport, *, heading: str, figure: str | None = None) -> str:
+    """Return pooled metrics beside the baselines, and P(active) of the same cases by arm."""
+    variant = report.variants[PLAIN.name]
+    activity, count = variant.activity[POOLED], variant.count[POOLED]
+    rows = []
+    for key, scores in activity.methods.items():
+        counts = count.methods.get(key)
+        rows.append(
+            [
+                report.methods[key],
+                format_estimate(scores.auc),
+                format_estimate(scores.auc_within_arm),
+                format_estimate(scores.average_precision),
+                format_estimate(None if counts is None else counts.log_mse),
+            ]
+        )
+    metrics = (AUC, AUC_WITHIN_ARM, AVERAGE_PRECISION, LOG_MSE)
+    head = ["method", *(METRIC_LABELS[metric] for metric in metrics)]
     parts = [
         f"## {heading}",
-        f"{record['cases']['test']} held-out subjects, {activity['positives']} of them active at "
-        f"week 96; {record['samples']} samples each; bundle `{record['bundle'][:12]}`.",
+        f"{report.cases.test} held-out subjects, {activity.positives} of them active at "
+        f"week 96; {report.samples} samples each; bundle `{report.bundle[:12]}`.",
         markdown_table(head, rows),
-        _gaps(variant["differences"], record["methods"]),
-        _ladder(record),
+        _auc_differences(variant.differences, report.methods),
+        _activity_by_arm(report.activity_by_arm, report.comparison_sessions),
         f"![evaluation]({figure})" if figure else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _gaps(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
+def _auc_differences(rows: Sequence[PairedDifference], methods: Mapping[str, str]) -> str:
     lines = [
-        f"- {NAMES[row['metric']]}, {methods[row['of']]} minus {methods[row['minus']]}: "
-        f"**{format_estimate(row)}**"
+        f"- {METRIC_LABELS[row.metric]}, {methods[row.method]} minus {methods[row.minus_method]}: "
+        f"**{format_estimate(row.difference)}**"
         for row in rows
-        if row["metric"] == "auc"
+        if row.metric == AUC
     ]
     return "Paired on the same subjects (95 % bootstrap interval):\n\n" + "\n".join(lines)
 
 
-def _ladder(record: Record) -> str:
-    ladder = record["ladder"]
-    if ladder is None:
+def _activity_by_arm(activity: ActivityByArm | None, sessions: Sequence[str]) -> str:
+    if activity is None:
         return ""
     rows = [
         [
             arm,
-            format_estimate(row["p_active"]),
-            format_number(row["true_rate"]),
-            format_number(row["train_rate"]),
+            format_estimate(row.p_active),
+            format_number(row.true_rate),
+            format_number(row.training_rate),
         ]
-        for arm, row in ladder["arms"].items()
+        for arm, row in activity.arms.items()
     ]
     head = ["arm", "mean P(active)", "truly active", "active, training patients of the arm"]
     return (
-        f"The same {ladder['cases']} subjects under every arm, {describe_ladder(record)}. "
-        f"{describe_monotonicity(ladder)} First minus last arm: "
-        f"{format_estimate(ladder['first_minus_last'])}.\n\n{markdown_table(head, rows)}"
+        f"The same {activity.cases} subjects under every arm, "
+        f"{describe_comparison(activity, sessions)}. {describe_monotonicity(activity)} First minus "
+        f"last arm: {format_estimate(activity.first_minus_last)}.\n\n{markdown_table(head, rows)}"
     )
 
 
-def forecast_section(record: Record, *, heading: str, figure: str | None = None) -> str:
+def forecast_section(record: Mapping[str, Any], *, heading: str, figure: str | None = None) -> str:
     """One subject's forecast as a table, with its figure."""
     received, observed = record["received_arm"], record["observed_lesions"]
     states = all(row["count"]["stated"] is not None for row in record["arms"].values())
@@ -112,13 +114,13 @@ def forecast_section(record: Record, *, heading: str, figure: str | None = None)
     return "\n\n".join(part for part in parts if part)
 
 
-def _chance(told: Record) -> str:
+def _chance(told: Mapping[str, Any]) -> str:
     """With the interval of a share of samples; what the networks state needs none."""
     interval = "" if told["stated"] else f" ({told['low']:.2f} to {told['high']:.2f})"
     return f"{told['value']:.2f}{interval}"
 
 
-def _difference(gap: Record) -> str:
+def _difference(gap: Mapping[str, Any]) -> str:
     return f"{gap['value']:+.2f} ({gap['mc_error']:.2f})"
 
 

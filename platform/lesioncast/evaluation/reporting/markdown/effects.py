@@ -1,136 +1,158 @@
 """Sections of tables.md on effects of arms: forecast, true, and observed within trials."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
+from lesioncast.evaluation.analysis.treatment_effects import (
+    ArmEffect,
+    ArmRanking,
+    MeanCount,
+    Policy,
+    PolicyValues,
+    TreatmentEffects,
+)
+from lesioncast.evaluation.analysis.trial_contrasts import ContrastReport, TrialContrasts
+from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.imaging.channels import BASELINE_SESSION
 from lesioncast.markdown import format_estimate, format_number, markdown_table
 
-Record = Mapping[str, Any]
-
-NAMES = {"activity": "Activity", "count": "Lesion count"}
-
 
 def describe_sessions(sessions: Sequence[str]) -> str:
-    """By whose images arms were compared."""
+    """Describe the sessions from whose images arms were compared."""
     if tuple(sessions) == (BASELINE_SESSION,):
         return f"from the images of {BASELINE_SESSION} alone, before any treatment"
     return f"from the images of {' and '.join(sessions)}"
 
 
-def effect_sections(record: Record | None, sessions: Sequence[str]) -> list[str]:
-    """Average and individual effects, the ranking of arms, the value of choosing by the model."""
-    if record is None:
+def effect_sections(effects: TreatmentEffects | None, sessions: Sequence[str]) -> list[str]:
+    """Return average and individual effects, the ranking of arms and the value of policies."""
+    if effects is None:
         return []
-    known = record["ranking"] is not None
     opening = (
-        f"{record['cases']} test cases forced onto every arm, {describe_sessions(sessions)}: "
-        f"{record['samples']} samples on the same seeds for all arms of a case, each arm minus "
-        f"{record['reference']}. Samples that seeds of their own would need for the same Monte "
-        "Carlo error, times those drawn on common seeds, are the last column. "
+        f"{effects.cases} test cases sampled under every arm, {describe_sessions(sessions)}: "
+        f"{effects.samples} samples on the same seeds for all arms of a case. An effect is an arm "
+        f"minus {effects.reference_arm}. The last column is the variance reduction: how many times "
+        "the samples independent seeds would need for the same Monte Carlo error. "
     )
     opening += (
-        "True effects are those of the simulated patients, with the luck that each of them had, "
-        "which nobody can forecast: PEHE (Hill 2011, root mean square error of individual effects) "
-        "has a floor above 0; beside it stands that of one effect for everyone, from the means of "
-        "the training patients."
-        if known
-        else "No truth is known here: what follows is what the model says."
+        "No truth is known here: the table shows what the model says."
+        if effects.ranking is None
+        else "True effects are those of the simulated patients. They include each patient's own "
+        "luck, which nobody can forecast, so the PEHE (Hill 2011, root mean square error of "
+        "individual effects) cannot reach 0. Beside it stands the PEHE of one effect for everyone, "
+        "from the means of the training patients."
     )
-    parts = ["## Effects of the arms", opening, _mean_counts(record["mean_count"])]
-    parts += [_effects(name, rows) for name, rows in record["outcomes"].items()]
-    if known:
-        parts += [_ranking(record["ranking"]), *map(_policy, record["policy"])]
+    parts = [
+        "## Effects of the arms",
+        opening,
+        _mean_counts(effects.mean_count),
+        _effects("Activity", effects.outcomes.activity),
+        _effects("Lesion count", effects.outcomes.count),
+    ]
+    if effects.ranking is not None:
+        parts += [_ranking(effects.ranking), *map(_policy, effects.policies)]
     return ["\n\n".join(parts)]
 
 
-def _mean_counts(rows: Record) -> str:
-    body = [
-        [arm, format_number(row["forecast"], digits=2), format_number(row["true"], digits=2)]
-        for arm, row in rows.items()
+def _mean_counts(arms: Mapping[str, MeanCount]) -> str:
+    rows = [
+        [arm, format_number(mean.forecast, digits=2), format_number(mean.true, digits=2)]
+        for arm, mean in arms.items()
     ]
-    return f"### Mean lesion count\n\n{markdown_table(['arm', 'forecast', 'true'], body)}"
+    return f"### Mean lesion count\n\n{markdown_table(['arm', 'forecast', 'true'], rows)}"
 
 
-def _effects(outcome: str, rows: Record) -> str:
-    keys = ("forecast", "true", "forecast_minus_true", "pehe", "pehe_of_arm_means", "seeds_saved")
+def _effects(outcome: str, arms: Mapping[str, ArmEffect]) -> str:
     head = ["arm", "forecast effect", "true effect", "forecast minus true"]
-    head += ["PEHE", "PEHE of arm means", "samples saved"]
-    body = [[arm, *(format_estimate(row[key]) for key in keys)] for arm, row in rows.items()]
-    return f"### {NAMES[outcome]}\n\n{markdown_table(head, body)}"
+    head += ["PEHE", "PEHE of arm means", "variance reduction"]
+    rows = [
+        [
+            arm,
+            format_estimate(effect.forecast),
+            format_estimate(effect.true),
+            format_estimate(effect.forecast_minus_true),
+            format_estimate(effect.pehe),
+            format_estimate(effect.pehe_of_arm_means),
+            format_estimate(effect.variance_reduction),
+        ]
+        for arm, effect in arms.items()
+    ]
+    return f"### {outcome}\n\n{markdown_table(head, rows)}"
 
 
-def _ranking(record: Record) -> str:
+def _ranking(ranking: ArmRanking) -> str:
     return (
         "### Ranking of the arms\n\nKendall's tau-b between forecast and true counts over the "
-        f"arms: {format_estimate(record['tau'])} on average over the {record['patients']} patients "
-        f"whose arms differ in both; {format_number(record['tau_of_means'])} between the arms' "
-        "means."
+        f"arms: {format_estimate(ranking.kendall_tau)} on average over the {ranking.cases} "
+        "patients whose arms differ in both, "
+        f"{format_number(ranking.kendall_tau_of_means)} between the arms' means."
     )
 
 
-def _policy(record: Record) -> str:
-    choices = {
-        "model": "chosen by the model",
-        "best_single": f"{record['best_single']} for everyone",
-        "random": "drawn by lot",
-        "oracle": "oracle",
-        "model_minus_best_single": "model minus the single arm",
+def _policy(policy: Policy) -> str:
+    choices: dict[str, Callable[[PolicyValues], Estimate | None]] = {
+        "chosen by the model": lambda values: values.model,
+        f"{policy.best_single_arm} for everyone": lambda values: values.best_single_arm,
+        "chosen at random": lambda values: values.random_arm,
+        "oracle": lambda values: values.oracle,
+        "model minus the single arm": lambda values: values.model_minus_best_single_arm,
     }
     rows = [
-        [label, *(format_estimate(record["value"][outcome][key]) for outcome in NAMES)]
-        for key, label in choices.items()
+        [label, format_estimate(value(policy.activity)), format_estimate(value(policy.count))]
+        for label, value in choices.items()
     ]
     return (
-        f"### Choosing among {', '.join(record['arms'])}\n\nTrue outcomes of the same patients "
-        "under the arm that would be chosen for the fewest expected lesions; lower is better. The "
-        "single arm is the best of the training patients; the oracle knows every future.\n\n"
+        f"### Choosing among {', '.join(policy.arms)}\n\nTrue outcomes of the same patients under "
+        "the arm with the fewest expected lesions; lower is better. The single arm is the best of "
+        "the training patients. The oracle knows every patient's future.\n\n"
         + markdown_table(["arm", "active", "lesions"], rows)
     )
 
 
-def contrast_section(record: Record, sessions: Sequence[str]) -> str:
-    """What was observed within trials, and what no data here can say."""
-    rows = [
-        [
-            row["trial"],
-            f"{row['arm']} - {row['reference']}",
-            " / ".join(str(cases) for cases in row["cases"]),
-            *(format_estimate(row[o][key]) for o in NAMES for key in ("difference", "aipw")),
-        ]
-        for row in record["rows"]
-    ]
+def contrast_section(contrasts: TrialContrasts, sessions: Sequence[str]) -> str:
+    """Return the effects observed within trials, and the contrasts that no data can show."""
     head = ["trial", "contrast", "cases", "active, difference", "active, AIPW"]
     head += ["lesions, difference", "lesions, AIPW"]
     parts = [
         "## Observed effects within trials",
-        "All cases with an outcome, whatever their split; the model has no part in it. Arms of one "
-        "trial were assigned by chance, so these are effects of an arm taken from week 0 on. AIPW "
-        "(Robins et al. 1994) adjusts for the lesions of week 0, cross-fitted in five folds. "
-        + _likeness(sessions),
-        markdown_table(head, rows)
-        if rows
-        else "No trial is named in the case table, so none is known.",
-        _not_identified(record["not_identified"]),
+        "All cases with an outcome, whatever their split. The model plays no part in this table. "
+        "Arms of one trial were assigned at random, so these are effects of an arm taken from week "
+        "0 on. AIPW (Robins et al. 1994) adjusts for the lesions of week 0, cross-fitted in five "
+        f"folds. {_same_question(sessions)}",
+        markdown_table(head, [_contrast_row(contrast) for contrast in contrasts.contrasts])
+        if contrasts.contrasts
+        else "No trial is named in the case table, so no contrast is observed.",
+        _not_identified(contrasts.not_identified),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _likeness(sessions: Sequence[str]) -> str:
-    told = f"The effects above were forecast {describe_sessions(sessions)}"
+def _contrast_row(contrast: ContrastReport) -> list[str]:
+    return [
+        contrast.trial,
+        f"{contrast.arm} - {contrast.reference_arm}",
+        f"{contrast.arm_cases} / {contrast.reference_cases}",
+        format_estimate(contrast.activity.difference),
+        format_estimate(contrast.activity.aipw),
+        format_estimate(contrast.count.difference),
+        format_estimate(contrast.count.aipw),
+    ]
+
+
+def _same_question(sessions: Sequence[str]) -> str:
+    forecast = f"The effects above were forecast {describe_sessions(sessions)}"
     if tuple(sessions) == (BASELINE_SESSION,):
-        return f"{told}, and answer the same question."
+        return f"{forecast}, and answer the same question."
     return (
-        f"{told}; later ones show what the arm received has done by then, so they answer another "
-        "question."
+        f"{forecast}. Later images show what the received arm has done by then, so the forecast "
+        "effects answer another question."
     )
 
 
-def _not_identified(pairs: Sequence[Sequence[str]]) -> str:
+def _not_identified(pairs: Sequence[tuple[str, str]]) -> str:
     if not pairs:
         return ""
     named = ", ".join(f"{first} and {second}" for first, second in pairs)
     return (
         f"**Not identified:** {named}. No trial holds both arms of these pairs, so nothing in the "
-        "data can show that a forecast difference between them is right; it rests on the model."
+        "data can show that a forecast difference between them is right. It rests on the model."
     )

@@ -1,11 +1,25 @@
-"""The evaluation for people: Markdown from the record in metrics.json. A dash is undefined."""
+"""tables.md: the evaluation report as Markdown tables for people."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from lesioncast.evaluation.analysis.performance import AUC_WITHIN_ARM, BIAS, POOLED
+from lesioncast.evaluation.analysis.activity_by_arm import ActivityByArm
+from lesioncast.evaluation.analysis.performance import (
+    POOLED,
+    ActivityGroup,
+    ActivityScores,
+    CountGroup,
+    PairedDifference,
+    VariantReport,
+)
+from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.baselines.methods import ENSEMBLE
-from lesioncast.evaluation.metrics.names import AP, AUC, LOG_MSE
+from lesioncast.evaluation.metrics.estimate import Estimate
+from lesioncast.evaluation.metrics.names import (
+    AUC,
+    AUC_WITHIN_ARM,
+    AVERAGE_PRECISION,
+    LOG_MSE,
+)
 from lesioncast.evaluation.paper_results import SOURCE, published
 from lesioncast.evaluation.reporting.markdown.effects import (
     contrast_section,
@@ -13,88 +27,114 @@ from lesioncast.evaluation.reporting.markdown.effects import (
     effect_sections,
 )
 from lesioncast.evaluation.reporting.markdown.sections import (
+    baseline_section,
     calibration_section,
-    cohort_section,
     mask_section,
     regional_section,
 )
 from lesioncast.evaluation.reporting.markdown.warnings import warnings_section
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
-Record = Mapping[str, Any]
-
-NAMES = {
-    AP: "average precision",
+METRIC_LABELS = {
+    AVERAGE_PRECISION: "average precision",
     AUC: "AUC",
     AUC_WITHIN_ARM: "AUC within arms",
     LOG_MSE: "log-count MSE",
-    "crps": "CRPS of the count",
-    "brier": "Brier score",
 }
-VARIANTS = {
+VARIANT_TITLES = {
     "plain": "Lesions counted as drawn",
     "opened": "Opening applied to forecast and truth",
     "opened_forecast": "Opening applied to the forecast only",
 }
+PUBLISHED_COLUMN = "published model, baseline (other data)"
 
 
-def render_markdown(record: Record) -> str:
-    """tables.md."""
-    sections = [_opening_words(record), cohort_section(record), _ladder(record)]
-    for key, variant in record["variants"].items():
-        sections += [f"## {VARIANTS[key]}", *_variant(variant, record["methods"])]
+def render_markdown(report: EvaluationReport) -> str:
+    """Return the content of tables.md."""
+    sections = [
+        _opening_words(report),
+        baseline_section(report.baseline_characteristics),
+        _activity_by_arm(report),
+    ]
+    for name, variant in report.variants.items():
+        sections += [f"## {VARIANT_TITLES[name]}", *_variant(variant, report.methods)]
     sections += [
-        regional_section(record["regional"]),
-        mask_section(record["masks"]),
-        calibration_section(record),
-        *effect_sections(record["effects"], record["compared"]),
-        contrast_section(record["contrasts"], record["compared"]),
-        warnings_section(record["warnings"]),
+        regional_section(report.regional),
+        mask_section(report.masks),
+        calibration_section(report),
+        *effect_sections(report.effects, report.comparison_sessions),
+        contrast_section(report.trial_contrasts, report.comparison_sessions),
+        warnings_section(report.identifiability_warnings),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _opening_words(record: Record) -> str:
-    element = " x ".join(str(size) for size in record["opening"]["element"])
+def _opening_words(report: EvaluationReport) -> str:
+    element = " x ".join(str(size) for size in report.opening.element)
     words = [
         "# Evaluation on the test split",
-        *(f"{notice}" for notice in record["notices"]),
-        f"{record['cases']['test']} test cases, {record['cases']['train']} training cases for the "
-        f"baselines, {record['samples']} samples a case on its own arm, bundle "
-        f"`{record['bundle'][:12]}`, seed {record['seed']}. Brackets: 95 % percentile bootstrap "
-        f"over cases, {record['bootstrap']} resamples; none where fewer than 95 % of the "
+        *report.disclaimers,
+        f"{report.cases.test} test cases, {report.cases.train} training cases for the "
+        f"baselines, {report.samples} samples a case on its own arm, bundle "
+        f"`{report.bundle[:12]}`, seed {report.seed}. Brackets: 95 % percentile bootstrap "
+        f"over cases, {report.bootstrap_resamples} resamples; none where fewer than 95 % of the "
         f"resamples define the figure. {DASH}: undefined.",
         f"The paper's opening element of 1 x 5 x 5 mm is {element} voxels here"
-        + (", so it removes nothing." if record["opening"]["idle"] else "."),
+        + (", so it removes nothing." if report.opening.no_op else "."),
     ]
     return "\n\n".join(words)
 
 
-def _variant(variant: Record, methods: Mapping[str, str]) -> list[str]:
+def _variant(variant: VariantReport, methods: Mapping[str, str]) -> list[str]:
     return [
         _pooled(variant, methods),
-        _differences(variant["differences"], methods),
-        *(_by_arm(variant["activity"], methods, metric) for metric in (AP, AUC)),
-        _by_arm(variant["count"], methods, LOG_MSE),
-        _counts(variant["count"], methods),
+        _differences(variant.differences, methods),
+        _activity_table(variant.activity, methods, AVERAGE_PRECISION),
+        _activity_table(variant.activity, methods, AUC),
+        _log_mse_table(variant.count, methods),
+        _mean_counts(variant.count, methods),
     ]
 
 
-def _pooled(variant: Record, methods: Mapping[str, str]) -> str:
-    activity, count = variant["activity"][POOLED], variant["count"][POOLED]
-    columns = (AP, AUC, AUC_WITHIN_ARM, "brier", LOG_MSE, "crps")
+def _pooled(variant: VariantReport, methods: Mapping[str, str]) -> str:
+    activity, count = variant.activity[POOLED], variant.count[POOLED]
     rows = []
     for key, label in methods.items():
-        scores = {**activity["methods"].get(key, {}), **count["methods"].get(key, {})}
-        rows.append([label, *(format_estimate(scores.get(column)) for column in columns)])
-    head = ["method", *(NAMES[column] for column in columns)]
-    title = f"### Pooled: {activity['positives']} of {activity['cases']} cases active"
+        scores, counts = activity.methods.get(key), count.methods.get(key)
+        rows.append(
+            [
+                label,
+                *_activity_cells(scores),
+                format_estimate(None if counts is None else counts.log_mse),
+                format_estimate(None if counts is None else counts.crps),
+            ]
+        )
+    head = ["method", METRIC_LABELS[AVERAGE_PRECISION], METRIC_LABELS[AUC]]
+    head += [METRIC_LABELS[AUC_WITHIN_ARM], "Brier score", METRIC_LABELS[LOG_MSE]]
+    head += ["CRPS of the count"]
+    title = f"### Pooled: {activity.positives} of {activity.cases} cases active"
     return f"{title}\n\n{markdown_table(head, rows)}"
 
 
-def _differences(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
+def _activity_cells(scores: ActivityScores | None) -> list[str]:
+    if scores is None:
+        return [DASH] * 4
+    return [
+        format_estimate(scores.average_precision),
+        format_estimate(scores.auc),
+        format_estimate(scores.auc_within_arm),
+        format_estimate(scores.brier),
+    ]
+
+
+def _differences(rows: Sequence[PairedDifference], methods: Mapping[str, str]) -> str:
     body = [
-        [NAMES[row["metric"]], methods[row["of"]], methods[row["minus"]], format_estimate(row)]
+        [
+            METRIC_LABELS[row.metric],
+            methods[row.method],
+            methods[row.minus_method],
+            format_estimate(row.difference),
+        ]
         for row in rows
     ]
     return "### One method minus another, paired, pooled\n\n" + markdown_table(
@@ -102,38 +142,61 @@ def _differences(rows: Sequence[Record], methods: Mapping[str, str]) -> str:
     )
 
 
-def _by_arm(groups: Record, methods: Mapping[str, str], metric: str) -> str:
-    """One metric, arms in rows, methods in columns, the paper's own figures last."""
-    first = next(iter(groups.values()))["methods"]
-    keys = [key for key in methods if metric in first.get(key, {})]
-    rows = []
-    for name, group in groups.items():
-        cells = [format_estimate(group["methods"][key][metric]) for key in keys]
-        size = f"{group['positives']} of {group['cases']}" if "positives" in group else None
-        rows.append([name, size or str(group["cases"]), *cells, _published(metric, name)])
-    size = "active" if metric in (AP, AUC) else "cases"
-    head = [
-        "group",
-        size,
-        *(methods[key] for key in keys),
-        "published model, baseline (other data)",
-    ]
-    return f"### {NAMES[metric]} by arm\n\n{markdown_table(head, rows)}\n\nPublished: {SOURCE}."
+def _activity_table(
+    groups: Mapping[str, ActivityGroup], methods: Mapping[str, str], metric: str
+) -> str:
+    """Return average precision or AUC by arm, methods in columns, the paper's figures last."""
 
+    def score(scores: ActivityScores) -> Estimate:
+        return scores.auc if metric == AUC else scores.average_precision
 
-def _published(metric: str, group: str) -> str:
-    figures = published(metric, group)
-    return DASH if figures is None else f"{figures[0]:.3f}, {figures[1]:.3f}"
-
-
-def _counts(groups: Record, methods: Mapping[str, str]) -> str:
-    keys = [key for key in methods if key in groups[POOLED]["methods"]]
+    keys = [key for key in methods if key in groups[POOLED].methods]
     rows = [
         [
             name,
-            format_number(group["true_mean"], digits=2),
-            format_estimate(group["methods"][ENSEMBLE][BIAS], digits=2),
-            *(format_number(group["methods"][key]["mean"], digits=2) for key in keys),
+            f"{group.positives} of {group.cases}",
+            *(format_estimate(score(group.methods[key])) for key in keys),
+            _published(metric, name),
+        ]
+        for name, group in groups.items()
+    ]
+    head = ["group", "active", *(methods[key] for key in keys), PUBLISHED_COLUMN]
+    return _table_by_arm(metric, head, rows)
+
+
+def _log_mse_table(groups: Mapping[str, CountGroup], methods: Mapping[str, str]) -> str:
+    keys = [key for key in methods if key in groups[POOLED].methods]
+    rows = [
+        [
+            name,
+            str(group.cases),
+            *(format_estimate(group.methods[key].log_mse) for key in keys),
+            _published(LOG_MSE, name),
+        ]
+        for name, group in groups.items()
+    ]
+    head = ["group", "cases", *(methods[key] for key in keys), PUBLISHED_COLUMN]
+    return _table_by_arm(LOG_MSE, head, rows)
+
+
+def _table_by_arm(metric: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    table = markdown_table(head, rows)
+    return f"### {METRIC_LABELS[metric]} by arm\n\n{table}\n\nPublished: {SOURCE}."
+
+
+def _published(metric: str, group: str) -> str:
+    pair = published(metric, group)
+    return DASH if pair is None else f"{pair.proposed:.3f}, {pair.baseline:.3f}"
+
+
+def _mean_counts(groups: Mapping[str, CountGroup], methods: Mapping[str, str]) -> str:
+    keys = [key for key in methods if key in groups[POOLED].methods]
+    rows = [
+        [
+            name,
+            format_number(group.observed_mean, digits=2),
+            format_estimate(group.methods[ENSEMBLE].bias, digits=2),
+            *(format_number(group.methods[key].mean_count, digits=2) for key in keys),
         ]
         for name, group in groups.items()
     ]
@@ -141,52 +204,46 @@ def _counts(groups: Record, methods: Mapping[str, str]) -> str:
     return f"### Mean lesion count\n\n{markdown_table(head, rows)}"
 
 
-def _ladder(record: Record) -> str:
-    ladder = record["ladder"]
-    if ladder is None:
+def _activity_by_arm(report: EvaluationReport) -> str:
+    activity = report.activity_by_arm
+    if activity is None:
         return ""
     rows = [
         [
             arm,
-            format_estimate(row["p_active"]),
-            DASH if row["minus_previous"] is None else format_estimate(row["minus_previous"]),
-            format_number(row["mc_error"]),
-            format_number(row["true_rate"]),
-            format_number(row["train_rate"]),
+            format_estimate(row.p_active),
+            format_estimate(row.minus_previous),
+            format_number(row.monte_carlo_error),
+            format_number(row.true_rate),
+            format_number(row.training_rate),
         ]
-        for arm, row in ladder["arms"].items()
+        for arm, row in activity.arms.items()
     ]
-    head = [
-        "arm",
-        "mean P(active)",
-        "minus the arm before",
-        "Monte Carlo error",
-        "truly active",
-        "training rate of the arm",
-    ]
+    head = ["arm", "mean P(active)", "minus the arm before", "Monte Carlo error"]
+    head += ["truly active", "training rate of the arm"]
     return (
         "## The same patients under every arm\n\n"
-        f"{ladder['cases']} test cases forced onto each arm, {describe_ladder(record)}. "
-        f"{describe_monotonicity(ladder)} First minus last arm: "
-        f"{format_estimate(ladder['first_minus_last'])}. Truly active are as many of the same "
-        "cases as the simulation says; the training rate is of other patients, those who received "
-        "the "
-        f"arm.\n\n{markdown_table(head, rows)}"
+        f"{activity.cases} test cases under each arm, "
+        f"{describe_comparison(activity, report.comparison_sessions)}. "
+        f"{describe_monotonicity(activity)} First minus last arm: "
+        f'{format_estimate(activity.first_minus_last)}. "Truly active" is the share of the same '
+        "cases that would have been active in the simulation. The training rate is of other "
+        f"patients: those who received the arm.\n\n{markdown_table(head, rows)}"
     )
 
 
-def describe_ladder(record: Record) -> str:
-    """Where the P(active) of the ladder comes from."""
-    told, samples = describe_sessions(record["compared"]), record["ladder"]["samples"]
-    if samples is None:
-        return f"{told}: P(active) as the networks state it before they draw"
-    return f"{told}: {samples} samples on the same seeds for all arms of a case"
+def describe_comparison(activity: ActivityByArm, sessions: Sequence[str]) -> str:
+    """Describe from which images and how P(active) under every arm was obtained."""
+    images = describe_sessions(sessions)
+    if activity.samples is None:
+        return f"{images}: P(active) as the networks predict it before sampling"
+    return f"{images}: {activity.samples} samples on the same seeds for all arms of a case"
 
 
-def describe_monotonicity(ladder: Record) -> str:
-    """Whether P(active) falls from the first to the last arm, and where it does not."""
-    if ladder["falling"]:
+def describe_monotonicity(activity: ActivityByArm) -> str:
+    """Say whether P(active) falls from the first to the last arm, and where it does not."""
+    if activity.falls_at_every_step:
         return "P(active) falls at every step from the first to the last arm."
-    if not ladder["rising"]:
-        return "P(active) falls, but for steps upwards that may be chance."
-    return f"P(active) rises, by more than chance, to {', '.join(ladder['rising'])}."
+    if not activity.arms_above_previous:
+        return "P(active) falls, except for steps upwards that may be chance."
+    return f"P(active) rises, by more than chance, to {', '.join(activity.arms_above_previous)}."

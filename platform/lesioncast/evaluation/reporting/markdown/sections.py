@@ -1,106 +1,133 @@
-"""Sections of tables.md on the cohort, on where lesions are, and on calibration."""
+"""Sections of tables.md on baseline characteristics, on where lesions are, and on calibration."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from lesioncast.evaluation.analysis.regional import BA, F1, PRECISION, RECALL, SCORES
+from lesioncast.evaluation.analysis.baseline_table import BaselineCharacteristics, BaselineTable
+from lesioncast.evaluation.analysis.calibration import (
+    ArmCoverage,
+    CalibrationReport,
+    IntervalCoverage,
+)
+from lesioncast.evaluation.analysis.regional import RegionalReport
+from lesioncast.evaluation.analysis.schema import EvaluationReport
+from lesioncast.evaluation.analysis.spatial import MaskScores, SpatialAgreement, VoxelReliability
+from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.paper_results import (
     COHORT,
     COHORT_SOURCE,
     REGIONAL,
     REGIONAL_SOURCE,
+    PaperRegionalScores,
 )
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
-Record = Mapping[str, Any]
-
 WEEKS = ("w048", "w096")
 REGION_NAMES = {"white_matter": "cerebral white matter", "cortex": "cerebral cortex"}
-SCORE_NAMES = {BA: "balanced accuracy", PRECISION: "precision", RECALL: "recall", F1: "F1"}
 SPLITS = {"train": "training", "test": "test", "validation": "validation"}
 
 
-def cohort_section(record: Record) -> str:
-    """The paper's table 1, of the splits that the evaluation read."""
+def baseline_section(table: BaselineTable) -> str:
+    """Return the paper's table 1, for the splits that the evaluation read."""
     rows = [
         [SPLITS[split], arm, *_characteristics(row), _published_cohort(arm)]
-        for split, arms in record["cohort"].items()
+        for split, arms in table.items()
         for arm, row in arms.items()
     ]
     head = ["split", "arm", "cases", *(f"mean count {week}" for week in WEEKS)]
     head += [*(f"active {week} (%)" for week in WEEKS), "published (other data)"]
     return (
-        "## The cohort\n\nNew lesions of the slab as drawn, w048 against w000 and w096 against "
-        f"w048. Published, in the same order: {COHORT_SOURCE}.\n\n{markdown_table(head, rows)}"
+        "## Baseline characteristics\n\nNew lesions of the slab as drawn, at w048 since w000 and "
+        f"at w096 since w048. Published, in the same order: {COHORT_SOURCE}.\n\n"
+        f"{markdown_table(head, rows)}"
     )
 
 
-def _characteristics(row: Record) -> list[str]:
-    activity = (row["activity"][week] for week in WEEKS)
+def _characteristics(row: BaselineCharacteristics) -> list[str]:
+    shares = (row.active_share.w048, row.active_share.w096)
     return [
-        str(row["cases"]),
-        *(format_number(row["count"][week], digits=2) for week in WEEKS),
-        *(format_number(None if share is None else 100 * share, digits=1) for share in activity),
+        str(row.cases),
+        format_number(row.mean_count.w048, digits=2),
+        format_number(row.mean_count.w096, digits=2),
+        *(format_number(None if share is None else 100 * share, digits=1) for share in shares),
     ]
 
 
 def _published_cohort(arm: str) -> str:
     if arm not in COHORT:
         return DASH
-    cases, *figures = COHORT[arm]
-    return ", ".join([str(cases), *(f"{figure:g}" for figure in figures)])
+    row = COHORT[arm]
+    return (
+        f"{row.patients}, {row.mean_count_w048:g}, {row.mean_count_w096:g}, "
+        f"{row.percent_active_w048:g}, {row.percent_active_w096:g}"
+    )
 
 
-def regional_section(record: Record | None) -> str:
-    """The paper's table 2."""
-    if record is None:
+def regional_section(report: RegionalReport | None) -> str:
+    """Return the paper's table 2; nothing without a parcellation."""
+    if report is None:
         return ""
     parts = [
         "## Where lesions are forecast",
-        f"{record['cases']} test cases with a parcellation. Positive: any lesion voxel in the "
+        f"{report.cases} test cases with a parcellation. Positive: any lesion voxel in the "
         f"region. Published model and baseline: {REGIONAL_SOURCE}.",
     ]
-    for region, group in record["regions"].items():
+    for region, group in report.regions.items():
         rows = [
-            [record["methods"][key], *(format_estimate(scores[name]) for name in SCORES)]
-            for key, scores in group["methods"].items()
+            [
+                report.methods[key],
+                format_estimate(scores.balanced_accuracy),
+                format_estimate(scores.precision),
+                format_estimate(scores.recall),
+                format_estimate(scores.f1),
+            ]
+            for key, scores in group.methods.items()
         ]
-        for label, figures in zip(("model", "baseline"), REGIONAL[region], strict=True):
-            rows.append(
-                [f"published {label} (other data)", *(format_number(each) for each in figures)]
-            )
-        title = f"### {REGION_NAMES[region].capitalize()}: {group['positives']} of "
-        head = ["method", *(SCORE_NAMES[name] for name in SCORES)]
-        parts.append(f"{title}{record['cases']} cases positive\n\n{markdown_table(head, rows)}")
+        paper = REGIONAL[region]
+        rows.append(["published model (other data)", *_published_scores(paper.proposed)])
+        rows.append(["published baseline (other data)", *_published_scores(paper.baseline)])
+        title = f"### {REGION_NAMES[region].capitalize()}: {group.positives} of "
+        head = ["method", "balanced accuracy", "precision", "recall", "F1"]
+        parts.append(f"{title}{report.cases} cases positive\n\n{markdown_table(head, rows)}")
     return "\n\n".join(parts)
 
 
-def mask_section(record: Record | None) -> str:
-    """Lesion-level detection, distance between masks, reliability of voxels."""
-    if record is None:
+def _published_scores(scores: PaperRegionalScores) -> list[str]:
+    return [
+        format_number(score)
+        for score in (scores.balanced_accuracy, scores.precision, scores.recall, scores.f1)
+    ]
+
+
+def mask_section(masks: SpatialAgreement | None) -> str:
+    """Return lesion detection, distances between masks, and the reliability of voxels."""
+    if masks is None:
         return ""
     return "\n\n".join(
         [
-            "## Masks beside the observed ones",
-            "Detection by the rule of MSSEG-2 (Commowick et al. 2018: more than 10 % of a lesion "
-            "covered, by lesions no more than 70 % outside; lesions above 3 mm3). F1 is over cases "
-            "with an observed lesion; of the others the table gives what a sample draws there. The "
-            "energy distance (Kohl et al. 2018, d = 1 - IoU) is 0 at best, beside that of a "
-            "forecast that never draws a lesion; diversity is the mean d between two samples.",
-            _detection(record["groups"]),
-            _empty(record["groups"]),
-            _voxels(record["voxels"]),
+            "## Sampled and observed masks",
+            "Detection by the rule of MSSEG-2 (Commowick et al. 2018): more than 10 % of a lesion "
+            "is covered, by lesions of which no more than 70 % lies outside. Lesions of 3 mm3 or "
+            "less are not counted. F1 is over cases with an observed lesion. The second table "
+            "describes the samples of the other cases. The energy distance (Kohl et al. 2018, "
+            "d = 1 - IoU) is 0 at best; beside it stands that of a forecast without lesions. "
+            "Diversity is the mean d between two samples.",
+            _detection(masks.groups),
+            _lesion_free(masks.groups),
+            _voxels(masks.voxels),
         ]
     )
 
 
-def _detection(groups: Record) -> str:
+def _detection(groups: Mapping[str, MaskScores]) -> str:
     rows = [
         [
             name,
-            f"{group['with_lesions']} of {group['cases']}",
-            *(format_estimate(group[key]) for key in ("f1_sample", "f1_majority")),
-            *(format_estimate(group[key]) for key in ("energy", "energy_of_empty", "diversity")),
+            f"{group.cases_with_lesions} of {group.cases}",
+            format_estimate(group.f1_sample),
+            format_estimate(group.f1_majority),
+            format_estimate(group.energy_distance),
+            format_estimate(group.energy_distance_of_empty),
+            format_estimate(group.diversity),
         ]
         for name, group in groups.items()
     ]
@@ -109,12 +136,14 @@ def _detection(groups: Record) -> str:
     return markdown_table(head, rows)
 
 
-def _empty(groups: Record) -> str:
+def _lesion_free(groups: Mapping[str, MaskScores]) -> str:
     rows = [
         [
             name,
-            str(group["empty"]["cases"]),
-            *(format_estimate(group["empty"][key]) for key in ("lesions", "volume", "silent")),
+            str(group.lesion_free.cases),
+            format_estimate(group.lesion_free.lesions_per_sample),
+            format_estimate(group.lesion_free.mm3_per_sample),
+            format_estimate(group.lesion_free.empty_sample_share),
         ]
         for name, group in groups.items()
     ]
@@ -122,38 +151,44 @@ def _empty(groups: Record) -> str:
     return f"### Cases without an observed lesion\n\n{markdown_table(head, rows)}"
 
 
-def _voxels(record: Record) -> str:
+def _voxels(voxels: VoxelReliability) -> str:
     rows = [
         [
-            format_number(row["probability"]),
-            str(row["voxels"]),
-            str(row["lesion_voxels"]),
-            format_estimate(row["share"]),
+            format_number(row.probability),
+            str(row.voxels),
+            str(row.lesion_voxels),
+            format_estimate(row.lesion_share),
         ]
-        for row in record["rows"]
+        for row in voxels.rows
     ]
     head = ["forecast probability", "voxels", "of them lesion", "share"]
     return (
-        "### Reliability of the voxel probability\n\nBrier score over all voxels, less what the "
-        "small number of samples costs (Ferro 2014): "
-        f"{_small(record['brier'])}; that of the mean rate alone "
-        f"{record['lesion_share'] * (1 - record['lesion_share']):.2e}.\n\n"
+        "### Reliability of the voxel probability\n\nBrier score over all voxels, less the "
+        "error that the small number of samples adds (Ferro 2014): "
+        f"{_scientific(voxels.brier)}. That of the mean rate alone: "
+        f"{voxels.lesion_share * (1 - voxels.lesion_share):.2e}.\n\n"
         f"{markdown_table(head, rows)}"
     )
 
 
-def _small(estimate: Record) -> str:
-    if estimate["low"] is None:
-        return DASH if estimate["value"] is None else f"{estimate['value']:.2e}"
-    return f"{estimate['value']:.2e} ({estimate['low']:.2e} to {estimate['high']:.2e})"
+def _scientific(estimate: Estimate) -> str:
+    complete = estimate.with_interval
+    if complete is None:
+        return DASH if estimate.value is None else f"{estimate.value:.2e}"
+    return f"{complete.value:.2e} ({complete.low:.2e} to {complete.high:.2e})"
 
 
-def calibration_section(record: Record) -> str:
-    """Brier score in its parts; what was learned on validation and whether it holds."""
-    parts = ("brier", "reliability", "resolution", "uncertainty")
+def calibration_section(report: EvaluationReport) -> str:
+    """Return the parts of the Brier score, and what was fitted on the validation cases."""
     rows = [
-        [record["methods"][key], *(format_estimate(scores[part]) for part in parts)]
-        for key, scores in record["probabilities"].items()
+        [
+            report.methods[key],
+            format_estimate(scores.brier),
+            format_estimate(scores.reliability),
+            format_estimate(scores.resolution),
+            format_estimate(scores.uncertainty),
+        ]
+        for key, scores in report.probability_calibration.items()
     ]
     head = ["method", "Brier score", "reliability", "resolution", "uncertainty"]
     return "\n\n".join(
@@ -164,47 +199,47 @@ def calibration_section(record: Record) -> str:
             "uncertainty. The isotonic curve is fitted on the cases shown, so both are a little "
             "too large where cases are few.",
             markdown_table(head, rows),
-            *_learned(record["calibration"]),
+            *_fitted(report.calibration),
         ]
     )
 
 
-def _learned(record: Record | None) -> Sequence[str]:
-    if record is None:
-        return ["Nothing was calibrated: no validation case was drawn."]
-    validation, curve = record["validation"], record["activity"]
+def _fitted(calibration: CalibrationReport | None) -> Sequence[str]:
+    if calibration is None:
+        return ["Nothing was calibrated: no validation case was sampled."]
+    validation, curve = calibration.validation, calibration.platt_scaling
     logistic = (
         "P(active) could not be recalibrated: one class only."
         if curve is None
         else f"P(active) is recalibrated by a logistic curve (Platt 1999), slope "
-        f"{curve['slope']:.2f}, intercept {curve['intercept']:.2f}: two numbers, for isotonic "
-        "regression needs about a thousand cases."
+        f"{curve.slope:.2f}, intercept {curve.intercept:.2f}. Isotonic regression would need about "
+        "a thousand cases."
     )
     return [
-        f"Learned on {validation['cases']} validation cases, {validation['positives']} of them "
-        f"active, and on nothing else. {logistic}",
-        *(_coverage(each) for each in record["counts"]),
+        f"Fitted on {validation.cases} validation cases, {validation.positives} of them active, "
+        f"and on no others. {logistic}",
+        *(_coverage(interval) for interval in calibration.count_intervals),
     ]
 
 
-def _coverage(record: Record) -> str:
-    nominal = f"{100 * record['level']:.0f} %"
-    if record["score"] is None:
+def _coverage(interval: IntervalCoverage) -> str:
+    nominal = f"{100 * interval.level:.0f} %"
+    if interval.quantile is None or interval.mean_width is None:
         return f"A {nominal} interval of the count needs more validation cases than there are."
-    low, high = record["likely"]
+    low, high = interval.coverage_range
     rows = [
-        [arm, str(row["cases"]), _share(row), format_number(row["mean_width"], digits=2)]
-        for arm, row in record["arms"].items()
+        [arm, str(row.cases), _share(row), format_number(row.mean_width, digits=2)]
+        for arm, row in interval.arms.items()
     ]
     return (
         f"### Conformal {nominal} intervals of the count\n\nThey hold for "
-        f"{format_estimate(record['coverage'])} of the test cases, mean width "
-        f"{record['mean_width']:.2f} lesions. Validation and test sets of these sizes give "
-        f"{low:.3f} to {high:.3f} in 95 of 100 trials, more where counts tie. The promise is about "
-        "all cases together; by arm (Wilson interval):\n\n"
+        f"{format_estimate(interval.coverage)} of the test cases, with a mean width of "
+        f"{interval.mean_width:.2f} lesions. With validation and test sets of these sizes, 95 of "
+        f"100 evaluations have a coverage of {low:.3f} to {high:.3f}, or more where counts tie. "
+        "The promise is about all cases together. By arm (Wilson interval):\n\n"
         + markdown_table(["arm", "cases", "share that hold", "mean width"], rows)
     )
 
 
-def _share(row: Record) -> str:
-    return f"{row['coverage']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+def _share(row: ArmCoverage) -> str:
+    return f"{row.coverage:.3f} ({row.low:.3f} to {row.high:.3f})"
