@@ -104,7 +104,7 @@ def _row(subject: TrialSubject, *, root: Path, store: StoreSettings) -> Row:
         "present": arrays.present,
         "arm": PAPER_ARM_NAMES.index(facts.arm),
         "active": measured.outcome.plain > 0,
-        "scalars": measured.scalars,
+        "scalars": measured.image_features,
         "plain": float(measured.outcome.plain),
         "opened": float(measured.outcome.opened),
         "earlier": net2_counts_w048([measured])[0],

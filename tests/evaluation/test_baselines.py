@@ -138,12 +138,12 @@ def test_a_case_shows_where_its_lesions_lie_and_how_many_came_before() -> None:
     case.masks[2, 2, 1, 4:6, 8] = case.masks[1, 2, 1, 4, 4] = case.masks[1, 2, 3, 9, 9] = 1
     found = measure_case(0, case, SPACING)
     assert found.regions.tolist() == [False, True]  # voxels of the cortex alone
-    assert found.earlier == 2
+    assert found.net2_count_w048 == 2
     case.parcellation[:] = 0
     case.present[1, 3] = False
     found = measure_case(0, case, SPACING)
     assert found.regions is None
-    assert found.earlier is None
+    assert found.net2_count_w048 is None
 
 
 def test_scalars_know_nothing_of_week_96() -> None:

@@ -44,13 +44,13 @@ def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> OutcomeT
         case=tuple(range(n)),
         subjects=tuple(f"sub-{row:03d}" for row in range(n)),
         arm=arm,
-        scalars=rng.normal(size=(n, len(IMAGE_FEATURES))),
+        image_features=rng.normal(size=(n, len(IMAGE_FEATURES))),
         plain=np.zeros(n),
         opened=np.zeros(n),
-        earlier=np.zeros(n),
+        net2_count_w048=np.zeros(n),
         regions=np.zeros((n, len(REGIONS))),
         trial=(None,) * n,
-        looks=np.array(looks),
+        appearance=np.array(looks),
     )
 
 

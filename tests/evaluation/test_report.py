@@ -13,8 +13,8 @@ from lesioncast.evaluation.evaluate import CounterfactualCounts, EvaluationResul
 from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.calibration import reliability_curve
-from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary, Tallies
-from lesioncast.evaluation.metrics.mask_comparison import Observed, compare_masks
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
+from lesioncast.evaluation.metrics.mask_comparison import ObservedMask, compare_masks
 from lesioncast.evaluation.reporting.files import write_evaluation
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity, render_markdown
@@ -41,10 +41,10 @@ def outcomes(cases: int, *, seed: int, first: int = 0) -> OutcomeTable:
         case=tuple(range(first, first + cases)),
         subjects=tuple(f"sub-{first + row:04d}" for row in range(cases)),
         arm=arm,
-        scalars=np.pad(burden[:, None], ((0, 0), (0, len(IMAGE_FEATURES) - 1))),
+        image_features=np.pad(burden[:, None], ((0, 0), (0, len(IMAGE_FEATURES) - 1))),
         plain=count,
         opened=np.maximum(count - 1, 0),
-        earlier=np.where(arm == 0, np.nan, rng.poisson(1, cases)),
+        net2_count_w048=np.where(arm == 0, np.nan, rng.poisson(1, cases)),
         regions=np.column_stack([active, count > 2]).astype(float),
         trial=(None,) * cases,
     )
@@ -52,8 +52,8 @@ def outcomes(cases: int, *, seed: int, first: int = 0) -> OutcomeTable:
 
 def covaried(given: OutcomeTable) -> OutcomeTable:
     """Outcomes whose burden only a covariate shows; the scalar is of someone else."""
-    mixed = np.random.default_rng(4).permutation(given.scalars)
-    return replace(given, scalars=mixed, covariates=given.scalars[:, :1])
+    mixed = np.random.default_rng(4).permutation(given.image_features)
+    return replace(given, image_features=mixed, covariates=given.image_features[:, :1])
 
 
 def certain(test: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], EnsembleSummary]:
@@ -68,7 +68,7 @@ def certain(test: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], Ens
 
 def assessed(
     test: OutcomeTable,
-    counts: Tallies,
+    counts: EnsembleSummaries,
     *,
     forced: tuple[int, ...] = (),
     spacing: tuple[float, float, float] = MM3,
@@ -164,7 +164,7 @@ def test_what_covariates_add_to_a_regression_is_reported_paired() -> None:
     assert gaps["regression_covariates", "regression", "auc"]["low"] > 0.1
     assert gaps["ensemble", "regression_covariates", "auc"]["value"] > 0
     text = render_markdown(found.record)
-    assert "regression on image scalars and covariates |" in text
+    assert "regression on image features and covariates |" in text
 
 
 def test_without_covariates_there_is_one_regression(oracle: dict) -> None:
@@ -247,7 +247,9 @@ def laid_out(given: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], E
         key: replace(
             tally,
             spatial=compare_masks(
-                np.stack([box_of(count)] * SAMPLES), Observed(box_of(true), labels), (3.0, 1.5, 1.0)
+                np.stack([box_of(count)] * SAMPLES),
+                ObservedMask(box_of(true), labels),
+                (3.0, 1.5, 1.0),
             ),
         )
         for (key, tally), count, true in zip(
@@ -322,7 +324,7 @@ def test_the_cohort_is_described_by_split_and_arm() -> None:
     avonex, of_arm = row["test"]["avonex"], TEST.arm == 2
     assert avonex["cases"] == 40
     assert avonex["count"] == {
-        "w048": pytest.approx(TEST.earlier[of_arm].mean()),
+        "w048": pytest.approx(TEST.net2_count_w048[of_arm].mean()),
         "w096": pytest.approx(TEST.plain[of_arm].mean()),
     }
     assert avonex["activity"]["w096"] == pytest.approx((TEST.plain[of_arm] > 0).mean())

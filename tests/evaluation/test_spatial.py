@@ -13,7 +13,11 @@ from sklearn.metrics import (
 from lesioncast.evaluation.analysis.regional import BA, F1, PRECISION, RECALL, binary_scores
 from lesioncast.evaluation.analysis.spatial import f1_of_samples, spatial_agreement, voxel_record
 from lesioncast.evaluation.metrics.detection import Detection, match_lesions
-from lesioncast.evaluation.metrics.mask_comparison import Observed, compare_masks, jaccard_distances
+from lesioncast.evaluation.metrics.mask_comparison import (
+    ObservedMask,
+    compare_masks,
+    jaccard_distances,
+)
 from lesioncast.evaluation.metrics.scores import Bootstrap, bootstrap_weights
 from lesioncast.imaging.regions import lesions_in_regions
 
@@ -32,7 +36,7 @@ def boxes(*places: tuple[int, int]) -> np.ndarray:
 
 def found(drawn: np.ndarray, observed: np.ndarray) -> tuple[int, int, int, int]:
     seen = match_lesions(drawn, observed, MM)
-    return seen.observed, seen.found, seen.drawn, seen.right
+    return seen.observed, seen.detected, seen.predicted, seen.correct
 
 
 def test_a_tenth_covered_is_not_enough_and_a_little_more_is() -> None:
@@ -67,7 +71,7 @@ def test_f1_is_of_lesion_sensitivity_and_precision() -> None:
 
 def test_without_an_observed_lesion_f1_is_undefined_and_the_volume_is_told() -> None:
     seen = match_lesions(boxes((2, 4)), boxes(), MM)
-    assert seen == Detection(observed=0, found=0, drawn=1, right=0, volume=60.0)
+    assert seen == Detection(observed=0, detected=0, predicted=1, correct=0, predicted_mm3=60.0)
     assert seen.f1 is None
     assert match_lesions(boxes(), boxes((2, 4)), MM).f1 == 0
 
@@ -91,7 +95,7 @@ def test_distances_are_one_minus_the_jaccard_index() -> None:
 
 def test_an_oracle_has_no_energy_distance_and_finds_every_lesion() -> None:
     mask = boxes((3, 6), (20, 24))
-    seen = compare_masks(np.stack([mask] * 5), Observed(mask), MM)
+    seen = compare_masks(np.stack([mask] * 5), ObservedMask(mask), MM)
     assert (seen.energy, seen.diversity, f1_of_samples(seen), seen.majority.f1) == (0, 0, 1, 1)
     assert seen.regions is None
 
@@ -99,9 +103,9 @@ def test_an_oracle_has_no_energy_distance_and_finds_every_lesion() -> None:
 def test_the_energy_distance_by_hand() -> None:
     """Samples: truth and nothing. d to the truth 0 and 1, between them 1: 2 (1/2) - 1 = 0."""
     mask = boxes((3, 6))
-    seen = compare_masks(np.stack([mask, boxes()]), Observed(mask), MM)
+    seen = compare_masks(np.stack([mask, boxes()]), ObservedMask(mask), MM)
     assert (seen.distance, seen.diversity, seen.energy) == (0.5, 1.0, 0.0)
-    assert compare_masks(np.stack([boxes()] * 2), Observed(mask), MM).energy == 2
+    assert compare_masks(np.stack([boxes()] * 2), ObservedMask(mask), MM).energy == 2
 
 
 def test_the_energy_distance_is_least_for_the_distribution_that_the_truth_comes_from() -> None:
@@ -115,7 +119,10 @@ def test_the_energy_distance_is_least_for_the_distribution_that_the_truth_comes_
 
     means = {
         rate: np.mean(
-            [compare_masks(masks(rate, 4), Observed(truth), MM).energy for truth in masks(0.4, 150)]
+            [
+                compare_masks(masks(rate, 4), ObservedMask(truth), MM).energy
+                for truth in masks(0.4, 150)
+            ]
         )
         for rate in (0.05, 0.4, 0.95)
     }
@@ -125,7 +132,7 @@ def test_the_energy_distance_is_least_for_the_distribution_that_the_truth_comes_
 def test_voxels_are_counted_by_the_samples_that_hold_them() -> None:
     """A calibrated voxel forecast: of those that 1 of 2 samples holds, half are lesion."""
     truth = boxes((0, 4))
-    seen = compare_masks(np.stack([boxes((0, 2)), boxes((0, 2), (4, 6))]), Observed(truth), MM)
+    seen = compare_masks(np.stack([boxes((0, 2)), boxes((0, 2), (4, 6))]), ObservedMask(truth), MM)
     assert seen.voxels.tolist() == [2 * 12 * 40 - 40, 20, 20]
     assert seen.lesion_voxels.tolist() == [20, 0, 20]
     record = voxel_record([seen, seen], np.ones((3, 2)))
@@ -141,7 +148,7 @@ def test_the_brier_score_of_voxels_is_that_of_the_probability_whatever_the_sampl
     def mean_score(samples: int) -> float:
         drawn = [
             compare_masks(
-                rng.random((samples, *SHAPE)) < chance, Observed(rng.random(SHAPE) < chance), MM
+                rng.random((samples, *SHAPE)) < chance, ObservedMask(rng.random(SHAPE) < chance), MM
             )
             for _ in range(60)
         ]
@@ -154,7 +161,7 @@ def test_the_brier_score_of_voxels_is_that_of_the_probability_whatever_the_sampl
 
 def test_many_samples_fall_into_ten_rows_and_nothing() -> None:
     masks = np.random.default_rng(0).random((40, *SHAPE)) < 0.3
-    record = voxel_record([compare_masks(masks, Observed(boxes((0, 4))), MM)], np.ones((3, 1)))
+    record = voxel_record([compare_masks(masks, ObservedMask(boxes((0, 4))), MM)], np.ones((3, 1)))
     assert len(record["rows"]) <= 11
     assert sum(row["voxels"] for row in record["rows"]) == 960
 
@@ -162,8 +169,8 @@ def test_many_samples_fall_into_ten_rows_and_nothing() -> None:
 def test_cases_without_lesions_are_told_apart_from_those_with() -> None:
     full, empty = boxes((3, 6)), boxes()
     seen = [
-        compare_masks(np.stack([full, full]), Observed(full), MM),
-        compare_masks(np.stack([full, empty]), Observed(empty), MM),
+        compare_masks(np.stack([full, full]), ObservedMask(full), MM),
+        compare_masks(np.stack([full, empty]), ObservedMask(empty), MM),
     ]
     record = spatial_agreement(seen, iter([("pooled", np.ones(2, bool))]), bootstrap=BOOTSTRAP)
     group = record["groups"]["pooled"]

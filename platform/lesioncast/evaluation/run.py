@@ -15,10 +15,10 @@ from lesioncast.evaluation.features.outcomes import (
     OutcomeTable,
     build_measurer,
     cases_with_outcome,
-    chunked,
-    outcomes_of,
+    chunk_cases,
+    outcome_table,
 )
-from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary, Tallies
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
 from lesioncast.evaluation.metrics.mask_comparison import compare_masks
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.runtime import build_sampler, comparison_sessions, device_of
@@ -90,8 +90,8 @@ class ForecastSummaries:
     which arms are compared.
     """
 
-    factual: Tallies
-    counterfactual: Tallies
+    factual: EnsembleSummaries
+    counterfactual: EnsembleSummaries
     expected: Mapping[int, ArmExpectations]
 
 
@@ -146,7 +146,7 @@ def measure_outcomes(
     `covariates` are standardised on the training cases. Raise ConfigError where these lack one.
     """
     fitted = fit_covariates(covariates, cases.train)
-    chunks = chunked([*cases.train, *cases.forecast])
+    chunks = chunk_cases([*cases.train, *cases.forecast])
     build = partial(build_measurer, store.path)
     measured = with_progress(
         ordered_actor_map(build, chunks, workers=workers),
@@ -155,9 +155,9 @@ def measure_outcomes(
     )
     measurements = list(chain.from_iterable(measured))
     return OutcomeTables(
-        train=outcomes_of(cases.train, measurements, fitted),
-        test=outcomes_of(cases.test, measurements, fitted),
-        validation=outcomes_of(cases.validation, measurements, fitted)
+        train=outcome_table(cases.train, measurements, fitted),
+        test=outcome_table(cases.test, measurements, fitted),
+        validation=outcome_table(cases.validation, measurements, fitted)
         if cases.validation
         else None,
     )

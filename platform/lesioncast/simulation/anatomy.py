@@ -52,7 +52,7 @@ class Anatomy:
 
 
 @lru_cache(maxsize=2)
-def frame(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> TargetGrid:
+def target_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> TargetGrid:
     """The frame of a target grid; computed once a process."""
     box: list[slice] = []
     axes: list[npt.NDArray[np.float64]] = []
@@ -151,7 +151,7 @@ def build_anatomy(
     settings: SimulationSettings, rng: np.random.Generator, *, atrophy: float
 ) -> Anatomy:
     """Draw and sample one subject's anatomy; `atrophy` is how far (mm) ventricles have grown."""
-    field, source = frame(settings.shape, settings.spacing), template(settings.spacing)
+    field, source = target_grid(settings.shape, settings.spacing), template(settings.spacing)
     coordinates = _coordinates(field, source, rng, atrophy=atrophy)
     nearest = _nearest(coordinates, source.labels.shape)
     brain = source.inside[nearest] > 0.05

@@ -17,7 +17,7 @@ Axes = tuple[npt.NDArray[np.float64], ...]
 Voxel = tuple[int, int, int]
 Window = tuple[slice, slice, slice]
 
-TOUCHING = np.ones((3, 3, 3), bool)  # 26-connectivity
+CONNECTIVITY_26 = np.ones((3, 3, 3), bool)  # 26-connectivity
 SLAB_MM = 45.0  # 15 slices of 3 mm: new lesions lie here (section 3, Dataset)
 _NEAR_MM = 6.0
 _MAX_TRIES = 40  # tries at one kind of site
@@ -77,7 +77,7 @@ class FreeTissue:
 
     def occupy_with_margin(self, window: Window, mask: Mask) -> None:
         """Use up a lesion and every voxel that touches it; the window has room for these."""
-        self.occupy(window, ndimage.binary_dilation(mask, TOUCHING))
+        self.occupy(window, ndimage.binary_dilation(mask, CONNECTIVITY_26))
 
     def deep_site(self, rng: np.random.Generator) -> Voxel | None:
         """Periventricular or deep white matter."""

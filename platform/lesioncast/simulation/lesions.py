@@ -15,7 +15,7 @@ from lesioncast.errors import PlacementError
 from lesioncast.simulation.anatomy import Anatomy
 from lesioncast.simulation.disease import PERIODS, Patient
 from lesioncast.simulation.lesion_sites import (
-    TOUCHING,
+    CONNECTIVITY_26,
     Axes,
     FreeTissue,
     Voxel,
@@ -66,8 +66,8 @@ class _RadiusDistribution:
         return float(np.clip(radius, self.low, self.high))
 
 
-_OLD = _RadiusDistribution(3.2, 0.40, 1.5, 8.0)
-_NEW = _RadiusDistribution(3.4, 0.26, 2.0, 6.0)
+_BASELINE_RADIUS = _RadiusDistribution(3.2, 0.40, 1.5, 8.0)
+_NEW_LESION_RADIUS = _RadiusDistribution(3.4, 0.26, 2.0, 6.0)
 
 
 def place_lesions(
@@ -81,7 +81,7 @@ def place_lesions(
     everywhere = FreeTissue(lesion_site_weights(anatomy, axes, slab_only=False), spacing)
     baseline: list[Lesion] = []
     for _ in range(max(patient.t2_count, patient.gad_count)):
-        baseline.append(_place(rng, everywhere, anatomy, baseline, patient, _OLD))
+        baseline.append(_place(rng, everywhere, anatomy, baseline, patient, _BASELINE_RADIUS))
     taken = list(baseline)
     new: list[tuple[Lesion, ...]] = []
     slab = lesion_site_weights(anatomy, axes, slab_only=True)
@@ -92,7 +92,7 @@ def place_lesions(
             ground.occupy(lesion.window, lesion.mask)
         # Later lesions seek places near these whatever the arm shows: a place is prone by nature.
         for _ in range(int(patient.counts[period].max())):
-            lesion = _place(rng, ground, anatomy, taken, patient, _NEW)
+            lesion = _place(rng, ground, anatomy, taken, patient, _NEW_LESION_RADIUS)
             ground.occupy_with_margin(lesion.window, lesion.mask)
             taken.append(lesion)
         new.append(tuple(taken[earlier:]))
@@ -133,11 +133,11 @@ def _grow(
     radius: float,
 ) -> Lesion:
     """A lesion at `at`: one connected piece within `reach`, at least its central voxel."""
-    window, occupancy = _shape(rng, distance, at, spacing, radius)
+    window, occupancy = _ellipsoid_occupancy(rng, distance, at, spacing, radius)
     mask = (occupancy > 0.5) & reach[window]
     centre = tuple(voxel - part.start for voxel, part in zip(at, window, strict=True))
     mask[centre] = True
-    pieces, count = ndimage.label(mask, TOUCHING)
+    pieces, count = ndimage.label(mask, CONNECTIVITY_26)
     if count > 1:
         mask = pieces == pieces[centre]
     return Lesion(
@@ -150,7 +150,7 @@ def _grow(
     )
 
 
-def _shape(
+def _ellipsoid_occupancy(
     rng: np.random.Generator,
     distance: Array,
     at: Voxel,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.errors import SimulationError
-from lesioncast.simulation.anatomy import Anatomy, build_anatomy, frame
+from lesioncast.simulation.anatomy import Anatomy, build_anatomy, target_grid
 from lesioncast.simulation.disease import PERIODS, draw_patient
 from lesioncast.simulation.flair import lesion_brightness, scan_sessions
 from lesioncast.simulation.lesion_sites import Window
@@ -60,7 +60,7 @@ def simulate_subject(
     arm = arm or patient.arm
     if arm not in PAPER_ARM_NAMES:
         raise SimulationError(f"expected an arm out of {', '.join(PAPER_ARM_NAMES)}, got {arm}")
-    field = frame(settings.shape, settings.spacing)
+    field = target_grid(settings.shape, settings.spacing)
     anatomy = build_anatomy(
         settings, subject_rng(settings, index, RngStream.ANATOMY), atrophy=patient.atrophy
     )

@@ -131,7 +131,7 @@ def _tissue() -> _Tissue:
     return _Tissue(t1, inside, grey, csf, ventricles, deep, cerebellum & inside, stem & inside)
 
 
-def _classes(tissue: _Tissue) -> dict[tuple[int, int], Mask]:
+def _tissue_classes(tissue: _Tissue) -> dict[tuple[int, int], Mask]:
     """Disjoint regions by FreeSurfer ids (left, right)."""
     fluid = tissue.inside & (tissue.csf > 0.5)
     solid = tissue.inside & ~fluid & ~tissue.deep & ~tissue.stem
@@ -155,7 +155,7 @@ def _smooth(volume: npt.ArrayLike, spacing: tuple[float, ...]) -> Array:
     return blurred
 
 
-def _majority(
+def _majority_labels(
     classes: dict[tuple[int, int], Mask], spacing: tuple[float, ...]
 ) -> npt.NDArray[np.int16]:
     """The label that fills most of a target voxel, left of the midline (x < 0) and right."""
@@ -198,7 +198,7 @@ def _detail(tissue: _Tissue) -> Array:
 def template(spacing: tuple[float, float, float]) -> Template:
     """The template smoothed for a target `spacing` (s, h, w) in mm; computed once a process."""
     tissue = _tissue()
-    classes = _classes(tissue)
+    classes = _tissue_classes(tissue)
     ventricle_distance = _distance(tissue.ventricles)
     # The average of 152 brains has faint sulci and a washed-out ribbon: steepen both.
     sulci = np.where(tissue.ventricles, tissue.csf, np.clip(1.7 * tissue.csf - 0.05, 0, 1))
@@ -215,7 +215,7 @@ def template(spacing: tuple[float, float, float]) -> Template:
     return Template(
         step=step,
         images=np.moveaxis(np.stack([kept(image) for image in images], axis=-1), -1, 0),
-        labels=kept(_majority(classes, spacing)),
+        labels=kept(_majority_labels(classes, spacing)),
         ventricle_distance=kept(ventricle_distance),
         cortex_distance=kept(_distance(classes[CORTEX])),
         outward=kept(_outward(ventricle_distance)),

@@ -50,7 +50,7 @@ def _split(cases: OutcomeTable, arms: Sequence[str]) -> dict[str, BaselineCharac
 
 
 def _row(cases: OutcomeTable, member: Bools) -> BaselineCharacteristics:
-    w048 = cases.earlier[member]
+    w048 = cases.net2_count_w048[member]
     w048, w096 = w048[~np.isnan(w048)], cases.plain[member]
     return BaselineCharacteristics(
         cases=int(member.sum()),

@@ -168,9 +168,9 @@ class _RegionalBaselines:
         observed = train.regions[known, self.index]
         rate = np.full(int(usable.sum()), observed.mean())
         model = fit_regression_baseline(
-            train.scalars[known], train.arm[known], observed, arms=self.arms
+            train.image_features[known], train.arm[known], observed, arms=self.arms
         )
-        probability = model.probability(test.scalars[usable], test.arm[usable])
+        probability = model.probability(test.image_features[usable], test.arm[usable])
         return [
             RegionalPrediction(
                 "monte_carlo",
@@ -179,7 +179,7 @@ class _RegionalBaselines:
             ),
             RegionalPrediction(
                 "regression",
-                "Logistic regression on image scalars, 0.5 or more",
+                "Logistic regression on image features, 0.5 or more",
                 probability[None] >= 0.5,
             ),
         ]

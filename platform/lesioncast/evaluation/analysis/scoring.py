@@ -16,7 +16,7 @@ from lesioncast.evaluation.baselines.methods import (
 )
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.features.outcomes import EvaluationCases, OutcomeTable
-from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary, Tallies
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
 from lesioncast.evaluation.provenance import Provenance
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
@@ -78,9 +78,9 @@ class EvaluationInputs:
 
     train: OutcomeTable
     test: OutcomeTable
-    factual: Tallies
+    factual: EnsembleSummaries
     counterfactual_cases: Sequence[int] = ()
-    counterfactual: Tallies | None = None
+    counterfactual: EnsembleSummaries | None = None
     expected: Mapping[int, Sequence[ExpectedOutcomes]] = field(default_factory=dict)
     ground_truth: CounterfactualCounts | None = None
     validation: OutcomeTable | None = None
@@ -99,7 +99,7 @@ class ScoredVariant:
     calibration: Calibration | None
 
 
-def factual_summaries(cases: OutcomeTable, summaries: Tallies) -> list[EnsembleSummary]:
+def factual_summaries(cases: OutcomeTable, summaries: EnsembleSummaries) -> list[EnsembleSummary]:
     """Return the summary of each case under the arm that it received, [n]."""
     return [summaries[key] for key in zip(cases.case, cases.arm.tolist(), strict=True)]
 

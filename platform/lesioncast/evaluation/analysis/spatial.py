@@ -86,7 +86,7 @@ class SpatialAgreement:
 
 def f1_of_samples(comparison: MaskComparison) -> float:
     """Return the mean F1 over the samples of a case; NaN where no lesion was observed."""
-    scores = [np.nan if sample.f1 is None else sample.f1 for sample in comparison.each]
+    scores = [np.nan if sample.f1 is None else sample.f1 for sample in comparison.per_sample]
     return float(np.mean(scores))
 
 
@@ -131,8 +131,10 @@ def _mask_scores(comparisons: Sequence[MaskComparison], weights: Floats) -> Mask
 def _lesion_free(comparisons: Sequence[MaskComparison], weights: Floats) -> LesionFreeCases:
     if not comparisons:
         return LesionFreeCases(0, None, None, None)
-    lesions = np.array([[s.drawn for s in one.each] for one in comparisons], np.float64)
-    volume = np.array([[s.volume for s in one.each] for one in comparisons], np.float64)
+    lesions = np.array([[s.predicted for s in one.per_sample] for one in comparisons], np.float64)
+    volume = np.array(
+        [[s.predicted_mm3 for s in one.per_sample] for one in comparisons], np.float64
+    )
     return LesionFreeCases(
         cases=len(comparisons),
         lesions_per_sample=estimate_mean(lesions.mean(axis=1), weights),

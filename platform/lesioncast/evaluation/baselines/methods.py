@@ -128,10 +128,12 @@ def _regressions(
     train: EvaluationCases, test: EvaluationCases, *, arms: int
 ) -> Iterator[MethodPredictions]:
     label = "Logistic and ridge regression on image scalars"
-    yield _regression(REGRESSION, label, train, test, train.scalars, test.scalars, arms=arms)
+    yield _regression(
+        REGRESSION, label, train, test, train.image_features, test.image_features, arms=arms
+    )
     if train.covariates is not None and test.covariates is not None:
-        known = np.column_stack([train.scalars, train.covariates])
-        asked = np.column_stack([test.scalars, test.covariates])
+        known = np.column_stack([train.image_features, train.covariates])
+        asked = np.column_stack([test.image_features, test.covariates])
         label = f"{label} and covariates"
         yield _regression(COVARIATES, label, train, test, known, asked, arms=arms)
 

@@ -60,9 +60,9 @@ def identifiability_warnings(
 
 
 def _features(outcomes: OutcomeTable) -> Floats:
-    looks = outcomes.looks
+    looks = outcomes.appearance
     assert looks is not None
-    return np.column_stack([looks, outcomes.scalars])
+    return np.column_stack([looks, outcomes.image_features])
 
 
 def _columns(sessions: Sequence[str]) -> list[int]:

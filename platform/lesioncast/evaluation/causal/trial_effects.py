@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedKFold
 
 from lesioncast.evaluation.baselines.baselines import fit_regression_baseline
-from lesioncast.evaluation.features.image_features import BEFORE_TREATMENT
+from lesioncast.evaluation.features.image_features import BASELINE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 
 Floats = npt.NDArray[np.float64]
@@ -138,6 +138,8 @@ def concatenate_outcomes(
     return (
         tuple(each for part in parts for each in part.trial),
         np.concatenate([part.arm for part in parts]),
-        np.concatenate([part.scalars[:, BEFORE_TREATMENT] for part in parts if len(part.case)]),
+        np.concatenate(
+            [part.image_features[:, BASELINE_FEATURES] for part in parts if len(part.case)]
+        ),
         np.concatenate([part.plain for part in parts]),
     )

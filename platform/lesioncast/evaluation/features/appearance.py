@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-APPEARANCE = (
+IMAGE_STATISTICS = (
     *(f"intensity_{quantile:.2f}" for quantile in QUANTILES),
     "intensity_sd",
     "air",
@@ -27,7 +27,7 @@ APPEARANCE = (
 )
 INPUT_SESSIONS = SESSIONS[:2]
 APPEARANCE_FEATURES = tuple(
-    f"{name}_{session}" for session in INPUT_SESSIONS for name in APPEARANCE
+    f"{name}_{session}" for session in INPUT_SESSIONS for name in IMAGE_STATISTICS
 )
 
 
@@ -41,15 +41,15 @@ def appearance_features(
     column = CHANNELS.index("flair")
     return np.concatenate(
         [
-            appearance(flair[row].astype(np.float64), spacing)
+            image_statistics(flair[row].astype(np.float64), spacing)
             if present[row, column]
-            else np.full(len(APPEARANCE), np.nan)
+            else np.full(len(IMAGE_STATISTICS), np.nan)
             for row in map(SESSIONS.index, INPUT_SESSIONS)
         ]
     )
 
 
-def appearance(flair: Floats, spacing: tuple[float, float, float]) -> Floats:
+def image_statistics(flair: Floats, spacing: tuple[float, float, float]) -> Floats:
     """The numbers of `APPEARANCE` for one image [s, h, w], voxels of `spacing` mm."""
     head = flair > flair.mean()  # leaves the air out
     tissue = flair[head] if head.any() else flair.ravel()

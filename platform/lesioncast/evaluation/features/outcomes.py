@@ -15,7 +15,7 @@ from lesioncast.imaging.regions import REGIONS
 from storage import Case, Location, open_store
 
 Chunk = tuple[int, ...]
-CHUNK = 64
+CASES_PER_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EvaluationCases:
 
     subjects: tuple[str, ...]
     arm: npt.NDArray[np.int64]
-    scalars: npt.NDArray[np.float64]
+    image_features: npt.NDArray[np.float64]
     count: npt.NDArray[np.float64]
     covariates: npt.NDArray[np.float64] | None = None
 
@@ -46,19 +46,19 @@ class OutcomeTable:
     case: tuple[int, ...]
     subjects: tuple[str, ...]
     arm: npt.NDArray[np.int64]
-    scalars: npt.NDArray[np.float64]
+    image_features: npt.NDArray[np.float64]
     plain: npt.NDArray[np.float64]
     opened: npt.NDArray[np.float64]
-    earlier: npt.NDArray[np.float64]
+    net2_count_w048: npt.NDArray[np.float64]
     regions: npt.NDArray[np.float64]
     trial: tuple[str | None, ...]
     covariates: npt.NDArray[np.float64] | None = None
-    looks: npt.NDArray[np.float64] | None = None
+    appearance: npt.NDArray[np.float64] | None = None
 
     def cases(self, *, opening: bool) -> EvaluationCases:
         """With the true count taken one way or the other."""
         count = self.opened if opening else self.plain
-        return EvaluationCases(self.subjects, self.arm, self.scalars, count, self.covariates)
+        return EvaluationCases(self.subjects, self.arm, self.image_features, count, self.covariates)
 
 
 def observed_regions(found: Sequence[CaseMeasurements]) -> npt.NDArray[np.float64]:
@@ -70,7 +70,7 @@ def observed_regions(found: Sequence[CaseMeasurements]) -> npt.NDArray[np.float6
 
 def net2_counts_w048(found: Sequence[CaseMeasurements]) -> npt.NDArray[np.float64]:
     """`Outcomes.earlier` of what was measured, [n]."""
-    rows = [np.nan if each.earlier is None else each.earlier for each in found]
+    rows = [np.nan if each.net2_count_w048 is None else each.net2_count_w048 for each in found]
     return np.array(rows, np.float64)
 
 
@@ -80,11 +80,11 @@ def cases_with_outcome(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if case.arm is not None and case.present[row, column]]
 
 
-def chunked(cases: Sequence[Case]) -> list[Chunk]:
+def chunk_cases(cases: Sequence[Case]) -> list[Chunk]:
     """Case indices in pieces of one task."""
     return [
-        tuple(case.index for case in cases[start : start + CHUNK])
-        for start in range(0, len(cases), CHUNK)
+        tuple(case.index for case in cases[start : start + CASES_PER_CHUNK])
+        for start in range(0, len(cases), CASES_PER_CHUNK)
     ]
 
 
@@ -98,7 +98,7 @@ def build_measurer(store: Location) -> Callable[[Chunk], list[CaseMeasurements]]
     return measure_chunk
 
 
-def outcomes_of(
+def outcome_table(
     cases: Sequence[Case],
     measured: Sequence[CaseMeasurements],
     covariates: Sequence[Covariate] = (),
@@ -111,14 +111,14 @@ def outcomes_of(
         case=tuple(case.index for case in cases),
         subjects=tuple(case.subject for case in cases),
         arm=np.array([case.arm_index for case in cases], np.int64),
-        scalars=np.array([entry.scalars for entry in rows], np.float64),
+        image_features=np.array([entry.image_features for entry in rows], np.float64),
         plain=np.array([found.plain for found in lesions], np.float64),
         opened=np.array([found.opened for found in lesions], np.float64),
-        earlier=net2_counts_w048(rows),
+        net2_count_w048=net2_counts_w048(rows),
         regions=observed_regions(rows),
         trial=tuple(case.trial for case in cases),
         covariates=covariate_matrix(covariates, cases) if covariates else None,
-        looks=np.array([entry.looks for entry in rows], np.float64),
+        appearance=np.array([entry.appearance for entry in rows], np.float64),
     )
 
 

@@ -33,10 +33,10 @@ class Detection:
     """
 
     observed: int
-    found: int
-    drawn: int
-    right: int
-    volume: float
+    detected: int
+    predicted: int
+    correct: int
+    predicted_mm3: float
 
     @property
     def f1(self) -> float | None:
@@ -47,24 +47,24 @@ class Detection:
         """
         if not self.observed:
             return None
-        if not self.found or not self.right:
+        if not self.detected or not self.correct:
             return 0.0
-        sensitivity, precision = self.found / self.observed, self.right / self.drawn
+        sensitivity, precision = self.detected / self.observed, self.correct / self.predicted
         return 2 * precision * sensitivity / (precision + sensitivity)
 
 
 def match_lesions(drawn: Mask, observed: Mask, spacing: Sequence[float]) -> Detection:
     """Scores a `drawn` mask [s, h, w] against the `observed` one, voxels of `spacing` mm."""
-    overlap = overlaps(
+    overlap = label_overlaps(
         _label_large_lesions(observed, spacing), _label_large_lesions(drawn, spacing)
     )
     voxel = float(np.prod(spacing))
     return Detection(
         observed=overlap.shape[0] - 1,
-        found=detected(overlap),
-        drawn=overlap.shape[1] - 1,
-        right=detected(overlap.T),
-        volume=float(overlap[:, 1:].sum()) * voxel,
+        detected=count_detected(overlap),
+        predicted=overlap.shape[1] - 1,
+        correct=count_detected(overlap.T),
+        predicted_mm3=float(overlap[:, 1:].sum()) * voxel,
     )
 
 
@@ -77,7 +77,7 @@ def _label_large_lesions(mask: Mask, spacing: Sequence[float]) -> npt.NDArray[np
     return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
 
 
-def overlaps(rows: npt.NDArray[np.int32], columns: npt.NDArray[np.int32]) -> Ints:
+def label_overlaps(rows: npt.NDArray[np.int32], columns: npt.NDArray[np.int32]) -> Ints:
     """Voxels shared by each pair of labels, [row label, column label]; 0 is the background."""
     width = int(columns.max()) + 1
     height = int(rows.max()) + 1
@@ -85,7 +85,7 @@ def overlaps(rows: npt.NDArray[np.int32], columns: npt.NDArray[np.int32]) -> Int
     return np.bincount(pairs, minlength=height * width).reshape(height, width).astype(np.int64)
 
 
-def detected(overlap: Ints) -> int:
+def count_detected(overlap: Ints) -> int:
     """How many of the lesions in the rows of `overlap` those in its columns detect."""
     return sum(_is_detected(overlap, row) for row in range(1, overlap.shape[0]))
 

@@ -18,5 +18,5 @@ class EnsembleSummary(SampledCounts):
     spatial: MaskComparison | None = None
 
 
-Tallies = Mapping[tuple[int, int], EnsembleSummary]
+EnsembleSummaries = Mapping[tuple[int, int], EnsembleSummary]
 """(case, arm) -> what is kept of the ensemble."""

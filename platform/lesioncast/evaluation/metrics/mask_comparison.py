@@ -16,11 +16,11 @@ Masks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedMask:
     """What was observed of a case at w096: NET2 [s, h, w], and its parcellation if it has one."""
 
     net2: Mask
-    labels: npt.NDArray[np.int16] | None = None
+    parcellation: npt.NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MaskComparison:
     sample has a lesion; None without a parcellation.
     """
 
-    each: tuple[Detection, ...]
+    per_sample: tuple[Detection, ...]
     majority: Detection
     distance: float
     diversity: float
@@ -52,19 +52,21 @@ class MaskComparison:
         return 2 * self.distance - self.diversity
 
 
-def compare_masks(masks: Masks, observed: Observed, spacing: Sequence[float]) -> MaskComparison:
+def compare_masks(masks: Masks, observed: ObservedMask, spacing: Sequence[float]) -> MaskComparison:
     """`masks` [k, s, h, w] of one case on the arm that it received, voxels of `spacing` mm."""
     held = masks.sum(axis=0)
     levels = len(masks) + 1
     between = jaccard_distances(np.concatenate([observed.net2[None], masks]))
     return MaskComparison(
-        each=tuple(match_lesions(mask, observed.net2, spacing) for mask in masks),
+        per_sample=tuple(match_lesions(mask, observed.net2, spacing) for mask in masks),
         majority=match_lesions(2 * held >= len(masks), observed.net2, spacing),
         distance=float(between[0, 1:].mean()),
         diversity=mean_off_diagonal(between[1:, 1:]),
         voxels=np.bincount(held.ravel(), minlength=levels),
         lesion_voxels=np.bincount(held[observed.net2], minlength=levels),
-        regions=None if observed.labels is None else lesions_in_regions(masks, observed.labels),
+        regions=None
+        if observed.parcellation is None
+        else lesions_in_regions(masks, observed.parcellation),
     )
 
 
