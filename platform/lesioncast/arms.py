@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Arm:
-    """One treatment arm: `name` as in participants.tsv, `efficacy` as the paper abbreviates it."""
+    """One treatment arm of a trial."""
 
+    #: The name in participants.tsv.
     name: str
+    #: The paper's abbreviation of the efficacy: none, low, mild, moderate or high.
     efficacy: str
 
 

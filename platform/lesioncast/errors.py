@@ -1,4 +1,4 @@
-"""Exceptions of lesioncast. Errors of reading and writing data are `storage.errors.StorageError`.
+"""Exceptions of lesioncast. The storage package raises `storage.errors.StorageError` instead.
 
 LesioncastError
   ConfigError
@@ -17,52 +17,52 @@ LesioncastError
 
 
 class LesioncastError(Exception):
-    """Base of lesioncast's own errors; the message says what to do."""
+    """Base of all errors that lesioncast raises itself; the message says what to do."""
 
 
 class ConfigError(LesioncastError, ValueError):
-    """A configuration file or override that cannot be used; the message names the key."""
+    """Invalid configuration file or override; the message names the key."""
 
 
 class SimulationError(LesioncastError, ValueError):
-    """A trial that cannot be simulated."""
+    """Error while simulating a trial."""
 
 
 class PlacementError(SimulationError):
-    """A subject whose white matter has no room for its lesions on so coarse or small a grid."""
+    """No free white matter is left for a lesion; the grid is too coarse or too small."""
 
 
 class TrialError(SimulationError):
-    """A folder that cannot take this simulated trial."""
+    """Output folder that holds other files or a trial with other settings."""
 
 
 class TrainingError(LesioncastError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class ChangedSettingsError(TrainingError):
-    """A run's checkpoints were made with other settings than the ones given now."""
+    """Checkpoints of a run were written with settings that differ from the current ones."""
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss or its gradient is infinite or not a number; the message names the step."""
+    """Loss or gradient is infinite or not a number; the message names the step."""
 
 
 class BundleError(LesioncastError):
-    """A bundle that is incomplete, altered or not a bundle; the message names the file."""
+    """Incomplete or altered bundle, or another folder; the message names the file."""
 
 
 class EvaluationCardError(BundleError, ValueError):
-    """An evaluation card that does not belong to its bundle or cannot be written."""
+    """Evaluation card that does not belong to its bundle or cannot be written."""
 
 
 class ForecastError(LesioncastError, ValueError):
-    """A forecast or an evaluation that cannot be made from the given data."""
+    """Data from which a forecast or an evaluation cannot be made."""
 
 
 class BaselineError(LesioncastError, ValueError):
-    """A baseline that cannot be fitted on the given cases."""
+    """Training cases on which a baseline cannot be fitted."""
 
 
 class EvaluationReportError(LesioncastError, ValueError):
-    """An evaluation report, metrics.json, that cannot be read; the message names the file."""
+    """Unreadable evaluation report (metrics.json); the message names the file."""

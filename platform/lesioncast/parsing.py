@@ -15,8 +15,12 @@ Parsed = typing.TypeVar("Parsed")
 
 
 def parse_dataclass(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) -> Parsed:
-    """`raw` as the dataclass `kind`, closed to unknown keys; errors name `source` and the key."""
-    _refuse_unknown(kind, raw, source=source, prefix="")
+    """Parse the mapping `raw` into the dataclass `kind`.
+
+    Raises ConfigError for an unknown key or an invalid value. The message names `source` (a file,
+    for example) and the key.
+    """
+    _reject_unknown_keys(kind, raw, source=source, prefix="")
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
@@ -24,28 +28,35 @@ def parse_dataclass(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) 
 
 
 def _format_error(problem: ErrorDetails) -> str:
-    """Where a value is wrong and how; a class that refuses its own fields says what it got."""
+    """Return the key of an invalid value, the reason and the value as one sentence.
+
+    A ValueError of a dataclass's own checks says already which value it got.
+    """
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
     return f"{where}: {problem['msg']}, got {problem['input']!r}"
 
 
-def _refuse_unknown(kind: Any, raw: Mapping[str, Any], *, source: str, prefix: str) -> None:
+def _reject_unknown_keys(kind: Any, raw: Mapping[str, Any], *, source: str, prefix: str) -> None:
+    """Raise ConfigError for the first key of `raw` that is not a field, with the nearest fields.
+
+    pydantic could forbid unknown keys too, but its message does not suggest the nearest names.
+    """
     hints = typing.get_type_hints(kind)
-    known = {each.name for each in dataclasses.fields(kind)}
+    field_names = {field.name for field in dataclasses.fields(kind)}
     for key, value in raw.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3) or sorted(known)
-            raise ConfigError(f"{source}: unknown key {prefix}{key}; nearest: {', '.join(near)}")
-        section = _dataclass_in(hints[key])
-        for part in value if isinstance(value, list) else [value]:
-            if section is not None and isinstance(part, dict):
-                _refuse_unknown(section, part, source=source, prefix=f"{prefix}{key}.")
+        if key not in field_names:
+            nearest = difflib.get_close_matches(str(key), field_names, n=3) or sorted(field_names)
+            raise ConfigError(f"{source}: unknown key {prefix}{key}; nearest: {', '.join(nearest)}")
+        section = _find_dataclass(hints[key])
+        for item in value if isinstance(value, list) else [value]:
+            if section is not None and isinstance(item, dict):
+                _reject_unknown_keys(section, item, source=source, prefix=f"{prefix}{key}.")
 
 
-def _dataclass_in(hint: Any) -> Any:
-    """The dataclass that a mapping stands for where the type is `hint`, such as tuple[it, ...]."""
+def _find_dataclass(hint: Any) -> Any:
+    """Return the first dataclass inside a type hint such as tuple[Covariate, ...], or None."""
     if dataclasses.is_dataclass(hint):
         return hint
-    return next(filter(None, map(_dataclass_in, typing.get_args(hint))), None)
+    return next(filter(None, map(_find_dataclass, typing.get_args(hint))), None)

@@ -1,4 +1,4 @@
-"""Covariates: a third condition that may be absent, and that is absent from the paper's model."""
+"""Covariates are an optional third condition; the paper's model has none."""
 
 import math
 from dataclasses import asdict, replace
@@ -53,7 +53,10 @@ DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Four test cases of ages 30 to 36 and eight of training, 38 to 52; one has a known EDSS."""
+    """Write four test cases aged 30 to 36 and eight training cases aged 38 to 52.
+
+    One of the cases has a known EDSS.
+    """
     folder = tmp_path_factory.mktemp("store")
     return write_store(folder / "store.zarr", folder / "bids", test=4, train=8)
 
@@ -100,20 +103,20 @@ def test_numbers_are_standardised_on_the_training_cases_alone(store: Store) -> N
     assert values.std() == pytest.approx(1)
 
 
-def test_a_covariate_given_in_full_is_taken_as_it_is(store: Store) -> None:
+def test_a_fully_specified_covariate_is_not_fitted(store: Store) -> None:
     assert fit_covariates([AGE], store.cases) == (AGE,)
 
 
 @pytest.mark.parametrize("unknown", ["ege", Covariate("ege")])
-def test_an_unknown_name_is_refused_naming_those_there_are(
+def test_an_unknown_name_raises_and_lists_the_available_ones(
     store: Store, unknown: str | Covariate
 ) -> None:
     with pytest.raises(ConfigError, match=r"expected some of age, edss, sex, got ege"):
         fit_covariates(["age", unknown], store.cases)
 
 
-def test_what_teaches_nothing_or_is_no_one_kind_is_refused(store: Store) -> None:
-    with pytest.raises(ConfigError, match=r"differ in edss, got none where it is known"):
+def test_constant_unknown_and_mixed_covariates_raise(store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"differ in edss, got no known value"):
         fit_covariates(["edss"], store.select(split="train"))
     same = [with_values(case, age=30) for case in store.cases]
     with pytest.raises(ConfigError, match=r"differ in age, got 30; leave it out"):
@@ -132,7 +135,7 @@ def test_what_teaches_nothing_or_is_no_one_kind_is_refused(store: Store) -> None
         ({}, [NAN, NAN]),
     ],
 )
-def test_what_a_case_lacks_or_training_did_not_know_is_absent(
+def test_missing_values_and_unknown_levels_are_encoded_as_nan(
     store: Store, values: dict, known: list[float]
 ) -> None:
     case = with_values(store.cases[0], **values)
@@ -142,14 +145,14 @@ def test_what_a_case_lacks_or_training_did_not_know_is_absent(
     )
 
 
-def test_an_absent_value_is_none_of_the_values_there_are() -> None:
+def test_a_missing_value_differs_from_every_value() -> None:
     values = torch.tensor([[NAN, NAN], [math.inf, NAN], [0.0, 0.0], [0.0, 1.0]])
     features = covariate_features(values, BOTH)
     absent = [0, 0, 0, 0, 0]
     assert features.tolist() == [absent, absent, [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]]
 
 
-def test_names_and_whole_covariates_may_be_mixed_in_a_configuration() -> None:
+def test_names_and_specified_covariates_may_be_mixed_in_a_configuration() -> None:
     given = ["covariates=[edss, {name: age, centre: 40.0, scale: 10.0}]"]
     assert load_config(DEMO, given).covariates == ("edss", AGE)
     assert load_config(DEMO).covariates == ()
@@ -168,8 +171,8 @@ def test_untrained_covariates_change_nothing_to_the_last_bit() -> None:
         assert torch.equal(unet(z, logsnr, arm, residuals), unet(z, logsnr, arm))
 
 
-def test_all_other_weights_begin_the_same_with_and_without_covariates() -> None:
-    without, with_both = (control_of(each)[1].state_dict() for each in ((), BOTH))
+def test_all_other_weights_start_the_same_with_and_without_covariates() -> None:
+    without, with_both = (control_of(covariates)[1].state_dict() for covariates in ((), BOTH))
     assert all(torch.equal(with_both[name], tensor) for name, tensor in without.items())
     assert {name.split(".")[0] for name in with_both.keys() - without.keys()} == {"covariates"}
 
@@ -185,7 +188,7 @@ def test_a_trained_network_tells_a_missing_value_from_the_mean() -> None:
 
 
 @torch.no_grad()
-def test_guidance_takes_the_null_arm_and_image_without_covariates() -> None:
+def test_guidance_drops_the_covariates_with_the_arm_and_the_images() -> None:
     unet, control = control_of(BOTH)
     randomise(control)
     model = LesionDiffusion(unet, control, ModelConfig(("a", "b"), TINY, covariates=BOTH))
@@ -205,7 +208,7 @@ def test_guidance_takes_the_null_arm_and_image_without_covariates() -> None:
     )
 
 
-def test_covariates_drop_at_their_rates_and_leave_the_other_drops_alone() -> None:
+def test_covariates_drop_at_their_rates_and_do_not_change_other_drops() -> None:
     rates = {"arm_dropout": 0.3, "condition_dropout": 0.2, "channel_dropout": 0.1}
     size = 20_000
     before = randomness.condition_dropout(5, 0, batch_size=size, channels=7, **rates)
@@ -215,14 +218,14 @@ def test_covariates_drop_at_their_rates_and_leave_the_other_drops_alone() -> Non
     assert before.covariates.shape == (size, 0)
     np.testing.assert_array_equal(before.arm, drawn.arm)
     np.testing.assert_array_equal(before.channels, drawn.channels)
-    whole = drawn.covariates.all(1)
-    assert abs(whole.mean() - 0.25) < 0.013  # four standard errors
-    assert np.abs(drawn.covariates[~whole].mean(0) - 0.1).max() < 0.011
-    others = np.column_stack([drawn.arm, drawn.channels.all(1), whole])
+    all_dropped = drawn.covariates.all(1)
+    assert abs(all_dropped.mean() - 0.25) < 0.013  # four standard errors
+    assert np.abs(drawn.covariates[~all_dropped].mean(0) - 0.1).max() < 0.011
+    others = np.column_stack([drawn.arm, drawn.channels.all(1), all_dropped])
     assert np.abs(np.corrcoef(others.T) - np.eye(3)).max() < 0.03
 
 
-def test_a_dropped_covariate_is_absent_and_stage_one_sees_none(tmp_path: Path) -> None:
+def test_a_dropped_covariate_is_nan_and_stage_one_gets_none(tmp_path: Path) -> None:
     values = np.arange(20, dtype=np.float32).reshape(10, 2)
     cases = tiny_cases(tmp_path, covariates=values)
     rows = np.array([3, 4])
@@ -239,8 +242,8 @@ def test_a_dropped_covariate_is_absent_and_stage_one_sees_none(tmp_path: Path) -
     assert without.covariates is None
 
 
-def covaried(experiment: Experiment) -> Experiment:
-    """The tiny experiment with covariates: random ages, sexes in turn, some absent."""
+def with_covariates(experiment: Experiment) -> Experiment:
+    """Return the tiny experiment with random ages and alternating sexes, some of them missing."""
     values = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
     values[:, 1] = np.arange(10) % 2
     values[2] = NAN
@@ -248,12 +251,12 @@ def covaried(experiment: Experiment) -> Experiment:
     return replace(experiment, cases=cases, model=replace(MODEL, covariates=BOTH))
 
 
-def test_one_stage_one_serves_stages_two_with_and_without_covariates(tmp_path: Path) -> None:
+def test_one_pretraining_serves_finetuning_with_and_without_covariates(tmp_path: Path) -> None:
     plain = tiny_experiment(tmp_path)
     pretrained = train(pretrain_stage(SETTINGS, plain))
-    assert train(pretrain_stage(SETTINGS, covaried(plain))) == pretrained
+    assert train(pretrain_stage(SETTINGS, with_covariates(plain))) == pretrained
     settings = replace(SETTINGS, covariate_dropout=0.2)
-    last = train(finetune_stage(settings, covaried(plain), pretrained))
+    last = train(finetune_stage(settings, with_covariates(plain), pretrained))
     weights = last.tensors("weights", "control.covariates.")
     assert set(weights) == {f"layers.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
     assert weights["layers.2.weight"].abs().sum() > 0
@@ -261,7 +264,7 @@ def test_one_stage_one_serves_stages_two_with_and_without_covariates(tmp_path: P
 
 @pytest.fixture(scope="module")
 def bundle(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Both stages trained on the store's ages and sexes, from even odds of a lesion."""
+    """Train both stages on the store's ages and sexes, starting from even odds of a lesion."""
     folder = tmp_path_factory.mktemp("bundle")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LESIONCAST_CACHE", str(folder / "cache"))
@@ -280,20 +283,18 @@ def bundle(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return load_bundle(folder / "bundle")
 
 
-def test_a_bundle_knows_its_covariates_as_training_fitted_them(
-    store: Store, bundle: Bundle
-) -> None:
+def test_a_bundle_stores_the_covariates_that_training_fitted(store: Store, bundle: Bundle) -> None:
     expected = fit_covariates(["age", "sex"], store.select(split="train"))
     assert bundle.config.covariates == expected
     card = (bundle.path / "README.md").read_text()
     assert "- Covariates, each of which may be missing: age, sex." in card
 
 
-def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
+def test_a_forecast_uses_the_stores_covariates_and_runs_without_them(
     store: Store, bundle: Bundle
 ) -> None:
-    asked = [EnsembleRequest(case.index, arm) for case in store.cases[:3] for arm in range(3)]
-    samples = tuple(Sample(request, 7) for request in asked)
+    requests = [EnsembleRequest(case.index, arm) for case in store.cases[:3] for arm in range(3)]
+    samples = tuple(Sample(request, 7) for request in requests)
     assert build_sampler(bundle.path, store.path, device="cpu")(samples).masks().any()
     loaded = load_bundle(bundle.path)
     torch.manual_seed(0)
@@ -306,12 +307,14 @@ def test_a_forecast_follows_the_stores_covariates_and_runs_without_them(
         return BatchSampler(draw, read, spacing=store.spec.spacing)(samples).masks()
 
     bare = replace(store, table=replace(store.table, cases=without(store)))
-    told, untold = (store_reader(each, bundle.config) for each in (store, bare))
-    assert np.array_equal(masks(told), masks(told))
-    assert not np.array_equal(masks(told), masks(untold))
+    with_values_read, without_read = (
+        store_reader(source, bundle.config) for source in (store, bare)
+    )
+    assert np.array_equal(masks(with_values_read), masks(with_values_read))
+    assert not np.array_equal(masks(with_values_read), masks(without_read))
 
 
-def test_a_summary_says_which_covariates_it_knew(
+def test_a_summary_lists_used_and_missing_covariates(
     store: Store, bundle: Bundle, tmp_path: Path
 ) -> None:
     lacking = with_values(store.cases[1], sex="F")

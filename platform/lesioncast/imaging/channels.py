@@ -1,79 +1,91 @@
-"""What a model sees of a case: the condition c_f and the target x as channels of one slab.
+"""Encode a case's images and masks as channels: the condition c_f and the target x of a model.
 
 Axes are (s, h, w): axial slices from inferior to superior, then rows and columns in RAS+ order.
-FLAIR lies in [-1, 1]; masks become -1 / +1; a channel that a case lacks is all zeros (null).
+FLAIR lies in [-1, 1]. Masks become -1 / +1. A channel that a case lacks is all zeros (null).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.arrays import Bools, Float32s
 from storage import CaseArrays
 from storage.layout import CHANNELS, MASKS, SESSIONS, pack_masks, unpack_masks_signed
 
 __all__ = [
     "CHANNELS", "MASKS", "SESSIONS", "BASELINE_SESSION", "TARGET_CHANNELS", "Channels", "Sessions",
-    "encode_channels", "encode_case", "parse_channels", "channels_outside_sessions", "sessions_of",
+    "PackedImages", "encode_channels", "encode_case", "parse_channels",
+    "channels_outside_sessions", "sessions_of",
 ]  # fmt: skip
 
-# x, in the order in which the network receives it; c_f is the model's (`ControlConfig.condition`).
+# The channels of x, in the order of the network's input. `ControlConfig.condition` names those of
+# c_f.
 TARGET_CHANNELS = (("w096", "flair"), ("w096", "net2"))
 
-# The session before any treatment. What a patient's later images show, an arm has had its part in.
+# The session before treatment. Images of later sessions already show the arm's effect.
 BASELINE_SESSION = SESSIONS[0]
 
 Channels = tuple[tuple[str, str], ...]
+"""(session, channel) pairs, for example (("w000", "flair"), ("w048", "net2"))."""
 Sessions = tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PackedImages:
+    """Images and masks of one case as the store and the training cache hold them."""
+
+    #: FLAIR [session, s, h, w] in [-1, 1].
+    flair: npt.NDArray[np.float16]
+    #: Masks [session, kind, s, h, ceil(w / 8)], one bit a voxel, kinds as in `MASKS`.
+    masks: npt.NDArray[np.uint8]
+    #: True for each channel that the case has, [session, channel], channels as in `CHANNELS`.
+    present: Bools
+    #: Names of the sessions along the first axis of the three arrays.
+    sessions: Sequence[str] = SESSIONS
+
+
 def parse_channels(names: Iterable[str]) -> Channels:
-    """(session, channel) of names such as w000/flair."""
+    """Split names such as w000/flair into (session, channel) pairs."""
     return tuple((session, channel) for session, channel in (name.split("/") for name in names))
 
 
 def sessions_of(channels: Channels) -> Sessions:
-    """The sessions among the channels, each once."""
+    """Return the sessions of the channels without repetition, in order of first use."""
     return tuple(dict.fromkeys(session for session, _ in channels))
 
 
-def channels_outside_sessions(channels: Channels, sessions: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Which of the channels belong to none of the `sessions`, [channel]."""
+def channels_outside_sessions(channels: Channels, sessions: Sequence[str]) -> Bools:
+    """Return True for each channel that belongs to none of the `sessions`, [channel]."""
     return np.array([session not in sessions for session, _ in channels], bool)
 
 
 def encode_channels(
-    flair: npt.NDArray[np.float16],
-    masks: npt.NDArray[np.uint8],
-    present: npt.NDArray[np.bool_],
+    images: PackedImages,
     *,
     channels: Channels,
-    sessions: Sequence[str] = SESSIONS,
-    out: npt.NDArray[np.float32] | None = None,
-    copy: Callable[[npt.NDArray[np.float32], npt.NDArray[np.float16]], Any] = np.copyto,
-) -> npt.NDArray[np.float32]:
-    """The named channels of one case as floats, absent ones zero.
+    out: Float32s | None = None,
+    copy: Callable[[Float32s, npt.NDArray[np.float16]], Any] = np.copyto,
+) -> Float32s:
+    """Return the named channels of one case as floats, [channel, s, h, w]; absent ones are zero.
 
-    `flair` [session, s, h, w] in [-1, 1]; `masks` [session, kind, s, h, ceil(w / 8)] packed as in
-    the store, kinds as in `MASKS`; `present` [session, channel], channels as in `CHANNELS`; all of
-    the `sessions` named. Returns [channel, s, h, w], which is `out` where that is given.
-    `copy(to, values)` is how FLAIR gets there.
+    The result is written into `out` if given. `copy(target, values)` converts FLAIR to floats.
     """
-    encoded = np.empty((len(channels), *flair.shape[1:]), np.float32) if out is None else out
+    encoded = np.empty((len(channels), *images.flair.shape[1:]), np.float32) if out is None else out
     for row, (session, channel) in enumerate(channels):
-        k, c = sessions.index(session), CHANNELS.index(channel)
-        if not present[k, c]:
+        k, c = images.sessions.index(session), CHANNELS.index(channel)
+        if not images.present[k, c]:
             encoded[row] = 0
         elif channel == "flair":
-            copy(encoded[row], flair[k])
+            copy(encoded[row], images.flair[k])
         else:
-            unpack_masks_signed(masks[k, MASKS.index(channel)], encoded[row])
+            unpack_masks_signed(images.masks[k, MASKS.index(channel)], encoded[row])
     return encoded
 
 
-def encode_case(arrays: CaseArrays, *, channels: Channels) -> npt.NDArray[np.float32]:
-    """The same of a case as it is read: [channel, s, h, w]."""
-    return encode_channels(
-        arrays.flair, pack_masks(arrays.masks), arrays.present, channels=channels
-    )
+def encode_case(arrays: CaseArrays, *, channels: Channels) -> Float32s:
+    """Return the named channels of a case read from a store, [channel, s, h, w]."""
+    images = PackedImages(arrays.flair, pack_masks(arrays.masks), arrays.present)
+    return encode_channels(images, channels=channels)

@@ -1,4 +1,4 @@
-"""What a model is told of a patient beside the images: covariates of the case table as numbers."""
+"""Encode a patient's covariates, such as age and sex, as numbers for a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lesioncast.errors import ConfigError
 
-if TYPE_CHECKING:  # diffusion imports this module and must run with torch alone
+if TYPE_CHECKING:  # diffusion imports this module and must run without storage and its packages
     from storage import Case
 
 Values = npt.NDArray[np.float32]
@@ -20,7 +20,7 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Covariate:
-    """A number, given to the network as (value - centre) / scale, or a word among `levels`."""
+    """A number that is standardised as (value - centre) / scale, or a word among `levels`."""
 
     name: str
     centre: float = 0.0
@@ -32,7 +32,7 @@ class Covariate:
             raise ValueError(f"the scale of {self.name} must be above 0, got {self.scale}")
 
     def encode(self, value: str | float | None) -> float:
-        """The standardised number or the place among the levels; NaN where there is no such."""
+        """Return the standardised number or the index of the level; NaN if missing or unknown."""
         if self.levels:
             text = str(value)
             return float(self.levels.index(text)) if text in self.levels else math.nan
@@ -42,42 +42,44 @@ class Covariate:
 
 
 def fit_covariates(
-    wanted: Sequence[str | Covariate], cases: Iterable[Case]
+    requested: Sequence[str | Covariate], cases: Iterable[Case]
 ) -> tuple[Covariate, ...]:
-    """The wanted covariates, those that are only named with what the (training) `cases` show.
+    """Return the requested covariates, fitting those given by name only on the training `cases`.
 
-    Numbers get their mean as centre and their standard deviation as scale, words their levels.
-    Raises ConfigError where the cases have no such covariate, or nothing to learn from it.
+    A number gets its mean as centre and its standard deviation as scale. A word gets its levels.
+    Raises ConfigError if the cases lack the covariate or all have the same value.
     """
     rows = [case.covariates for case in cases]
-    names = sorted({name for row in rows for name in row})
-    for each in wanted:
-        name = each if isinstance(each, str) else each.name
-        if name not in names:
+    available = sorted({name for row in rows for name in row})
+    for covariate in requested:
+        name = covariate if isinstance(covariate, str) else covariate.name
+        if name not in available:
+            choices = ", ".join(available) or "none, for the store has none"
             raise ConfigError(
-                f"covariates: expected some of {', '.join(names) or 'none, for the store has none'}"
-                f", got {name}; name a column of the trial's participants.tsv"
+                f"covariates: expected some of {choices}, got {name}; "
+                "name a column of the trial's participants.tsv"
             )
     return tuple(
-        _fit(each, [row[each] for row in rows if row.get(each) is not None])
-        if isinstance(each, str)
-        else each
-        for each in wanted
+        _fit(covariate, [row[covariate] for row in rows if row.get(covariate) is not None])
+        if isinstance(covariate, str)
+        else covariate
+        for covariate in requested
     )
 
 
-def _fit(name: str, known: Sequence[str | float | None]) -> Covariate:
-    words = sorted({value for value in known if isinstance(value, str)})
-    numbers = np.array([value for value in known if not isinstance(value, str)], np.float64)
+def _fit(name: str, values: Sequence[str | float | None]) -> Covariate:
+    """Fit one covariate on its known values."""
+    words = sorted({value for value in values if isinstance(value, str)})
+    numbers = np.array([value for value in values if not isinstance(value, str)], np.float64)
     if words and len(numbers):
         raise ConfigError(
             f"covariates: expected numbers or words as {name}, got both, such as {numbers[0]:g} "
-            f"and {words[0]}; write n/a for what is not known, or give its levels"
+            f"and {words[0]}; write n/a for an unknown value, or give the levels of {name}"
         )
-    if len(set(known)) < 2:
+    if len(set(values)) < 2:
         raise ConfigError(
             f"covariates: expected training cases that differ in {name}, got "
-            f"{known[0] if known else 'none where it is known'}; leave it out"
+            f"{values[0] if values else 'no known value'}; leave it out"
         )
     if words:
         return Covariate(name, levels=tuple(words))
@@ -85,15 +87,17 @@ def _fit(name: str, known: Sequence[str | float | None]) -> Covariate:
 
 
 def encode_covariates(covariates: Sequence[Covariate], case: Case) -> Values:
-    """[covariate]: NaN where the case lacks one or has a level that training did not know."""
+    """Return the case's encoded covariates, [covariate]; NaN if missing or of an unknown level."""
     return np.array(
-        [each.encode(case.covariates.get(each.name)) for each in covariates], np.float32
+        [covariate.encode(case.covariates.get(covariate.name)) for covariate in covariates],
+        np.float32,
     )
 
 
 def covariate_presence(covariates: Sequence[Covariate], case: Case) -> dict[str, bool]:
-    """Which covariates the case gives to the network, by name."""
+    """Return, by name, whether the case has a usable value of each covariate."""
     values = encode_covariates(covariates, case)
     return {
-        each.name: bool(np.isfinite(value)) for each, value in zip(covariates, values, strict=True)
+        covariate.name: bool(np.isfinite(value))
+        for covariate, value in zip(covariates, values, strict=True)
     }

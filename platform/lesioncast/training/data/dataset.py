@@ -13,7 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.imaging.channels import SESSIONS, TARGET_CHANNELS, Channels, encode_channels
+from lesioncast.imaging.channels import (
+    SESSIONS,
+    TARGET_CHANNELS,
+    Channels,
+    PackedImages,
+    encode_channels,
+)
 from lesioncast.training.data.order import Rows
 from lesioncast.training.randomness import ConditionDropout
 from storage import Store
@@ -151,15 +157,8 @@ class CaseDataset:
     ) -> npt.NDArray[np.float32]:
         encoded = np.empty((len(rows), len(channels), *self.spatial_shape), np.float32)
         for place, row in enumerate(rows):
-            encode_channels(
-                flair[place],
-                masks[place],
-                self.present[row],
-                channels=channels,
-                sessions=self.sessions,
-                out=encoded[place],
-                copy=_half_to_float,
-            )
+            images = PackedImages(flair[place], masks[place], self.present[row], self.sessions)
+            encode_channels(images, channels=channels, out=encoded[place], copy=_half_to_float)
         return encoded
 
 

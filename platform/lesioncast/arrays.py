@@ -1,0 +1,17 @@
+"""Array types under short names, for the signatures of numerical functions.
+
+Shapes stand in the docstrings. The axes of a volume are (s, h, w): slices, rows, columns.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Float32s = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+Mask = npt.NDArray[np.bool_]
+"""A binary volume [s, h, w]."""
+LabelMap = npt.NDArray[np.int16]
+"""FreeSurfer ids [s, h, w]; 0 is outside the brain."""
