@@ -15,12 +15,11 @@ import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
 from lesioncast.evaluation.baselines.methods import ENSEMBLE, REGRESSION
+from lesioncast.evaluation.metrics.bootstrap import bootstrap_weights, resampled_mean
 from lesioncast.evaluation.metrics.scores import (
     LEVEL,
-    bootstrap_weights,
     log_count_errors,
     resampled_auc,
-    resampled_mean,
 )
 from lesioncast.evaluation.reporting.files import CASES
 from lesioncast.training.progress import read_metrics

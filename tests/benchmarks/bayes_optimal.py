@@ -21,15 +21,17 @@ from scipy.stats import nbinom, norm, poisson
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.evaluation.baselines.baselines import Floats, fit_regression_baseline
-from lesioncast.evaluation.metrics.scores import (
-    Resampled,
+from lesioncast.evaluation.metrics.bootstrap import (
+    ResampledScore,
     bootstrap_weights,
     estimate_difference,
-    log_count_errors,
     point_estimate,
+    resampled_mean,
+)
+from lesioncast.evaluation.metrics.scores import (
+    log_count_errors,
     resampled_ap,
     resampled_auc,
-    resampled_mean,
 )
 from lesioncast.simulation import disease
 from lesioncast.simulation.disease import Patient
@@ -127,7 +129,7 @@ def regression(features: Floats, patients: Sequence[Patient], train: int) -> For
     return Forecast(model.probability(*asked), model.count(*asked))
 
 
-def resampled(forecast: Forecast, true: Floats) -> tuple[Resampled, ...]:
+def resampled(forecast: Forecast, true: Floats) -> tuple[ResampledScore, ...]:
     """Each of `SCORES` in every resample."""
     active, chance = true > 0, forecast.chance
     squares = (chance - active) ** 2

@@ -16,13 +16,13 @@ import torch
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.covariates import covariate_features
 from lesioncast.evaluation.baselines.baselines import Floats, fit_regression_baseline
-from lesioncast.evaluation.metrics.scores import (
-    Resampled,
+from lesioncast.evaluation.metrics.bootstrap import (
+    ResampledScore,
     bootstrap_weights,
     estimate_difference,
     point_estimate,
-    resampled_auc,
 )
+from lesioncast.evaluation.metrics.scores import resampled_auc
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.simulation.disease import Patient, draw_patient
 from lesioncast.simulation.settings import SimulationSettings
@@ -98,7 +98,7 @@ def covariates(patients: Sequence[Patient], train: int) -> Floats:
     return covariate_features(encoded, kinds).numpy().astype(np.float64)
 
 
-def auc_of(features: Floats, patients: Sequence[Patient], *, train: int) -> Resampled:
+def auc_of(features: Floats, patients: Sequence[Patient], *, train: int) -> ResampledScore:
     """The AUC of activity at w096 among the patients after the first `train`, resampled."""
     arm = np.array([column(each) for each in patients])
     outcome = np.array([each.counts[1, column(each)] for each in patients], np.float64)

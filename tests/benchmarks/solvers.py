@@ -26,12 +26,11 @@ from study_cli import chosen, study_parser
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.cluster.connection import RaySettings, configure_logging, ray_cluster
 from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.evaluation.metrics.bootstrap import bootstrap_weights, resampled_mean
 from lesioncast.evaluation.metrics.scores import (
     LEVEL,
-    bootstrap_weights,
     crps,
     log_count_errors,
-    resampled_mean,
 )
 from lesioncast.forecasting.runtime import build_sampler
 from lesioncast.forecasting.sampling import EnsembleRequest, SampleBatch, plan_batches, seeds_of

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from lesioncast.evaluation.metrics.bootstrap import bootstrap_weights
 from lesioncast.evaluation.metrics.calibration import brier_decomposition, fit_platt_scaling
 from lesioncast.evaluation.metrics.conformal import (
     conformal_quantile,
     nonconformity_scores,
     prediction_intervals,
 )
-from lesioncast.evaluation.metrics.scores import bootstrap_weights
 from lesioncast.forecasting.ensemble import SampledCounts
 
 ACTIVE = np.array([True, True, False, False])

@@ -27,7 +27,7 @@ from lesioncast.evaluation.causal.trial_effects import (
     fit_outcome_models,
     mean_difference,
 )
-from lesioncast.evaluation.metrics.scores import Bootstrap
+from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.reporting.markdown.effects import effect_sections
 
 ARMS = ("placebo", "avonex", "ocrelizumab")
@@ -177,7 +177,7 @@ def test_aipw_is_the_difference_of_means_where_nothing_is_known_of_the_patients(
     after, before = outcome[treated].mean(), outcome[~treated].mean()
     parts = aipw(
         outcome, treated, treated_mean=np.full(200, after), other_mean=np.full(200, before),
-        chance=np.full(200, treated.mean()),
+        propensity=np.full(200, treated.mean()),
     )  # fmt: skip
     assert parts.mean() == pytest.approx(after - before)
 
@@ -230,9 +230,11 @@ def test_aipw_is_right_where_either_of_its_parts_is() -> None:
     outcome = 4 * sick - treated + rng.normal(size=40000)
     nothing, half = np.zeros(40000), np.full(40000, 0.5)
     by_chance = aipw(
-        outcome, treated, treated_mean=nothing, other_mean=nothing, chance=0.2 + 0.6 * sick
+        outcome, treated, treated_mean=nothing, other_mean=nothing, propensity=0.2 + 0.6 * sick
     )
-    by_mean = aipw(outcome, treated, treated_mean=4 * sick - 1, other_mean=4 * sick, chance=half)
+    by_mean = aipw(
+        outcome, treated, treated_mean=4 * sick - 1, other_mean=4 * sick, propensity=half
+    )
     assert by_chance.mean() == pytest.approx(-1, abs=0.06)
     assert by_mean.mean() == pytest.approx(-1, abs=0.03)
     assert mean_difference(outcome, treated)(np.ones((1, 40000)))[0] > -0.5  # confounded

@@ -9,7 +9,7 @@ from lesioncast.evaluation.causal.positivity import overlap, positivity
 from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, appearance_features
 from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
-from lesioncast.evaluation.metrics.scores import Bootstrap
+from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.imaging.regions import REGIONS
 
 ARMS = ("placebo", "interferon", "ocrelizumab")

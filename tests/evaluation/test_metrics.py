@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lesioncast.evaluation.metrics import scores
+from lesioncast.evaluation.metrics import bootstrap, scores
 from lesioncast.forecasting.ensemble import (
     active_fraction,
     monte_carlo_error,
@@ -45,7 +45,7 @@ def test_without_both_classes_ap_and_auc_are_undefined(active: np.ndarray) -> No
 @pytest.mark.parametrize("seed", range(5))
 def test_a_resampled_score_is_scikit_learns_on_the_repeated_cases(seed: int) -> None:
     active, score = tied_scores(seed)
-    weights = scores.bootstrap_weights(len(active), draws=20, seed=seed)
+    weights = bootstrap.bootstrap_weights(len(active), draws=20, seed=seed)
     drawn = [np.repeat(np.arange(len(active)), row.astype(int)) for row in weights]
     assert np.allclose(
         scores.resampled_auc(active, score, weights),
@@ -58,10 +58,10 @@ def test_a_resampled_score_is_scikit_learns_on_the_repeated_cases(seed: int) -> 
 
 
 def test_a_resample_draws_as_many_cases_as_there_are() -> None:
-    weights = scores.bootstrap_weights(7, draws=50, seed=1)
+    weights = bootstrap.bootstrap_weights(7, draws=50, seed=1)
     assert (weights.sum(axis=1) == 7).all()
-    assert np.array_equal(weights, scores.bootstrap_weights(7, draws=50, seed=1))
-    assert not np.array_equal(weights, scores.bootstrap_weights(7, draws=50, seed=2))
+    assert np.array_equal(weights, bootstrap.bootstrap_weights(7, draws=50, seed=1))
+    assert not np.array_equal(weights, bootstrap.bootstrap_weights(7, draws=50, seed=2))
 
 
 def test_auc_within_arms_is_blind_to_what_tells_arms_apart() -> None:
@@ -95,9 +95,9 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     covered = 0
     for trial in range(300):
         values = rng.normal(0.3, 1.0, 80)
-        weights = scores.bootstrap_weights(80, draws=400, seed=trial)
-        found = scores.estimate(
-            float(values.mean()), lambda w, v=values: scores.resampled_mean(v, w), weights
+        weights = bootstrap.bootstrap_weights(80, draws=400, seed=trial)
+        found = bootstrap.estimate(
+            float(values.mean()), lambda w, v=values: bootstrap.resampled_mean(v, w), weights
         )
         covered += found.low < 0.3 < found.high
     assert 0.90 < covered / 300 < 0.98
@@ -108,13 +108,13 @@ def test_a_paired_interval_is_far_narrower_than_that_of_either_score() -> None:
     rng = np.random.default_rng(1)
     first = active + rng.normal(0, 1.0, 200)
     second = first + rng.normal(0, 0.05, 200)
-    weights = scores.bootstrap_weights(200, draws=300, seed=0)
+    weights = bootstrap.bootstrap_weights(200, draws=300, seed=0)
 
-    def auc_of(score: np.ndarray) -> scores.Resampled:
+    def auc_of(score: np.ndarray) -> bootstrap.ResampledScore:
         return lambda w: scores.resampled_auc(active, score, w)
 
-    alone = scores.estimate(scores.roc_auc(active, first), auc_of(first), weights)
-    gap = scores.estimate_difference(auc_of(first), auc_of(second), weights)
+    alone = bootstrap.estimate(scores.roc_auc(active, first), auc_of(first), weights)
+    gap = bootstrap.estimate_difference(auc_of(first), auc_of(second), weights)
     assert gap.value == pytest.approx(
         scores.roc_auc(active, first) - scores.roc_auc(active, second)
     )
@@ -125,8 +125,8 @@ def test_one_positive_case_gives_a_value_but_no_interval() -> None:
     active = np.zeros(30, bool)
     active[4] = True
     score = np.linspace(0, 1, 30)
-    weights = scores.bootstrap_weights(30, draws=500, seed=0)
-    found = scores.estimate(
+    weights = bootstrap.bootstrap_weights(30, draws=500, seed=0)
+    found = bootstrap.estimate(
         scores.roc_auc(active, score), lambda w: scores.resampled_auc(active, score, w), weights
     )
     assert found.value == pytest.approx(4 / 29)

@@ -12,13 +12,13 @@ from sklearn.metrics import (
 
 from lesioncast.evaluation.analysis.regional import BA, F1, PRECISION, RECALL, binary_scores
 from lesioncast.evaluation.analysis.spatial import f1_of_samples, spatial_agreement, voxel_record
+from lesioncast.evaluation.metrics.bootstrap import Bootstrap, bootstrap_weights
 from lesioncast.evaluation.metrics.detection import Detection, match_lesions
 from lesioncast.evaluation.metrics.mask_comparison import (
     ObservedMask,
     compare_masks,
     jaccard_distances,
 )
-from lesioncast.evaluation.metrics.scores import Bootstrap, bootstrap_weights
 from lesioncast.imaging.regions import lesions_in_regions
 
 MM = (3.0, 1.0, 1.0)

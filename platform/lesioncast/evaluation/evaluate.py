@@ -40,8 +40,8 @@ from lesioncast.evaluation.analysis.trial_contrasts import trial_contrasts
 from lesioncast.evaluation.baselines.baselines import arm_statistics
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
+from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
-from lesioncast.evaluation.metrics.scores import Bootstrap
 from lesioncast.evaluation.paper_results import PAPER_RESULTS
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.imaging.lesions import OPENING_MM, opening_element

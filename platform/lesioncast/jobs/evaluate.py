@@ -20,7 +20,7 @@ from lesioncast.errors import ConfigError, LesioncastError
 from lesioncast.evaluation.analysis.scoring import EvaluationContext, EvaluationInputs
 from lesioncast.evaluation.causal.identifiability import identifiability_warnings
 from lesioncast.evaluation.evaluate import evaluate
-from lesioncast.evaluation.metrics.scores import Bootstrap
+from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.provenance import EvaluationSources, current_command, provenance
 from lesioncast.evaluation.reporting.bundle_card import write_card
 from lesioncast.evaluation.reporting.examples import example_cases

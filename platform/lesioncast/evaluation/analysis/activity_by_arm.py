@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_mean
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
-from lesioncast.evaluation.metrics.scores import Bootstrap, estimate_mean
 from lesioncast.forecasting.ensemble import stratified_error
 
 Floats = npt.NDArray[np.float64]

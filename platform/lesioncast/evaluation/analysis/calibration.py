@@ -8,6 +8,11 @@ import numpy.typing as npt
 
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
+from lesioncast.evaluation.metrics.bootstrap import (
+    Bootstrap,
+    estimate,
+    estimate_mean,
+)
 from lesioncast.evaluation.metrics.calibration import (
     PlattScaling,
     brier_decomposition,
@@ -21,7 +26,6 @@ from lesioncast.evaluation.metrics.conformal import (
     prediction_intervals,
 )
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate, PositiveCount
-from lesioncast.evaluation.metrics.scores import Bootstrap, estimate, estimate_mean
 from lesioncast.forecasting.ensemble import wilson_interval
 
 Floats = npt.NDArray[np.float64]

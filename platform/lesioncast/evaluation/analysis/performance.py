@@ -20,6 +20,15 @@ from lesioncast.evaluation.baselines.methods import (
 )
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics import scores
+from lesioncast.evaluation.metrics.bootstrap import (
+    Bootstrap,
+    ResampledScore,
+    estimate,
+    estimate_difference,
+    estimate_mean,
+    estimate_of,
+    resampled_mean,
+)
 from lesioncast.evaluation.metrics.estimate import (
     ByGroup,
     ByMethod,
@@ -32,13 +41,6 @@ from lesioncast.evaluation.metrics.names import (
     AUC_WITHIN_ARM,
     AVERAGE_PRECISION,
     LOG_MSE,
-)
-from lesioncast.evaluation.metrics.scores import (
-    Bootstrap,
-    estimate,
-    estimate_difference,
-    estimate_mean,
-    estimate_of,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -181,12 +183,12 @@ def _run_mean(values: Sequence[float | None]) -> float | None:
 
 def _over_runs(
     score: Callable[[Bools, Floats, Floats], Floats], active: Bools, runs: Floats
-) -> scores.Resampled:
+) -> ResampledScore:
     """Return the mean score over the runs of a random method, as a function of the resamples."""
     return lambda weights: np.mean([score(active, run, weights) for run in runs], axis=0)
 
 
-def _within_arm(active: Bools, score: Floats, arm: npt.NDArray[np.int64]) -> scores.Resampled:
+def _within_arm(active: Bools, score: Floats, arm: npt.NDArray[np.int64]) -> ResampledScore:
     """Return the AUC over pairs on the same arm: 0.5 for a method that knows the arm alone."""
     return lambda weights: scores.resampled_auc_within(active, score, arm, weights)
 
@@ -260,11 +262,11 @@ def paired_differences(
 
 def _resampled_metrics(
     cases: EvaluationCases, method: MethodPredictions
-) -> Mapping[str, scores.Resampled]:
+) -> Mapping[str, ResampledScore]:
     """Return every metric that `method` has over all cases, as a function of the resamples."""
     assert method.counts is not None
     errors = scores.log_count_errors(cases.count, method.counts)
-    of_count = {LOG_MSE: lambda weights: scores.resampled_mean(errors, weights)}
+    of_count = {LOG_MSE: lambda weights: resampled_mean(errors, weights)}
     if method.scores is None:
         return of_count
     return {

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from lesioncast.evaluation.baselines.baselines import fit_regression_baseline, monte_carlo
 from lesioncast.evaluation.features.outcomes import OutcomeTable
+from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_of
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
 from lesioncast.evaluation.metrics.estimate import (
     ByGroup,
@@ -16,7 +17,6 @@ from lesioncast.evaluation.metrics.estimate import (
     Estimate,
     PositiveCount,
 )
-from lesioncast.evaluation.metrics.scores import Bootstrap, estimate_of
 from lesioncast.imaging.regions import REGIONS
 
 Floats = npt.NDArray[np.float64]

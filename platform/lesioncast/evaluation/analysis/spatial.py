@@ -6,9 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.evaluation.metrics.bootstrap import (
+    Bootstrap,
+    estimate_mean,
+    estimate_ratio,
+)
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
 from lesioncast.evaluation.metrics.mask_comparison import MaskComparison
-from lesioncast.evaluation.metrics.scores import Bootstrap, estimate_mean, estimate_ratio
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

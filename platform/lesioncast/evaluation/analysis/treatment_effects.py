@@ -16,13 +16,13 @@ from lesioncast.evaluation.causal.effects import (
     paired_and_independent_variance,
     policy_value,
 )
-from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
-from lesioncast.evaluation.metrics.scores import (
+from lesioncast.evaluation.metrics.bootstrap import (
     Bootstrap,
     estimate_mean,
     estimate_ratio,
     estimate_rms,
 )
+from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
 
 Floats = npt.NDArray[np.float64]
 

@@ -17,8 +17,12 @@ from lesioncast.evaluation.causal.trial_effects import (
     mean_difference,
 )
 from lesioncast.evaluation.features.outcomes import OutcomeTable
+from lesioncast.evaluation.metrics.bootstrap import (
+    Bootstrap,
+    estimate_mean,
+    estimate_of,
+)
 from lesioncast.evaluation.metrics.estimate import Estimate
-from lesioncast.evaluation.metrics.scores import Bootstrap, estimate_mean, estimate_of
 
 Floats = npt.NDArray[np.float64]
 

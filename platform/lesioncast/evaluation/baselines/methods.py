@@ -1,11 +1,11 @@
-"""The forecast and its baselines, brought to one form so that one code scores them all."""
+"""Predictions of the forecast and of its baselines in one form, so that one code scores them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Floats
 from lesioncast.evaluation.baselines.baselines import (
     ArmStatistics,
     arm_statistics,
@@ -15,8 +15,6 @@ from lesioncast.evaluation.baselines.baselines import (
 )
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.scores import crps
-
-Floats = npt.NDArray[np.float64]
 
 ENSEMBLE = "ensemble"
 LOG_MEAN = "ensemble_log_mean"
@@ -28,40 +26,42 @@ COVARIATES = "regression_covariates"
 
 @dataclass(frozen=True)
 class MethodPredictions:
-    """What one method says of each case; None where it does not answer.
+    """Predictions of one method for all cases; None where a method does not predict."""
 
-    `scores` [run, n] for activity (more than one run only for a random method, whose metrics are
-    averaged over its runs), `counts` [n] expected lesions, `crps` [n] of its count distribution.
-    """
-
+    #: Name of the method in files.
     key: str
+    #: Name of the method for readers.
     label: str
+    #: Scores for activity, [run, n]. Only a random method has several runs; its metrics are
+    #: averaged over them.
     scores: Floats | None = None
+    #: Expected number of lesions, [n].
     counts: Floats | None = None
+    #: CRPS of the predicted distribution of counts, [n].
     crps: Floats | None = None
 
 
-def recalibrated_method(chance: Floats, validation: int) -> MethodPredictions:
-    """The ensemble's P(active) [n] as `validation` other cases have taught it to be."""
+def recalibrated_method(probability: Floats, validation: int) -> MethodPredictions:
+    """Return the ensemble's P(active) [n], recalibrated on `validation` other cases."""
     label = f"ControlNet ensemble, recalibrated on {validation} validation cases"
-    return MethodPredictions(RECALIBRATED, label, scores=chance[None])
+    return MethodPredictions(RECALIBRATED, label, scores=probability[None])
 
 
 def ensemble_methods(
-    counts: Floats, chance: Floats, log_lesions: Floats, true: Floats
+    counts: Floats, probability: Floats, log_lesions: Floats, true: Floats
 ) -> tuple[MethodPredictions, ...]:
-    """The forecast: P(active), `chance` [n], and from the lesions of its samples, `counts` [n, k],
-    how many (paper: the mean count).
+    """Return the forecast's predictions, with two predictions of the count.
 
-    The second takes the mean of log(1 + count), `log_lesions` [n], which is what a squared log
-    error asks for.
+    `counts` [n, k] are the lesions of the samples and `probability` [n] is P(active). The paper
+    predicts the mean count. The second method is the mean of log(1 + count), `log_lesions` [n],
+    which minimises a squared log error. `true` [n] are the observed counts.
     """
     samples = counts.shape[1]
     return (
         MethodPredictions(
             ENSEMBLE,
             f"ControlNet ensemble ({samples} samples)",
-            scores=chance[None],
+            scores=probability[None],
             counts=counts.mean(axis=1),
             crps=crps(true, counts),
         ),
@@ -76,7 +76,7 @@ def ensemble_methods(
 def baseline_methods(
     train: EvaluationCases, test: EvaluationCases, *, arms: tuple[str, ...], runs: int, seed: int
 ) -> tuple[MethodPredictions, ...]:
-    """The paper's Monte Carlo, the training statistics of the arm, and the regressions."""
+    """Return the paper's Monte Carlo, the training statistics of the arm, and the regressions."""
     statistics = arm_statistics(train.arm, train.count, arms=len(arms))
     rate = lookup_by_arm(statistics.activity, test.arm, arms)
     return (
@@ -97,6 +97,7 @@ def _arm_methods(
     *,
     arms: tuple[str, ...],
 ) -> tuple[MethodPredictions, ...]:
+    """Return the predictions that depend on the arm alone."""
     return (
         MethodPredictions(
             ARM_RATE,
@@ -114,50 +115,50 @@ def _arm_methods(
 
 
 def _climatology_crps(train: EvaluationCases, test: EvaluationCases) -> Floats | None:
-    """CRPS with the arm's training counts as the forecast; None where an arm has fewer than 2."""
+    """Return the CRPS of the arm's training counts as an ensemble, [n].
+
+    None if an arm has fewer than two training cases, because the fair CRPS needs pairs.
+    """
     score = np.zeros(len(test.count))
     for arm in np.unique(test.arm):
-        known, asked = train.count[train.arm == arm], test.arm == arm
-        if len(known) < 2:
+        train_counts, of_arm = train.count[train.arm == arm], test.arm == arm
+        if len(train_counts) < 2:
             return None
-        score[asked] = crps(test.count[asked], np.tile(known, (asked.sum(), 1)))
+        score[of_arm] = crps(test.count[of_arm], np.tile(train_counts, (of_arm.sum(), 1)))
     return score
 
 
 def _regressions(
     train: EvaluationCases, test: EvaluationCases, *, arms: int
 ) -> Iterator[MethodPredictions]:
-    label = "Logistic and ridge regression on image scalars"
-    yield _regression(
-        REGRESSION, label, train, test, train.image_features, test.image_features, arms=arms
-    )
+    """Yield the regression on image features and, if there are covariates, one that adds them."""
+    label = "Logistic and ridge regression on image features"
+    yield _regression(REGRESSION, label, train, test, arms=arms)
     if train.covariates is not None and test.covariates is not None:
-        known = np.column_stack([train.image_features, train.covariates])
-        asked = np.column_stack([test.image_features, test.covariates])
-        label = f"{label} and covariates"
-        yield _regression(COVARIATES, label, train, test, known, asked, arms=arms)
+        train, test = _with_covariates(train), _with_covariates(test)
+        yield _regression(COVARIATES, f"{label} and covariates", train, test, arms=arms)
+
+
+def _with_covariates(cases: EvaluationCases) -> EvaluationCases:
+    """Append the covariates to the image features."""
+    assert cases.covariates is not None
+    features = np.column_stack([cases.image_features, cases.covariates])
+    return replace(cases, image_features=features)
 
 
 def _regression(
-    key: str,
-    label: str,
-    train: EvaluationCases,
-    test: EvaluationCases,
-    known: Floats,
-    asked: Floats,
-    *,
-    arms: int,
+    key: str, label: str, train: EvaluationCases, test: EvaluationCases, *, arms: int
 ) -> MethodPredictions:
-    """Fitted on what is `known` of the training cases, told what is `asked` of the test cases."""
-    model = fit_regression_baseline(known, train.arm, train.count, arms=arms)
+    """Fit the regression baseline on the training cases and predict the test cases."""
+    model = fit_regression_baseline(train.image_features, train.arm, train.count, arms=arms)
     return MethodPredictions(
         key,
         label,
-        scores=model.probability(asked, test.arm)[None],
-        counts=model.count(asked, test.arm),
+        scores=model.probability(test.image_features, test.arm)[None],
+        counts=model.count(test.image_features, test.arm),
     )
 
 
 def by_key(methods: Sequence[MethodPredictions], key: str) -> MethodPredictions:
-    """The method called `key`."""
+    """Return the method with this key."""
     return next(method for method in methods if method.key == key)

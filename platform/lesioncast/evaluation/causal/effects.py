@@ -1,48 +1,54 @@
-"""Effects of arms on the same patients: forecast, and true where the trial is simulated.
+"""Treatment effects on the same patients: as forecast, and as true in a simulated trial.
 
-`sampled` [arm, n, k] are lesions of sample k of case n forced onto an arm, on the same seeds for
-all arms of a case; `true` [arm, n] are the lesions that the patient would have had. Either may be
-of counts, or of activity as 0 and 1. A true individual effect holds the patient's own luck as the
-simulation drew it, which nobody can forecast.
+`sampled` [arm, n, k] are the lesions of sample k of case n under each arm; the arms of a case share
+their seeds. `true` [arm, n] are the lesions that a simulated patient would have had. Both may hold
+counts, or activity as 0 and 1. A true individual effect includes the random part of the patient's
+outcome, which no forecast can know.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import kendalltau
 
-Floats = npt.NDArray[np.float64]
+from lesioncast.arrays import Floats
 
 
 def is_active(counts: Floats) -> Floats:
-    """1 where there is at least one lesion, else 0; of counts of any shape."""
+    """Return 1 where a count is above 0, else 0; `counts` may have any shape."""
     return (counts > 0).astype(np.float64)
 
 
 def individual_effects(outcome: Floats, arm: int, reference: int) -> Floats:
-    """Outcome under `arm` minus under `reference` of each case, [n], of `outcome` [arm, n]."""
+    """Return each case's outcome under `arm` minus that under `reference`, [n].
+
+    `outcome` is [arm, n].
+    """
     return np.asarray(outcome[arm] - outcome[reference], np.float64)
 
 
 def policy_value(expected: Floats, true: Floats) -> Floats:
-    """True outcome of each case under the arm with the lowest `expected` outcome, [n].
+    """Return each case's true outcome under the arm with the lowest `expected` outcome, [n].
 
-    Both [arm, n]; cases with several lowest arms get the mean over these, as if drawn by lot.
+    Both arguments are [arm, n]. If several arms are lowest, their true outcomes are averaged, as if
+    one of them was drawn at random.
     """
     best = np.isclose(expected, expected.min(axis=0))
     return np.asarray((true * best).sum(axis=0) / best.sum(axis=0), np.float64)
 
 
 def kendall_tau_b(forecast: Floats, true: Floats) -> Floats:
-    """Kendall's tau-b between the arms' outcomes as forecast and as true, for each case, [n].
+    """Return Kendall's tau-b between forecast and true outcomes over the arms of each case, [n].
 
-    Both [arm, n]. NaN where either puts all arms equal: then there is no order to agree on.
+    Both arguments are [arm, n]. NaN for a case whose arms all have the same forecast or the same
+    true outcome, because the arms then have no order.
     """
     return np.array(
         [
-            kendalltau(told, held).statistic if np.ptp(told) and np.ptp(held) else np.nan
-            for told, held in zip(forecast.T, true.T, strict=True)
+            kendalltau(predicted, observed).statistic
+            if np.ptp(predicted) and np.ptp(observed)
+            else np.nan
+            for predicted, observed in zip(forecast.T, true.T, strict=True)
         ],
         np.float64,
     )
@@ -51,22 +57,26 @@ def kendall_tau_b(forecast: Floats, true: Floats) -> Floats:
 def paired_and_independent_variance(
     sampled: Floats, arm: int, reference: int
 ) -> tuple[Floats, Floats]:
-    """Variance over samples of arm minus reference: (on seeds of their own, on common seeds), [n].
+    """Return the variance over samples of arm minus reference on independent and on common seeds.
 
-    The first is the sum of the arms' own variances; their ratio is how many times the samples
-    independent seeds would need for the same Monte Carlo error (common random numbers).
+    Both are [n], the independent one first: it is the sum of the two arms' variances. Divided by
+    the second, it says how many times more samples independent seeds would need for the same Monte
+    Carlo error (common random numbers).
     """
-    apart = sampled[[arm, reference]].var(axis=2, ddof=1).sum(axis=0)
-    together = (sampled[arm] - sampled[reference]).var(axis=1, ddof=1)
-    return np.asarray(apart, np.float64), np.asarray(together, np.float64)
+    independent = sampled[[arm, reference]].var(axis=2, ddof=1).sum(axis=0)
+    paired = (sampled[arm] - sampled[reference]).var(axis=1, ddof=1)
+    return np.asarray(independent, np.float64), np.asarray(paired, np.float64)
 
 
 def drop_arm(values: Floats, arm: int) -> Floats:
-    """`values` [arm, ...] of all arms but one."""
+    """Return `values` [arm, ...] without one arm."""
     return np.delete(values, arm, axis=0)
 
 
 def best_arm(mean_count: Sequence[float] | Floats) -> int | None:
-    """The arm with the lowest mean count of the training patients who received it."""
-    known = np.asarray(mean_count, np.float64)
-    return None if np.isnan(known).all() else int(np.nanargmin(known))
+    """Return the arm with the lowest mean count in training; None if no arm has training cases.
+
+    `mean_count` [arm] is NaN for an arm without training cases.
+    """
+    counts = np.asarray(mean_count, np.float64)
+    return None if np.isnan(counts).all() else int(np.nanargmin(counts))

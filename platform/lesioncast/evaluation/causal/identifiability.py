@@ -19,7 +19,7 @@ from lesioncast.evaluation.causal.schema import (
 from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, INPUT_SESSIONS
 from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
-from lesioncast.evaluation.metrics.scores import Bootstrap
+from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,13 +12,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lesioncast.evaluation.causal.schema import LeakageAuc
-from lesioncast.evaluation.metrics.estimate import Estimate
-from lesioncast.evaluation.metrics.scores import (
+from lesioncast.evaluation.metrics.bootstrap import (
     Bootstrap,
     estimate,
     point_estimate,
-    resampled_auc_within,
 )
+from lesioncast.evaluation.metrics.estimate import Estimate
+from lesioncast.evaluation.metrics.rng import RngStream
+from lesioncast.evaluation.metrics.scores import resampled_auc_within
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -29,7 +30,6 @@ MAX_CASES = 2000  # cases: more only narrow the interval
 CV_STD_INFLATION = (1 + FOLDS / (FOLDS - 1)) ** 0.5
 """Folds share their training cases, so a score varies more than its bootstrap over cases shows, by
 this factor (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366)."""
-STREAM = 103  # of random numbers: the bootstrap and the baselines draw from others
 
 
 def cross_validated_probabilities(
@@ -46,7 +46,8 @@ def cross_validated_probabilities(
         StandardScaler(),
         LogisticRegression(C=0.3, max_iter=2000),
     )
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=(STREAM + seed) % 2**32)
+    random_state = (RngStream.LEAKAGE_PROBE + seed) % 2**32
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=random_state)
     fold = np.zeros(len(label), np.int64)
     for number, (_, held) in enumerate(folds.split(features, label)):
         fold[held] = number

@@ -1,74 +1,84 @@
-"""What the observed outcomes alone say of arms that share a trial.
+"""Estimate effects from observed outcomes of arms that share a trial.
 
-Within a trial, arms were assigned by chance, so a difference of outcomes is an effect. Between
-trials it is not: scanner, site and patients differ as well, and no method here mends that. Only
-what was known before treatment may be adjusted for: images of w048 show what the arm did already.
+Within a trial, arms were assigned at random, so a difference of outcomes estimates an effect.
+Between trials it does not: scanner, site and patients differ as well, and no method here corrects
+for that. Only values measured before treatment may be adjusted for; images of w048 already show the
+effect of the arm.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.model_selection import StratifiedKFold
 
+from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.evaluation.baselines.baselines import fit_regression_baseline
 from lesioncast.evaluation.features.image_features import BASELINE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Fit = Callable[[Floats, Floats], Callable[[Floats], Floats]]
-"""(scalars [m, scalar], count [m]) -> expected activity and count at other scalars, [2, n]."""
+OutcomeModel = Callable[[Floats], Floats]
+"""Features [n, feature] -> expected activity and expected count, [2, n]."""
+FitOutcomeModel = Callable[[Floats, Floats], OutcomeModel]
+"""Features [m, feature] and counts [m] of training cases -> the fitted model."""
 
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class TrialContrast:
-    """Two arms of one trial: the rows that belong to either, and which of them had `arm`."""
+    """Two arms of one trial and the cases that received either."""
 
     trial: str
     arm: int
     reference: int
+    #: Rows of the cases that received `arm` or `reference`, [m].
     rows: Ints
+    #: True for the cases of these rows that received `arm`, [m].
     treated: Bools
 
 
 def contrasts(trial: Sequence[str | None], arm: Ints, reference: int) -> Iterator[TrialContrast]:
-    """Every arm against the `reference` in each trial that has both, or else its first arm.
+    """Yield the contrast of each arm with the reference arm within each trial.
 
-    Arms with fewer than FOLDS cases in a trial are left out.
+    A trial without the `reference` arm uses its first arm instead. Arms with fewer than FOLDS cases
+    in a trial are left out, because cross-fitting needs a case in every fold.
     """
-    for name in sorted({each for each in trial if each is not None}):
-        member = np.array([each == name for each in trial])
-        arms = [a for a in np.unique(arm[member]).tolist() if (arm[member] == a).sum() >= FOLDS]
+    for name in sorted({name for name in trial if name is not None}):
+        in_trial = np.array([case_trial == name for case_trial in trial])
+        arms = [a for a in np.unique(arm[in_trial]).tolist() if (arm[in_trial] == a).sum() >= FOLDS]
         if not arms:
             continue
-        against = reference if reference in arms else arms[0]
+        trial_reference = reference if reference in arms else arms[0]
         for other in arms:
-            if other != against:
-                rows = np.flatnonzero(member & np.isin(arm, [other, against]))
-                yield TrialContrast(name, other, against, rows, arm[rows] == other)
+            if other != trial_reference:
+                rows = np.flatnonzero(in_trial & np.isin(arm, [other, trial_reference]))
+                yield TrialContrast(name, other, trial_reference, rows, arm[rows] == other)
 
 
 def arms_without_common_trial(
     trial: Sequence[str | None], arm: Ints, arms: int
 ) -> list[tuple[int, int]]:
-    """Pairs of arms, each of which has cases, that no trial holds together."""
-    shared = {
-        pair
-        for name in {each for each in trial if each is not None}
-        for here in [np.unique(arm[[each == name for each in trial]]).tolist()]
-        for pair in ((a, b) for a in here for b in here)
-    }
+    """Return the pairs of arms that have cases but no trial in common."""
+    arms_by_trial: dict[str, set[int]] = {}
+    for name, received in zip(trial, arm.tolist(), strict=True):
+        if name is not None:
+            arms_by_trial.setdefault(name, set()).add(received)
     present = [a for a in range(arms) if (arm == a).any()]
-    return [(a, b) for a in present for b in present if a < b and (a, b) not in shared]
+    return [
+        (a, b)
+        for a in present
+        for b in present
+        if a < b and not any({a, b} <= together for together in arms_by_trial.values())
+    ]
 
 
 def mean_difference(outcome: Floats, treated: Bools) -> Callable[[Floats], Floats]:
-    """Mean outcome [n] of the treated minus that of the others, in every resample."""
+    """Return a resampled score: mean outcome [n] of the treated minus that of the others.
+
+    The score takes case weights [b, n] and returns [b]; NaN if a resample lacks a side.
+    """
 
     def resampled(weights: Floats) -> Floats:
         sides = []
@@ -82,64 +92,88 @@ def mean_difference(outcome: Floats, treated: Bools) -> Callable[[Floats], Float
 
 
 def aipw(
-    outcome: Floats, treated: Bools, *, treated_mean: Floats, other_mean: Floats, chance: Floats
+    outcome: Floats,
+    treated: Bools,
+    *,
+    treated_mean: Floats,
+    other_mean: Floats,
+    propensity: Floats,
 ) -> Floats:
-    """Each case's part of the augmented inverse-probability-weighted effect, [n]; its mean is it.
+    """Return each case's term of the augmented inverse-probability-weighted (AIPW) effect, [n].
 
-    Robins, Rotnitzky and Zhao 1994; cross-fitting as in Chernozhukov et al. 2018 where the
-    expected outcomes [n] under either arm come from other folds. `chance` [n] is that of being
-    treated. Right where either the expected outcomes or the chances are.
+    The mean of the terms estimates the effect (Robins, Rotnitzky and Zhao 1994). `treated_mean` and
+    `other_mean` [n] are the expected outcomes with and without treatment. If they come from other
+    folds, the estimate is cross-fitted (Chernozhukov et al. 2018). `propensity` [n] is the
+    probability of treatment. The estimate is consistent if the expected outcomes or the
+    propensities are right.
     """
-    gained = treated / chance * (outcome - treated_mean)
-    spared = (1 - treated) / (1 - chance) * (outcome - other_mean)
-    return np.asarray(treated_mean - other_mean + gained - spared, np.float64)
+    treated_residual = treated / propensity * (outcome - treated_mean)
+    other_residual = (1 - treated) / (1 - propensity) * (outcome - other_mean)
+    return np.asarray(treated_mean - other_mean + treated_residual - other_residual, np.float64)
 
 
 def cross_fitted_aipw(
-    scalars: Floats, count: Floats, treated: Bools, *, fit: Fit, seed: int
+    features: Floats, count: Floats, treated: Bools, *, fit: FitOutcomeModel, seed: int
 ) -> tuple[Floats, Floats]:
-    """`aipw` of (activity, count), both [n], with expectations from folds that a case is not in.
+    """Return the `aipw` terms of activity and of the count, both [n], cross-fitted over folds.
 
-    The chance of treatment is the share of treated in those folds: within a trial it depends on
-    nothing else.
+    The propensity is the share of treated cases in the other folds. Within a trial, treatment is
+    assigned at random, so the propensity does not depend on features.
     """
-    means = np.zeros((2, 2, len(count)))  # [outcome, side, n]
-    chance = np.zeros(len(count))
+    means = np.zeros((2, 2, len(count)))  # [outcome, other or treated, n]
+    propensity = np.zeros(len(count))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    for known, asked in folds.split(scalars, treated):
-        chance[asked] = treated[known].mean()
+    for train, test in folds.split(features, treated):
+        propensity[test] = treated[train].mean()
         for side in (0, 1):
-            of_side = known[treated[known] == bool(side)]
-            means[:, side, asked] = fit(scalars[of_side], count[of_side])(scalars[asked])
+            of_side = train[treated[train] == bool(side)]
+            means[:, side, test] = fit(features[of_side], count[of_side])(features[test])
     outcomes = ((count > 0).astype(np.float64), count)
-    active, lesions = (
-        aipw(outcome, treated, treated_mean=after, other_mean=before, chance=chance)
-        for outcome, (before, after) in zip(outcomes, means, strict=True)
+    activity_terms, count_terms = (
+        aipw(
+            outcome,
+            treated,
+            treated_mean=treated_mean,
+            other_mean=other_mean,
+            propensity=propensity,
+        )
+        for outcome, (other_mean, treated_mean) in zip(outcomes, means, strict=True)
     )
-    return active, lesions
+    return activity_terms, count_terms
 
 
-def fit_outcome_models(scalars: Floats, count: Floats) -> Callable[[Floats], Floats]:
-    """Expected (activity, count) by the regressions that a baseline has, of one arm."""
+def fit_outcome_models(features: Floats, count: Floats) -> OutcomeModel:
+    """Fit the regression baseline of activity and count on the cases of one arm."""
 
-    def of_one(rows: Floats) -> Ints:
+    def single_arm(rows: Floats) -> Ints:
         return np.zeros(len(rows), np.int64)
 
-    model = fit_regression_baseline(scalars, of_one(scalars), count, arms=1)
-    return lambda asked: np.stack(
-        [model.probability(asked, of_one(asked)), model.count(asked, of_one(asked))]
+    model = fit_regression_baseline(features, single_arm(features), count, arms=1)
+    return lambda test: np.stack(
+        [model.probability(test, single_arm(test)), model.count(test, single_arm(test))]
     )
 
 
-def concatenate_outcomes(
-    parts: Sequence[OutcomeTable],
-) -> tuple[tuple[str | None, ...], Ints, Floats, Floats]:
-    """(trial [n], arm [n], scalars from before treatment [n, scalar], count [n]) of all parts."""
-    return (
-        tuple(each for part in parts for each in part.trial),
-        np.concatenate([part.arm for part in parts]),
-        np.concatenate(
-            [part.image_features[:, BASELINE_FEATURES] for part in parts if len(part.case)]
+class PooledCases(NamedTuple):
+    """Cases of several outcome tables in one, with the features measured before treatment."""
+
+    #: Trial of each case; None if it is not recorded.
+    trial: tuple[str | None, ...]
+    #: Index of the arm that each case received, [n].
+    arm: Ints
+    #: Columns `BASELINE_FEATURES` of the image features, [n, feature].
+    baseline_features: Floats
+    #: Number of NET2 lesions at w096 without the opening, [n].
+    count: Floats
+
+
+def concatenate_outcomes(tables: Sequence[OutcomeTable]) -> PooledCases:
+    """Concatenate the cases of all tables."""
+    return PooledCases(
+        trial=tuple(name for table in tables for name in table.trial),
+        arm=np.concatenate([table.arm for table in tables]),
+        baseline_features=np.concatenate(
+            [table.image_features[:, BASELINE_FEATURES] for table in tables if len(table.case)]
         ),
-        np.concatenate([part.plain for part in parts]),
+        count=np.concatenate([table.plain for table in tables]),
     )

@@ -1,15 +1,14 @@
-"""How a case's images look, whatever lesions they show: a few numbers that a scanner could decide.
+"""Measure appearance features of a case's FLAIR that depend on the scanner more than on lesions.
 
-Intensity, texture and shading of FLAIR at w000 and at w048.
+The features describe intensity, texture and shading at w000 and at w048. A classifier that can tell
+the trial or the arm from them shows that a model could use the scanner as a shortcut.
 """
 
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.arrays import Bools, Floats
 from lesioncast.imaging.channels import CHANNELS, SESSIONS
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 IMAGE_STATISTICS = (
@@ -34,9 +33,10 @@ APPEARANCE_FEATURES = tuple(
 def appearance_features(
     flair: npt.NDArray[np.float16], present: Bools, spacing: tuple[float, float, float]
 ) -> Floats:
-    """The numbers of `LOOKS` for `flair` [session, s, h, w], `present` [session, channel].
+    """Return the features named in `APPEARANCE_FEATURES` of one case, [feature].
 
-    NaN where a session lacks its FLAIR. Nothing of w096 enters.
+    `flair` is [session, s, h, w], `present` [session, channel] and `spacing` (s, h, w) in mm.
+    Features of a session without FLAIR are NaN. Images of w096 are not read.
     """
     column = CHANNELS.index("flair")
     return np.concatenate(
@@ -50,11 +50,12 @@ def appearance_features(
 
 
 def image_statistics(flair: Floats, spacing: tuple[float, float, float]) -> Floats:
-    """The numbers of `APPEARANCE` for one image [s, h, w], voxels of `spacing` mm."""
-    head = flair > flair.mean()  # leaves the air out
+    """Return the numbers named in `IMAGE_STATISTICS` of one image [s, h, w]."""
+    head = flair > flair.mean()  # excludes the air
     tissue = flair[head] if head.any() else flair.ravel()
     spread = float(tissue.std()) + 1e-9
-    curved = np.abs(np.diff(flair, n=2, axis=2))[head[:, :, 1:-1]]
+    # The second difference of noise is large, that of smooth tissue small.
+    second_difference = np.abs(np.diff(flair, n=2, axis=2))[head[:, :, 1:-1]]
     return np.array(
         [
             *np.quantile(tissue, QUANTILES),
@@ -62,7 +63,7 @@ def image_statistics(flair: Floats, spacing: tuple[float, float, float]) -> Floa
             flair[~head].mean(),
             np.log1p(head.sum() * float(np.prod(spacing))),
             np.mean([np.abs(np.diff(flair, axis=axis)).mean() for axis in (1, 2)]) / spread,
-            np.median(curved) / spread if curved.size else 0.0,
+            np.median(second_difference) / spread if second_difference.size else 0.0,
             np.mean([_lag1_autocorrelation(flair, axis) for axis in (1, 2)]),
             _lag1_autocorrelation(flair, 0),
             *(_shade(flair, head, axis) / spread for axis in range(3)),
@@ -71,7 +72,7 @@ def image_statistics(flair: Floats, spacing: tuple[float, float, float]) -> Floa
 
 
 def _lag1_autocorrelation(flair: Floats, axis: int) -> float:
-    """Correlation of neighbouring voxels along an axis; 0 where the image is flat."""
+    """Return the correlation of neighbouring voxels along an axis; 0 for a constant image."""
     along = np.moveaxis(flair, axis, 0)
     low, high = (part - part.mean() if part.size else part for part in (along[:-1], along[1:]))
     norm = np.sqrt(np.vdot(low, low) * np.vdot(high, high))
@@ -79,7 +80,7 @@ def _lag1_autocorrelation(flair: Floats, axis: int) -> float:
 
 
 def _shade(flair: Floats, head: Bools, axis: int) -> float:
-    """Mean intensity of the head's second half along an axis minus that of its first."""
+    """Return the head's mean intensity in the second half of an axis minus that in the first."""
     halves = zip(np.array_split(flair, 2, axis), np.array_split(head, 2, axis), strict=True)
     first, second = (float(part[inside].mean()) if inside.any() else 0.0 for part, inside in halves)
     return second - first

@@ -1,4 +1,4 @@
-"""A few numbers read off a case's images and masks: what a simple baseline may know of it."""
+"""Measure a case: image features for simple baselines, and its observed outcome."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.arrays import Bools, Floats, LabelMap, Mask
 from lesioncast.evaluation.features.appearance import appearance_features
 from lesioncast.evaluation.metrics.mask_comparison import ObservedMask
-from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.channels import BASELINE_SESSION, CHANNELS, MASKS, SESSIONS
 from lesioncast.imaging.lesions import LesionCounts, components, count_lesions
 from lesioncast.imaging.regions import lesions_in_regions
 
 FLAIR = CHANNELS.index("flair")
-NEW_SIGNAL = 3.0  # robust standard deviations above the usual w048 - w000 difference
+# Robust standard deviations above the median difference w048 - w000 that count as a rise.
+MIN_RISE_SD = 3.0
 LESION_CHANNELS = (
     ("w000", "t2"),
     ("w048", "t2"),
@@ -27,51 +29,58 @@ IMAGE_FEATURES = (
     *(f"{channel}_count_{session}" for session, channel in LESION_CHANNELS),
     "flair_gain",
 )
+# Columns of the features that are measured before treatment.
 BASELINE_FEATURES = tuple(
-    place for place, name in enumerate(IMAGE_FEATURES) if name.endswith("_w000")
+    column for column, name in enumerate(IMAGE_FEATURES) if name.endswith(f"_{BASELINE_SESSION}")
 )
 
 
 class CaseImages(Protocol):
-    """What is read of a case: shapes as in `lesioncast.imaging.channels.encode`."""
+    """The arrays of a case that are measured; `storage.CaseArrays` has them.
+
+    FLAIR [session, s, h, w], masks [session, kind, s, h, w], parcellation [s, h, w] and present
+    [session, channel].
+    """
 
     @property
     def flair(self) -> npt.NDArray[np.float16]: ...
     @property
     def masks(self) -> npt.NDArray[np.uint8]: ...
     @property
-    def parcellation(self) -> npt.NDArray[np.int16]: ...
+    def parcellation(self) -> LabelMap: ...
     @property
-    def present(self) -> npt.NDArray[np.bool_]: ...
+    def present(self) -> Bools: ...
 
 
 @dataclass(frozen=True)
 class CaseMeasurements:
-    """One case: its scalars [scalar] as in `SCALARS` and its observed w096 lesions, if any.
+    """Features and outcome of one case."""
 
-    `earlier` are the new lesions at w048, `regions` [region] says in which regions those at w096
-    lie; both None where the case does not show it. `looks` [look] is how its images look.
-    """
-
+    #: Index of the case in the store.
     case: int
-    image_features: npt.NDArray[np.float64]
+    #: Values [feature] of `IMAGE_FEATURES`.
+    image_features: Floats
+    #: NET2 lesions at w096; None if they were not observed.
     outcome: LesionCounts | None
-    appearance: npt.NDArray[np.float64]
+    #: Values [feature] of `APPEARANCE_FEATURES`.
+    appearance: Floats
+    #: Number of NET2 lesions at w048; None if they were not observed.
     net2_count_w048: int | None = None
-    regions: npt.NDArray[np.bool_] | None = None
+    #: True for each region with a NET2 lesion at w096, [region]; None if unknown.
+    regions: Bools | None = None
 
 
 def measure_case(
     case: int, arrays: CaseImages, spacing: tuple[float, float, float]
 ) -> CaseMeasurements:
-    """The scalars and the outcome of one case, voxels of `spacing` (s, h, w) mm."""
+    """Measure features and outcome of one case with voxels of `spacing` (s, h, w) mm."""
     observed = observed_outcome(arrays)
-    earlier = _mask(arrays, "w048", "net2")
+    net2_w048 = _mask(arrays, "w048", "net2")
     return CaseMeasurements(
         case=case,
         image_features=image_features(arrays, spacing),
         outcome=None if observed is None else count_lesions(observed.net2, spacing),
-        net2_count_w048=None if earlier is None else components(earlier)[1],
+        net2_count_w048=None if net2_w048 is None else components(net2_w048)[1],
         regions=None
         if observed is None or observed.parcellation is None
         else lesions_in_regions(observed.net2[None], observed.parcellation)[0],
@@ -80,53 +89,46 @@ def measure_case(
 
 
 def observed_outcome(arrays: CaseImages) -> ObservedMask | None:
-    """The NET2 mask at w096 with the parcellation, if any; None where it was not observed."""
+    """Return the NET2 mask at w096 with the parcellation, if any; None if it was not observed."""
     net2 = _mask(arrays, "w096", "net2")
     if net2 is None:
         return None
     return ObservedMask(net2, arrays.parcellation if arrays.parcellation.any() else None)
 
 
-def image_features(
-    arrays: CaseImages, spacing: tuple[float, float, float]
-) -> npt.NDArray[np.float64]:
-    """log(1 + volume in mm3) and log(1 + count) of the masks and the FLAIR gain, [scalar].
+def image_features(arrays: CaseImages, spacing: tuple[float, float, float]) -> Floats:
+    """Return log(1 + x) of lesion volumes (mm3), lesion counts and the FLAIR gain, [feature].
 
-    NaN where a case lacks the channel. Nothing of w096 enters.
+    The names are `IMAGE_FEATURES`. A feature is NaN if the case lacks its channel. Images of w096
+    are not read.
     """
-    voxel = float(np.prod(spacing))
+    voxel_mm3 = float(np.prod(spacing))
+    masks = [_mask(arrays, *channel) for channel in LESION_CHANNELS]
     values = [
-        *(
-            _of_mask(_mask(arrays, *key), lambda mask: voxel * float(mask.sum()))
-            for key in LESION_CHANNELS
-        ),
-        *(
-            _of_mask(_mask(arrays, *key), lambda mask: components(mask)[1])
-            for key in LESION_CHANNELS
-        ),
-        _flair_gain(arrays, voxel),
+        *(_measure_mask(mask, lambda mask: voxel_mm3 * float(mask.sum())) for mask in masks),
+        *(_measure_mask(mask, lambda mask: components(mask)[1]) for mask in masks),
+        _flair_gain(arrays, voxel_mm3),
     ]
     return np.log1p(np.array(values, np.float64))
 
 
-def _mask(arrays: CaseImages, session: str, channel: str) -> npt.NDArray[np.bool_] | None:
+def _mask(arrays: CaseImages, session: str, channel: str) -> Mask | None:
+    """Return a lesion mask of a session, or None if the case lacks it."""
     row = SESSIONS.index(session)
     if not arrays.present[row, CHANNELS.index(channel)]:
         return None
     return np.asarray(arrays.masks[row, MASKS.index(channel)], bool)
 
 
-def _of_mask(
-    mask: npt.NDArray[np.bool_] | None, number: Callable[[npt.NDArray[np.bool_]], float]
-) -> float:
-    return np.nan if mask is None else number(mask)
+def _measure_mask(mask: Mask | None, measure: Callable[[Mask], float]) -> float:
+    return np.nan if mask is None else measure(mask)
 
 
-def _flair_gain(arrays: CaseImages, voxel: float) -> float:
-    """Summed rise of FLAIR from w000 to w048 where it is unusual, in mm3 x robust sd.
+def _flair_gain(arrays: CaseImages, voxel_mm3: float) -> float:
+    """Return the unusual rise of FLAIR from w000 to w048, summed, in mm3 x robust sd.
 
-    The scanner's overall change between the sessions is taken out as the median over the
-    foreground (above the mean intensity, which leaves the air out).
+    The median rise over the foreground is subtracted first, because it is the scanner's overall
+    change between the sessions. The foreground is above the mean intensity, which excludes air.
     """
     first, second = SESSIONS.index("w000"), SESSIONS.index("w048")
     if not (arrays.present[first, FLAIR] and arrays.present[second, FLAIR]):
@@ -137,5 +139,6 @@ def _flair_gain(arrays: CaseImages, voxel: float) -> float:
     if not rise.size:
         return 0.0
     rise -= np.median(rise)
-    scale = 1.4826 * np.median(np.abs(rise)) + 1e-6
-    return float(voxel * np.clip(rise / scale - NEW_SIGNAL, 0, None).sum())
+    # 1.4826 turns the median absolute deviation into the standard deviation of a normal variable.
+    robust_sd = 1.4826 * np.median(np.abs(rise)) + 1e-6
+    return float(voxel_mm3 * np.clip(rise / robust_sd - MIN_RISE_SD, 0, None).sum())

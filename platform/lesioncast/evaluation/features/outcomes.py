@@ -1,12 +1,15 @@
-"""Outcomes and scalars of a store's cases, measured once and counted in either way."""
+"""Tables of the outcomes and features of a store's cases.
+
+Each case is measured once. Its lesions can then be counted with or without the opening.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.diffusion.covariates import covariate_features
 from lesioncast.evaluation.features.image_features import CaseMeasurements, measure_case
 from lesioncast.imaging.channels import CHANNELS, SESSIONS
@@ -15,73 +18,83 @@ from lesioncast.imaging.regions import REGIONS
 from storage import Case, Location, open_store
 
 Chunk = tuple[int, ...]
+"""Indices of the cases that one task measures."""
 CASES_PER_CHUNK = 64
 
 
 @dataclass(frozen=True)
 class EvaluationCases:
-    """Cases with an outcome, in rows: arm index [n], scalars [n, scalar], true lesions [n], and
-    covariates as features [n, feature] where the evaluation asks for any."""
+    """Cases with an observed outcome, one a row."""
 
     subjects: tuple[str, ...]
-    arm: npt.NDArray[np.int64]
-    image_features: npt.NDArray[np.float64]
-    count: npt.NDArray[np.float64]
-    covariates: npt.NDArray[np.float64] | None = None
+    #: Index of the arm that each case received, [n].
+    arm: Ints
+    #: Values [n, feature] of `IMAGE_FEATURES`; NaN where a channel is missing.
+    image_features: Floats
+    #: Number of NET2 lesions at w096, [n].
+    count: Floats
+    #: Encoded covariates [n, feature]; None if the evaluation uses none.
+    covariates: Floats | None = None
 
     @property
-    def active(self) -> npt.NDArray[np.bool_]:
+    def active(self) -> Bools:
+        """True for each case with at least one lesion, [n]."""
         return self.count > 0
 
 
 @dataclass(frozen=True)
 class OutcomeTable:
-    """Cases in rows, with their true lesions at w096 counted as drawn and after the opening.
+    """Cases with an observed outcome, one a row, with both ways of counting their lesions."""
 
-    `earlier` [n] are new lesions at w048, `regions` [n, region] is 1 where a lesion at w096 lies in
-    the region, both NaN where not observed; `trial` [n] is what a case was randomised in; `looks`
-    [n, look] says how their images look.
-    """
-
+    #: Index of each case in the store.
     case: tuple[int, ...]
     subjects: tuple[str, ...]
-    arm: npt.NDArray[np.int64]
-    image_features: npt.NDArray[np.float64]
-    plain: npt.NDArray[np.float64]
-    opened: npt.NDArray[np.float64]
-    net2_count_w048: npt.NDArray[np.float64]
-    regions: npt.NDArray[np.float64]
+    #: Index of the arm that each case received, [n].
+    arm: Ints
+    #: Values [n, feature] of `IMAGE_FEATURES`; NaN where a channel is missing.
+    image_features: Floats
+    #: Number of NET2 lesions at w096 without the opening, [n].
+    plain: Floats
+    #: Number of NET2 lesions at w096 after the opening, [n].
+    opened: Floats
+    #: Number of NET2 lesions at w048, [n]; NaN if they were not observed.
+    net2_count_w048: Floats
+    #: 1 if a lesion at w096 lies in the region, else 0, [n, region]; NaN if unknown.
+    regions: Floats
+    #: Trial in which each case was randomised; None if it is not recorded.
     trial: tuple[str | None, ...]
-    covariates: npt.NDArray[np.float64] | None = None
-    appearance: npt.NDArray[np.float64] | None = None
+    #: Encoded covariates [n, feature]; None if the evaluation uses none.
+    covariates: Floats | None = None
+    #: Values [n, feature] of `APPEARANCE_FEATURES`; None if they were not measured.
+    appearance: Floats | None = None
 
     def cases(self, *, opening: bool) -> EvaluationCases:
-        """With the true count taken one way or the other."""
+        """Return the cases with lesions counted after the opening or without it."""
         count = self.opened if opening else self.plain
         return EvaluationCases(self.subjects, self.arm, self.image_features, count, self.covariates)
 
 
-def observed_regions(found: Sequence[CaseMeasurements]) -> npt.NDArray[np.float64]:
-    """`Outcomes.regions` of what was measured, [n, region]."""
+def observed_regions(measured: Sequence[CaseMeasurements]) -> Floats:
+    """Return `OutcomeTable.regions` of the measured cases, [n, region]."""
     unknown = np.full(len(REGIONS), np.nan)
-    rows = [unknown if each.regions is None else each.regions for each in found]
-    return np.array(rows, np.float64).reshape(len(found), len(REGIONS))
+    rows = [unknown if entry.regions is None else entry.regions for entry in measured]
+    return np.array(rows, np.float64).reshape(len(measured), len(REGIONS))
 
 
-def net2_counts_w048(found: Sequence[CaseMeasurements]) -> npt.NDArray[np.float64]:
-    """`Outcomes.earlier` of what was measured, [n]."""
-    rows = [np.nan if each.net2_count_w048 is None else each.net2_count_w048 for each in found]
-    return np.array(rows, np.float64)
+def net2_counts_w048(measured: Sequence[CaseMeasurements]) -> Floats:
+    """Return `OutcomeTable.net2_count_w048` of the measured cases, [n]."""
+    counts = [entry.net2_count_w048 for entry in measured]
+    return np.array([np.nan if count is None else count for count in counts], np.float64)
 
 
 def cases_with_outcome(cases: Sequence[Case]) -> list[Case]:
-    """Those whose arm and whose lesions at w096 are known."""
+    """Return the cases with a known arm and an observed NET2 mask at w096."""
     row, column = SESSIONS.index("w096"), CHANNELS.index("net2")
     return [case for case in cases if case.arm is not None and case.present[row, column]]
 
 
 def chunk_cases(cases: Sequence[Case]) -> list[Chunk]:
-    """Case indices in pieces of one task."""
+    """Divide the indices of the cases into chunks, each the work of one task."""
     return [
         tuple(case.index for case in cases[start : start + CASES_PER_CHUNK])
         for start in range(0, len(cases), CASES_PER_CHUNK)
@@ -89,7 +102,7 @@ def chunk_cases(cases: Sequence[Case]) -> list[Chunk]:
 
 
 def build_measurer(store: Location) -> Callable[[Chunk], list[CaseMeasurements]]:
-    """What a Ray actor holds: an open store, from which it measures cases."""
+    """Open a store and return a function that measures its cases; a Ray actor keeps it."""
     opened = open_store(store)
 
     def measure_chunk(chunk: Chunk) -> list[CaseMeasurements]:
@@ -103,7 +116,7 @@ def outcome_table(
     measured: Sequence[CaseMeasurements],
     covariates: Sequence[Covariate] = (),
 ) -> OutcomeTable:
-    """The table of `cases`, each with its entry of `measured`, which needs an outcome."""
+    """Collect the measurements of `cases`, which all need an observed outcome, in one table."""
     by_case = {entry.case: entry for entry in measured}
     rows = [by_case[case.index] for case in cases]
     lesions = [entry.outcome for entry in rows if entry.outcome is not None]
@@ -112,8 +125,8 @@ def outcome_table(
         subjects=tuple(case.subject for case in cases),
         arm=np.array([case.arm_index for case in cases], np.int64),
         image_features=np.array([entry.image_features for entry in rows], np.float64),
-        plain=np.array([found.plain for found in lesions], np.float64),
-        opened=np.array([found.opened for found in lesions], np.float64),
+        plain=np.array([counts.plain for counts in lesions], np.float64),
+        opened=np.array([counts.opened for counts in lesions], np.float64),
         net2_count_w048=net2_counts_w048(rows),
         regions=observed_regions(rows),
         trial=tuple(case.trial for case in cases),
@@ -122,10 +135,8 @@ def outcome_table(
     )
 
 
-def covariate_matrix(
-    covariates: Sequence[Covariate], cases: Sequence[Case]
-) -> npt.NDArray[np.float64]:
-    """What a network would see of the cases, [case, feature]: values and whether they are known."""
+def covariate_matrix(covariates: Sequence[Covariate], cases: Sequence[Case]) -> Floats:
+    """Encode covariates as a network receives them: values and presence flags, [n, feature]."""
     values = np.stack([encode_covariates(covariates, case) for case in cases])
     features = covariate_features(torch.from_numpy(values), covariates)
     return features.numpy().astype(np.float64)

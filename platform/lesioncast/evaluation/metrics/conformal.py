@@ -1,39 +1,41 @@
-"""Intervals of the lesion count that hold as often as they say: split conformal prediction.
+"""Prediction intervals of the lesion count with nominal coverage: split conformal prediction.
 
 Vovk, Gammerman and Shafer 2005; Lei et al. 2018. If calibration and test cases are exchangeable,
-an interval holds for at least the nominal share of test cases, whatever the model: at least, for
-counts are discrete and tie. That is a promise about all cases together and none about an arm.
+the intervals cover at least the nominal share of test cases, whatever the model. Coverage can be
+above nominal because counts are discrete and tie. The guarantee holds for all cases together; it
+does not hold for each arm.
 """
 
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import betabinom
 
-Floats = npt.NDArray[np.float64]
+from lesioncast.arrays import Floats
 
-ONE_LESION = float(np.log(2))  # from no lesion to one, on the scale log(1 + count)
+# Distance between no lesion and one lesion on the scale log(1 + count).
+ONE_LESION = float(np.log(2))
 
 
 @dataclass(frozen=True)
 class ConformalQuantile:
-    """The score that a share `level` of cases stays below: the `rank`-th of `cases` of them.
+    """Finite-sample quantile of the nonconformity scores of the calibration cases."""
 
-    Infinite where so few cases cannot support the level.
-    """
-
+    #: Nominal coverage.
     level: float
+    #: Number of calibration cases.
     cases: int
+    #: Rank of the quantile among the sorted scores, from 1; above `cases` if these are too few.
     rank: int
+    #: The score of that rank; infinite if the cases are too few for the level.
     score: float
 
     def coverage_range(self, tested: int) -> tuple[float, float]:
-        """Between which shares 95 % of the coverages on `tested` cases fall, without ties.
+        """Return the central 95 % range of the coverage on `tested` cases, without ties.
 
-        One calibration set is one draw: its coverage is Beta(rank, cases + 1 - rank) distributed
-        (Vovk 2012), and the tested cases add their own luck.
+        Coverage depends on the calibration set: it is Beta(rank, cases + 1 - rank) distributed
+        (Vovk 2012). The finite number of test cases adds binomial noise.
         """
         if self.rank > self.cases:
             return 1.0, 1.0
@@ -42,38 +44,40 @@ class ConformalQuantile:
 
 
 def conformal_quantile(scores: Floats, level: float) -> ConformalQuantile:
-    """The finite-sample quantile of calibration `scores` [n]: rank ceil((n + 1) level)."""
+    """Return the quantile of calibration `scores` [n] with rank ceil((n + 1) level)."""
+    # The small number keeps rounding from lifting an exact product to the next rank.
     rank = ceil((len(scores) + 1) * level - 1e-9)
-    known = rank <= len(scores)
-    return ConformalQuantile(
-        level, len(scores), rank, float(np.sort(scores)[rank - 1]) if known else np.inf
-    )
+    score = float(np.sort(scores)[rank - 1]) if rank <= len(scores) else np.inf
+    return ConformalQuantile(level, len(scores), rank, score)
 
 
 def _centre_and_scale(samples: Floats) -> tuple[Floats, Floats]:
+    """Return mean and sd + log 2 of log(1 + count) of each ensemble [n, k], both [n]."""
     logs = np.log1p(samples)
     return logs.mean(axis=1), logs.std(axis=1) + ONE_LESION
 
 
 def nonconformity_scores(true: Floats, samples: Floats) -> Floats:
-    """How far each count `true` [n] lies from its ensemble `samples` [n, k], [n].
+    """Return the distance of each count `true` [n] from its ensemble `samples` [n, k], [n].
 
-    |log(1 + count) - mean| / (sd + log 2) on the log scale: residuals normalised by the ensemble's
-    own spread (Papadopoulos, Gammerman and Vovk 2008), so a sure ensemble has a narrow interval.
+    |log(1 + count) - mean| / (sd + log 2) on the log scale. Residuals are normalised by the
+    ensemble's own spread (Papadopoulos, Gammerman and Vovk 2008), so that an ensemble with little
+    spread gets a narrow interval.
     """
     centre, scale = _centre_and_scale(samples)
     return np.asarray(np.abs(np.log1p(true) - centre) / scale, np.float64)
 
 
 def prediction_intervals(samples: Floats, score: float) -> tuple[Floats, Floats]:
-    """(lowest, highest) whole count within `score` of each ensemble [n, k], both [n].
+    """Return the lowest and highest whole count within `score` of each ensemble [n, k], both [n].
 
-    Where no whole count is that near, the two around the ensemble's centre. `inf` has no end.
+    If no whole count is that near, the interval is the two counts around the ensemble's centre.
+    An infinite `score` gives the interval from 0 to infinity.
     """
     centre, scale = _centre_and_scale(samples)
     if np.isinf(score):
         return np.zeros(len(samples)), np.full(len(samples), np.inf)
-    nearness = 1e-9  # a count exactly at the threshold is in
-    low = np.ceil(np.expm1(np.maximum(centre - score * scale, 0)) - nearness)
-    high = np.floor(np.expm1(centre + score * scale) + nearness)
+    tolerance = 1e-9  # a count exactly at the threshold belongs to the interval
+    low = np.ceil(np.expm1(np.maximum(centre - score * scale, 0)) - tolerance)
+    high = np.floor(np.expm1(centre + score * scale) + tolerance)
     return np.minimum(low, high), np.maximum(low, high)

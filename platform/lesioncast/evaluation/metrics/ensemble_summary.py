@@ -1,4 +1,4 @@
-"""Summaries of ensembles that an evaluation keeps once the masks are discarded."""
+"""Summaries of ensembles that an evaluation keeps after their masks are discarded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,11 @@ from lesioncast.forecasting.ensemble import SampledCounts
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleSummary(SampledCounts):
-    """What an evaluation keeps of an ensemble once its masks are let go.
+    """Lesion counts of an ensemble and, for the factual arm, its comparison with the outcome."""
 
-    `spatial` where the observed mask is the outcome of the very arm that was drawn, and so can be
-    laid beside it.
-    """
-
+    #: Comparison with the observed mask; None for a counterfactual arm, whose outcome is unknown.
     spatial: MaskComparison | None = None
 
 
 EnsembleSummaries = Mapping[tuple[int, int], EnsembleSummary]
-"""(case, arm) -> what is kept of the ensemble."""
+"""(case index, arm index) -> the summary of that ensemble."""
