@@ -107,14 +107,14 @@ def baseline(patient: Patient, age: float) -> Floats:
     gad = nbinom(shape, shape / (shape + disease.gad_mean(FRAILTY)))
     relapses = poisson(disease.expected_extra_relapses(FRAILTY))
     seen = patient.gad_count
-    gad_chance = gad.pmf(seen) if seen < disease.MOST_GAD else gad.sf(seen - 1)
+    gad_chance = gad.pmf(seen) if seen < disease.MAX_GAD else gad.sf(seen - 1)
     median = np.log(disease.t2_median(FRAILTY, age, patient.duration))
     low = patient.t2_count
     edges = (
-        -np.inf if low == disease.LEAST_T2 else np.log(low),
-        np.inf if low == disease.MOST_T2 else np.log(low + 1),
+        -np.inf if low == disease.MIN_T2 else np.log(low),
+        np.inf if low == disease.MAX_T2 else np.log(low + 1),
     )
-    below, above = (ndtr((edge - median) / disease.T2_SPREAD) for edge in edges)
+    below, above = (ndtr((edge - median) / disease.T2_LOG_SD) for edge in edges)
     return np.asarray(frail * gad_chance * (above - below) * relapses.pmf(patient.relapses - 1))
 
 

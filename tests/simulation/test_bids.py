@@ -1,4 +1,4 @@
-"""The simulated trial on disk: valid BIDS, written whole or not at all, extended, never mixed."""
+"""The simulated trial on disk: valid BIDS, complete subjects, extensible, one setting a folder."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(trial: Path, tmp_path: Path) -> Path:
-    """A trial that a test may change."""
+    """Return a copy of the trial that a test may change."""
     return Path(shutil.copytree(trial, tmp_path / "bids"))
 
 
@@ -95,7 +95,7 @@ def test_truth_on_disk_gives_the_mask_under_every_arm(trial: Path, arm: str) -> 
         assert np.array_equal((ranks > 0) & (ranks <= count), subject.net2(period, arm))
 
 
-def test_truth_read_back_in_the_slab_holds_the_factual_mask(tmp_path: Path) -> None:
+def test_ground_truth_on_the_slab_contains_the_factual_mask(tmp_path: Path) -> None:
     trial = write_trial(tmp_path / "bids", resized(3, seed=7))
     settings = StoreSettings(slab=(15, 64, 56), spacing=(3.0, 3.0, 3.0), resample=False)
     active = False
@@ -109,7 +109,7 @@ def test_truth_read_back_in_the_slab_holds_the_factual_mask(tmp_path: Path) -> N
     assert active, "no lesion was compared"
 
 
-def test_participants_carry_arm_trial_and_covariates(trial: Path) -> None:
+def test_participants_tsv_has_arm_trial_and_covariates(trial: Path) -> None:
     rows = participants(trial)
     assert [row["participant_id"] for row in rows] == ["sub-0001", "sub-0002", "sub-0003"]
     described = json.loads((trial / "participants.json").read_text())
@@ -128,7 +128,7 @@ def test_order_and_blocks_change_no_byte(trial: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == contents(trial)
 
 
-def test_the_same_settings_again_touch_nothing(copy: Path) -> None:
+def test_simulating_again_with_the_same_settings_changes_no_file(copy: Path) -> None:
     before = times(copy)
     write_trial(copy, SETTINGS)
     assert times(copy) == before
@@ -148,12 +148,12 @@ def test_fewer_subjects_remove_none(copy: Path) -> None:
     assert len(participants(copy)) == 3
 
 
-def test_other_settings_are_refused_by_name(copy: Path) -> None:
+def test_other_settings_raise_and_name_the_setting(copy: Path) -> None:
     with pytest.raises(TrialError, match=r"got one with seed 5 \(now 6\); choose another folder"):
         initialise_dataset(copy, resized(3, seed=6))
 
 
-def test_another_data_set_is_never_written_into(tmp_path: Path) -> None:
+def test_a_folder_with_another_dataset_raises(tmp_path: Path) -> None:
     (tmp_path / "dataset_description.json").write_text('{"Name": "Real patients"}')
     with pytest.raises(TrialError, match=r"another BIDS dataset \(Real patients\)"):
         initialise_dataset(tmp_path, SETTINGS)
@@ -162,8 +162,8 @@ def test_another_data_set_is_never_written_into(tmp_path: Path) -> None:
         initialise_dataset(tmp_path, SETTINGS)
 
 
-def test_a_subject_cut_short_is_written_again(trial: Path, copy: Path) -> None:
-    """A killed worker leaves derivatives without the raw folder, and what it was staging."""
+def test_an_incomplete_subject_is_written_again(trial: Path, copy: Path) -> None:
+    """A killed worker leaves derivatives without the raw folder, and its staging folder."""
     shutil.rmtree(copy / "sub-0002")
     (copy / "derivatives/lesions/sub-0002/ses-w000/anat").rename(copy / ".staging-left")
     write_trial(copy, SETTINGS)
@@ -174,15 +174,21 @@ def test_a_subject_cut_short_is_written_again(trial: Path, copy: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_job_writes_the_same_trial_on_ray(trial: Path, tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
-    cohort = {"subjects": 3, "shape": [21, 64, 64], "spacing": [3.0, 3.0, 3.0], "seed": 5}
+    simulation = {"subjects": 3, "shape": [21, 64, 64], "spacing": [3.0, 3.0, 3.0], "seed": 5}
     store = {"slab": [15, 64, 64], "spacing": [3.0, 3.0, 3.0], "resample": False}
     steps = {"steps": 1}
     config.write_text(
         yaml.safe_dump(
-            {"name": "t", "cohort": cohort, "store": store, "pretrain": steps, "finetune": steps}
+            {
+                "name": "t",
+                "simulation": simulation,
+                "store": store,
+                "pretrain": steps,
+                "finetune": steps,
+            }
         )
     )
     command = ["--config", str(config), "--bids", str(tmp_path / "bids")]
     assert simulate.main(command) == 0
     assert contents(tmp_path / "bids") == contents(trial)
-    assert simulate.main([*command, "--set", "cohort.seed=6"]) == 1
+    assert simulate.main([*command, "--set", "simulation.seed=6"]) == 1

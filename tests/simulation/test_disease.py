@@ -1,4 +1,4 @@
-"""The simulated patients: Table 1 in both columns, exact potential outcomes, who knows what."""
+"""Simulated patients: the activity and counts of Table 1, and exact potential outcomes."""
 
 from collections import Counter
 
@@ -27,7 +27,7 @@ def patients() -> list[Patient]:
 
 
 def moments(arm: str, period: int) -> tuple[float, float]:
-    """Mean and standard deviation of the count that Table 1 implies."""
+    """Return mean and standard deviation of the count that Table 1 implies."""
     pmf = np.diff(count_cdf(arm, period), prepend=0)
     counts = np.arange(MAX_COUNT + 1)
     mean = float(pmf @ counts)
@@ -35,7 +35,7 @@ def moments(arm: str, period: int) -> tuple[float, float]:
 
 
 def assert_table_1(counts: np.ndarray, arm: str, period: int) -> None:
-    """Activity and mean count within 4 standard errors of the table's."""
+    """Check activity and mean count to within 4 standard errors of the table's."""
     model = ARM_MODELS[arm]
     activity, n = model.activity[period], len(counts)
     error = np.sqrt(activity * (1 - activity) / n)
@@ -47,10 +47,10 @@ def assert_table_1(counts: np.ndarray, arm: str, period: int) -> None:
 @pytest.mark.parametrize("arm", PAPER_ARM_NAMES)
 @pytest.mark.parametrize("period", [0, 1])
 def test_the_count_model_has_table_1_as_its_expectation(arm: str, period: int) -> None:
-    law, model = count_cdf(arm, period), ARM_MODELS[arm]
-    assert 1 - law[0] == pytest.approx(model.activity[period], abs=1e-12)
+    cdf, model = count_cdf(arm, period), ARM_MODELS[arm]
+    assert 1 - cdf[0] == pytest.approx(model.activity[period], abs=1e-12)
     assert moments(arm, period)[0] == pytest.approx(model.mean_count[period], abs=1e-9)
-    assert law[-1] == pytest.approx(1)
+    assert cdf[-1] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("arm", PAPER_ARM_NAMES)
@@ -64,7 +64,7 @@ def test_the_assigned_patients_show_table_1(patients: list[Patient], arm: str, p
 
 @pytest.mark.parametrize("arm", PAPER_ARM_NAMES)
 @pytest.mark.parametrize("period", [0, 1])
-def test_everybody_under_one_arm_shows_table_1(
+def test_all_patients_under_one_arm_show_table_1(
     patients: list[Patient], arm: str, period: int
 ) -> None:
     column = PAPER_ARM_NAMES.index(arm)
@@ -83,7 +83,7 @@ def test_arms_and_trials_are_enrolled_and_confounded_as_in_the_paper(
 
 
 def under_placebo(predictability: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frailty and w096 counts under placebo, whose score has no response noise."""
+    """Return frailty and w096 counts under placebo, whose score has no response noise."""
     settings = SimulationSettings(subjects=1, predictability=predictability)
     drawn = [draw_patient(settings, index) for index in range(2000)]
     return np.array([p.frailty for p in drawn]), np.array([p.counts[1, 0] for p in drawn])
@@ -100,7 +100,7 @@ def test_no_predictability_makes_counts_pure_chance() -> None:
 
 
 def test_the_interferons_share_their_response_noise(patients: list[Patient]) -> None:
-    """Given frailty, who stays active under one interferon tells more than under fumarate."""
+    """Activity under one interferon predicts the other better than it predicts fumarate."""
     active = np.array([p.counts[1] > 0 for p in patients])
     avonex, interferon, fumarate = (
         active[:, PAPER_ARM_NAMES.index(arm)] for arm in ("avonex", "interferon", "fumarate")
@@ -108,23 +108,23 @@ def test_the_interferons_share_their_response_noise(patients: list[Patient]) -> 
     assert interferon[~avonex].mean() < fumarate[~avonex].mean()
 
 
-def test_what_a_scan_shows_at_w000_tells_about_w096(patients: list[Patient]) -> None:
+def test_baseline_findings_predict_activity_at_w096(patients: list[Patient]) -> None:
     placebo = np.array([p.counts[1, 0] for p in patients]) > 0
     for name in ("gad_count", "t2_count", "relapses"):
-        seen = np.array([getattr(p, name) for p in patients])
-        assert seen[placebo].mean() > 1.15 * seen[~placebo].mean(), name
+        values = np.array([getattr(p, name) for p in patients])
+        assert values[placebo].mean() > 1.15 * values[~placebo].mean(), name
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"subjects": 0}, "simulation.subjects must be at least 1, got 0"),
-        ({"predictability": 1.2}, r"cohort.predictability must lie in \[0, 1\], got 1.2"),
+        ({"predictability": 1.2}, r"simulation.predictability must lie in \[0, 1\], got 1.2"),
         ({"shape": (0, 64, 64)}, "simulation.shape must be three positive numbers"),
         ({"spacing": (3.0, 0.1, 0.1)}, "simulation.spacing must be three sizes"),
-        ({"seed": -1}, "cohort.seed must not be negative"),
+        ({"seed": -1}, "simulation.seed must not be negative"),
     ],
 )
-def test_settings_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
+def test_settings_out_of_range_raise(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SimulationSettings(**{"subjects": 1, **change})  # type: ignore[arg-type]

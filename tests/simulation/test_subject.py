@@ -1,4 +1,4 @@
-"""Simulated subjects: exact counterfactuals, lesions where the paper sees them, MRI contrast."""
+"""Simulated subjects: exact counterfactuals, lesion sites as in the paper, MRI contrast."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -9,18 +9,18 @@ from scipy import ndimage
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.errors import PlacementError, SimulationError
+from lesioncast.imaging.lesions import CONNECTIVITY_26
+from lesioncast.imaging.regions import CORTEX, CSF, VENTRICLE, WHITE_MATTER
 from lesioncast.simulation import SimulatedSubject, SimulationSettings, simulate_subject
 from lesioncast.simulation.disease import draw_patient
-from lesioncast.simulation.template import CORTEX, CSF, VENTRICLE, WHITE
 
 SETTINGS = SimulationSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 PERIODS = ("w048", "w096")
-TOUCHING = np.ones((3, 3, 3))
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the claims below need of a subject; the volumes are not kept."""
+class SubjectMeasurements:
+    """Measurements of a subject that the tests below need; the volumes are discarded."""
 
     wrong_counts: int  # of 2 periods x 6 arms
     not_nested: int
@@ -30,7 +30,8 @@ class Measured:
     brain_share: float  # of the slab's brain that NET2 fills at w096
 
 
-def measure(subject: SimulatedSubject) -> Measured:
+def measure(subject: SimulatedSubject) -> SubjectMeasurements:
+    """Measure the counterfactual and observed masks of a subject."""
     masks = {(p, arm): subject.net2(p, arm) for p in PERIODS for arm in PAPER_ARM_NAMES}
     counts = {
         (p, arm): subject.counts[k, a]
@@ -40,14 +41,14 @@ def measure(subject: SimulatedSubject) -> Measured:
     ordered = [sorted(PAPER_ARM_NAMES, key=lambda arm: counts[p, arm]) for p in PERIODS]
     observed = subject.net2("w096")
     regions = subject.parcellation[observed]
-    return Measured(
-        wrong_counts=sum(ndimage.label(masks[k], TOUCHING)[1] != counts[k] for k in masks),
+    return SubjectMeasurements(
+        wrong_counts=sum(ndimage.label(masks[k], CONNECTIVITY_26)[1] != counts[k] for k in masks),
         not_nested=sum(
             bool((masks[p, fewer] & ~masks[p, more]).any())
             for p, arms in zip(PERIODS, ordered, strict=True)
             for fewer, more in zip(arms, arms[1:], strict=False)
         ),
-        in_white=bool(np.isin(regions, WHITE).any()),
+        in_white=bool(np.isin(regions, WHITE_MATTER).any()),
         in_cortex=bool(np.isin(regions, CORTEX).any()),
         beyond_slab=bool(subject.ranks[:, [0, 1, 2, -3, -2, -1]].any()),
         brain_share=float(observed.sum() / (subject.parcellation > 0).sum()),
@@ -55,26 +56,32 @@ def measure(subject: SimulatedSubject) -> Measured:
 
 
 @pytest.fixture(scope="module")
-def trial() -> list[Measured]:
+def trial() -> list[SubjectMeasurements]:
+    """Simulate and measure all subjects."""
     return [measure(simulate_subject(SETTINGS, index)) for index in range(SETTINGS.subjects)]
 
 
-def same(first: SimulatedSubject, second: SimulatedSubject, *, but: tuple[str, ...] = ()) -> bool:
-    names = [each.name for each in fields(SimulatedSubject) if each.name not in but]
+def same(
+    first: SimulatedSubject, second: SimulatedSubject, *, except_fields: tuple[str, ...] = ()
+) -> bool:
+    """Return True if all fields, apart from `except_fields`, are equal."""
+    names = [field.name for field in fields(SimulatedSubject) if field.name not in except_fields]
     return all(np.array_equal(getattr(first, n), getattr(second, n)) for n in names)
 
 
 def busy_subject(settings: SimulationSettings = SETTINGS) -> SimulatedSubject:
-    """A subject with new lesions in both periods under the assigned arm."""
+    """Return a subject with new lesions in both periods under the assigned arm."""
     subjects = (simulate_subject(settings, index) for index in range(100))
     return next(s for s in subjects if s.net2("w048").any() and s.net2("w096").any())
 
 
-def test_connected_components_count_the_lesions_under_every_arm(trial: list[Measured]) -> None:
+def test_connected_components_count_the_lesions_under_every_arm(
+    trial: list[SubjectMeasurements],
+) -> None:
     assert sum(m.wrong_counts for m in trial) == 0
 
 
-def test_masks_are_nested_in_their_counts(trial: list[Measured]) -> None:
+def test_masks_are_nested_in_their_counts(trial: list[SubjectMeasurements]) -> None:
     assert sum(m.not_nested for m in trial) == 0
 
 
@@ -82,24 +89,26 @@ def test_masks_are_nested_in_their_counts(trial: list[Measured]) -> None:
     ("prevalence", "of"), [(0.33, lambda m: m.in_white), (0.10, lambda m: m.in_cortex)]
 )
 def test_regions_are_hit_as_often_as_in_section_4_1(
-    trial: list[Measured], prevalence: float, of: Callable[[Measured], bool]
+    trial: list[SubjectMeasurements], prevalence: float, of: Callable[[SubjectMeasurements], bool]
 ) -> None:
     """33 % of patients in white matter and 10 % in cortex, within 3 standard errors."""
     error = np.sqrt(prevalence * (1 - prevalence) / len(trial))
     assert abs(np.mean([of(m) for m in trial]) - prevalence) < 3 * error
 
 
-def test_new_lesions_stay_in_the_central_slab_and_are_rare(trial: list[Measured]) -> None:
+def test_new_lesions_stay_in_the_central_slab_and_are_rare(
+    trial: list[SubjectMeasurements],
+) -> None:
     assert not any(m.beyond_slab for m in trial)
     assert np.mean([m.brain_share for m in trial]) < 0.001
 
 
 def test_an_arm_changes_outcomes_and_nothing_before_them() -> None:
-    """The intervention do(arm): same patient, same brain, same w000, other new lesions."""
+    """The intervention do(arm) keeps patient, brain and w000 and changes the new lesions."""
     subject = busy_subject()
     for arm in ("placebo", "ocrelizumab"):
         treated = simulate_subject(SETTINGS, subject.index, arm=arm)
-        assert same(treated, subject, but=("arm", "flair", "t2", "gad"))
+        assert same(treated, subject, except_fields=("arm", "flair", "t2", "gad"))
         assert np.array_equal(treated.flair[0], subject.flair[0])
         for period in PERIODS:
             assert np.array_equal(treated.net2(period), subject.net2(period, arm))
@@ -131,10 +140,10 @@ def test_flair_shows_tissue_and_new_lesions_as_mri_does() -> None:
         tissue = np.isin(subject.parcellation, ids) & ~subject.t2[0]
         return float(np.percentile(first[tissue], percentile))
 
-    assert level(*CSF, *VENTRICLE) < 0.75 * level(*WHITE)
+    assert level(*CSF, *VENTRICLE) < 0.75 * level(*WHITE_MATTER)
     # A voxel of 3 mm mixes cortex with sulci, so compare where each is purest.
-    assert level(*WHITE, percentile=80) < level(*CORTEX, percentile=80)
-    assert first[subject.t2[0]].mean() > 1.2 * level(*WHITE)
+    assert level(*WHITE_MATTER, percentile=80) < level(*CORTEX, percentile=80)
+    assert first[subject.t2[0]].mean() > 1.2 * level(*WHITE_MATTER)
     brain = subject.parcellation > 0
     gain = second / np.median(second[brain]) - first / np.median(first[brain])
     assert gain[subject.net2("w048")].mean() > 0.15
@@ -162,19 +171,21 @@ def test_a_subject_is_the_same_on_any_grid(
 def resample_labels(
     labels: np.ndarray, spacing: tuple[float, float, float], *, onto: np.ndarray
 ) -> np.ndarray:
-    """Labels of another grid with the same centre, at the voxels of `onto`."""
-    places = np.indices(onto.shape).reshape(3, -1) - (np.array(onto.shape)[:, None] - 1) / 2
-    millimetres = places * np.array(SETTINGS.spacing)[:, None]
-    wanted = millimetres / np.array(spacing)[:, None] + (np.array(labels.shape)[:, None] - 1) / 2
-    return ndimage.map_coordinates(labels, wanted, order=0).reshape(onto.shape)
+    """Resample labels from a grid with the same centre to the voxels of `onto`."""
+    voxels = np.indices(onto.shape).reshape(3, -1) - (np.array(onto.shape)[:, None] - 1) / 2
+    millimetres = voxels * np.array(SETTINGS.spacing)[:, None]
+    coordinates = (
+        millimetres / np.array(spacing)[:, None] + (np.array(labels.shape)[:, None] - 1) / 2
+    )
+    return ndimage.map_coordinates(labels, coordinates, order=0).reshape(onto.shape)
 
 
-def test_an_unknown_arm_is_refused() -> None:
+def test_an_unknown_arm_raises() -> None:
     with pytest.raises(SimulationError, match="expected an arm out of placebo, .*, got aspirin"):
         simulate_subject(SETTINGS, 0, arm="aspirin")
 
 
-def test_a_grid_without_room_names_the_subject() -> None:
+def test_a_grid_without_free_white_matter_raises_and_names_the_subject() -> None:
     settings = SimulationSettings(subjects=1, shape=(2, 4, 4), spacing=(3.0, 3.0, 3.0))
     index = next(i for i in range(100) if draw_patient(settings, i).counts.max() > 8)
     with pytest.raises(PlacementError, match=f"subject {index}: expected free white matter"):

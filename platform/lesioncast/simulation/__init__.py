@@ -1,4 +1,4 @@
-"""A simulated trial on real anatomy whose true counterfactuals are known."""
+"""Simulate a trial on real anatomy with known counterfactual outcomes."""
 
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.simulation.subject import SimulatedSubject, simulate_subject

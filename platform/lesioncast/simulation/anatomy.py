@@ -1,8 +1,8 @@
-"""One subject's anatomy on the target grid: the template, moved, bent and aged.
+"""Build one subject's anatomy on the target grid: the template after an affine, a warp and atrophy.
 
-Everything happens on the target grid: its voxels are pulled through an affine and a smooth warp
-into the template, so cost follows the size of the image and nothing is inverted. The warp breaks
-the template's left-right symmetry and its shared folding. It is drawn for the whole head, so that a
+Each voxel of the target grid is mapped into the template by an affine and a smooth warp. So the
+cost depends on the size of the image, and no transform has to be inverted. The warp breaks the
+left-right symmetry of the template and varies its folding. It is drawn for the whole head, so a
 subject has the same brain on any grid.
 """
 
@@ -13,49 +13,62 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.arrays import Float32s, Floats, LabelMap
 from lesioncast.simulation.random_fields import SplineField
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.simulation.template import CENTRE, ORIGIN, Template, template
 
-Array = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-
-# Extent of the template's brain about CENTRE (z, y, x), in mm, with room for the warp.
+# Extent of the template's brain about CENTRE (z, y, x), in mm, with a margin for the warp.
 _BRAIN_EXTENT_MM = ((-96.0, 78.0), (-98.0, 98.0), (-80.0, 80.0))
-_WARPS = ((28.0, 2.1), (12.0, 1.5))  # (lattice step, standard deviation) in mm
+# Random fields whose sum is the warp: (node step, standard deviation) in mm.
+_WARPS = ((28.0, 2.1), (12.0, 1.5))
+# Step in mm of the nodes on which the summed warp is interpolated.
 _NODE_STEP = 6.0
 
 
 @dataclass(frozen=True)
 class TargetGrid:
-    """The part of the target grid that a brain can reach, and lattices over it."""
+    """Part of the target grid that a brain can fill, and the random fields on it."""
 
+    #: The part of a volume (s, h, w); brains are built inside it.
     box: tuple[slice, slice, slice]
-    axes: tuple[npt.NDArray[np.float64], ...]  # mm about the volume's centre
-    nodes: SplineField  # carries the warp
-    warps: tuple[SplineField, ...]  # random lattices, evaluated at the nodes
+    #: Voxel positions of the box in mm about the volume's centre.
+    axes: tuple[Floats, ...]
+    #: Spline that carries the summed warp from its nodes to the voxels.
+    nodes: SplineField
+    #: Random fields of the warp, evaluated at the nodes.
+    warps: tuple[SplineField, ...]
+    #: Random field of the tissue texture.
     texture: SplineField
+    #: Random field of the intensity bias.
     bias: SplineField
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One subject inside `frame.box`; arrays are [s, h, w] of the box, zero outside the brain."""
+    """Anatomy of one subject in `TargetGrid.box`, [s, h, w], zero outside the brain."""
 
-    inside: Array  # brain fraction
-    grey: Array
-    csf: Array
-    detail: Array
-    labels: npt.NDArray[np.int16]  # FreeSurfer ids
-    ventricle_distance: Array  # mm
-    cortex_distance: Array  # mm
+    #: Brain fraction.
+    inside: Float32s
+    #: Grey matter fraction.
+    grey: Float32s
+    #: Fraction of cerebrospinal fluid.
+    csf: Float32s
+    #: FLAIR variation within white matter and deep grey matter.
+    detail: Float32s
+    #: FreeSurfer ids.
+    labels: LabelMap
+    #: Distance to the ventricles in mm.
+    ventricle_distance: Float32s
+    #: Distance to the cortex in mm.
+    cortex_distance: Float32s
 
 
 @lru_cache(maxsize=2)
 def target_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> TargetGrid:
-    """The frame of a target grid; computed once a process."""
+    """Return the target grid of a volume; it is computed once a process."""
     box: list[slice] = []
-    axes: list[npt.NDArray[np.float64]] = []
+    axes: list[Floats] = []
     for size, step, (low, high) in zip(shape, spacing, _BRAIN_EXTENT_MM, strict=True):
         positions = (np.arange(size, dtype=np.float64) - (size - 1) / 2) * step
         first, stop = np.searchsorted(positions, [low, high])
@@ -74,8 +87,8 @@ def target_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]
 
 def _random_affine(
     rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """A matrix [3, 3] and offset (mm) from the target to the template about CENTRE, (z, y, x)."""
+) -> tuple[Floats, Floats]:
+    """Draw matrix [3, 3] and offset (mm) from target to template about CENTRE, (z, y, x)."""
     pitch, roll, yaw = np.radians([4.0, 2.0, 3.0] * np.clip(rng.standard_normal(3), -2, 2))
     rotate = np.eye(3)
     for (a, b), angle in (((0, 1), pitch), ((0, 2), roll), ((1, 2), yaw)):
@@ -89,29 +102,30 @@ def _random_affine(
 
 
 def _coordinates(
-    field: TargetGrid, source: Template, rng: np.random.Generator, *, atrophy: float
-) -> Array:
-    """Template voxel coordinates [3, s, h, w] of the box."""
+    grid: TargetGrid, source: Template, rng: np.random.Generator, *, atrophy: float
+) -> Float32s:
+    """Return the template voxel coordinates of the voxels of the box, [3, s, h, w]."""
     matrix, offset = _random_affine(rng)
     step = np.array(source.step, np.float32)
     matrix, offset = matrix / step[:, None], (CENTRE - ORIGIN + offset) / step
     per_voxel = (1 / step[:, None, None, None]).astype(np.float32)
-    shift = np.zeros((3, *map(len, field.nodes.nodes)), np.float32)
-    for lattice, (_, deviation) in zip(field.warps, _WARPS, strict=True):
-        shift += np.float32(deviation) * lattice.sample(rng, 3)
-    at_nodes = _affine(matrix, offset, field.nodes.nodes) + shift * per_voxel
+    shift = np.zeros((3, *map(len, grid.nodes.nodes)), np.float32)
+    for warp, (_, deviation) in zip(grid.warps, _WARPS, strict=True):
+        shift += np.float32(deviation) * warp.sample(rng, 3)
+    at_nodes = _affine(matrix, offset, grid.nodes.nodes) + shift * per_voxel
     nearest = _nearest(at_nodes, source.labels.shape)
     growth = np.stack([direction[nearest] for direction in source.outward])
+    # Sampling closer to the ventricles moves their walls outwards: that is atrophy.
     bend = ((shift - np.float32(atrophy) * growth) * per_voxel).astype(np.float32)
-    return _affine(matrix, offset, field.axes) + field.nodes.evaluate(bend)
+    return _affine(matrix, offset, grid.axes) + grid.nodes.evaluate(bend)
 
 
 def _affine(
-    matrix: npt.NDArray[np.float64],
-    offset: npt.NDArray[np.float64],
-    axes: tuple[npt.NDArray[np.float64], ...] | list[npt.NDArray[np.float64]],
-) -> Array:
-    """matrix @ position + offset for open axes: [3, s, h, w] by broadcasting."""
+    matrix: Floats,
+    offset: Floats,
+    axes: tuple[Floats, ...] | list[Floats],
+) -> Float32s:
+    """Return matrix @ position + offset for all positions on the axes, [3, s, h, w]."""
     s, h, w = np.ix_(*axes)
     rows = [
         (r[0] * s + o).astype(np.float32) + (r[1] * h + r[2] * w).astype(np.float32)
@@ -120,16 +134,17 @@ def _affine(
     return np.stack(rows)
 
 
-def _nearest(coordinates: Array, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], ...]:
-    """Voxel indices, clamped to the template."""
+def _nearest(coordinates: Float32s, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], ...]:
+    """Round coordinates to voxel indices, clamped to the template."""
     rounded = np.rint(coordinates).astype(np.intp)
     return tuple(axis.clip(0, size - 1) for axis, size in zip(rounded, shape, strict=True))
 
 
-def _trilinear(channels: Array, points: Array) -> Array:
-    """Channels [c, s, h, w] (stored channel-last) at voxel positions [3, n]: [c, n].
+def _trilinear(channels: Float32s, points: Float32s) -> Float32s:
+    """Interpolate channels [c, s, h, w], stored channel-last, at voxel positions [3, n]: [c, n].
 
-    Several times faster than one spline call a channel, since the corners are found once.
+    One call for all channels computes the corners once. That is several times faster than one
+    `map_coordinates` call a channel.
     """
     packed = np.moveaxis(channels, 0, -1).reshape(-1, len(channels))  # a view: [voxel, c]
     _, height, width = channels.shape[1:]
@@ -150,9 +165,9 @@ def _trilinear(channels: Array, points: Array) -> Array:
 def build_anatomy(
     settings: SimulationSettings, rng: np.random.Generator, *, atrophy: float
 ) -> Anatomy:
-    """Draw and sample one subject's anatomy; `atrophy` is how far (mm) ventricles have grown."""
-    field, source = target_grid(settings.shape, settings.spacing), template(settings.spacing)
-    coordinates = _coordinates(field, source, rng, atrophy=atrophy)
+    """Draw one subject's anatomy; ventricle walls move outwards by `atrophy` mm."""
+    grid, source = target_grid(settings.shape, settings.spacing), template(settings.spacing)
+    coordinates = _coordinates(grid, source, rng, atrophy=atrophy)
     nearest = _nearest(coordinates, source.labels.shape)
     brain = source.inside[nearest] > 0.05
     at_brain = tuple(axis[brain] for axis in nearest)

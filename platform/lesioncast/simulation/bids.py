@@ -1,8 +1,8 @@
-"""A simulated trial on disk as a BIDS dataset: raw FLAIR, and derivatives for masks and truth.
+"""Write a simulated trial as a BIDS dataset: raw FLAIR, and derivatives for masks and truth.
 
-A subject's folders are made aside and moved into place, the raw one last, so that a `sub-*` folder
-is there completely or not at all. What the whole trial shares (settings, sidecars, the table of
-participants) is written by `open_trial` and `close_trial`, once.
+A subject is written into a staging folder and then moved into place, its raw folder last. So a
+`sub-*` folder is either complete or absent. Files about the whole trial (settings, sidecars and
+participants.tsv) are written once, by `initialise_dataset` and `finalise_dataset`.
 """
 
 import gzip
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.arrays import Floats
 from lesioncast.errors import TrialError
 from lesioncast.simulation.bids_metadata import (
     DERIVATIVES,
@@ -31,27 +32,28 @@ from lesioncast.simulation.disease import PERIODS, draw_patient
 from lesioncast.simulation.ground_truth import RANKS
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.simulation.subject import SESSIONS, SimulatedSubject, simulate_subject
+from storage.atomic import atomic_write
 
 _DESCRIPTION = "dataset_description.json"
 _STAGING = ".staging-"
 
 
 def subject_name(index: int) -> str:
-    """The participant_id of subject `index`, counted from sub-0001."""
+    """Return the participant_id of subject `index`; index 0 is sub-0001."""
     return f"sub-{index + 1:04d}"
 
 
 def initialise_dataset(root: Path, settings: SimulationSettings) -> list[int]:
-    """Make `root` ready for this trial and return the indices of the subjects it still lacks.
+    """Prepare `root` for this trial and return the indices of the subjects that are missing.
 
-    Raises TrialError where `root` holds something else, or a trial of other settings.
+    Raises TrialError if `root` holds other files or a trial with other settings.
     """
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f"{_STAGING}*"):
         shutil.rmtree(leftover)
     description = root / _DESCRIPTION
     if description.exists():
-        _require_same(root, json.loads(description.read_text()), settings)
+        _check_same_settings(root, json.loads(description.read_text()), settings)
     elif any(root.iterdir()):
         raise TrialError(
             f"{root}: expected an empty folder or a simulated trial, got files without "
@@ -59,21 +61,23 @@ def initialise_dataset(root: Path, settings: SimulationSettings) -> list[int]:
         )
     else:
         for name, text in shared_files(settings).items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            _write_text(root / name, text)
+            atomic_write(root / name, text.encode())
     return [i for i in range(settings.subjects) if not (root / subject_name(i)).exists()]
 
 
-def _require_same(root: Path, description: dict[str, Any], settings: SimulationSettings) -> None:
-    found, wanted = description.get("SimulatedWith"), fingerprint(settings)
-    if not isinstance(found, dict):
+def _check_same_settings(
+    root: Path, description: dict[str, Any], settings: SimulationSettings
+) -> None:
+    """Raise TrialError if the dataset in `root` was not simulated with these settings."""
+    stored, current = description.get("SimulatedWith"), fingerprint(settings)
+    if not isinstance(stored, dict):
         raise TrialError(
             f"{root}: expected an empty folder or a simulated trial, got another BIDS dataset "
             f"({description.get('Name', 'unnamed')}); choose another folder"
         )
-    if found != wanted:
-        differing = sorted(key for key in found | wanted if found.get(key) != wanted.get(key))
-        changes = ", ".join(f"{key} {found.get(key)} (now {wanted.get(key)})" for key in differing)
+    if stored != current:
+        changed = sorted(key for key in stored | current if stored.get(key) != current.get(key))
+        changes = ", ".join(f"{key} {stored.get(key)} (now {current.get(key)})" for key in changed)
         raise TrialError(
             f"{root}: expected a trial simulated with the same settings, got one with {changes}; "
             "choose another folder or remove this one"
@@ -81,44 +85,45 @@ def _require_same(root: Path, description: dict[str, Any], settings: SimulationS
 
 
 def write_subjects(root: Path, settings: SimulationSettings, indices: Iterable[int]) -> list[str]:
-    """Simulate a block of subjects into an opened trial; returns their names.
+    """Simulate a block of subjects into an initialised dataset and return their names.
 
-    Needs no Ray and shares nothing, so blocks may run anywhere that sees `root`.
+    Blocks share no state, so they may run in any process that can write to `root`.
     """
     return [_write_subject(root, settings, simulate_subject(settings, i)) for i in indices]
 
 
 def finalise_dataset(root: Path, settings: SimulationSettings) -> int:
-    """Write participants.tsv for the subjects that are there; returns how many."""
+    """Write participants.tsv for all subjects in `root` and return their number."""
     for leftover in root.glob(f"{_STAGING}*"):
         shutil.rmtree(leftover)
     indices = sorted(int(folder.name[4:]) - 1 for folder in root.glob("sub-*"))
     rows = ((subject_name(i), draw_patient(settings, i)) for i in indices)
     text, path = participant_table(rows), root / "participants.tsv"
     if not path.exists() or path.read_text() != text:
-        _write_text(path, text)
+        atomic_write(path, text.encode())
     return len(indices)
 
 
 def _write_subject(root: Path, settings: SimulationSettings, subject: SimulatedSubject) -> str:
+    """Write a subject's files so that its raw folder appears last, and return its name."""
     name = subject_name(subject.index)
     with tempfile.TemporaryDirectory(prefix=_STAGING, dir=root) as folder:
         staging = Path(folder)
         for path, content in _files(settings, subject, name):
             (staging / path).parent.mkdir(parents=True, exist_ok=True)
             (staging / path).write_bytes(content)
-        for place in (*(Path("derivatives", kind) for kind in DERIVATIVES), Path()):
-            target = root / place / name
-            if target.exists():
+        for part in (*(Path("derivatives", kind) for kind in DERIVATIVES), Path()):
+            target = root / part / name
+            if target.exists():  # left by a run that ended before the raw folder was moved
                 shutil.rmtree(target)
-            (staging / place / name).rename(target)
+            (staging / part / name).rename(target)
     return name
 
 
 def _files(
     settings: SimulationSettings, subject: SimulatedSubject, name: str
 ) -> Iterator[tuple[Path, bytes]]:
-    """Every file of a subject, as its path below the trial's root and its content."""
+    """Yield the path below the trial's root and the content of each file of a subject."""
     affine = grid_affine(settings)
 
     def anat(session: str, suffix: str, kind: str | None = None) -> Path:
@@ -144,16 +149,17 @@ def _files(
         yield anat(period, f"{RANKS}.json", "truth"), json.dumps({"LesionCounts": counts}).encode()
 
 
-def grid_affine(settings: SimulationSettings) -> npt.NDArray[np.float64]:
-    """Voxel (w, h, s) to RAS+ mm, with the origin of the world in the volume's middle."""
+def grid_affine(settings: SimulationSettings) -> Floats:
+    """Return the affine from voxels (w, h, s) to RAS+ mm with the origin at the volume's centre."""
     spacing = np.array(settings.spacing[::-1])
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -(np.array(settings.shape[::-1]) - 1) / 2 * spacing
     return affine
 
 
-@lru_cache(maxsize=8)  # a trial has one affine, a file a header of its own
+@lru_cache(maxsize=8)
 def _header(affine: bytes) -> nib.Nifti1Header:
+    """Return the header for an affine; callers copy it, because each file changes its header."""
     matrix = np.frombuffer(affine).reshape(4, 4)
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm", "sec")
@@ -162,15 +168,9 @@ def _header(affine: bytes) -> nib.Nifti1Header:
     return header
 
 
-def nifti_bytes(volume: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> bytes:
-    """A volume [s, h, w] as .nii.gz, the same bytes whenever it is written."""
+def nifti_bytes(volume: npt.NDArray[Any], affine: Floats) -> bytes:
+    """Return a volume [s, h, w] as .nii.gz; equal volumes give equal bytes (no time stamp)."""
     header = _header(affine.tobytes()).copy()
     header.set_data_dtype(volume.dtype)
     image = nib.Nifti1Image(volume.T, None, header)
     return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
-
-
-def _write_text(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.part")
-    staged.write_text(text)
-    staged.rename(path)

@@ -1,4 +1,4 @@
-"""What a simulated trial says of itself: the descriptions, sidecars and tables of its BIDS form."""
+"""Descriptions, sidecars and tables of a simulated trial's BIDS dataset."""
 
 import dataclasses
 import json
@@ -7,11 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lesioncast.arms import PAPER_ARMS
+from lesioncast.imaging.regions import FREESURFER_IDS
 from lesioncast.simulation.disease import TRIALS, Patient
 from lesioncast.simulation.settings import SimulationSettings
-from lesioncast.simulation.template import REGIONS
 
-GENERATOR = 1  # raise it when the same settings no longer make the same subjects
+# Version of the simulation: raise it when the same settings no longer give the same subjects.
+GENERATOR = 1
 DERIVATIVES = {
     "lesions": "T2, gadolinium-enhancing, and new and enlarging T2 (NET2) lesions, as observed",
     "synthseg": "Regions by FreeSurfer id in the manner of SynthSeg, taken from the simulation",
@@ -108,17 +109,21 @@ _HARDWARE = (
 
 
 def fingerprint(settings: SimulationSettings) -> dict[str, Any]:
-    """What determines each subject: trials that differ only in size have the same fingerprint."""
-    known = dataclasses.asdict(settings) | {"generator": GENERATOR}
-    del known["subjects"]
-    as_stored: dict[str, Any] = json.loads(json.dumps(known))
+    """Return the settings that determine each subject.
+
+    Trials that differ only in the number of subjects have the same fingerprint.
+    """
+    values = dataclasses.asdict(settings) | {"generator": GENERATOR}
+    del values["subjects"]
+    # Through JSON, so that the result equals a stored fingerprint: tuples become lists.
+    as_stored: dict[str, Any] = json.loads(json.dumps(values))
     return as_stored
 
 
 def shared_files(settings: SimulationSettings) -> dict[str, str]:
-    """Files about the trial as a whole, by path below its root.
+    """Return the files about the whole trial: path below its root -> content.
 
-    dataset_description.json comes last: where it is, the others are.
+    dataset_description.json comes last, so its presence shows that the others are complete.
     """
     derivatives: dict[str, str] = {}
     for name, purpose in DERIVATIVES.items():
@@ -148,16 +153,16 @@ def shared_files(settings: SimulationSettings) -> dict[str, str]:
 
 
 def participant_table(rows: Iterable[tuple[str, Patient]]) -> str:
-    """participants.tsv."""
+    """Return the content of participants.tsv."""
     lines = ["\t".join(["participant_id", *_COLUMNS])]
     for name, patient in rows:
-        known = patient.covariates() | {"treatment_arm": patient.arm, "trial": patient.trial}
-        lines.append("\t".join([name, *(str(known[column]) for column in _COLUMNS)]))
+        values = patient.covariates() | {"treatment_arm": patient.arm, "trial": patient.trial}
+        lines.append("\t".join([name, *(str(values[column]) for column in _COLUMNS)]))
     return "\n".join(lines) + "\n"
 
 
 def session_table(age: float) -> str:
-    """sessions.tsv of a subject who is `age` years old at w000."""
+    """Return the content of sessions.tsv for a subject who is `age` years old at w000."""
     lines = ["session_id\tweeks\tage"]
     for session, weeks in _WEEKS.items():
         lines.append(f"ses-{session}\t{weeks}\t{age + weeks * 7 / 365.25:.1f}")
@@ -165,14 +170,16 @@ def session_table(age: float) -> str:
 
 
 def _region_table() -> str:
+    """Return the table of FreeSurfer ids and region names."""
     names: dict[int, str] = {}
-    for name, (left, right) in REGIONS.items():
+    for name, (left, right) in FREESURFER_IDS.items():
         names |= {left: name} if left == right else {left: f"left {name}", right: f"right {name}"}
     rows = [f"{index}\t{names[index]}" for index in sorted(names)]
     return "\n".join(["index\tname", *rows]) + "\n"
 
 
 def _derivative(name: str, purpose: str) -> str:
+    """Return the dataset_description.json of a derivative."""
     return _json(
         {
             "Name": purpose,
@@ -186,6 +193,7 @@ def _derivative(name: str, purpose: str) -> str:
 
 
 def _generator(name: str) -> dict[str, Any]:
+    """Return the GeneratedBy entry with the installed version."""
     try:
         installed = version("lesioncast")
     except PackageNotFoundError:

@@ -1,8 +1,9 @@
-"""The patient as a structural causal model: latents, responses and counts, held to Table 1.
+"""Simulate patients by a structural causal model that reproduces the paper's Table 1.
 
-Exogenous noise is drawn once for a subject and shared by every arm, so the count under each arm is
-exact: Y_p(arm) is the quantile of Table 1's hurdle model at Phi(S_p(arm)), and S_p(arm) is a
-standard normal variable whatever the arm. Both columns of Table 1 therefore hold in expectation.
+Exogenous noise is drawn once for a subject and shared by all arms, so the count under each arm is
+an exact counterfactual. Y_p(arm) is the quantile of Table 1's hurdle model at Phi(S_p(arm)). The
+score S_p(arm) is standard normal for every arm, so activity and mean count of Table 1 hold in
+expectation.
 """
 
 from dataclasses import dataclass
@@ -10,33 +11,42 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy import optimize, special, stats
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.arrays import Floats, Ints
 from lesioncast.simulation.rng import RngStream, subject_rng
 from lesioncast.simulation.settings import SimulationSettings
 
-Reals = npt.NDArray[np.float64]
-
 PERIODS = ("w048", "w096")
+# Largest number of new lesions in a period; higher counts are censored to it.
 MAX_COUNT = 48
+# Shape of the negative binomial distribution of counts.
 _DISPERSION = 0.9
-AGE_FRAILTY_CORRELATION = -0.35  # correlation of age and frailty: younger patients are more active
-_MEAN_AGE, _SD_AGE = 37.5, 9.0  # years
-GAD_SHAPE, MOST_GAD = 1.5, 15
-T2_SPREAD, LEAST_T2, MOST_T2 = 0.35, 3, 70
+# Negative: younger patients are more active.
+AGE_FRAILTY_CORRELATION = -0.35
+# Mean and standard deviation of the age in years.
+_MEAN_AGE, _SD_AGE = 37.5, 9.0
+# Enhancing lesions at w000: shape of their gamma-distributed rate, and the largest number.
+GAD_SHAPE, MAX_GAD = 1.5, 15
+# T2 lesions at w000: standard deviation of the log count, and the smallest and largest number.
+T2_LOG_SD, MIN_T2, MAX_T2 = 0.35, 3, 70
 
 
 @dataclass(frozen=True)
 class ArmModel:
-    """Table 1 for one arm (w048, w096), and how the arm reshuffles who stays active."""
+    """Table 1 for one arm, and how individual responses to the arm vary."""
 
+    #: Mean number of new lesions at w048 and at w096.
     mean_count: tuple[float, float]
+    #: Fraction of active patients at w048 and at w096.
     activity: tuple[float, float]
-    response: float  # weight of the arm's own response noise in the score
-    age: float  # weight of age in the score: older patients profit less from therapy
-    channel: int  # which response noise; the two interferons share theirs
+    #: Weight of the response noise in the score.
+    response: float
+    #: Weight of age in the score: older patients benefit less from therapy.
+    age: float
+    #: Index of the response noise; the two interferons share one.
+    channel: int
 
 
 ARM_MODELS = {
@@ -69,20 +79,29 @@ class Patient:
     index: int
     arm: str
     trial: str
-    age: float  # years
+    #: Age at w000 in years.
+    age: float
     sex: str
-    duration: float  # years since first symptoms
-    frailty: float  # z, the latent tendency to form lesions
+    #: Years since first symptoms.
+    duration: float
+    #: z, the latent tendency to form lesions.
+    frailty: float
+    #: Number of enhancing lesions at w000.
     gad_count: int
+    #: Number of T2 lesions at w000.
     t2_count: int
-    cortical: float  # share of the lesions that touch the cortex
-    atrophy: float  # mm by which the ventricles' walls move outwards
-    relapses: int  # in the two years before w000
+    #: Probability that a lesion is cortical.
+    cortical: float
+    #: Distance in mm by which the walls of the ventricles move outwards.
+    atrophy: float
+    #: Number of relapses in the two years before w000.
+    relapses: int
     edss: float
-    counts: npt.NDArray[np.int64]  # [period, arm], arms as in PAPER_ARM_NAMES
+    #: Number of new lesions [period, arm], arms as in `PAPER_ARM_NAMES`.
+    counts: Ints
 
     def covariates(self) -> dict[str, Any]:
-        """What a trial would record about the patient."""
+        """Return the covariates that a trial would record."""
         return {
             "age": round(self.age, 1),
             "sex": self.sex,
@@ -92,21 +111,22 @@ class Patient:
         }
 
 
-def _censored_pmf(mean: float) -> npt.NDArray[np.float64]:
-    """P(Y = 1 .. MAX_COUNT | active), Y = min(1 + negative binomial(k, mean), MAX_COUNT)."""
-    law = stats.nbinom(_DISPERSION, _DISPERSION / (_DISPERSION + mean))
-    pmf: npt.NDArray[np.float64] = law.pmf(np.arange(MAX_COUNT))
-    pmf[-1] = law.sf(MAX_COUNT - 2)
+def _censored_pmf(mean: float) -> Floats:
+    """Return P(Y = 1 .. MAX_COUNT | active), Y = min(1 + negative binomial(k, mean), MAX_COUNT)."""
+    distribution = stats.nbinom(_DISPERSION, _DISPERSION / (_DISPERSION + mean))
+    pmf: Floats = distribution.pmf(np.arange(MAX_COUNT))
+    pmf[-1] = distribution.sf(MAX_COUNT - 2)
     return pmf
 
 
 @lru_cache
-def count_cdf(arm: str, period: int) -> npt.NDArray[np.float64]:
-    """P(Y <= n) for n = 0 .. MAX_COUNT under `arm`, with Table 1's activity and mean count."""
+def count_cdf(arm: str, period: int) -> Floats:
+    """Return P(Y <= n) for n = 0 .. MAX_COUNT, with Table 1's activity and mean count of `arm`."""
     model = ARM_MODELS[arm]
     activity, mean_count = model.activity[period], model.mean_count[period]
     counts = np.arange(1, MAX_COUNT + 1)
 
+    # Censoring lowers the mean, so the parameter that gives Table 1's mean has to be solved for.
     def excess(mean: float) -> float:
         return float(activity * (_censored_pmf(mean) @ counts) - mean_count)
 
@@ -116,27 +136,27 @@ def count_cdf(arm: str, period: int) -> npt.NDArray[np.float64]:
 
 
 class ScoreWeights(NamedTuple):
-    """What the score of a period under an arm is made of; each weighs a standard normal variable,
-    and so is their sum."""
+    """Weights of the standard normal terms of a score; the weighted sum is standard normal too."""
 
-    severity: float  # h z + sqrt(1 - h^2) noise of the period
-    response: float  # the noise of the arm's channel
+    #: Weight of the severity h z + sqrt(1 - h^2) noise of the period.
+    severity: float
+    #: Weight of the response noise of the arm.
+    response: float
+    #: Weight of the standardised age.
     age: float
 
 
 @lru_cache
 def score_weights(arm: str, h: float) -> ScoreWeights:
-    """Of `arm` where the severity has predictability h."""
+    """Return the weights for `arm` if the severity has predictability `h`."""
     model = ARM_MODELS[arm]
     own = np.sqrt(1 - model.response**2)
     scale = np.sqrt(1 + model.age**2 + 2 * own * model.age * h * AGE_FRAILTY_CORRELATION)
     return ScoreWeights(own / scale, model.response / scale, model.age / scale)
 
 
-def _scores(
-    severity: npt.NDArray[np.float64], age: float, responses: npt.NDArray[np.float64], h: float
-) -> npt.NDArray[np.float64]:
-    """S_p(arm), standard normal for every arm: [period, arm] from severity [period]."""
+def _scores(severity: Floats, age: float, responses: Floats, h: float) -> Floats:
+    """Return S_p(arm), standard normal for every arm, [period, arm], from severity [period]."""
     scores = np.empty((len(PERIODS), len(PAPER_ARM_NAMES)))
     for column, arm in enumerate(PAPER_ARM_NAMES):
         weights = score_weights(arm, h)
@@ -147,8 +167,8 @@ def _scores(
     return scores
 
 
-def _counts(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Y_p(arm) [period, arm]: the inverse distribution function at Phi(score)."""
+def _counts(scores: Floats) -> Ints:
+    """Return Y_p(arm), the quantile at Phi(score), [period, arm]."""
     uniform = special.ndtr(scores)
     return np.array(
         [
@@ -162,47 +182,50 @@ def _counts(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def _assign(rng: np.random.Generator) -> tuple[str, str]:
+    """Draw (trial, arm) with the shares of `ENROLMENT`."""
     shares = np.array([patients for *_, patients in ENROLMENT], float)
     trial, arm, _ = ENROLMENT[rng.choice(len(ENROLMENT), p=shares / shares.sum())]
     return trial, arm
 
 
 def standardised_age(years: float) -> float:
-    """Age as the scores weigh it."""
+    """Return the age minus the mean, in standard deviations."""
     return (years - _MEAN_AGE) / _SD_AGE
 
 
-def gad_mean(z: Reals) -> Reals:
-    """Expected enhancing lesions at w000, before the cap, of frailty z."""
+def gad_mean(z: Floats) -> Floats:
+    """Return the expected number of enhancing lesions at w000 for frailty z, before clipping."""
     return np.asarray(np.exp(-0.2 + 0.9 * z))
 
 
-def t2_median(z: Reals, age: float, duration: float) -> Reals:
-    """Median T2 lesions at w000 of frailty z, standardised age and years of disease."""
+def t2_median(z: Floats, age: float, duration: float) -> Floats:
+    """Return the median number of T2 lesions at w000 for frailty z.
+
+    `age` is standardised and `duration` in years.
+    """
     return np.asarray(14 * np.exp(0.4 * z + 0.15 * age + 0.25 * np.log1p(duration / 5)))
 
 
-def expected_extra_relapses(z: Reals) -> Reals:
-    """Expected relapses, beside the first, of frailty z."""
+def expected_extra_relapses(z: Floats) -> Floats:
+    """Return the expected number of relapses after the first for frailty z."""
     return np.asarray(0.5 * np.exp(0.35 * z))
 
 
 def draw_patient(settings: SimulationSettings, index: int) -> Patient:
-    """Patient number `index` of the trial: the same one whatever the image grid."""
+    """Draw patient number `index` of the trial; the image grid does not influence it."""
     trial, arm = _assign(subject_rng(settings, index, RngStream.ASSIGNMENT))
     rng = subject_rng(settings, index, RngStream.PATIENT)
     h = settings.predictability
     z, age, disability = rng.standard_normal(3)
-    age = (
-        AGE_FRAILTY_CORRELATION * z + np.sqrt(1 - AGE_FRAILTY_CORRELATION**2) * age
-    )  # standardised
+    # Standardised age, correlated with frailty.
+    age = AGE_FRAILTY_CORRELATION * z + np.sqrt(1 - AGE_FRAILTY_CORRELATION**2) * age
     severity = h * z + np.sqrt(1 - h**2) * rng.standard_normal(len(PERIODS))
     scores = _scores(severity, age, rng.standard_normal(5), h)
     years = float(np.clip(_MEAN_AGE + _SD_AGE * age, 18, 60))
     duration = float(np.clip(rng.gamma(1.6, 4.0) * years / _MEAN_AGE, 0.2, years - 12))
     sex = "F" if rng.random() < 0.68 else "M"
     gad = rng.poisson(rng.gamma(GAD_SHAPE, gad_mean(z) / GAD_SHAPE))
-    t2 = t2_median(z, age, duration) * np.exp(T2_SPREAD * rng.standard_normal())
+    t2 = t2_median(z, age, duration) * np.exp(T2_LOG_SD * rng.standard_normal())
     return Patient(
         index=index,
         arm=arm,
@@ -211,8 +234,8 @@ def draw_patient(settings: SimulationSettings, index: int) -> Patient:
         sex=sex,
         duration=duration,
         frailty=float(z),
-        gad_count=int(np.clip(gad, 0, MOST_GAD)),
-        t2_count=int(np.clip(t2, LEAST_T2, MOST_T2)),
+        gad_count=int(np.clip(gad, 0, MAX_GAD)),
+        t2_count=int(np.clip(t2, MIN_T2, MAX_T2)),
         cortical=float(rng.beta(0.8, 6.4)),
         atrophy=float(np.clip(0.8 + 0.5 * age + 0.08 * duration + 0.5 * disability, -0.5, 4.0)),
         relapses=int(1 + rng.poisson(expected_extra_relapses(z))),

@@ -1,4 +1,4 @@
-"""What a simulated patient's lesions would have been under every arm, read back from the trial."""
+"""Read the true counterfactuals of a simulated trial: each patient's NET2 mask under every arm."""
 
 import json
 from collections.abc import Sequence
@@ -16,17 +16,18 @@ RANKS = "space-orig_desc-ranks_dseg"
 
 
 def has_ground_truth(bids: Path) -> bool:
-    """Whether the BIDS folder is a simulated trial, whose futures are all known."""
+    """Return True if the BIDS folder is a simulated trial with known counterfactuals."""
     return (bids / TRUTH).is_dir()
 
 
 def counterfactual_net2(
     bids: Path, subject: str, grid: SlabGrid, *, arms: Sequence[str]
 ) -> npt.NDArray[np.bool_]:
-    """A subject's NET2 at w096 under each of `arms`, in the slab of its `grid`: [arm, s, h, w].
+    """Return a subject's NET2 masks at w096 under each of `arms`, [arm, s, h, w].
 
-    Lesions are ranked, and an arm's are those of the first ranks, as many as it lets arise.
-    Raises StorageError where a file is missing or broken, KeyError for an arm not simulated.
+    The masks are on the slab of `grid`. The trial stores one map of lesion ranks and a count for
+    each arm; an arm's lesions are the ranks up to its count. Raises StorageError for a missing or
+    damaged file and KeyError for an arm that was not simulated.
     """
     stem = f"{subject}_ses-w096_{RANKS}"
     folder = bids / TRUTH / subject / "ses-w096" / "anat"

@@ -1,6 +1,7 @@
-"""White matter as the ground on which lesions arise: where they prefer to, and where there is room.
+"""Choose lesion sites in white matter: where lesions prefer to arise and which voxels are free.
 
-Preference (`Sites`) is fixed for a subject; room (`Ground`) shrinks as lesions take their place.
+The preference (`SiteWeights`) is fixed for a subject. The free tissue (`FreeTissue`) shrinks as
+lesions are placed.
 """
 
 from dataclasses import dataclass
@@ -9,38 +10,51 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from lesioncast.arrays import Floats, Mask
+from lesioncast.imaging.lesions import CONNECTIVITY_26
+from lesioncast.imaging.regions import CORTEX, WHITE_MATTER
 from lesioncast.simulation.anatomy import Anatomy
-from lesioncast.simulation.template import CORTEX, WHITE
 
-Mask = npt.NDArray[np.bool_]
-Axes = tuple[npt.NDArray[np.float64], ...]
+Axes = tuple[Floats, ...]
+"""Voxel positions along s, h and w, in mm about the centre of the volume."""
 Voxel = tuple[int, int, int]
 Window = tuple[slice, slice, slice]
 
-CONNECTIVITY_26 = np.ones((3, 3, 3), bool)  # 26-connectivity
-SLAB_MM = 45.0  # 15 slices of 3 mm: new lesions lie here (section 3, Dataset)
+# New lesions lie in the paper's slab of 15 slices of 3 mm (section 3, Dataset).
+SLAB_MM = 45.0
+# Standard deviation of the distance to the anchor lesion.
 _NEAR_MM = 6.0
-_MAX_TRIES = 40  # tries at one kind of site
+# Number of candidate voxels of one kind of site before the next kind is tried.
+_MAX_TRIES = 40
 
 
 @dataclass(frozen=True)
 class SiteWeights:
-    """A subject's white matter and cortex, and cumulative weights over the white voxels."""
+    """Cumulative weights with which lesions start at each white matter voxel of a subject."""
 
-    white: Mask  # [s, h, w]
+    #: White matter [s, h, w].
+    white: Mask
+    #: Cerebral cortex [s, h, w].
     cortex: Mask
-    voxels: npt.NDArray[np.intp]  # flat indices of `white`
-    deep: npt.NDArray[np.float64]  # cumulative weight: near the ventricles, off the cortex
-    juxtacortical: npt.NDArray[np.float64]
+    #: Flat indices of the voxels of `white`, [n].
+    voxels: npt.NDArray[np.intp]
+    #: Cumulative weight of deep lesions: near the ventricles and away from the cortex, [n].
+    deep: Floats
+    #: Cumulative weight of juxtacortical lesions: at the cortex and away from the ventricles, [n].
+    juxtacortical: Floats
 
 
 def lesion_site_weights(anatomy: Anatomy, axes: Axes, *, slab_only: bool) -> SiteWeights:
-    """Where lesions may start; beyond the central slab never or, for old ones, less often."""
+    """Compute the weights of lesion sites.
+
+    Outside the central slab the weight is 0 if `slab_only` (new lesions), else it decreases with
+    the distance (baseline lesions).
+    """
     thickness = spacing_of(axes)[0]
     beyond = np.clip(np.abs(axes[0]) + thickness / 2 - SLAB_MM / 2, 0, None)  # mm, [s]
     share = (beyond < 1e-6).astype(float) if slab_only else np.exp(-beyond / 8)
     within = (share > 0)[:, None, None]
-    white = within & ((anatomy.labels == WHITE[0]) | (anatomy.labels == WHITE[1]))
+    white = within & ((anatomy.labels == WHITE_MATTER[0]) | (anatomy.labels == WHITE_MATTER[1]))
     cortex = within & ((anatomy.labels == CORTEX[0]) | (anatomy.labels == CORTEX[1]))
     voxels = np.flatnonzero(white)
     near = anatomy.ventricle_distance.ravel()[voxels]
@@ -57,12 +71,12 @@ def lesion_site_weights(anatomy: Anatomy, axes: Axes, *, slab_only: bool) -> Sit
 
 
 def spacing_of(axes: Axes) -> tuple[float, ...]:
-    """Voxel size in mm (s, h, w); of a single slice, which has no next, 1."""
+    """Return the voxel size (s, h, w) in mm; 1 along an axis with a single voxel."""
     return tuple(float(axis[1] - axis[0]) if len(axis) > 1 else 1.0 for axis in axes)
 
 
 class FreeTissue:
-    """What is still free of the white matter and, for lesions that reach there, of the cortex."""
+    """White matter and cortex that no lesion occupies yet."""
 
     def __init__(self, sites: SiteWeights, spacing: tuple[float, ...]) -> None:
         self.spacing = spacing
@@ -71,48 +85,52 @@ class FreeTissue:
         self._sites = sites
 
     def occupy(self, window: Window, mask: Mask) -> None:
-        """Use up a lesion's voxels."""
+        """Mark a lesion's voxels as occupied."""
         self.white[window] &= ~mask
         self.cortex[window] &= ~mask
 
     def occupy_with_margin(self, window: Window, mask: Mask) -> None:
-        """Use up a lesion and every voxel that touches it; the window has room for these."""
+        """Mark a lesion and every voxel that touches it as occupied.
+
+        The window must have a margin of one voxel around the lesion.
+        """
         self.occupy(window, ndimage.binary_dilation(mask, CONNECTIVITY_26))
 
     def deep_site(self, rng: np.random.Generator) -> Voxel | None:
-        """Periventricular or deep white matter."""
+        """Draw a free voxel of periventricular or deep white matter."""
         return self._weighted(rng, self._sites.deep)
 
     def juxtacortical_site(self, rng: np.random.Generator) -> Voxel | None:
-        """White matter that touches the cortex."""
+        """Draw a free voxel of white matter at the cortex."""
         return self._weighted(rng, self._sites.juxtacortical)
 
     def site_beside(self, rng: np.random.Generator, anchors: list[Voxel]) -> Voxel | None:
-        """Some millimetres from one of the `anchors`."""
+        """Draw a free voxel some millimetres from one of the `anchors`."""
         steps = rng.standard_normal((_MAX_TRIES, 3)) * (_NEAR_MM / np.array(self.spacing))
         chosen = np.array(anchors)[rng.integers(len(anchors), size=_MAX_TRIES)]
-        tries = np.rint(chosen + steps).astype(int)
-        inside = ((tries >= 0) & (tries < self.white.shape)).all(axis=1)
-        return self._first_free(tries[inside])
+        candidates = np.rint(chosen + steps).astype(int)
+        inside = ((candidates >= 0) & (candidates < self.white.shape)).all(axis=1)
+        return self._first_free(candidates[inside])
 
     def any_site(self, rng: np.random.Generator) -> Voxel | None:
-        """Wherever there is room; None where there is none."""
+        """Draw any free voxel of white matter; None if there is none."""
         free = np.flatnonzero(self.white)
         if not len(free):
             return None
         return self._first_free(np.array([np.unravel_index(rng.choice(free), self.white.shape)]))
 
-    def _weighted(self, rng: np.random.Generator, weights: npt.NDArray[np.float64]) -> Voxel | None:
+    def _weighted(self, rng: np.random.Generator, weights: Floats) -> Voxel | None:
+        """Draw a free voxel by cumulative weight; None if all candidates are occupied."""
         if not len(weights) or weights[-1] <= 0:
             return None
         picks = np.searchsorted(weights, weights[-1] * rng.random(_MAX_TRIES), side="right")
         voxels = self._sites.voxels[np.minimum(picks, len(weights) - 1)]
         return self._first_free(np.stack(np.unravel_index(voxels, self.white.shape), axis=1))
 
-    def _first_free(self, tries: npt.NDArray[np.intp]) -> Voxel | None:
-        """The first of the voxels [n, 3] that is free."""
-        free = np.flatnonzero(self.white[tries[:, 0], tries[:, 1], tries[:, 2]])
+    def _first_free(self, candidates: npt.NDArray[np.intp]) -> Voxel | None:
+        """Return the first of the voxels [n, 3] that is free, or None."""
+        free = np.flatnonzero(self.white[candidates[:, 0], candidates[:, 1], candidates[:, 2]])
         if not len(free):
             return None
-        s, h, w = tries[free[0]].tolist()
+        s, h, w = candidates[free[0]].tolist()
         return s, h, w

@@ -1,21 +1,22 @@
-"""Which lesions a subject could have: baseline lesions, then new ones in rank order.
+"""Place all lesions that a subject could have: baseline lesions, then new ones in rank order.
 
-New lesions of a period are placed once, as many as the most active arm has, in rank order. Arm a
-shows those with rank <= Y(a), so every counterfactual mask is exact and masks are nested in count.
-New lesions of a period never touch each other (26-connectivity), so components count lesions.
+The new lesions of a period are placed once, as many as the most active arm has. Arm a shows those
+with rank <= Y(a). So every counterfactual mask is exact, and a mask with fewer lesions is part of
+any mask with more. New lesions of a period never touch (26-connectivity), so the number of
+connected components is the number of lesions.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage, special
 
+from lesioncast.arrays import Float32s, Floats, Mask
 from lesioncast.errors import PlacementError
+from lesioncast.imaging.lesions import CONNECTIVITY_26
 from lesioncast.simulation.anatomy import Anatomy
 from lesioncast.simulation.disease import PERIODS, Patient
 from lesioncast.simulation.lesion_sites import (
-    CONNECTIVITY_26,
     Axes,
     FreeTissue,
     Voxel,
@@ -24,37 +25,44 @@ from lesioncast.simulation.lesion_sites import (
     spacing_of,
 )
 
-Array = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-
-_NEAR_SHARE = 0.45  # of the lesions arise near existing or enhancing ones
-_ENHANCING_SHARE = 0.3  # of the new lesions still enhance at the session that shows them
-_LUMPS = 0.13
+# Share of the lesions that arise near an existing lesion.
+_NEAR_SHARE = 0.45
+# Share of the new lesions that still enhance at the session that first shows them.
+_ENHANCING_SHARE = 0.3
+# Relative amplitude of the waves that make an ellipsoid irregular.
+_LUMPINESS = 0.13
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion in its window of the box."""
+    """One lesion in its window of the target grid's box."""
 
+    #: Part of the box that contains the lesion with a margin.
     window: Window
+    #: Voxels of the lesion in the window.
     mask: Mask
-    occupancy: Array  # [0, 1], 1/2 at the edge
+    #: Lesion fraction of each voxel in the window, in [0, 1]; 1/2 at the edge.
+    occupancy: Float32s
     centre: Voxel
-    brightness: float  # FLAIR excess, in units of white matter
-    enhances: bool  # takes up gadolinium while it is new
+    #: FLAIR excess relative to white matter.
+    brightness: float
+    #: True if the lesion takes up gadolinium while it is new.
+    enhances: bool
 
 
 @dataclass(frozen=True)
 class SimulatedLesions:
-    """All lesions a subject could have: `new[period][rank - 1]`, enough for every arm."""
+    """All lesions that a subject could have under any arm."""
 
+    #: Lesions of w000, the enhancing ones first.
     baseline: tuple[Lesion, ...]
+    #: `new[period][rank - 1]`: new lesions of each period in rank order, enough for every arm.
     new: tuple[tuple[Lesion, ...], ...]
 
 
 @dataclass(frozen=True)
 class _RadiusDistribution:
-    """Lognormal radius in mm, within limits."""
+    """Lognormal distribution of radii in mm, clipped to [low, high]."""
 
     median: float
     spread: float
@@ -62,6 +70,7 @@ class _RadiusDistribution:
     high: float
 
     def draw(self, rng: np.random.Generator) -> float:
+        """Draw one radius."""
         radius = self.median * np.exp(self.spread * rng.standard_normal())
         return float(np.clip(radius, self.low, self.high))
 
@@ -73,9 +82,9 @@ _NEW_LESION_RADIUS = _RadiusDistribution(3.4, 0.26, 2.0, 6.0)
 def place_lesions(
     rng: np.random.Generator, anatomy: Anatomy, axes: Axes, patient: Patient
 ) -> SimulatedLesions:
-    """Baseline lesions, the enhancing ones first, then each period's new ones in rank order.
+    """Place the baseline lesions, then the new lesions of each period in rank order.
 
-    Raises PlacementError where the grid leaves no room for a new lesion.
+    Raises PlacementError if no white matter is free for a lesion.
     """
     spacing = spacing_of(axes)
     everywhere = FreeTissue(lesion_site_weights(anatomy, axes, slab_only=False), spacing)
@@ -86,14 +95,15 @@ def place_lesions(
     new: list[tuple[Lesion, ...]] = []
     slab = lesion_site_weights(anatomy, axes, slab_only=True)
     for period in range(len(PERIODS)):
-        ground = FreeTissue(slab, spacing)
+        free = FreeTissue(slab, spacing)
         earlier = len(taken)
         for lesion in taken:
-            ground.occupy(lesion.window, lesion.mask)
-        # Later lesions seek places near these whatever the arm shows: a place is prone by nature.
+            free.occupy(lesion.window, lesion.mask)
+        # Later lesions may be placed near any earlier one, even if an arm does not show that one:
+        # sites must not depend on the arm, or counterfactual masks would not be nested.
         for _ in range(int(patient.counts[period].max())):
-            lesion = _place(rng, ground, anatomy, taken, patient, _NEW_LESION_RADIUS)
-            ground.occupy_with_margin(lesion.window, lesion.mask)
+            lesion = _place(rng, free, anatomy, taken, patient, _NEW_LESION_RADIUS)
+            free.occupy_with_margin(lesion.window, lesion.mask)
             taken.append(lesion)
         new.append(tuple(taken[earlier:]))
     return SimulatedLesions(tuple(baseline), tuple(new))
@@ -101,45 +111,48 @@ def place_lesions(
 
 def _place(
     rng: np.random.Generator,
-    ground: FreeTissue,
+    free: FreeTissue,
     anatomy: Anatomy,
     others: list[Lesion],
     patient: Patient,
     radius: _RadiusDistribution,
 ) -> Lesion:
-    """One more lesion of a kind and place that suit the patient."""
+    """Place one lesion: cortical, near another lesion or deep, by the patient's probabilities."""
     cortical = bool(rng.random() < patient.cortical)
     at = None
     if cortical:
-        at = ground.juxtacortical_site(rng)
+        at = free.juxtacortical_site(rng)
     elif others and rng.random() < _NEAR_SHARE:
-        at = ground.site_beside(rng, [lesion.centre for lesion in others])
-    at = at or ground.deep_site(rng) or ground.any_site(rng)
+        at = free.site_beside(rng, [lesion.centre for lesion in others])
+    at = at or free.deep_site(rng) or free.any_site(rng)
     if at is None:
         raise PlacementError(
             f"subject {patient.index}: expected free white matter for one more lesion, got none "
-            f"left at a spacing of {ground.spacing} mm; use smaller voxels or a larger field"
+            f"left at a spacing of {free.spacing} mm; use smaller voxels or a larger grid"
         )
-    reach = ground.white | ground.cortex if cortical else ground.white
-    return _grow(rng, reach, anatomy.ventricle_distance, at, ground.spacing, radius.draw(rng))
+    allowed = free.white | free.cortex if cortical else free.white
+    return _grow(rng, allowed, anatomy.ventricle_distance, at, free.spacing, radius.draw(rng))
 
 
 def _grow(
     rng: np.random.Generator,
-    reach: Mask,
-    distance: Array,
+    allowed: Mask,
+    ventricle_distance: Float32s,
     at: Voxel,
     spacing: tuple[float, ...],
     radius: float,
 ) -> Lesion:
-    """A lesion at `at`: one connected piece within `reach`, at least its central voxel."""
-    window, occupancy = _ellipsoid_occupancy(rng, distance, at, spacing, radius)
-    mask = (occupancy > 0.5) & reach[window]
+    """Grow a connected lesion around the voxel `at` within the tissue `allowed`.
+
+    The lesion has at least its central voxel.
+    """
+    window, occupancy = _ellipsoid_occupancy(rng, ventricle_distance, at, spacing, radius)
+    mask = (occupancy > 0.5) & allowed[window]
     centre = tuple(voxel - part.start for voxel, part in zip(at, window, strict=True))
     mask[centre] = True
-    pieces, count = ndimage.label(mask, CONNECTIVITY_26)
-    if count > 1:
-        mask = pieces == pieces[centre]
+    labels, count = ndimage.label(mask, CONNECTIVITY_26)
+    if count > 1:  # other tissue or lesions cut it: keep the part with the centre
+        mask = labels == labels[centre]
     return Lesion(
         window=window,
         mask=mask,
@@ -152,18 +165,18 @@ def _grow(
 
 def _ellipsoid_occupancy(
     rng: np.random.Generator,
-    distance: Array,
+    ventricle_distance: Float32s,
     at: Voxel,
     spacing: tuple[float, ...],
     radius: float,
-) -> tuple[Window, Array]:
-    """Occupancy of a lumpy ellipsoid about `at`, in a window with a free margin around it."""
-    forward = _direction(rng, distance, at)
+) -> tuple[Window, Float32s]:
+    """Return the occupancy of an irregular ellipsoid about `at`, in a window with a free margin."""
+    forward = _long_axis(rng, ventricle_distance, at)
     stretch = rng.uniform(1.0, 1.7)
     across, along = radius * stretch ** (-1 / 3), radius * stretch ** (2 / 3)
-    furthest = along / (1 - _LUMPS) ** 2
+    furthest = along / (1 - _LUMPINESS) ** 2
     window, offsets = [], []
-    for voxel, size, step in zip(at, distance.shape, spacing, strict=True):
+    for voxel, size, step in zip(at, ventricle_distance.shape, spacing, strict=True):
         half = int(furthest / step + 1.5) + 1
         part = slice(max(0, voxel - half), min(size, voxel + half + 1))
         offsets.append((np.arange(part.start, part.stop) - voxel - rng.uniform(-0.5, 0.5)) * step)
@@ -174,18 +187,18 @@ def _ellipsoid_occupancy(
     surface = np.sqrt(beside / across**2 + (ahead / along) ** 2)  # 1 on the ellipsoid
     for k in rng.standard_normal((2, 3)) * 2.5 / radius:
         phase = k[0] * s + k[1] * h + k[2] * w + rng.uniform(0, 2 * np.pi)
-        surface *= 1 + _LUMPS * np.sin(phase)
+        surface *= 1 + _LUMPINESS * np.sin(phase)
     edge = max(2.5, spacing[1])  # mm from inside to outside
     occupancy = special.expit((1 - surface) * across * (4 / edge)).astype(np.float32)
     return (window[0], window[1], window[2]), occupancy
 
 
-def _direction(rng: np.random.Generator, distance: Array, at: Voxel) -> npt.NDArray[np.float64]:
-    """Away from the ventricles where these are near (Dawson's fingers), else any direction."""
+def _long_axis(rng: np.random.Generator, ventricle_distance: Float32s, at: Voxel) -> Floats:
+    """Draw the long axis of a lesion: away from near ventricles (Dawson's fingers), else random."""
     direction = rng.standard_normal(3)
-    if distance[at] < 8:
+    if ventricle_distance[at] < 8:
         around = tuple(slice(max(0, voxel - 1), voxel + 2) for voxel in at)
-        near = distance[around]
+        near = ventricle_distance[around]
         for axis in range(3):
             slope = near.take(-1, axis).mean() - near.take(0, axis).mean()
             direction[axis] = slope + 0.3 * direction[axis]

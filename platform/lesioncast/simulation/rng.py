@@ -1,4 +1,4 @@
-"""Where randomness comes from: one generator for each (seed, subject, purpose)."""
+"""Random generators of the simulation: one for each (seed, subject, purpose)."""
 
 from enum import IntEnum
 
@@ -8,7 +8,7 @@ from lesioncast.simulation.settings import SimulationSettings
 
 
 class RngStream(IntEnum):
-    """Purposes draw from streams of their own, so that a change to one leaves the others alone."""
+    """Purpose of a random stream; changing the draws of one purpose does not change the others."""
 
     ASSIGNMENT = 0
     PATIENT = 1
@@ -20,5 +20,5 @@ class RngStream(IntEnum):
 def subject_rng(
     settings: SimulationSettings, index: int, purpose: RngStream
 ) -> np.random.Generator:
-    """The generator of subject `index` for `purpose`, the same in any order and any process."""
+    """Return the generator of subject `index` for `purpose`; it is the same in every process."""
     return np.random.default_rng([settings.seed, index, int(purpose)])

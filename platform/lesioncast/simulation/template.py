@@ -1,8 +1,8 @@
-"""The ICBM152 anatomy of nilearn's wheel, labelled once a process and matched to a target spacing.
+"""Label the ICBM152 template from nilearn's wheel and match it to a target spacing.
 
-Axes are (s, h, w) at 1 mm in RAS+ order. The template is left-right symmetric and averaged: the
-traps that follow from that (a false grey rim along the ventricles, faint sulci, deep grey matter
-without a map of its own) are dealt with here, so that the rest sees clean labels.
+Axes are (s, h, w) at 1 mm in RAS+ order. The template is an average of 152 brains and left-right
+symmetric. It has a false rim of grey matter along the ventricles, faint sulci and no map of deep
+grey matter. This module corrects all three, so that other modules get clean labels.
 """
 
 from dataclasses import dataclass
@@ -16,49 +16,51 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Array = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+from lesioncast.arrays import Float32s, LabelMap, Mask
+from lesioncast.imaging.regions import (
+    BRAIN_STEM,
+    CEREBELLAR_CORTEX,
+    CEREBELLAR_WHITE_MATTER,
+    CORTEX,
+    CSF,
+    DEEP_GREY,
+    VENTRICLE,
+    WHITE_MATTER,
+)
 
-# FreeSurfer ids (left, right) as SynthSeg writes them; CSF and brain stem have one id.
-WHITE, CORTEX, VENTRICLE, DEEP = (2, 41), (3, 42), (4, 43), (10, 49)
-CEREBELLUM_WHITE, CEREBELLUM_CORTEX = (7, 46), (8, 47)
-BRAIN_STEM, CSF = (16, 16), (24, 24)
-REGIONS = {
-    "cerebral white matter": WHITE,
-    "cerebral cortex": CORTEX,
-    "lateral ventricle": VENTRICLE,
-    "deep grey matter": DEEP,
-    "cerebellar white matter": CEREBELLUM_WHITE,
-    "cerebellar cortex": CEREBELLUM_CORTEX,
-    "brain stem": BRAIN_STEM,
-    "cerebrospinal fluid": CSF,
-}
-
-# World coordinates (mm, MNI) are voxel + origin; the crop leaves 8 mm of air around the brain.
+# World coordinates (mm, MNI) are voxel + origin. The crop leaves 8 mm of air around the brain.
 _CROP = (slice(0, 163), slice(18, 216), slice(18, 179))
 ORIGIN = np.array([-72.0, -134.0 + 18, -98.0 + 18])
-CENTRE = np.array([14.0, -17.0, 0.0])  # the middle of a volume: lateral ventricles mid-slab
+# Centre of every simulated volume. It puts the lateral ventricles into the middle of the slab.
+CENTRE = np.array([14.0, -17.0, 0.0])
 
 
 @dataclass(frozen=True)
 class Template:
-    """What a subject's anatomy is sampled from; every array is [s, h, w] at `step` mm."""
+    """Arrays from which each subject's anatomy is sampled, [s, h, w] at `step` mm."""
 
+    #: Distance of neighbouring voxels in mm, (s, h, w).
     step: tuple[int, int, int]
-    images: Array  # [4, s, h, w], channel-last in memory: inside, grey, csf, detail (see `Anatomy`)
-    labels: npt.NDArray[np.int16]  # FreeSurfer ids, majority at the target's voxel
-    ventricle_distance: Array  # mm, 0 inside
-    cortex_distance: Array  # mm, 0 inside
-    outward: Array  # [3, s, h, w] unit vectors away from the ventricles, fading with distance
+    #: Brain, grey matter, CSF and detail as in `Anatomy`, [4, s, h, w], channel-last in memory.
+    images: Float32s
+    #: FreeSurfer ids: the majority within a voxel of the target grid.
+    labels: LabelMap
+    #: Distance to the ventricles in mm; 0 inside.
+    ventricle_distance: Float32s
+    #: Distance to the cortex in mm; 0 inside.
+    cortex_distance: Float32s
+    #: Unit vectors away from the ventricles, which decay with distance, [3, s, h, w].
+    outward: Float32s
 
     @property
-    def inside(self) -> Array:
+    def inside(self) -> Float32s:
         """Brain fraction."""
-        fraction: Array = self.images[0]
+        fraction: Float32s = self.images[0]
         return fraction
 
 
 def _load(kind: str) -> npt.NDArray[np.uint8]:
+    """Load one cropped template volume: t1, gm or wm."""
     folder = Path(nilearn.__file__).parent / "datasets" / "data"
     image = nib.load(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
     voxels = np.asanyarray(image.dataobj)  # [w, h, s]
@@ -66,26 +68,27 @@ def _load(kind: str) -> npt.NDArray[np.uint8]:
     return cropped
 
 
-def _fraction(kind: str) -> Array:
+def _fraction(kind: str) -> Float32s:
+    """Load a tissue map as fractions in [0, 1]."""
     return _load(kind).astype(np.float32) / np.float32(255)
 
 
 def _world(shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float64], ...]:
-    """Open grids of MNI z, y, x in mm."""
+    """Return MNI coordinates z, y, x in mm as three arrays that broadcast to `shape`."""
     s, h, w = np.ogrid[tuple(slice(0, size) for size in shape)]
     return s + ORIGIN[0], h + ORIGIN[1], w + ORIGIN[2]
 
 
 def _component(mask: Mask, z: float, y: float, x: float) -> Mask:
-    """The connected part of `mask` that holds the point (mm)."""
+    """Return the connected component of `mask` that contains the point (mm)."""
     components, _ = ndimage.label(mask)
     seed = tuple(np.round(np.array([z, y, x]) - ORIGIN).astype(int))
-    found: Mask = components == components[seed]
-    return found
+    component: Mask = components == components[seed]
+    return component
 
 
-def _deep_grey(grey: Array, t1: npt.NDArray[np.uint8], csf: Array) -> Mask:
-    """Caudate, putamen, pallidum and thalamus: what is not white inside a box around them."""
+def _deep_grey(grey: Float32s, t1: npt.NDArray[np.uint8], csf: Float32s) -> Mask:
+    """Segment caudate, putamen, pallidum and thalamus: grey voxels in an ellipse around them."""
     z, y, x = _world(grey.shape)
     region = ((y + 6) / 31) ** 2 + ((z - 4) / 21) ** 2 < 1
     region = region & (np.abs(x) < 31.5) & (z > -12)
@@ -95,7 +98,7 @@ def _deep_grey(grey: Array, t1: npt.NDArray[np.uint8], csf: Array) -> Mask:
 
 
 def _hindbrain(shape: tuple[int, ...]) -> tuple[Mask, Mask]:
-    """Cerebellum and brain stem, cut off by planes that follow the tentorium roughly."""
+    """Return cerebellum and brain stem, cut off by planes near the tentorium."""
     z, y, x = _world(shape)
     tent = -8.0 - 0.35 * np.abs(x) - 0.35 * np.clip(-y - 60, 0, None)
     cerebellum = (z < tent) & (y < -38)
@@ -105,12 +108,12 @@ def _hindbrain(shape: tuple[int, ...]) -> tuple[Mask, Mask]:
 
 @dataclass(frozen=True)
 class _Tissue:
-    """The template's tissues at 1 mm, before any smoothing."""
+    """Tissues of the template at 1 mm, before any smoothing."""
 
     t1: npt.NDArray[np.uint8]
     inside: Mask
-    grey: Array
-    csf: Array
+    grey: Float32s
+    csf: Float32s
     ventricles: Mask
     deep: Mask
     cerebellum: Mask
@@ -118,47 +121,47 @@ class _Tissue:
 
 
 def _tissue() -> _Tissue:
+    """Segment the template into tissues."""
     t1 = _load("t1")
     grey, white = _fraction("gm"), _fraction("wm")
     inside = _component(ndimage.binary_opening(t1 > 0, iterations=2), 20, -30, 30)
     inside = ndimage.binary_fill_holes(inside)
-    csf: Array = np.where(inside, np.clip(1 - grey - white, 0, 1), 0).astype(np.float32)
+    csf: Float32s = np.where(inside, np.clip(1 - grey - white, 0, 1), 0).astype(np.float32)
     ventricles = _component(csf > 0.5, 16, 15, 9)
     deep = _deep_grey(grey, t1, csf) & inside
     cerebellum, stem = _hindbrain(t1.shape)
+    # Averaging mixes fluid and white matter along the ventricles, which looks like grey matter.
     rim = ndimage.binary_dilation(ventricles, iterations=4) & ~deep & ~ventricles & (csf < 0.5)
     grey[~inside | rim] = 0
     return _Tissue(t1, inside, grey, csf, ventricles, deep, cerebellum & inside, stem & inside)
 
 
 def _tissue_classes(tissue: _Tissue) -> dict[tuple[int, int], Mask]:
-    """Disjoint regions by FreeSurfer ids (left, right)."""
+    """Return disjoint regions by their FreeSurfer ids (left, right)."""
     fluid = tissue.inside & (tissue.csf > 0.5)
     solid = tissue.inside & ~fluid & ~tissue.deep & ~tissue.stem
     grey = tissue.grey > 0.5
     return {
         VENTRICLE: tissue.ventricles,
         CSF: fluid & ~tissue.ventricles,
-        DEEP: tissue.deep,
+        DEEP_GREY: tissue.deep,
         BRAIN_STEM: tissue.stem & ~fluid & ~tissue.deep,
-        CEREBELLUM_WHITE: solid & tissue.cerebellum & ~grey,
-        CEREBELLUM_CORTEX: solid & tissue.cerebellum & grey,
-        WHITE: solid & ~tissue.cerebellum & ~grey,
+        CEREBELLAR_WHITE_MATTER: solid & tissue.cerebellum & ~grey,
+        CEREBELLAR_CORTEX: solid & tissue.cerebellum & grey,
+        WHITE_MATTER: solid & ~tissue.cerebellum & ~grey,
         CORTEX: solid & ~tissue.cerebellum & grey,
     }
 
 
-def _smooth(volume: npt.ArrayLike, spacing: tuple[float, ...]) -> Array:
-    """Blur with the slice and pixel profile (FWHM a voxel) of the target grid."""
+def _smooth(volume: npt.ArrayLike, spacing: tuple[float, ...]) -> Float32s:
+    """Blur with the point spread of the target grid, a Gaussian with one voxel full width."""
     sigma = [0.42 * size if size > 1 else 0.0 for size in spacing]
-    blurred: Array = ndimage.gaussian_filter(np.asarray(volume, np.float32), sigma, truncate=2.5)
+    blurred: Float32s = ndimage.gaussian_filter(np.asarray(volume, np.float32), sigma, truncate=2.5)
     return blurred
 
 
-def _majority_labels(
-    classes: dict[tuple[int, int], Mask], spacing: tuple[float, ...]
-) -> npt.NDArray[np.int16]:
-    """The label that fills most of a target voxel, left of the midline (x < 0) and right."""
+def _majority_labels(classes: dict[tuple[int, int], Mask], spacing: tuple[float, ...]) -> LabelMap:
+    """Return the label that fills most of a target voxel; left is x < 0."""
     shape = next(iter(classes.values())).shape
     best = np.zeros(shape, np.float32)
     total = np.zeros(shape, np.float32)
@@ -174,21 +177,25 @@ def _majority_labels(
     return labels
 
 
-def _outward(distance: Array) -> Array:
-    """Unit vectors away from the ventricles, fading to nothing over about 12 mm."""
+def _outward(distance: Float32s) -> Float32s:
+    """Return unit vectors away from the ventricles that decay over about 12 mm."""
     gradient = np.stack(np.gradient(ndimage.gaussian_filter(distance, 3.0)))
     length = np.linalg.norm(gradient, axis=0) + 1e-3
-    faded: Array = (gradient / length * np.exp(-distance / 12)).astype(np.float32)
-    return faded
+    decaying: Float32s = (gradient / length * np.exp(-distance / 12)).astype(np.float32)
+    return decaying
 
 
-def _distance(mask: Mask) -> Array:
-    distance: Array = ndimage.distance_transform_edt(~mask).astype(np.float32)
+def _distance(mask: Mask) -> Float32s:
+    """Return the distance to `mask` in mm; 0 inside."""
+    distance: Float32s = ndimage.distance_transform_edt(~mask).astype(np.float32)
     return distance
 
 
-def _detail(tissue: _Tissue) -> Array:
-    """What dense myelin (bright on T1) takes from FLAIR within white matter and deep grey."""
+def _detail(tissue: _Tissue) -> Float32s:
+    """Return the FLAIR variation within white and deep grey matter.
+
+    Dense myelin is bright on T1 and dark on FLAIR, so the variation follows the inverted T1.
+    """
     white = tissue.inside & (tissue.grey < 0.2) & (tissue.csf < 0.2)
     centred = np.where(white, 222.0 - tissue.t1, np.where(tissue.deep, 200.0 - tissue.t1, 0.0))
     return np.clip(0.004 * centred, -0.06, 0.06).astype(np.float32)
@@ -196,27 +203,28 @@ def _detail(tissue: _Tissue) -> Array:
 
 @lru_cache(maxsize=2)
 def template(spacing: tuple[float, float, float]) -> Template:
-    """The template smoothed for a target `spacing` (s, h, w) in mm; computed once a process."""
+    """Return the template for a target `spacing` (s, h, w) in mm; it is computed once a process."""
     tissue = _tissue()
     classes = _tissue_classes(tissue)
     ventricle_distance = _distance(tissue.ventricles)
-    # The average of 152 brains has faint sulci and a washed-out ribbon: steepen both.
+    # The average of 152 brains has faint sulci and a blurred cortex: raise the contrast of both.
     sulci = np.where(tissue.ventricles, tissue.csf, np.clip(1.7 * tissue.csf - 0.05, 0, 1))
     grey = np.clip(1.7 * (tissue.grey - 0.45) + 0.5, 0, 1) * (1 - sulci)
     grey = np.where(tissue.inside, grey, 0)
     images = [_smooth(image, spacing) for image in (tissue.inside, grey, sulci, _detail(tissue))]
-    # Kept at about half a target voxel: no detail is lost to the blur, and it fits the cache.
+    # Keep about two samples a target voxel: the blur leaves no finer detail, and the smaller arrays
+    # fit the processor's cache.
     s, h, w = (max(1, int(size / 1.5)) for size in spacing)
     step = (s, h, w)
 
-    def kept(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def subsample(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.ascontiguousarray(volume[..., ::s, ::h, ::w])
 
     return Template(
         step=step,
-        images=np.moveaxis(np.stack([kept(image) for image in images], axis=-1), -1, 0),
-        labels=kept(_majority_labels(classes, spacing)),
-        ventricle_distance=kept(ventricle_distance),
-        cortex_distance=kept(_distance(classes[CORTEX])),
-        outward=kept(_outward(ventricle_distance)),
+        images=np.moveaxis(np.stack([subsample(image) for image in images], axis=-1), -1, 0),
+        labels=subsample(_majority_labels(classes, spacing)),
+        ventricle_distance=subsample(ventricle_distance),
+        cortex_distance=subsample(_distance(classes[CORTEX])),
+        outward=subsample(_outward(ventricle_distance)),
     )
