@@ -1,4 +1,4 @@
-"""Scores worked by hand, scikit-learn's as the oracle of the resampled ones, undefined kept so."""
+"""Scores against values by hand and scikit-learn, and bootstrap intervals."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,12 @@ SCORE = np.array([0.9, 0.8, 0.7, 0.1])
 
 
 def tied_scores(seed: int, cases: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Return outcomes and scores with only six distinct values."""
     rng = np.random.default_rng(seed)
     return rng.random(cases) < 0.3, rng.integers(0, 6, cases) / 5
 
 
-def test_auc_counts_won_pairs() -> None:
+def test_auc_is_the_share_of_concordant_pairs() -> None:
     assert scores.roc_auc(ACTIVE, SCORE) == pytest.approx(3 / 4)
 
 
@@ -64,7 +65,7 @@ def test_a_resample_draws_as_many_cases_as_there_are() -> None:
     assert not np.array_equal(weights, bootstrap.bootstrap_weights(7, draws=50, seed=2))
 
 
-def test_auc_within_arms_is_blind_to_what_tells_arms_apart() -> None:
+def test_auc_within_arms_ignores_differences_between_arms() -> None:
     arm = np.repeat([0, 1], 50)
     active = np.random.default_rng(0).random(100) < np.where(arm == 0, 0.8, 0.1)
     ones = np.ones((1, 100))
@@ -75,7 +76,7 @@ def test_auc_within_arms_is_blind_to_what_tells_arms_apart() -> None:
     assert scores.resampled_auc_within(active, oracle, arm, ones) == pytest.approx(1.0)
 
 
-def test_log_count_error_is_of_one_plus_the_count() -> None:
+def test_log_count_error_is_the_squared_error_of_log_one_plus_count() -> None:
     errors = scores.log_count_errors(np.array([0.0, 1.0]), np.array([np.e - 1, 1.0]))
     assert errors == pytest.approx([1.0, 0.0])
 
@@ -89,21 +90,21 @@ def test_crps_of_a_fair_coin_by_hand() -> None:
     assert scores.crps(np.array([0.0]), np.array([[1.0, 0, 1, 0]])) == pytest.approx([1 / 6])
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    """Of a mean of 80 cases, 300 trials: between 90 and 98 %."""
+def test_the_bootstrap_interval_has_nominal_coverage() -> None:
+    """The interval of a mean of 80 cases covers in 90 to 98 % of 300 trials."""
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(300):
         values = rng.normal(0.3, 1.0, 80)
         weights = bootstrap.bootstrap_weights(80, draws=400, seed=trial)
-        found = bootstrap.estimate(
+        estimate = bootstrap.estimate(
             float(values.mean()), lambda w, v=values: bootstrap.resampled_mean(v, w), weights
         )
-        covered += found.low < 0.3 < found.high
+        covered += estimate.low < 0.3 < estimate.high
     assert 0.90 < covered / 300 < 0.98
 
 
-def test_a_paired_interval_is_far_narrower_than_that_of_either_score() -> None:
+def test_a_paired_interval_is_much_narrower_than_that_of_either_score() -> None:
     active, _ = tied_scores(3, 200)
     rng = np.random.default_rng(1)
     first = active + rng.normal(0, 1.0, 200)
@@ -126,15 +127,15 @@ def test_one_positive_case_gives_a_value_but_no_interval() -> None:
     active[4] = True
     score = np.linspace(0, 1, 30)
     weights = bootstrap.bootstrap_weights(30, draws=500, seed=0)
-    found = bootstrap.estimate(
+    estimate = bootstrap.estimate(
         scores.roc_auc(active, score), lambda w: scores.resampled_auc(active, score, w), weights
     )
-    assert found.value == pytest.approx(4 / 29)
-    assert found.low is None
-    assert found.defined == pytest.approx(1 - (29 / 30) ** 30, abs=0.07)
+    assert estimate.value == pytest.approx(4 / 29)
+    assert estimate.low is None
+    assert estimate.defined == pytest.approx(1 - (29 / 30) ** 30, abs=0.07)
 
 
-def test_p_active_is_the_share_of_samples_with_a_lesion() -> None:
+def test_the_active_fraction_is_the_share_of_samples_with_a_lesion() -> None:
     assert active_fraction(np.array([0, 3, 1, 0])) == 0.5
 
 
@@ -157,6 +158,6 @@ def test_the_paired_error_is_the_spread_of_repeated_forecasts() -> None:
     rng = np.random.default_rng(5)
     shared = rng.poisson(3, (2000, 32))
     values = rng.binomial(shared, 0.6)
-    found = [paired_difference(v, s) for v, s in zip(values, shared, strict=True)]
-    means, errors = np.transpose(found)
+    differences = [paired_difference(v, s) for v, s in zip(values, shared, strict=True)]
+    means, errors = np.transpose(differences)
     assert means.std() == pytest.approx(errors.mean(), rel=0.06)

@@ -1,14 +1,15 @@
-"""What the data cannot show of treatments, measured, and the sentences that follow.
+"""Warnings about counterfactual forecasts that the data do not identify.
 
-No metric of an own-arm forecast can tell whether its answers under other arms are right. That rests
-on who could have received what, and on arm and scanner not being one and the same.
+No metric of forecasts for the factual arm shows whether those for other arms are right. That
+depends on positivity (which patients could have received which arm) and on whether arm and scanner
+can be separated. This module measures both and writes the warnings.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Floats
 from lesioncast.evaluation.causal.leakage_probe import leakage_auc
 from lesioncast.evaluation.causal.positivity import overlap_by_arm, positivity
 from lesioncast.evaluation.causal.schema import (
@@ -21,10 +22,9 @@ from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 
-Floats = npt.NDArray[np.float64]
-
 BASELINE_SESSIONS = INPUT_SESSIONS[:1]
-MIN_OVERLAP = 0.5  # of the others look like someone who received the arm: below, it is said so
+# Below this overlap a warning says that forecasts under the arm extrapolate.
+MIN_OVERLAP = 0.5
 FEATURES = (*APPEARANCE_FEATURES, *IMAGE_FEATURES)
 
 
@@ -36,133 +36,146 @@ def identifiability_warnings(
     sessions: Sequence[str],
     bootstrap: Bootstrap,
 ) -> IdentifiabilityWarnings:
-    """Leak probe, positivity and their sentences, on all cases of `outcomes` together.
+    """Run the leakage probes and measure positivity on all cases of the `outcomes` together.
 
-    `trial` [n] in the order of those cases; `sessions` are what the model sees. The probes read
-    w000, before any treatment, where what tells an arm is who was enrolled and how they were
-    scanned; and all that the model sees, where it may also be what the treatment did.
+    `trial` [n] is in the order of these cases. `sessions` are the model's input sessions. One set
+    of probes reads w000, before treatment, where only enrolment and scanner can identify an arm.
+    The other reads all input sessions, where the effect of the treatment can identify it too.
     """
-    features = np.concatenate([_features(part) for part in outcomes])
-    arm = [arms[index] for part in outcomes for index in part.arm]
+    features = np.concatenate([_features(table) for table in outcomes])
+    arm = [arms[index] for table in outcomes for index in table.arm]
     probes = [
-        _probe(features, label, of=name, seen=seen, bootstrap=bootstrap)
-        for name, label in (("trial", trial), ("arm", arm))
-        for seen in dict.fromkeys((BASELINE_SESSIONS, tuple(sessions)))
+        _probe(features, label, target=target, sessions=probed, bootstrap=bootstrap)
+        for target, label in (("trial", trial), ("arm", arm))
+        for probed in dict.fromkeys((BASELINE_SESSIONS, tuple(sessions)))
     ]
-    probes += _within(features, arm, trial, bootstrap)
-    alike = overlap_by_arm(
+    probes += _probes_within_trials(features, arm, trial, bootstrap)
+    overlap = overlap_by_arm(
         features[:, _columns(BASELINE_SESSIONS)], arm, arms=arms, seed=bootstrap.seed
     )
-    positive = positivity(arm, trial, arms=arms, overlap=alike)
+    support = positivity(arm, trial, arms=arms, overlap=overlap)
     return IdentifiabilityWarnings(
-        tuple(probes), positive, tuple(warning_sentences(probes, positive))
+        tuple(probes), support, tuple(warning_sentences(probes, support))
     )
 
 
 def _features(outcomes: OutcomeTable) -> Floats:
-    looks = outcomes.appearance
-    assert looks is not None
-    return np.column_stack([looks, outcomes.image_features])
+    """Return the columns named in `FEATURES`, [n, feature]."""
+    assert outcomes.appearance is not None
+    return np.column_stack([outcomes.appearance, outcomes.image_features])
 
 
 def _columns(sessions: Sequence[str]) -> list[int]:
-    """The features that images of these sessions alone can give."""
-    later = tuple(session for session in INPUT_SESSIONS if session not in sessions)
-    absent = (*later, "flair_gain") if later else ()
-    return [place for place, name in enumerate(FEATURES) if not name.endswith(absent)]
+    """Return the columns of the features that need images of the given sessions only."""
+    other_sessions = tuple(session for session in INPUT_SESSIONS if session not in sessions)
+    # The FLAIR gain compares both sessions, and its name ends with neither.
+    excluded = (*other_sessions, "flair_gain") if other_sessions else ()
+    return [column for column, name in enumerate(FEATURES) if not name.endswith(excluded)]
 
 
 def _probe(
     features: Floats,
     label: Sequence[str | None],
     *,
-    of: str,
-    seen: Sequence[str],
+    target: str,
+    sessions: Sequence[str],
     bootstrap: Bootstrap,
-    within: str | None = None,
+    within_trial: str | None = None,
 ) -> LeakageProbe:
-    leakage = leakage_auc(features[:, _columns(seen)], label, bootstrap)
-    return LeakageProbe(of, within, tuple(seen), leakage)
+    """Probe how well the features of some sessions predict the label, which is a `target`."""
+    leakage = leakage_auc(features[:, _columns(sessions)], label, bootstrap)
+    return LeakageProbe(target, within_trial, tuple(sessions), leakage)
 
 
-def _within(
+def _probes_within_trials(
     features: Floats, arm: Sequence[str], trial: Sequence[str | None], bootstrap: Bootstrap
 ) -> list[LeakageProbe]:
-    """The arm from w000 in each trial that gave several: chance, where they were drawn by lot."""
-    found = []
+    """Probe the arm from w000 within each trial that gave several arms.
+
+    The AUC should be 0.5: within a trial, arms are assigned at random.
+    """
+    probes = []
     for name in sorted({name for name in trial if name is not None}):
-        inside = np.array([each == name for each in trial])
-        label = [each for each, here in zip(arm, inside, strict=True) if here]
+        in_trial = np.array([case_trial == name for case_trial in trial])
+        label = [received for received, member in zip(arm, in_trial, strict=True) if member]
         if len(set(label)) > 1:
-            found.append(
+            probes.append(
                 _probe(
-                    features[inside],
+                    features[in_trial],
                     label,
-                    of="arm",
-                    seen=BASELINE_SESSIONS,
+                    target="arm",
+                    sessions=BASELINE_SESSIONS,
                     bootstrap=bootstrap,
-                    within=name,
+                    within_trial=name,
                 )
             )
-    return found
+    return probes
 
 
-def warning_sentences(probes: Sequence[LeakageProbe], positive: Positivity) -> list[str]:
-    """What a reader of any forecast must know, in plain words; the first is about contrasts."""
+def warning_sentences(probes: Sequence[LeakageProbe], support: Positivity) -> list[str]:
+    """Return the warnings for readers of any forecast; those about contrasts come first."""
     return [
-        *_contrast_words(positive),
-        *(words for probe in probes for words in _leak_words(probe)),
-        *_overlap_words(positive),
+        *_contrast_warnings(support),
+        *(warning for probe in probes for warning in _leakage_warnings(probe)),
+        *_overlap_warnings(support),
     ]
 
 
-def _contrast_words(positive: Positivity) -> list[str]:
-    if not positive.cases_by_trial:
+def _contrast_warnings(support: Positivity) -> list[str]:
+    """Warn of arms that no patient received and of arms that no trial compares."""
+    if not support.cases_by_trial:
         return [
             "The data name no trial, so it is not known which arms patients were randomised "
             "between: no contrast between arms is known to be identified."
         ]
-    apart = positive.pairs_without_common_trial
-    given = [name for name, row in positive.arms.items() if row.trials]
-    missing = [name for name, row in positive.arms.items() if not row.cases]
-    words = []
+    separate = support.pairs_without_common_trial
+    given = [name for name, row in support.arms.items() if row.trials]
+    missing = [name for name, row in support.arms.items() if not row.cases]
+    warnings = []
     if missing:
-        words.append(f"No patient received {join_words(missing)}: nothing is known of it here.")
-    if len(given) > 1 and len(apart) == len(given) * (len(given) - 1) // 2:
+        warnings.append(f"No patient received {join_words(missing)}: nothing is known of it here.")
+    if len(given) > 1 and len(separate) == len(given) * (len(given) - 1) // 2:
         return [
-            *words,
-            f"No two arms share a trial ({join_words(_with_trial(positive, given))}), so no "
+            *warnings,
+            f"No two arms share a trial ({join_words(_arms_with_trials(support, given))}), so no "
             "contrast between arms is identified: a difference between them may be one "
             "between trials.",
         ]
-    for names, others in _apart(given, {frozenset(pair) for pair in apart}):
+    for names, others in _group_separate_arms(given, {frozenset(pair) for pair in separate}):
         share = "shares" if len(names) == 1 else "share"
-        words.append(
-            f"{_sentence(join_words(names))} never {share} a trial with {join_words(others)}: no "
+        warnings.append(
+            f"{_capitalise(join_words(names))} never {share} a trial with {join_words(others)}: no "
             "randomised comparison of them stands behind a forecast."
         )
-    return words
+    return warnings
 
 
-def _apart(
-    given: Sequence[str], apart: set[frozenset[str]]
+def _group_separate_arms(
+    given: Sequence[str], separate: set[frozenset[str]]
 ) -> Iterator[tuple[list[str], list[str]]]:
-    """(arms, the arms that none of them ever met), each pair once."""
-    left = set(apart)
-    never = {name: [each for each in given if frozenset((name, each)) in apart] for name in given}
+    """Yield (arms, other arms) so that no arm of the first group shares a trial with the second.
+
+    Arms with the same separate arms stand in one group. Each separate pair occurs once.
+    """
+    remaining = set(separate)
+    separate_from = {
+        name: [other for other in given if frozenset((name, other)) in separate] for name in given
+    }
     for name in given:
-        alike = [each for each in given if never[each] == never[name]]
-        others = [each for each in never[name] if frozenset((name, each)) in left]
+        group = [other for other in given if separate_from[other] == separate_from[name]]
+        others = [other for other in separate_from[name] if frozenset((name, other)) in remaining]
         if others:
-            yield alike, others
-        left -= {frozenset((one, other)) for one in alike for other in others}
+            yield group, others
+        remaining -= {frozenset((member, other)) for member in group for other in others}
 
 
-def _with_trial(positive: Positivity, names: Sequence[str]) -> list[str]:
-    return [f"{name} in {join_words(positive.arms[name].trials)}" for name in names]
+def _arms_with_trials(support: Positivity, names: Sequence[str]) -> list[str]:
+    """Return phrases such as "avonex in BRAVO"."""
+    return [f"{name} in {join_words(support.arms[name].trials)}" for name in names]
 
 
-def _leak_words(probe: LeakageProbe) -> list[str]:
+def _leakage_warnings(probe: LeakageProbe) -> list[str]:
+    """Say whether the probe predicts its target; nothing if it has no interval."""
     auc = None if probe.leakage.auc is None else probe.leakage.auc.with_interval
     if auc is None:
         return []
@@ -179,6 +192,7 @@ def _leak_words(probe: LeakageProbe) -> list[str]:
 
 
 def _consequence(probe: LeakageProbe) -> str:
+    """Return the end of the sentence: what follows from a target that can be predicted."""
     if probe.within_trial:
         return ": the arms were not alike at the start, or the probe is mistaken"
     if probe.sessions != BASELINE_SESSIONS:
@@ -186,11 +200,11 @@ def _consequence(probe: LeakageProbe) -> str:
     return ", so a model may take a scanner or a trial's patients for a treatment"
 
 
-def _overlap_words(positive: Positivity) -> list[str]:
-    rows = positive.arms.items()
+def _overlap_warnings(support: Positivity) -> list[str]:
+    """Warn of arms whose support contains few patients of other arms."""
     few = [
         f"{name} ({row.overlap:.0%} of the others)"
-        for name, row in rows
+        for name, row in support.arms.items()
         if row.overlap is not None and row.overlap < MIN_OVERLAP
     ]
     if not few:
@@ -201,10 +215,11 @@ def _overlap_words(positive: Positivity) -> list[str]:
     ]
 
 
-def _sentence(words: str) -> str:
+def _capitalise(words: str) -> str:
+    """Capitalise the first letter only; `str.capitalize` would lower the others."""
     return words[:1].upper() + words[1:]
 
 
 def join_words(names: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """Join names as in "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,4 +1,4 @@
-"""Typed records of what the data cannot show of treatments."""
+"""Records of identifiability: leakage probes, positivity and the warnings that follow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,49 +8,47 @@ from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
 
 @dataclass(frozen=True)
 class LeakageAuc:
-    """How well a classifier tells the classes apart: the mean one-against-rest AUC.
-
-    `excluded_classes` have too few cases. `auc` is None where fewer than two classes remain.
-    """
+    """Mean one-against-rest AUC of a classifier of the trial or the arm."""
 
     classes: tuple[str, ...]
     cases: CaseCount
+    #: Classes with too few cases for the classifier.
     excluded_classes: tuple[str, ...]
+    #: None if fewer than two classes remain.
     auc: Estimate | None
     auc_by_class: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class LeakageProbe:
-    """Whether `target`, the trial or the arm, can be told from the images of `sessions`.
+    """Prediction of the trial or the arm from images: a shortcut that a model could use."""
 
-    `within_trial` names the trial to which the cases are limited; None for all cases.
-    """
-
+    #: Predicted variable: "trial" or "arm".
     target: str
+    #: Trial to which the cases are limited; None for all cases.
     within_trial: str | None
+    #: Sessions whose images the classifier reads.
     sessions: tuple[str, ...]
     leakage: LeakageAuc
 
     @property
     def group(self) -> str:
-        """Return target, trial and sessions in one label."""
+        """Label of the probe: target, trial and sessions."""
         within = f" within {self.within_trial}" if self.within_trial else ""
         return f"{self.target}{within} from {'+'.join(self.sessions)}"
 
 
 @dataclass(frozen=True)
 class ArmPositivity:
-    """Who could have received an arm.
-
-    `trials` gave the arm. `overlap` is the share of the patients of other arms who look like
-    patients of this arm; None without images. `offered_share` is the share of all cases whose trial
-    gave the arm; None where no trial is named.
-    """
+    """Patients who received an arm or could have received it."""
 
     cases: CaseCount
+    #: Trials that gave the arm.
     trials: tuple[str, ...]
+    #: Share of the patients of other arms whose images resemble those of this arm; None without
+    #: images or with too few cases.
     overlap: float | None
+    #: Share of all cases whose trial gave the arm; None if no trial is recorded.
     offered_share: float | None
 
 
@@ -67,7 +65,7 @@ class Positivity:
 
 @dataclass(frozen=True)
 class IdentifiabilityWarnings:
-    """Leakage probes, positivity, and the sentences that follow from them for every reader."""
+    """Leakage probes, positivity, and the warnings that every reader of a forecast needs."""
 
     leakage_probes: tuple[LeakageProbe, ...]
     positivity: Positivity

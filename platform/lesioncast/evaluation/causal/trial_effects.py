@@ -164,7 +164,7 @@ class PooledCases(NamedTuple):
     #: Columns `BASELINE_FEATURES` of the image features, [n, feature].
     baseline_features: Floats
     #: Number of NET2 lesions at w096 without the opening, [n].
-    count: Floats
+    counts: Floats
 
 
 def concatenate_outcomes(tables: Sequence[OutcomeTable]) -> PooledCases:
@@ -175,5 +175,5 @@ def concatenate_outcomes(tables: Sequence[OutcomeTable]) -> PooledCases:
         baseline_features=np.concatenate(
             [table.image_features[:, BASELINE_FEATURES] for table in tables if len(table.case)]
         ),
-        count=np.concatenate([table.plain for table in tables]),
+        counts=np.concatenate([table.plain for table in tables]),
     )
