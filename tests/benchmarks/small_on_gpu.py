@@ -31,7 +31,8 @@ from lesioncast.diffusion.objective import NET2, ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.evaluation.analysis.scoring import EvaluationContext
+from lesioncast.evaluation.analysis.schema import EvaluationReport
+from lesioncast.evaluation.analysis.scoring import EvaluationContext, EvaluationInputs
 from lesioncast.evaluation.evaluate import evaluate
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
@@ -74,13 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Run(sections, args.cases)
     unet, stage1 = run.pretrained(60 * args.minutes * STAGE1_SHARE)
     control, stage2 = run.finetuned(unet, 60 * args.minutes * (1 - STAGE1_SHARE))
-    record = run.assessed(LesionDiffusion(unet, control, run.model), samples=args.samples)
-    record["training"] = {"device": run.name, "stage1": asdict(stage1), "stage2": asdict(stage2)}
-    text = f"{json.dumps(record['training'])}\n\n{render_markdown(record)}"
+    report = run.evaluated(LesionDiffusion(unet, control, run.model), samples=args.samples)
+    training = {"device": run.name, "stage1": asdict(stage1), "stage2": asdict(stage2)}
+    text = f"{json.dumps(training)}\n\n{render_markdown(report)}"
     print(text)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "small.json").write_text(json.dumps(record, indent=1))
+        content = {**asdict(report), "training": training}
+        (args.out / "small.json").write_text(json.dumps(content, indent=1))
         (args.out / "small.md").write_text(text)
     return 0
 
@@ -274,8 +276,8 @@ class Run:
         condition = self.resident.condition[chosen].float()
         return x, arm, condition.masked_fill(no_channel[:, :, None, None, None], 0)
 
-    def assessed(self, model: LesionDiffusion, *, samples: int) -> dict[str, Any]:
-        """The record of the evaluation of `samples` a held-out case on its own arm."""
+    def evaluated(self, model: LesionDiffusion, *, samples: int) -> EvaluationReport:
+        """Return the evaluation of `samples` a held-out case on its own arm."""
         held, arms = Resident(self.test.cases, self.device), self.test.outcomes.arm
         seeds = [sample_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
         pieces = [
@@ -301,7 +303,7 @@ class Run:
             found = [count for piece in threads.map(drawn, pieces) for count in piece]
         counts = np.array(found, np.int64).reshape(samples, len(held), 2).transpose(1, 2, 0)
         say(f"{samples} samples of {len(held)} held-out cases drawn")
-        tallies = {
+        summaries = {
             (case, int(arm)): EnsembleSummary(
                 plain=counts[case][0],
                 opened=counts[case][1],
@@ -314,17 +316,11 @@ class Run:
             self.spacing,
             bundle="no bundle",
             seed=SEED,
-            notices=("Simulated trial, one training seed; no statement about real patients.",),
+            disclaimers=("Simulated trial, one training seed; no statement about real patients.",),
         )
         settings = EvaluationSettings(samples=samples)
-        return evaluate(
-            self.train.outcomes,
-            self.test.outcomes,
-            tallies,
-            forced=(),
-            context=context,
-            settings=settings,
-        ).record
+        inputs = EvaluationInputs(self.train.outcomes, self.test.outcomes, summaries)
+        return evaluate(inputs, context, settings).report
 
     def stated(
         self, model: LesionDiffusion, condition: Tensor, arm: int

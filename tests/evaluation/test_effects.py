@@ -11,7 +11,11 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import StratifiedKFold
 
-from lesioncast.evaluation.analysis.treatment_effects import treatment_effects
+from lesioncast.evaluation.analysis.treatment_effects import (
+    EffectInputs,
+    TreatmentEffects,
+    treatment_effects,
+)
 from lesioncast.evaluation.baselines.baselines import arm_statistics
 from lesioncast.evaluation.causal.effects import (
     kendall_tau_b,
@@ -41,48 +45,42 @@ def futures(cases: int, seed: int) -> np.ndarray:
     return np.stack([lesions, rng.binomial(lesions, 0.6), rng.binomial(lesions, 0.1)]) * 1.0
 
 
-def recorded(sampled: np.ndarray, true: np.ndarray | None) -> dict:
+def effects_of(sampled: np.ndarray, true: np.ndarray | None) -> TreatmentEffects:
+    """Return the effects against placebo, with the training means of 90 other patients."""
     arm = np.arange(90) % 3
     training = arm_statistics(arm, futures(90, 9)[arm, np.arange(90)], arms=3)
-    return treatment_effects(
-        sampled,
-        (sampled > 0).mean(axis=2),
-        arms=ARMS,
-        reference=0,
-        training=training,
-        bootstrap=BOOTSTRAP,
-        true=true,
-    )
+    inputs = EffectInputs(sampled, (sampled > 0).mean(axis=2), training, true)
+    return treatment_effects(inputs, arms=ARMS, reference=0, bootstrap=BOOTSTRAP)
 
 
 def test_an_oracle_has_the_true_effects_no_error_and_the_best_choice() -> None:
     true = futures(80, 0)
-    record = recorded(np.repeat(true[:, :, None], 4, axis=2), true)
-    for rows in record["outcomes"].values():
+    effects = effects_of(np.repeat(true[:, :, None], 4, axis=2), true)
+    for rows in (effects.outcomes.activity, effects.outcomes.count):
         for row in rows.values():
-            assert row["forecast"] == row["true"]
-            assert row["forecast_minus_true"]["value"] == row["pehe"]["value"] == 0
-            assert row["pehe_of_arm_means"]["value"] > 0.2
-    assert record["outcomes"]["count"]["avonex"]["true"]["value"] == (true[1] - true[0]).mean()
-    assert record["ranking"]["tau"]["value"] == pytest.approx(1)
-    assert record["ranking"]["tau_of_means"] == pytest.approx(1)
-    for choice in record["policy"]:
-        value = choice["value"]["count"]
-        assert value["model"] == value["oracle"]
-        assert value["model"]["value"] <= value["best_single"]["value"] < value["random"]["value"]
-    assert [choice["best_single"] for choice in record["policy"]] == ["ocrelizumab", "avonex"]
+            assert row.forecast == row.true
+            assert row.forecast_minus_true.value == row.pehe.value == 0
+            assert row.pehe_of_arm_means.value > 0.2
+    assert effects.outcomes.count["avonex"].true.value == (true[1] - true[0]).mean()
+    assert effects.ranking.kendall_tau.value == pytest.approx(1)
+    assert effects.ranking.kendall_tau_of_means == pytest.approx(1)
+    for choice in effects.policies:
+        value = choice.count
+        assert value.model == value.oracle
+        assert value.model.value <= value.best_single_arm.value < value.random_arm.value
+    assert [choice.best_single_arm for choice in effects.policies] == ["ocrelizumab", "avonex"]
 
 
 def test_arms_dealt_out_anew_to_each_patient_are_chance() -> None:
     true = futures(400, 1)
     shuffled = np.random.default_rng(2).permuted(true, axis=0)
-    record = recorded(np.repeat(shuffled[:, :, None], 2, axis=2), true)
-    tau, value = record["ranking"]["tau"], record["policy"][0]["value"]["count"]
-    assert tau["low"] < 0 < tau["high"]
-    assert value["model"]["value"] == pytest.approx(value["random"]["value"], abs=0.25)
-    assert value["model_minus_best_single"]["low"] > 0
-    row = record["outcomes"]["count"]["ocrelizumab"]
-    assert row["pehe"]["value"] > row["pehe_of_arm_means"]["value"]
+    effects = effects_of(np.repeat(shuffled[:, :, None], 2, axis=2), true)
+    tau, value = effects.ranking.kendall_tau, effects.policies[0].count
+    assert tau.low < 0 < tau.high
+    assert value.model.value == pytest.approx(value.random_arm.value, abs=0.25)
+    assert value.model_minus_best_single_arm.low > 0
+    row = effects.outcomes.count["ocrelizumab"]
+    assert row.pehe.value > row.pehe_of_arm_means.value
 
 
 def test_the_error_of_individual_effects_by_hand() -> None:
@@ -90,30 +88,23 @@ def test_the_error_of_individual_effects_by_hand() -> None:
     sampled = np.array([[[2, 2], [1, 1]], [[1, 1], [0, 0]]], np.float64)
     true = np.array([[4, 0], [1, 1]], np.float64)
     training = arm_statistics(np.array([0, 1]), np.array([2.0, 1.0]), arms=2)
-    record = treatment_effects(
-        sampled,
-        np.array([[0.9, 0.9], [0.6, 0.4]]),
-        arms=ARMS[:2],
-        reference=0,
-        training=training,
-        bootstrap=BOOTSTRAP,
-        true=true,
-    )
-    row = record["outcomes"]["activity"]["avonex"]
-    assert row["forecast"]["value"] == pytest.approx(-0.4)  # as stated, not as drawn
-    row = record["outcomes"]["count"]["avonex"]
-    assert (row["forecast"]["value"], row["true"]["value"]) == (-1, -1)
-    assert row["forecast_minus_true"]["value"] == 0
-    assert row["pehe"]["value"] == row["pehe_of_arm_means"]["value"] == 2
-    assert len(record["policy"]) == 1  # with two arms there is nothing left without the best
+    inputs = EffectInputs(sampled, np.array([[0.9, 0.9], [0.6, 0.4]]), training, true)
+    effects = treatment_effects(inputs, arms=ARMS[:2], reference=0, bootstrap=BOOTSTRAP)
+    row = effects.outcomes.activity["avonex"]
+    assert row.forecast.value == pytest.approx(-0.4)  # as stated, not as drawn
+    row = effects.outcomes.count["avonex"]
+    assert (row.forecast.value, row.true.value) == (-1, -1)
+    assert row.forecast_minus_true.value == 0
+    assert row.pehe.value == row.pehe_of_arm_means.value == 2
+    assert len(effects.policies) == 1  # with two arms there is nothing left without the best
 
 
 def test_without_a_truth_only_what_the_model_says_is_told() -> None:
-    record = recorded(np.repeat(futures(30, 3)[:, :, None], 3, axis=2), None)
-    row = record["outcomes"]["activity"]["avonex"]
-    assert row["forecast"]["value"] < 0
-    assert (row["true"], row["pehe"], record["ranking"], record["policy"]) == (None,) * 4
-    assert "No truth is known here" in effect_sections(record, ("w000",))[0]
+    effects = effects_of(np.repeat(futures(30, 3)[:, :, None], 3, axis=2), None)
+    row = effects.outcomes.activity["avonex"]
+    assert row.forecast.value < 0
+    assert (row.true, row.pehe, effects.ranking, effects.policies) == (None, None, None, ())
+    assert "No truth is known here" in effect_sections(effects, ("w000",))[0]
 
 
 def test_arms_expected_to_be_equal_are_drawn_by_lot() -> None:
@@ -203,22 +194,22 @@ def test_cross_fitted_aipw_is_that_of_econml() -> None:
         from econml.dr import LinearDRLearner
 
     rng = np.random.default_rng(0)
-    scalars, treated = rng.normal(size=(400, 3)), rng.random(400) < 0.4
-    count = rng.poisson(np.exp(0.3 * scalars[:, 0] - 0.5 * treated)).astype(float)
+    features, treated = rng.normal(size=(400, 3)), rng.random(400) < 0.4
+    count = rng.poisson(np.exp(0.3 * features[:, 0] - 0.5 * treated)).astype(float)
 
     def fit(rows: np.ndarray, lesions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         lines = [LinearRegression().fit(rows, each) for each in ((lesions > 0) * 1.0, lesions)]
         return lambda asked: np.stack([line.predict(asked) for line in lines])
 
-    ours = cross_fitted_aipw(scalars, count, treated, fit=fit, seed=3)
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=3).split(scalars, treated))
+    ours = cross_fitted_aipw(features, count, treated, fit=fit, seed=3)
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=3).split(features, treated))
     for parts, outcome in zip(ours, ((count > 0) * 1.0, count), strict=True):
         theirs = LinearDRLearner(
             model_propensity=DummyClassifier(), model_regression=OneOfEachArm(), cv=folds
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            theirs.fit(outcome, treated.astype(int), X=None, W=scalars)
+            theirs.fit(outcome, treated.astype(int), X=None, W=features)
         assert parts.mean() == pytest.approx(theirs.intercept_(T=1), abs=1e-12)
 
 

@@ -1,8 +1,10 @@
 """The report as a page: whole in itself, readable aloud, and in words that follow from numbers."""
 
 import csv
+import json
 import re
-from copy import deepcopy
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,20 +12,29 @@ import numpy as np
 import pytest
 
 from lesioncast.bundle.evaluation_card import read_warnings
-from lesioncast.errors import EvaluationCardError, ForecastError
+from lesioncast.errors import EvaluationCardError, EvaluationReportError, ForecastError
+from lesioncast.evaluation.causal.schema import (
+    ArmPositivity,
+    IdentifiabilityWarnings,
+    LeakageAuc,
+    LeakageProbe,
+    Positivity,
+)
 from lesioncast.evaluation.evaluate import EvaluationResult
+from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.reporting.bundle_card import card_text, write_card
 from lesioncast.evaluation.reporting.estimates_csv import COLUMNS, estimates_csv
 from lesioncast.evaluation.reporting.examples import choose_examples
 from lesioncast.evaluation.reporting.figures import panels
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.html import ExampleCase, Picture, markdown_to_html, render_html
+from lesioncast.evaluation.reporting.json_io import report_from_json, report_to_json
 from lesioncast.forecasting.disclaimers import NOT_EVALUATED, bundle_warnings
-from tests.evaluation.test_report import TEST, assessed, certain, ladder_counts
+from tests.evaluation.test_report import TEST, certain, counts_by_arm, evaluated
 from tests.support.corruptions import as_nobody
 
 SENTENCE = "Placebo never shares a trial with avonex."
-SIGHTS = [ExampleCase("sub-1000", "why", "words", (Picture(b"\x89PNG", "an <alt>", "caption"),))]
+EXAMPLES = [ExampleCase("sub-1000", "why", "words", (Picture(b"\x89PNG", "an <alt>", "caption"),))]
 
 
 class Page(HTMLParser):
@@ -54,25 +65,36 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def assessment() -> EvaluationResult:
-    """A forecast of noise with the ladder of arms, and warnings."""
-    counts, forced = ladder_counts()
-    found = assessed(TEST, counts, forced=forced)
-    found.record["warnings"] = {"leak": [], "positivity": POSITIVITY, "sentences": [SENTENCE]}
-    return found
+def result() -> EvaluationResult:
+    """Return the evaluation of a forecast of noise, with every arm and with warnings."""
+    counts, chosen = counts_by_arm()
+    result = evaluated(TEST, counts, counterfactual_cases=chosen)
+    return replace(result, report=replace(result.report, identifiability_warnings=WARNINGS))
 
 
-POSITIVITY = {
-    "cases": 2, "without_trial": 0, "trials": {"T": {"placebo": 2}},
-    "arms": {"placebo": {"cases": 2, "trials": ["T"], "offered": 1.0, "overlap": None}},
-    "never_together": [],
-}  # fmt: skip
+def probe(target: str) -> LeakageProbe:
+    """Return a probe that tells two classes apart."""
+    leakage = LeakageAuc(("a", "b"), 2, (), Estimate(0.7, 0.6, 0.8, 1.0), {"a": 0.7, "b": 0.7})
+    return LeakageProbe(target, None, ("w000",), leakage)
+
+
+WARNINGS = IdentifiabilityWarnings(
+    leakage_probes=(probe("trial"), probe("arm")),
+    positivity=Positivity(
+        cases=2,
+        cases_without_trial=0,
+        cases_by_trial={"T": {"placebo": 2}},
+        arms={"placebo": ArmPositivity(cases=2, trials=("T",), offered_share=1.0, overlap=None)},
+        pairs_without_common_trial=(),
+    ),
+    sentences=(SENTENCE,),
+)
 
 
 @pytest.fixture(scope="module")
-def text(assessment: EvaluationResult) -> str:
-    plots = panels(assessment.record, assessment.cases, assessment.methods)
-    return render_html(assessment.record, plots, SIGHTS)
+def text(result: EvaluationResult) -> str:
+    plots = panels(result.report, result.cases, result.methods)
+    return render_html(result.report, plots, EXAMPLES)
 
 
 def test_the_page_asks_for_nothing_outside_itself(text: str) -> None:
@@ -99,7 +121,7 @@ def test_the_page_can_be_read_aloud(text: str) -> None:
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
 
 
-def test_notices_come_before_any_figure(text: str) -> None:
+def test_disclaimers_come_before_any_figure(text: str) -> None:
     assert text.index("Research use only.") < text.index("In short") < text.index("<svg")
     assert text.index(SENTENCE) < text.index("<svg")
     assert "no comparison" in text
@@ -115,73 +137,86 @@ def test_every_table_of_the_markdown_is_in_the_page_with_its_numbers() -> None:
 
 
 def test_words_follow_from_the_numbers() -> None:
-    perfect = assessed(TEST, certain(TEST, TEST.plain)).record
+    perfect = evaluated(TEST, certain(TEST, TEST.plain)).report
     mixed = np.random.default_rng(9).permutation(TEST.plain)
-    chance = assessed(TEST, certain(TEST, mixed)).record
+    chance = evaluated(TEST, certain(TEST, mixed)).report
     who, _, count, where, treatments = (each.text for each in findings(perfect))
-    assert "100 (100 to 100) of 100 pairs. That is better than what the treatment arm" in who
+    assert "100 (100 to 100) of 100 pairs. That is better than the rate of the treatment arm" in who
     assert "so it knows something of the patient beyond the treatment" in who
-    assert "better than what the treatment arm alone tells" in count
-    assert where == treatments == "Not asked in this evaluation."
+    assert "better than the rate of the treatment arm" in count
+    assert where == treatments == "Not part of this evaluation."
     who, said, count, *_ = (each.text for each in findings(chance))
-    assert "not told apart from a coin's 50. That is worse than what the treatment arm" in who
+    assert (
+        "not distinguishable from a coin's 50. That is worse than the rate of the treatment arm"
+        in who
+    )
     assert "not shown to know more of the patient" in who
     assert "within what chance allows" in said
-    assert "worse than what the treatment arm alone tells" in count
+    assert "worse than the rate of the treatment arm" in count
 
 
-def test_a_gap_whose_interval_holds_nought_is_not_called_better() -> None:
-    record = deepcopy(assessed(TEST, certain(TEST, TEST.plain)).record)
-    for row in record["variants"]["plain"]["differences"]:
-        row["low"] = -0.01
-    assert "not told apart from what the treatment arm alone tells" in findings(record)[0].text
+def test_a_difference_whose_interval_contains_0_is_not_called_better() -> None:
+    report = evaluated(TEST, certain(TEST, TEST.plain)).report
+    variant = report.variants["plain"]
+    differences = tuple(
+        replace(row, difference=replace(row.difference, low=-0.01)) for row in variant.differences
+    )
+    report = replace(report, variants={"plain": replace(variant, differences=differences)})
+    who = findings(report)[0].text
+    assert "not distinguishable from the rate of the treatment arm" in who
 
 
-def test_an_undefined_score_is_said_to_be_so() -> None:
-    record = deepcopy(assessed(TEST, certain(TEST, TEST.plain)).record)
-    record["variants"]["plain"]["activity"]["pooled"]["methods"]["ensemble"]["auc"] = {
-        "value": None, "low": None, "high": None, "defined": 0.0,
-    }  # fmt: skip
-    assert "too few of one kind" in findings(record)[0].text
+def test_an_undefined_score_is_called_undefined() -> None:
+    report = evaluated(TEST, certain(TEST, TEST.plain)).report
+    variant = report.variants["plain"]
+    pooled = variant.activity["pooled"]
+    scores = replace(pooled.methods["ensemble"], auc=Estimate(None))
+    pooled = replace(pooled, methods={**pooled.methods, "ensemble": scores})
+    variant = replace(variant, activity={**variant.activity, "pooled": pooled})
+    assert "too few of one kind" in findings(replace(report, variants={"plain": variant}))[0].text
 
 
-def estimates(part: object) -> int:
-    """How many values with an interval there are, however deep."""
-    if isinstance(part, dict):
-        own = {"value", "low", "high"} <= set(part)
-        return own + sum(estimates(child) for child in part.values())
-    return sum(estimates(child) for child in part) if isinstance(part, list | tuple) else 0
+def estimates(part: object) -> Iterator[Estimate]:
+    """Yield every estimate of a report, however deep."""
+    if isinstance(part, Estimate):
+        yield part
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from estimates(getattr(part, field.name))
+    elif isinstance(part, dict | tuple | list):
+        for child in part.values() if isinstance(part, dict) else part:
+            yield from estimates(child)
 
 
-def test_the_tidy_table_holds_each_estimate_once(assessment: EvaluationResult) -> None:
-    rows = list(csv.DictReader(estimates_csv(assessment.record).splitlines()))
+def test_the_tidy_table_holds_each_estimate_once(result: EvaluationResult) -> None:
+    rows = list(csv.DictReader(estimates_csv(result.report).splitlines()))
     assert tuple(rows[0]) == COLUMNS
     keys = [tuple(row[name] for name in COLUMNS[:4]) for row in rows]
     assert len(keys) == len(set(keys))
-    assert len(rows) == estimates(assessment.record)
-    auc = assessment.record["variants"]["plain"]["activity"]["avonex"]["methods"]["ensemble"]["auc"]
+    assert len(rows) == len(list(estimates(result.report)))
+    auc = result.report.variants["plain"].activity["avonex"].methods["ensemble"].auc
     (row,) = [
         row for row in rows
         if (row["section"], row["group"], row["metric"], row["method"])
-        == ("variants.plain.activity", "avonex", "auc", "ensemble")
+        == ("variants.plain.activity.methods", "avonex", "auc", "ensemble")
     ]  # fmt: skip
-    assert float(row["value"]) == auc["value"]
+    assert float(row["value"]) == auc.value
     assert (row["n"], row["positives"]) == ("40", str(int((TEST.plain[TEST.arm == 2] > 0).sum())))
 
 
 def test_subjects_are_shown_by_rule() -> None:
     count = np.array([0, 3, 0, 9, 1, 0.0])
     probability = np.array([0.1, 0.9, 0.8, 0.7, 0.2, 0.1])
-    shown = {each.row: each.why for each in choose_examples(count, probability)}
+    shown = {each.row: each.rule for each in choose_examples(count, probability)}
     assert list(shown) == [3, 1, 0, 4, 2]
     assert shown[3].startswith("the most new lesions")
     assert shown[1].startswith("the median")
-    assert "gravest miss" in shown[4]
+    assert "largest miss" in shown[4]
     assert "worst alarm" in shown[2]
 
 
 def test_a_bundle_that_may_not_be_written_to_is_named(
-    assessment: EvaluationResult, tmp_path: Path
+    result: EvaluationResult, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir(mode=0o555)
@@ -191,33 +226,65 @@ def test_a_bundle_that_may_not_be_written_to_is_named(
             EvaluationCardError, match=r"bundle: .* got Permission denied; the report is complete"
         ),
     ):
-        write_card(bundle, assessment.record)
+        write_card(bundle, result.report)
     assert not list(bundle.iterdir())
 
 
 def test_a_subject_that_two_rules_choose_is_shown_once() -> None:
     (only,) = choose_examples(np.array([2.0]), np.array([0.5]))
-    assert "the most new lesions of all; the median" in only.why
-    assert "miss" in only.why
+    assert "the most new lesions of all; the median" in only.rule
+    assert "miss" in only.rule
 
 
 def test_a_card_beside_the_bundle_gives_forecasts_their_warnings(
-    assessment: EvaluationResult, tmp_path: Path
+    result: EvaluationResult, tmp_path: Path
 ) -> None:
-    digest = assessment.record["bundle"]
+    digest = result.report.bundle
     assert bundle_warnings(tmp_path, digest) == (NOT_EVALUATED,)
-    write_card(tmp_path, assessment.record)
+    write_card(tmp_path, result.report)
     assert read_warnings(tmp_path, digest) == (SENTENCE,)
     assert bundle_warnings(tmp_path, digest) == (SENTENCE,)
     assert SENTENCE in (tmp_path / "EVALUATION.md").read_text()
-    assert card_text(assessment.record).count("Research use only.") == 1
+    assert card_text(result.report).count("Research use only.") == 1
 
 
 def test_the_evaluation_of_another_bundle_is_refused(
-    assessment: EvaluationResult, tmp_path: Path
+    result: EvaluationResult, tmp_path: Path
 ) -> None:
-    write_card(tmp_path, assessment.record)
+    write_card(tmp_path, result.report)
     with pytest.raises(EvaluationCardError, match="expected the evaluation of bundle 000000000000"):
         read_warnings(tmp_path, "0" * 64)
     with pytest.raises(ForecastError, match="run jobs/evaluate.py again"):
         bundle_warnings(tmp_path, "0" * 64)
+
+
+def test_a_report_is_read_back_as_it_was_written(result: EvaluationResult) -> None:
+    assert report_from_json(report_to_json(result.report), source="metrics.json") == result.report
+
+
+def test_a_report_with_an_unknown_field_is_refused(result: EvaluationResult) -> None:
+    content = json.loads(report_to_json(result.report))
+    content["variants"]["plain"]["activity"]["avonex"]["methods"]["ensemble"]["auroc"] = 0.5
+    with pytest.raises(
+        EvaluationReportError,
+        match=r"here\.json: unknown field variants\.plain\..*\.avonex\.methods\.ensemble\.auroc;",
+    ):
+        report_from_json(json.dumps(content), source="here.json")
+
+
+def test_a_report_of_another_schema_or_with_a_wrong_value_is_refused(
+    result: EvaluationResult,
+) -> None:
+    content = json.loads(report_to_json(result.report))
+    with pytest.raises(EvaluationReportError, match="in schema 7, got 6; run jobs/evaluate.py"):
+        report_from_json(json.dumps(content | {"schema": 6}), source="here.json")
+    with pytest.raises(EvaluationReportError, match=r"samples: Input should be .* got '3'"):
+        report_from_json(json.dumps(content | {"samples": "3"}), source="here.json")
+    with pytest.raises(EvaluationReportError, match="expected JSON, got the figure NaN"):
+        report_from_json(json.dumps(content | {"seed": float("nan")}), source="here.json")
+
+
+def test_a_figure_that_is_no_number_is_not_written(result: EvaluationResult) -> None:
+    opening = replace(result.report.opening, in_plane_mm=float("nan"))
+    with pytest.raises(ValueError, match="JSON"):
+        report_to_json(replace(result.report, opening=opening))

@@ -5,11 +5,13 @@ import pytest
 
 from lesioncast.evaluation.causal.identifiability import identifiability_warnings, warning_sentences
 from lesioncast.evaluation.causal.leakage_probe import leakage_auc
-from lesioncast.evaluation.causal.positivity import overlap, positivity
+from lesioncast.evaluation.causal.positivity import overlap_by_arm, positivity
+from lesioncast.evaluation.causal.schema import ArmPositivity, IdentifiabilityWarnings
 from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, appearance_features
 from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
+from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.imaging.regions import REGIONS
 
 ARMS = ("placebo", "interferon", "ocrelizumab")
@@ -31,7 +33,7 @@ def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> OutcomeT
     """Cases scanned at w000 and w048 by the same scanner; lesion scalars are of nobody."""
     rng = np.random.default_rng(seed)
     present = np.ones((3, 4), bool)
-    looks = [
+    appearance = [
         appearance_features(
             np.stack([head(rng, scanner=which) for _ in range(3)]).astype(np.float16),
             present,
@@ -50,11 +52,13 @@ def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> OutcomeT
         net2_count_w048=np.zeros(n),
         regions=np.zeros((n, len(REGIONS))),
         trial=(None,) * n,
-        appearance=np.array(looks),
+        appearance=np.array(appearance),
     )
 
 
-def warned(arm: np.ndarray, scanner: np.ndarray, trial: list[str | None]) -> dict:
+def warned(
+    arm: np.ndarray, scanner: np.ndarray, trial: list[str | None]
+) -> IdentifiabilityWarnings:
     parts = [outcomes(arm[half], scanner[half], seed=1 + half.start) for half in HALVES]
     return identifiability_warnings(
         parts, trial, arms=ARMS, sessions=("w000", "w048"), bootstrap=BOOTSTRAP
@@ -67,46 +71,49 @@ BY_LOT = np.random.default_rng(3).integers(0, 2, CASES)
 
 
 @pytest.fixture(scope="module")
-def apart() -> dict:
+def apart() -> IdentifiabilityWarnings:
     """Placebo comes from a trial with a scanner of its own."""
     return warned(ARM, (ARM > 0).astype(int), ["A" if arm == 0 else "B" for arm in ARM])
 
 
 @pytest.fixture(scope="module")
-def mixed() -> dict:
+def mixed() -> IdentifiabilityWarnings:
     """Arms were drawn by lot in both trials, whose scanners are the same."""
     return warned(ARM, np.zeros(CASES, int), [f"{'AB'[which]}" for which in BY_LOT])
 
 
-def probe(record: dict, of: str, *, within: str | None = None) -> dict:
+def probe(
+    warnings: IdentifiabilityWarnings, target: str, *, within: str | None = None
+) -> Estimate | None:
+    """Return the AUC with which the images of week 0 tell the target."""
     return next(
-        row["auc"]
-        for row in record["leak"]
-        if (row["of"], row["within"], row["sessions"]) == (of, within, ["w000"])
+        row.leakage.auc
+        for row in warnings.leakage_probes
+        if (row.target, row.within_trial, row.sessions) == (target, within, ("w000",))
     )
 
 
-def test_two_scanners_are_found_out(apart: dict) -> None:
-    assert probe(apart, "trial")["low"] > 0.95
-    assert probe(apart, "arm")["low"] > 0.6
+def test_two_scanners_are_found_out(apart: IdentifiabilityWarnings) -> None:
+    assert probe(apart, "trial").low > 0.95
+    assert probe(apart, "arm").low > 0.6
     told = "The trial can be told from the images of week 0 (AUC 1.00"
-    assert any(sentence.startswith(told) for sentence in apart["sentences"])
+    assert any(sentence.startswith(told) for sentence in apart.sentences)
 
 
 def test_a_scanner_says_nothing_of_arms_that_were_drawn_by_lot_within_its_trial(
-    apart: dict,
+    apart: IdentifiabilityWarnings,
 ) -> None:
     auc = probe(apart, "arm", within="B")
-    assert auc["low"] < 0.5 < auc["high"]
+    assert auc.low < 0.5 < auc.high
 
 
-def test_exchangeable_images_are_chance(mixed: dict) -> None:
+def test_exchangeable_images_are_chance(mixed: IdentifiabilityWarnings) -> None:
     for of in ("trial", "arm"):
         auc = probe(mixed, of)
-        assert auc["low"] < 0.5 < auc["high"]
-        assert auc["high"] - auc["low"] < 0.4
-    assert any("does not tell the trial" in sentence for sentence in mixed["sentences"])
-    assert not any("can be told" in sentence for sentence in mixed["sentences"])
+        assert auc.low < 0.5 < auc.high
+        assert auc.high - auc.low < 0.4
+    assert any("does not tell the trial" in sentence for sentence in mixed.sentences)
+    assert not any("can be told" in sentence for sentence in mixed.sentences)
 
 
 def test_the_interval_covers_chance_about_as_often_as_it_says() -> None:
@@ -115,20 +122,20 @@ def test_the_interval_covers_chance_about_as_often_as_it_says() -> None:
     for run in range(40):
         features = rng.normal(size=(80, 6))
         label = ["ab"[flag] for flag in rng.integers(0, 2, 80)]
-        auc = leakage_auc(features, label, Bootstrap(100, run))["auc"]
-        covered += auc["low"] < 0.5 < auc["high"]
+        auc = leakage_auc(features, label, Bootstrap(100, run)).auc
+        covered += auc.low < 0.5 < auc.high
     assert covered >= 35  # 38 are expected of 40; without the widening it was 29
 
 
-def test_arms_that_share_no_trial_are_named(apart: dict) -> None:
-    assert apart["positivity"]["never_together"] == [
-        ["placebo", "interferon"], ["placebo", "ocrelizumab"],
-    ]  # fmt: skip
-    assert apart["sentences"][0] == (
+def test_arms_that_share_no_trial_are_named(apart: IdentifiabilityWarnings) -> None:
+    assert apart.positivity.pairs_without_common_trial == (
+        ("placebo", "interferon"), ("placebo", "ocrelizumab"),
+    )  # fmt: skip
+    assert apart.sentences[0] == (
         "Placebo never shares a trial with interferon and ocrelizumab: no randomised comparison "
         "of them stands behind a forecast."
     )
-    assert apart["positivity"]["trials"]["B"] == {
+    assert apart.positivity.cases_by_trial["B"] == {
         "placebo": 0, "interferon": 40, "ocrelizumab": 40,
     }  # fmt: skip
 
@@ -143,59 +150,59 @@ def test_arms_that_were_apart_from_the_same_others_are_named_together() -> None:
 
 
 def test_one_trial_an_arm_identifies_no_contrast() -> None:
-    record = warned(ARM, np.zeros(CASES, int), [f"T{arm}" for arm in ARM])
-    assert "no contrast between arms is identified" in record["sentences"][0]
-    assert "placebo in T0, interferon in T1 and ocrelizumab in T2" in record["sentences"][0]
-    assert [row["within"] for row in record["leak"]] == [None] * 4
+    warnings = warned(ARM, np.zeros(CASES, int), [f"T{arm}" for arm in ARM])
+    assert "no contrast between arms is identified" in warnings.sentences[0]
+    assert "placebo in T0, interferon in T1 and ocrelizumab in T2" in warnings.sentences[0]
+    assert [row.within_trial for row in warnings.leakage_probes] == [None] * 4
 
 
-def test_arms_of_one_trial_are_not_warned_of(mixed: dict) -> None:
-    assert mixed["positivity"]["never_together"] == []
-    assert not any("share" in sentence for sentence in mixed["sentences"])
+def test_arms_of_one_trial_are_not_warned_of(mixed: IdentifiabilityWarnings) -> None:
+    assert mixed.positivity.pairs_without_common_trial == ()
+    assert not any("share" in sentence for sentence in mixed.sentences)
 
 
 def test_a_store_that_names_no_trial_is_said_to_identify_nothing() -> None:
-    record = warned(ARM, np.zeros(CASES, int), [None] * CASES)
-    assert "The data name no trial" in record["sentences"][0]
-    assert record["positivity"]["without_trial"] == CASES
-    assert probe(record, "trial") is None
+    warnings = warned(ARM, np.zeros(CASES, int), [None] * CASES)
+    assert "The data name no trial" in warnings.sentences[0]
+    assert warnings.positivity.cases_without_trial == CASES
+    assert probe(warnings, "trial") is None
 
 
-def test_support_is_common_only_where_patients_look_alike(apart: dict, mixed: dict) -> None:
-    assert apart["positivity"]["arms"]["placebo"]["overlap"] < 0.05
-    assert any("look like nobody who received placebo" in words for words in apart["sentences"])
-    assert mixed["positivity"]["arms"]["placebo"]["overlap"] > 0.8
-    assert apart["positivity"]["arms"]["placebo"]["offered"] == pytest.approx(1 / 3)
+def test_support_is_common_only_where_patients_look_alike(
+    apart: IdentifiabilityWarnings, mixed: IdentifiabilityWarnings
+) -> None:
+    assert apart.positivity.arms["placebo"].overlap < 0.05
+    assert any("look like nobody who received placebo" in words for words in apart.sentences)
+    assert mixed.positivity.arms["placebo"].overlap > 0.8
+    assert apart.positivity.arms["placebo"].offered_share == pytest.approx(1 / 3)
 
 
 def test_an_arm_of_too_few_patients_is_left_out_by_name() -> None:
     features = np.random.default_rng(0).normal(size=(43, 3))
     label = ["a"] * 20 + ["b"] * 20 + ["c"] * 3
-    record = leakage_auc(features, label, BOOTSTRAP)
-    assert (record["classes"], record["left_out"], record["cases"]) == (["a", "b"], ["c"], 40)
-    assert overlap(features, label, arms=("a", "b", "c"), seed=0)["c"] is None
+    warnings = leakage_auc(features, label, BOOTSTRAP)
+    assert (warnings.classes, warnings.excluded_classes, warnings.cases) == (("a", "b"), ("c",), 40)
+    assert overlap_by_arm(features, label, arms=("a", "b", "c"), seed=0)["c"] is None
 
 
 def test_an_arm_that_nobody_received_is_said_so() -> None:
     table = positivity(["a", "a"], ["T", "T"], arms=("a", "b"))
-    assert table["arms"]["b"] == {
-        "cases": 0, "trials": [], "overlap": None, "offered": 0.0,
-    }  # fmt: skip
-    assert table["never_together"] == []
+    assert table.arms["b"] == ArmPositivity(cases=0, trials=(), overlap=None, offered_share=0.0)
+    assert table.pairs_without_common_trial == ()
 
 
-def test_looks_lack_what_the_images_lack() -> None:
+def test_appearance_features_lack_what_the_images_lack() -> None:
     present = np.ones((3, 4), bool)
     present[1, 0] = False
     flair = np.stack([head(np.random.default_rng(0), scanner=0)] * 3).astype(np.float16)
-    looks = dict(
+    appearance = dict(
         zip(APPEARANCE_FEATURES, appearance_features(flair, present, (3.0, 1.0, 1.0)), strict=True)
     )
-    assert not np.isnan(looks["noise_w000"])
-    assert np.isnan(looks["noise_w048"])
+    assert not np.isnan(appearance["noise_w000"])
+    assert np.isnan(appearance["noise_w048"])
 
 
-def test_looks_read_nothing_of_w096() -> None:
+def test_appearance_features_read_nothing_of_w096() -> None:
     present = np.ones((3, 4), bool)
     flair = np.stack([head(np.random.default_rng(0), scanner=0)] * 3).astype(np.float16)
     other = flair.copy()

@@ -10,8 +10,12 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from lesioncast.evaluation.analysis.regional import BA, F1, PRECISION, RECALL, binary_scores
-from lesioncast.evaluation.analysis.spatial import f1_of_samples, spatial_agreement, voxel_record
+from lesioncast.evaluation.analysis.regional import binary_scores
+from lesioncast.evaluation.analysis.spatial import (
+    f1_of_samples,
+    spatial_agreement,
+    voxel_reliability,
+)
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, bootstrap_weights
 from lesioncast.evaluation.metrics.detection import Detection, match_lesions
 from lesioncast.evaluation.metrics.mask_comparison import (
@@ -34,33 +38,33 @@ def boxes(*places: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def found(drawn: np.ndarray, observed: np.ndarray) -> tuple[int, int, int, int]:
+def lesion_counts(drawn: np.ndarray, observed: np.ndarray) -> tuple[int, int, int, int]:
     seen = match_lesions(drawn, observed, MM)
     return seen.observed, seen.detected, seen.predicted, seen.correct
 
 
 def test_a_tenth_covered_is_not_enough_and_a_little_more_is() -> None:
     observed = boxes((10, 20))
-    assert found(boxes((9, 11)), observed) == (1, 0, 1, 0)  # 10 of 100 voxels
-    assert found(boxes((9, 12)), observed) == (1, 1, 1, 0)  # 20 of 100: 80 % lies outside
+    assert lesion_counts(boxes((9, 11)), observed) == (1, 0, 1, 0)  # 10 of 100 voxels
+    assert lesion_counts(boxes((9, 12)), observed) == (1, 1, 1, 0)  # 20 of 100: 80 % lies outside
 
 
 def test_a_drawn_lesion_mostly_outside_detects_nothing() -> None:
     """20 of 60 voxels inside: 67 % outside is let pass, 75 % is not (the limit is 70 %)."""
     observed = boxes((10, 14))
-    assert found(boxes((12, 18)), observed)[1] == 1
-    assert found(boxes((12, 20)), observed)[1] == 0
+    assert lesion_counts(boxes((12, 18)), observed)[1] == 1
+    assert lesion_counts(boxes((12, 20)), observed)[1] == 0
 
 
 def test_the_largest_overlap_alone_decides_where_it_is_two_thirds_of_all() -> None:
     """30 voxels of a good lesion make up 75 % of 40: the 10 of a sprawling one do not veto."""
     observed = boxes((10, 20))
-    assert found(boxes((10, 13), (19, 30)), observed)[1] == 1
-    assert found(boxes((10, 11), (18, 30)), observed)[1] == 0
+    assert lesion_counts(boxes((10, 13), (19, 30)), observed)[1] == 1
+    assert lesion_counts(boxes((10, 11), (18, 30)), observed)[1] == 0
 
 
 def test_one_drawn_lesion_may_find_two() -> None:
-    assert found(boxes((4, 14)), boxes((4, 8), (10, 14))) == (2, 2, 1, 1)
+    assert lesion_counts(boxes((4, 14)), boxes((4, 8), (10, 14))) == (2, 2, 1, 1)
 
 
 def test_f1_is_of_lesion_sensitivity_and_precision() -> None:
@@ -79,7 +83,7 @@ def test_without_an_observed_lesion_f1_is_undefined_and_the_volume_is_told() -> 
 def test_a_lesion_of_three_cubic_millimetres_is_not_counted() -> None:
     speck = np.zeros(SHAPE, bool)
     speck[0, 0, 0] = True
-    assert found(speck, speck) == (0, 0, 0, 0)
+    assert lesion_counts(speck, speck) == (0, 0, 0, 0)
     assert match_lesions(speck, speck, (3.0, 1.0, 1.01)).f1 == 1
 
 
@@ -135,10 +139,10 @@ def test_voxels_are_counted_by_the_samples_that_hold_them() -> None:
     seen = compare_masks(np.stack([boxes((0, 2)), boxes((0, 2), (4, 6))]), ObservedMask(truth), MM)
     assert seen.voxels.tolist() == [2 * 12 * 40 - 40, 20, 20]
     assert seen.lesion_voxels.tolist() == [20, 0, 20]
-    record = voxel_record([seen, seen], np.ones((3, 2)))
-    assert [row["share"]["value"] for row in record["rows"]] == pytest.approx([20 / 920, 0, 1])
+    agreement = voxel_reliability([seen, seen], np.ones((3, 2)))
+    assert [row.lesion_share.value for row in agreement.rows] == pytest.approx([20 / 920, 0, 1])
     # Of the 40 voxels that one of two samples holds, an endless ensemble might know all.
-    assert record["brier"]["value"] == pytest.approx(20 / 960)
+    assert agreement.brier.value == pytest.approx(20 / 960)
 
 
 def test_the_brier_score_of_voxels_is_that_of_the_probability_whatever_the_samples() -> None:
@@ -152,7 +156,7 @@ def test_the_brier_score_of_voxels_is_that_of_the_probability_whatever_the_sampl
             )
             for _ in range(60)
         ]
-        return float(voxel_record(drawn, np.ones((1, 60)))["brier"]["value"])
+        return float(voxel_reliability(drawn, np.ones((1, 60))).brier.value)
 
     exact = np.mean(chance * (1 - chance))
     assert mean_score(2) == pytest.approx(exact, rel=0.03)
@@ -161,9 +165,11 @@ def test_the_brier_score_of_voxels_is_that_of_the_probability_whatever_the_sampl
 
 def test_many_samples_fall_into_ten_rows_and_nothing() -> None:
     masks = np.random.default_rng(0).random((40, *SHAPE)) < 0.3
-    record = voxel_record([compare_masks(masks, ObservedMask(boxes((0, 4))), MM)], np.ones((3, 1)))
-    assert len(record["rows"]) <= 11
-    assert sum(row["voxels"] for row in record["rows"]) == 960
+    agreement = voxel_reliability(
+        [compare_masks(masks, ObservedMask(boxes((0, 4))), MM)], np.ones((3, 1))
+    )
+    assert len(agreement.rows) <= 11
+    assert sum(row.voxels for row in agreement.rows) == 960
 
 
 def test_cases_without_lesions_are_told_apart_from_those_with() -> None:
@@ -172,14 +178,14 @@ def test_cases_without_lesions_are_told_apart_from_those_with() -> None:
         compare_masks(np.stack([full, full]), ObservedMask(full), MM),
         compare_masks(np.stack([full, empty]), ObservedMask(empty), MM),
     ]
-    record = spatial_agreement(seen, iter([("pooled", np.ones(2, bool))]), bootstrap=BOOTSTRAP)
-    group = record["groups"]["pooled"]
-    assert (group["cases"], group["with_lesions"], group["empty"]["cases"]) == (2, 1, 1)
-    assert group["f1_sample"]["value"] == 1
-    assert group["empty"]["lesions"]["value"] == 0.5
-    assert group["empty"]["volume"]["value"] == 45.0
-    assert group["empty"]["silent"]["value"] == 0.5
-    assert group["energy_of_empty"]["value"] == 1.0
+    agreement = spatial_agreement(seen, iter([("pooled", np.ones(2, bool))]), bootstrap=BOOTSTRAP)
+    group = agreement.groups["pooled"]
+    assert (group.cases, group.cases_with_lesions, group.lesion_free.cases) == (2, 1, 1)
+    assert group.f1_sample.value == 1
+    assert group.lesion_free.lesions_per_sample.value == 0.5
+    assert group.lesion_free.mm3_per_sample.value == 45.0
+    assert group.lesion_free.empty_sample_share.value == 0.5
+    assert group.energy_distance_of_empty.value == 1.0
 
 
 def test_a_region_is_touched_by_any_lesion_voxel() -> None:
@@ -195,19 +201,23 @@ def test_regional_scores_are_scikit_learns_on_the_repeated_cases() -> None:
     weights = bootstrap_weights(60, draws=10, seed=0)
     mine = binary_scores(true, said[None], weights)
     theirs = {
-        BA: balanced_accuracy_score, PRECISION: precision_score, RECALL: recall_score, F1: f1_score,
+        "balanced_accuracy": balanced_accuracy_score, "precision": precision_score,
+        "recall": recall_score, "f1": f1_score,
     }  # fmt: skip
     for name, score in theirs.items():
         drawn = [np.repeat(np.arange(60), row.astype(int)) for row in weights]
-        assert mine[name] == pytest.approx([score(true[rows], said[rows]) for rows in drawn])
+        assert getattr(mine, name) == pytest.approx(
+            [score(true[rows], said[rows]) for rows in drawn]
+        )
 
 
 def test_a_regional_oracle_is_perfect_and_a_coin_is_chance() -> None:
     true = np.random.default_rng(4).random(400) < 0.3
     ones = np.ones((1, 400))
-    assert [each[0] for each in binary_scores(true, true[None], ones).values()] == [1, 1, 1, 1]
+    oracle = binary_scores(true, true[None], ones)
+    assert [scores[0] for scores in vars(oracle).values()] == [1, 1, 1, 1]
     coins = np.random.default_rng(5).random((50, 400)) < 0.3
-    assert binary_scores(true, coins, ones)[BA][0] == pytest.approx(0.5, abs=0.02)
+    assert binary_scores(true, coins, ones).balanced_accuracy[0] == pytest.approx(0.5, abs=0.02)
     silent = binary_scores(true, np.zeros((1, 400), bool), ones)
-    assert np.isnan(silent[PRECISION][0])
-    assert silent[RECALL][0] == 0
+    assert np.isnan(silent.precision[0])
+    assert silent.recall[0] == 0

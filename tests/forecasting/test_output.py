@@ -247,7 +247,7 @@ def test_held_out_cases_are_drawn_once_each_and_forced_ones_under_every_arm(
         select_evaluation_cases(trial[0], EvaluationSettings())
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=6, train=3)
     found = select_evaluation_cases(store, EvaluationSettings(counterfactual_subjects=2))
-    assert (len(found.train), len(found.test), found.forced) == (3, 6, (0, 3))
+    assert (len(found.train), len(found.test), found.counterfactual) == (3, 6, (0, 3))
     own, forced = found.own(), found.under_every_arm(arms=3, sessions=None)
     assert len({*own, *forced}) == 4 + 2 * 3
     apart = found.under_every_arm(arms=3, sessions=("w000",))

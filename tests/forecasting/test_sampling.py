@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesioncast.evaluation.run import tally_of
+from lesioncast.evaluation.run import summarise_samples
 from lesioncast.forecasting.ensemble import Ensemble, ExpectedOutcomes
 from lesioncast.forecasting.output.summary import (
     Provenance,
@@ -215,11 +215,11 @@ def test_masks_are_laid_beside_the_observed_one_on_the_arm_received_alone(tmp_pa
     )  # case 1 received arm 1
     batches = plan_batches(requests, seeds, batch_size=4)
     samples = list(group_by_request(requests, seeds, map(sampler(), batches)))
-    tallies = [tally_of(each, store, tested=True) for each in samples]
+    tallies = [summarise_samples(each, store, compare=True) for each in samples]
     assert tallies[0].spatial is None
     spatial = tallies[1].spatial
     active = np.mean(samples[1].plain > 0)
     assert 0 < active < 1
     assert spatial.distance == pytest.approx(1 - active)  # a sample draws the very lesion, or none
     assert spatial.regions is None
-    assert tally_of(samples[1], store, tested=False).spatial is None
+    assert summarise_samples(samples[1], store, compare=False).spatial is None

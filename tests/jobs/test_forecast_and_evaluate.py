@@ -16,6 +16,7 @@ import yaml
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.errors import ForecastError
+from lesioncast.evaluation.reporting.json_io import read_report
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.reporting.summary_page import evaluation_section
 from lesioncast.forecasting.disclaimers import FROM_START, NOT_EVALUATED
@@ -97,41 +98,45 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
 ) -> None:
     out = root / "evaluation"
     assert evaluate.main(given(root, "--out", str(out))) == 0
-    record = json.loads((out / "metrics.json").read_text())
-    assert record["cases"] == {"train": 8, "test": 4}
-    assert record["variants"]["plain"]["activity"]["pooled"]["positives"] == 2
-    assert list(record["variants"]) == ["plain", "opened", "opened_forecast"]
-    assert record["masks"]["groups"]["pooled"]["with_lesions"] == 2
-    assert record["effects"]["reference"] == "placebo"
-    assert record["effects"]["outcomes"]["count"]["ocrelizumab"]["true"]["value"] == -2.0
-    assert record["calibration"] is None  # the store has no validation cases
-    assert [row["true_rate"] for row in record["ladder"]["arms"].values()] == [1.0, 1.0, 0.0]
-    assert [row["true"] for row in record["effects"]["mean_count"].values()] == [2.0, 1.0, 0.0]
-    assert list(record["methods"])[-2:] == ["regression", "regression_covariates"]
-    assert render_markdown(record) == (out / "tables.md").read_text()
-    section = evaluation_section(record, heading="Evaluation", figure="evaluation.png")
+    report = read_report(out / "metrics.json")
+    assert (report.cases.train, report.cases.test) == (8, 4)
+    assert report.variants["plain"].activity["pooled"].positives == 2
+    assert list(report.variants) == ["plain", "opened", "opened_forecast"]
+    assert report.masks is not None
+    assert report.masks.groups["pooled"].cases_with_lesions == 2
+    assert report.effects is not None
+    assert report.effects.reference_arm == "placebo"
+    assert report.effects.outcomes.count["ocrelizumab"].true.value == -2.0
+    assert report.calibration is None  # the store has no validation cases
+    rows = report.activity_by_arm.arms.values()
+    assert [row.true_rate for row in rows] == [1.0, 1.0, 0.0]
+    assert [row.true for row in report.effects.mean_count.values()] == [2.0, 1.0, 0.0]
+    assert list(report.methods)[-2:] == ["regression", "regression_covariates"]
+    assert render_markdown(report) == (out / "tables.md").read_text()
+    section = evaluation_section(report, heading="Evaluation", figure="evaluation.png")
     assert "4 held-out subjects, 2 of them active" in section
-    made = record["provenance"]
-    assert (made["store"], made["configuration"], made["seed"]) == ("inputs", "tiny", 0)
-    assert made["trained_on"] == "Trained on 8 training cases of a made-up trial."
-    report = (out / "report.html").read_text()
-    assert report.count("<h1>") == 1
-    assert report.count("data:image/png;base64,") >= 3  # both active subjects, a quiet one
+    made = report.provenance
+    assert (made.store, made.configuration, made.seed) == ("inputs", "tiny", 0)
+    assert made.trained_on == "Trained on 8 training cases of a made-up trial."
+    page = (out / "report.html").read_text()
+    assert page.count("<h1>") == 1
+    assert page.count("data:image/png;base64,") >= 3  # both active subjects, a quiet one
 
 
 @pytest.mark.ray
 def test_arms_are_compared_from_before_treatment_where_the_bundle_was_trained_for_it(
     ray_cluster: None, root: Path
 ) -> None:
-    records = {}
+    reports = {}
     for name in ("bundle", "from_start"):
         out = root / f"evaluation_{name}"
         paths = ["--bundle", str(root / name), "--out", str(out)]
         assert evaluate.main(given(root, *paths)) == 0
-        records[name] = json.loads((out / "metrics.json").read_text())
-    later, start = records.values()
-    assert (later["compared"], start["compared"]) == (["w000", "w048"], ["w000"])
-    assert later["variants"] == start["variants"]  # on its own arm a case is shown all its images
+        reports[name] = read_report(out / "metrics.json")
+    later, start = reports.values()
+    sessions = (later.comparison_sessions, start.comparison_sessions)
+    assert sessions == (("w000", "w048"), ("w000",))
+    assert later.variants == start.variants  # on its own arm a case is shown all its images
     sampler = build_sampler(root / "from_start", root / "store.zarr", device="cpu")
     every, alone = (
         sampler((Sample(EnsembleRequest(1, 0, told), 7),)).masks() for told in (None, ("w000",))

@@ -196,7 +196,7 @@ def sample_and_summarise(
         request = samples.request
         # Masks are scored for test cases only, and only where the model saw all their images.
         compare = request.case in test_cases and request.sessions is None
-        summaries[request] = summarise(samples, store, compare=compare)
+        summaries[request] = summarise_samples(samples, store, compare=compare)
         expected |= samples.all_stated
     return ForecastSummaries(
         {(request.case, request.arm): summaries[request] for request in factual},
@@ -209,7 +209,7 @@ def sample_and_summarise(
     )
 
 
-def summarise(samples: RequestSamples, store: Store, *, compare: bool) -> EnsembleSummary:
+def summarise_samples(samples: RequestSamples, store: Store, *, compare: bool) -> EnsembleSummary:
     """Return the counts of one ensemble and, where `compare`, its masks against the observed one.
 
     Masks can be compared only under the factual arm, whose outcome was observed.
