@@ -64,10 +64,11 @@ def anchors(document: Path) -> set[str]:
 
 
 def commands(document: Path) -> str:
-    """Return all code of a document, with continued lines joined."""
+    """Return all code of a document, one command a line: continued lines are joined."""
     text = read(document)
     blocks = [*FENCE.findall(text), *CODE.findall(FENCE.sub("", text)), *INLINE.findall(text)]
-    return re.sub(r"\\\n\s*", " ", "\n".join(blocks))
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(blocks))
+    return "\n".join(line.strip() for line in joined.splitlines())
 
 
 @parametrize_documents(DOCUMENTS)
@@ -121,7 +122,7 @@ def is_module(name: str) -> bool:
 def test_subcommands_flags_and_configurations_exist(document: Path) -> None:
     text = commands(document)
     jobs = {path.stem for path in (ROOT / "platform/lesioncast/jobs").glob("*.py")}
-    named = set(re.findall(r"^lesioncast ([a-z]+)\b", text.replace("    lesioncast", "lesioncast"), re.M))
+    named = set(re.findall(r"^lesioncast ([a-z]+)\b", text, re.M))
     assert named <= jobs | {"serve"}
     configs = re.findall(r"--config ((?!FILE)[\w/.]+)", text)
     shipped = ROOT / "jobs" / "configs"
@@ -131,7 +132,7 @@ def test_subcommands_flags_and_configurations_exist(document: Path) -> None:
         if not (ROOT / name).is_file() and not (shipped / f"{name}.yaml").is_file()
     ]
     source = "\n".join((ROOT / path).read_text() for path in FILES if path.suffix == ".py")
-    ours = [line for line in text.splitlines() if re.search(r"lesioncast |jobs/|benchmarks/", line)]
+    ours = re.findall(r"^(?:lesioncast|ray job submit|.*\bpython3?) .*$", text, re.M)
     flags = {flag for line in ours for flag in re.findall(r" (--[a-z][\w-]*)", line)}
     other = {"--runtime-env"}  # of `ray job submit`
     assert not {flag for flag in flags - other if f'"{flag}"' not in source}
@@ -171,11 +172,13 @@ def is_attribute(name: str) -> bool:
     """Return whether the last part of a dotted name is something that its module defines."""
     module, _, attribute = name.rpartition(".")
     folder = Path(*module.split("."))
-    for root in ("", "platform"):
-        for path in ((ROOT / root / folder).with_suffix(".py"), ROOT / root / folder / "__init__.py"):
-            if path.is_file() and re.search(rf"\b{attribute}\b", path.read_text()):
-                return True
-    return False
+    sources = [
+        path
+        for root in (ROOT, ROOT / "platform")
+        for path in ((root / folder).with_suffix(".py"), root / folder / "__init__.py")
+        if path.is_file()
+    ]
+    return any(re.search(rf"\b{attribute}\b", path.read_text()) for path in sources)
 
 
 @parametrize_documents(DOCUMENTS)
