@@ -186,3 +186,22 @@ def test_rows_of_a_table_have_the_same_number_of_cells(document: Path) -> None:
     prose = without_code(read(document))
     for table in re.findall(r"(?:^\|.*\|$\n?)+", prose, re.M):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
+
+
+def old_names() -> set[str]:
+    """Return the dotted names and files in the columns `old` of the changelog's tables."""
+    names: set[str] = set()
+    for table in re.findall(r"(?:^\|.*\|$\n?)+", read(CHANGELOG), re.M):
+        rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
+        column = rows[0].index("old")
+        names |= {name for row in rows[2:] for name in INLINE.findall(row[column])}
+    return {name for name in names if re.fullmatch(r"[a-z]\w*(?:\.[\w*]+)+", name)}
+
+
+@parametrize_documents(CURRENT)
+def test_old_names_stand_in_the_changelog_alone(document: Path) -> None:
+    assert len(old_names()) > 10
+    text = read(document)
+    for name in old_names():
+        pattern = re.escape(name).replace(re.escape("*"), r"\w+")
+        assert not re.search(rf"(?<![\w./]){pattern}(?!\w|[./]\w)", text), name
