@@ -27,7 +27,7 @@ from storage.layout import (
 from storage.preprocess.prepare import CaseMetadata
 from storage.store.case_table import ShardRow, case_from_json, case_to_json
 
-# Chosen by tests/benchmarks/codecs.py; the table is in README.md. The checksum is of what the disk
+# Chosen by tests/benchmarks/data/codecs.py; the table is in README.md. The checksum is of what the disk
 # holds, so that no flipped bit comes through the decompressor unnoticed.
 CODECS = (ZstdCodec(level=1), Crc32cCodec())
 

@@ -21,11 +21,8 @@ from tests.support.forecast import SLAB, write_bundle, write_store
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import ablation_tables
-import ablations
-import bayes_optimal
-import image_information
-from covariates import column
+from tests.benchmarks.studies import ablation_tables, ablations, bayes_optimal, image_information
+from tests.benchmarks.studies.covariates import column
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "platform" / "README.md"

@@ -1,6 +1,7 @@
 """Many small requests at a time on Ray Serve: each ends in a result or a 429, and memory stays.
 
-PYTHONPATH=.:platform:tests python tests/benchmarks/service_load.py --requests 200 --rounds 3
+    PYTHONPATH=.:platform python tests/benchmarks/service/service_load.py \
+        --requests 200 --rounds 3
 
 With `--kill-every` seconds the sampler's replica is killed so often while requests are drawn, and
 no accepted request may fail. Networks of a few thousand weights, so that what is measured is the
@@ -23,11 +24,11 @@ from statistics import quantiles
 import httpx2
 import ray
 from ray import serve as ray_serve
-from worker_memory import memory_now
 
 from lesioncast.cluster.connection import RaySettings, ray_cluster
 from serve.app import build
 from serve.settings import ServiceSettings
+from tests.benchmarks.data.worker_memory import memory_now
 from tests.support.forecast import SPEC, write_bundle, write_store
 
 ORDER = {"subject": "sub-01", "samples": 2, "arms": [SPEC.arms[0]]}

@@ -1,7 +1,7 @@
 """Whether one-step predictions hold: lesion volume as told from the true z_t, by noise level.
 
-    PYTHONPATH=.:platform python tests/benchmarks/one_step_predictions.py --bundle out/demo/bundle
-    --store STORE
+    PYTHONPATH=.:platform python tests/benchmarks/sampling/one_step_predictions.py \
+        --bundle out/demo/bundle --store STORE
 
 What is wrong here the networks learned wrong; what is right here and wrong in samples arises on the
 way (`solvers.py`). Where the AUC rises, presence is decided; networks that are told the lesion load
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
-from study_cli import chosen, study_parser
 from torch import Tensor
 
 from lesioncast.diffusion.lesion_load import lesion_load_class
@@ -25,6 +24,7 @@ from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.imaging.channels import TARGET_CHANNELS, encode_case
 from storage import Store
+from tests.benchmarks.sampling.study_cli import chosen, study_parser
 
 LOGSNR = (-6, -4, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
 HEAD = (

@@ -1,6 +1,6 @@
 """How fast a trial becomes a store and its cases tensors, beside NIfTI files and MONAI's cache.
 
-    PYTHONPATH=.:platform python tests/benchmarks/data_loading.py --out OUT \
+    PYTHONPATH=.:platform python tests/benchmarks/data/data_loading.py --out OUT \
         --config jobs/configs/paper.yaml --subjects 64 --set 'simulation.shape=[21, 256, 256]'
 
 Simulates the trial below OUT once, converts it with one and two workers, then reads all cases in
@@ -21,15 +21,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import data_loaders
 import numpy as np
-from tables import table
-from worker_memory import peaks_of_workers
 
 from lesioncast.cluster.connection import MALLOC_ENV, RaySettings, job_parser, ray_cluster
 from lesioncast.config import load_config
 from lesioncast.jobs import convert, simulate
 from storage import open_store
+from tests.benchmarks.data import data_loaders
+from tests.benchmarks.data.tables import table
+from tests.benchmarks.data.worker_memory import peaks_of_workers
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """How masks keep to the lesion load that their seeds drew, beside observed cases of that load.
 
-    PYTHONPATH=.:platform python tests/benchmarks/lesion_load_fidelity.py --bundle out/demo/bundle
-    --store STORE
+    PYTHONPATH=.:platform python tests/benchmarks/sampling/lesion_load_fidelity.py \
+        --bundle out/demo/bundle --store STORE
 
 The cases are drawn under the arm that they received. The last line is what the networks make of
 them before anything is drawn.
@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.metrics import roc_auc_score
-from solvers import Masks, counted, draw, observed
-from study_cli import chosen, study_parser
 
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.connection import RaySettings, configure_logging, ray_cluster
@@ -23,6 +21,8 @@ from lesioncast.diffusion.lesion_load import lesion_load_class
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput, seeds_of
 from storage import Case, Store
+from tests.benchmarks.sampling.solvers import Masks, counted, draw, observed
+from tests.benchmarks.sampling.study_cli import chosen, study_parser
 
 HEAD = (
     "| load | voxels at least | samples | empty | voxels | lesions | observed cases | voxels "

@@ -1,6 +1,7 @@
 """What codecs and chunks cost and save on simulated cases: size, and processor time of each way.
 
-    PYTHONPATH=.:platform python tests/benchmarks/codecs.py [--rounds 5] [--config FILE=CASES ...]
+    PYTHONPATH=.:platform python tests/benchmarks/data/codecs.py \
+        [--rounds 5] [--config FILE=CASES ...]
 
 Every variant is a shard in memory, through Zarr as conversion writes it and training reads it.
 Rounds alternate between variants; a figure is the median over rounds of the processor time of all
@@ -21,8 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from simulated_cases import built, preset
-from tables import table
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
@@ -34,6 +33,8 @@ from storage import StoreSettings, pack_masks
 from storage.preprocess.prepare import preprocess_subject
 from storage.store.shards import CODECS
 from storage.trial.dataset import scan_trial
+from tests.benchmarks.data.simulated_cases import built, preset
+from tests.benchmarks.data.tables import table
 
 Array = npt.NDArray[Any]
 Codecs = tuple[BytesBytesCodec, ...]
@@ -71,7 +72,7 @@ class Figures:
 def simulated(config: Path, subjects: int) -> dict[str, Array]:
     """The arrays of that many simulated cases, as a store holds them."""
     sections = preset(config)
-    cohort = replace(built(SimulationSettings, sections["cohort"]), subjects=subjects)
+    cohort = replace(built(SimulationSettings, sections["simulation"]), subjects=subjects)
     store = built(StoreSettings, sections["store"])
     with tempfile.TemporaryDirectory() as place:
         root = Path(place, "bids")

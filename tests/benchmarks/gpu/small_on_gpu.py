@@ -1,6 +1,6 @@
 """A middle-sized forecaster trained on one GPU in minutes, and what Table 3 says of it.
 
-    PYTHONPATH=.:platform python3 tests/benchmarks/small_on_gpu.py --cases FOLDER --minutes 4
+    PYTHONPATH=.:platform python3 tests/benchmarks/gpu/small_on_gpu.py --cases FOLDER --minutes 4
 
 Both stages with the project's own networks, losses, orders and random numbers, every case on the
 device; `--cases` is simulated where it does not exist. Needs nibabel, nilearn and zarr, not Ray.
@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from simulated_cases import built, make, open_split, preset
 from torch import Tensor, nn
 
 from lesioncast.arms import PAPER_ARM_NAMES
@@ -48,6 +47,7 @@ from lesioncast.training.lesion_load_prior import PriorTrainingData, fit_load_pr
 from lesioncast.training.modules import FinetuneModule, PretrainModule, rows_to_train_on, stage_loss
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state
+from tests.benchmarks.data.simulated_cases import built, make, open_split, preset
 
 SMALL = Path("jobs/configs/small.yaml")
 STAGE1_SHARE = 0.4  # of the minutes

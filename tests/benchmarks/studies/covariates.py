@@ -1,6 +1,6 @@
 """What clinical covariates add to a regression, on simulated patients without images.
 
-    PYTHONPATH=.:platform python tests/benchmarks/covariates.py --train 1216 --test 12000
+    PYTHONPATH=.:platform python tests/benchmarks/studies/covariates.py --train 1216 --test 12000
 
 Lesion counts up to week 48 stand for the image scalars. Prints the AUC of activity at week 96
 without the covariates, and the paired difference with them (95 % bootstrap over patients).

@@ -1,6 +1,6 @@
 """A full-size simulated trial that converts, is killed at random, goes on and is verified.
 
-    PYTHONPATH=.:platform python tests/benchmarks/conversion_kills.py --folder /tmp/kills \
+    PYTHONPATH=.:platform python tests/benchmarks/data/conversion_kills.py --folder /tmp/kills \
         --set 'simulation.shape=[21, 256, 256]' [--subjects 300]
 
 Simulates the trial, converts it once undisturbed, then again in runs that each lose a worker and
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-JOBS = Path(__file__).resolve().parent.parent.parent / "jobs"
+JOBS = Path(__file__).resolve().parents[3] / "jobs"
 POLL = 0.05  # seconds
 
 Command = list[str]

@@ -5,17 +5,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from timing import Call, Timing, measure
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from workloads import STAGE1, Scale, Variant, autocast, compiled, inputs, placed, switched
 
 from lesioncast.diffusion.blocks import SelfAttention, slices_to_channels
 from lesioncast.diffusion.solvers import seeded_generators, seeded_noise
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.state import TrainState, initial_state, update_ema
+from tests.benchmarks.gpu.timing import Call, Timing, measure
+from tests.benchmarks.gpu.workloads import (
+    STAGE1,
+    Scale,
+    Variant,
+    autocast,
+    compiled,
+    inputs,
+    placed,
+    switched,
+)
 
 Row = dict[str, Any]
 Shape = tuple[int, int, int, int, int]  # channels in and out, kernel, stride, size of the input

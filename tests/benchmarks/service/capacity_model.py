@@ -1,10 +1,11 @@
 """What a month of forecasts needs: arrivals, batches and a lagging autoscaler, on paper.
 
-    PYTHONPATH=.:platform python tests/benchmarks/capacity_model.py --share 0.35 --peak 312
+    PYTHONPATH=.:platform python tests/benchmarks/service/capacity_model.py \
+        --share 0.35 --peak 312
 
 Nothing here was measured but the operations of a step, which are counted. `--peak` is what the
 card's maker states of bfloat16 matrix products in TFLOPS (312: A100) and `--share` how much of that
-a step reaches, an ASSUMPTION until tests/benchmarks/paper_on_gpu.py has run on a card.
+a step reaches, an ASSUMPTION until tests/benchmarks/gpu/paper_on_gpu.py has run on a card.
 
 Work flows in blocks of samples, first come first served. A replica takes `SLOTS` samples at a time,
 whatever forecast they are of, which is what batching by step comes to when it is always full.
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-GMAC = {"unet": 593.6, "control": 152.7}  # a case forward, tests/benchmarks/workloads.py
+GMAC = {"unet": 593.6, "control": 152.7}  # a case forward, tests/benchmarks/gpu/workloads.py
 HOURS, TICK = 30 * 24, 10.0  # of a month; seconds
 BLOCK, SLOTS = 8, 8  # samples of a handle call; of a batch
 # Ray Serve asks for replicas so that each has so many blocks, underway or waiting (serve/app.py).

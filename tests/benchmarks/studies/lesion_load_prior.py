@@ -1,7 +1,7 @@
 """What the prior of the lesion load learns from which numbers and rows, beside regressions.
 
-    PYTHONPATH=.:platform python tests/benchmarks/lesion_load_prior.py out/demo/store.zarr
-    out/unseen/store.zarr
+    PYTHONPATH=.:platform python tests/benchmarks/studies/lesion_load_prior.py \
+        out/demo/store.zarr out/unseen/store.zarr
 
 Fits the prior to the first store's training cases in several ways, each with every seed, and scores
 P(active) at w096 on its test cases and on all cases of the other stores: means over the seeds, and

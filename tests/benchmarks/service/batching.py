@@ -1,6 +1,7 @@
 """Three ways to share the networks between requests on Ray Serve, with real ones.
 
-    PYTHONPATH=.:platform python tests/benchmarks/batching.py --bundle out/demo/bundle --store STORE
+    PYTHONPATH=.:platform python tests/benchmarks/service/batching.py \
+        --bundle out/demo/bundle --store STORE
 
 By step is the service's own sampler replica; by request is @serve.batch, eight samples that go
 together until the last is done; one at a time is the first with a queue before it. Each has one

@@ -1,6 +1,6 @@
 """The paper's networks on one GPU: passes, steps and sampling as shares of the matrix ceiling.
 
-    PYTHONPATH=.:platform python3 tests/benchmarks/paper_on_gpu.py --out FOLDER
+    PYTHONPATH=.:platform python3 tests/benchmarks/gpu/paper_on_gpu.py --out FOLDER
 
 Needs torch and numpy. Without a GPU the same code runs once over networks of a few thousand
 weights: that checks the script, and its figures say nothing of any machine.
@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import layer_costs
 import torch
-import workloads
-from tables import report
-from timing import Call, Ceiling, measure
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
-from workloads import (
+
+from tests.benchmarks.data.tables import report
+from tests.benchmarks.gpu import layer_costs, workloads
+from tests.benchmarks.gpu.timing import Call, Ceiling, measure
+from tests.benchmarks.gpu.workloads import (
     AUTOTUNED,
     BEST,
     GRAPHS,

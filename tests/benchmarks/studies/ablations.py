@@ -1,6 +1,6 @@
 """What each choice of the recipe is worth: the demo's two stages with one thing changed, by seed.
 
-    PYTHONPATH=.:platform python tests/benchmarks/ablations.py --seeds 0,1,2
+    PYTHONPATH=.:platform python tests/benchmarks/studies/ablations.py --seeds 0,1,2
 
 Simulates and converts once, then trains and evaluates every variant with every seed and prints the
 tables (`learned.py`). Variants that change stage 2 alone share a stage 1. Run again, what is
@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ablation_tables import STEERING, curves, table
-from image_information import nats
 
 from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
 from lesioncast.bundle.config import BundleConfig
@@ -27,6 +25,8 @@ from lesioncast.config import load_config
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
 from storage import open_store
+from tests.benchmarks.studies.ablation_tables import STEERING, curves, table
+from tests.benchmarks.studies.image_information import nats
 
 logger = logging.getLogger(__name__)
 CONFIG = Path("jobs/configs/demo.yaml")

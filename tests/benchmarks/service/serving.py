@@ -1,6 +1,6 @@
 """Three ways to share a forward pass between requests, in passes instead of seconds.
 
-PYTHONPATH=.:platform python tests/benchmarks/serving.py
+    PYTHONPATH=.:platform python tests/benchmarks/service/serving.py
 
 The networks are left out: on a CPU a pass of eight rows takes the same time whatever is in them, so
 that waiting and waste can be counted exactly, and on a busy machine too. Real requests, real

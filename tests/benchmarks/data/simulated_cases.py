@@ -73,7 +73,7 @@ def open_split(folder: Path) -> Split:
 
 def make(folder: Path, sections: dict[str, dict[str, Any]], *, subjects: int, workers: int) -> None:
     """Simulate `subjects` patients, cut their slabs and write `train` and `test` below `folder`."""
-    cohort = replace(built(SimulationSettings, sections["cohort"]), subjects=subjects)
+    cohort = replace(built(SimulationSettings, sections["simulation"]), subjects=subjects)
     store = replace(built(StoreSettings, sections["store"]), split=SPLIT)
     with (
         tempfile.TemporaryDirectory() as place,

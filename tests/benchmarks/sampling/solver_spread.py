@@ -1,6 +1,6 @@
 """How far each solver, grid and step count leaves the spread of data with a known denoiser.
 
-PYTHONPATH=.:platform:tests python tests/benchmarks/solver_spread.py
+    PYTHONPATH=.:platform python tests/benchmarks/sampling/solver_spread.py
 """
 
 from dataclasses import replace

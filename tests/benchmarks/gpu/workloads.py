@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from timing import Call
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +22,7 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import initial_state
+from tests.benchmarks.gpu.timing import Call
 
 SAMPLER = SamplerConfig(solver="sde-dpmsolver++", eta=0.2, guidance=2.0)
 

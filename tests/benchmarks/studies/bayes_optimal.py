@@ -1,6 +1,7 @@
 """How much better than the regression any forecast can be: the exact one of simulated patients.
 
-    PYTHONPATH=.:platform python tests/benchmarks/bayes_optimal.py --train 1739 --test 20000
+    PYTHONPATH=.:platform python tests/benchmarks/studies/bayes_optimal.py \
+        --train 1739 --test 20000
 
 The exact forecast knows the law by which patients are simulated (`lesioncast.simulation.disease`),
 the true number of every kind of lesion that the images up to week 48 show, and the clinical record;
@@ -15,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from covariates import column, counts, covariates, parsed, patients_of
 from scipy.special import ndtr, ndtri
 from scipy.stats import nbinom, norm, poisson
 
@@ -36,6 +36,7 @@ from lesioncast.evaluation.metrics.scores import (
 from lesioncast.simulation import disease
 from lesioncast.simulation.disease import Patient
 from lesioncast.simulation.settings import SimulationSettings
+from tests.benchmarks.studies.covariates import column, counts, covariates, parsed, patients_of
 
 EARLIER, ASKED = 0, 1  # periods
 FRAILTY = np.linspace(-5, 5, 81)[:, None]

@@ -1,7 +1,7 @@
 """What a patient's images are worth to where lesions are placed: nats a case, by noise level.
 
-    PYTHONPATH=.:platform python tests/benchmarks/image_information.py --bundle out/demo/bundle
-    --store STORE
+    PYTHONPATH=.:platform python tests/benchmarks/studies/image_information.py \
+        --bundle out/demo/bundle --store STORE
 
 The cross entropy of the observed NET2 voxels of cases that have some, told one noised copy of them,
 once with the patient's images and covariates and once with none, as stage 1 is. Networks that are
@@ -17,9 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from one_step_predictions import BATCH, target
 from scipy.ndimage import distance_transform_edt, gaussian_filter
-from study_cli import chosen, study_parser
 from torch import Tensor
 
 from lesioncast.bundle.bundle import Bundle
@@ -31,6 +29,8 @@ from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.imaging.channels import MASKS
 from storage import Case, Store
+from tests.benchmarks.sampling.one_step_predictions import BATCH, target
+from tests.benchmarks.sampling.study_cli import chosen, study_parser
 
 LOGSNR = (-4.0, -2.0, 0.0, 2.0)
 RINGS = (0.0, 0.1, 3.1, 4.5, 6.5, 9, 12, 16, 22, 30)  # mm from older lesions

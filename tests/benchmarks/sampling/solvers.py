@@ -1,6 +1,7 @@
 """Quality against network evaluations: a bundle's networks under one solver after the other.
 
-    PYTHONPATH=.:platform python tests/benchmarks/solvers.py --bundle out/demo/bundle --store STORE
+    PYTHONPATH=.:platform python tests/benchmarks/sampling/solvers.py \
+        --bundle out/demo/bundle --store STORE
 
 The cases are those of the store's validation split, so that choosing a solver leaves the test split
 blind, or of any split of a trial that the bundle does not know. Prints a table; `--solvers`,
@@ -21,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
-from study_cli import chosen, study_parser
 
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.cluster.connection import RaySettings, configure_logging, ray_cluster
@@ -37,6 +37,7 @@ from lesioncast.forecasting.sampling import EnsembleRequest, SampleBatch, plan_b
 from lesioncast.imaging.channels import MASKS, SESSIONS
 from lesioncast.imaging.lesions import count_lesions
 from storage import Case, Store
+from tests.benchmarks.sampling.study_cli import chosen, study_parser
 
 HEAD = (
     "| solver | from | to | eta | guidance | evaluations | s a sample | P(active) | count "
