@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 import ray
 
 from lesioncast.cluster.ray_internals import RAY_VERSION
+from tests.architecture.tree import ROOT, tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 OURS = ("storage", "lesioncast", "serve", "jobs")
 MAX_MODULES = 13
 
@@ -75,15 +76,6 @@ TOP_LEVEL = {
 }  # fmt: skip
 
 
-def tracked() -> list[Path]:
-    """Return the files of the tree that git tracks or would track."""
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return [Path(line) for line in listing.stdout.splitlines() if (ROOT / line).exists()]
-
-
 def module_name(path: Path) -> str:
     """Return the dotted name under which a source file is imported."""
     parts = path.with_suffix("").parts
@@ -91,6 +83,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
 def source_files() -> dict[str, Path]:
     """Return the project's own modules by name, without tests and Kubernetes scripts."""
     paths = (path for path in tracked() if path.suffix == ".py")
@@ -117,13 +110,15 @@ def imported_names(source: str, known: Iterable[str] = ()) -> set[str]:
     return names
 
 
-def own_imports() -> dict[str, set[str]]:
+@cache
+def own_imports() -> dict[str, frozenset[str]]:
     """Return, for each of our modules, which of our modules it imports."""
     sources = source_files()
     graph = {}
     for name, path in sources.items():
-        found = imported_names((ROOT / path).read_text(), sources)
-        graph[name] = {target for target in found if target.split(".")[0] in OURS} - {name}
+        targets = imported_names((ROOT / path).read_text(), sources)
+        ours = {target for target in targets if target.split(".")[0] in OURS}
+        graph[name] = frozenset(ours - {name})
     return graph
 
 
@@ -144,7 +139,7 @@ def entry_is_evaluation(module: str) -> bool:
     return f"{module}.".startswith("lesioncast.evaluation.")
 
 
-def forbidden_imports(graph: dict[str, set[str]]) -> Iterator[str]:
+def forbidden_imports(graph: Mapping[str, frozenset[str]]) -> Iterator[str]:
     """Yield a sentence for each import that does not point down."""
     for module, targets in graph.items():
         row, entry = layer_of(module)
@@ -163,10 +158,10 @@ def test_platform_is_a_source_root_and_never_a_package() -> None:
 
 def test_platform_and_torch_import_from_the_root() -> None:
     code = "import platform, torch; print(platform.__file__)"
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    assert not Path(found.stdout.strip()).is_relative_to(ROOT / "platform")
+    assert not Path(result.stdout.strip()).is_relative_to(ROOT / "platform")
 
 
 def test_no_file_in_the_root_or_in_jobs_hides_a_standard_module() -> None:
@@ -175,8 +170,8 @@ def test_no_file_in_the_root_or_in_jobs_hides_a_standard_module() -> None:
 
 
 def test_the_top_level_holds_only_the_agreed_entries() -> None:
-    found = {path.parts[0] for path in tracked() if not path.parts[0].startswith(".")}
-    assert found <= TOP_LEVEL
+    entries = {path.parts[0] for path in tracked() if not path.parts[0].startswith(".")}
+    assert entries <= TOP_LEVEL
 
 
 def test_imports_point_down() -> None:
@@ -195,7 +190,7 @@ def test_imports_point_down() -> None:
 )
 def test_a_forbidden_import_is_reported(module: str, target: str) -> None:
     graph = own_imports()
-    graph[module] = {*graph[module], target}
+    graph = {**graph, module: graph[module] | {target}}
     assert [line for line in forbidden_imports(graph) if target in line]
 
 
@@ -210,9 +205,9 @@ def test_diffusion_runs_with_torch_alone() -> None:
     for name, path in source_files().items():
         if not name.startswith("lesioncast.diffusion"):
             continue
-        found = imported_names((ROOT / path).read_text())
-        assert not {target.split(".")[0] for target in found} & FORBIDDEN_IN_DIFFUSION, path
-        ours = {target for target in found if target.startswith("lesioncast")}
+        targets = imported_names((ROOT / path).read_text())
+        assert not {target.split(".")[0] for target in targets} & FORBIDDEN_IN_DIFFUSION, path
+        ours = {target for target in targets if target.startswith("lesioncast")}
         assert all(target.startswith(ALLOWED_IN_DIFFUSION) for target in ours), path
 
 

@@ -74,7 +74,7 @@ def open_split(folder: Path) -> Split:
 def make(folder: Path, sections: dict[str, dict[str, Any]], *, subjects: int, workers: int) -> None:
     """Simulate `subjects` patients, cut their slabs and write `train` and `test` below `folder`."""
     cohort = replace(built(SimulationSettings, sections["simulation"]), subjects=subjects)
-    store = replace(built(StoreSettings, sections["store"]), split=SPLIT)
+    store = replace(built(StoreSettings, sections["store"]), split_fractions=SPLIT)
     with (
         tempfile.TemporaryDirectory() as place,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
