@@ -1,4 +1,4 @@
-"""Fixtures shared by tests: one small Ray cluster for the whole run, a client of their service."""
+"""Fixtures shared by tests: a small Ray cluster for each test process, a client of the service."""
 
 import os
 from collections.abc import Iterator
@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lesioncast.cluster import connection
-from serve.client import Client
-
-if TYPE_CHECKING:  # which imports the whole service: most tests need none
+if TYPE_CHECKING:  # which import torch and the whole service: most tests need neither
+    from serve.client import Client
     from tests.support.service import Service
+
+# Set before anything imports numpy or torch. The networks of the tests are tiny, and threads that
+# wait for each other took three times the processor time of one thread on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray cluster with its own temporary directory, started once for all tests."""
+    """Start a local Ray cluster with its own temporary directory, once for all tests."""
+    from lesioncast.cluster import connection
+
     address = os.environ.pop("RAY_ADDRESS", None)
     with connection.ray_cluster(connection.RaySettings(num_cpus=4, object_store_mb=300)):
         yield
@@ -24,7 +28,9 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def client(service: "Service") -> Iterator[Client]:
-    """Of the demo-mode `service` of the test's own file."""
+def client(service: "Service") -> Iterator["Client"]:
+    """Return a client of the demo-mode `service` of the test's own file."""
+    from serve.client import Client
+
     with Client(service.url) as client:
         yield client
