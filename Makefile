@@ -22,8 +22,8 @@ demo: install  ## simulate, convert, train both stages, forecast, evaluate
 serve: $(SERVED)  ## forecasts over HTTP from the demo's bundle, for this machine alone
 	$(VENV)/bin/serve run serve/service.yaml
 
-test: lint  ## lint, types, tests
-	$(VENV)/bin/python -m pytest
+test: lint  ## lint, types, tests in two processes, a file at a time
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 faults: develop  ## clusters of several nodes, some of which are killed; many minutes
 	$(VENV)/bin/python -m pytest -m faults

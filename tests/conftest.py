@@ -15,6 +15,13 @@ if TYPE_CHECKING:  # which import torch and the whole service: most tests need n
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: of two test processes none waits for the other's last one."""
+    marks = ("slow", "ray")
+    slow = {item.path for item in items if any(map(item.get_closest_marker, marks))}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Start a local Ray cluster with its own temporary directory, once for all tests."""
