@@ -1,4 +1,4 @@
-"""The tree: what may lie where, and which package may import which."""
+"""Architecture tests: where files may lie, and which package may import which."""
 
 import ast
 import subprocess

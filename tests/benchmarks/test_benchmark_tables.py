@@ -1,4 +1,4 @@
-"""The studies' tables and figures, where the answers are known by hand or by the law."""
+"""The studies' tables and figures on data whose answers are known."""
 
 import json
 import re
@@ -38,7 +38,7 @@ HEADER = (
 def written(
     folder: Path, *, chance: tuple[float, ...], nats: float, losses: tuple[int, ...]
 ) -> Path:
-    """A run of four cases; what it counts is right."""
+    """Write a run of four cases whose counts are right."""
     folder.mkdir()
     lines = [
         f"sub-{row},{true},{p},{true},{p},0"
@@ -56,7 +56,7 @@ def written(
 
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, list[Path]]:
-    """A recipe that ranks all cases right, and a variant that ranks half of the pairs wrong."""
+    """Return a recipe that ranks all pairs right and a variant that ranks half of them wrong."""
     return {
         "recipe": [
             written(tmp_path / f"a{seed}", chance=(0.1, 0.2, 0.8, 0.7), nats=2.0, losses=(9, 7))
@@ -234,5 +234,5 @@ def test_the_readmes_table_of_presets_is_that_of_the_configurations() -> None:
 
 
 def weight(config: Config, stage: TrainSettings) -> float:
-    """Of FLAIR in a stage's loss."""
+    """Return the weight of FLAIR in a stage's loss."""
     return config.objective.flair_weight if stage.flair_weight is None else stage.flair_weight

@@ -1,4 +1,4 @@
-"""The benchmarks in the small: what those of a GPU count and need, and that the others run."""
+"""Reduced runs of the benchmarks: what those for a GPU count and need, and that the others run."""
 
 import json
 import re
@@ -30,7 +30,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_without(absent: tuple[str, ...], script: str, *arguments: str) -> str:
-    """Standard output of a benchmark in a Python that has not the `absent` modules."""
+    """Run a benchmark in a Python without the `absent` modules; return its standard output."""
     path = [str(BENCHMARKS), *(str(ROOT / each) for each in ("", "platform"))]
     code = WITHOUT.format(absent=absent, path=path, argv=[str(BENCHMARKS / script), *arguments])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -40,7 +40,7 @@ def run_without(absent: tuple[str, ...], script: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The record of the reduced check, run with torch and numpy alone."""
+    """Return the record of the reduced check, run with torch and numpy alone."""
     out = tmp_path_factory.mktemp("paper")
     shown = run_without((*ABSENT, *NEEDLESS), "paper_on_gpu.py", "--out", str(out))
     assert "reduced check" in shown
@@ -133,7 +133,7 @@ def test_loading_is_measured_in_every_way_and_conversion_on_one_and_two_workers(
 @pytest.mark.slow
 @pytest.mark.ray
 def test_many_requests_at_once_end_in_a_result_or_a_429_and_memory_stays() -> None:
-    """The load test in small: it fails by itself where a request ends otherwise."""
+    """Run the load test in small. The script itself fails if a request ends otherwise."""
     shown = run_without((), "service_load.py", "--requests", "24", "--rounds", "3")
     rounds = [line.split("|")[2:-1] for line in shown.splitlines() if re.match(r"\| \d", line)]
     ended = [re.findall(r"(\d+) (succeeded|429)", each[0]) for each in rounds]

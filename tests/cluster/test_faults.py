@@ -1,6 +1,6 @@
 """Training on a cluster that loses workers, nodes and its controller: `make faults`.
 
-Every run has to end in the weights, and in the log of losses, of the run that nothing happened to.
+Every run has to end in the weights and the log of losses of an undisturbed run.
 """
 
 import re
@@ -71,14 +71,14 @@ class Trial:
         self.wait_for_nodes()
 
     def wait_for_nodes(self) -> None:
-        """Until Ray sees exactly the nodes that are there."""
+        """Wait until Ray sees exactly the living nodes."""
         until = time.monotonic() + 90
         while set(self.node_ids()) != set(self.alive):
             assert time.monotonic() < until, f"{self.node_ids()} are not {list(self.alive)}"
             time.sleep(0.5)
 
     def node_ids(self) -> dict[str, str]:
-        """Ray's name of each living node."""
+        """Return Ray's id of each living node."""
         found = list_nodes(
             address=self.cluster.dashboard,
             filters=[("state", "=", "ALIVE")],
@@ -91,7 +91,7 @@ class Trial:
         }
 
     def command(self, run: str, *overrides: str) -> list[str]:
-        """Stage 1 into the folder `run`."""
+        """Return the command that trains stage 1 into the folder `run`."""
         given = [f"--set=pretrain.{override}" for override in overrides]
         return [
             sys.executable, "jobs/pretrain.py", "--config", str(self.folder / "tiny.yaml"),
@@ -99,16 +99,16 @@ class Trial:
         ]  # fmt: skip
 
     def log(self, run: str) -> list[Metrics]:
-        """What the run has logged."""
+        """Return the metrics that the run has logged."""
         return read_metrics(self.folder / run / "pretrain")
 
     def workers(self) -> int:
-        """How many workers of Ray Train there are now."""
+        """Count the current workers of Ray Train."""
         nodes = self.alive.values()
         return sum(len(node.processes("ray::RayTrainWorker")) for node in nodes)
 
     def victim(self, title: str = "ray::RayTrainWorker") -> tuple[str, int]:
-        """A process of the cluster, with its node."""
+        """Return a process of the cluster, with its node."""
         for name, node in {**self.alive, "head": self.cluster.started[0]}.items():
             if found := node.processes(title):
                 return name, found[0]
@@ -130,7 +130,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 
 
 def struck(trial: Trial, run: str, strike: Callable[[], None], *overrides: str) -> str:
-    """The output of a run that is struck amid its steps, and what it had saved before that."""
+    """Disturb a run between its steps; return its output and the checkpoints it had before."""
     trial.join()
     driver = trial.cluster.start(*trial.command(run, *overrides))
     wait(driver, lambda: reached(trial, run, SAVED_EVERY + SAVED_EVERY // 2))
@@ -139,12 +139,12 @@ def struck(trial: Trial, run: str, strike: Callable[[], None], *overrides: str) 
 
 
 def reached(trial: Trial, run: str, step: float) -> bool:
-    """Whether the log has come so far."""
+    """Return True once the log has reached the step."""
     return any(line["step"] >= step for line in trial.log(run))
 
 
 def wait(driver: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
-    """Until it holds, while the driver lives."""
+    """Wait until the condition holds while the driver lives."""
     until = time.monotonic() + 180
     while not holds():
         assert driver.poll() is None, driver.communicate()[0]
@@ -155,13 +155,13 @@ def wait(driver: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
 
 
 def ended(driver: "subprocess.Popen[str]") -> str:
-    """All that it said, and how it ended."""
+    """Return the driver's output and how it ended."""
     output, _ = driver.communicate(timeout=300)
     return f"{output}\nexit code {driver.returncode}"
 
 
 def assert_as_if_nothing_had_happened(trial: Trial, run: str) -> None:
-    """The same losses at the same steps, and the same weights, to the last bit."""
+    """Check for the same losses at the same steps, and the same weights to the last bit."""
     whole, found = (
         [(line["step"], line["loss"]) for line in trial.log(each)] for each in ("whole", run)
     )
@@ -175,7 +175,7 @@ def assert_as_if_nothing_had_happened(trial: Trial, run: str) -> None:
 
 
 def resumed_at(output: str) -> list[int]:
-    """The steps at which workers began, in order.
+    """Return the steps at which workers began, in order.
 
     Nodes of one machine share a folder of logs, so that each line arrives once a node.
     """

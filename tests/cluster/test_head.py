@@ -40,13 +40,13 @@ def ip(*arguments: str) -> None:
 
 
 def inside(host: str) -> list[str]:
-    """What runs a command where `host` is the machine's own address."""
+    """Return the command prefix for a network namespace in which `host` is the own address."""
     return ["ip", "netns", "exec", f"lc{host.replace('.', '-')}"]
 
 
 @contextmanager
 def network(*hosts: str) -> Iterator[None]:
-    """A namespace for each host, all on one bridge with this machine."""
+    """Create a network namespace for each host, all on one bridge with this machine."""
     names = [inside(host)[-1] for host in hosts]
     try:
         ip("link", "add", BRIDGE, "type", "bridge")
@@ -69,7 +69,7 @@ def network(*hosts: str) -> Iterator[None]:
 
 @contextmanager
 def redis(folder: Path) -> Iterator[None]:
-    """A Redis that both nodes reach."""
+    """Run a Redis server that both nodes can reach."""
     command = ["redis-server", "--bind", REDIS, "--protected-mode", "no", "--dir", str(folder)]
     process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
     try:
@@ -93,7 +93,7 @@ class Site:
         self.head = start_head(self.cluster)
 
     def replicas(self) -> list[int]:
-        """The sampler's processes on the node."""
+        """Return the sampler's processes on the node."""
         return self.node.processes("ray::ServeReplica:lesioncast:SamplerReplica")
 
 
@@ -130,7 +130,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def deploy(cluster: Nodes, folder: Path, url: str, **settings: object) -> None:
-    """The service as its operator deploys it: a configuration sent to the head."""
+    """Deploy the service as an operator does: with a configuration sent to the head."""
     application = {
         "name": "lesioncast",
         "import_path": "serve.app:build",
@@ -169,7 +169,7 @@ def health(url: str) -> int:
 
 @dataclass
 class Knocking:
-    """Asks the service ten times a second whether it is ready, from a thread."""
+    """Thread that asks the service ten times a second whether it is ready."""
 
     url: str
     answers: list[int] = field(default_factory=list)

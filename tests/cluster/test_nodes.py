@@ -33,7 +33,7 @@ can_hide = subprocess.run(["unshare", "--mount", "true"], capture_output=True).r
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Nodes]:
-    """A head without CPUs, and two nodes neither of which has room for all workers."""
+    """Start a head without CPUs and two nodes, neither of which has CPUs for all workers."""
     with nodes(PYTHONPATH=f"{ROOT}:{ROOT}/platform", OMP_NUM_THREADS="1") as found:
         found.head("--num-cpus=0")
         for name in ("a", "b"):
@@ -46,7 +46,7 @@ def job(cluster: Nodes, name: str, *arguments: str) -> "subprocess.CompletedProc
 
 
 def places(cluster: Nodes) -> dict[str, set[str]]:
-    """The names of nodes where each kind of task and actor has run."""
+    """Return the names of the nodes where each kind of task and actor has run."""
     names = {
         node.node_id: next((n for n in ("a", "b") if n in node.resources_total), "head")
         for node in list_nodes(address=cluster.dashboard, raise_on_missing_output=False)
@@ -94,7 +94,7 @@ def test_a_head_without_cpus_does_no_work_and_four_workers_span_two_nodes(
 
 
 def write_large_store(path: Path) -> int:
-    """Noise that fills the object store of a node three times over; returns its size in bytes."""
+    """Write a store of noise, three times a node's object store; return its bytes."""
     settings = StoreSettings((3, 128, 128), (3.0, 2.0, 2.0), resample=False)
     spec = StoreSpec(ARMS, settings.slab, settings.spacing)
     grid = place_slab(volume_of(head((9, 18, 14), 0), Geometry()), settings=settings, brain=None)

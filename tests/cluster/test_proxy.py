@@ -19,7 +19,7 @@ INGRESS = "ray::ServeReplica:lesioncast:Ingress"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, str]]:
-    """A cluster of one node and the service's address there."""
+    """Start a cluster of one node; yield it with the service's address."""
     folder = tmp_path_factory.mktemp("proxy")
     write_store(folder / "store.zarr", folder / "bids", test=4)
     write_bundle(folder / "bundle", num_steps=30)

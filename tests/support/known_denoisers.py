@@ -1,4 +1,4 @@
-"""Samplers on data whose denoiser is known: how far the spread is from the exact answer.
+"""Data whose denoiser is known: the error of a sampler against the exact answer.
 
 Gaussian data: a solver is then linear in its noise, so that unit vectors in place of the noise
 carry its coefficients, and the standard deviation is their norm, without any sampling. Binary data:
@@ -25,7 +25,7 @@ DEVIATIONS = (0.1, 0.3, 0.5, 1.0)
 
 
 def gaussian_denoiser(mean: float, deviation: float) -> Denoiser:
-    """E[x | z_t] for x ~ N(mean, deviation^2)."""
+    """Return E[x | z_t] for x ~ N(mean, deviation^2)."""
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
         alpha, sigma = (expand_to(value, z) for value in alpha_sigma(logsnr))
@@ -36,7 +36,7 @@ def gaussian_denoiser(mean: float, deviation: float) -> Denoiser:
 
 
 def lesion_denoiser(share: float, voxels: int) -> Denoiser:
-    """E[x | z_t] for x = sqrt(voxels) with probability `share`, else its negative."""
+    """Return E[x | z_t] for x = sqrt(voxels) with probability `share`, else its negative."""
     prior, size = math.log(share / (1 - share)), math.sqrt(voxels)
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def lesion_denoiser(share: float, voxels: int) -> Denoiser:
 
 
 def spread_error(deviation: float, schedule: ScheduleConfig, sampler: SamplerConfig) -> float:
-    """The sampled standard deviation of Gaussian data over the exact one, minus 1."""
+    """Return the sampled standard deviation of Gaussian data over the exact one, minus 1."""
     units = torch.eye(sampler.num_steps + 1, dtype=torch.float64)
     x = _follow(gaussian_denoiser(0.0, deviation), units, schedule, sampler)
     return float(x.norm() / deviation) - 1
@@ -56,7 +56,7 @@ def spread_error(deviation: float, schedule: ScheduleConfig, sampler: SamplerCon
 def share_error(
     share: float, voxels: int, schedule: ScheduleConfig, sampler: SamplerConfig, *, batches: int
 ) -> float:
-    """The sampled share of lesions over the exact one, minus 1, from batches of 32768 Sobol points.
+    """Return the sampled share of lesions over the exact one, minus 1, from Sobol points.
 
     Its own standard error is at most sqrt((1 - share) / share / 32768 / batches).
     """

@@ -1,4 +1,4 @@
-"""What KubeRay 1.7 demands beyond its schema, and what we demand of a pod."""
+"""Rules of KubeRay 1.7 beyond its schema, and our own rules for pods."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ LONGEST_GROUP = 63
 
 
 def faults(manifest: Manifest) -> list[str]:
-    """Sentences on what is wrong with a RayJob or a RayService."""
+    """Yield a sentence for each fault of a RayJob or a RayService."""
     cluster = cluster_of(manifest)
     if cluster is None:
         return []
@@ -103,14 +103,14 @@ def _variables(pod: Manifest) -> set[str]:
 
 
 def pod_faults(manifest: Manifest) -> list[str]:
-    """Where a pod is not confined, or claims what it does not say."""
+    """Yield a sentence where a pod is not confined, or uses a claim it does not declare."""
     return [
         f"{name}: {fault}" for name, pod in pods(manifest) for fault in confinement(pod["spec"])
     ]
 
 
 def confinement(spec: Manifest) -> Iterator[str]:
-    """The same of one pod's spec."""
+    """Yield a sentence for each missing restriction of a pod's spec."""
     context = spec.get("securityContext", {})
     if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
         yield "expected runAsNonRoot and a user"

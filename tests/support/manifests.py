@@ -1,4 +1,4 @@
-"""The manifests as kubectl renders them, and the schemas that they have to meet."""
+"""Manifests rendered by kubectl, and the schemas that they have to meet."""
 
 import copy
 import subprocess
@@ -22,7 +22,7 @@ Manifest = dict[str, Any]
 
 @cache
 def text(overlay: str) -> str:
-    """What the pinned kubectl prints for one overlay."""
+    """Return what the pinned kubectl prints for one overlay."""
     folder = ROOT / "k8s" / "overlays" / overlay
     done = subprocess.run(
         [kubectl_path(), "kustomize", folder], capture_output=True, text=True, check=False
@@ -33,19 +33,19 @@ def text(overlay: str) -> str:
 
 @cache
 def rendered(overlay: str) -> tuple[Manifest, ...]:
-    """The manifests of one overlay, as `kubectl apply -k` would send them; not to be written to."""
+    """Return the manifests of one overlay as `kubectl apply -k` sends them. Do not modify them."""
     return tuple(yaml.load_all(text(overlay), Loader=yaml.CSafeLoader))
 
 
 def everything() -> Iterator[tuple[str, Manifest]]:
-    """Each manifest of each overlay, with a name for messages."""
+    """Return each manifest of each overlay, with a name for messages."""
     for overlay in OVERLAYS:
         for manifest in rendered(overlay):
             yield f"{overlay}/{manifest['kind']}/{manifest['metadata']['name']}", manifest
 
 
 def one(overlay: str, kind: str, name: str) -> Manifest:
-    """The one manifest of this kind and name."""
+    """Return the one manifest of this kind and name."""
     (found,) = [
         each
         for each in rendered(overlay)
@@ -55,7 +55,7 @@ def one(overlay: str, kind: str, name: str) -> Manifest:
 
 
 def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
-    """A copy in which what lies at `path`, such as `spec/workers/0/image`, is `value`.
+    """Return a copy with `value` at `path`, such as `spec/workers/0/image`.
 
     A value of None removes it.
     """
@@ -72,14 +72,14 @@ def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
 
 
 def cluster_of(manifest: Manifest) -> Manifest | None:
-    """The Ray cluster that a RayJob or a RayService describes."""
+    """Return the Ray cluster that a RayJob or a RayService describes."""
     spec = manifest.get("spec", {})
     found: Manifest | None = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
     return found
 
 
 def pods(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
-    """The pod templates of a RayJob or a RayService: head, workers by group, submitter."""
+    """Yield the pod templates of a RayJob or a RayService: head, workers by group, submitter."""
     cluster = cluster_of(manifest)
     if cluster is None:
         return
@@ -91,9 +91,10 @@ def pods(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
 
 
 def kubernetes_faults(manifests: Sequence[Manifest]) -> str | None:
-    """What Kubernetes' own schema says against manifests of one kind; unknown fields count.
+    """Return what violates Kubernetes' schema in manifests of one kind.
 
-    They are checked as one list: the package reads its schema again for each call.
+    Unknown fields count. The manifests are checked as one list, because the package reads its
+    schema again for each call.
     """
     first = manifests[0]
     together = {
@@ -109,7 +110,7 @@ def kubernetes_faults(manifests: Sequence[Manifest]) -> str | None:
 
 
 def kuberay_faults(manifest: Manifest) -> list[str]:
-    """What KubeRay's resource definition says against a manifest; unknown fields count."""
+    """Return the violations of KubeRay's resource definition, unknown fields included."""
     errors = jsonschema.Draft7Validator(_kuberay_schema(manifest["kind"])).iter_errors(manifest)
     return [f"{error.json_path}: {error.message}" for error in errors]
 

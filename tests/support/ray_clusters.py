@@ -1,4 +1,4 @@
-"""Clusters of `ray start` on this machine: each node of its own processes, which can be killed."""
+"""Ray clusters of several nodes on this machine. Each node can be killed on its own."""
 
 import os
 import signal
@@ -21,13 +21,13 @@ OBJECT_STORE = 100 * 2**20
 
 @dataclass(frozen=True)
 class Node:
-    """One node: `ray start --block` and all that it started, a session of their own."""
+    """One node: the process group of `ray start --block`, in a session of its own."""
 
     name: str
     process: "subprocess.Popen[bytes]"
 
     def processes(self, title: str = "") -> list[int]:
-        """The living ones whose command line begins with `title`."""
+        """Return the living processes whose command line begins with `title`."""
         listing = subprocess.run(
             ["ps", "-e", "-o", "pid=,sess=,stat=,args="], capture_output=True, text=True
         )
@@ -39,7 +39,7 @@ class Node:
         ]
 
     def kill(self) -> None:
-        """SIGKILL to every process, as where the machine is gone."""
+        """Send SIGKILL to every process, as if the machine had failed."""
         for pid in self.processes():
             with suppress(ProcessLookupError):  # one may end with its parent
                 os.kill(pid, signal.SIGKILL)
@@ -58,7 +58,7 @@ class Nodes:
     ports: Mapping[str, int] = field(default_factory=dict)
 
     def head(self, *options: str, host: str = "127.0.0.1", inside: Sequence[str] = ()) -> Node:
-        """Start the head at `host`, again at the same ports; returns when its dashboard answers."""
+        """Start the head at `host`, always at the same ports; wait for its dashboard."""
         names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
         self.ports = self.ports or dict(zip(names, free_ports(len(names)), strict=True))
         self.address = f"{host}:{self.ports['port']}"
@@ -72,7 +72,7 @@ class Nodes:
         return head
 
     def join(self, name: str, *options: str, inside: Sequence[str] = ()) -> Node:
-        """Start a node, inside a command that runs its arguments; returns when it is up."""
+        """Start a node, `inside` a command prefix; return when it is up."""
         (agent,) = free_ports(1)
         node = self._start(
             name, f"--address={self.address}", f"--dashboard-agent-listen-port={agent}",
@@ -84,13 +84,13 @@ class Nodes:
         return node
 
     def run(self, *command: str, timeout: float = 400) -> "subprocess.CompletedProcess[str]":
-        """A driver's command to its end."""
+        """Run a driver's command to its end."""
         driver = self.start(*command)
         output, _ = driver.communicate(timeout=timeout)
         return subprocess.CompletedProcess(command, driver.returncode, output)
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
-        """A driver of the cluster; its errors join its output."""
+        """Start a driver of the cluster. Its errors join its output."""
         return subprocess.Popen(
             command, cwd=ROOT, env={**self.environment, "RAY_ADDRESS": self.address},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -128,7 +128,7 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def nodes(**environment: str) -> Iterator[Nodes]:
-    """An empty cluster in a folder and a HOME of its own; its nodes end with the block."""
+    """Yield an empty cluster with its own folder and HOME. Its nodes are killed at the end."""
     with ExitStack() as stack:
         # Sockets have short paths, which pytest's folders would exceed.
         home = stack.enter_context(
@@ -143,7 +143,7 @@ def nodes(**environment: str) -> Iterator[Nodes]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at now."""
+    """Return ports on which nothing listens now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,11 +1,11 @@
-"""What codecs and chunks cost and save on simulated cases: size, and processor time of each way.
+"""Compare codecs and chunk shapes on simulated cases: size, and processor time to write and read.
 
     PYTHONPATH=.:platform python tests/benchmarks/data/codecs.py \
         [--rounds 5] [--config FILE=CASES ...]
 
-Every variant is a shard in memory, through Zarr as conversion writes it and training reads it.
-Rounds alternate between variants; a figure is the median over rounds of the processor time of all
-threads a case, which other work on the machine disturbs less than the clock.
+Every variant is one shard in memory, written and read through Zarr as conversion and training do.
+Rounds alternate between variants. A figure is the median over rounds of the processor time of all
+threads for one case: other work on the machine disturbs it less than elapsed time.
 """
 
 import argparse
@@ -45,7 +45,7 @@ CONFIGS = ("jobs/configs/demo.yaml=64", "jobs/configs/paper.yaml=8")
 
 
 def variants() -> dict[str, Codecs]:
-    """Codecs by name; the checksum is measured on its own."""
+    """Return the codecs by name. The checksum is measured separately."""
     named: dict[str, Codecs] = {"none": ()}
     named |= {f"zstd {level}": (ZstdCodec(level=level),) for level in (1, 3, 9)}
     for kind, shuffle in itertools.product((("lz4", 5), ("zstd", 1), ("zstd", 5)), SHUFFLES):
@@ -57,20 +57,20 @@ def variants() -> dict[str, Codecs]:
 
 @dataclass
 class Figures:
-    """Bytes a case, and milliseconds of processor time a case in each round."""
+    """Bytes per case, and milliseconds of processor time per case in each round."""
 
     size: float
     encode: list[float]
     decode: list[float]
 
     def row(self) -> list[str]:
-        """Cells of a table."""
+        """Return the cells of a table row."""
         encode, decode = statistics.median(self.encode), statistics.median(self.decode)
         return [f"{self.size / 1024:.1f}", f"{encode:.2f}", f"{decode:.2f}"]
 
 
 def simulated(config: Path, subjects: int) -> dict[str, Array]:
-    """The arrays of that many simulated cases, as a store holds them."""
+    """Return the arrays of simulated cases in the form in which a store holds them."""
     sections = preset(config)
     cohort = replace(built(SimulationSettings, sections["simulation"]), subjects=subjects)
     store = built(StoreSettings, sections["store"])
@@ -90,7 +90,7 @@ def simulated(config: Path, subjects: int) -> dict[str, Array]:
 
 
 def shard(data: Array, codecs: Codecs, chunk: Sequence[int]) -> tuple[Any, int, float]:
-    """`data` [case, ...] as one shard; also its bytes, and the seconds that it took."""
+    """Write `data` [case, ...] as one shard; return the array, its bytes and its seconds."""
     files: dict[str, Any] = {}
     array = zarr.create_array(
         MemoryStore(files),
@@ -109,7 +109,7 @@ def shard(data: Array, codecs: Codecs, chunk: Sequence[int]) -> tuple[Any, int, 
 
 
 def reading(array: Any, sessions: slice | None = None) -> float:
-    """Seconds to read every case of an array, one after the other."""
+    """Return the seconds it takes to read every case of an array, one after the other."""
     started = time.process_time()
     for case in range(array.shape[0]):
         _ = array[case] if sessions is None else array[case, sessions]
@@ -117,7 +117,7 @@ def reading(array: Any, sessions: slice | None = None) -> float:
 
 
 def compare(arrays: Mapping[str, Array], rounds: int) -> str:
-    """A table of codecs for each array, chunks a case and session."""
+    """Return a table of codecs for each array, with one chunk per case and session."""
 
     sections = []
     for name in NAMES:
@@ -137,7 +137,7 @@ def compare(arrays: Mapping[str, Array], rounds: int) -> str:
 
 
 def compare_chunks(flair: Array, rounds: int) -> str:
-    """A table of chunks for FLAIR: a case, or a case and session, with and without checksum."""
+    """Return a table of chunk shapes for FLAIR: per case, or per case and session."""
     plain: Codecs = CODECS[:-1]
     layouts: dict[str, tuple[Codecs, tuple[int, ...]]] = {
         "a case": (plain, flair.shape[1:]),

@@ -1,13 +1,13 @@
-"""A full-size simulated trial that converts, is killed at random, goes on and is verified.
+"""Convert a full-size simulated trial under random SIGKILLs and verify the resulting store.
 
     PYTHONPATH=.:platform python tests/benchmarks/data/conversion_kills.py --folder /tmp/kills \
         --set 'simulation.shape=[21, 256, 256]' [--subjects 300]
 
-Simulates the trial, converts it once undisturbed, then again in runs that each lose a worker and
-then their driver to SIGKILL, at random moments, every other one amid a shard's files; then to the
-end. Prints how far each run got, whether the two stores are the same to the last byte, what
-`--verify` says and how long a conversion takes that has nothing to do. Exit code 1 if one of these
-is not as it should be.
+Simulate the trial and convert it once undisturbed. Convert it again in several runs: each loses a
+worker and then its driver to SIGKILL at random moments, every second time while a shard's files
+are being written. A last run completes the store. Print how far each run got, whether both stores
+are equal byte for byte, what `--verify` reports, and how long a conversion with nothing to do
+takes. The exit code is 1 if any check fails.
 """
 
 import argparse
@@ -28,12 +28,12 @@ Command = list[str]
 
 
 def job(name: str, *flags: str) -> Command:
-    """The command of a job."""
+    """Return the command line of a job."""
     return [sys.executable, str(JOBS / name), *flags]
 
 
 def timed(command: Command) -> tuple[bool, float]:
-    """Whether a command ended well, and its seconds; what it said is shown if it did not."""
+    """Run a command; return whether it succeeded and its seconds. Print its output if it failed."""
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -42,12 +42,12 @@ def timed(command: Command) -> tuple[bool, float]:
 
 
 def count(store: Path, pattern: str) -> int:
-    """Files of a store."""
+    """Count the files of a store that match the pattern."""
     return sum(1 for _ in store.glob(pattern))
 
 
 def workers_of(driver: int) -> list[int]:
-    """Processes that build a shard below a driver: its raylet starts them."""
+    """Return the processes below a driver that build a shard. The raylet starts them."""
     parents: dict[int, int] = {}
     builders: list[int] = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -70,7 +70,7 @@ def _line(pid: int, parents: dict[int, int]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Strike:
-    """Who dies, how long after shards are being built, and whether amid the files of one."""
+    """One SIGKILL: its victim, its delay, and whether it waits for files to be written."""
 
     victim: str
     seconds: float
@@ -78,7 +78,7 @@ class Strike:
 
 
 def strikes(rng: random.Random, runs: int, *, within: float) -> list[tuple[Strike, Strike]]:
-    """For each run one of its workers and then itself; every other strike hits amid a shard."""
+    """Plan two strikes per run: a worker, then the driver. Every second one hits during writing."""
     return [
         (
             Strike("worker", rng.uniform(0, within), number % 2 == 0),
@@ -89,7 +89,7 @@ def strikes(rng: random.Random, runs: int, *, within: float) -> list[tuple[Strik
 
 
 def killed_run(command: Command, store: Path, planned: Sequence[Strike]) -> bool:
-    """Run with those strikes and say what became of it; False where there was nobody to kill."""
+    """Run a conversion with these strikes; return False if one found no victim."""
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     struck = [strike(driver, store, each) for each in planned]
     code = driver.wait()
@@ -100,7 +100,7 @@ def killed_run(command: Command, store: Path, planned: Sequence[Strike]) -> bool
 
 
 def strike(driver: "subprocess.Popen[bytes]", store: Path, planned: Strike) -> bool:
-    """Wait for the moment, kill, and say what there was then; False where the run had ended."""
+    """Wait for the moment, kill, and print the progress; return False if the run had ended."""
     until(lambda: bool(workers_of(driver.pid)), driver)
     until_time = time.monotonic() + planned.seconds
     until(lambda: time.monotonic() >= until_time, driver)
@@ -118,13 +118,13 @@ def strike(driver: "subprocess.Popen[bytes]", store: Path, planned: Strike) -> b
 
 
 def until(reached: Callable[[], bool], driver: "subprocess.Popen[bytes]") -> None:
-    """Wait, but not for a driver that has ended."""
+    """Wait until the condition holds or the driver has ended."""
     while driver.poll() is None and not reached():
         time.sleep(POLL)
 
 
 def differing(one: Path, other: Path) -> list[str]:
-    """Files that are not the same, byte for byte, in two folders."""
+    """Return the files that differ between two folders, byte for byte."""
     names = {p.relative_to(f) for f in (one, other) for p in f.rglob("*") if p.is_file()}
     return sorted(str(name) for name in names if not _same(one / name, other / name))
 
@@ -134,7 +134,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all of it; the exit code is in the module's docstring."""
+    """Run every step; return the exit code described in the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--config", default=str(JOBS / "configs" / "paper.yaml"))
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def step(what: str, command: Command) -> tuple[bool, float]:
-    """Run a command and say how long it took."""
+    """Run a command and print how long it took."""
     good, seconds = timed(command)
     print(f"{what}: {seconds:.1f} s", flush=True)
     return good, seconds

@@ -1,4 +1,4 @@
-"""Ways to bring all cases of a trial to a training step as tensors, in an order that is given.
+"""Loaders that bring all cases of a trial to a training step as tensors, in a given order.
 
 Each yields how many cases every batch holds, once it has x and c_f of all of them.
 """
@@ -42,7 +42,7 @@ Way = Callable[[Order], Iterator[int]]
 def ways(
     store: Store, folder: Path, *, bids: Path, layout: TrialLayout, batch: int
 ) -> dict[str, Way]:
-    """All of them by name, each ready to be called with an order of the cases."""
+    """Return the loaders by name. Each is called with an order of the cases."""
     cache = replace(training_cases(store, PAPER_ARM_NAMES), roots=(folder / "cache",))
     files = [_files(case, bids, layout) for case in store.cases]
     return {
@@ -60,7 +60,7 @@ def ways(
 
 
 def by_index(cases: CaseDataset, order: Order, *, batch: int) -> Iterator[int]:
-    """As the training loop does."""
+    """Read the node cache by index, as the training loop does."""
     parts = np.array_split(order, range(batch, len(order), batch))
     depth = 4 if cases.streamed else 1
     for _, made in prefetch(
@@ -70,7 +70,7 @@ def by_index(cases: CaseDataset, order: Order, *, batch: int) -> Iterator[int]:
 
 
 def through_ray_data(cache: CaseSelection, order: Order, *, batch: int) -> Iterator[int]:
-    """A pass of Ray Data over the cases in that order, which is their shuffle."""
+    """Read the cases with Ray Data in the given (shuffled) order."""
     source = ZarrDatasource(
         cache.store,
         columns=("case", "flair", "masks", "present", "arm"),
@@ -98,7 +98,7 @@ def _held(batch: Batch) -> int:
 
 @dataclass(frozen=True)
 class Files:
-    """A case and the paths of its channels (a tuple MONAI would take apart)."""
+    """A case and the paths of its channels. MONAI would take a plain tuple apart."""
 
     case: Case
     paths: dict[tuple[str, str], str]
@@ -116,7 +116,7 @@ def _files(case: Case, bids: Path, layout: TrialLayout) -> Files:
 
 
 def read_files(files: Files) -> torch.Tensor:
-    """[channel, s, h, w] of a case from its own files, which lie in RAS+; FLAIR is not scaled."""
+    """Read [channel, s, h, w] of a case from its RAS+ files. FLAIR is not scaled."""
     volumes = [
         to_slab(
             np.asarray(nib.load(files.paths[key]).dataobj, np.float32).T, files.case.grid, order=0
@@ -127,13 +127,13 @@ def read_files(files: Files) -> torch.Tensor:
 
 
 def with_nibabel(files: list[Files], order: Order, *, batch: int) -> Iterator[int]:
-    """Each case from its NIfTI files, every time."""
+    """Read each case from its NIfTI files every time."""
     for part in np.array_split(order, range(batch, len(order), batch)):
         yield len(torch.stack([read_files(files[place]) for place in part]))
 
 
 class Read(Transform):  # type: ignore[misc]
-    """What MONAI keeps on disk: the channels as they go to the network."""
+    """MONAI transform, cached on disk: a case's channels as the network takes them."""
 
     def __call__(self, files: Files) -> torch.Tensor:
         return read_files(files)
@@ -142,7 +142,7 @@ class Read(Transform):  # type: ignore[misc]
 def with_monai(
     files: list[Files], folder: Path, order: Order, *, batch: int, workers: int
 ) -> Iterator[int]:
-    """MONAI's cache on disk, filled in the round that does not count."""
+    """Read through MONAI's disk cache, which the warm-up round fills."""
     data = [files[place] for place in order]
     dataset = PersistentDataset(data, Compose([Read()]), cache_dir=folder, hash_func=_name)
     sampler = SequentialSampler(dataset)  # the order is the shuffle

@@ -1,4 +1,4 @@
-"""How fast a trial becomes a store and its cases tensors, beside NIfTI files and MONAI's cache.
+"""Measure conversion and data loading beside NIfTI files and MONAI's PersistentDataset.
 
     PYTHONPATH=.:platform python tests/benchmarks/data/data_loading.py --out OUT \
         --config jobs/configs/paper.yaml --subjects 64 --set 'simulation.shape=[21, 256, 256]'
@@ -39,7 +39,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Conversion:
-    """What converting the whole trial took."""
+    """Time and memory of converting the whole trial."""
 
     workers: int
     seconds: float
@@ -56,17 +56,17 @@ class Reading:
 
     @property
     def median(self) -> float:
-        """Over the rounds."""
+        """Return the median over the rounds."""
         return statistics.median(self.rounds)
 
     def times(self, other: "Reading") -> float:
-        """How many times as fast as another way: the median of each round's ratio."""
+        """Return the speed relative to another loader: the median of the rounds' ratios."""
         pairs = zip(self.rounds, other.rounds, strict=True)
         return statistics.median(own / others for own, others in pairs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the trial, measure, print the tables."""
+    """Simulate the trial, measure, and print the tables."""
     parser = job_parser(__doc__ or "")
     parser.add_argument("--out", type=Path, required=True, help="for the trial, stores and record")
     parser.add_argument("--subjects", type=int, default=64)
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """The whole benchmark as plain numbers."""
+    """Return the whole benchmark as plain numbers."""
     begun = os.getloadavg()
     given = ["--config", str(args.config), "--set", f"simulation.subjects={args.subjects}"]
     for override in (
@@ -114,13 +114,13 @@ def measure(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def require(code: int) -> None:
-    """A job that did not end well ends the benchmark."""
+    """Raise SystemExit if a job failed."""
     if code:
         raise SystemExit(code)
 
 
 def converted(given: list[str], out: Path, *, workers: int) -> Conversion:
-    """Converts the trial anew on a cluster of so many CPUs, whose start is not counted."""
+    """Convert the trial on a cluster of so many CPUs. Starting the cluster is not counted."""
     store = out / f"store-{workers}.zarr"
     shutil.rmtree(store, ignore_errors=True)
     with ray_cluster(RaySettings(num_cpus=workers)):
@@ -135,7 +135,7 @@ Way = Callable[[np.ndarray[Any, Any]], Iterator[int]]
 
 
 def read(ways: dict[str, Way], *, cases: int, rounds: int) -> list[Reading]:
-    """Every way once to warm up, then in turn: what disturbs the machine disturbs them alike."""
+    """Time the loaders in alternating rounds, so that disturbances affect all of them alike."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         order = np.random.default_rng((SEED, turn)).permutation(cases)
@@ -151,7 +151,7 @@ def read(ways: dict[str, Way], *, cases: int, rounds: int) -> list[Reading]:
 
 
 def report(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
+    """Return the record as Markdown."""
     load = record["load_average"]
     slab = " x ".join(map(str, record["slab"]))
     opening = (

@@ -1,7 +1,7 @@
-"""Simulated cases as arrays on disk, made without Ray: a node's cache for each split.
+"""Write simulated cases as arrays on disk without Ray: one node cache per split.
 
-Beside the arrays of `lesioncast.training.data.node_cache` lies what an evaluation needs of the same
-cases: subjects, scalars and the lesions that came.
+Beside the arrays of `lesioncast.training.data.node_cache` it writes what an evaluation of these
+cases needs: subjects, image features and observed lesions.
 """
 
 import json
@@ -41,26 +41,26 @@ Row = dict[str, npt.NDArray[Any]]
 
 
 def preset(path: Path) -> dict[str, dict[str, Any]]:
-    """The sections of a configuration; `lesioncast.config` would need pydantic and Ray."""
+    """Return the sections of a configuration. `lesioncast.config` would need pydantic and Ray."""
     raw: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())
     return raw
 
 
 def built(kind: type[Built], section: dict[str, Any]) -> Built:
-    """A section as its dataclass, lists as tuples."""
+    """Return a section as its dataclass, with lists turned into tuples."""
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
 
 
 @dataclass(frozen=True)
 class Split:
-    """The cases of one split and what became of them."""
+    """The cases of one split and their observed outcomes."""
 
     cases: CaseDataset
     outcomes: OutcomeTable
 
 
 def open_split(folder: Path) -> Split:
-    """A folder that `make` wrote."""
+    """Open a folder that `make` wrote."""
     names = ("arm", "scalars", "plain", "opened", "earlier", "regions")
     rest = {name: np.load(folder / f"{name}.npy") for name in names}
     subjects = tuple(json.loads((folder / "subjects.json").read_text()))

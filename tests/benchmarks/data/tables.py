@@ -1,4 +1,4 @@
-"""The record of a benchmark as Markdown."""
+"""Markdown tables of a benchmark record."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,13 +21,13 @@ TITLES = {
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def report(record: Record) -> str:
-    """The whole record, sections that were not asked for left out."""
+    """Return the whole record as Markdown, without the sections that were not requested."""
     sections = [_opening(record)]
     for section, title in TITLES.items():
         if rows := [row for row in record["rows"] if row["section"] == section]:

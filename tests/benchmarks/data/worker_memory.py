@@ -1,11 +1,11 @@
-"""How much memory the Ray workers below this process have needed at most, and need now."""
+"""Peak and current memory of the Ray workers below this process."""
 
 import os
 from pathlib import Path
 
 
 def peaks_of_workers() -> list[float]:
-    """MiB of the largest resident set of each worker so far, shared pages included."""
+    """Return each worker's peak resident set in MiB, including shared pages."""
     fields = {int(path.parent.name): _status(path) for path in Path("/proc").glob("[0-9]*/status")}
     return [
         int(status["VmHWM"].split()[0]) / 1024
@@ -36,7 +36,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def memory_now() -> float:
-    """MiB of this process and all below it, each shared page counted once."""
+    """Return the MiB of this process and all below it, counting each shared page once."""
     ids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     fields = {pid: _status(Path(f"/proc/{pid}/status")) for pid in ids}
     return sum(_shares(pid) for pid in ids if pid == os.getpid() or _ours(pid, fields))

@@ -1,4 +1,4 @@
-"""Pieces of a step on their own: what each convolution reaches, and what the rest costs."""
+"""Costs of the parts of a training step, measured separately: convolutions and everything else."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ TUNED = Variant("", tuned=True, channels_last=True)
 
 
 def convolution_shapes(scale: Scale) -> Counter[Shape]:
-    """How often the UNet's forward pass meets each convolution."""
+    """Count how often the UNet's forward pass runs each shape of convolution."""
     shapes: Counter[Shape] = Counter()
 
     def note(module: nn.Conv2d, arguments: tuple[Tensor, ...]) -> None:
@@ -57,7 +57,7 @@ def convolution_shapes(scale: Scale) -> Counter[Shape]:
 
 
 def convolutions(scale: Scale, device: torch.device) -> list[Row]:
-    """Every convolution of the UNet alone in bfloat16, channels_last: the floor of a step."""
+    """Time every convolution of the UNet in bfloat16, channels_last: a lower bound of a step."""
     rows = []
     with switched(TUNED):
         for shape, times in sorted(convolution_shapes(scale).items()):
@@ -98,7 +98,7 @@ def _convolution(shape: Shape, batch: int, device: torch.device) -> tuple[Timing
 
 
 def norms(scale: Scale, device: torch.device) -> Iterator[Row]:
-    """GroupNorm and SiLU at full resolution, forward and backward: bytes, not operations."""
+    """Time GroupNorm and SiLU at full resolution, which are limited by memory bandwidth."""
     config = scale.model.unet
     for layout, memory_format in LAID_OUT.items():
         for mode in (None, "default"):
@@ -129,14 +129,14 @@ def _both_ways(function: Callable[[Tensor], Tensor], x: Tensor, variant: Variant
 
 
 def _timed(name: str, call: Call, device: torch.device, *, tensor: Tensor | None = None) -> Row:
-    """`tensor`, where given: how many times its bytes the device could have moved meanwhile."""
+    """Return a timed row; with `tensor` it also holds its size, to compare with the bandwidth."""
     timing = measure(call, device=device)
     row: Row = {"part": name, "ms": timing.median, "low": timing.low, "high": timing.high}
     return row if tensor is None else row | {"bytes": tensor.nbytes}
 
 
 def last_layer(scale: Scale, device: torch.device) -> Iterator[Row]:
-    """The UNet's `out`, forward and backward, in the three precisions it could run in."""
+    """Time the UNet's last layer, forward and backward, in three precisions."""
     for name, tf32, reduced in (
         ("float32", False, False),
         ("TF32", True, False),
@@ -168,7 +168,7 @@ def _shallow(config: UNetConfig) -> UNetConfig:
 
 
 def attention(scale: Scale, device: torch.device) -> Iterator[Row]:
-    """Attention at its larger size: which backend PyTorch picks in each layout, and all timed."""
+    """Time attention at its largest size in each layout, and every backend on its own."""
     config = scale.model.unet
     stage = config.attention_stages[0]
     width, size = config.widths[stage], max(1, scale.size // 2**stage)
@@ -207,7 +207,7 @@ def _backends(device: torch.device) -> list[SDPBackend]:
 
 
 def _chosen(layer: SelfAttention, x: Tensor) -> str:
-    """The backend for the strides that q, k and v have in this layout."""
+    """Return the backend that PyTorch chooses for the strides of q, k and v in this layout."""
     seen: list[str] = []
     original = functional.scaled_dot_product_attention
 
@@ -225,7 +225,7 @@ def _chosen(layer: SelfAttention, x: Tensor) -> str:
 
 
 def bookkeeping(scale: Scale, device: torch.device) -> Iterator[Row]:
-    """What a step does besides the passes: clip, Adam, the average."""
+    """Time gradient clipping, Adam and the moving average of the weights."""
     with device:
         unet = UNet(scale.model.unet)
     placed(unet, TUNED, device)
@@ -244,7 +244,7 @@ def _average(state: TrainState) -> None:
 
 
 def data_and_noise(scale: Scale, device: torch.device) -> Iterator[Row]:
-    """The first fold, a batch's way to the device, and the noise of a sampler's step."""
+    """Time the first fold, a batch's copy to the device, and the noise of a sampler's step."""
     data = inputs(scale, batch=scale.batch, device=device)
     host = data.x.cpu()
     shape = tuple(data.x.shape[1:])

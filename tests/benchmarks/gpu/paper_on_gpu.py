@@ -1,9 +1,9 @@
-"""The paper's networks on one GPU: passes, steps and sampling as shares of the matrix ceiling.
+"""Measure the paper's networks on one GPU as shares of the device's matrix throughput.
 
     PYTHONPATH=.:platform python3 tests/benchmarks/gpu/paper_on_gpu.py --out FOLDER
 
-Needs torch and numpy. Without a GPU the same code runs once over networks of a few thousand
-weights: that checks the script, and its figures say nothing of any machine.
+Requires torch and numpy. Without a GPU the same code runs once over networks of a few thousand
+weights. That checks the script; its figures do not describe any machine.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Bench:
-    """One run: the device, the ceiling measured along the way, and the record so far."""
+    """One run: the device, its measured ceiling, and the record so far."""
 
     def __init__(self, batch: int | None, *, minutes: float, out: Path | None) -> None:
         torch.manual_seed(0)
@@ -115,7 +115,7 @@ class Bench:
                 self.row(section, scale, variant, build)
 
     def planned(self, section: str) -> Iterator[tuple[Scale, Variant, Build]]:
-        """What a section measures, the answer that matters most first."""
+        """Yield what a section measures, the most important variant first."""
         single = replace(self.scale, batch=1)
         if self.reduced:  # one plain, one traced: as much of the code as a CPU can run
             traced = {"stage1": (BEST,), "stage2": (BEST,)}.get(section, ())
@@ -171,13 +171,13 @@ class Bench:
         self.attempt(row, timed)
 
     def flops(self, section: str) -> float:
-        """Operations a case of what a section times."""
+        """Return the floating-point operations per case of a section."""
         if section == "sampling":
             return self.sampled * self.operations["evaluation"]
         return self.operations[COUNTED_AS.get(section, section)]
 
     def attempt(self, row: Record, measured: Call) -> None:
-        """One row, whatever becomes of it: out of memory or a failed compilation ends no run."""
+        """Record one row. Running out of memory or a failed compilation does not end the run."""
         self.record["rows"].append(row)
         if time.monotonic() > self.deadline:
             row["failed"] = "not begun: out of time"
@@ -196,7 +196,7 @@ class Bench:
         print(f"{row['section']}: {row['name']}: {shown}", file=sys.stderr, flush=True)
 
     def pieces(self) -> None:
-        """Convolutions and other parts on their own."""
+        """Measure convolutions and other parts separately."""
 
         def alone() -> None:
             self.record["convolutions"] = layer_costs.convolutions(self.scale, self.device)
@@ -211,7 +211,7 @@ class Bench:
             self.attempt({"section": "parts", "name": part.__name__}, one)
 
     def kernels(self) -> None:
-        """The kernels that take most of a step's time in the best variant."""
+        """Record the kernels that take most of a step's time in the best variant."""
         with switched(BEST):
             call = workloads.stage1(self.scale, BEST, self.device)
             for _ in range(3):
@@ -227,7 +227,7 @@ class Bench:
         ]
 
     def forget(self) -> None:
-        """Give back what the last row held, on the device and in the compiler."""
+        """Free the memory and compiled code of the last row."""
         gc.collect()
         torch.compiler.reset()
         counters.clear()
@@ -236,12 +236,12 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
     def wait(self) -> None:
-        """Until the device has done what was asked of it."""
+        """Wait until the device has finished all queued work."""
         if not self.reduced:
             torch.cuda.synchronize()
 
     def save(self) -> None:
-        """The record so far, as JSON and as tables."""
+        """Write the record so far as JSON and as tables."""
         self.record["ceiling"] = {
             "tflops": self.ceiling.products,
             "tflops_median": self.ceiling.tflops,
@@ -255,7 +255,7 @@ class Bench:
 
 
 def described(device: torch.device) -> Record:
-    """What the figures were measured on."""
+    """Describe the device and software that the figures were measured on."""
     on_gpu = device.type == "cuda"
     return {
         "name": torch.cuda.get_device_name() if on_gpu else "CPU",

@@ -1,4 +1,4 @@
-"""A middle-sized forecaster trained on one GPU in minutes, and what Table 3 says of it.
+"""Train a medium-sized model on one GPU in minutes and evaluate it as in Table 3.
 
     PYTHONPATH=.:platform python3 tests/benchmarks/gpu/small_on_gpu.py --cases FOLDER --minutes 4
 
@@ -57,7 +57,7 @@ LATER = channels_outside_sessions(parse_channels(CONDITION), (BASELINE_SESSION,)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the cases, train both stages, draw the held-out cases, print the tables."""
+    """Simulate cases, train both stages, sample the test cases and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a stage went: `loss` is the mean of its last tenth."""
+    """A stage's result. `loss` is the mean over the last tenth of its steps."""
 
     steps: int
     ms_per_step: float
@@ -97,7 +97,7 @@ class Trained:
 
 
 class Resident:
-    """The training or test cases on the device: x and condition in float16, which loses nothing."""
+    """The training or test cases on the device. float16 holds x and the condition without loss."""
 
     def __init__(self, cases: CaseDataset, device: torch.device) -> None:
         self.active = cases.active
@@ -147,13 +147,13 @@ class Run:
         say(f"{len(self.resident)} training cases on {self.name}")
 
     def pretrained(self, seconds: float) -> tuple[UNet, Trained]:
-        """Stage 1, its averaged weights."""
+        """Train stage 1 and return its averaged weights."""
         with self.device:
             unet = UNet(self.model.unet)
         return unet, self.fitted("pretrain", PretrainModule(unet), seconds)
 
     def finetuned(self, unet: UNet, seconds: float) -> tuple[ControlNet, Trained]:
-        """Stage 2 on the frozen UNet, its averaged weights."""
+        """Train stage 2 on the frozen UNet and return its averaged weights."""
         with self.device:
             control = ControlNet.from_unet(self.model.control, unet)
         trained = self.fitted("finetune", FinetuneModule(unet, control), seconds)
@@ -164,7 +164,7 @@ class Run:
         return control, trained
 
     def patients(self, control: ControlNet) -> PriorTrainingData:
-        """What the prior of the lesion load is fitted to."""
+        """Return the data that the lesion-load prior is fitted to."""
         held = self.resident
         burden = [control.burden_of(some.float()) for some in held.condition.split(32)]
         load = lesion_load_class(held.x[:, NET2], self.model.unet.lesion_load_thresholds)
@@ -173,7 +173,7 @@ class Run:
         return PriorTrainingData(torch.cat(burden), none, held.arm, load, lesions)
 
     def fitted(self, stage: str, networks: nn.Module, seconds: float) -> Trained:
-        """Train the networks for so many seconds, as many steps as their measured pace allows."""
+        """Train the networks for the given seconds, as many steps as their measured pace allows."""
         compiled: Any = networks
         if self.on_gpu:
             networks.to(memory_format=torch.channels_last)
@@ -209,7 +209,7 @@ class Run:
     def steps(
         self, stage: str, state: TrainState, networks: nn.Module, number: int
     ) -> Iterator[Tensor]:
-        """The losses of `number` steps from the state's own, as training/loop.py takes them."""
+        """Take `number` steps as training/loop.py does; return their losses."""
         settings = self.settings[stage]
         weight = settings.flair_weight
         objective = self.model.objective
@@ -248,7 +248,7 @@ class Run:
     def batch(
         self, settings: TrainSettings, step: int, *, conditioned: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x, arm and, in stage 2, condition of a step, with what it drops taken away."""
+        """Return x, arm and, in stage 2, the condition of a step, after dropout."""
         active = self.resident.active
         rows = batch_rows(
             active,
@@ -277,7 +277,7 @@ class Run:
         return x, arm, condition.masked_fill(no_channel[:, :, None, None, None], 0)
 
     def evaluated(self, model: LesionDiffusion, *, samples: int) -> EvaluationReport:
-        """Return the evaluation of `samples` a held-out case on its own arm."""
+        """Evaluate `samples` samples of each test case under its factual arm; return the record."""
         held, arms = Resident(self.test.cases, self.device), self.test.outcomes.arm
         seeds = [sample_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
         pieces = [
@@ -325,29 +325,29 @@ class Run:
     def stated(
         self, model: LesionDiffusion, condition: Tensor, arm: int
     ) -> ExpectedOutcomes | None:
-        """What the model states of one case under its own arm."""
+        """Return the expected outcomes of one case under its factual arm."""
         stated = model.expected_outcomes(condition, None)
         return None if stated is None else ExpectedOutcomes(*(float(each[arm]) for each in stated))
 
     def autocast(self) -> Any:
-        """bfloat16 on a GPU; CPUs without it would be slower for it."""
+        """Use bfloat16 on a GPU only: it slows down CPUs without native support."""
         return torch.autocast("cuda", dtype=torch.bfloat16) if self.on_gpu else nullcontext()
 
     def report(self, stage: str, losses: list[Tensor], step: int) -> None:
-        """A line; a loss that is no number ends the run."""
+        """Print a line of progress. Raise an error if the loss is not finite."""
         mean = float(torch.stack(losses).mean())
         if not np.isfinite(mean):
             raise FloatingPointError(f"{stage}: expected a finite loss by step {step}, got {mean}")
         say(f"{stage}: step {step}, loss {mean:.4g}")
 
     def wait(self) -> None:
-        """Until the device has done what was asked of it."""
+        """Wait until the device has finished all queued work."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
 
 def say(line: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Time on a device: medians over repeats, and the two ceilings that every figure refers to."""
+"""Timing on a device: medians over repeats, and the two ceilings that figures are compared with."""
 
 import statistics
 import time
@@ -24,7 +24,7 @@ class Timing:
 
 
 def measure(call: Call, *, device: torch.device, warmup: int = 3) -> Timing:
-    """Times `call` after `warmup` calls; slow calls are repeated less often."""
+    """Time `call` after `warmup` calls. Slow calls are repeated less often."""
     for _ in range(warmup):
         call()
     (once,) = _milliseconds(call, device=device, repeats=1)
@@ -60,7 +60,7 @@ def _on_clock(call: Call) -> float:
 
 @dataclass
 class Ceiling:
-    """What the device reaches at best, measured again before every row of a table.
+    """The best throughput of the device, measured again before every row of a table.
 
     `products` are bfloat16 matrix products in TFLOP/s, `copies` device-to-device copies in TB/s,
     bytes read and written.
@@ -71,7 +71,7 @@ class Ceiling:
     copies: list[float] = field(default_factory=list)
 
     def sample(self) -> None:
-        """Measure both once more, on fresh random data."""
+        """Measure both ceilings once more, on fresh random data."""
         on_gpu = self.device.type == "cuda"
         n = 8192 if on_gpu else 256
         a, b = (torch.randn(n, n, device=self.device).bfloat16() for _ in range(2))

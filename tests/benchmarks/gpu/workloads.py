@@ -1,4 +1,4 @@
-"""What is measured: passes and steps of the networks, and how many operations each must do.
+"""Measured workloads: passes and steps of the networks, and the operations each needs.
 
 Needs torch and the two rooms of lesioncast that need nothing else: `diffusion`, and of `training`
 the optimiser's state.
@@ -29,7 +29,7 @@ SAMPLER = SamplerConfig(solver="sde-dpmsolver++", eta=0.2, guidance=2.0)
 
 @dataclass(frozen=True)
 class Scale:
-    """Networks and the slab [slices, size, size] they see, `batch` cases at a time."""
+    """Networks, the slab [slices, size, size] they process, and the batch size."""
 
     model: ModelConfig
     size: int
@@ -103,7 +103,7 @@ AUTOTUNED = Variant(
 
 @contextmanager
 def switched(variant: Variant) -> Iterator[None]:
-    """PyTorch's global switches as the variant wants them, then as they were."""
+    """Set PyTorch's global switches for the variant, and restore them afterwards."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     reduced = variant.tf32 and variant.precision == "float32"
@@ -115,7 +115,7 @@ def switched(variant: Variant) -> Iterator[None]:
 
 
 def autocast(variant: Variant, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 in matrix products and convolutions, if the variant says so."""
+    """Use bfloat16 in matrix products and convolutions if the variant says so."""
     enabled = variant.precision == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -132,7 +132,7 @@ class Inputs:
 
 
 def inputs(scale: Scale, *, batch: int, device: torch.device) -> Inputs:
-    """Never zeros: products of zeros run faster than those of data."""
+    """Return random cases. Zeros would not do: products of zeros run faster than those of data."""
     unet, size = scale.model.unet, scale.size
     target = (batch, unet.target_channels, unet.slices, size, size)
     return Inputs(
@@ -147,7 +147,7 @@ def inputs(scale: Scale, *, batch: int, device: torch.device) -> Inputs:
 
 
 def placed(module: nn.Module, variant: Variant, device: torch.device) -> None:
-    """Onto `device` in the variant's memory format, zero layers given small random weights."""
+    """Move a network to `device` in the variant's memory format; fill zero layers with noise."""
     for parameter in module.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.01)
@@ -158,7 +158,7 @@ def placed(module: nn.Module, variant: Variant, device: torch.device) -> None:
 
 
 def compiled(function: Callable[..., Tensor], variant: Variant, device: torch.device) -> Network:
-    """`function` as the variant runs it; without a GPU torch.compile only traces."""
+    """Compile `function` if the variant says so. Without a GPU torch.compile only traces."""
     if variant.compiled is None:
         return function
     if device.type != "cuda":
@@ -167,7 +167,7 @@ def compiled(function: Callable[..., Tensor], variant: Variant, device: torch.de
 
 
 def forward(scale: Scale, variant: Variant, device: torch.device) -> Call:
-    """The UNet alone, without gradients."""
+    """Return a forward pass of the UNet without gradients."""
     with device:
         unet = UNet(scale.model.unet).eval()
     placed(unet, variant, device)
@@ -181,7 +181,7 @@ def forward(scale: Scale, variant: Variant, device: torch.device) -> Call:
 
 
 def loss(network: Network, data: Inputs, model: ModelConfig) -> Tensor:
-    """Equation 3 on these cases."""
+    """Return the loss of equation 3 on these cases."""
     return diffusion_loss(
         network,
         data.x,
@@ -193,7 +193,7 @@ def loss(network: Network, data: Inputs, model: ModelConfig) -> Tensor:
 
 
 def stage1(scale: Scale, variant: Variant, device: torch.device) -> Call:
-    """A step of stage 1: forward, backward, clip, Adam and the average, as in training/loop.py."""
+    """Return a step of stage 1 as in training/loop.py: passes, clipping, Adam and the average."""
     with device:
         unet = UNet(scale.model.unet)
     placed(unet, variant, device)
@@ -207,7 +207,7 @@ def stage1(scale: Scale, variant: Variant, device: torch.device) -> Call:
 
 
 def stage2(scale: Scale, variant: Variant, device: torch.device) -> Call:
-    """A step of stage 2: the ControlNet learns, the UNet is frozen."""
+    """Return a step of stage 2: the ControlNet learns, the UNet is frozen."""
     with device:
         unet = UNet(scale.model.unet).eval().requires_grad_(False)
         control = ControlNet.from_unet(scale.model.control, unet)
@@ -266,7 +266,7 @@ def _model(scale: Scale, variant: Variant, device: torch.device) -> LesionDiffus
 
 
 def evaluation(scale: Scale, variant: Variant, device: torch.device) -> Call:
-    """One guided evaluation of a sampler: both networks, with and without the condition."""
+    """Return one guided evaluation: both networks, with and without the condition."""
     data = inputs(scale, batch=scale.batch, device=device)
     with torch.no_grad(), autocast(variant, device):
         denoise = _model(scale, variant, device).denoiser(
@@ -283,7 +283,7 @@ def evaluation(scale: Scale, variant: Variant, device: torch.device) -> Call:
 
 
 def sampling(scale: Scale, variant: Variant, device: torch.device, *, steps: int) -> Call:
-    """Whole guided samples in `steps` evaluations, noise drawn as the project draws it."""
+    """Return a call that draws guided samples in `steps` evaluations with seeded noise."""
     data, model = inputs(scale, batch=scale.batch, device=device), _model(scale, variant, device)
     sampler = replace(SAMPLER, num_steps=steps, precision=variant.precision)
 
@@ -294,7 +294,7 @@ def sampling(scale: Scale, variant: Variant, device: torch.device, *, steps: int
 
 
 def operations(scale: Scale) -> dict[str, float]:
-    """Floating-point operations a case, counted on tensors without data: a product and a sum each.
+    """Count floating-point operations per case on tensors without data (2 per multiply-add).
 
     `unet`, `hint` and `control` (after the hint) are forward passes; `stage1` and `stage2` are
     steps without the optimiser; `evaluation` is guided, so it runs both networks twice.

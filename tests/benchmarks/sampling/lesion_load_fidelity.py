@@ -1,4 +1,4 @@
-"""How masks keep to the lesion load that their seeds drew, beside observed cases of that load.
+"""Compare sampled masks with the lesion load that their seeds drew, and with observed cases.
 
     PYTHONPATH=.:platform python tests/benchmarks/sampling/lesion_load_fidelity.py \
         --bundle out/demo/bundle --store STORE
@@ -32,7 +32,7 @@ Loads = npt.NDArray[np.int64]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws the cases and prints a row a load."""
+    """Sample the cases and print one row per lesion load."""
     parser = study_parser(__doc__, cases=300, split="test")
     parser.add_argument("--samples", type=int, default=2, help="a case")
     args = parser.parse_args(argv)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def told_loads(
     store: Store, cases: Sequence[Case], bundle: Bundle, *, samples: int
 ) -> tuple[Loads, npt.NDArray[np.float64]]:
-    """The load of every sample, case after case, and of each case the chance of any."""
+    """Return the lesion load of every sample by case, and each case's probability of any lesion."""
     seeds = seeds_of(cases, seed=0, samples=samples)
     read = store_reader(store, bundle.config)
     loads, chance = [], []
@@ -80,7 +80,7 @@ def told_loads(
 
 
 def means(masks: Masks, store: Store) -> str:
-    """Mean voxels and lesions of some masks."""
+    """Return the mean voxels and lesions of some masks."""
     if not len(masks):
         return " | "
     lesions = np.mean([counted(mask, store) for mask in masks])

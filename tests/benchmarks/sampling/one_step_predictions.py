@@ -1,4 +1,4 @@
-"""Whether one-step predictions hold: lesion volume as told from the true z_t, by noise level.
+"""Check one-step predictions: lesion volume predicted from the true z_t, by noise level.
 
     PYTHONPATH=.:platform python tests/benchmarks/sampling/one_step_predictions.py \
         --bundle out/demo/bundle --store STORE
@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a row a noise level: predicted voxels of lesion a case."""
+    """Print one row per noise level: predicted lesion voxels per case."""
     store, bundle, cases = chosen(study_parser(__doc__, cases=120, split="val").parse_args(argv))
     read = store_reader(store, bundle.config)
     x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def target(store: Store, index: int) -> npt.NDArray[np.float32]:
-    """x of a case, [2, s, h, w]."""
+    """Return x of a case, [2, s, h, w]."""
     return encode_case(store.read(index), channels=TARGET_CHANNELS)
 
 
@@ -65,7 +65,7 @@ def target(store: Store, index: int) -> npt.NDArray[np.float32]:
 def told(
     model: LesionDiffusion, x: Tensor, condition: Tensor, arm: Tensor, *, logsnr: float
 ) -> Floats:
-    """Of each case [n, 3]: voxels of lesion predicted, those in true lesions, the greatest P."""
+    """Return [n, 3] per case: predicted lesion voxels, those in true lesions, greatest P."""
     at = torch.full((len(x),), float(logsnr))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     least = model.config.unet.lesion_load_thresholds
@@ -79,7 +79,7 @@ def told(
 
 
 def row(logsnr: float, found: Floats, active: npt.NDArray[np.bool_]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     volume, inside, greatest = found.T
     return (
         f"| {logsnr} | {volume.mean():.1f} | {volume[active].mean():.1f} "

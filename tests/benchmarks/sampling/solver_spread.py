@@ -1,6 +1,6 @@
-"""How far each solver, grid and step count leaves the spread of data with a known denoiser.
+"""Measure the error of the sampled spread by solver, spacing and step count, on known data.
 
-    PYTHONPATH=.:platform python tests/benchmarks/sampling/solver_spread.py
+PYTHONPATH=.:platform python tests/benchmarks/sampling/solver_spread.py
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ HEAD = (
 
 
 def row(name: str, schedule: ScheduleConfig, sampler: SamplerConfig) -> str:
-    """The errors in percent: deviations of Gaussian data, then shares of lesions."""
+    """Return the errors in percent: deviations of Gaussian data, then shares of lesions."""
     solver = sampler.solver + (
         f" eta {sampler.eta:g}" if sampler.solver == "sde-dpmsolver++" else ""
     )
@@ -35,7 +35,7 @@ def row(name: str, schedule: ScheduleConfig, sampler: SamplerConfig) -> str:
 
 
 def main() -> None:
-    """Prints the shipped samplers and what is near them, then every solver and grid."""
+    """Print the shipped samplers and variants near them, then every solver and spacing."""
     print(HEAD, "|" + "---|" * 12, sep="\n")
     configs = {name: load_config(CONFIGS / f"{name}.yaml") for name in ("demo", "small", "paper")}
     for name, config in configs.items():

@@ -1,13 +1,12 @@
-"""Quality against network evaluations: a bundle's networks under one solver after the other.
+"""Compare solvers with a bundle's networks: forecast quality against network evaluations.
 
     PYTHONPATH=.:platform python tests/benchmarks/sampling/solvers.py \
         --bundle out/demo/bundle --store STORE
 
-The cases are those of the store's validation split, so that choosing a solver leaves the test split
-blind, or of any split of a trial that the bundle does not know. Prints a table; `--solvers`,
-`--starts`, `--ends`, `--steps`, `--etas` and `--guidances` say what is tried: the logsnr between
-which steps are even, how many they are, the noise of sde-dpmsolver++, from 0 for the ODE, and how
-far samples are pushed from the unconditional ones. All else is as the bundle was shipped.
+The cases are those of the validation split, so that choosing a solver does not use the test split;
+any split of a trial that the bundle was not trained on will do. `--starts` and `--ends` give the
+range of logsnr, `--steps` the number of steps, `--etas` the noise of sde-dpmsolver++ (0 is the
+ODE), and `--guidances` the guidance. All other settings are those of the bundle.
 """
 
 import argparse
@@ -48,7 +47,7 @@ Masks = npt.NDArray[np.bool_]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws the same cases with every solver."""
+    """Sample the same cases with every solver and print a table."""
     parser = study_parser(__doc__, cases=160, split="val")
     parser.add_argument("--samples", type=int, default=4, help="a case")
     parser.add_argument(
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tried(args: argparse.Namespace, shipped: SamplerConfig) -> list[SamplerConfig]:
-    """Every combination, once where a solver knows no eta."""
+    """Return every combination. A solver without eta occurs once."""
     named = (args.solvers, args.starts, args.ends, args.steps, args.etas, args.guidances)
     listed = [each.split(",") for each in named]
     found = [
@@ -95,14 +94,14 @@ def tried(args: argparse.Namespace, shipped: SamplerConfig) -> list[SamplerConfi
 
 
 def observed(store: Store, case: Case) -> Masks:
-    """NET2 at w096, [s, h, w]."""
+    """Return the observed NET2 mask at w096, [s, h, w]."""
     return store.read(case.index).masks[SESSIONS.index("w096"), MASKS.index("net2")].astype(bool)
 
 
 def draw(
     store: Store, cases: Sequence[Case], bundle: Path, sampler: SamplerConfig, *, samples: int
 ) -> Masks:
-    """The samples of every case under its own arm, on two actors: [case, sample, s, h, w]."""
+    """Sample every case under its factual arm on two actors: [case, sample, s, h, w]."""
     seeds = seeds_of(cases, seed=0, samples=samples)
     requests = [EnsembleRequest(case.index, case.arm_index) for case in cases]
     batches = plan_batches(requests, seeds, batch_size=8)
@@ -117,8 +116,10 @@ def draw(
 
 
 def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cost: float) -> str:
-    """What the samples are worth; `cost` is seconds of one core for a sample, and its evaluations
-    are those of a sample that is not sure before the last step: guidance takes two a step."""
+    """Return the line of one sampler. `cost` is the seconds of one core for a sample.
+
+    The evaluations are those of a sample that runs to the last step; guidance takes two a step.
+    """
     counts = np.array([[counted(mask, store) for mask in of_case] for of_case in masks], float)
     true = np.array([counted(mask, store) for mask in truth], float)
     active, chance = true > 0, (counts > 0).mean(axis=1)
@@ -141,7 +142,7 @@ def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cos
 
 
 def observed_row(truth: Masks, store: Store) -> str:
-    """What was observed of the same cases."""
+    """Return the line of the observed masks of the same cases."""
     true = np.array([counted(mask, store) for mask in truth])
     return (
         f"| observed | | | | | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
@@ -150,12 +151,15 @@ def observed_row(truth: Masks, store: Store) -> str:
 
 
 def counted(mask: Masks, store: Store) -> int:
-    """Lesions of a mask as drawn."""
+    """Count the lesions of a mask without opening."""
     return count_lesions(mask, store.spec.spacing).plain
 
 
 def diversity(masks: Masks) -> float:
-    """Mean Dice distance of two samples of a case (0 where both are empty), of [n, k, s, h, w]."""
+    """Return the mean Dice distance of two samples of a case; two empty samples have distance 0.
+
+    `masks` has the shape [n, k, s, h, w].
+    """
     first, second = zip(*combinations(range(masks.shape[1]), 2), strict=True)
     axes = (2, 3, 4)
     both = (masks[:, first] & masks[:, second]).sum(axis=axes)

@@ -1,4 +1,4 @@
-"""The bundle and the cases that a study on a CPU is asked for."""
+"""Command line of the studies on a CPU: bundle, store and cases."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from storage import Case, Store, open_store
 
 
 def study_parser(doc: str | None, *, cases: int, split: str) -> argparse.ArgumentParser:
-    """The arguments that all such studies have; `doc` is the script's own docstring."""
+    """Return a parser with the arguments of all studies. `doc` is the script's docstring."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -22,7 +22,7 @@ def study_parser(doc: str | None, *, cases: int, split: str) -> argparse.Argumen
 
 
 def chosen(args: argparse.Namespace) -> tuple[Store, Bundle, list[Case]]:
-    """The open store, the loaded bundle, and so many evaluable cases of the split."""
+    """Open the store, load the bundle and select the requested number of evaluable cases."""
     store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
     return (
         store,

@@ -1,4 +1,4 @@
-"""Three ways to share the networks between requests on Ray Serve, with real ones.
+"""Compare three ways to share the networks between requests on Ray Serve.
 
     PYTHONPATH=.:platform python tests/benchmarks/service/batching.py \
         --bundle out/demo/bundle --store STORE
@@ -49,7 +49,7 @@ Make = Callable[[SamplerConfig], ContinuousBatcher[SampleCondition]]
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: when it arrives, for whom, and its calls, (arm, seeds) each."""
+    """A request: its arrival time, its patient, and its calls as (arm, seeds)."""
 
     at: float
     patient: PatientRef
@@ -57,19 +57,19 @@ class Asked:
 
     @property
     def samples(self) -> int:
-        """Over all arms."""
+        """Return the number of samples over all arms."""
         return sum(len(seeds) for _, seeds in self.calls)
 
 
 @dataclass
 class Passes:
-    """Forward passes so far, and the rows in them that were a sample's."""
+    """Counts of forward passes, and of their rows that held a sample."""
 
     passes: int = 0
     rows: int = 0
 
     def counting(self, make: Make) -> Make:
-        """The same engines, whose steps are counted."""
+        """Return engines whose steps are counted."""
 
         def made(sampler: SamplerConfig) -> ContinuousBatcher[SampleCondition]:
             engine = make(sampler)
@@ -89,7 +89,7 @@ class Passes:
 
 
 class ByRequest:
-    """In place of `EngineThread`: samples are gathered and drawn until the last of them is done."""
+    """Replacement of `EngineThread`: a batch runs until its last sample is done."""
 
     def __init__(self, make: Make) -> None:
         self._make = make
@@ -101,12 +101,12 @@ class ByRequest:
         seeds: Sequence[int],
         sampler: SamplerConfig,
     ) -> list[Tensor]:
-        """As `EngineThread.draw`."""
+        """Draw samples like `EngineThread.draw`."""
         each = zip(told, seeds, strict=True)
         return list(await asyncio.gather(*(self._any((of, seed, sampler)) for of, seed in each)))
 
     async def _any(self, sample: tuple[SampleCondition, int, SamplerConfig]) -> Tensor:
-        """One without lesions needs no network, and so no place in a batch."""
+        """Return True for a sample with lesions. One without lesions needs no network."""
         if sample[0].load == 0:
             return run_until_idle(self._make(sample[2]), sample[:1], sample[1:2])[0]
         found: Tensor = await self._one(sample)
@@ -121,7 +121,7 @@ class ByRequest:
 
 @ray_serve.deployment(max_ongoing_requests=4096, ray_actor_options={"num_cpus": 1})
 class Replica:
-    """The service's sampler, batching by step or by request."""
+    """The service's sampler, which batches by step or by request."""
 
     def __init__(self, settings: ServiceSettings, *, by_step: bool, steps: int) -> None:
         self._steps = steps
@@ -133,19 +133,19 @@ class Replica:
         )
 
     async def draw(self, job: str, patient: PatientRef, arm: int, seeds: tuple[int, ...]) -> int:
-        """How many lesions the samples have together."""
+        """Return the total number of lesions of the samples."""
         drawn = await self._sampler.draw(job, patient, arm, seeds, {"num_steps": self._steps})
         return sum(found.plain for found in drawn.lesions)
 
     def passes(self) -> tuple[int, int]:
-        """Forward passes, and rows in them, since this was asked last."""
+        """Return the forward passes and their rows since the last call."""
         found = self._passes.passes, self._passes.rows
         self._passes.passes = self._passes.rows = 0
         return found
 
 
 def requests(patients: Sequence[str], number: int, *, rate: float, seed: int) -> list[Asked]:
-    """`number` requests, `rate` a second; all at once where it is 0."""
+    """Return `number` requests at `rate` per second. A rate of 0 sends all at once."""
     rng = random.Random(seed)
     asked, now = [], 0.0
     for place in range(number):
@@ -162,7 +162,7 @@ def requests(patients: Sequence[str], number: int, *, rate: float, seed: int) ->
 async def serve_all(
     replica: DeploymentHandle[Any], asked: Sequence[Asked], *, together: bool
 ) -> tuple[list[float], int, float]:
-    """Seconds from each request's arrival to its last sample, all lesions, and all seconds."""
+    """Return each request's seconds until its last sample, all lesions, and the total seconds."""
     began, alone = time.monotonic(), asyncio.Lock()
 
     async def call(job: str, each: Asked) -> int:
@@ -184,7 +184,7 @@ async def serve_all(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a row for each way to batch and each pattern of arrivals."""
+    """Print a row for each way to batch and each pattern of arrivals."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What a month of forecasts needs: arrivals, batches and a lagging autoscaler, on paper.
+"""Model the GPUs that a month of forecasts needs: arrivals, batches and a slow autoscaler.
 
     PYTHONPATH=.:platform python tests/benchmarks/service/capacity_model.py \
         --share 0.35 --peak 312
@@ -36,7 +36,7 @@ Series = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Order:
-    """One forecast: `arms` x `samples` masks in so many solver steps."""
+    """One forecast: `arms` x `samples` masks in a number of solver steps."""
 
     arms: int = 6
     samples: int = 100
@@ -44,19 +44,22 @@ class Order:
 
     @property
     def blocks(self) -> int:
-        """Handle calls."""
+        """Return the number of sample blocks, one handle call each."""
         return self.arms * math.ceil(self.samples / BLOCK)
 
     @property
     def operations(self) -> float:
-        """Guided, so that both networks run twice a step; a product and a sum are two."""
+        """Return the operations of a guided forecast: both networks run twice a step.
+
+        A multiply-add counts as two operations.
+        """
         return self.arms * self.samples * self.steps * 2 * 2e9 * sum(GMAC.values())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one month: GPUs, the share of their time that was work, seconds until half and until 95 %
-    of the forecasts were whole."""
+    """One month's result: GPUs, their utilisation, and the seconds within which 50 % and 95 % of
+    the forecasts were complete."""
 
     mean: float
     most: float
@@ -66,7 +69,7 @@ class Outcome:
 
 
 def arrivals(monthly: int, rng: np.random.Generator, *, days: int) -> Series:
-    """Forecasts of each tick: Poisson, most at three in the afternoon and hardly any at night."""
+    """Return the forecasts of each tick: Poisson with a peak at 15:00 and few at night."""
     hours = np.arange(0, days * 24 * 3600, TICK) / 3600
     shape = 1 - np.cos((hours - 3) / 24 * 2 * math.pi)
     weekday = (hours // 24) % 7 < 5
@@ -77,7 +80,7 @@ def arrivals(monthly: int, rng: np.random.Generator, *, days: int) -> Series:
 def month(
     order: Order, arriving: Series, *, block_s: float, bounds: tuple[int, int], node_s: float
 ) -> Outcome:
-    """Blocks through replicas, within `bounds`, that come `node_s` after they are asked for."""
+    """Simulate blocks on replicas within `bounds`. A new node takes `node_s` seconds to start."""
     waiting, (least, greatest) = 0.0, bounds
     asked: list[float] = []  # when each new replica will be there
     replicas = float(least)
@@ -103,7 +106,7 @@ def month(
 def _outcome(
     order: Order, arriving: Series, done: Series, there: Series, *, block_s: float
 ) -> Outcome:
-    """A forecast is whole when all that arrived up to it is done, and no block is faster."""
+    """Summarise a month. A forecast is complete once all work up to its own is done."""
     came, ended = np.cumsum(arriving) * order.blocks, np.cumsum(done)
     whole = np.searchsorted(ended, came - 1e-6)
     some = (arriving > 0) & (whole < len(ended))
@@ -116,7 +119,7 @@ def _outcome(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Many small requests at a time on Ray Serve: each ends in a result or a 429, and memory stays.
+"""Send many small requests at once to Ray Serve and check their results and the memory.
 
     PYTHONPATH=.:platform python tests/benchmarks/service/service_load.py \
         --requests 200 --rounds 3
@@ -41,7 +41,7 @@ HEAD = (
 
 
 async def ask(http: httpx2.AsyncClient, number: int) -> tuple[str, float, float]:
-    """How one request ended; seconds to its answer and to its end."""
+    """Send one request; return how it ended and the seconds to its answer and to its end."""
     began = time.monotonic()
     answer = await http.post("/v1/forecasts", json=ORDER | {"seed": number})
     answered = time.monotonic() - began
@@ -57,7 +57,7 @@ async def ask(http: httpx2.AsyncClient, number: int) -> tuple[str, float, float]
 
 
 async def one_round(url: str, number: int) -> list[tuple[str, float, float]]:
-    """As many requests at once."""
+    """Send many requests at once."""
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
         return await asyncio.gather(*(ask(http, each) for each in range(number)))
@@ -65,7 +65,7 @@ async def one_round(url: str, number: int) -> list[tuple[str, float, float]]:
 
 @contextmanager
 def killing(every: float) -> Iterator[list[float]]:
-    """Kills the replicas of the sampler every so many seconds, if any; when it did."""
+    """Kill the sampler replicas at an interval in seconds; yield the times of the kills."""
     over, kills = threading.Event(), list[float]()
 
     def kill() -> None:
@@ -87,7 +87,7 @@ def killing(every: float) -> Iterator[list[float]]:
 
 
 def row(name: int, ends: list[tuple[str, float, float]], seconds: float, kills: int) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     results = [end for state, _, end in ends if state == "succeeded"]
     answers = [answered for _, answered, _ in ends]
     words = ", ".join(f"{count} {state}" for state, count in Counter(e[0] for e in ends).items())
@@ -105,7 +105,7 @@ def _cuts(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Prints a line a round."""
+    """Print one line per round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""Three ways to share a forward pass between requests, in passes instead of seconds.
+"""Compare three ways to share forward passes between requests, counted in passes.
 
     PYTHONPATH=.:platform python tests/benchmarks/service/serving.py
 
@@ -25,7 +25,7 @@ HEAD = "| load | batching | samples a pass | p50 | p95 | wasted rows |\n|---|---
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: when it arrives, and after how many steps each of its samples is settled."""
+    """A request: its arrival time, and the steps after which each of its samples is settled."""
 
     at: float
     steps: tuple[int, ...]
@@ -37,7 +37,7 @@ Policy = Callable[[Sequence[Asked]], tuple[Ends, float]]
 
 
 def requests(number: int, *, load: float, seed: int) -> list[Asked]:
-    """Poisson arrivals at `load` times what passes without waste could serve; 0 is all at once."""
+    """Return Poisson arrivals at `load` times the capacity without waste. 0 means all at once."""
     rng = random.Random(seed)
     asked, now = [], 0.0
     for _ in range(number):
@@ -49,7 +49,7 @@ def requests(number: int, *, load: float, seed: int) -> list[Asked]:
 
 
 def by_step(asked: Sequence[Asked]) -> tuple[Ends, float]:
-    """The engine: a sample enters and leaves at any step."""
+    """Batch with the engine: a sample enters and leaves at any step."""
 
     def denoiser(left: Sequence[list[int]]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         def denoise(z: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ def by_step(asked: Sequence[Asked]) -> tuple[Ends, float]:
 
 
 def by_batch(asked: Sequence[Asked], *, mixed: bool = True) -> tuple[Ends, float]:
-    """Eight samples go together until the last is done: of any requests, or of one alone."""
+    """Run eight samples together until the last is done; `mixed` allows several requests."""
     now, passes, ends = 0.0, 0, Ends()
     coming = [(each.at, number, steps) for number, each in enumerate(asked) for steps in each.steps]
     while coming:
@@ -97,7 +97,7 @@ def by_batch(asked: Sequence[Asked], *, mixed: bool = True) -> tuple[Ends, float
 
 
 def one_at_a_time(asked: Sequence[Asked]) -> tuple[Ends, float]:
-    """A request has the network to itself."""
+    """Run one request at a time."""
     return by_batch(asked, mixed=False)
 
 
@@ -109,7 +109,7 @@ POLICIES: dict[str, Policy] = {
 
 
 def row(name: str, policy: Policy, asked: Sequence[Asked], *, load: float) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     ends, passes = policy(asked)
     waits = [ends[number] - each.at for number, each in enumerate(asked)]
     cuts = quantiles(waits, n=20)
@@ -122,7 +122,7 @@ def row(name: str, policy: Policy, asked: Sequence[Asked], *, load: float) -> st
 
 
 def main() -> None:
-    """Prints the table; times are in passes."""
+    """Print the table. Times are in passes."""
     print(HEAD)
     for load in (0.0, 0.6):
         asked = requests(60, load=load, seed=0)

@@ -1,8 +1,8 @@
-"""The tables of `learning.py`, from what its runs left behind.
+"""Tables of `ablations.py`, computed from the files of its runs.
 
-Values are means over the seeds, with the least and the greatest. Differences are paired, a
-variant minus the recipe on the same cases with the same seeds; their 95 % intervals resample cases
-and seeds. Cases are those of the test split, and for the nats those of them with lesions.
+Values are means over the seeds, with minimum and maximum. Differences are paired: a variant minus
+the recipe on the same cases with the same seeds. Their 95 % intervals resample cases and seeds.
+Cases are those of the test split; the nats use only those with lesions.
 """
 
 import csv
@@ -40,7 +40,7 @@ Resampled = Callable[[Path, Floats], Floats]
 
 
 def table(folders: Folders) -> Iterator[str]:
-    """A row a variant, then the regression and what was observed."""
+    """Yield one row per variant, then the regression and the observed mean."""
     recipe = next(iter(folders.values()))
     yield from (HEAD, "|" + "---|" * 10)
     for name, runs in folders.items():
@@ -63,7 +63,7 @@ def table(folders: Folders) -> Iterator[str]:
 
 
 def regression(run: Path) -> str:
-    """What the regression on image scalars makes of the same cases, and their mean count."""
+    """Return the row of the regression on image features, with the observed mean count."""
     true = column(run, "lesions")
     area = roc_auc_score(true > 0, column(run, f"p_active_{REGRESSION}"))
     predicted = column(run, f"lesions_{REGRESSION}")
@@ -75,7 +75,7 @@ def regression(run: Path) -> str:
 
 
 def curves(folders: Folders) -> Iterator[str]:
-    """1000 x stage 2's loss on its training cases: means of the steps since the last report."""
+    """Yield 1000 x stage 2's training loss, averaged over the steps since the last report."""
     losses = {
         name: [
             {line["step"]: line["loss"] for line in read_metrics(run / "runs" / "finetune")}
@@ -92,24 +92,24 @@ def curves(folders: Folders) -> Iterator[str]:
 
 
 def auc(run: Path, weights: Floats) -> Floats:
-    """Of activity."""
+    """Return the AUC of activity in every resample [b]."""
     active = column(run, "lesions") > 0
     return resampled_auc(active, column(run, f"p_active_{ENSEMBLE}"), weights)
 
 
 def log_count_error(run: Path, weights: Floats) -> Floats:
-    """Of the mean count, as the paper's table 4."""
+    """Return the log-count error of the mean count, as in the paper's table 4."""
     errors = log_count_errors(column(run, "lesions"), column(run, f"lesions_{ENSEMBLE}"))
     return resampled_mean(errors, weights)
 
 
 def surprise(run: Path, weights: Floats) -> Floats:
-    """Nats a case with the patient's images, over all noise levels."""
+    """Return the nats per case with the patient's images, averaged over noise levels."""
     return resampled_mean(own(run), weights)
 
 
 def difference(runs: Sequence[Path], recipe: Sequence[Path], score: Resampled) -> str:
-    """Mean over the seeds with its interval."""
+    """Return the mean difference over the seeds with its interval."""
     cases = len(own(recipe[0])) if score is surprise else len(column(recipe[0], "lesions"))
     weights = np.concatenate([np.ones((1, cases)), bootstrap_weights(cases, draws=DRAWS, seed=0)])
     gaps = np.stack(
@@ -122,7 +122,7 @@ def difference(runs: Sequence[Path], recipe: Sequence[Path], score: Resampled) -
 
 
 def spread(values: Sequence[Floats | np.floating[npt.NBitBase]], *, digits: int = 3) -> str:
-    """Mean, and the least to the greatest where there are several."""
+    """Return the mean, with minimum and maximum if there are several values."""
     found = np.array([float(np.squeeze(value)) for value in values])
     mean = f"{found.mean():.{digits}f}"
     return (
@@ -131,27 +131,27 @@ def spread(values: Sequence[Floats | np.floating[npt.NBitBase]], *, digits: int 
 
 
 def whole(run: Path) -> Floats:
-    """The cases as they are, as weights [1, n]."""
+    """Return unit weights [1, n]: the cases without resampling."""
     return np.ones((1, len(column(run, "lesions"))))
 
 
 @cache
 def rows(run: Path) -> list[dict[str, str]]:
-    """The run's cases.csv."""
+    """Read the run's cases.csv."""
     with (run / CASES).open() as text:
         return list(csv.DictReader(text))
 
 
 def column(run: Path, name: str) -> Floats:
-    """One number of every test case, [n]."""
+    """Return one column of the test cases, [n]."""
     return np.array([float(row[name]) for row in rows(run)])
 
 
 def own(run: Path) -> Floats:
-    """Nats with the patient's images, [n], means over the noise levels."""
+    """Return the nats with the patient's images, [n], averaged over noise levels."""
     return np.asarray(np.load(run / STEERING)["own"].mean(axis=1))
 
 
 def none(run: Path) -> Floats:
-    """Nats with no image, [n], means over the noise levels."""
+    """Return the nats without images, [n], averaged over noise levels."""
     return np.asarray(np.load(run / STEERING)["none"].mean(axis=1))

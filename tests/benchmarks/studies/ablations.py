@@ -1,10 +1,10 @@
-"""What each choice of the recipe is worth: the demo's two stages with one thing changed, by seed.
+"""Train the demo's two stages with one setting changed at a time, for several seeds.
 
     PYTHONPATH=.:platform python tests/benchmarks/studies/ablations.py --seeds 0,1,2
 
-Simulates and converts once, then trains and evaluates every variant with every seed and prints the
-tables (`learned.py`). Variants that change stage 2 alone share a stage 1. Run again, what is
-finished is kept. `--variants` names some of them; `recipe` is always among them.
+Simulate and convert once, then train and evaluate every variant with every seed and print the
+tables (`ablation_tables.py`). Variants that change only stage 2 share a stage 1. A second run keeps
+what is finished. `--variants` selects some of them; `recipe` is always included.
 """
 
 import argparse
@@ -60,14 +60,14 @@ EVALUATION = ("evaluation.counterfactual_subjects=0", "evaluation.validation_sub
 
 
 class Study(NamedTuple):
-    """What every run shares: the flags of a job, and the folder of all that is trained."""
+    """Settings shared by all runs: the flags of a job, and the output folder."""
 
     flags: tuple[str, ...]
     out: Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what is missing, then prints the tables."""
+    """Run what is missing, then print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,12 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def folder(study: Study, name: str, seed: int) -> Path:
-    """Where one variant's run with one seed lies."""
+    """Return the folder of one variant's run with one seed."""
     return study.out / f"{name.replace(' ', '-')}-{seed}"
 
 
 def run(name: str, seed: int, study: Study, *, store: Path) -> None:
-    """Both stages and the evaluation of one variant."""
+    """Run both stages and the evaluation of one variant."""
     out = folder(study, name, seed)
     if (out / STEERING).is_file():
         return
@@ -128,12 +128,12 @@ def run(name: str, seed: int, study: Study, *, store: Path) -> None:
 
 
 def seen_by_stage_1(change: str) -> bool:
-    """Whether stage 1 is another one after the change of a key."""
+    """Return True if a changed key affects stage 1."""
     return not change.startswith(STAGE_2_ALONE)
 
 
 def pretrained(changes: Sequence[str], seed: int, study: Study) -> Path:
-    """The folder of the stage 1 with these changes, trained where it is missing."""
+    """Return the folder of stage 1 with these changes; train it if it is missing."""
     runs = study.out / "stage-1" / "-".join([*(changes or [RECIPE]), str(seed)])
     flags = (*study.flags, *overrides(seed, changes), "--out", str(runs))
     done(pretrain.main(flags), f"stage 1 of {runs.name}", pretrain.__name__)
@@ -141,7 +141,7 @@ def pretrained(changes: Sequence[str], seed: int, study: Study) -> Path:
 
 
 def borrow(trained: Path, into: Path) -> None:
-    """What another run trained lies in `into` too: stage 2 looks for stage 1 beside itself."""
+    """Link another run's training into `into`: stage 2 looks for stage 1 beside itself."""
     place = into / trained.name
     if not place.exists():
         into.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def borrow(trained: Path, into: Path) -> None:
 
 
 def save_uncorrected(trained: Path, path: Path) -> None:
-    """The bundle `trained` at `path`, its x_hat taken as it is: with the weight's bias."""
+    """Save the bundle `trained` at `path` without correcting for the lesion weight."""
     bundle = load_bundle(trained)
     objective = replace(bundle.config.objective, lesion_weight=1.0)
     save_bundle(
@@ -168,12 +168,12 @@ def save_uncorrected(trained: Path, path: Path) -> None:
 
 
 def overrides(seed: int, changes: Sequence[str]) -> tuple[str, ...]:
-    """The flags of a job for a seed and the changes."""
+    """Return the flags of a job for a seed and the changes."""
     return (f"--set=seed={seed}", *(f"--set={each}" for each in changes))
 
 
 def done(code: int, what: str, job: str) -> None:
-    """Stops where a job failed."""
+    """Raise SystemExit if a job failed."""
     if code != 0:
         raise SystemExit(f"{what}: {job} failed; its log says why")
 

@@ -1,4 +1,4 @@
-"""How much better than the regression any forecast can be: the exact one of simulated patients.
+"""Compare regressions with the Bayes-optimal forecast of simulated patients.
 
     PYTHONPATH=.:platform python tests/benchmarks/studies/bayes_optimal.py \
         --train 1739 --test 20000
@@ -47,14 +47,14 @@ SCORES = ("AUC", "average precision", "Brier score", "log-count MSE")
 
 
 class Forecast(NamedTuple):
-    """Of n patients: P(active) [n] and the count [n] by which the log error is least."""
+    """P(active) [n] and the count [n] with the least log error, for n patients."""
 
     chance: Floats
     count: Floats
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws the patients, forecasts them in each way, prints both tables."""
+    """Draw the patients, forecast them in each way and print both tables."""
     args = parsed(__doc__, argv, train=1739, test=20000)
     patients = patients_of(args)
     known = counts(patients)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def posterior(patient: Patient, h: float) -> Floats:
-    """P(count at w096) under the arm received, [count], by what is known up to w048.
+    """Return P(count at w096) [count] under the arm received, given the data up to w048.
 
     The sum over frailty and the response to the arm, given which the two periods are independent.
     """
@@ -98,7 +98,7 @@ def posterior(patient: Patient, h: float) -> Floats:
 
 
 def baseline(patient: Patient, age: float) -> Floats:
-    """P(what was known at w000 and frailty), up to a factor, at each of FRAILTY."""
+    """Return P(data at w000 and frailty), up to a factor, at each of FRAILTY."""
     frail = norm.pdf(
         FRAILTY,
         disease.AGE_FRAILTY_CORRELATION * age,
@@ -120,7 +120,7 @@ def baseline(patient: Patient, age: float) -> Floats:
 
 
 def regression(features: Floats, patients: Sequence[Patient], train: int) -> Forecast:
-    """Fitted on the first `train` patients, asked of the others."""
+    """Fit a regression on the first `train` patients and forecast the others."""
     arm = np.array([column(each) for each in patients])
     count = np.array([each.counts[ASKED, column(each)] for each in patients], np.float64)
     model = fit_regression_baseline(
@@ -131,7 +131,7 @@ def regression(features: Floats, patients: Sequence[Patient], train: int) -> For
 
 
 def resampled(forecast: Forecast, true: Floats) -> tuple[ResampledScore, ...]:
-    """Each of `SCORES` in every resample."""
+    """Return each of `SCORES` in every resample."""
     active, chance = true > 0, forecast.chance
     squares = (chance - active) ** 2
     errors = log_count_errors(true, forecast.count)
@@ -144,7 +144,7 @@ def resampled(forecast: Forecast, true: Floats) -> tuple[ResampledScore, ...]:
 
 
 def scores(forecasts: dict[str, Forecast], true: Floats) -> Iterator[str]:
-    """A row a forecast."""
+    """Yield one row per forecast."""
     yield "| forecast | " + " | ".join(SCORES) + " |"
     yield "|" + "---|" * (1 + len(SCORES))
     for name, forecast in forecasts.items():
@@ -153,7 +153,7 @@ def scores(forecasts: dict[str, Forecast], true: Floats) -> Iterator[str]:
 
 
 def gains(forecasts: dict[str, Forecast], true: Floats, weights: Floats) -> Iterator[str]:
-    """The last forecast minus each other, and how many patients it takes to see that."""
+    """Yield the last forecast minus each other, and the patients needed to see it."""
     *others, exact = forecasts
     best = resampled(forecasts[exact], true)
     yield f"| {exact} minus | " + " | ".join(f"{name} | patients" for name in SCORES) + " |"

@@ -1,4 +1,4 @@
-"""What clinical covariates add to a regression, on simulated patients without images.
+"""Measure what clinical covariates add to a regression, on simulated patients without images.
 
     PYTHONPATH=.:platform python tests/benchmarks/studies/covariates.py --train 1216 --test 12000
 
@@ -32,7 +32,7 @@ BOOTSTRAP = 500
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws the patients and fits each regression with and without the covariates."""
+    """Draw the patients and fit each regression with and without the covariates."""
     args = parsed(__doc__, argv, train=1216, test=12000)
     patients = patients_of(args)
     told = covariates(patients, args.train)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parsed(
     doc: str | None, argv: Sequence[str] | None, *, train: int, test: int
 ) -> argparse.Namespace:
-    """How many patients to fit to and to ask about, and their seed; `doc` is the script's own."""
+    """Parse the numbers of patients and the seed. `doc` is the script's docstring."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,25 +70,25 @@ def parsed(
 
 
 def patients_of(args: argparse.Namespace) -> list[Patient]:
-    """All of them, those to fit to first."""
+    """Draw all patients, the training patients first."""
     settings = SimulationSettings(subjects=args.train + args.test, seed=args.seed)
     return [draw_patient(settings, index) for index in range(settings.subjects)]
 
 
 def column(patient: Patient) -> int:
-    """The patient's arm."""
+    """Return the index of the patient's arm."""
     return PAPER_ARM_NAMES.index(patient.arm)
 
 
 def counts(patients: Sequence[Patient]) -> Floats:
-    """log(1 + n) of gadolinium and T2 lesions at w000 and of NET2 at w048, [n, 3]."""
+    """Return log(1 + n) of gadolinium and T2 lesions at w000 and of NET2 at w048, [n, 3]."""
     return np.log1p(
         [[each.gad_count, each.t2_count, each.counts[0, column(each)]] for each in patients]
     )
 
 
 def covariates(patients: Sequence[Patient], train: int) -> Floats:
-    """As the networks are told them, standardised on the first `train` patients."""
+    """Encode covariates as for the networks, standardised on the first `train` patients."""
     rows = [patient.covariates() for patient in patients]
     kinds = [Covariate("sex", levels=("F", "M"))]
     for name in NUMBERS:
@@ -99,7 +99,7 @@ def covariates(patients: Sequence[Patient], train: int) -> Floats:
 
 
 def auc_of(features: Floats, patients: Sequence[Patient], *, train: int) -> ResampledScore:
-    """The AUC of activity at w096 among the patients after the first `train`, resampled."""
+    """Return a function that resamples the AUC of activity at w096 of the test patients."""
     arm = np.array([column(each) for each in patients])
     outcome = np.array([each.counts[1, column(each)] for each in patients], np.float64)
     model = fit_regression_baseline(

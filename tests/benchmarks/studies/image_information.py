@@ -1,13 +1,13 @@
-"""What a patient's images are worth to where lesions are placed: nats a case, by noise level.
+"""Measure what a patient's images add to lesion location: nats per case, by noise level.
 
     PYTHONPATH=.:platform python tests/benchmarks/studies/image_information.py \
         --bundle out/demo/bundle --store STORE
 
-The cross entropy of the observed NET2 voxels of cases that have some, told one noised copy of them,
-once with the patient's images and covariates and once with none, as stage 1 is. Networks that are
-told the lesion load are told the true one, so that nothing is won by guessing how much; the arm is
-the one received. Last, what a table would save, which knows from the training cases where lesions
-lie and how much oftener beside older ones, without any noised copy.
+The score is the cross entropy of the observed NET2 voxels in cases that have some, given a noised
+copy of them: once with the patient's images and covariates, once without, as in stage 1. Networks
+with a lesion load get the true one, so that only location counts. The arm is the one received. A
+last table shows the gain of a location map of the training cases that knows the distance to older
+lesions but no noised copy.
 """
 
 import sys
@@ -45,7 +45,7 @@ Outcome = tuple[Mask, Mask]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a row a noise level: means over the cases."""
+    """Print one row per noise level: means over the cases."""
     store, bundle, cases = chosen(study_parser(__doc__, cases=400, split="test").parse_args(argv))
     own, none = nats(store, bundle, cases)
     print(HEAD, "|" + "---|" * 4, sep="\n")
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, Floats]:
-    """With the images and with none, each [n, level], of those n cases that have lesions."""
+    """Return nats with and without images, each [n, level], of the n cases with lesions."""
     read = store_reader(store, bundle.config)
     own, none = [], []
     for first in range(0, len(cases), BATCH):
@@ -85,22 +85,25 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
 
 
 def outcomes(store: Store, cases: Sequence[Case]) -> list[Outcome]:
-    """Those with lesions at w096."""
+    """Return the outcomes of the cases that have lesions at w096."""
     read = (store.read(case.index).masks.astype(bool) for case in cases)
     found = [(masks[-1, MASKS.index("net2")], masks[:-1].any((0, 1))) for masks in read]
     return [(new, old) for new, old in found if new.any()]
 
 
 class Places(NamedTuple):
-    """Where lesions lie: the `share` of them at each voxel [s, h, w], and how many times that there
-    are at each distance from older ones, `lift` [ring]."""
+    """Lesion locations.
+
+    `share` [s, h, w] is the share of lesions at each voxel. `lift` [ring] is the observed number
+    relative to that share at each distance from older lesions.
+    """
 
     share: Floats
     lift: Floats
 
 
 def places(known: Sequence[Outcome], spacing: Spacing) -> Places:
-    """As the cases `known` show it."""
+    """Estimate lesion locations from the training cases."""
     share = gaussian_filter(np.sum([new for new, _ in known], axis=0, dtype=float), SMOOTH) + 1e-6
     share /= share.sum()
     found, expected = np.zeros((2, len(RINGS)))
@@ -112,14 +115,14 @@ def places(known: Sequence[Outcome], spacing: Spacing) -> Places:
 
 
 def ring(old: Mask, spacing: Spacing) -> npt.NDArray[np.int64]:
-    """Of each voxel, by its distance from older lesions; the last where there are none."""
+    """Return each voxel's distance bin from older lesions; the last bin if there are none."""
     if not old.any():
         return np.full(old.shape, len(RINGS) - 1)
     return np.asarray(np.digitize(distance_transform_edt(~old, sampling=spacing), RINGS) - 1)
 
 
 def beside(learned: Places, asked: Sequence[Outcome], spacing: Spacing) -> Floats:
-    """Nats a case [n] that the distance to older lesions saves over the map alone."""
+    """Return the nats per case [n] that the distance to older lesions saves over the map."""
     saved = []
     for new, old in asked:
         told = learned.share * learned.lift[ring(old, spacing)]
@@ -128,7 +131,7 @@ def beside(learned: Places, asked: Sequence[Outcome], spacing: Spacing) -> Float
 
 
 def mean_and_error(values: Floats) -> str:
-    """Of values [n], with the standard error."""
+    """Format the mean of values [n] with its standard error."""
     return f"{values.mean():.2f} ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}"
 
 
@@ -136,7 +139,7 @@ def mean_and_error(values: Floats) -> str:
 def surprise(
     model: LesionDiffusion, x: Tensor, arm: Tensor, condition: Tensor, covariates: Tensor | None
 ) -> Floats:
-    """- log P of the voxels of NET2 in x [n, 2, s, h, w], summed, at each level [n, level]."""
+    """Return -log P of the NET2 voxels in x [n, 2, s, h, w], summed, per level [n, level]."""
     least = model.config.unet.lesion_load_thresholds
     load = lesion_load_class(x[:, NET2], least) if least else None
     denoise = model.denoiser(condition, arm, guidance=1.0, covariates=covariates, load=load)

@@ -1,12 +1,11 @@
-"""What the prior of the lesion load learns from which numbers and rows, beside regressions.
+"""Compare lesion-load priors fitted to different features and batch sizes with regressions.
 
     PYTHONPATH=.:platform python tests/benchmarks/studies/lesion_load_prior.py \
         out/demo/store.zarr out/unseen/store.zarr
 
-Fits the prior to the first store's training cases in several ways, each with every seed, and scores
-P(active) at w096 on its test cases and on all cases of the other stores: means over the seeds, and
-how far those lie apart. Last, it is fitted to fewer of the training cases. No images are drawn and
-no other network is needed.
+Fit the prior to the first store's training cases in several ways with every seed. Score P(active)
+at w096 on its test cases and on all cases of the other stores: means over the seeds with their
+range. Last, fit it to fewer training cases. No images are sampled and no other network is needed.
 """
 
 import argparse
@@ -40,35 +39,35 @@ NUMBER = 2  # place among the numbers of a channel
 
 
 class Known(NamedTuple):
-    """Some cases of a store, as the prior and as a regression are told them [n, scalar]."""
+    """Cases of a store as input of the prior and of a regression [n, feature]."""
 
     patients: PriorTrainingData
     scalars: Floats
 
     @property
     def arm(self) -> npt.NDArray[np.int64]:
-        """Of each case, [n]."""
+        """The arm of each case, [n]."""
         return self.patients.arm.numpy()
 
     @property
     def lesions(self) -> Floats:
-        """At w096, [n]."""
+        """The lesions at w096, [n]."""
         return self.patients.lesions.double().numpy()
 
     def first(self, number: int) -> "Known":
-        """So many of the cases."""
+        """Return the first `number` cases."""
         parts = (getattr(self.patients, each.name)[:number] for each in fields(PriorTrainingData))
         return Known(PriorTrainingData(*parts), self.scalars[:number])
 
     def limited(self, *, numbers: bool) -> "Known":
-        """With the numbers of lesions or without."""
+        """Return the cases with or without the numbers of lesions."""
         burden = self.patients.burden.clone()
         burden[:, :, NUMBER] *= numbers
         return self._replace(patients=replace(self.patients, burden=burden))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a row for each way of fitting, and one for the regression."""
+    """Print one row for each way of fitting, and one for the regression."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,13 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def told(cases: Sequence[Case], store: Store, config: Config) -> Known:
-    """The cases, read from the store."""
+    """Read the cases from the store."""
     scalars = [image_features(store.read(case.index), store.spec.spacing) for case in cases]
     return Known(load_prior_data(cases, store, config.model), np.array(scalars))
 
 
 def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LesionLoadPrior:
-    """The prior of the configuration's networks."""
+    """Fit the prior of the configuration's networks."""
     torch.manual_seed(seed)
     channels, unet = config.model.control.channels, config.model.unet
     prior = LesionLoadPrior(
@@ -137,15 +136,15 @@ def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LesionLoadP
 
 @torch.no_grad()
 def chances(prior: LesionLoadPrior, of: Known) -> Floats:
-    """P(active) [n]."""
+    """Return P(active) [n]."""
     patient = prior.patient_features(of.patients.burden, of.patients.covariates)
     chance: Floats = 1 - prior(patient, of.patients.arm).double().softmax(1)[:, 0].numpy()
     return chance
 
 
 def line(name: str, runs: Sequence[Sequence[Floats]], asked: Sequence[Known]) -> str:
-    """AUC and average precision of P(active), one a store, of every run: means over the runs, and
-    the least to the greatest where there are several."""
+    """Return AUC and average precision of P(active) on each store: means over the runs, with their
+    range if there are several."""
     cells = []
     for place, of in enumerate(asked):
         for score in (roc_auc_score, average_precision_score):
