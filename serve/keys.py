@@ -6,7 +6,6 @@ hash is enough; its first eight letters are the key's id. Several lines of one n
 with several keys: a key is rotated by adding a line, and later taking the old one out.
 """
 
-import hashlib
 import hmac
 import re
 import secrets
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.log import logger
+from storage.digest import sha256_bytes
 
 READ, FORECAST = "read", "forecast"
 SCOPES = (READ, FORECAST)
@@ -41,7 +41,7 @@ class ApiKey(NamedTuple):
 
 def hash_key(key: str) -> str:
     """What is kept of a key."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return sha256_bytes(key.encode())
 
 
 def generate_key(name: str, *, scopes: tuple[str, ...], days: int) -> tuple[str, ApiKey]:

@@ -21,7 +21,7 @@ from serve.api.schemas import PatientRef, UploadForecastRequest
 from serve.artifacts import upload_dir
 from serve.settings import ServiceSettings
 from storage import CaseError, Exclusion, Store, StoreSettings, StoreSpec, TrialLayout, open_store
-from storage.backends.local import open_backend
+from storage.backends.open import open_backend
 from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
@@ -92,7 +92,7 @@ def prepare_upload(
         )
         store = convert(conversion, build=_build_in_process)
     except CaseError as error:
-        raise _to_problem(error.refusal, bids, paths) from error
+        raise _to_problem(error.exclusion, bids, paths) from error
     return store.case(order.subject).digest
 
 

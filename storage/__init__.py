@@ -1,4 +1,4 @@
-"""From a BIDS trial to a Zarr 3 store and back onto NIfTI: see README.md in this folder.
+"""Convert a BIDS trial to a Zarr 3 store and write its cases back to NIfTI; see README.md.
 
 Conversion (`storage.convert.convert`) and the Ray Data source (`storage.store.ray_datasource`) are
 imported from their modules, so that reading a store needs no Ray.

@@ -1,8 +1,8 @@
-"""What can go wrong in this room, as one small tree.
+"""Exceptions of the storage package.
 
-StorageError            a conversion or a store as a whole
-  StoreError            a store that is absent, incomplete or of another schema
-  CaseError             one subject that conversion refuses; the others go on
+StorageError            a conversion or a store as a whole failed
+  StoreError            a store is absent, incomplete or of another schema
+  CaseError             conversion excludes one subject; the others go on
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Why one subject is not in a store.
+    """Reason why one subject is not in a store.
 
-    `kind` is a short phrase that summaries count by; `reason` is the sentence (expected, got, do).
-    `session` and `path` are empty where the reason concerns the whole subject.
+    `kind` is a short phrase by which summaries count. `reason` is a sentence of the form "expected
+    X, got Y; do Z". `session` and `path` are empty if the reason concerns the whole subject.
     """
 
     subject: str
@@ -29,7 +29,7 @@ class Exclusion:
 
 
 class StorageError(Exception):
-    """The root of this room's errors; its text is a sentence for people."""
+    """Root of the exceptions of this package; the text is a sentence for people."""
 
 
 class StoreError(StorageError):
@@ -37,8 +37,8 @@ class StoreError(StorageError):
 
 
 class CaseError(StorageError):
-    """A subject cannot become a case; `refusal` says which, where and why."""
+    """A subject cannot become a case; `exclusion` says which subject, where and why."""
 
-    def __init__(self, refusal: Exclusion) -> None:
-        super().__init__(refusal)
-        self.refusal = refusal
+    def __init__(self, exclusion: Exclusion) -> None:
+        super().__init__(exclusion)
+        self.exclusion = exclusion

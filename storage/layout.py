@@ -1,39 +1,48 @@
-"""The layout of a store: its names, its arrays and how masks are packed. Needs numpy only.
+"""Layout of a store: names of files and arrays, and the packing of masks. Needs numpy only.
 
-A store is a Zarr 3 group of shards: `shards/<name>` is a group that holds the arrays of some cases,
-each with a leading `case` axis and in one file, named by the digest of what they were made from and
-never changed. `shards/<name>.json` beside it, written after it, says what it holds. The case table
-(`cases.json`), written last, says which shards count: it makes a store, and a new one replaces it.
+A store is a Zarr 3 group of shards. `shards/<name>` is a group with the arrays of some cases. Each
+array has a leading `case` axis and lies in one file. A shard is named by the digest of its inputs
+and never changes. Its record `shards/<name>.json` is written after it and says what it holds.
+
+The case table (`cases.json`) is written last and says which shards are current. It makes the files
+a store; a new table replaces the store.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA = 2
+SCHEMA = 3
 ROOT_ATTRIBUTE = "lesioncast"
 ROOT_METADATA = "zarr.json"
 CASE_TABLE = "cases.json"
-REFUSED_TABLE = "excluded.tsv"
+EXCLUDED_TABLE = "excluded.tsv"
 DIGEST_CACHE = "digest_cache.json"
 SHARDS = "shards"
 
-# Names in a store, whatever a trial calls its visits: w000 and w048 condition, w096 is forecast.
+# Session names in every store; `TrialLayout.sessions` maps a trial's own labels to them. A forecast
+# is conditioned on w000 and w048; w096 is what it predicts.
 SESSIONS = ("w000", "w048", "w096")
 CHANNELS = ("flair", "t2", "gad", "net2")
 MASKS = CHANNELS[1:]
 
 ARRAYS = ("flair", "masks", "parcellation", "present")
 
-BACKGROUND = -1.0  # FLAIR outside the head, and outside the field of the source
+BACKGROUND = -1.0  # FLAIR outside the head and outside the source's field of view
+
+# Neighbourhood of a voxel in a lesion: 26 neighbours, so voxels that share a corner are one lesion.
+CONNECTIVITY_26 = np.ones((3, 3, 3), bool)
+
+Array: TypeAlias = npt.NDArray[Any]
+CovariateValue: TypeAlias = str | int | float | None  # one cell of the table of participants
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What all cases of a store share: arm names in order, slab (s, h, w), its spacing in mm."""
+    """Properties shared by all cases: arms in order, slab (s, h, w) and its spacing in mm."""
 
     arms: tuple[str, ...]
     slab: tuple[int, int, int]
@@ -42,9 +51,9 @@ class StoreSpec:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a store: `shape` is that of a case, without the leading case axis.
+    """One array of a store; `shape` is that of one case, without the leading case axis.
 
-    `chunk` is the part of a case that is read and checked as one.
+    `chunk` is the part of a case that is read and checked as a unit.
     """
 
     shape: tuple[int, ...]
@@ -53,40 +62,51 @@ class ArraySpec:
 
     @property
     def chunk(self) -> tuple[int, ...]:
-        """One session of a case, where an array has images by session."""
+        """Return the shape of a chunk: one session of a case for arrays with images by session."""
         by_session = self.axes[0] == "session" and self.axes[-1] == "w"
         return (1, *self.shape[1:]) if by_session else self.shape
 
     @property
     def bytes_per_case(self) -> int:
+        """Return the uncompressed size of one case."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
 def array_specs(
     slab: tuple[int, int, int], sessions: Sequence[str] = SESSIONS
 ) -> dict[str, ArraySpec]:
-    """The arrays of a store by name, or their part of some `sessions`; `masks` are packed eight
-    voxels a byte along w."""
+    """Return the arrays of a store by name, restricted to some `sessions`.
+
+    `masks` are packed: eight voxels a byte along w.
+    """
     s, h, w = slab
-    number, kinds, channels = len(sessions), len(MASKS), len(CHANNELS)
+    n_sessions, n_masks, n_channels = len(sessions), len(MASKS), len(CHANNELS)
     space = ("s", "h", "w")
     return {
-        "flair": ArraySpec((number, s, h, w), "float16", ("session", *space)),
-        "masks": ArraySpec((number, kinds, s, h, -(-w // 8)), "uint8", ("session", "kind", *space)),
+        "flair": ArraySpec((n_sessions, s, h, w), "float16", ("session", *space)),
+        "masks": ArraySpec(
+            (n_sessions, n_masks, s, h, -(-w // 8)), "uint8", ("session", "kind", *space)
+        ),
         "parcellation": ArraySpec((s, h, w), "int16", space),
-        "present": ArraySpec((number, channels), "bool", ("session", "channel")),
+        "present": ArraySpec((n_sessions, n_channels), "bool", ("session", "channel")),
     }
 
 
 def session_indices(sessions: Sequence[str]) -> list[int]:
-    """The places of sessions along a store's session axis. ValueError for one that it has not."""
+    """Return the positions of sessions along a store's session axis.
+
+    Raises ValueError for an unknown session.
+    """
     if unknown := set(sessions) - set(SESSIONS):
         raise ValueError(f"expected sessions of {', '.join(SESSIONS)}, got {sorted(unknown)}")
     return [SESSIONS.index(session) for session in sessions]
 
 
 def channel_index(name: str) -> tuple[int, int]:
-    """The place in `present` of a channel such as w096/net2. ValueError where there is none."""
+    """Return the position in `present` of a channel such as w096/net2.
+
+    Raises ValueError for an unknown session or channel.
+    """
     session, _, channel = name.partition("/")
     if session not in SESSIONS or channel not in CHANNELS:
         raise ValueError(
@@ -97,11 +117,14 @@ def channel_index(name: str) -> tuple[int, int]:
 
 
 def root_attributes() -> dict[str, Any]:
-    """The attributes of the root group, as JSON."""
+    """Return the attributes of the root group, as JSON.
+
+    `schema` comes first, so that a store of another version is reported as that.
+    """
     return {
         ROOT_ATTRIBUTE: {
             "schema": SCHEMA,
-            "description": "Slabs of MRI of an MS trial: cases.json says which shards count.",
+            "description": "MRI slabs of an MS trial; cases.json lists the current shards.",
             "sessions": list(SESSIONS),
             "channels": list(CHANNELS),
         }
@@ -109,11 +132,11 @@ def root_attributes() -> dict[str, Any]:
 
 
 def shard_attributes(spec: StoreSpec) -> dict[str, Any]:
-    """The attributes of a shard's group, as JSON."""
+    """Return the attributes of a shard's group, as JSON."""
     return {
         ROOT_ATTRIBUTE: {
             **root_attributes()[ROOT_ATTRIBUTE],
-            "description": "Cases in the order of its record; a bit of masks is a voxel along w.",
+            "description": "Cases in the order of the record; a bit of masks is a voxel along w.",
             "slab": list(spec.slab),
             "spacing": list(spec.spacing),
         }
@@ -121,12 +144,12 @@ def shard_attributes(spec: StoreSpec) -> dict[str, Any]:
 
 
 def shard_record_path(shard: str) -> str:
-    """The file of a store that says what a shard holds."""
+    """Return the name of the file that says what a shard holds."""
     return f"{SHARDS}/{shard}.json"
 
 
 def shard_paths(shard: str, slab: tuple[int, int, int]) -> list[str]:
-    """All other files of a shard that holds cases."""
+    """Return the names of all other files of a shard that holds at least one case."""
     specs = array_specs(slab).items()
     chunks = [f"{name}/c/{'/'.join('0' * (1 + len(array.shape)))}" for name, array in specs]
     files = [ROOT_METADATA, *chunks, *(f"{name}/{ROOT_METADATA}" for name in ARRAYS)]
@@ -134,12 +157,12 @@ def shard_paths(shard: str, slab: tuple[int, int, int]) -> list[str]:
 
 
 def pack_masks(masks: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Binary masks [..., w] as bits [..., ceil(w / 8)], the first voxel in the highest bit."""
+    """Pack binary masks [..., w] into bits [..., ceil(w / 8)], first voxel in the highest bit."""
     return np.packbits(np.asarray(masks, bool), axis=-1)
 
 
 def unpack_masks(packed: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.uint8]:
-    """The inverse of `pack_masks`: {0, 1} masks [..., width]."""
+    """Unpack bits of `pack_masks` into {0, 1} masks [..., width]."""
     return np.unpackbits(packed, axis=-1, count=width)
 
 
@@ -147,14 +170,12 @@ _SIGN_TABLE = unpack_masks(np.arange(256, dtype=np.uint8)[:, None], 8).astype(np
 
 
 def unpack_masks_signed(packed: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]) -> None:
-    """Masks that `pack_masks` packed as -1 / +1 into `out` [..., w], which is contiguous.
+    """Unpack bits of `pack_masks` as -1 and 1 into the contiguous array `out` [..., w].
 
-    A table from bytes to eight floats: a third of the time of unpacking and arithmetic.
+    A table maps each byte to eight floats. It takes a third of the time of unpacking and scaling.
     """
     if out.shape[-1] % 8:
         out[...] = _SIGN_TABLE[packed].reshape(*packed.shape[:-1], -1)[..., : out.shape[-1]]
-    else:  # "clip" because "raise" would fill a copy first
+    else:
+        # mode="raise" would fill a temporary copy before `out`; no index is out of range here.
         np.take(_SIGN_TABLE, packed, axis=0, out=out.reshape(*packed.shape, 8), mode="clip")
-
-
-CovariateValue = str | int | float | None

@@ -1,4 +1,4 @@
-"""What a store is to hold, and where a trial keeps its files."""
+"""Settings of the store and of the layout of a trial on disk."""
 
 from dataclasses import dataclass, field
 
@@ -12,67 +12,79 @@ _PER_SUBJECT = ("parcellation", "brain_mask")
 
 @dataclass(frozen=True)
 class TrialLayout:
-    """Where a trial keeps each input, as patterns below its folder; by default as BIDS has it.
+    """Where a trial keeps its files, as patterns below its folder; the defaults are BIDS.
 
-    In a pattern `{subject}` is a subject's label (BIDS: `sub-` stands before it) and `{session}`
-    the session's, `sessions` being the trial's own labels for w000, w048 and w096 in that order.
-    `participants` is the table of subjects, its columns set apart by `separator`; without a table
-    (null) every subject with files is taken, its arm unknown. `subject_column` holds the label,
-    with or without `sub-`; `arm_names` says what the trial calls an arm, where that is not its
-    name here (`{IFN: avonex}`).
+    A pattern holds `{subject}` (the subject's label, without the `sub-` of BIDS) and, for files of
+    one session, `{session}` (the trial's own label of that session).
     """
 
+    #: The trial's own labels of the sessions w000, w048 and w096, in that order.
     sessions: tuple[str, str, str] = SESSIONS
+    #: Table of subjects. With null every subject that has files is taken, with an unknown arm.
     participants: str | None = "participants.tsv"
+    #: Character between the columns of that table.
     separator: str = "\t"
+    #: Column with the subject's label, with or without `sub-`.
     subject_column: str = "participant_id"
+    #: Column with the treatment arm.
     arm_column: str = "treatment_arm"
+    #: Column with the name of the trial.
     trial_column: str = "trial"
+    #: Names of arms in the table, mapped to the names in `arms`, for example `{IFN: avonex}`.
     arm_names: dict[str, str] = field(default_factory=dict)
+    #: FLAIR image of a session; w000 and w048 are required.
     flair: str = f"{_ANAT}*_FLAIR.nii*"
+    #: Mask of the T2 lesions of a session.
     t2: str = f"derivatives/lesions/{_ANAT}*_label-L_desc-T2_mask.nii*"
+    #: Mask of the gadolinium-enhancing lesions of a session.
     gad: str = f"derivatives/lesions/{_ANAT}*_label-L_desc-Gad_mask.nii*"
+    #: Mask of the new and enlarging T2 lesions since the previous session.
     net2: str = f"derivatives/lesions/{_ANAT}*_label-L_desc-NET2_mask.nii*"
+    #: FreeSurfer or SynthSeg labels of a subject, on any grid.
     parcellation: str = f"derivatives/synthseg/{_ANAT}*_desc-synthseg_dseg.nii*"
+    #: Brain mask of a subject, on the grid of the w048 FLAIR.
     brain_mask: str = f"derivatives/brainmask/{_ANAT}*_desc-brain_mask.nii*"
 
     def __post_init__(self) -> None:
         distinct = len(set(self.sessions)) == len(self.sessions) and all(self.sessions)
-        _require(distinct, "sessions", "three labels that differ", self.sessions)
+        _require(distinct, "sessions", "three different labels", self.sessions)
         _require(len(self.separator) == 1, "separator", "one character", repr(self.separator))
         for channel in (*_PER_SESSION, *_PER_SUBJECT):
-            wrong = check_pattern(getattr(self, channel), session=channel in _PER_SESSION)
-            if wrong:
-                raise ValueError(f"{channel}: expected {wrong}.")
+            problem = check_pattern(getattr(self, channel), session=channel in _PER_SESSION)
+            if problem:
+                raise ValueError(f"{channel}: expected {problem}.")
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """The size of a slab, how volumes get onto it, and how cases are split and stored.
+    """Settings of the store: size of a slab, preprocessing, splits and files."""
 
-    `slab` is (s, h, w) in voxels and `spacing` (s, h, w) in mm; the slab is axial. `resample` lets
-    volumes of another spacing in (images linearly, masks nearest); without it they are refused.
-    `split` gives the shares of train, val and test. `cases_per_shard` cases share one file.
-    `brain_height` is where the slab's centre lies between the bottom (0) and the top (1) of a brain
-    mask, if a subject has one: 0.55 has the lateral ventricles in the middle of the slab.
-    `percentiles` of the foreground become -1 and 1; `apply_brain_mask` sets FLAIR outside a brain
-    mask to -1, as in a skull-stripped image. Affines of one subject's files may differ by
-    `affine_tolerance` mm at the corners of the volume, and their axes from the body's by
-    `max_obliquity` degrees. `probability_masks` lets masks with values between 0 and 1 in, which
-    become 1 from 0.5 on; without it they are refused.
-    """
-
+    #: Size of the axial slab in voxels (s, h, w).
     slab: tuple[int, int, int]
+    #: Spacing of the slab in mm (s, h, w).
     spacing: tuple[float, float, float]
+    #: Resample volumes of another spacing (images linearly, masks by the nearest voxel). Without
+    #: it their subjects are excluded.
     resample: bool
+    #: Shares of the splits train, val and test; they sum to 1.
     split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    #: Number of cases that share one file of each array.
     cases_per_shard: int = 32
+    #: Height of the slab's centre between the bottom (0) and the top (1) of the brain mask, if a
+    #: subject has one. At 0.55 the lateral ventricles lie in the middle of the slab.
     brain_height: float = 0.55
+    #: Percentiles of the foreground's intensities that become -1 and 1.
     percentiles: tuple[float, float] = (0.5, 99.5)
+    #: Set FLAIR outside the brain mask to -1, as in a skull-stripped image.
     apply_brain_mask: bool = True
+    #: Largest distance in mm between the corners of two files of one subject.
     affine_tolerance: float = 0.1
+    #: Largest angle in degrees between the axes of a file and those of the body.
     max_obliquity: float = 30.0
+    #: Accept masks with values between 0 and 1 and threshold them at 0.5. Without it their
+    #: subjects are excluded.
     probability_masks: bool = False
+    #: Where the trial keeps its files.
     layout: TrialLayout = field(default_factory=TrialLayout)
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
 """Interface of a store's backend: a local folder or a prefix in an object store."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from zarr.abc.store import Store as ZarrStore
 
@@ -11,11 +12,8 @@ from storage.errors import StoreError
 # A folder, or the URL of an object store's prefix (s3://bucket/trial.zarr).
 Location: TypeAlias = Path | str
 
-
+# Writes the case table, which makes the files a store.
 Commit = Callable[[bytes], None]
-
-
-PARTIAL_SUFFIX = ".partial"
 
 
 class StoreBackend(Protocol):
@@ -25,15 +23,15 @@ class StoreBackend(Protocol):
     def location(self) -> Location: ...
 
     def read(self, name: str) -> bytes:
-        """A file's content. Raises FileNotFoundError where there is none."""
+        """Return a file's content. Raises FileNotFoundError if there is no such file."""
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file there in one step, and safely. Raises StoreError where that fails."""
+        """Write a file in one step and flush it to disk. Raises StoreError on failure."""
         ...
 
     def list_files(self) -> set[str]:
-        """All files."""
+        """Return the names of all files."""
         ...
 
     def remove(self, names: Iterable[str]) -> None:
@@ -41,20 +39,20 @@ class StoreBackend(Protocol):
         ...
 
     def zarr_store(self) -> ZarrStore:
-        """The same files for Zarr to read."""
+        """Return the same files as a read-only Zarr store."""
         ...
 
-    def write_lock(self) -> Any:
-        """A context for the one writer, which yields what puts the case table in its place.
+    def write_lock(self) -> AbstractContextManager[Commit]:
+        """Enter a context for the only writer; it yields the function that writes the case table.
 
-        Raises StorageError where there is another writer: at once in a folder, at the latest when
-        the second one is to put its table in an object store.
+        Raises StorageError if there is another writer. A folder detects it when the context is
+        entered, an object store at the latest when the second writer commits its table.
         """
         ...
 
 
 def write_error(target: Location, size: int, why: str) -> StoreError:
-    """The error of a file that could not be put there."""
+    """Return the error for a file of `size` bytes that could not be written."""
     return StoreError(
         f"{target}: expected to write {size} bytes, got {why}; make room or grant access and run "
         "the same command again: what is finished is kept."
@@ -62,10 +60,10 @@ def write_error(target: Location, size: int, why: str) -> StoreError:
 
 
 def is_url(location: Location) -> bool:
-    """Whether a location is one of an object store."""
+    """Return whether a location is the URL of an object store."""
     return isinstance(location, str) and "://" in location
 
 
 def parse_location(text: str) -> Location:
-    """What a command line says, as an absolute path or a URL."""
+    """Return a location from the command line as an absolute path or a URL."""
     return text if is_url(text) else Path(text).absolute()

@@ -1,7 +1,7 @@
-"""A prefix in an object store (S3, Google Cloud Storage, Azure) as the place of a store.
+"""A store under a prefix of an object store (S3, Google Cloud Storage, Azure).
 
-Credentials, region and endpoint are the environment's, as obstore reads them (AWS_PROFILE is not
-among them; AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and roles of machines are).
+Credentials, region and endpoint come from the environment variables that obstore reads, for example
+AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL, or from the machine's role. AWS_PROFILE is not read.
 """
 
 from collections.abc import Iterable, Iterator
@@ -52,7 +52,7 @@ class ObjectStoreBackend:
 
     def list_files(self) -> set[str]:
         try:
-            return {str(found["path"]) for part in obstore.list(self._store) for found in part}
+            return {str(entry["path"]) for part in obstore.list(self._store) for entry in part}
         except BaseError as error:
             raise self._unreachable(error) from error
 
@@ -65,14 +65,16 @@ class ObjectStoreBackend:
 
     @contextmanager
     def write_lock(self) -> Iterator[Commit]:
-        before = self._tag()
+        # An object store has no lock that ends with its holder. A conditional write takes its
+        # place: the table is written only if nobody else has written one since this point.
+        before = self._case_table_tag()
 
         def commit(content: bytes) -> None:
             self._put(CASE_TABLE, content, mode={"e_tag": before} if before else "create")
 
         yield commit
 
-    def _tag(self) -> str | None:
+    def _case_table_tag(self) -> str | None:
         try:
             return obstore.head(self._store, CASE_TABLE)["e_tag"]
         except FileNotFoundError:
@@ -86,7 +88,7 @@ class ObjectStoreBackend:
         except (AlreadyExistsError, PreconditionError) as error:
             raise StorageError(
                 f"{self.location}: expected the case table that this conversion began with, got "
-                "one that another conversion has put there since; run the same command again."
+                "one that another conversion has written since; run the same command again."
             ) from error
         except (BaseError, OSError) as error:
             raise write_error(
@@ -94,9 +96,11 @@ class ObjectStoreBackend:
             ) from error
 
     def _unreachable(self, error: Exception) -> StorageError:
-        return StorageError(f"{self.location}: expected an answer, got {_first_line(error)}.")
+        return StorageError(
+            f"{self.location}: expected an answer of the object store, got {_first_line(error)}."
+        )
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of a client's error; the rest is its own debugging."""
+    """Return the first line of a client's error; the rest is debugging output of the client."""
     return str(error).strip().splitlines()[0]

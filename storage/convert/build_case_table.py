@@ -1,4 +1,4 @@
-"""The case table as it follows from the records of the shards that count."""
+"""Build the case table from the records of the current shards."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,63 +11,84 @@ from storage.store.case_table import Case, CaseTable, Split
 from storage.store.shards import ShardRecord
 from storage.store.split import assign_splits
 
-# The splits that go on, by subject and arm.
-Settled = Mapping[tuple[str, str | None], Split]
+# Splits to keep, by subject and arm.
+PreviousSplits = Mapping[tuple[str, str | None], Split]
 
 
-def previous_splits(table: CaseTable, before: CaseTable | None) -> Settled:
-    """The splits of a former table, which stay as long as seed, shares and a subject's arm do."""
-    if before is None or (before.seed, before.split_fractions) != (
+def previous_splits(table: CaseTable, previous: CaseTable | None) -> PreviousSplits:
+    """Return the splits of the previous table, which stay valid for equal seed and fractions.
+
+    They are keyed by subject and arm: a subject whose arm changed is assigned anew.
+    """
+    if previous is None or (previous.seed, previous.split_fractions) != (
         table.seed,
         table.split_fractions,
     ):
         return {}
-    return {(c.subject, c.arm): c.split for c in before.cases if c.split != "unlabelled"}
+    return {
+        (case.subject, case.arm): case.split
+        for case in previous.cases
+        if case.split != "unlabelled"
+    }
 
 
 def build_case_table(
     head: CaseTable,
     records: Mapping[str, ShardRecord],
     *,
-    settled: Settled,
+    previous: PreviousSplits,
 ) -> CaseTable:
-    """A case table with the cases and refusals of its shards' records, sorted by subject."""
+    """Return `head` with the cases and exclusions of its shards' records, sorted by subject.
+
+    Raises StorageError if there is no case.
+    """
     rows = sorted(
-        (found for name, record in records.items() for found in record.rows(name)),
-        key=lambda found: found[0].subject,
+        (case_row for name, record in records.items() for case_row in record.rows(name)),
+        key=lambda case_row: case_row[0].subject,
     )
     outcomes = sorted(
         (outcome for record in records.values() for outcome in record.outcomes),
         key=lambda outcome: outcome.subject,
     )
-    refused = tuple(
-        replace(o.result, path=o.result.path and str(Path(head.bids, o.result.path)))
-        for o in outcomes
-        if not isinstance(o.result, CaseMetadata)
-    )
-    facts = [(row, o.result) for o, row in rows if isinstance(o.result, CaseMetadata)]
-    if not facts:
-        raise StorageError(
-            f"{head.bids}: none of {len(refused)} subjects could be converted; "
-            f"the first: {refused[0]}."
+    excluded = tuple(
+        replace(
+            outcome.result, path=outcome.result.path and str(Path(head.bids, outcome.result.path))
         )
-    arms = {each.subject: each.arm if _has_outcome(each) else None for _, each in facts}
-    kept = {name: settled[name, arm] for name, arm in arms.items() if (name, arm) in settled}
-    splits = assign_splits(arms, head.split_fractions, seed=head.seed, kept=kept)
+        for outcome in outcomes
+        if not isinstance(outcome.result, CaseMetadata)
+    )
+    metadata_by_row = [
+        (row, outcome.result) for outcome, row in rows if isinstance(outcome.result, CaseMetadata)
+    ]
+    if not metadata_by_row:
+        raise StorageError(
+            f"{head.bids}: none of {len(excluded)} subjects could be converted; "
+            f"the first: {excluded[0]}."
+        )
+    arms = {
+        metadata.subject: metadata.arm if _has_outcome(metadata) else None
+        for _, metadata in metadata_by_row
+    }
+    existing_splits = {
+        name: previous[name, arm] for name, arm in arms.items() if (name, arm) in previous
+    }
+    splits = assign_splits(
+        arms, head.split_fractions, seed=head.seed, existing_splits=existing_splits
+    )
     cases = tuple(
         Case(
             index=index,
             row=row,
-            arm_index=-1 if each.arm is None else head.spec.arms.index(each.arm),
-            split=splits[each.subject],
-            **vars(each),
+            arm_index=-1 if metadata.arm is None else head.spec.arms.index(metadata.arm),
+            split=splits[metadata.subject],
+            **vars(metadata),
         )
-        for index, (row, each) in enumerate(facts)
+        for index, (row, metadata) in enumerate(metadata_by_row)
     )
-    return replace(head, cases=cases, excluded=refused)
+    return replace(head, cases=cases, excluded=excluded)
 
 
-def _has_outcome(facts: CaseMetadata) -> bool:
-    """Whether a case has what a forecast is learned from: NET2 at w096, under a known arm."""
-    net2 = facts.present[SESSIONS.index("w096"), CHANNELS.index("net2")]
-    return facts.arm is not None and bool(net2)
+def _has_outcome(metadata: CaseMetadata) -> bool:
+    """Return whether a case can train a forecast: NET2 at w096 under a known arm."""
+    net2 = metadata.present[SESSIONS.index("w096"), CHANNELS.index("net2")]
+    return metadata.arm is not None and bool(net2)

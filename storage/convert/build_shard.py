@@ -1,4 +1,4 @@
-"""One shard of a conversion, from its subjects' files or from the shards that hold them already."""
+"""Build one shard of a store from source files or from existing shards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.backends.backend import Location
-from storage.backends.local import open_backend
+from storage.backends.open import open_backend
 from storage.convert.plan import PlannedSubject, Shard
 from storage.errors import CaseError, Exclusion, StorageError
 from storage.layout import StoreSpec, pack_masks
@@ -24,7 +24,10 @@ Views = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The work of one task: a shard that is to be at `path`. Two tasks for one write the same."""
+    """Work of one task: build `shard` in the store at `path`.
+
+    Two tasks for one shard write the same bytes, so Ray may run a task again.
+    """
 
     shard: Shard
     path: Location
@@ -33,66 +36,76 @@ class ShardTask:
     settings: StoreSettings
 
 
-def build_shard(build: ShardTask) -> int:
-    """Make a shard; the number of its subjects.
+def build_shard(task: ShardTask) -> int:
+    """Build and write a shard, and return the number of its subjects.
 
-    Raises StorageError where it cannot be written, or where a file is no longer what was planned.
+    Raises StorageError if it cannot be written, or if a file changed since the conversion was
+    planned.
     """
-    members = build.shard.members
-    blocks = allocate_arrays(len(members), build.spec)
+    members = task.shard.members
+    arrays = allocate_arrays(len(members), task.spec)
     outcomes: list[SubjectOutcome] = []
-    cases = 0
+    n_cases = 0
     for member in members:
-        views = {name: block[cases] for name, block in blocks.items()}
-        outcomes.append(_copy(member, build, views) or _convert(member, build, views))
-        cases += isinstance(outcomes[-1].result, CaseMetadata)
-    blocks = {name: block[:cases] for name, block in blocks.items()}
-    place = open_backend(build.path)
-    write_shard(place, build.shard.name, outcomes=outcomes, blocks=blocks, spec=build.spec)
+        case_arrays = {name: array[n_cases] for name, array in arrays.items()}
+        outcomes.append(
+            _copy_existing(member, task, case_arrays) or _convert(member, task, case_arrays)
+        )
+        n_cases += isinstance(outcomes[-1].result, CaseMetadata)
+    arrays = {name: array[:n_cases] for name, array in arrays.items()}
+    backend = open_backend(task.path)
+    write_shard(backend, task.shard.name, outcomes=outcomes, arrays=arrays, spec=task.spec)
     return len(members)
 
 
-def _copy(member: PlannedSubject, build: ShardTask, views: Views) -> SubjectOutcome | None:
-    """A subject that is in the store already, from there."""
-    if member.known is None:
+def _copy_existing(member: PlannedSubject, task: ShardTask, views: Views) -> SubjectOutcome | None:
+    """Copy a subject from the store, None if the store does not have it."""
+    if member.existing is None:
         return None
-    outcome, row = member.known
+    outcome, row = member.existing
     if row is not None:
-        for name, array in open_arrays(build.path).items():
+        for name, array in open_arrays(task.path).items():
             views[name][...] = read_rows(array, [row])[0]
     return outcome
 
 
-def _convert(member: PlannedSubject, build: ShardTask, views: Views) -> SubjectOutcome:
-    result = _prepare(member.subject, build, views)
+def _convert(member: PlannedSubject, task: ShardTask, views: Views) -> SubjectOutcome:
+    """Preprocess a subject from its files."""
+    result = _prepare(member.subject, task, views)
+    # The shard's name was derived from the planned digests, so its content must match them.
     if isinstance(result, CaseMetadata) and not set(result.digests.values()) <= set(
         member.sources.values()
     ):
         raise StorageError(
-            f"{build.bids}: expected the files of {member.subject.name} to stay as they were, got "
-            "others while they were converted; run the same command again."
+            f"{task.bids}: expected unchanged files of {member.subject.name}, got files that "
+            "changed during the conversion; run the same command again."
         )
     return SubjectOutcome(member.subject.name, member.inputs, member.sources, result)
 
 
-def _prepare(subject: TrialSubject, build: ShardTask, views: Views) -> CaseMetadata | Exclusion:
+def _prepare(subject: TrialSubject, task: ShardTask, views: Views) -> CaseMetadata | Exclusion:
+    """Return the metadata of a case and fill `views`, or return why the subject is excluded."""
     try:
-        facts, arrays = preprocess_subject(
-            subject, build.bids, settings=build.settings, arms=build.spec.arms
+        metadata, arrays = preprocess_subject(
+            subject, task.bids, settings=task.settings, arms=task.spec.arms
         )
     except CaseError as error:
-        return _with_relative_path(build.bids, error.refusal)
-    for name, block in _packed_arrays(arrays).items():
-        views[name][...] = block
-    return facts
+        return _with_relative_path(task.bids, error.exclusion)
+    for name, packed in _packed_arrays(arrays).items():
+        views[name][...] = packed
+    return metadata
 
 
-def _with_relative_path(bids: Path, refusal: Exclusion) -> Exclusion:
-    """A refusal with the path below the BIDS folder: what a shard says holds wherever that lies."""
-    path = Path(refusal.path)
+def _with_relative_path(bids: Path, exclusion: Exclusion) -> Exclusion:
+    """Return an exclusion with the path relative to the BIDS folder.
+
+    The bytes of a shard must not depend on where the trial lies.
+    """
+    path = Path(exclusion.path)
     inside = path.is_relative_to(bids)
-    return replace(refusal, path=path.relative_to(bids).as_posix()) if inside else refusal
+    return replace(exclusion, path=path.relative_to(bids).as_posix()) if inside else exclusion
 
 
 def _packed_arrays(arrays: CaseArrays) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of a case as a shard stores them."""
     return {**vars(arrays), "masks": pack_masks(arrays.masks)}

@@ -1,8 +1,8 @@
-"""A BIDS trial into a store that may die at any moment: shards one by one, the case table last.
+"""Convert a BIDS trial to a store, safely even if the process is killed: the case table is last.
 
-What is there under a shard's name is finished and kept, so that the same command goes on where
-another was killed. Readers see the store that the last case table made, until the next one is
-there; only then are shards removed that do not count any more.
+Shards are written one by one. A shard that exists under its name is complete and is kept, so the
+same command continues a killed conversion. Readers see the store of the previous case table until
+the new one is written. Only then are stale shards removed.
 """
 
 import logging
@@ -12,192 +12,206 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from storage.backends.backend import PARTIAL_SUFFIX, Commit, StoreBackend
-from storage.backends.local import open_backend
+from storage.atomic import PARTIAL_SUFFIX
+from storage.backends.backend import Commit, StoreBackend
+from storage.backends.open import open_backend
 from storage.convert.build_case_table import build_case_table, previous_splits
 from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.file_digests import digest_files
 from storage.convert.plan import ConversionPlan, Shard, inputs_digest, plan_shards
+from storage.digest import sha256_bytes
 from storage.errors import StorageError, StoreError
 from storage.layout import (
     CASE_TABLE,
-    REFUSED_TABLE,
+    EXCLUDED_TABLE,
     ROOT_METADATA,
     SHARDS,
     shard_paths,
     shard_record_path,
 )
 from storage.store.case_table import CaseTable, encode_table, exclusions_tsv
-from storage.store.shards import ShardRecord, encode_root, load_complete_shards, sha256
+from storage.store.shards import ShardRecord, encode_root, load_complete_shards
 from storage.store.store import Store, is_lesioncast_store, open_store, read_table
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_REPORT_EVERY = 2.0  # seconds
+_REPORT_INTERVAL_S = 2.0
 
-# Builds shards somewhere; yields the number of subjects of each as it is done.
+# Builds shards, here or elsewhere, and yields the number of subjects of each finished shard.
 Builder = Callable[[Sequence[ShardTask]], Iterable[int]]
 
 
-def build_on_ray(builds: Sequence[ShardTask]) -> Iterable[int]:
-    """One task a shard on the Ray cluster of this process; Ray runs it again where its worker dies.
+def build_on_ray(tasks: Sequence[ShardTask]) -> Iterable[int]:
+    """Build each shard in a task of this process's Ray cluster.
 
-    Raises StorageError where a shard cannot be made.
+    Ray runs a task again if its worker dies. Raises StorageError if a shard cannot be built.
     """
-    task = ray.remote(build_shard)
-    running = [task.remote(build) for build in builds]
+    remote_build = ray.remote(build_shard)
+    running = [remote_build.remote(task) for task in tasks]
     while running:
         done, running = ray.wait(running)
         try:
             yield from ray.get(done)
         except RayTaskError as error:
+            # Ray wraps the exception of a task; callers handle StorageError only.
             raise (error.cause if isinstance(error.cause, StorageError) else error) from None
         except RayError as error:
             raise StorageError(
-                f"{builds[0].path}: expected workers that live, got {error}; run the same command "
-                "again: what is finished is kept."
+                f"{tasks[0].path}: expected running workers, got {error}; run the same command "
+                "again: finished shards are kept."
             ) from error
 
 
-def convert(conversion: ConversionPlan, *, build: Builder = build_on_ray) -> Store:
-    """Make the store, or bring it up to date; nothing is built where it is.
+def convert(plan: ConversionPlan, *, build: Builder = build_on_ray) -> Store:
+    """Create the store, or update it; unchanged shards are not built again.
 
-    `table.refused` of the store names the subjects that could not be converted. Raises StorageError
-    where none could, where another conversion is writing, where a file cannot be written, or where
-    the path holds something else; a store that was there then stays.
+    `table.excluded` of the returned store lists the subjects that could not be converted. Raises
+    StorageError if no subject could be converted, if another conversion is writing, if a file
+    cannot be written, or if the path holds something else. An existing store then stays as it was.
     """
-    place = open_backend(conversion.path)
-    _check_destination(place)
-    with place.write_lock() as commit:
-        before = _initialise_store(place)
-        _update_store(conversion, place, before=before, build=build, commit=commit)
-    return open_store(conversion.path)
+    backend = open_backend(plan.path)
+    _check_destination(backend)
+    with backend.write_lock() as commit:
+        previous = _initialise_store(backend)
+        _update_store(plan, backend, previous=previous, build=build, commit=commit)
+    return open_store(plan.path)
 
 
-def _check_destination(place: StoreBackend) -> None:
-    if not is_lesioncast_store(place) and any(
-        not name.endswith(PARTIAL_SUFFIX) for name in place.list_files()
+def _check_destination(backend: StoreBackend) -> None:
+    """Require that the destination is empty or holds a store of this project."""
+    if not is_lesioncast_store(backend) and any(
+        not name.endswith(PARTIAL_SUFFIX) for name in backend.list_files()
     ):
         raise StorageError(
-            f"{place.location}: expected a store or nothing, got something else; "
-            "choose another place."
+            f"{backend.location}: expected a store or nothing, got something else; "
+            "choose another path."
         )
 
 
-def _initialise_store(place: StoreBackend) -> CaseTable | None:
-    """Mark the place as ours; the case table that is there, if one is that this code can read."""
+def _initialise_store(backend: StoreBackend) -> CaseTable | None:
+    """Write the root metadata and return the existing case table, None if there is none."""
     root = encode_root()
-    names = place.list_files()
-    if ROOT_METADATA in names and place.read(ROOT_METADATA) != root:
-        log.info("%s: replacing a store of another schema", place.location)
-        place.remove([CASE_TABLE])  # first, so that it is no store from here on
-        place.remove(names - {ROOT_METADATA})
-    if ROOT_METADATA not in names or place.read(ROOT_METADATA) != root:
-        place.write(ROOT_METADATA, root)
+    names = backend.list_files()
+    if ROOT_METADATA in names and backend.read(ROOT_METADATA) != root:
+        logger.info(
+            "conversion.replaces_old_schema: %s was made by another version", backend.location
+        )
+        backend.remove([CASE_TABLE])  # first: without its table it is no store any more
+        backend.remove(names - {ROOT_METADATA})
+    if ROOT_METADATA not in names or backend.read(ROOT_METADATA) != root:
+        backend.write(ROOT_METADATA, root)
     try:
-        return read_table(place)
+        return read_table(backend)
     except StoreError:
         return None
 
 
 def _update_store(
-    conversion: ConversionPlan,
-    place: StoreBackend,
+    plan: ConversionPlan,
+    backend: StoreBackend,
     *,
-    before: CaseTable | None,
+    previous: CaseTable | None,
     build: Builder,
     commit: Commit,
 ) -> None:
-    digests = digest_files(conversion.bids, conversion.files, place=place)
-    there = _load_finished_shards(conversion, place, before)
-    shards = plan_shards(conversion, digests, there=there)
-    missing = [shard for shard in shards if shard.name not in there]
+    """Build missing shards, write the case table and remove stale shards."""
+    digests = digest_files(plan.bids, plan.files, backend=backend)
+    existing = _load_finished_shards(plan, backend, previous)
+    shards = plan_shards(plan, digests, existing=existing)
+    missing = [shard for shard in shards if shard.name not in existing]
     if missing:
-        _build(conversion, missing, build)
-        there = _load_finished_shards(conversion, place, before)
-    table = _case_table(conversion, shards, place=place, records=there, before=before)
+        _build_shards(plan, missing, build)
+        existing = _load_finished_shards(plan, backend, previous)
+    table = _case_table(plan, shards, backend=backend, records=existing, previous=previous)
     content = encode_table(table)
-    if before is not None and content == place.read(CASE_TABLE):
-        log.info("%s is up to date: settings and files are unchanged", place.location)
+    if previous is not None and content == backend.read(CASE_TABLE):
+        logger.info(
+            "conversion.up_to_date: settings and files of %s are unchanged", backend.location
+        )
     else:
         commit(content)
-    _remove_stale_shards(place, table)
+        logger.info("conversion.finished: %d cases in %s", len(table.cases), backend.location)
+    _remove_stale_shards(backend, table)
 
 
 def _load_finished_shards(
-    conversion: ConversionPlan, place: StoreBackend, table: CaseTable | None
+    plan: ConversionPlan, backend: StoreBackend, table: CaseTable | None
 ) -> dict[str, ShardRecord]:
-    """The shards that are there and whole: first those of the store as it is, then all others."""
-    found = load_complete_shards(place, place.list_files(), spec=conversion.spec)
-    named = {} if table is None else table.shards
+    """Return the complete shards, those of the current case table first.
+
+    A record that does not match the digest in the table was altered, and its shard is built again.
+    """
+    complete = load_complete_shards(backend, backend.list_files(), spec=plan.spec)
+    current = {} if table is None else table.shards
     intact = {
-        name: found[name]
-        for name, digest in named.items()
-        if name in found and sha256(place.read(shard_record_path(name))) == digest
+        name: complete[name]
+        for name, digest in current.items()
+        if name in complete and sha256_bytes(backend.read(shard_record_path(name))) == digest
     }
-    return intact | {name: record for name, record in found.items() if name not in named}
+    return intact | {name: record for name, record in complete.items() if name not in current}
 
 
-def _build(conversion: ConversionPlan, shards: Sequence[Shard], build: Builder) -> None:
-    """Make shards, and tell how far it got."""
-    builds = [
-        ShardTask(shard, conversion.path, conversion.bids, conversion.spec, conversion.settings)
-        for shard in shards
-    ]
+def _build_shards(plan: ConversionPlan, shards: Sequence[Shard], build: Builder) -> None:
+    """Build shards and log the progress."""
+    tasks = [ShardTask(shard, plan.path, plan.bids, plan.spec, plan.settings) for shard in shards]
     total = sum(len(shard.members) for shard in shards)
-    log.info("converting %d of %d subjects", total, len(conversion.subjects))
+    logger.info("conversion.started: %d of %d subjects to convert", total, len(plan.subjects))
     started = reported = time.monotonic()
     done = 0
-    for subjects in build(builds):
+    for subjects in build(tasks):
         done += subjects
         now = time.monotonic()
-        if now - reported > _REPORT_EVERY or done == total:
+        if now - reported > _REPORT_INTERVAL_S or done == total:
             reported = now
             rate = done / (now - started)
-            left = (total - done) / rate
-            log.info("%d of %d subjects, %.1f/s, %.0f s left", done, total, rate, left)
+            remaining_s = (total - done) / rate
+            progress = f"{done} of {total} subjects, {rate:.1f}/s, {remaining_s:.0f} s left"
+            logger.info("conversion.progress: %s", progress)
 
 
 def _case_table(
-    conversion: ConversionPlan,
+    plan: ConversionPlan,
     shards: Sequence[Shard],
     *,
-    place: StoreBackend,
+    backend: StoreBackend,
     records: Mapping[str, ShardRecord],
-    before: CaseTable | None,
+    previous: CaseTable | None,
 ) -> CaseTable:
-    lost = [shard.name for shard in shards if shard.name not in records]
-    if lost:
+    """Return the case table of the planned shards."""
+    missing = [shard.name for shard in shards if shard.name not in records]
+    if missing:
         raise StorageError(
-            f"{place.location}: expected the shards that were just made, got none of {lost}; is "
-            "another conversion writing there? Run the same command again."
+            f"{backend.location}: expected the shards that were just built, got none of {missing}; "
+            "if another conversion is writing here, wait for it and run the same command again."
         )
-    digests = {shard.name: sha256(place.read(shard_record_path(shard.name))) for shard in shards}
+    digests = {
+        shard.name: sha256_bytes(backend.read(shard_record_path(shard.name))) for shard in shards
+    }
     table = CaseTable(
-        spec=conversion.spec,
+        spec=plan.spec,
         inputs=inputs_digest(shards),
-        bids=str(conversion.bids),
-        seed=conversion.seed,
-        split_fractions=conversion.settings.split_fractions,
+        bids=str(plan.bids),
+        seed=plan.seed,
+        split_fractions=plan.settings.split_fractions,
         shards=digests,
         cases=(),
         excluded=(),
     )
     return build_case_table(
-        table, {name: records[name] for name in digests}, settled=previous_splits(table, before)
+        table, {name: records[name] for name in digests}, previous=previous_splits(table, previous)
     )
 
 
-def _remove_stale_shards(place: StoreBackend, table: CaseTable) -> None:
-    """Write the refusals for people, and remove the shards that do not count and torn files."""
-    refusals = exclusions_tsv(table.excluded)
-    names = place.list_files()
-    if REFUSED_TABLE not in names or place.read(REFUSED_TABLE) != refusals:
-        place.write(REFUSED_TABLE, refusals)
-    counting = {shard_record_path(shard) for shard in table.shards}
-    counting |= {file for shard in table.shards for file in shard_paths(shard, table.spec.slab)}
-    place.remove(
+def _remove_stale_shards(backend: StoreBackend, table: CaseTable) -> None:
+    """Write the table of exclusions, and remove stale shards and partial files."""
+    exclusions = exclusions_tsv(table.excluded)
+    names = backend.list_files()
+    if EXCLUDED_TABLE not in names or backend.read(EXCLUDED_TABLE) != exclusions:
+        backend.write(EXCLUDED_TABLE, exclusions)
+    current = {shard_record_path(shard) for shard in table.shards}
+    current |= {file for shard in table.shards for file in shard_paths(shard, table.spec.slab)}
+    backend.remove(
         name
         for name in names
-        if name.endswith(PARTIAL_SUFFIX) or (name.startswith(f"{SHARDS}/") and name not in counting)
+        if name.endswith(PARTIAL_SUFFIX) or (name.startswith(f"{SHARDS}/") and name not in current)
     )

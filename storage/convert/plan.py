@@ -1,12 +1,13 @@
-"""What a conversion is to do: which subjects go into which shard. Needs no cluster.
+"""Plan a conversion: which subjects go into which shard. Needs no cluster.
 
-A shard is named by the digest of what it is made from: settings, and its subjects with their rows
-of participants.tsv and the digests of their files. So a shard that is there under its name is the
-one that would be made. Shards keep their subjects for as long as none of these changes; who is new,
-changed or left over fills new shards, together with who is in the one shard that is not full.
+A shard is named by the digest of its inputs: the settings, and its subjects with their rows of
+participants.tsv and the digests of their files. A shard that exists under its name is therefore the
+one that would be built.
+
+A shard keeps its subjects as long as none of these inputs changes. New, changed and leftover
+subjects go into new shards, together with the subjects of the one shard that is not full.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.backends.backend import Location, is_url
+from storage.digest import sha256_bytes
 from storage.layout import SCHEMA, StoreSpec
 from storage.settings import StoreSettings
 from storage.store.case_table import ShardRow
@@ -23,7 +25,7 @@ from storage.trial.dataset import SourceFile, TrialSubject, scan_trial
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """A trial on its way to a store at `path`; `seed` decides the split."""
+    """A trial and the store at `path` into which it is converted; `seed` decides the split."""
 
     bids: Path
     path: Location
@@ -38,20 +40,22 @@ class ConversionPlan:
 
     @property
     def files(self) -> list[str]:
-        """Every source file, as a path below the BIDS folder."""
-        return [self.name_of(source) for subject in self.subjects for source in subject.sources]
+        """Return every source file, as a path below the BIDS folder."""
+        return [
+            self.relative_path(source) for subject in self.subjects for source in subject.sources
+        ]
 
-    def name_of(self, source: SourceFile) -> str:
-        """The path of a source below the BIDS folder."""
+    def relative_path(self, source: SourceFile) -> str:
+        """Return the path of a source file below the BIDS folder."""
         return source.path.relative_to(self.bids).as_posix()
 
 
 def plan_conversion(
     bids: Path, path: Location, *, settings: StoreSettings, arms: tuple[str, ...], seed: int
 ) -> ConversionPlan:
-    """Look through the BIDS folder `bids`; its images are not read yet.
+    """Scan the BIDS folder `bids` without reading its images.
 
-    Raises StorageError where it is no BIDS folder with subjects.
+    Raises StorageError if it is not a BIDS folder with subjects.
     """
     bids = bids.resolve()
     path = path if is_url(path) else Path(path).resolve()
@@ -62,111 +66,121 @@ def plan_conversion(
 
 @dataclass(frozen=True)
 class PlannedSubject:
-    """A subject of a shard; `inputs` is the digest of all that its case is made from.
+    """A subject of a shard; `inputs` is the digest of everything that its case depends on.
 
-    `known` says what became of it in a shard that is there already, with the row of its case.
+    `sources` holds the SHA-256 of its files. `existing` is its outcome in a shard of the store,
+    with the row of its case, None if it must be preprocessed.
     """
 
     subject: TrialSubject
     inputs: str
     sources: Mapping[str, str]
-    known: tuple[SubjectOutcome, ShardRow | None] | None = None
+    existing: tuple[SubjectOutcome, ShardRow | None] | None = None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The shard of that name, to be made unless it is there."""
+    """A shard of the planned store; it is built unless the store has it already."""
 
     name: str
     members: tuple[PlannedSubject, ...]
 
 
 def plan_shards(
-    conversion: ConversionPlan, digests: Mapping[str, str], *, there: Mapping[str, ShardRecord]
+    plan: ConversionPlan, digests: Mapping[str, str], *, existing: Mapping[str, ShardRecord]
 ) -> list[Shard]:
-    """All shards of the store, by their first subject.
+    """Return all shards of the store, sorted by their first subject.
 
-    `there` are whole shards to keep or to copy from, those of the store as it is before others.
+    `existing` are complete shards to keep or to copy from; those of the current case table come
+    first.
     """
-    size = conversion.settings.cases_per_shard
-    members = {member.subject.name: member for member in _members(conversion, digests)}
-    standing = _reusable_shards(there, members)
-    complete = _subjects_in(standing) >= members.keys()
-    kept = standing if complete and _well_filled(standing, size) else _full(standing, size)
-    known = _known_outcomes(there)
-    left = [
-        replace(members[name], known=known.get(members[name].inputs))
+    size = plan.settings.cases_per_shard
+    members = {member.subject.name: member for member in _members(plan, digests)}
+    reusable = _reusable_shards(existing, members)
+    # If nobody is new or changed, the shards stay as they are, even the one that is not full.
+    # Otherwise that one is filled up; full shards are never touched.
+    complete = _subjects_in(reusable) >= members.keys()
+    kept = reusable if complete and _well_filled(reusable, size) else _full(reusable, size)
+    outcomes = _outcomes_by_inputs(existing)
+    remaining = [
+        replace(members[name], existing=outcomes.get(members[name].inputs))
         for name in sorted(members.keys() - _subjects_in(kept))
     ]
-    parts = [[members[o.subject] for o in record.outcomes] for record in kept.values()]
-    parts += [left[first : first + size] for first in range(0, len(left), size)]
-    parts.sort(key=lambda part: part[0].subject.name)
-    return [Shard(_name(member.inputs for member in part), tuple(part)) for part in parts]
+    groups = [[members[outcome.subject] for outcome in record.outcomes] for record in kept.values()]
+    groups += [remaining[first : first + size] for first in range(0, len(remaining), size)]
+    groups.sort(key=lambda group: group[0].subject.name)
+    return [Shard(_shard_name(member.inputs for member in group), tuple(group)) for group in groups]
 
 
-def _members(conversion: ConversionPlan, digests: Mapping[str, str]) -> Iterable[PlannedSubject]:
-    settings = _settings_that_affect_cases(conversion)
-    for subject in conversion.subjects:
-        sources = {name: digests[name] for name in map(conversion.name_of, subject.sources)}
-        roles = [(s.session, s.channel, conversion.name_of(s)) for s in subject.sources]
+def _members(plan: ConversionPlan, digests: Mapping[str, str]) -> Iterable[PlannedSubject]:
+    settings = _settings_that_affect_cases(plan)
+    for subject in plan.subjects:
+        sources = {name: digests[name] for name in map(plan.relative_path, subject.sources)}
+        roles = [
+            (source.session, source.channel, plan.relative_path(source))
+            for source in subject.sources
+        ]
         content = [SCHEMA, settings, subject.name, subject.rows, roles, sources]
         yield PlannedSubject(subject, _digest(content), sources)
 
 
-def _settings_that_affect_cases(conversion: ConversionPlan) -> list[Any]:
-    """The settings that a case depends on; how cases are split and filed comes later."""
-    later = ("split_fractions", "cases_per_shard")
-    settings = asdict(conversion.settings)
-    return [{key: value for key, value in settings.items() if key not in later}, conversion.arms]
+def _settings_that_affect_cases(plan: ConversionPlan) -> list[Any]:
+    """Return the settings on which a case depends; splits and shard sizes do not affect it."""
+    without_effect = ("split_fractions", "cases_per_shard")
+    settings = asdict(plan.settings)
+    return [{key: value for key, value in settings.items() if key not in without_effect}, plan.arms]
 
 
 def _reusable_shards(
-    there: Mapping[str, ShardRecord], members: Mapping[str, PlannedSubject]
+    existing: Mapping[str, ShardRecord], members: Mapping[str, PlannedSubject]
 ) -> dict[str, ShardRecord]:
-    """The shards whose subjects are all as they were, and each in one of them only."""
-    standing: dict[str, ShardRecord] = {}
-    wanted = {name: member.inputs for name, member in members.items()}
-    for shard, record in there.items():
-        if all(wanted.get(outcome.subject) == outcome.inputs for outcome in record.outcomes):
-            standing[shard] = record
+    """Return the shards whose subjects are all unchanged, with each subject in one of them only."""
+    reusable: dict[str, ShardRecord] = {}
+    unclaimed = {name: member.inputs for name, member in members.items()}
+    for shard, record in existing.items():
+        if all(unclaimed.get(outcome.subject) == outcome.inputs for outcome in record.outcomes):
+            reusable[shard] = record
             for outcome in record.outcomes:
-                del wanted[outcome.subject]
-    return standing
+                del unclaimed[outcome.subject]
+    return reusable
 
 
 def _full(shards: dict[str, ShardRecord], size: int) -> dict[str, ShardRecord]:
+    """Return the shards that hold `size` subjects."""
     return {name: record for name, record in shards.items() if len(record.outcomes) == size}
 
 
 def _well_filled(shards: dict[str, ShardRecord], size: int) -> bool:
-    """Whether all are full but one, which is not fuller."""
-    odd = [len(record.outcomes) for record in shards.values() if len(record.outcomes) != size]
-    return not odd or (len(odd) == 1 and odd[0] < size)
+    """Return whether all shards are full except at most one smaller shard."""
+    other_sizes = [
+        len(record.outcomes) for record in shards.values() if len(record.outcomes) != size
+    ]
+    return not other_sizes or (len(other_sizes) == 1 and other_sizes[0] < size)
 
 
 def _subjects_in(shards: Mapping[str, ShardRecord]) -> set[str]:
     return {outcome.subject for record in shards.values() for outcome in record.outcomes}
 
 
-def _known_outcomes(
-    there: Mapping[str, ShardRecord],
+def _outcomes_by_inputs(
+    existing: Mapping[str, ShardRecord],
 ) -> dict[str, tuple[SubjectOutcome, ShardRow | None]]:
-    """What became of each subject by the digest of its inputs."""
+    """Return each subject's outcome and row by the digest of its inputs."""
     outcomes: dict[str, tuple[SubjectOutcome, ShardRow | None]] = {}
-    for shard, record in there.items():
+    for shard, record in existing.items():
         outcomes |= {outcome.inputs: (outcome, None) for outcome in record.outcomes}
         outcomes |= {outcome.inputs: (outcome, row) for outcome, row in record.rows(shard)}
     return outcomes
 
 
-def _name(inputs: Iterable[str]) -> str:
+def _shard_name(inputs: Iterable[str]) -> str:
     return _digest(list(inputs))[:20]
 
 
 def _digest(content: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return sha256_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def inputs_digest(shards: Iterable[Shard]) -> str:
-    """The digest of all that the cases of these shards are made from, however they are filed."""
+    """Return the digest of all inputs of these shards, whatever the shard of each subject."""
     return _digest(sorted(member.inputs for shard in shards for member in shard.members))

@@ -1,4 +1,4 @@
-"""What a conversion came to, in a few lines for people."""
+"""Summarise a conversion in a few lines of text."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,30 +9,30 @@ from storage.trial.dataset import REQUIRED_SESSIONS
 
 
 def summarise(table: CaseTable) -> list[str]:
-    """How many cases, in which splits, what optional inputs they lack, who was refused and why."""
+    """Return lines on the number of cases, splits, missing optional inputs and exclusions."""
     splits = Counter(case.split for case in table.cases)
     lines = [
         f"{len(table.cases)} converted: "
         + ", ".join(f"{splits[name]} {name}" for name in SPLITS if splits[name])
     ]
-    lacking = {name: count for name, count in _lacking(table) if count}
-    if lacking:
-        lines.append("without: " + ", ".join(f"{name} {count}" for name, count in lacking.items()))
-    kinds = Counter(refusal.kind for refusal in table.excluded)
+    missing = {name: count for name, count in _count_missing(table) if count}
+    if missing:
+        lines.append("without: " + ", ".join(f"{name} {count}" for name, count in missing.items()))
+    kinds = Counter(exclusion.kind for exclusion in table.excluded)
     if kinds:
         counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-        lines.append(f"{len(table.excluded)} refused: {counts}")
-        lines += [f"  {refusal}" for refusal in table.excluded]
+        lines.append(f"{len(table.excluded)} excluded: {counts}")
+        lines += [f"  {exclusion}" for exclusion in table.excluded]
     return lines
 
 
-def _lacking(table: CaseTable) -> Iterator[tuple[str, int]]:
-    """Each optional input, and how many cases are without it."""
+def _count_missing(table: CaseTable) -> Iterator[tuple[str, int]]:
+    """Yield each optional input and the number of cases without it."""
     for k, session in enumerate(SESSIONS):
         for c, channel in enumerate(CHANNELS):
             required = channel == "flair" and session in REQUIRED_SESSIONS
-            never = channel == "net2" and session == SESSIONS[0]  # new since when?
-            if not required and not never:
+            impossible = channel == "net2" and session == SESSIONS[0]  # new compared with what?
+            if not required and not impossible:
                 count = sum(not case.present[k, c] for case in table.cases)
                 yield f"{session} {channel}", count
     yield "parcellation", sum(not case.parcellation for case in table.cases)

@@ -1,15 +1,15 @@
-"""What every BIDS derivative needs: its own description, and sidecars that say where images lie."""
+"""Files that every BIDS derivative needs: dataset description and image sidecars."""
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from storage.atomic import atomic_write
+from storage.atomic import atomic_write_text
+from storage.version import installed_version
 
 BIDS_VERSION = "1.11.1"
-RAW_DATASET_LINK = "raw"  # what BIDS URIs here call the data set that a derivative was made from
+RAW_DATASET_LINK = "raw"  # name of the source data set in BIDS URIs of a derivative
 
 
 def write_dataset_description(
@@ -21,9 +21,10 @@ def write_dataset_description(
     readme: str,
     ignored: Sequence[str],
 ) -> None:
-    """The derivative's own description; `source` is the BIDS data set that it was made from.
+    """Write dataset_description.json, README and .bidsignore of a derivative.
 
-    Validators pass over files that are `ignored`, as patterns of .bidsignore.
+    `source` is the BIDS data set from which it was made. Validators skip files that match
+    `ignored`, which are patterns of .bidsignore.
     """
     origin = source if "://" in str(source) else Path(source).absolute().as_uri()
     record = {
@@ -31,36 +32,28 @@ def write_dataset_description(
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [
-            {"Name": "lesioncast", "Version": package_version(), "Description": description}
+            {"Name": "lesioncast", "Version": installed_version(), "Description": description}
         ],
         "SourceDatasets": [{"URL": origin}],
         "DatasetLinks": {RAW_DATASET_LINK: origin},
     }
     write_json(root / "dataset_description.json", record)
-    atomic_write(root / "README", (readme + "\n").encode())
-    atomic_write(root / ".bidsignore", ("\n".join(ignored) + "\n").encode())
-
-
-def package_version() -> str:
-    """The installed version of this project."""
-    try:
-        return version("lesioncast")
-    except PackageNotFoundError:  # run from the source tree
-        return "unreleased"
+    atomic_write_text(root / "README", readme + "\n")
+    atomic_write_text(root / ".bidsignore", "\n".join(ignored) + "\n")
 
 
 def flair_bids_uri(subject: str, session: str) -> str:
-    """The BIDS URI of a subject's own FLAIR."""
+    """Return the BIDS URI of a subject's own FLAIR."""
     return (
         f"bids:{RAW_DATASET_LINK}:{subject}/ses-{session}/anat/{subject}_ses-{session}_FLAIR.nii.gz"
     )
 
 
 def sidecar_path(image: Path) -> Path:
-    """The JSON file beside an image."""
+    """Return the path of the JSON file beside an image."""
     return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
 def write_json(path: Path, record: Any) -> None:
-    """`record` as indented JSON at `path`, whole or not at all; NaN is an error."""
-    atomic_write(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    """Write `record` as indented JSON to `path` in one step. Raises ValueError for NaN."""
+    atomic_write_text(path, json.dumps(record, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Masks and probability maps on a subject's grid as DICOM SEG, beside the series they lie on."""
+"""Write masks and probability maps on a subject's grid as DICOM SEG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,24 +14,24 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from storage.atomic import atomic_write
-from storage.export.bids_derivative import package_version
 from storage.export.dicom_series import Series, header_errors_as_dicom_error, reorient_to_series
 from storage.export.export import BIDS_ENTITIES, has_channel, source_image
 from storage.layout import MASKS
 from storage.store.case_table import Case
 from storage.store.store import Store
+from storage.version import installed_version
 
 MANUFACTURER = "lesioncast"
 RESEARCH = "Research use only"
-MAX_FRACTIONAL_VALUE = 255  # of a stored probability
+MAX_FRACTIONAL_VALUE = 255  # the stored value of probability 1
 _SERIES_NUMBER = 9600
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One mask {0, 1} or probability map [0, 1] on the source grid.
+    """A mask {0, 1} or probability map [0, 1] on the source grid.
 
-    `label` names it in at most 64 letters, `description` says what it is and is not.
+    `label` is its name in at most 64 characters. `description` says what it is and what it is not.
     """
 
     image: nib.Nifti1Image
@@ -43,8 +43,8 @@ class Segment:
 class Segmentation:
     """Segments of one subject that go into one file.
 
-    `version` names what they came from, in at most 64 letters: the digest of the bundle that made
-    them, where `forecast`, or else of the case whose masks they are.
+    `version` identifies their origin in at most 64 characters: for a `forecast` the digest of the
+    bundle, otherwise the digest of the case whose masks they are.
     """
 
     segments: tuple[Segment, ...]
@@ -54,34 +54,35 @@ class Segmentation:
 
     @property
     def fractional(self) -> bool:
-        """Whether any segment holds probabilities."""
-        return any(each.image.get_data_dtype().kind == "f" for each in self.segments)
+        """Return whether any segment holds probabilities."""
+        return any(segment.image.get_data_dtype().kind == "f" for segment in self.segments)
 
 
 def binarise(segmentation: Segmentation, threshold: float) -> Segmentation:
-    """The same with masks of the voxels at or above a probability."""
+    """Return a segmentation with masks of the voxels at or above a probability."""
     segments = tuple(
         Segment(
             nib.Nifti1Image(
-                (np.asarray(each.image.dataobj) >= threshold).astype(np.uint8), each.image.affine
+                (np.asarray(segment.image.dataobj) >= threshold).astype(np.uint8),
+                segment.image.affine,
             ),
-            each.label,
-            f"Voxels at {threshold:g} or more of: {each.description}",
+            segment.label,
+            f"Voxels at {threshold:g} or more of: {segment.description}",
         )
-        for each in segmentation.segments
+        for segment in segmentation.segments
     )
     return replace(segmentation, segments=segments)
 
 
 def case_segmentation(store: Store, case: Case, names: Sequence[str]) -> Segmentation:
-    """The masks among `names` that a case has, as its trial drew them. They may be none."""
+    """Return those masks among `names` that a case has, as drawn in its trial; perhaps none."""
     arrays = store.read(case.index)
     masks = [name for name in names if name.split("/")[1] in MASKS and has_channel(case, name)]
     segments = tuple(
         Segment(
             source_image(arrays, case, name),
             name.upper().replace("/", " "),
-            f"{BIDS_ENTITIES[name.split('/')[1]].facts['Description']} As the trial gives them.",
+            f"{BIDS_ENTITIES[name.split('/')[1]].sidecar['Description']} As the trial gives them.",
         )
         for name in masks
     )
@@ -89,20 +90,20 @@ def case_segmentation(store: Store, case: Case, names: Sequence[str]) -> Segment
 
 
 def write_segmentation(segmentation: Segmentation, series: Series, path: Path) -> None:
-    """Write a SEG whose frames lie on the images of `series`; binary unless any is a probability.
+    """Write a SEG on the images of `series`, binary unless a segment holds probabilities.
 
-    Probabilities are kept in steps of 1 / 255. Equal inputs give equal identifiers. Raises
-    DicomError where an image lies on another grid than the series, or where the series' headers
-    lack what a SEG has to repeat.
+    Probabilities are stored in steps of 1 / 255. Equal inputs give equal identifiers. Raises
+    DicomError if an image is on another grid than the series, or if the headers of the series lack
+    attributes that a SEG must repeat.
     """
     frames = np.stack(
-        [reorient_to_series(each.image, series) for each in segmentation.segments], axis=-1
+        [reorient_to_series(segment.image, series) for segment in segmentation.segments], axis=-1
     )
     voxels = frames.astype(np.float32 if segmentation.fractional else np.uint8)
     with header_errors_as_dicom_error(series.folder):
-        made = _build_seg(segmentation, series, voxels, name=path.name)
+        seg = _build_seg(segmentation, series, voxels, name=path.name)
     content = BytesIO()
-    made.save_as(content)
+    seg.save_as(content)
     atomic_write(path, content.getvalue())
 
 
@@ -116,8 +117,8 @@ def _build_seg(
         pixel_array=voxels,
         segmentation_type="FRACTIONAL" if fractional else "BINARY",
         segment_descriptions=[
-            _describe(number, each, segmentation, key=key)
-            for number, each in enumerate(segmentation.segments, start=1)
+            _describe(number, segment, segmentation, key=key)
+            for number, segment in enumerate(segmentation.segments, start=1)
         ],
         series_instance_uid=generate_uid(entropy_srcs=[*key, "series"]),
         series_number=_SERIES_NUMBER,
@@ -125,7 +126,7 @@ def _build_seg(
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MANUFACTURER,
-        software_versions=package_version(),
+        software_versions=installed_version(),
         device_serial_number=segmentation.version,
         fractional_type="PROBABILITY",
         max_fractional_value=MAX_FRACTIONAL_VALUE,
@@ -139,7 +140,7 @@ def _build_seg(
 def _describe(
     number: int, segment: Segment, segmentation: Segmentation, *, key: list[str]
 ) -> hd.seg.SegmentDescription:
-    described = hd.seg.SegmentDescription(
+    description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=segment.label,
         segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
@@ -150,9 +151,10 @@ def _describe(
         tracking_id=segment.label,
         anatomic_regions=[codes.SCT.Brain],
     )
-    # How a trial's own masks were drawn is not known here: the description says whose they are.
-    described.SegmentDescription = f"{segment.description} {RESEARCH}; not a medical device."
-    return described
+    # The constructor takes no description. How a trial drew its masks is unknown, so the text
+    # says only whose they are.
+    description.SegmentDescription = f"{segment.description} {RESEARCH}; not a medical device."
+    return description
 
 
 def _algorithm(segmentation: Segmentation) -> hd.AlgorithmIdentificationSequence:

@@ -1,41 +1,42 @@
-"""A DICOM series as the grid of NIfTI images that show the same voxels."""
+"""Read the geometry of a DICOM series and bring NIfTI images of the same voxels onto it."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import highdicom as hd
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from storage.errors import StorageError
+from storage.layout import Array
+from storage.nifti.affine import max_corner_distance, voxel_sizes
 
-Array = npt.NDArray[Any]
-
-TOLERANCE_MM = 0.1  # at the corners of the volume, as among the files of one subject
-_PARALLEL = 0.99  # cosine of the largest angle between axes that are taken for the same
-_SAME_SPACING = 0.01
+# Largest distance between corners, as between the files of one subject.
+TOLERANCE_MM = 0.1
+# Smallest cosine of the angle between two axes that count as the same.
+_MIN_COSINE = 0.99
+_SPACING_TOLERANCE = 0.01  # relative
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AXES = ("slices", "rows", "columns")
 
 
 class DicomError(StorageError):
-    """A DICOM series that cannot be read as a volume, or that shows other voxels than an image."""
+    """A DICOM series cannot be read as a volume, or shows other voxels than an image."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """The images of one series in the order of their slices, without their pixels.
+    """Headers of the images of one series, in the order of their slices.
 
-    `shape` is (slice, row, column); `affine` takes these indices to RAS+ mm.
+    `shape` is (slice, row, column). `affine` takes these indices to RAS+ mm.
     """
 
     folder: Path
@@ -45,14 +46,15 @@ class Series:
 
     @property
     def spacing(self) -> Array:
-        """Millimetres between (slices, rows, columns)."""
-        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
+        """Return the millimetres between (slices, rows, columns)."""
+        return voxel_sizes(self.affine)
 
 
 def read_series(folder: Path) -> Series:
-    """The one series in a folder, at whatever depth; files that are not DICOM are passed over.
+    """Return the only series below a folder; files that are not DICOM are skipped.
 
-    Raises DicomError where there is none or several, or where its images make no regular volume.
+    Raises DicomError if there is no series or several, or if its images do not form a regular
+    volume.
     """
     with header_errors_as_dicom_error(folder):
         return _series(folder, _find_single_series(folder))
@@ -60,12 +62,12 @@ def read_series(folder: Path) -> Series:
 
 @contextmanager
 def header_errors_as_dicom_error(folder: Path) -> Iterator[None]:
-    """Raises DicomError where a block needs what the headers of the series there lack."""
+    """Raise DicomError if a block needs attributes that the headers of the series lack."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # pydicom's and highdicom's
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of pydicom and highdicom
         raise DicomError(
-            f"{folder}: expected complete headers of DICOM images, got ones that do not do "
+            f"{folder}: expected complete headers of DICOM images, got incomplete ones "
             f"({error}); give the series as the scanner sent it."
         ) from error
 
@@ -73,60 +75,64 @@ def header_errors_as_dicom_error(folder: Path) -> Iterator[None]:
 def _series(folder: Path, images: list[Dataset]) -> Series:
     if int(images[0].get("NumberOfFrames", 1)) > 1:
         raise DicomError(f"{folder}: expected one image a file, got a multi-frame file; split it.")
-    _, places = hd.spatial.get_series_volume_positions(images)
-    if places is None:
+    _, positions = hd.spatial.get_series_volume_positions(images)
+    if positions is None:
         raise DicomError(
             f"{folder}: expected slices at even steps along their normal, got "
             f"{len(images)} images with gaps, repeats or another order; give the whole series."
         )
-    ordered = tuple(image for _, image in sorted(zip(places, images, strict=True), key=_first))
+    ordered = tuple(
+        image for _, image in sorted(zip(positions, images, strict=True), key=itemgetter(0))
+    )
     shape = (len(ordered), int(ordered[0].Rows), int(ordered[0].Columns))
     return Series(folder, ordered, shape, _affine(ordered))
 
 
-def _first(pair: tuple[int, Dataset]) -> int:
-    return pair[0]
-
-
 def _find_single_series(folder: Path) -> list[Dataset]:
-    found: dict[str, list[Dataset]] = defaultdict(list)
+    series: dict[str, list[Dataset]] = defaultdict(list)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         image = _header(path)
         if image is not None and ("ImagePositionPatient" in image or "NumberOfFrames" in image):
-            found[image.get("SeriesInstanceUID", "without a number")].append(image)
-    if len(found) != 1:
+            series[image.get("SeriesInstanceUID", "without a number")].append(image)
+    if len(series) != 1:
         names = ", ".join(
             f"{images[0].get('SeriesDescription', uid)} ({len(images)} images)"
-            for uid, images in found.items()
+            for uid, images in series.items()
         )
         raise DicomError(
             f"{folder}: expected the images of one series, that of the w048 FLAIR, "
             f"got {names or 'none'}."
         )
-    return next(iter(found.values()))
+    return next(iter(series.values()))
 
 
 def _header(path: Path) -> Dataset | None:
-    """What is said of an image before its pixels; None where the file is no DICOM.
+    """Return the attributes of an image before its pixels, None if the file is not DICOM.
 
-    Deflated files are refused: a small one can unpack to any size.
+    Deflated files are rejected, because a small one can expand to any size.
     """
     try:
         if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise DicomError(f"{path}: expected a file that is not deflated; rewrite it inflated.")
+            raise DicomError(
+                f"{path}: expected a file that is not deflated, got a deflated one; inflate it."
+            )
         return dcmread(path, stop_before_pixels=True)
     except InvalidDicomError:
         return None
     except DicomError:
         raise
-    except Exception as error:  # pydicom names no errors of its own for what is broken further on
+    except Exception as error:  # pydicom documents no exceptions for damaged files
         raise DicomError(f"{path}: expected DICOM, got a broken file ({error}).") from error
 
 
 def _affine(images: tuple[Dataset, ...]) -> Array:
-    """Part 3 of the DICOM standard, section C.7.6.2.1.1, with the slices' step from positions."""
+    """Return the affine of the volume: (slice, row, column) to RAS+ mm.
+
+    DICOM standard, part 3, section C.7.6.2.1.1. The step between slices follows from their
+    positions.
+    """
     first = images[0]
-    start, end = (np.array(each.ImagePositionPatient, float) for each in (first, images[-1]))
+    start, end = (np.array(image.ImagePositionPatient, float) for image in (first, images[-1]))
     along_columns, along_rows = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
     between_rows, between_columns = map(float, first.PixelSpacing)
     if len(images) > 1:
@@ -142,9 +148,9 @@ def _affine(images: tuple[Dataset, ...]) -> Array:
 
 
 def reorient_to_series(image: nib.Nifti1Image, series: Series) -> Array:
-    """The voxels of `image` as [slice, row, column] of the series: flips and permutations only.
+    """Return the voxels of `image` as [slice, row, column] of the series by flips and permutations.
 
-    Raises DicomError where the two are not the same grid.
+    Raises DicomError if the two are not on the same grid.
     """
     order, flipped = _axes_of(image, series)
     data = np.asarray(image.dataobj).transpose(order)
@@ -152,47 +158,47 @@ def reorient_to_series(image: nib.Nifti1Image, series: Series) -> Array:
         raise _grid_mismatch(
             series, f"{_sizes(series.shape)}", f"{_sizes(data.shape)} of the image"
         )
-    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)[order]
-    if not np.allclose(spacing, series.spacing, rtol=_SAME_SPACING):
+    spacing = voxel_sizes(image.affine)[order]
+    if not np.allclose(spacing, series.spacing, rtol=_SPACING_TOLERANCE):
         raise _grid_mismatch(
             series, f"spacing {_mm(series.spacing)}", f"{_mm(spacing)} of the image"
         )
-    apart = _largest_distance(image, series, order, flipped)
-    if apart > TOLERANCE_MM:
+    # The image's affine, but for indices of the series: both then name the same corners.
+    reindexed = image.affine @ _series_to_image_indices(series, order, flipped)
+    distance = max_corner_distance(reindexed, series.affine, shape=series.shape)
+    if distance > TOLERANCE_MM:
         raise _grid_mismatch(
-            series, f"corners within {TOLERANCE_MM} mm", f"an image that lies {apart:.2f} mm away"
+            series,
+            f"corners within {TOLERANCE_MM} mm",
+            f"an image that lies {distance:.2f} mm away",
         )
     return np.ascontiguousarray(np.flip(data, tuple(np.flatnonzero(flipped))))
 
 
 def _axes_of(image: nib.Nifti1Image, series: Series) -> tuple[list[int], Array]:
-    """Which axis of the image runs along each of the series', and whether backwards."""
-    own, theirs = (m[:3, :3] / np.linalg.norm(m[:3, :3], axis=0) for m in _affines(image, series))
-    cosines = theirs.T @ own
+    """Return the image axis along each axis of the series, and whether it is flipped."""
+    image_axes, series_axes = (
+        affine[:3, :3] / voxel_sizes(affine) for affine in (image.affine, series.affine)
+    )
+    cosines = series_axes.T @ image_axes
     order = np.abs(cosines).argmax(axis=1)
     along = cosines[np.arange(3), order]
-    if sorted(order) != [0, 1, 2] or np.abs(along).min() < _PARALLEL:
+    if sorted(order) != [0, 1, 2] or np.abs(along).min() < _MIN_COSINE:
         angle = np.degrees(np.arccos(np.clip(np.abs(along).min(), 0, 1)))
         raise _grid_mismatch(
-            series, "the same axes", f"an image that is turned by {angle:.0f} degrees"
+            series, "the same axes", f"an image that is rotated by {angle:.0f} degrees"
         )
     return order.tolist(), along < 0
 
 
-def _affines(image: nib.Nifti1Image, series: Series) -> tuple[Array, Array]:
-    return np.asarray(image.affine), series.affine
-
-
-def _largest_distance(
-    image: nib.Nifti1Image, series: Series, order: list[int], flipped: Array
-) -> float:
-    last = np.array(series.shape) - 1
-    corners = np.array(np.meshgrid(*((0, end) for end in last))).reshape(3, -1)
-    own = np.empty_like(corners)
-    own[order] = np.where(flipped[:, None], last[:, None] - corners, corners)
-    there = series.affine[:3, :3] @ corners + series.affine[:3, 3:]
-    here = image.affine[:3, :3] @ own + image.affine[:3, 3:]
-    return float(np.linalg.norm(here - there, axis=0).max())
+def _series_to_image_indices(series: Series, order: list[int], flipped: Array) -> Array:
+    """Return the 4x4 matrix that takes indices of the series to indices of the image."""
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for axis, (image_axis, size) in enumerate(zip(order, series.shape, strict=True)):
+        matrix[image_axis, axis] = -1 if flipped[axis] else 1
+        matrix[image_axis, 3] = size - 1 if flipped[axis] else 0
+    return matrix
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
@@ -207,5 +213,5 @@ def _grid_mismatch(series: Series, expected: str, got: str) -> DicomError:
     name = series.images[0].get("SeriesDescription", "without a description")
     return DicomError(
         f"{series.folder}: expected {expected} as in the DICOM series ({name}), got {got}; give "
-        "the series that the w048 FLAIR was converted from."
+        "the series from which the w048 FLAIR was converted."
     )

@@ -1,4 +1,4 @@
-"""Cases of a store back onto their own grids, as a BIDS derivative."""
+"""Export cases of a store to the grids of their source files, as a BIDS derivative."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,15 +33,15 @@ CHANNEL_NAMES = (
 )
 README = """Cases of a lesioncast store on the grids of their subjects' own FLAIR at week 48.
 
-Masks, labels and normalised FLAIR as the store holds them, which is a slab: beyond it masks and
-labels are 0 and FLAIR is -1, as outside the head. Where Resampled is false every voxel is the
-store's own; else FLAIR was interpolated linearly and masks took the nearest voxel. Sidecars name
-the files that a case was made from, and their sha256. Research use only."""
+Masks, labels and normalised FLAIR of the slab that the store holds. Outside the slab masks and
+labels are 0 and FLAIR is -1, as outside the head. If Resampled is false, every voxel is a voxel of
+the store. Otherwise FLAIR was interpolated linearly and masks took the nearest voxel. Sidecars name
+the source files of a case and their sha256. Research use only."""
 
 write_export_root = partial(
     write_dataset_description,
     name="lesioncast store on source grids",
-    description="Slabs put back onto the grids that they were cut from.",
+    description="Slabs resampled onto the grids from which they were cut.",
     readme=README,
     ignored=("dicom/",),
 )
@@ -49,16 +49,17 @@ write_export_root = partial(
 
 @dataclass(frozen=True)
 class BidsEntities:
-    """How BIDS names a channel: entities, suffix, and what its sidecar says."""
+    """BIDS name of a channel: entities and suffix, with the content of its sidecar."""
 
     entities: str
     suffix: str
-    facts: dict[str, Any]
+    sidecar: dict[str, Any]
 
 
 def _lesions(name: str, description: str) -> BidsEntities:
-    facts = {"Type": "Lesion", "Description": description}
-    return BidsEntities(f"space-orig_label-L_desc-{name}", "mask", facts)
+    """Return the BIDS name of a lesion mask."""
+    sidecar = {"Type": "Lesion", "Description": description}
+    return BidsEntities(f"space-orig_label-L_desc-{name}", "mask", sidecar)
 
 
 BIDS_ENTITIES = {
@@ -69,7 +70,7 @@ BIDS_ENTITIES = {
     ),
     "t2": _lesions("T2", "T2 lesions."),
     "gad": _lesions("Gad", "Gadolinium-enhancing lesions."),
-    "net2": _lesions("NET2", "T2 lesions that are new or larger since the session before."),
+    "net2": _lesions("NET2", "T2 lesions that are new or larger since the previous session."),
     "parcellation": BidsEntities(
         "space-orig_desc-parcellation", "dseg", {"Description": "FreeSurfer labels."}
     ),
@@ -77,7 +78,7 @@ BIDS_ENTITIES = {
 
 
 def has_channel(case: Case, name: str) -> bool:
-    """Whether a case has what is called `name`, such as w096/net2 or w048/parcellation."""
+    """Return whether a case has the channel `name`, such as w096/net2 or w048/parcellation."""
     if name not in CHANNEL_NAMES:
         raise StoreError(f"expected names such as w096/net2 or {PARCELLATION}, got {name}.")
     session, channel = name.split("/")
@@ -87,7 +88,7 @@ def has_channel(case: Case, name: str) -> bool:
 
 
 def exported_path(root: Path, subject: str, name: str) -> Path:
-    """Where the derivative at `root` keeps what is called `name`."""
+    """Return the path of the channel `name` in the derivative at `root`."""
     session, channel = name.split("/")
     kind = BIDS_ENTITIES[channel]
     stem = f"{subject}_ses-{session}_{kind.entities}_{kind.suffix}"
@@ -95,7 +96,7 @@ def exported_path(root: Path, subject: str, name: str) -> Path:
 
 
 def source_image(arrays: CaseArrays, case: Case, name: str) -> nib.Nifti1Image:
-    """A volume of a case on its own grid, with the affine and codes of its w048 FLAIR."""
+    """Return a volume of a case on the grid of its w048 FLAIR, with affine and codes."""
     session, channel = name.split("/")
     k = SESSIONS.index(session)
     if channel == "parcellation":
@@ -109,18 +110,18 @@ def source_image(arrays: CaseArrays, case: Case, name: str) -> nib.Nifti1Image:
 
 
 def is_skull_stripped(case: Case, settings: StoreSettings) -> bool:
-    """Whether conversion with these settings cleared what lies beyond a brain mask of the case."""
+    """Return whether conversion with these settings cleared FLAIR outside a brain mask."""
     pattern, session = settings.layout.brain_mask, settings.layout.sessions[1]
-    made_from = (match_subject(path, pattern, session=session) for path in case.digests)
-    return settings.apply_brain_mask and any(label is not None for label in made_from)
+    labels = (match_subject(path, pattern, session=session) for path in case.digests)
+    return settings.apply_brain_mask and any(label is not None for label in labels)
 
 
 def export_case(
     store: Store, case: Case, names: Sequence[str], root: Path, *, settings: StoreSettings
 ) -> list[Path]:
-    """Write what a case has of `names`, each with its sidecar; returns the images' paths.
+    """Write those of `names` that a case has, each with its sidecar, and return the images' paths.
 
-    `settings` are those that the store was made with.
+    `settings` are those with which the store was converted.
     """
     arrays = store.read(case.index)
     paths = []
@@ -137,7 +138,7 @@ def export_case(
 
 def _sidecar(case: Case, name: str) -> dict[str, Any]:
     return {
-        **BIDS_ENTITIES[name.split("/")[1]].facts,
+        **BIDS_ENTITIES[name.split("/")[1]].sidecar,
         "SpatialReference": flair_bids_uri(case.subject, REFERENCE_SESSION),
         "Resampled": not case.grid.is_crop,
         "CaseDigest": case.digest,

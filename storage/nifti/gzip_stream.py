@@ -1,4 +1,4 @@
-"""A file's bytes, unpacked only as far as they are asked for."""
+"""Read the bytes of a NIfTI file and decompress gzip on demand."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ from storage.errors import CaseError
 from storage.nifti.header_validation import MAX_VOXEL_BYTES
 from storage.trial.dataset import SourceFile
 
-# What gzip, zlib and nibabel raise on files that are truncated, corrupt or no NIfTI.
+# Raised by gzip, zlib and nibabel on files that are truncated, corrupt or not NIfTI.
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -24,11 +24,17 @@ READ_ERRORS = (
     WrapStructError,
 )
 _GZIP_MAGIC = b"\x1f\x8b"
-_TRAILING, _PIECE = 2**20, 2**16  # bytes
+_MAX_TRAILING_BYTES = 2**20
+_READ_BYTES = 2**16
 
 
 def read_file_checked(source: SourceFile) -> bytes:
-    """All of a file that is one: a folder, a pipe or a link to nothing would raise or hang."""
+    """Return the bytes of a regular file.
+
+    Raises CaseError for anything else: a folder would raise an error that does not name the
+    subject, and a named pipe would block. Files larger than any brain image are rejected before
+    reading.
+    """
     path = source.path
     if not path.is_file():
         got = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "none"
@@ -45,26 +51,30 @@ def read_file_checked(source: SourceFile) -> bytes:
 
 
 def is_gzip(raw: bytes) -> bool:
-    """Whether a file is gzip, whatever its name says."""
+    """Return whether the content is gzip, whatever the name of the file."""
     return raw.startswith(_GZIP_MAGIC)
 
 
 def open_stream(raw: bytes) -> io.BufferedIOBase:
-    """The file's content as a stream."""
+    """Return the content as a stream that decompresses gzip only as far as it is read."""
     stream = io.BytesIO(raw)
     return gzip.GzipFile(fileobj=stream) if is_gzip(raw) else stream
 
 
 def verify_trailer(stream: io.BufferedIOBase) -> None:
-    """Past the voxels lies little; at the end gzip compares its checksum with what was read."""
-    for _ in range(_TRAILING // _PIECE):
-        if not stream.read(_PIECE):
+    """Read the rest of a stream behind the voxels.
+
+    At the end of a gzip stream the gzip module compares its checksum with the data. The amount is
+    limited, because a small gzip file can expand to any size. Raises ValueError beyond the limit.
+    """
+    for _ in range(_MAX_TRAILING_BYTES // _READ_BYTES):
+        if not stream.read(_READ_BYTES):
             return
-    raise ValueError(f"more than {_TRAILING >> 20} MiB after its voxels")
+    raise ValueError(f"more than {_MAX_TRAILING_BYTES >> 20} MiB after its voxels")
 
 
 def unreadable_file(source: SourceFile, error: BaseException) -> CaseError:
-    """The error that says of a damaged file what was found in it."""
+    """Return the error that excludes a subject because a file is damaged."""
     why = f"{type(error).__name__}: {error}".splitlines()[0]
     return source.rejection(
         "unreadable file", f"expected a whole NIfTI file, got {why}; copy it again"

@@ -1,37 +1,40 @@
-"""Whether a NIfTI header can be believed, judged before any voxel is read.
+"""Validate a NIfTI header before any voxel is read.
 
-A header is a claim. It decides how much memory a file asks for and which side is left, so what it
-claims must fit the bytes that are there, and its several ways to say how a file lies must agree.
+The header decides how much memory is allocated and which side is left. Its claims must therefore
+fit the size of the file, and its sform, qform and pixdim must agree.
 """
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import io_orientation, ornt2axcodes
 
+from storage.nifti.affine import axis_codes, voxel_sizes
 from storage.trial.dataset import SourceFile
 
 Shape = tuple[int, int, int]
 
-MAX_VOXEL_BYTES = (
-    2**31
-)  # bytes of voxels: no head fills them, half a millimetre and 64 bits a voxel do not
-_MAX_GZIP_RATIO = 1032  # bytes that one byte of a gzip stream can stand for, at the very most
-_VOXEL_SIZE_RANGE_MM = (0.05, 20.0)  # mm between which any image of a head lies
-_FULL_RANK = 1e-3  # of the volume that three axes of these lengths span at right angles
-_ROUNDING = 0.01  # by which voxel sizes may differ between affine and pixdim
+# Larger than a head at half a millimetre with 64 bits a voxel.
+MAX_VOXEL_BYTES = 2**31
+# DEFLATE cannot expand one byte to more than this.
+_MAX_GZIP_RATIO = 1032
+# Voxel sizes of every plausible image of a head.
+_VOXEL_SIZE_RANGE_MM = (0.05, 20.0)
+# Smallest determinant of an affine, as a share of the product of its voxel sizes.
+_MIN_RELATIVE_DETERMINANT = 1e-3
+# Relative difference of voxel sizes between affine and pixdim that counts as rounding.
+_VOXEL_SIZE_TOLERANCE = 0.01
 
 
 def validate_header(
     header: nib.Nifti1Header, source: SourceFile, *, stored: int, compressed: bool
 ) -> Shape:
-    """The file's one 3-D shape (i, j, k), if all that its header claims can be true.
+    """Return the shape (i, j, k) of the file's only volume if the header is consistent.
 
-    `stored` is the file's size in bytes. Raises CaseError that names the file and the claim.
+    `stored` is the size of the file in bytes. Raises CaseError that names the file and the wrong
+    claim.
     """
     shape = _one_volume(header, source)
     _check_dtype(header.get_data_dtype(), source)
@@ -47,7 +50,7 @@ def _one_volume(header: nib.Nifti1Header, source: SourceFile) -> Shape:
         reason = f"expected three sizes of 1 or more, got shape {shape}; export it again"
         raise source.rejection("not a volume", reason)
     if any(size != 1 for size in shape[3:]):
-        reason = f"expected one 3-D volume, got shape {shape}; keep the one frame that counts"
+        reason = f"expected one 3-D volume, got shape {shape}; keep the one frame to use"
         raise source.rejection("several frames", reason)
     return shape[0], shape[1], shape[2]
 
@@ -55,7 +58,7 @@ def _one_volume(header: nib.Nifti1Header, source: SourceFile) -> Shape:
 def _check_dtype(dtype: np.dtype[Any], source: SourceFile) -> None:
     if dtype.kind not in "buif":
         kind = "colours" if dtype.fields else str(dtype)
-        reason = f"expected one real number a voxel, got {kind}; convert it to a grey image"
+        reason = f"expected one real number per voxel, got {kind}; convert it to a grey image"
         raise source.rejection("wrong datatype", reason)
 
 
@@ -74,7 +77,7 @@ def _check_size(
 
 
 def _check_affine(header: nib.Nifti1Header, source: SourceFile) -> None:
-    """The affine exists, is finite, of full rank, and of a scale that heads have."""
+    """Require an affine that is finite, of full rank and of plausible voxel sizes."""
     if not header["sform_code"] and not header["qform_code"]:
         reason = "expected an sform or a qform, got codes 0 and 0, which leave left and right open"
         raise source.rejection("no orientation", f"{reason}; set one of them")
@@ -83,7 +86,9 @@ def _check_affine(header: nib.Nifti1Header, source: SourceFile) -> None:
         reason = "expected a finite affine, got NaN or infinity in it; export it again"
         raise source.rejection("no orientation", reason)
     sizes = voxel_sizes(affine)
-    if np.prod(sizes) == 0 or abs(np.linalg.det(affine[:3, :3])) < _FULL_RANK * np.prod(sizes):
+    if np.prod(sizes) == 0 or abs(
+        np.linalg.det(affine[:3, :3])
+    ) < _MIN_RELATIVE_DETERMINANT * np.prod(sizes):
         reason = "expected an affine of full rank, got one that maps the volume to a plane"
         raise source.rejection("no orientation", f"{reason} or less; export it again")
     if sizes.min() < _VOXEL_SIZE_RANGE_MM[0] or sizes.max() > _VOXEL_SIZE_RANGE_MM[1]:
@@ -94,45 +99,26 @@ def _check_affine(header: nib.Nifti1Header, source: SourceFile) -> None:
 
 
 def _check_sform_qform_agree(header: nib.Nifti1Header, source: SourceFile) -> None:
-    """Where a file says twice how it lies, it says the same.
+    """Require that sform, qform and pixdim describe the same axes and voxel sizes.
 
-    The sform is taken where there is one, as the standard's readers do. Its small differences from
-    the qform (another origin, a registration) do no harm; another axis or voxel size does: either
-    could be the truth, and one of them has left and right, or every volume, wrong.
+    Readers of the standard take the sform if there is one. Small differences from the qform
+    (another origin, a registration) are harmless. Another axis or voxel size is not: either of the
+    two may be right, and with the wrong one left and right, or every volume, are wrong.
     """
     affine, pixdim = header.get_best_affine(), np.abs(header["pixdim"][1:4])
-    if not np.allclose(voxel_sizes(affine), pixdim, rtol=_ROUNDING, atol=0):
+    if not np.allclose(voxel_sizes(affine), pixdim, rtol=_VOXEL_SIZE_TOLERANCE, atol=0):
         reason = (
             f"expected one voxel size, got {_sizes(pixdim)} mm as pixdim and "
             f"{_sizes(voxel_sizes(affine))} mm from the affine"
         )
         raise source.rejection("contradictory header", f"{reason}; correct the wrong one")
     if header["sform_code"] and header["qform_code"]:
-        sform, qform = map(_axes, (affine, header.get_qform()))
+        sform, qform = map(axis_codes, (affine, header.get_qform()))
         if sform != qform:
             reason = f"expected one orientation, got {sform} from the sform, {qform} from the qform"
             raise source.rejection("contradictory header", f"{reason}; correct the wrong one")
 
 
-def orientation(affine: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Flips and permutation that take a 4x4 affine's axes to RAS+ order, in nibabel's terms."""
-    return _orientation(np.asarray(affine, np.float64).tobytes())
-
-
-@lru_cache(maxsize=256)  # most files of a trial share few affines
-def _orientation(affine: bytes) -> npt.NDArray[Any]:
-    return np.asarray(io_orientation(np.frombuffer(affine).reshape(4, 4)))
-
-
-def _axes(affine: npt.ArrayLike) -> str:
-    """Such as RAS."""
-    return "".join(ornt2axcodes(orientation(affine)))
-
-
-def voxel_sizes(affine: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Millimetres between voxels along each axis of an affine (4x4)."""
-    return np.asarray(np.linalg.norm(affine[:3, :3], axis=0))
-
-
 def _sizes(values: npt.NDArray[Any]) -> str:
+    """Return voxel sizes as text."""
     return f"({', '.join(f'{value:.4g}' for value in values)})"

@@ -1,7 +1,6 @@
-"""NIfTI files in, in canonical orientation, and out, whole or not at all."""
+"""Read NIfTI files in canonical orientation (s, h, w), and write them atomically."""
 
 import gzip
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy.typing as npt
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from storage.atomic import atomic_write
+from storage.digest import sha256_bytes
+from storage.nifti.affine import Matrix, as_matrix, orientation, voxel_sizes
 from storage.nifti.gzip_stream import (
     READ_ERRORS,
     is_gzip,
@@ -21,18 +22,16 @@ from storage.nifti.gzip_stream import (
     unreadable_file,
     verify_trailer,
 )
-from storage.nifti.header_validation import Shape, orientation, validate_header, voxel_sizes
+from storage.nifti.header_validation import Shape, validate_header
 from storage.trial.dataset import SourceFile
-
-Matrix = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class NiftiGeometry:
-    """What a file says of its grid, enough to write another image onto the same one.
+    """Geometry of a NIfTI file, enough to write another image onto the same grid.
 
-    `shape` (i, j, k) and `affine` (voxel to RAS+ mm) are the file's own, before any reorientation.
-    `qform` is None where its code is 0.
+    `shape` (i, j, k) and `affine` (voxel to RAS+ mm) are those of the file, before any
+    reorientation. `qform` is None if its code is 0.
     """
 
     shape: Shape
@@ -44,32 +43,32 @@ class NiftiGeometry:
 
     @property
     def orientation(self) -> npt.NDArray[Any]:
-        """Flips and permutation that take the file's axes to RAS+ order, in nibabel's terms."""
+        """Return nibabel's flips and permutation that take the file's axes to RAS+ order."""
         return orientation(self.affine)
 
     @property
     def canonical_affine(self) -> npt.NDArray[np.float64]:
-        """Takes indices of the reoriented file (w, h, s) to RAS+ mm."""
+        """Return the affine of the reoriented file: indices (w, h, s) to RAS+ mm."""
         return np.asarray(np.array(self.affine) @ inv_ornt_aff(self.orientation, self.shape))
 
     @property
     def canonical_shape(self) -> Shape:
-        """The shape (s, h, w) of the reoriented file."""
+        """Return the shape (s, h, w) of the reoriented file."""
         w, h, s = (self.shape[axis] for axis in np.argsort(self.orientation[:, 0]))
         return s, h, w
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres between voxels along (s, h, w)."""
+        """Return the millimetres between voxels along (s, h, w)."""
         w, h, s = (float(size) for size in voxel_sizes(self.canonical_affine))
         return s, h, w
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A file's voxels on (s, h, w): axial slices upwards, rows to anterior, columns to right.
+    """Voxels of a file on (s, h, w): slices to superior, rows to anterior, columns to right.
 
-    `affine` takes (w, h, s) indices of `data` to RAS+ mm; `digest` is the sha256 of the file.
+    `affine` takes indices (w, h, s) of `data` to RAS+ mm. `digest` is the SHA-256 of the file.
     """
 
     data: npt.NDArray[Any]
@@ -79,13 +78,13 @@ class Volume:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres between voxels along (s, h, w)."""
+        """Return the millimetres between voxels along (s, h, w)."""
         return self.header.spacing
 
 
 @dataclass(frozen=True)
 class NiftiFile:
-    """A file whose header was judged; of its voxels nothing is decompressed or decoded yet."""
+    """A file with a valid header whose voxels are not yet decompressed or decoded."""
 
     source: SourceFile
     header: NiftiGeometry
@@ -94,9 +93,9 @@ class NiftiFile:
     voxels: nib.arrayproxy.ArrayProxy
 
     def read(self) -> Volume:
-        """Its voxels, scaled as its header says (to float32), turned to (s, h, w) in RAS+.
+        """Return the voxels, scaled to float32 if the header asks for it, as (s, h, w) in RAS+.
 
-        Raises CaseError where they are fewer or other than the file promised.
+        Raises CaseError if the voxels are incomplete or corrupt.
         """
         try:
             data = np.asanyarray(self.voxels).reshape(self.header.shape)
@@ -111,65 +110,70 @@ class NiftiFile:
 
 
 def read_volume(source: SourceFile) -> Volume:
-    """Read a 3-D NIfTI file and turn it by flips and permutations to (s, h, w) in RAS+.
+    """Read a 3-D NIfTI file and reorient it by flips and permutations to (s, h, w) in RAS+.
 
-    Raises CaseError where the file cannot be read, or its header cannot be believed.
+    Raises CaseError if the file cannot be read or its header is inconsistent.
     """
     return open_nifti(source).read()
 
 
 def open_nifti(source: SourceFile) -> NiftiFile:
-    """The file and what its header says. Raises CaseError where that cannot be true."""
+    """Read a file and validate its header.
+
+    Raises CaseError if the file cannot be read or its header is inconsistent.
+    """
     raw = read_file_checked(source)
     stream = open_stream(raw)
     try:
-        claims = _read_header(stream)
-        shape = validate_header(claims, source, stored=len(raw), compressed=is_gzip(raw))
-        voxels = nib.arrayproxy.ArrayProxy(stream, claims, mmap=False)
+        header = _read_header(stream)
+        shape = validate_header(header, source, stored=len(raw), compressed=is_gzip(raw))
+        voxels = nib.arrayproxy.ArrayProxy(stream, header, mmap=False)
     except READ_ERRORS as error:
         raise unreadable_file(source, error) from error
     return NiftiFile(
         source=source,
-        header=_header(claims, shape),
-        digest=hashlib.sha256(raw).hexdigest(),
+        header=_geometry(header, shape),
+        digest=sha256_bytes(raw),
         stream=stream,
         voxels=voxels,
     )
 
 
 def _read_header(stream: io.BufferedIOBase) -> nib.Nifti1Header:
-    """The header as nibabel knows it. Its extensions stay unread: they can be of any size."""
+    """Return the header as nibabel parses it.
+
+    Header extensions are not read, because they can be of any size.
+    """
     start = stream.read(nib.Nifti2Header.sizeof_hdr)
     if not start:
         raise EOFError("it is empty")
-    kinds = (nib.Nifti2Header, nib.Nifti1Header)
-    kind = next((kind for kind in kinds if kind.may_contain_header(start)), nib.Nifti1Header)
-    claims = kind(start[: kind.sizeof_hdr], check=False)
-    absent = claims["pixdim"] == 0
-    claims.check_fix()  # raises where it cannot be one
-    claims["pixdim"][1:4][absent[1:4]] = 0  # nibabel would make it 1 mm, which is a guess
-    return claims
+    header_classes = (nib.Nifti2Header, nib.Nifti1Header)
+    header_class = next(
+        (header_class for header_class in header_classes if header_class.may_contain_header(start)),
+        nib.Nifti1Header,
+    )
+    header = header_class(start[: header_class.sizeof_hdr], check=False)
+    absent = header["pixdim"] == 0
+    header.check_fix()  # raises if the bytes are not a header
+    # check_fix replaces a pixdim of 0 by 1 mm. That is a guess, and validation must see the 0.
+    header["pixdim"][1:4][absent[1:4]] = 0
+    return header
 
 
-def _header(claims: nib.Nifti1Header, shape: Shape) -> NiftiGeometry:
-    qform = claims.get_qform() if claims["qform_code"] else None
+def _geometry(header: nib.Nifti1Header, shape: Shape) -> NiftiGeometry:
+    qform = header.get_qform() if header["qform_code"] else None
     return NiftiGeometry(
         shape=shape,
-        affine=as_matrix(claims.get_best_affine()),
-        sform_code=int(claims["sform_code"]),
-        qform_code=int(claims["qform_code"]),
+        affine=as_matrix(header.get_best_affine()),
+        sform_code=int(header["sform_code"]),
+        qform_code=int(header["qform_code"]),
         qform=None if qform is None else as_matrix(qform),
-        units=claims.get_xyzt_units()[0],
+        units=header.get_xyzt_units()[0],
     )
 
 
-def as_matrix(array: npt.NDArray[Any]) -> Matrix:
-    """A 4x4 array as nested tuples of floats, for frozen records and JSON."""
-    return tuple(tuple(float(value) for value in row) for row in array)
-
-
 def image_like(header: NiftiGeometry, data: npt.NDArray[Any]) -> nib.Nifti1Image:
-    """`data` (i, j, k) as an image with the affine, codes and units of `header`."""
+    """Return `data` (i, j, k) as an image with the affine, codes and units of `header`."""
     affine = np.array(header.affine)
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units(header.units)
@@ -179,9 +183,9 @@ def image_like(header: NiftiGeometry, data: npt.NDArray[Any]) -> nib.Nifti1Image
 
 
 def write_nifti_atomic(image: nib.Nifti1Image, path: Path) -> None:
-    """Write `image` to `path` (.nii or .nii.gz), which holds either a whole file or none.
+    """Write `image` to `path` (.nii or .nii.gz) in one step.
 
-    The compressed bytes carry no time stamp, so equal images give equal files.
+    gzip stores no time stamp, so equal images give equal files.
     """
     content = image.to_bytes()
     if path.suffix == ".gz":

@@ -1,4 +1,4 @@
-"""Intensities of FLAIR onto [-1, 1], whatever the scanner's scale."""
+"""Scale FLAIR intensities to [-1, 1], independent of the scanner."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from storage.layout import BACKGROUND
 def foreground_mask(
     image: npt.NDArray[Any], brain: npt.NDArray[Any] | None
 ) -> npt.NDArray[np.bool_]:
-    """Where an image shows tissue: inside the brain mask if there is one, else where not zero."""
+    """Return where an image shows tissue: in the brain mask if there is one, else where not 0."""
     return np.asarray(image != 0 if brain is None else brain != 0)
 
 
@@ -21,10 +21,10 @@ def intensity_range(
     *,
     percentiles: tuple[float, float],
 ) -> tuple[float, float]:
-    """The two percentiles (numpy's linear definition) of the foreground of the whole volume.
+    """Return two percentiles (numpy's linear definition) of the foreground of the whole volume.
 
-    Of the whole volume, so that a voxel's value does not depend on the slab that is cut. Raises
-    ValueError where the foreground is empty or the percentiles coincide.
+    The whole volume is used so that a voxel's value does not depend on where the slab is cut.
+    Raises ValueError if the foreground is empty or both percentiles are equal.
     """
     values = image[foreground].astype(np.float32)
     if not values.size:
@@ -42,10 +42,10 @@ def scale_flair(
     limits: tuple[float, float],
     clear_background: bool,
 ) -> npt.NDArray[np.float32]:
-    """Map the two limits (`range_of`) linearly to -1 and 1, and clip.
+    """Map the two `limits` of `intensity_range` linearly to -1 and 1, and clip.
 
-    `clear_background` sets every voxel outside the foreground to -1; without it they are scaled and
-    clipped like the rest.
+    `clear_background` sets every voxel outside the foreground to -1. Without it the background is
+    scaled and clipped like the rest.
     """
     low, high = np.array(limits, np.float32)
     scaled = image.astype(np.float32)

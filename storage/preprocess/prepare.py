@@ -1,4 +1,4 @@
-"""From one subject's files to the arrays of one case, checked on the way."""
+"""Preprocess one subject: read, check, normalise and crop its files to the arrays of a case."""
 
 import math
 from collections.abc import Iterator
@@ -35,8 +35,10 @@ from storage.trial.participants import MISSING_VALUES, parse_arm
 
 @dataclass(frozen=True)
 class CaseArrays:
-    """A case's voxels: `flair` float16 [session, s, h, w], `masks` uint8 [session, kind, s, h, w]
-    in {0, 1}, `parcellation` int16 [s, h, w] (zeros if absent), `present` bool [session, channel].
+    """Voxels of a case.
+
+    `flair` float16 [session, s, h, w] in [-1, 1]; `masks` uint8 [session, kind, s, h, w] in {0, 1};
+    `parcellation` int16 [s, h, w] (zeros if absent); `present` bool [session, channel].
     """
 
     flair: npt.NDArray[np.float16]
@@ -47,9 +49,10 @@ class CaseArrays:
 
 @dataclass(frozen=True)
 class CaseMetadata:
-    """What the case table will say of a case, as far as its files tell.
+    """Fields of the case table that follow from a subject's own files.
 
-    `intensity` are the raw values of each session's FLAIR that became -1 and 1.
+    `intensity` holds, for each session, the raw FLAIR values that became -1 and 1. `digests` are
+    the SHA-256 of the files by their path below the trial's folder.
     """
 
     subject: str
@@ -66,36 +69,36 @@ class CaseMetadata:
 def preprocess_subject(
     subject: TrialSubject, root: Path, *, settings: StoreSettings, arms: tuple[str, ...]
 ) -> tuple[CaseMetadata, CaseArrays]:
-    """Read, check, normalise and cut one subject of the trial in `root`.
+    """Read, check, normalise and crop one subject of the trial in `root`.
 
-    One file is in memory at a time, beside the brain mask. Raises CaseError with the first reason
-    found why the subject cannot become a case.
+    Only one file is in memory at a time, besides the brain mask. Raises CaseError with the first
+    reason that excludes the subject.
     """
     layout = settings.layout
     check_participant(subject, arms, layout=layout)
     check_sessions(subject)
-    sources = {(s.session, s.channel): s for s in _sources(subject)}
-    making = _begin_case(sources, root, settings)
+    sources = {(source.session, source.channel): source for source in _sources(subject)}
+    builder = _begin_case(sources, root, settings)
     for source in sources.values():
-        making.add(source, making.read(source))
+        builder.add(source, builder.read(source))
     row = dict(subject.rows[0])
-    known = (layout.subject_column, layout.arm_column, layout.trial_column)
-    facts = CaseMetadata(
+    reserved = (layout.subject_column, layout.arm_column, layout.trial_column)
+    metadata = CaseMetadata(
         subject=subject.name,
         arm=parse_arm(row, layout),
-        trial=_known(row.get(layout.trial_column, MISSING_VALUES[0])),
-        covariates={name: _covariate(text) for name, text in row.items() if name not in known},
-        grid=making.grid,
-        present=making.arrays.present,
+        trial=_missing_to_none(row.get(layout.trial_column, MISSING_VALUES[0])),
+        covariates={name: _covariate(text) for name, text in row.items() if name not in reserved},
+        grid=builder.grid,
+        present=builder.arrays.present,
         parcellation=(REFERENCE_SESSION, "parcellation") in sources,
-        intensity=making.intensity,
-        digests=dict(sorted(making.digests.items())),
+        intensity=builder.intensity,
+        digests=dict(sorted(builder.digests.items())),
     )
-    return facts, making.arrays
+    return metadata, builder.arrays
 
 
 def _sources(subject: TrialSubject) -> Iterator[SourceFile]:
-    """The subject's files, at most one an input."""
+    """Yield the files of a subject, at most one per session and channel."""
     for session in SESSIONS:
         for channel in (*CHANNELS, *SUBJECT_LEVEL_CHANNELS):
             if (source := subject.source(session, channel)) is not None:
@@ -105,11 +108,12 @@ def _sources(subject: TrialSubject) -> Iterator[SourceFile]:
 def _begin_case(
     sources: dict[tuple[str, str], SourceFile], root: Path, settings: StoreSettings
 ) -> "_CaseBuilder":
-    """Choose the slab from the w048 FLAIR and the brain mask, which `sources` then lacks."""
-    flair, mask = (
-        sources.pop((REFERENCE_SESSION, "flair")),
-        sources.pop((REFERENCE_SESSION, "brain_mask"), None),
-    )
+    """Place the slab by the w048 FLAIR and the brain mask, and add both to a new case.
+
+    Removes both from `sources`.
+    """
+    flair = sources.pop((REFERENCE_SESSION, "flair"))
+    mask = sources.pop((REFERENCE_SESSION, "brain_mask"), None)
     file = open_nifti(flair)
     check_obliquity(file.header, flair, limit=settings.max_obliquity)
     check_field_of_view(file.header, flair, settings=settings)
@@ -118,17 +122,20 @@ def _begin_case(
     if mask is not None:
         brain = _read(mask, settings, grid=file.header)
     grid = place_slab(image, settings=settings, brain=None if brain is None else brain.data)
-    making = _CaseBuilder(root, settings, grid, brain, _empty(grid.slab))
-    making.add(flair, image)
+    builder = _CaseBuilder(root, settings, grid, brain, _empty(grid.slab))
+    builder.add(flair, image)
     if mask is not None and brain is not None:
-        making.add(mask, brain)
-    return making
+        builder.add(mask, brain)
+    return builder
 
 
 def _read(source: SourceFile, settings: StoreSettings, *, grid: NiftiGeometry) -> Volume:
-    """One file on the grid of the w048 FLAIR, checked; the header before the voxels."""
+    """Read and check one file on the grid of the w048 FLAIR.
+
+    The header is checked before the voxels are decompressed.
+    """
     file = open_nifti(source)
-    if source.channel == "parcellation":  # has a grid of its own, SynthSeg's is 1 mm
+    if source.channel == "parcellation":  # on a grid of its own; SynthSeg writes 1 mm
         return check_labels(file.read(), source)
     check_same_grid(file.header, source, grid=grid, tolerance=settings.affine_tolerance)
     volume = file.read()
@@ -140,7 +147,7 @@ def _read(source: SourceFile, settings: StoreSettings, *, grid: NiftiGeometry) -
 
 @dataclass(frozen=True)
 class _CaseBuilder:
-    """A case that grows file by file."""
+    """Arrays, intensities and digests of a case to which files are added one by one."""
 
     root: Path
     settings: StoreSettings
@@ -181,7 +188,7 @@ class _CaseBuilder:
     def _labels(self, volume: Volume, source: SourceFile) -> npt.NDArray[np.int16]:
         labels = resample_labels(volume, self.grid)
         if not labels.any():
-            reason = "expected labels where the w048 FLAIR lies, got them all elsewhere"
+            reason = "expected labels where the w048 FLAIR lies, got all of them elsewhere"
             raise source.rejection("parcellation elsewhere", f"{reason}; make it from this FLAIR")
         return labels
 
@@ -196,19 +203,19 @@ def _empty(slab: tuple[int, int, int]) -> CaseArrays:
 
 
 def _merge_cortical_parcels(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-    """FreeSurfer ids with cortical parcels (1001-1035, 2001-2035) as the cortex of 3 and 42."""
+    """Return FreeSurfer ids with cortical parcels (1001-1035, 2001-2035) merged into 3 and 42."""
     ids = labels.copy()
     ids[(ids > 1000) & (ids < 1036)] = 3
     ids[(ids > 2000) & (ids < 2036)] = 42
     return ids
 
 
-def _known(text: str) -> str | None:
+def _missing_to_none(text: str) -> str | None:
     return None if text in MISSING_VALUES else text
 
 
 def _covariate(text: str) -> CovariateValue:
-    """A cell of participants.tsv as a number where it reads as one."""
+    """Return a cell of participants.tsv as a number if it reads as one, None if it is missing."""
     if text in MISSING_VALUES:
         return None
     for kind in (int, float):

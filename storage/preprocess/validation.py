@@ -1,48 +1,52 @@
-"""What a file must be to enter a store; each check raises a CaseError that names the file."""
+"""Checks of the files of a subject before they enter a store.
+
+Each check raises a CaseError that names the subject and, if one is at fault, the session and file.
+"""
 
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from storage.errors import CaseError, Exclusion
 from storage.layout import SESSIONS
-from storage.nifti.header_validation import voxel_sizes
+from storage.nifti.affine import max_corner_distance, voxel_sizes
 from storage.nifti.io import NiftiGeometry, Volume
 from storage.settings import StoreSettings, TrialLayout
 from storage.trial.dataset import REQUIRED_SESSIONS, SourceFile, TrialSubject
 from storage.trial.participants import parse_arm, subject_id
 
-# A spacing this close to the store's (0.1 mm in 10 cm) is the store's: no resampling.
+# Relative difference of spacings that counts as equal (0.1 mm in 10 cm): no resampling.
 SPACING_TOLERANCE = 1e-3
-SHEAR_TOLERANCE = 2.0  # degrees; rounding and scanners stay far below, 12-parameter warps do not
-MIN_IN_PLANE_COVERAGE = 0.25  # of a slab's length and width: half a brain's
+# Degrees. Rounding and scanners stay far below; 12-parameter registrations do not.
+SHEAR_TOLERANCE = 2.0
+# Share of a slab's height and width that an image must cover: about half a brain.
+MIN_IN_PLANE_COVERAGE = 0.25
 
 
 def check_participant(subject: TrialSubject, arms: tuple[str, ...], *, layout: TrialLayout) -> None:
-    """The subject has a name of its own and one row in the table, with an arm known or n/a."""
+    """Require a unique id and one row in the table, with a known arm or n/a."""
 
-    def refuse(kind: str, reason: str) -> CaseError:
+    def exclusion(kind: str, reason: str) -> CaseError:
         return CaseError(Exclusion(subject.name, kind, reason))
 
     if subject.name == subject_id(""):
         reason = f"expected a {layout.subject_column}, got none in a row of {layout.participants}"
-        raise refuse("no name", f"{reason}; fill it in or delete the row")
+        raise exclusion("no name", f"{reason}; fill it in or delete the row")
     if len(subject.labels) > 1:
         got = " and ".join(map(repr, subject.labels))
         reason = f"expected names that differ in letters and digits, got files of {got}"
-        raise refuse("one name for several", f"{reason}; rename one")
+        raise exclusion("one name for several", f"{reason}; rename one")
     if len(subject.rows) != 1:
         reason = f"expected one row in {layout.participants}, got {len(subject.rows)}"
-        raise refuse("not listed once", f"{reason}; list it once")
+        raise exclusion("not listed once", f"{reason}; list it once")
     arm = parse_arm(subject.rows[0], layout)
     if arm is not None and arm not in arms:
         reason = f"expected {layout.arm_column} in ({', '.join(arms)}) or n/a, got {arm!r}"
-        raise refuse("unknown arm", f"{reason}; correct it or add the arm")
+        raise exclusion("unknown arm", f"{reason}; correct it or add the arm")
 
 
 def check_sessions(subject: TrialSubject) -> None:
-    """The subject has a FLAIR in each session that conditions a forecast."""
+    """Require a FLAIR in each session on which a forecast is conditioned."""
     for session in REQUIRED_SESSIONS:
         if subject.source(session, "flair") is None:
             got = [s for s in SESSIONS if subject.source(s, "flair") is not None]
@@ -51,7 +55,7 @@ def check_sessions(subject: TrialSubject) -> None:
 
 
 def check_image(volume: Volume, source: SourceFile) -> Volume:
-    """An image is finite and not constant."""
+    """Require an image that is finite and not constant."""
     check_finite(volume, source)
     if volume.data.min() == volume.data.max():
         reason = f"expected an image, got {volume.data.flat[0]} in every voxel; export it again"
@@ -60,7 +64,7 @@ def check_image(volume: Volume, source: SourceFile) -> Volume:
 
 
 def check_finite(volume: Volume, source: SourceFile) -> None:
-    """No voxel is NaN or infinite."""
+    """Require that no voxel is NaN or infinite."""
     if volume.data.dtype.kind != "f":
         return
     bad = volume.data.size - np.count_nonzero(np.isfinite(volume.data))
@@ -70,7 +74,10 @@ def check_finite(volume: Volume, source: SourceFile) -> None:
 
 
 def check_mask(volume: Volume, source: SourceFile, *, probabilities: bool) -> Volume:
-    """A mask of zeros and ones; values between count as 1 from 0.5 on, where they are let in."""
+    """Return a mask of zeros and ones.
+
+    With `probabilities`, values between 0 and 1 are accepted and become 1 from 0.5 on.
+    """
     check_finite(volume, source)
     odd = volume.data[(volume.data != 0) & (volume.data != 1)]
     if odd.size:
@@ -86,7 +93,7 @@ def check_mask(volume: Volume, source: SourceFile, *, probabilities: bool) -> Vo
 
 
 def check_brain_mask(volume: Volume, source: SourceFile, *, probabilities: bool) -> Volume:
-    """A brain mask is a mask that holds a brain."""
+    """Return a brain mask, which must not be empty."""
     mask = check_mask(volume, source, probabilities=probabilities)
     if not mask.data.any():
         raise source.rejection("empty brain mask", "expected a brain, got 0 everywhere; redo it")
@@ -94,7 +101,7 @@ def check_brain_mask(volume: Volume, source: SourceFile, *, probabilities: bool)
 
 
 def check_labels(volume: Volume, source: SourceFile) -> Volume:
-    """A parcellation holds whole numbers that fit 16 bits, and not zeros alone."""
+    """Return a parcellation as int16; it must hold whole numbers and not only zeros."""
     check_finite(volume, source)
     limits = np.iinfo(np.int16)
     fits = (volume.data >= limits.min) & (volume.data <= limits.max)
@@ -108,11 +115,11 @@ def check_labels(volume: Volume, source: SourceFile) -> Volume:
 
 
 def check_obliquity(header: NiftiGeometry, source: SourceFile, *, limit: float) -> None:
-    """Each axis of the file lies within `limit` degrees of right-left, back-front or bottom-top,
-    and within two degrees of a right angle to the others.
+    """Require that each axis lies within `limit` degrees of a body axis, with right angles between.
 
-    A slab keeps its patient's own axes, so that of a file turned further is no axial slab; from 45
-    degrees on it is open which axis would be which.
+    The body axes are right-left, posterior-anterior and inferior-superior. A slab keeps the axes of
+    its file, so the slab of a file that is rotated further would not be axial. From 45 degrees on
+    it would be ambiguous which axis is which.
     """
     affine = header.canonical_affine[:3, :3]
     axes = affine / voxel_sizes(affine)
@@ -130,43 +137,36 @@ def check_obliquity(header: NiftiGeometry, source: SourceFile, *, limit: float) 
 def check_same_grid(
     header: NiftiGeometry, source: SourceFile, *, grid: NiftiGeometry, tolerance: float
 ) -> None:
-    """A file lies on the grid of the subject's w048 FLAIR, to `tolerance` mm at every corner."""
+    """Require the grid of the w048 FLAIR, within `tolerance` mm at every corner."""
     if header.canonical_shape != grid.canonical_shape:
         reason = (
             f"expected the shape of the w048 FLAIR, (s, h, w) = {grid.canonical_shape}, "
             f"got {header.canonical_shape}; register and resample the session to w048"
         )
         raise source.rejection("wrong shape", reason)
-    affines = header.canonical_affine, grid.canonical_affine
-    apart = max_corner_distance(*affines, shape=grid.canonical_shape)
-    if apart > tolerance:
+    s, h, w = grid.canonical_shape
+    distance = max_corner_distance(header.canonical_affine, grid.canonical_affine, shape=(w, h, s))
+    if distance > tolerance:
         reason = (
             f"expected the affine of the w048 FLAIR within {tolerance} mm, "
-            f"got corners {apart:.2f} mm away; register and resample the file to w048"
+            f"got corners {distance:.2f} mm away; register and resample the file to w048"
         )
         raise source.rejection("affines disagree", reason)
-
-
-def max_corner_distance(
-    one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], *, shape: tuple[int, ...]
-) -> float:
-    s, h, w = shape
-    corners = np.array([(i, j, k, 1) for i in (0, w - 1) for j in (0, h - 1) for k in (0, s - 1)])
-    return float(np.linalg.norm(corners @ (one - other).T, axis=1).max())
 
 
 def check_field_of_view(
     header: NiftiGeometry, source: SourceFile, *, settings: StoreSettings
 ) -> None:
-    """A file has the store's spacing, or may be resampled to it, and fills enough of a slab."""
+    """Require the store's spacing, unless resampling is allowed, and a large enough field."""
     if not settings.resample and not has_spacing(header, settings.spacing):
         got = ", ".join(f"{size:.4g}" for size in header.spacing)
         reason = f"expected (s, h, w) spacing {settings.spacing} mm, got ({got}) mm"
         raise source.rejection("wrong spacing", f"{reason}; resample it or set store.resample")
-    # A resampled slab may reach past the source's last slice, but must not be mostly padding.
-    least = (0.5 if settings.resample else 1.0, MIN_IN_PLANE_COVERAGE, MIN_IN_PLANE_COVERAGE)
+    # A resampled slab may extend past the last slice of the source, but must not be mostly
+    # padding.
+    min_coverage = (0.5 if settings.resample else 1.0, MIN_IN_PLANE_COVERAGE, MIN_IN_PLANE_COVERAGE)
     for axis, extent in enumerate(("from bottom to top", "from back to front", "across")):
-        needed = settings.slab[axis] * settings.spacing[axis] * least[axis]
+        needed = settings.slab[axis] * settings.spacing[axis] * min_coverage[axis]
         covered = header.canonical_shape[axis] * header.spacing[axis]
         if covered < needed * (1 - SPACING_TOLERANCE):
             reason = f"expected {needed:g} mm or more {extent}, got {covered:.4g} mm"
@@ -175,12 +175,12 @@ def check_field_of_view(
 
 
 def has_spacing(header: NiftiGeometry, spacing: tuple[float, float, float]) -> bool:
-    """Whether the voxels of a file have that size, (s, h, w) in mm."""
+    """Return whether the voxels of a file have that size, (s, h, w) in mm."""
     return all(
-        same_spacing(own, wanted) for own, wanted in zip(header.spacing, spacing, strict=True)
+        same_spacing(own, target) for own, target in zip(header.spacing, spacing, strict=True)
     )
 
 
-def same_spacing(own: float, wanted: float) -> bool:
-    """Whether two voxel sizes are one but for rounding."""
-    return abs(own / wanted - 1) < SPACING_TOLERANCE
+def same_spacing(own: float, target: float) -> bool:
+    """Return whether two voxel sizes are equal up to rounding."""
+    return abs(own / target - 1) < SPACING_TOLERANCE

@@ -1,7 +1,7 @@
-"""What a person should see of each case before a model does, measured on the store itself.
+"""Quality control of the cases of a store: measurements and flags for a human reader.
 
-Everything here is read off the slab as it is stored, so a wrong crop, a flipped mask or a swapped
-session shows as training would meet it. A flag is a reason to look, never a verdict.
+Everything is measured on the slab as it is stored, so a wrong crop, a flipped mask or a swapped
+session appears as it would in training. A flag is a reason to look at a case, not a verdict.
 """
 
 from collections.abc import Iterator
@@ -14,31 +14,39 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS
+from storage.layout import BACKGROUND, CHANNELS, CONNECTIVITY_26, MASKS, SESSIONS
 from storage.preprocess.grid import SlabGrid
 from storage.preprocess.prepare import CaseArrays
 from storage.qc.thumbnail import thumbnail
 from storage.store.case_table import Case
 from storage.store.store import Store
 
-# From where on a person should look.
-LEAST_FIELD = 0.7  # of the slab, inside the source's field; 220 mm of 256 mm fill 0.74 in plane
-LEAST_HEAD = 0.12  # of the slab, in the head
-MOST_ASYMMETRY = 0.15  # |right - left| / (right + left), in voxels of the head
-MAX_CLIPPED_SHARE = 0.02  # of the head's voxels; half a percent of the volume is clipped on purpose
-LEAST_LIKENESS = 0.5  # correlation of two sessions of one head
-MOST_OUTSIDE = 0.05  # of a mask, outside the head
-LEAST_IN_T2 = 0.5  # of NET2, inside the T2 mask of its session
-MIN_T2_RETAINED = 0.5  # of the T2 volume, at the next session
-
-_TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a corner are one lesion
+# Thresholds of the flags.
+# Share of the slab inside the source's field of view; 220 mm of 256 mm in plane fill 0.74 of it.
+MIN_FIELD_SHARE = 0.7
+# Share of the slab inside the head.
+MIN_HEAD_SHARE = 0.12
+# |right - left| / (right + left), in voxels of the head.
+MAX_ASYMMETRY = 0.15
+# Share of the head's voxels at the highest value; half a percent of the volume is clipped anyway.
+MAX_CLIPPED_SHARE = 0.02
+# Pearson correlation of the FLAIR of two sessions.
+MIN_SESSION_CORRELATION = 0.5
+# Share of a lesion mask outside the head.
+MAX_SHARE_OUTSIDE_HEAD = 0.05
+# Share of the parcellation outside the head.
+MAX_LABELS_OUTSIDE_HEAD = 0.5
+# Share of the NET2 mask inside the T2 mask of its session.
+MIN_NET2_SHARE_IN_T2 = 0.5
+# Share of the T2 volume that remains at the next session.
+MIN_T2_RETAINED = 0.5
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class LesionStats:
-    """What one mask holds: millilitres, and groups of voxels that touch."""
+    """Volume in ml and number of connected lesions of one mask."""
 
     ml: float
     count: int
@@ -46,11 +54,12 @@ class LesionStats:
 
 @dataclass(frozen=True)
 class CaseQuality:
-    """One line of the table. Shares are of the slab; `intensity` and `lesions` know what is there.
+    """Measurements of one case: a row of the quality-control table.
 
-    `in_head` and `asymmetry` (right against left) are of the w048 FLAIR. `clipped` is the share of
-    a session's head at the highest value. `lesions` are by (session, kind of mask). `orientation`,
-    `spacing` and `shape` (i, j, k) are the source's own.
+    Shares are relative to the slab. `intensity` and `lesions` hold only what the case has.
+    `in_head` and `asymmetry` (right minus left) are measured on the w048 FLAIR. `clipped` is the
+    share of a session's head at the highest value. `lesions` is keyed by session and kind of mask.
+    `orientation`, `spacing` and `shape` (i, j, k) are those of the source file.
     """
 
     subject: str
@@ -70,7 +79,7 @@ class CaseQuality:
 
 
 def measure_case(store: Store, index: int) -> CaseQuality:
-    """Measure the case with that index, and draw the middle of its slab."""
+    """Measure the case with that index and draw the middle of its slab."""
     case, arrays = store.cases[index], store.read(index)
     affine = np.array(case.grid.header.affine)
     heads = {
@@ -91,10 +100,10 @@ def measure_case(store: Store, index: int) -> CaseQuality:
         for session, head in heads.items()
     }
     flags = (
-        *_flags_of_the_slab(**measured),
+        *_flag_slab(**measured),
         *(f"{s}: intensity clipped" for s, share in clipped.items() if share > MAX_CLIPPED_SHARE),
         *_flag_session_correlation(arrays, heads),
-        *_flags_of_masks(case, arrays, heads),
+        *_flag_masks(case, arrays, heads),
         *_flag_t2_decrease(lesions),
     )
     return CaseQuality(
@@ -114,18 +123,18 @@ def measure_case(store: Store, index: int) -> CaseQuality:
 
 
 def field_share(grid: SlabGrid) -> float:
-    """The share of a slab that lies inside its source's field of view."""
+    """Return the share of a slab that lies inside the source's field of view."""
     share = 1.0
     for size, source, scale, offset in zip(
         grid.slab, grid.shape, grid.scale, grid.offset, strict=True
     ):
-        places = offset + scale * np.arange(size)
-        share *= float(((places >= -0.5) & (places < source - 0.5)).mean())
+        positions = offset + scale * np.arange(size)
+        share *= float(((positions >= -0.5) & (positions < source - 0.5)).mean())
     return share
 
 
 def _halves(head: Mask) -> tuple[Mask, Mask]:
-    """Right and left of the slab's middle; an odd column in the middle is of neither."""
+    """Return the right and left half of the slab, without the middle column if w is odd."""
     half = head.shape[-1] // 2
     return head[..., -half:], head[..., :half]
 
@@ -134,35 +143,35 @@ def _lesions(
     case: Case, arrays: CaseArrays, *, spacing: tuple[float, float, float]
 ) -> dict[tuple[str, str], LesionStats]:
     ml = float(np.prod(spacing)) / 1000
-    found = {}
+    stats = {}
     for k, m in np.argwhere(case.present[:, 1:]):
         mask = arrays.masks[k, m]
-        _, count = ndimage.label(mask, _TOUCHING)
-        found[SESSIONS[k], MASKS[m]] = LesionStats(int(mask.sum()) * ml, int(count))
-    return found
+        _, count = ndimage.label(mask, CONNECTIVITY_26)
+        stats[SESSIONS[k], MASKS[m]] = LesionStats(int(mask.sum()) * ml, int(count))
+    return stats
 
 
-def _flags_of_the_slab(*, in_field: float, in_head: float, asymmetry: float) -> Iterator[str]:
-    if in_field < LEAST_FIELD:
+def _flag_slab(*, in_field: float, in_head: float, asymmetry: float) -> Iterator[str]:
+    if in_field < MIN_FIELD_SHARE:
         yield f"field covers {in_field:.0%} of the slab"
-    if in_head < LEAST_HEAD:
+    if in_head < MIN_HEAD_SHARE:
         yield f"head fills {in_head:.0%} of the slab"
-    if abs(asymmetry) > MOST_ASYMMETRY:
+    if abs(asymmetry) > MAX_ASYMMETRY:
         side = "right" if asymmetry > 0 else "left"
         yield f"more head on the {side} ({abs(asymmetry):.0%})"
 
 
 def _flag_session_correlation(arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
-    """Two sessions of one head look alike once they are registered to each other."""
+    """Flag two sessions that differ although registered images of one head should not."""
     for one, other in combinations(heads, 2):
         both = heads[one] | heads[other]
         a, b = (arrays.flair[SESSIONS.index(s)][both].astype(np.float32) for s in (one, other))
-        like = float(np.corrcoef(a, b)[0, 1]) if a.size and a.std() and b.std() else 0.0
-        if like < LEAST_LIKENESS:
-            yield f"{one} and {other} look unlike (r = {like:.2f})"
+        correlation = float(np.corrcoef(a, b)[0, 1]) if a.size and a.std() and b.std() else 0.0
+        if correlation < MIN_SESSION_CORRELATION:
+            yield f"{one} and {other} look unlike (r = {correlation:.2f})"
 
 
-def _flags_of_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
+def _flag_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
     for k, m in np.argwhere(case.present[:, 1:]):
         session, kind, mask = SESSIONS[k], MASKS[m], arrays.masks[k, m] != 0
         name = f"{session}: {kind.upper() if kind != 'gad' else 'Gad'}"
@@ -170,13 +179,13 @@ def _flags_of_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> I
             if kind == "t2":
                 yield f"{name} mask empty"
             continue
-        if session in heads and _share(mask, ~heads[session]) > MOST_OUTSIDE:
+        if session in heads and _share(mask, ~heads[session]) > MAX_SHARE_OUTSIDE_HEAD:
             yield f"{name} {_share(mask, ~heads[session]):.0%} outside the head"
         t2 = arrays.masks[k, MASKS.index("t2")] != 0
-        if kind == "net2" and t2.any() and _share(mask, t2) < LEAST_IN_T2:
+        if kind == "net2" and t2.any() and _share(mask, t2) < MIN_NET2_SHARE_IN_T2:
             yield f"{name} {_share(mask, t2):.0%} inside T2"
     labels = arrays.parcellation != 0
-    if case.parcellation and _share(labels, ~heads["w048"]) > MIN_T2_RETAINED:
+    if case.parcellation and _share(labels, ~heads["w048"]) > MAX_LABELS_OUTSIDE_HEAD:
         yield "parcellation off the head"
 
 
@@ -191,6 +200,6 @@ def _flag_t2_decrease(lesions: dict[tuple[str, str], LesionStats]) -> Iterator[s
             yield f"T2 falls from {before:.1f} ml at {one} to {after:.1f} ml at {other}"
 
 
-def sort_key(found: CaseQuality) -> tuple[Any, ...]:
-    """Most flags first, then by name."""
-    return -len(found.flags), found.subject
+def sort_key(case: CaseQuality) -> tuple[Any, ...]:
+    """Sort cases with most flags first, then by subject."""
+    return -len(case.flags), case.subject

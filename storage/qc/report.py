@@ -1,11 +1,11 @@
-"""The table of quality control for people: one page that needs no other file, and a TSV."""
+"""Write the quality-control table: one self-contained HTML page and a TSV."""
 
 import base64
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from storage.atomic import atomic_write
+from storage.atomic import atomic_write_text
 from storage.layout import MASKS, SESSIONS
 from storage.qc.measure import CaseQuality, sort_key
 from storage.qc.thumbnail import COLOURS
@@ -32,47 +32,47 @@ _COLUMNS = ("subject", "look at", "middle of the slab", "session", *_NUMBERS, "s
 
 
 def write_qc_report(
-    found: Sequence[CaseQuality], table: CaseTable, folder: Path
+    cases: Sequence[CaseQuality], table: CaseTable, folder: Path
 ) -> tuple[Path, Path]:
-    """Write qc.html and qc.tsv, flagged cases first; the page names the refused subjects too."""
-    ordered = sorted(found, key=sort_key)
+    """Write qc.html and qc.tsv, flagged cases first; the page also lists excluded subjects."""
+    ordered = sorted(cases, key=sort_key)
     page, sheet = folder / "qc.html", folder / "qc.tsv"
-    atomic_write(sheet, _to_tsv(ordered).encode())
-    atomic_write(page, "".join(_page(ordered, table)).encode())
+    atomic_write_text(sheet, _to_tsv(ordered))
+    atomic_write_text(page, "".join(_page(ordered, table)))
     return page, sheet
 
 
-def _page(found: Sequence[CaseQuality], table: CaseTable) -> Iterator[str]:
-    flagged = sum(bool(case.flags) for case in found)
+def _page(cases: Sequence[CaseQuality], table: CaseTable) -> Iterator[str]:
+    flagged = sum(bool(case.flags) for case in cases)
     keys = " ".join(
         f'<span class="key" style="background: rgb{colour}">{_kind(kind)}</span>'
         for kind, colour in COLOURS.items()
     )
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield f"<title>Quality control</title><style>{_STYLE}</style></head><body>"
-    yield f"<h1>Quality control: {len(found)} cases, {flagged} to look at"
-    yield f", {len(table.excluded)} refused</h1>"
+    yield f"<h1>Quality control: {len(cases)} cases, {flagged} to look at"
+    yield f", {len(table.excluded)} excluded</h1>"
     yield f"<p>As the store holds them, from {escape(table.bids)}. A flag is a reason to look, not "
-    yield "a verdict: session swaps that look alike, or a FLAIR of another contrast, raise none. "
-    yield "Pictures: anterior up, the patient's right on the right. "
+    yield "a verdict. Swapped sessions that look alike, or another contrast, raise no flag. "
+    yield "Pictures: anterior is up and the patient's right is on the right. "
     yield f"Outlines: {keys} Volumes in ml, in brackets the number of lesions.</p>"
-    yield from _refused(table)
+    yield from _excluded(table)
     heads = "".join(
         f'<th scope="col"{" class=number" if name in _NUMBERS else ""}>{name}</th>'
         for name in _COLUMNS
     )
     yield f"<table><thead><tr>{heads}</tr></thead><tbody>\n"
-    yield from map(_row, found)
+    yield from map(_row, cases)
     yield "</tbody></table></body></html>\n"
 
 
-def _refused(table: CaseTable) -> Iterator[str]:
+def _excluded(table: CaseTable) -> Iterator[str]:
     if not table.excluded:
         return
     number = len(table.excluded)
     yield f"<details open><summary>{number} subjects are not in the store</summary><ul>"
-    for refusal in table.excluded:
-        yield f"<li>{escape(str(refusal))}</li>"
+    for exclusion in table.excluded:
+        yield f"<li>{escape(str(exclusion))}</li>"
     yield "</ul></details>"
 
 
@@ -113,7 +113,7 @@ def _volume(case: CaseQuality, session: str, kind: str) -> str:
 
 
 def _sides(asymmetry: float) -> str:
-    """How much more of the head lies on one side."""
+    """Return how much more of the head lies on one side, as text."""
     more = round(100 * abs(asymmetry))
     side = "right" if asymmetry > 0 else "left"
     return f"{side} +{more}%" if more else "even sides"
@@ -123,15 +123,15 @@ def _kind(kind: str) -> str:
     return "Gad" if kind == "gad" else kind.upper()
 
 
-def _to_tsv(found: Sequence[CaseQuality]) -> str:
-    records = [dict(_cells(case)) for case in found]
+def _to_tsv(cases: Sequence[CaseQuality]) -> str:
+    records = [dict(_cells(case)) for case in cases]
     head = list(records[0]) if records else []
     lines = ["\t".join(head), *("\t".join(record.values()) for record in records)]
     return "\n".join(lines) + "\n"
 
 
 def _cells(case: CaseQuality) -> Iterator[tuple[str, str]]:
-    """One row of the TSV; what a subject has not is n/a, as in BIDS."""
+    """Yield name and value of each cell in a row of the TSV; missing values are n/a, as in BIDS."""
     yield "subject", case.subject
     yield "flags", "; ".join(case.flags) or "n/a"
     yield "arm", case.arm or "n/a"

@@ -1,4 +1,4 @@
-"""The middle of a slab as a small picture: three sessions side by side, masks as outlines."""
+"""Draw the middle slice of a slab: three sessions side by side, masks as outlines."""
 
 import io
 from typing import Any
@@ -11,15 +11,16 @@ from scipy.ndimage import binary_erosion
 from storage.layout import CHANNELS, MASKS, SESSIONS
 from storage.preprocess.prepare import CaseArrays
 
-WIDTH = 192  # pixels a session, about
-# Okabe and Ito's colours, which differ for colour-blind readers too; later ones lie on top.
+WIDTH = 192  # approximate pixels per session
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Later masks cover earlier
+# ones.
 COLOURS = {"t2": (86, 180, 233), "gad": (240, 228, 66), "net2": (255, 110, 40)}
 _GAP = 4
 _ABSENT = (38, 38, 38)
 
 
 def thumbnail(arrays: CaseArrays) -> bytes:
-    """A JPEG of the middle slice, anterior up and the patient's right on the right."""
+    """Return a JPEG of the middle slice: anterior up, the patient's right on the right."""
     zoom = max(1, round(WIDTH / arrays.flair.shape[-1]))
     panels = [_panel(arrays, k, zoom) for k in range(len(SESSIONS))]
     height, width, _ = panels[0].shape
@@ -28,9 +29,9 @@ def thumbnail(arrays: CaseArrays) -> bytes:
     image = Image.fromarray(joined)
     draw = ImageDraw.Draw(image)
     for k, session in enumerate(SESSIONS):
-        there = arrays.present[k, CHANNELS.index("flair")]
-        place = k * (width + _GAP) + 5, 3
-        draw.text(place, session if there else f"{session}: no FLAIR", fill=(235, 235, 235))
+        has_flair = arrays.present[k, CHANNELS.index("flair")]
+        position = k * (width + _GAP) + 5, 3
+        draw.text(position, session if has_flair else f"{session}: no FLAIR", fill=(235, 235, 235))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=82, subsampling=0)
     return out.getvalue()
@@ -53,7 +54,7 @@ def _panel(arrays: CaseArrays, k: int, zoom: int) -> npt.NDArray[np.uint8]:
 
 
 def _to_display_orientation(rows: npt.NDArray[Any], zoom: int) -> npt.NDArray[Any]:
-    """Rows (h, w) run to anterior, pictures downwards; each voxel becomes a square."""
+    """Flip rows (h, w), which run to anterior, for display and enlarge each voxel to a square."""
     return rows[::-1].repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""The rows of a store's arrays, checked on the way from the disk."""
+"""Read rows of a store's arrays, with checksums verified and missing files reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,105 +13,112 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from storage.backends.backend import Location, StoreBackend
-from storage.backends.local import open_backend
+from storage.backends.open import open_backend
 from storage.errors import StoreError
 from storage.layout import ARRAYS, SHARDS, shard_record_path
 from storage.store.case_table import ShardRow
 from storage.store.shards import decode_record
 
-# What zarr, its codecs and obstore raise on files that are missing, short or flipped.
-_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError)
+# Raised by zarr, its codecs and obstore on files that are missing, truncated or corrupt.
+_READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError)
 
 
 class MissingFileIsError(WrapperStore[ZarrStore]):
-    """The files of a place for reading; one that is missing is an error, where Zarr reads zeros."""
+    """A read-only Zarr store that raises for a missing file, where Zarr would read zeros."""
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        found = await super().get(key, prototype, byte_range)
-        if found is None:
+        content = await super().get(key, prototype, byte_range)
+        if content is None:
             raise FileNotFoundError(f"no file {key}")
-        return found
+        return content
 
 
 @dataclass(frozen=True)
 class ShardedArray:
-    """One array of a store, in all its shards: `take_rows` reads it."""
+    """One array of a store across all its shards; `read_rows` reads it."""
 
-    place: StoreBackend
+    backend: StoreBackend
     name: str
     _opened: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def of_shard(self, shard: str) -> Any:
-        """The Zarr array of one shard."""
+        """Return the Zarr array of one shard, opened at the first call."""
         if shard not in self._opened:
-            files = MissingFileIsError(self.place.zarr_store())
+            files = MissingFileIsError(self.backend.zarr_store())
             path = f"{SHARDS}/{shard}/{self.name}"
             self._opened[shard] = zarr.open_array(files, path=path, mode="r", zarr_format=3)
         return self._opened[shard]
 
+    # Open Zarr arrays are left out of pickles: workers open the shards that they read.
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place, "name": self.name, "_opened": {}}
+        return {"backend": self.backend, "name": self.name, "_opened": {}}
 
 
 def open_arrays(path: Location) -> dict[str, ShardedArray]:
-    """The arrays of the store at `path` by name; a case's `row` says where it lies in them."""
-    place = open_backend(path)
-    return {name: ShardedArray(place, name) for name in ARRAYS}
+    """Return the arrays of the store at `path` by name; `Case.row` addresses their rows."""
+    backend = open_backend(path)
+    return {name: ShardedArray(backend, name) for name in ARRAYS}
 
 
 def read_rows(
     array: ShardedArray, rows: Sequence[ShardRow], *, sessions: Sequence[int] | None = None
 ) -> npt.NDArray[Any]:
-    """Some rows of a store's array in that order, and of its sessions, if it has any, some or all.
+    """Return rows of a store's array in that order, all sessions or those at `sessions`.
 
-    What is not asked for is not read, chunk by chunk. Raises StoreError with the case and the file
-    where these are not what was written, or no longer there.
+    Only the chunks of these rows and sessions are read. Raises StoreError that names the case and
+    the file if the data are missing or damaged.
     """
-    taken: npt.NDArray[Any] | None = None
-    for shard, positions in _by_shard(rows).items():
-        places = [rows[position].place for position in positions]
+    values: npt.NDArray[Any] | None = None
+    for shard, indices in _by_shard(rows).items():
+        positions_in_shard = [rows[index].position for index in indices]
         try:
-            part = _read(array.of_shard(shard), places, sessions)
-        except _BROKEN as error:
-            raise _read_error(array, [ShardRow(shard, place) for place in places], error) from error
-        if taken is None:
-            taken = np.empty((len(rows), *part.shape[1:]), part.dtype)
-        taken[positions] = part
-    if taken is None:
-        raise ValueError("expected rows to take, got none")
-    return taken
+            part = _read(array.of_shard(shard), positions_in_shard, sessions)
+        except _READ_ERRORS as error:
+            raise _read_error(
+                array, [ShardRow(shard, position) for position in positions_in_shard], error
+            ) from error
+        if values is None:
+            values = np.empty((len(rows), *part.shape[1:]), part.dtype)
+        values[indices] = part
+    if values is None:
+        raise ValueError("expected rows to read, got none")
+    return values
 
 
 def _by_shard(rows: Sequence[ShardRow]) -> dict[str, list[int]]:
-    positions: dict[str, list[int]] = {}
-    for position, row in enumerate(rows):
-        positions.setdefault(row.shard, []).append(position)
-    return positions
+    """Return the indices into `rows` for each shard."""
+    indices: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        indices.setdefault(row.shard, []).append(index)
+    return indices
 
 
-def _read(array: Any, places: Sequence[int], sessions: Sequence[int] | None) -> npt.NDArray[Any]:
-    """Neighbours at once, others one after the other: of a list, Zarr would list every voxel."""
+def _read(array: Any, positions: Sequence[int], sessions: Sequence[int] | None) -> npt.NDArray[Any]:
+    """Read rows of one shard in runs of neighbours.
+
+    A list of rows would make Zarr enumerate every voxel; slices do not.
+    """
     by_session = sessions is not None and "session" in array.metadata.dimension_names
     spans = _contiguous_slices(sessions) if by_session and sessions is not None else [slice(None)]
     return _concatenate(
         [
             _concatenate([np.asarray(array[rows, span]) for span in spans], axis=1)
-            for rows in _contiguous_slices(places)
+            for rows in _contiguous_slices(positions)
         ],
         axis=0,
     )
 
 
-def _contiguous_slices(places: Sequence[int]) -> list[slice]:
-    """The places in their order, as slices of neighbours."""
+def _contiguous_slices(positions: Sequence[int]) -> list[slice]:
+    """Return the positions in their order, as slices of neighbours."""
     runs: list[slice] = []
-    for place in places:
-        if runs and runs[-1].stop == place:
-            runs[-1] = slice(runs[-1].start, place + 1)
+    for position in positions:
+        if runs and runs[-1].stop == position:
+            runs[-1] = slice(runs[-1].start, position + 1)
         else:
-            runs.append(slice(place, place + 1))
+            runs.append(slice(position, position + 1))
     return runs
 
 
@@ -120,30 +127,30 @@ def _concatenate(parts: Sequence[npt.NDArray[Any]], *, axis: int) -> npt.NDArray
 
 
 def _read_error(array: ShardedArray, rows: Sequence[ShardRow], error: Exception) -> StoreError:
-    """The error of rows that cannot be read, for the first that cannot be read alone."""
+    """Return the error for rows that cannot be read; it names the first unreadable one."""
     row = next((row for row in rows if not _readable(array, row)), rows[0])
     why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    folder = f"{array.place.location}/{SHARDS}/{row.shard}"
+    folder = f"{array.backend.location}/{SHARDS}/{row.shard}"
     return StoreError(
-        f"{folder}/{array.name}: expected {_subject(array.place, row)} as it was written, got "
-        f"{why}; open the store again, if it was converted anew meanwhile, or else remove that "
-        "folder and convert again (convert.py --verify names all such files)."
+        f"{folder}/{array.name}: expected {_subject(array.backend, row)} as it was written, got "
+        f"{why}; if the store was converted again meanwhile, open it again. Otherwise remove that "
+        "folder and convert again (convert.py --verify lists all such files)."
     )
 
 
 def _readable(array: ShardedArray, row: ShardRow) -> bool:
     try:
-        _read(array.of_shard(row.shard), [row.place], None)
-    except _BROKEN:
+        _read(array.of_shard(row.shard), [row.position], None)
+    except _READ_ERRORS:
         return False
     return True
 
 
-def _subject(place: StoreBackend, row: ShardRow) -> str:
-    """Who lies there, as far as the shard's record still tells."""
+def _subject(backend: StoreBackend, row: ShardRow) -> str:
+    """Return the subject of a row from the shard's record, if that is readable."""
     try:
-        record = decode_record(place.read(shard_record_path(row.shard)))
-        names = {found.place: outcome.subject for outcome, found in record.rows(row.shard)}
-        return names[row.place]
+        record = decode_record(backend.read(shard_record_path(row.shard)))
+        names = {case_row.position: outcome.subject for outcome, case_row in record.rows(row.shard)}
+        return names[row.position]
     except (OSError, KeyError, TypeError, ValueError):
-        return f"case {row.place}"
+        return f"case {row.position}"

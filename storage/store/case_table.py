@@ -1,6 +1,5 @@
-"""The case table: who is in a store, from which files, and where each slab lies in its source."""
+"""The case table: subjects in a store, their source files and the position of each slab."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from storage.digest import sha256_bytes
 from storage.errors import Exclusion
 from storage.layout import SCHEMA, CovariateValue, StoreSpec
 from storage.nifti.io import NiftiGeometry
@@ -19,23 +19,24 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabelled")
 
 
 class ShardRow(NamedTuple):
-    """Where a case lies: the name of its shard, and its place along the case axis there."""
+    """Permanent address of a case: the name of its shard and the position on its case axis."""
 
     shard: str
-    place: int
+    position: int
 
 
 @dataclass(frozen=True)
 class Case:
     """One subject in a store.
 
-    `index` is its place in `Store.cases`, which are sorted by subject, and its name in a store's
-    API: it counts for as long as a store is open, while `row` names the same voxels for ever, or
-    none. `arm` is None and `arm_index` -1 where
-    the arm is not known. `split` is `unlabelled` where a case cannot teach a forecast (no arm, or
-    no NET2 mask at w096). `present` [session, channel] and `parcellation` say what it has;
-    `intensity` are the raw values of each session's FLAIR that became -1 and 1.
-    `digests` are the sha256 of its source files by their path in the BIDS folder.
+    `index` is the position in `Store.cases`, which are sorted by subject; it is valid only while
+    this store is open. `row` is a permanent address of the same voxels.
+
+    `arm` is None and `arm_index` -1 if the arm is unknown. `split` is `unlabelled` if the case
+    cannot train a forecast (no arm, or no NET2 mask at w096). `present` [session, channel] and
+    `parcellation` say which inputs it has. `intensity` holds the raw FLAIR values of each session
+    that became -1 and 1. `digests` holds the SHA-256 of its source files by their path in the BIDS
+    folder.
     """
 
     index: int
@@ -54,18 +55,18 @@ class Case:
 
     @property
     def digest(self) -> str:
-        """The sha256 that names this case's inputs, wherever the files lie."""
+        """Return the SHA-256 of all source files of this case, independent of their folder."""
         lines = sorted(f"{digest} {path}" for path, digest in self.digests.items())
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return sha256_bytes("\n".join(lines).encode())
 
 
 @dataclass(frozen=True)
 class CaseTable:
-    """What `cases.json` holds.
+    """Content of `cases.json`.
 
-    `inputs` is the digest of all that its cases were made from, `bids` the folder where that was.
-    `seed` and `shares` (train, val, test) made the split. `shards` are the sha256 of the records of
-    the shards that count, by name.
+    `inputs` is the digest of everything on which its cases depend. `bids` is the folder of the
+    trial. `seed` and `split_fractions` (train, val, test) determine the split. `shards` holds the
+    SHA-256 of the records of the current shards by name.
     """
 
     spec: StoreSpec
@@ -79,24 +80,24 @@ class CaseTable:
 
 
 def encode_table(table: CaseTable) -> bytes:
-    """A case table as JSON, one case a line."""
+    """Return a case table as JSON with one case a line."""
     head = {
         "schema": SCHEMA,
         "spec": asdict(table.spec),
         "inputs": table.inputs,
         "bids": table.bids,
         "seed": table.seed,
-        "shares": table.split_fractions,
+        "split_fractions": table.split_fractions,
         "shards": table.shards,
     }
-    refused = ",\n".join(json.dumps(asdict(refusal)) for refusal in table.excluded)
+    excluded = ",\n".join(json.dumps(asdict(exclusion)) for exclusion in table.excluded)
     cases = ",\n".join(json.dumps(case_to_json(case), allow_nan=False) for case in table.cases)
-    text = json.dumps(head)[:-1] + f', "refused": [\n{refused}], "cases": [\n{cases}]}}\n'
+    text = json.dumps(head)[:-1] + f', "excluded": [\n{excluded}], "cases": [\n{cases}]}}\n'
     return text.encode()
 
 
 def decode_table(content: bytes) -> CaseTable:
-    """The inverse of `encode_table`. Raises KeyError, TypeError or ValueError on other content."""
+    """Parse the output of `encode_table`. Raises KeyError, TypeError or ValueError otherwise."""
     table = json.loads(content)
     if table["schema"] != SCHEMA:
         raise ValueError(f"schema {table['schema']}")
@@ -106,31 +107,34 @@ def decode_table(content: bytes) -> CaseTable:
         inputs=table["inputs"],
         bids=table["bids"],
         seed=table["seed"],
-        split_fractions=tuple(table["shares"]),
+        split_fractions=tuple(table["split_fractions"]),
         shards=table["shards"],
         cases=tuple(_case(record) for record in table["cases"]),
-        excluded=tuple(Exclusion(**record) for record in table["refused"]),
+        excluded=tuple(Exclusion(**record) for record in table["excluded"]),
     )
 
 
-def case_to_json(facts: Any) -> dict[str, Any]:
-    """A case, or the facts of one, as JSON; `grid.slab_affine` is there for other readers."""
-    record = asdict(facts) | {"present": facts.present.tolist()}
-    record["grid"]["slab_affine"] = facts.grid.slab_affine
+def case_to_json(case: Any) -> dict[str, Any]:
+    """Return a case or its metadata as JSON.
+
+    `grid.slab_affine` can be derived; it is there for readers in other languages.
+    """
+    record = asdict(case) | {"present": case.present.tolist()}
+    record["grid"]["slab_affine"] = case.grid.slab_affine
     return record
 
 
 def case_from_json(record: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that make again what `encode_fields` was given."""
+    """Return the constructor arguments of the object that `case_to_json` encoded."""
     present = np.array(record["present"], bool)
-    present.setflags(write=False)
+    present.setflags(write=False)  # cases are frozen
     intensity = {session: tuple(limits) for session, limits in record["intensity"].items()}
     return record | {"grid": _grid(record["grid"]), "present": present, "intensity": intensity}
 
 
 def _case(record: dict[str, Any]) -> Case:
-    shard, place = record["row"]
-    return Case(**case_from_json(record) | {"row": ShardRow(shard, place)})
+    shard, position = record["row"]
+    return Case(**case_from_json(record) | {"row": ShardRow(shard, position)})
 
 
 def _grid(record: dict[str, Any]) -> SlabGrid:
@@ -156,9 +160,18 @@ def _rows(matrix: list[list[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix)
 
 
-def exclusions_tsv(refused: tuple[Exclusion, ...]) -> bytes:
-    """The refusals as a table for people (`excluded.tsv`)."""
+def exclusions_tsv(excluded: tuple[Exclusion, ...]) -> bytes:
+    """Return the exclusions as the content of `excluded.tsv`."""
     rows = [("subject", "session", "kind", "reason", "path")]
-    rows += [(r.subject, r.session or "n/a", r.kind, r.reason, r.path or "n/a") for r in refused]
+    rows += [
+        (
+            exclusion.subject,
+            exclusion.session or "n/a",
+            exclusion.kind,
+            exclusion.reason,
+            exclusion.path or "n/a",
+        )
+        for exclusion in excluded
+    ]
     lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in rows)
     return ("\n".join(lines) + "\n").encode()

@@ -1,4 +1,4 @@
-"""A store as a source for Ray Data (`ray.data.read_zarr` reads Zarr 2 only)."""
+"""Read a store with Ray Data (`ray.data.read_zarr` supports Zarr 2 only)."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,20 +15,21 @@ from storage.store.case_table import ShardRow
 from storage.store.store import open_store
 
 DEFAULT_COLUMNS = ("case", "flair", "masks", "present", "arm")
-_SCALARS = {"case": 8, "arm": 8}  # int64, bytes
-_TASK_BYTES = 2**25  # a smaller task costs more to start than to read
+_SCALARS = {"case": 8, "arm": 8}  # bytes of an int64
+_MIN_TASK_BYTES = 2**25  # a smaller task takes longer to start than to read
 
 
 class ZarrDatasource(Datasource):
     """Cases of a store as rows with numeric tensor columns: `ray.data.read_datasource(source)`.
 
-    `columns` name arrays of the store (`flair`, `masks` packed as stored, `parcellation`,
-    `present`), `case` (the case's index) and `arm` (its arm index, -1 if unknown); those with a
-    session axis hold the named `sessions` alone. `cases` are the indices to read, by default all of
-    a `split` and an `arm` `having` the channels named, as `Store.select` takes them; `inputs` is
-    the digest of the table that they were found in, as `open_store` takes it. What is not asked for
-    is not read. A block holds cases of as few files as their order allows.
-    Raises StoreError where the store cannot be read, ValueError for what it has not.
+    `columns` names arrays of the store (`flair`, `masks` packed as stored, `parcellation`,
+    `present`), `case` (the index of the case) and `arm` (its arm index, -1 if unknown). Only these
+    are read. Columns with a session axis hold the named `sessions`.
+
+    `cases` are the indices to read, by default all. `inputs` is the `CaseTable.inputs` of the store
+    for which these indices are valid. A block holds cases of as few shards as their order allows.
+
+    Raises StoreError if the store cannot be read, and ValueError for unknown columns or sessions.
     """
 
     def __init__(
@@ -39,30 +40,24 @@ class ZarrDatasource(Datasource):
         sessions: Sequence[str] = SESSIONS,
         cases: Sequence[int] | None = None,
         inputs: str | None = None,
-        split: str | None = None,
-        arm: str | None = None,
-        having: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._store = open_store(path, inputs=inputs)
         self._columns = tuple(columns)
         self._sessions = session_indices(sessions)
-        if cases is None:
-            chosen = self._store.select(split=split, arm=arm, having=having)
-            cases = [case.index for case in chosen]
-        self._cases = list(cases)
+        self._cases = list(range(len(self._store.cases)) if cases is None else cases)
         if not self._cases:
-            raise ValueError(f"expected cases of {path} to read, got none that were asked for")
-        known = array_specs(self._store.spec.slab, sessions)
-        if unknown := set(columns) - set(known) - set(_SCALARS):
+            raise ValueError(f"expected cases of {path} to read, got none")
+        arrays = array_specs(self._store.spec.slab, sessions)
+        if unknown := set(columns) - set(arrays) - set(_SCALARS):
             raise ValueError(
-                f"expected columns in ({', '.join((*known, *_SCALARS))}), got {sorted(unknown)}"
+                f"expected columns in ({', '.join((*arrays, *_SCALARS))}), got {sorted(unknown)}"
             )
-        sizes = _SCALARS | {name: array.bytes_per_case for name, array in known.items()}
+        sizes = _SCALARS | {name: array.bytes_per_case for name, array in arrays.items()}
         self._row_bytes = sum(sizes[name] for name in self._columns)
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes of all rows."""
+        """Return the number of bytes of all rows."""
         return self._row_bytes * len(self._cases)
 
     def get_read_tasks(
@@ -71,13 +66,13 @@ class ZarrDatasource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        """Runs of cases, one task each, in blocks of at most Ray Data's target size."""
+        """Return tasks for runs of cases, in blocks of at most Ray Data's target size."""
         context = data_context or DataContext.get_current()
         target = context.target_max_block_size or self.estimate_inmemory_data_size()
         rows_per_block = max(1, target // max(1, self._row_bytes))
-        worthwhile = -(-self.estimate_inmemory_data_size() // _TASK_BYTES)
-        tasks = max(1, min(parallelism, worthwhile, len(self._cases)))
-        runs = np.array_split(np.array(self._cases), tasks)
+        max_tasks = -(-self.estimate_inmemory_data_size() // _MIN_TASK_BYTES)
+        n_tasks = max(1, min(parallelism, max_tasks, len(self._cases)))
+        runs = np.array_split(np.array(self._cases), n_tasks)
         return [self._task(run.tolist(), rows_per_block, per_task_row_limit) for run in runs]
 
     def _task(self, cases: list[int], rows_per_block: int, row_limit: int | None) -> ReadTask:
@@ -107,7 +102,10 @@ def _read_blocks(
     scalars: dict[str, list[int]],
     rows_per_block: int,
 ) -> Iterator[Block]:
-    """Arrow tables of whole rows; what it is given is small, the case table stays in the driver."""
+    """Yield Arrow tables of whole rows.
+
+    Runs in a worker. Its arguments are small: the case table stays in the driver.
+    """
     arrays = open_arrays(path)
     for first in range(0, len(rows), rows_per_block):
         part = slice(first, first + rows_per_block)

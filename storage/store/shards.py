@@ -1,6 +1,5 @@
-"""A shard: the arrays of some cases, and the record that says what they hold and came from."""
+"""Write and read a shard: the arrays of some cases, and the record of what they hold."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from storage.backends.backend import StoreBackend
+from storage.digest import sha256_bytes
 from storage.errors import Exclusion
 from storage.layout import (
     SHARDS,
@@ -27,19 +27,19 @@ from storage.layout import (
 from storage.preprocess.prepare import CaseMetadata
 from storage.store.case_table import ShardRow, case_from_json, case_to_json
 
-# Chosen by tests/benchmarks/data/codecs.py; the table is in README.md. The checksum is of what the disk
-# holds, so that no flipped bit comes through the decompressor unnoticed.
+# Chosen by tests/benchmarks/codecs.py. The checksum comes last, so it covers the compressed bytes
+# on disk: a flipped bit is detected before it reaches the decompressor.
 CODECS = (ZstdCodec(level=1), Crc32cCodec())
 
-Blocks = Mapping[str, npt.NDArray[Any]]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class SubjectOutcome:
-    """What became of a subject: the facts of a case, or why it is none.
+    """Result of one subject: the metadata of its case, or why it is excluded.
 
-    `inputs` is the digest of all that it was made from, `sources` the sha256 of its files by their
-    path in the BIDS folder.
+    `inputs` is the digest of everything on which the result depends. `sources` holds the SHA-256 of
+    its files by their path in the BIDS folder.
     """
 
     subject: str
@@ -50,51 +50,58 @@ class SubjectOutcome:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a shard holds: `outcomes` in order, `files` of its arrays with the sha256 of each."""
+    """Content of a shard: `outcomes` in order, and the SHA-256 of each of its `files`."""
 
     outcomes: tuple[SubjectOutcome, ...]
     files: Mapping[str, str]
 
     def rows(self, shard: str) -> Iterator[tuple[SubjectOutcome, ShardRow]]:
-        """The outcomes that are cases, with their rows in the shard of that name."""
+        """Yield the outcomes that are cases, with their rows in the shard of that name."""
         cases = (outcome for outcome in self.outcomes if isinstance(outcome.result, CaseMetadata))
-        for place, outcome in enumerate(cases):
-            yield outcome, ShardRow(shard, place)
+        for position, outcome in enumerate(cases):
+            yield outcome, ShardRow(shard, position)
 
 
 def write_shard(
-    place: StoreBackend,
+    backend: StoreBackend,
     name: str,
     *,
     outcomes: Sequence[SubjectOutcome],
-    blocks: Blocks,
+    arrays: Arrays,
     spec: StoreSpec,
 ) -> None:
-    """Put a shard there, its record last; `blocks` are the arrays of its cases."""
-    files = _encode_arrays(blocks, spec) if len(blocks["present"]) else {}
+    """Write a shard with the `arrays` of its cases.
+
+    The record is written last: a shard without it is incomplete.
+    """
+    files = _encode_arrays(arrays, spec) if len(arrays["present"]) else {}
     for file, content in files.items():
-        place.write(f"{SHARDS}/{name}/{file}", content)
-    digests = {f"{SHARDS}/{name}/{file}": sha256(content) for file, content in files.items()}
-    place.write(shard_record_path(name), _encode_record(ShardRecord(tuple(outcomes), digests)))
+        backend.write(f"{SHARDS}/{name}/{file}", content)
+    digests = {f"{SHARDS}/{name}/{file}": sha256_bytes(content) for file, content in files.items()}
+    backend.write(shard_record_path(name), _encode_record(ShardRecord(tuple(outcomes), digests)))
 
 
 def encode_root() -> bytes:
-    """The metadata of a store's root group, as Zarr has it."""
+    """Return the Zarr metadata of a store's root group."""
     return _metadata(root_attributes())["zarr.json"].to_bytes()
 
 
 def _metadata(attributes: dict[str, Any]) -> dict[str, Buffer]:
+    """Return the metadata files of a Zarr group."""
     files: dict[str, Buffer] = {}
     zarr.create_group(MemoryStore(files), attributes=attributes)
     return files
 
 
-def _encode_arrays(blocks: Blocks, spec: StoreSpec) -> dict[str, bytes]:
-    """The files of a shard by name, encoded in memory: Zarr itself never writes to a place."""
+def _encode_arrays(arrays: Arrays, spec: StoreSpec) -> dict[str, bytes]:
+    """Return the files of a shard by name.
+
+    They are encoded in memory and written by the backend, because Zarr does not write atomically.
+    """
     files = _metadata(shard_attributes(spec))
     group = zarr.open_group(MemoryStore(files), mode="r+")
     for name, array in array_specs(spec.slab).items():
-        rows = len(blocks[name])
+        rows = len(arrays[name])
         group.create_array(
             name,
             shape=(rows, *array.shape),
@@ -104,29 +111,30 @@ def _encode_arrays(blocks: Blocks, spec: StoreSpec) -> dict[str, bytes]:
             compressors=CODECS,
             fill_value=0,
             dimension_names=("case", *array.axes),
-            # An empty chunk is written too: what is missing is an error, never zeros.
+            # Zarr would omit chunks of zeros and read missing chunks as zeros. Here every chunk is
+            # written, so that a missing file is an error.
             config={"write_empty_chunks": True},
-        )[:] = blocks[name]
+        )[:] = arrays[name]
     return {file: content.to_bytes() for file, content in sorted(files.items())}
 
 
 def load_complete_shards(
-    place: StoreBackend, names: set[str], *, spec: StoreSpec
+    backend: StoreBackend, names: set[str], *, spec: StoreSpec
 ) -> dict[str, ShardRecord]:
-    """The records of all shards that are whole, by name; `names` are the files that are there."""
-    found: dict[str, ShardRecord] = {}
+    """Return the records of all complete shards by name; `names` are the files of the store."""
+    complete: dict[str, ShardRecord] = {}
     for name in sorted(names):
         folder, _, file = name.partition("/")
         shard, dot, suffix = file.partition(".")
         if (folder, dot + suffix) != (SHARDS, ".json"):
             continue
         try:
-            record = decode_record(place.read(name))
+            record = decode_record(backend.read(name))
         except (KeyError, TypeError, ValueError):
-            continue
+            continue  # damaged: the shard is built again
         if not record.files or names.issuperset(shard_paths(shard, spec.slab)):
-            found[shard] = record
-    return found
+            complete[shard] = record
+    return complete
 
 
 def _encode_record(record: ShardRecord) -> bytes:
@@ -139,9 +147,9 @@ def _encode_record(record: ShardRecord) -> bytes:
 def _encode_outcome(outcome: SubjectOutcome) -> dict[str, Any]:
     result = outcome.result
     kind, fields = (
-        ("facts", case_to_json(result))
+        ("case", case_to_json(result))
         if isinstance(result, CaseMetadata)
-        else ("refusal", asdict(result))
+        else ("exclusion", asdict(result))
     )
     return {
         "subject": outcome.subject,
@@ -152,26 +160,21 @@ def _encode_outcome(outcome: SubjectOutcome) -> dict[str, Any]:
 
 
 def decode_record(content: bytes) -> ShardRecord:
-    """A shard's record. Raises KeyError, TypeError or ValueError on other content."""
+    """Parse a shard's record. Raises KeyError, TypeError or ValueError for other content."""
     record = json.loads(content)
     return ShardRecord(tuple(map(_decode_outcome, record["outcomes"])), record["files"])
 
 
 def _decode_outcome(fields: dict[str, Any]) -> SubjectOutcome:
     result = (
-        CaseMetadata(**case_from_json(fields["facts"]))
-        if "facts" in fields
-        else Exclusion(**fields["refusal"])
+        CaseMetadata(**case_from_json(fields["case"]))
+        if "case" in fields
+        else Exclusion(**fields["exclusion"])
     )
     return SubjectOutcome(fields["subject"], fields["inputs"], fields["sources"], result)
 
 
-def sha256(content: bytes) -> str:
-    """The digest that names a content."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def allocate_arrays(rows: int, spec: StoreSpec) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of that many cases, to be filled."""
+    """Return arrays of zeros for `rows` cases."""
     specs = array_specs(spec.slab)
     return {name: np.zeros((rows, *array.shape), array.dtype) for name, array in specs.items()}

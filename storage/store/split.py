@@ -1,4 +1,4 @@
-"""Who trains, validates and tests."""
+"""Assign subjects to the splits train, val and test."""
 
 import hashlib
 from collections import Counter
@@ -14,29 +14,33 @@ def assign_splits(
     shares: tuple[float, float, float],
     *,
     seed: int,
-    kept: Mapping[str, Split] | None = None,
+    existing_splits: Mapping[str, Split] | None = None,
 ) -> dict[str, Split]:
-    """A split for each subject, stratified by arm; `arms` gives the arm, None for `unlabelled`.
+    """Return a split for each subject, stratified by arm.
 
-    Those in `kept` stay where they are, for a model that was trained on a subject must not be
-    tested on it later. Within an arm the others stand in an order that only `seed` and their names
-    decide, and fill what each split lacks of the arm's size, shared out by largest remainder.
+    `arms` holds the arm of each subject; None gives the split `unlabelled`. Subjects in
+    `existing_splits` keep their split, because a model that was trained on a subject must not be
+    tested on it later. Within an arm the other subjects are ordered by a hash of `seed` and their
+    name. They fill what each split lacks of its share of the arm, rounded by largest remainder.
     """
-    kept = {} if kept is None else kept
-    splits: dict[str, Split] = {s: "unlabelled" for s, arm in arms.items() if arm is None}
+    existing_splits = {} if existing_splits is None else existing_splits
+    splits: dict[str, Split] = {
+        subject: "unlabelled" for subject, arm in arms.items() if arm is None
+    }
     for arm in sorted({arm for arm in arms.values() if arm is not None}):
         members = [subject for subject in arms if arms[subject] == arm]
-        settled = {subject: kept[subject] for subject in members if subject in kept}
-        new = sorted(set(members) - settled.keys(), key=lambda s: _rank(s, seed))
-        counts = Counter(settled.values())
-        lacking = [
+        unchanged = {
+            subject: existing_splits[subject] for subject in members if subject in existing_splits
+        }
+        new = sorted(set(members) - unchanged.keys(), key=lambda subject: _rank(subject, seed))
+        counts = Counter(unchanged.values())
+        open_places = [
             name
             for name, size in zip(_NAMES, _apportion(len(members), shares), strict=True)
             for _ in range(size - counts[name])
         ]
-        splits |= settled | dict(
-            zip(new, lacking, strict=False)
-        )  # more lack than come, if some left
+        # Not strict: if subjects left the trial, there are more open places than new subjects.
+        splits |= unchanged | dict(zip(new, open_places, strict=False))
     return splits
 
 
@@ -45,7 +49,10 @@ def _rank(subject: str, seed: int) -> bytes:
 
 
 def _apportion(total: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to `total`, by largest remainder; ties go to the earlier share."""
+    """Return whole numbers that sum to `total`, by largest remainder.
+
+    Ties go to the earlier share.
+    """
     exact = [total * share for share in shares]
     sizes = [int(value + 1e-9) for value in exact]
     by_remainder = sorted(range(len(shares)), key=lambda i: sizes[i] - exact[i])

@@ -1,4 +1,4 @@
-"""Open a store, which is where it is checked, and read cases from it."""
+"""Open and check a store, and read cases from it."""
 
 import json
 from collections.abc import Sequence
@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from storage.backends.backend import Location, StoreBackend
-from storage.backends.local import open_backend
+from storage.backends.open import open_backend
 from storage.errors import StoreError
 from storage.layout import (
     CASE_TABLE,
     ROOT_ATTRIBUTE,
     ROOT_METADATA,
+    SCHEMA,
     StoreSpec,
     channel_index,
     root_attributes,
@@ -27,7 +28,7 @@ from storage.store.case_table import Case, CaseTable, decode_table
 
 @dataclass(frozen=True)
 class Store:
-    """A store that has been checked: `spec` for all cases, `cases` in the order of their index."""
+    """A checked store; `cases` are in the order of their index."""
 
     path: Location
     table: CaseTable
@@ -43,32 +44,34 @@ class Store:
     def select(
         self, *, split: str | None = None, arm: str | None = None, having: Sequence[str] = ()
     ) -> list[Case]:
-        """The cases of a split (train, val, test, unlabelled) and of an arm, or of all.
+        """Return the cases of a split (train, val, test, unlabelled) and of an arm, or of all.
 
         `having` names channels that a case must have, such as w096/net2.
         """
-        wanted = [channel_index(name) for name in having]
+        channels = [channel_index(name) for name in having]
         return [
             case
             for case in self.cases
             if split in (None, case.split)
             and arm in (None, case.arm)
-            and all(case.present[place] for place in wanted)
+            and all(case.present[channel] for channel in channels)
         ]
 
     def case(self, subject: str) -> Case:
-        """The case of a subject. Raises StoreError where it has none, with the refusal if any."""
+        """Return the case of a subject. Raises StoreError if there is none, with the reason."""
         for case in self.cases:
             if case.subject == subject:
                 return case
-        refused = [str(refusal) for refusal in self.table.excluded if refusal.subject == subject]
-        why = f"it was refused: {refused[0]}" if refused else f"it holds {len(self.cases)} others"
+        excluded = [str(reason) for reason in self.table.excluded if reason.subject == subject]
+        why = (
+            f"it was excluded: {excluded[0]}" if excluded else f"it holds {len(self.cases)} others"
+        )
         raise StoreError(f"{self.path}: expected a case of {subject}, got none; {why}.")
 
     def read(self, index: int) -> CaseArrays:
-        """The voxels of the case with that index, masks unpacked.
+        """Return the voxels of the case with that index, masks unpacked.
 
-        Raises StoreError where its files are not as they were written.
+        Raises StoreError if its files are missing or damaged.
         """
         row = self.cases[index].row
         block = {name: read_rows(array, [row])[0] for name, array in self._arrays.items()}
@@ -83,74 +86,84 @@ class Store:
 def open_store(path: Location, *, inputs: str | None = None) -> Store:
     """Open the store at `path`, a folder or the URL of an object store's prefix.
 
-    `inputs` is the digest of the table in which indices were found that are to count in this one.
-    Raises StoreError where there is none that this code can read, where a file of it is missing,
-    or where it was converted anew since then.
+    `inputs` is the `CaseTable.inputs` of an earlier opening: the store must still be the same one,
+    so that case indices from then are valid. Raises StoreError if there is no store that this code
+    can read, if one of its files is missing, or if it was converted again since `inputs` was noted.
     """
-    place = open_backend(path)
-    _check_root(place)
-    table = read_table(place)
-    _check_files(place, table)
+    backend = open_backend(path)
+    _check_root(backend)
+    table = read_table(backend)
+    _check_files(backend, table)
     if inputs is not None and inputs != table.inputs:
         raise StoreError(
-            f"{place.location}: expected the cases of {inputs[:12]}, got {table.inputs[:12]}: "
+            f"{backend.location}: expected the cases of {inputs[:12]}, got {table.inputs[:12]}: "
             "it was converted anew meanwhile; run the same command again."
         )
-    return Store(place.location, table)
+    return Store(backend.location, table)
 
 
-def is_lesioncast_store(place: StoreBackend) -> bool:
-    """Whether a store of this project, of any schema or state, is there."""
+def is_lesioncast_store(backend: StoreBackend) -> bool:
+    """Return whether a store of this project exists, of any schema or state."""
     try:
-        return isinstance(_read_root_attribute(place), dict)
+        return isinstance(_read_root_attribute(backend), dict)
     except StoreError:
         return False
 
 
-def _read_root_attribute(place: StoreBackend) -> Any:
+def _read_root_attribute(backend: StoreBackend) -> Any:
     try:
-        return json.loads(place.read(ROOT_METADATA))["attributes"].get(ROOT_ATTRIBUTE)
+        return json.loads(backend.read(ROOT_METADATA))["attributes"].get(ROOT_ATTRIBUTE)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError) as error:
         raise StoreError(
-            f"{place.location}: expected a Zarr 3 store, got none; run jobs/convert.py."
+            f"{backend.location}: expected a Zarr 3 store, got none; run jobs/convert.py."
         ) from error
 
 
-def _check_root(place: StoreBackend) -> None:
-    mark = _read_root_attribute(place)
-    if not isinstance(mark, dict):
+def _check_root(backend: StoreBackend) -> None:
+    """Require the root attributes of this version."""
+    attribute = _read_root_attribute(backend)
+    if not isinstance(attribute, dict):
         raise StoreError(
-            f"{place.location}: expected a lesioncast store, got a Zarr group without its mark."
+            f"{backend.location}: expected a lesioncast store, got another Zarr group; "
+            "choose another path."
+        )
+    if attribute.get("schema") != SCHEMA:
+        raise StoreError(
+            f"{backend.location}: expected a store of schema {SCHEMA}, got schema "
+            f"{attribute.get('schema')} of another version of lesioncast; make it again with "
+            "jobs/convert.py."
         )
     for key, value in root_attributes()[ROOT_ATTRIBUTE].items():
-        if mark.get(key) != value:
+        if attribute.get(key) != value:
             raise StoreError(
-                f"{place.location}: expected {key} {value}, got {mark.get(key)}; convert it again."
+                f"{backend.location}: expected {key} {value}, got {attribute.get(key)}; "
+                "convert it again."
             )
 
 
-def read_table(place: StoreBackend) -> CaseTable:
-    """The case table, which makes the files a store. Raises StoreError where there is none."""
+def read_table(backend: StoreBackend) -> CaseTable:
+    """Return the case table. Raises StoreError if the store has none or a damaged one."""
     try:
-        return decode_table(place.read(CASE_TABLE))
+        return decode_table(backend.read(CASE_TABLE))
     except FileNotFoundError as error:
         raise StoreError(
-            f"{place.location}: expected {CASE_TABLE}, got none: its conversion did not finish; "
+            f"{backend.location}: expected {CASE_TABLE}, got none: its conversion did not finish; "
             "run it again."
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{place.location}/{CASE_TABLE}: expected a case table, got {error!r}; "
+            f"{backend.location}/{CASE_TABLE}: expected a case table, got {error!r}; "
             "convert it again."
         ) from error
 
 
-def _check_files(place: StoreBackend, table: CaseTable) -> None:
-    filled = {case.row.shard for case in table.cases}
+def _check_files(backend: StoreBackend, table: CaseTable) -> None:
+    """Require every file of the current shards."""
+    with_cases = {case.row.shard for case in table.cases}
     needed = {shard_record_path(shard) for shard in table.shards}
-    needed |= {file for shard in filled for file in shard_paths(shard, table.spec.slab)}
-    if missing := sorted(needed - place.list_files()):
+    needed |= {file for shard in with_cases for file in shard_paths(shard, table.spec.slab)}
+    if missing := sorted(needed - backend.list_files()):
         raise StoreError(
-            f"{place.location}: expected all files of its shards, got none at {missing[0]}"
-            f" and {len(missing) - 1} others; convert it again: only what is missing is made."
+            f"{backend.location}: expected all files of its shards, got no file at {missing[0]}"
+            f" and {len(missing) - 1} others; convert it again: only missing shards are built."
         )

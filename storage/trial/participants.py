@@ -1,6 +1,6 @@
-"""The trial's table of participants: who is in it, under which arm.
+"""Read the trial's table of participants: one row a subject with its arm and covariates.
 
-BIDS calls it participants.tsv; a mapping may name any table with one row a subject.
+BIDS calls it participants.tsv; `TrialLayout` may name any other table.
 """
 
 import csv
@@ -12,32 +12,40 @@ from pathlib import Path
 from storage.errors import StorageError
 from storage.settings import TrialLayout
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MISSING_VALUES = ("n/a", "")
 
 
 def subject_id(label: str) -> str:
-    """A subject's name from the label that its trial gives it: BIDS knows letters and digits only,
-    and so does what is written of it later."""
+    """Convert a trial's label to a BIDS subject id: `sub-` plus letters and digits.
+
+    BIDS allows no other characters, and derivatives are written under this id.
+    """
     return "sub-" + re.sub("[^A-Za-z0-9]", "", strip_sub_prefix(label))
 
 
 def strip_sub_prefix(text: str) -> str:
-    """A subject's label without the `sub-` that BIDS puts before it."""
+    """Return a subject's label without the `sub-` prefix of BIDS."""
     return text.removeprefix("sub-")
 
 
 def parse_arm(row: Mapping[str, str], layout: TrialLayout) -> str | None:
-    """The arm in a row of the table, by its name in a store; None where it is not known."""
+    """Return the arm in a row of the table by its name in the store, None if it is unknown."""
     text = row.get(layout.arm_column, MISSING_VALUES[0])
     return None if text in MISSING_VALUES else layout.arm_names.get(text, text)
 
 
 def read_participants(table: Path, layout: TrialLayout) -> list[dict[str, str]]:
-    """The rows of the table. Quotes mean something in a .csv, and nothing in a BIDS .tsv."""
+    """Return the rows of the table.
+
+    Quotes are interpreted in a .csv and are ordinary characters in a BIDS .tsv. Raises StorageError
+    if the table is missing, is not UTF-8 or lacks the subject column.
+    """
     if not table.is_file():
-        raise StorageError(f"{table}: expected the trial's table of participants, got none there.")
+        raise StorageError(
+            f"{table}: expected the trial's table of participants, got no such file."
+        )
     tabs = layout.separator == "\t"
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
@@ -62,10 +70,10 @@ def _check_columns(columns: list[str], table: Path, layout: TrialLayout) -> None
     if layout.subject_column not in columns:
         separator = {"\t": "tabs"}.get(layout.separator, repr(layout.separator))
         raise StorageError(
-            f"{table}: expected columns set apart by {separator}, one of them "
+            f"{table}: expected columns separated by {separator}, one of them "
             f"{layout.subject_column}, got {columns or 'an empty file'}."
         )
-    if twice := sorted({name for name in columns if columns.count(name) > 1}):
-        raise StorageError(f"{table}: expected each column once, got {', '.join(twice)} again.")
+    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
+        raise StorageError(f"{table}: expected each column once, got {', '.join(repeated)} again.")
     if layout.arm_column not in columns:
-        log.warning("%s: no column %s, so that no arm is known", table, layout.arm_column)
+        logger.warning("%s: no column %s; all arms are unknown", table, layout.arm_column)

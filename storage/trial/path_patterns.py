@@ -1,8 +1,8 @@
 """File patterns of a trial: globs with the fields {subject} and {session}.
 
-`scans/{subject}/{session}/*flair.nii*` finds files, and says of each which subject it is of. `*`
-and `?` stay within one folder, `**` stands for any number of them. {subject} is the shortest name
-that fits, and the same wherever it stands in one pattern.
+`scans/{subject}/{session}/*flair.nii*` finds files and yields the subject of each. `*` and `?` stay
+within one folder, `**` matches any number of folders. {subject} matches the shortest possible name.
+Where it occurs several times in a pattern, it has the same value each time.
 """
 
 import glob
@@ -16,7 +16,10 @@ _TOKEN = re.compile(r"(\{\w*\}|\*\*/|\*|\?|\[[^]/]+\])")
 
 
 def check_pattern(pattern: str, *, session: bool) -> str | None:
-    """What is wrong with a pattern, None if nothing; `session` says whether it must name one."""
+    """Return what is wrong with a pattern, or None.
+
+    `session` says whether the pattern must hold {session}.
+    """
     fields = re.findall(r"\{(.*?)\}", pattern)
     if unknown := sorted(set(fields) - set(FIELDS)):
         return f"fields in ({', '.join(FIELDS)}), got {', '.join(unknown)} in {pattern!r}"
@@ -30,16 +33,16 @@ def check_pattern(pattern: str, *, session: bool) -> str | None:
 
 
 def find_files(root: Path, pattern: str, *, session: str) -> Iterator[tuple[str, Path]]:
-    """Each file below `root` that fits the pattern with that session, and its subject, in order."""
-    wanted = pattern.replace("{session}", glob.escape(session)).replace("{subject}", "*")
-    # Path.glob takes twice as long.
-    for path in sorted(glob.glob(wanted, root_dir=root, recursive=True)):  # noqa: PTH207
+    """Yield subject and path of each file of a session that matches the pattern, by path."""
+    glob_pattern = pattern.replace("{session}", glob.escape(session)).replace("{subject}", "*")
+    # Path.glob takes twice as long as glob.glob.
+    for path in sorted(glob.glob(glob_pattern, root_dir=root, recursive=True)):  # noqa: PTH207
         if (subject := match_subject(path, pattern, session=session)) is not None:
             yield subject, root / path
 
 
 def find_folders(root: Path, pattern: str) -> Iterator[str]:
-    """The subjects that have a folder of their own below `root`, with files in it or not."""
+    """Yield each subject that has a folder of its own below `root`, even an empty one."""
     parts = PurePosixPath(pattern).parts
     depth = next(i for i, part in enumerate(parts) if "{subject}" in part) + 1
     if depth < len(parts) and "{session}" not in "/".join(parts[:depth]):
@@ -49,25 +52,27 @@ def find_folders(root: Path, pattern: str) -> Iterator[str]:
 
 
 def match_subject(path: str, pattern: str, *, session: str) -> str | None:
-    """The subject whose file of that session `path` (relative, with /) is, None if it is none."""
-    found = _expression(pattern, session).fullmatch(path)
-    return found["subject"] if found else None
+    """Return the subject of the file at `path` (relative, with /), None if it does not match."""
+    matched = _expression(pattern, session).fullmatch(path)
+    return matched["subject"] if matched else None
 
 
 @lru_cache(maxsize=64)
 def _expression(pattern: str, session: str) -> re.Pattern[str]:
+    """Return the regular expression equivalent to a pattern, with a group for the subject."""
     tokens = _TOKEN.split(pattern)
-    first = tokens.index("{subject}")
+    first_subject = tokens.index("{subject}")
     return re.compile(
         "".join(
-            r"(?P<subject>[^/]+?)" if place == first else _translate(token, session)
-            for place, token in enumerate(tokens)
+            r"(?P<subject>[^/]+?)" if position == first_subject else _translate(token, session)
+            for position, token in enumerate(tokens)
         )
     )
 
 
 def _translate(token: str, session: str) -> str:
-    known = {
+    """Return the regular expression of one token of a glob pattern."""
+    translations = {
         "{subject}": "(?P=subject)",
         "{session}": re.escape(session),
         "**/": "(?:[^/]+/)*",
@@ -76,4 +81,4 @@ def _translate(token: str, session: str) -> str:
     }
     if token.startswith("[") and token.endswith("]"):
         return token.replace("[!", "[^", 1)
-    return known.get(token) or re.escape(token)
+    return translations.get(token) or re.escape(token)

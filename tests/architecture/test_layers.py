@@ -21,7 +21,7 @@ MAX_MODULES = 13
 # import its own entry and every entry of a lower row; entries of one row do not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.errors",),
-    ("storage.layout", "storage.atomic"),
+    ("storage.layout", "storage.atomic", "storage.digest", "storage.version"),
     ("storage.trial.path_patterns",),
     ("storage.settings",),
     ("storage.trial", "storage.backends"),

@@ -23,8 +23,8 @@ from serve.client import Client
 from serve.settings import ServiceSettings
 from serve.uploads import UPLOAD_FIELDS
 from tests.support.bids import ARMS, path_of, write_subject
-from tests.support.corrupt_trials import CLAIMS, FILES, PLACES, Hostile
-from tests.support.corruptions import GEOMETRY as HOSTILE_GEOMETRY
+from tests.support.corrupt_trials import FILES, GRIDS, HEADERS, Corruption
+from tests.support.corruptions import GEOMETRY as CORRUPTED_GEOMETRY
 from tests.support.service import (
     Service,
     finished,
@@ -41,7 +41,7 @@ Files = dict[str, tuple[str, bytes]]
 NOT_SENT = {
     "a folder", "a link to nothing", "a pipe", "a file that cannot be read", "w096 moved",
 }  # fmt: skip
-SENDABLE = [entry for entry in (*FILES, *CLAIMS, *PLACES) if entry.what not in NOT_SENT]
+SENDABLE = [entry for entry in (*FILES, *HEADERS, *GRIDS) if entry.name not in NOT_SENT]
 
 
 @pytest.fixture(scope="module")
@@ -316,12 +316,12 @@ def test_a_wrong_order_of_an_upload_is_refused_by_its_field(
     assert field in [each["field"] for each in problem["errors"]]
 
 
-@pytest.mark.parametrize("entry", SENDABLE, ids=lambda entry: entry.what)
+@pytest.mark.parametrize("entry", SENDABLE, ids=lambda entry: entry.name)
 def test_a_hostile_image_is_refused_with_the_reason_that_conversion_has(
-    told: Service, tmp_path: Path, entry: Hostile
+    told: Service, tmp_path: Path, entry: Corruption
 ) -> None:
     before = uploads(told)
-    write_subject(tmp_path, SUBJECT, geometry=HOSTILE_GEOMETRY, seed=1)
+    write_subject(tmp_path, SUBJECT, geometry=CORRUPTED_GEOMETRY, seed=1)
     entry.harm(tmp_path, SUBJECT)
     paths = {name: path_of(tmp_path, SUBJECT, *name.split("/")) for name in SENT}
     files = {name: ("image", path.read_bytes()) for name, path in paths.items()}

@@ -9,10 +9,10 @@ from scipy import ndimage
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.errors import PlacementError, SimulationError
-from lesioncast.imaging.lesions import CONNECTIVITY_26
 from lesioncast.imaging.regions import CORTEX, CSF, VENTRICLE, WHITE_MATTER
 from lesioncast.simulation import SimulatedSubject, SimulationSettings, simulate_subject
 from lesioncast.simulation.disease import draw_patient
+from storage.layout import CONNECTIVITY_26
 
 SETTINGS = SimulationSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 PERIODS = ("w048", "w096")

@@ -1,4 +1,4 @@
-"""A tiny BIDS trial for tests: blocky heads, in any orientation, on skewed affines."""
+"""Write a tiny BIDS trial: blocky heads in any orientation, on sheared affines."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from storage.nifti.io import NiftiGeometry, Volume, as_matrix
+from storage.nifti.affine import as_matrix
+from storage.nifti.io import NiftiGeometry, Volume
 from storage.preprocess.grid import SlabGrid
 from storage.store.case_table import Case, ShardRow
 
@@ -18,7 +19,7 @@ Array = npt.NDArray[Any]
 
 ARMS = ("placebo", "avonex", "ocrelizumab")
 SESSIONS = ("w000", "w048", "w096")
-_PLACES = {
+_FOLDER_AND_SUFFIX = {
     "flair": ("", "FLAIR"),
     "t2": ("derivatives/lesions", "space-orig_label-L_desc-T2_mask"),
     "gad": ("derivatives/lesions", "space-orig_label-L_desc-Gad_mask"),
@@ -30,7 +31,7 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a file lies: canonical shape and spacing (s, h, w), axis codes, tilt in degrees."""
+    """Geometry of a file: canonical shape and spacing (s, h, w), axis codes, tilt in degrees."""
 
     shape: tuple[int, int, int] = (9, 18, 14)
     spacing: tuple[float, float, float] = (3.0, 2.0, 2.0)
@@ -39,7 +40,7 @@ class Geometry:
 
     @property
     def affine(self) -> Array:
-        """Takes (w, h, s) to RAS+ mm: turned about all three axes, and sheared a little."""
+        """Return the affine from (w, h, s) to RAS+ mm, rotated about all axes and sheared."""
         turn = np.eye(3)
         for axis in range(3):
             angle = np.deg2rad(self.tilt * (1 + axis / 4))
@@ -57,13 +58,13 @@ class Geometry:
 
 
 def path_of(root: Path, name: str, session: str, channel: str) -> Path:
-    """Where the trial keeps that input of the subject `name` (`sub-01`)."""
-    folder, suffix = _PLACES[channel]
+    """Return the path of an input of the subject `name` (`sub-01`)."""
+    folder, suffix = _FOLDER_AND_SUFFIX[channel]
     return root / folder / name / f"ses-{session}/anat" / f"{name}_ses-{session}_{suffix}.nii.gz"
 
 
 def write_volume(path: Path, canonical: Array, geometry: Geometry) -> None:
-    """Write a canonical volume (s, h, w) as a file whose axes run as `geometry.axes`."""
+    """Write a canonical volume (s, h, w) as a file with the axes `geometry.axes`."""
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(geometry.axes))
     data = canonical.transpose(2, 1, 0)
     image = nib.Nifti1Image(
@@ -78,7 +79,7 @@ def write_volume(path: Path, canonical: Array, geometry: Geometry) -> None:
 
 
 def head(shape: tuple[int, int, int], seed: int) -> Array:
-    """A FLAIR (s, h, w), int16: texture in an ellipsoid a little off the centre, zero around it."""
+    """Return a FLAIR (s, h, w), int16: texture in an ellipsoid off the centre, zero around it."""
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     inside = (axes[0] / 0.95) ** 2 + ((axes[1] - 0.1) / 0.8) ** 2 + (axes[2] / 0.7) ** 2 < 1
@@ -86,34 +87,36 @@ def head(shape: tuple[int, int, int], seed: int) -> Array:
 
 
 def volumes(geometry: Geometry, seed: int) -> dict[tuple[str, str], Array]:
-    """Every input of one subject, canonical (s, h, w), by session and channel."""
+    """Return every input of one subject, canonical (s, h, w), by session and channel."""
     rng = np.random.default_rng(seed)
     shape = geometry.shape
-    made: dict[tuple[str, str], Array] = {}
+    inputs: dict[tuple[str, str], Array] = {}
     for k, session in enumerate(SESSIONS):
-        made[session, "flair"] = head(shape, 10 * seed + k)
+        inputs[session, "flair"] = head(shape, 10 * seed + k)
         for channel in ("t2", "gad", "net2"):
             if (session, channel) != ("w000", "net2"):
-                made[session, channel] = (rng.random(shape) < 0.1).astype(np.uint8)
+                inputs[session, channel] = (rng.random(shape) < 0.1).astype(np.uint8)
     labels = rng.choice(np.array([2, 3, 41, 42, 1007, 2035], np.int16), shape)
-    made["w048", "parcellation"] = np.where(made["w048", "flair"] > 0, labels, 0).astype(np.int16)
-    return made
+    inputs["w048", "parcellation"] = np.where(inputs["w048", "flair"] > 0, labels, 0).astype(
+        np.int16
+    )
+    return inputs
 
 
 def write_subject(
     root: Path, name: str, *, geometry: Geometry, seed: int
 ) -> dict[tuple[str, str], Array]:
-    """Write one subject's files and return what they hold."""
-    made = volumes(geometry, seed)
-    for (session, channel), volume in made.items():
+    """Write one subject's files and return their voxels."""
+    inputs = volumes(geometry, seed)
+    for (session, channel), volume in inputs.items():
         write_volume(path_of(root, name, session, channel), volume, geometry)
-    return made
+    return inputs
 
 
 def write_trial(
     root: Path, subjects: int, *, geometry: Geometry | None = None
 ) -> dict[str, dict[tuple[str, str], Array]]:
-    """Write `sub-01` .. with arms in turn; returns each subject's volumes."""
+    """Write `sub-01`, `sub-02`, ... with arms in turn, and return each subject's volumes."""
     names = [f"sub-{number:02d}" for number in range(1, subjects + 1)]
     write_participants(root, {name: ARMS[i % len(ARMS)] for i, name in enumerate(names)})
     geometry = geometry or Geometry()
@@ -134,14 +137,14 @@ def write_participants(root: Path, arms: Mapping[str, str]) -> None:
 
 
 def alter(path: Path, change: Callable[[Array], Array]) -> None:
-    """Rewrite a file with changed voxels (i, j, k), its affine kept."""
+    """Rewrite a file with changed voxels (i, j, k) and the same affine."""
     image = nib.load(path)
     data = change(np.asarray(image.dataobj).copy())
     nib.save(nib.Nifti1Image(data, image.affine), path)
 
 
 def volume_of(canonical: Array, geometry: Geometry) -> Volume:
-    """A canonical volume (s, h, w) as it would be read from a file with RAS axes."""
+    """Return a canonical volume (s, h, w) as if read from a file with RAS axes."""
     s, h, w = canonical.shape
     affine = geometry.affine
     header = NiftiGeometry((w, h, s), as_matrix(affine), 1, 0, None, "mm")
@@ -149,7 +152,7 @@ def volume_of(canonical: Array, geometry: Geometry) -> Volume:
 
 
 def case_of(grid: SlabGrid, *, index: int = 0, subject: str = "sub-01") -> Case:
-    """A case with everything present and that grid."""
+    """Return a case on that grid with all inputs present."""
     return Case(
         index=index,
         row=ShardRow("shard", index),

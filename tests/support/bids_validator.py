@@ -1,4 +1,4 @@
-"""What the official BIDS validator says of a data set."""
+"""Run the official BIDS validator."""
 
 import json
 import os
@@ -12,15 +12,18 @@ import pytest
 
 
 def validator_reports(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """The errors of a data set ("own") and of every derivative in it; skips without a validator."""
+    """Return the errors of a data set ("own") and of each derivative in it.
+
+    Skips the test if no validator is installed.
+    """
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     validator = shutil.which("bids-validator-deno", path=beside_python)
     if validator is None:
         pytest.skip("bids-validator-deno is not installed: BIDS validity was NOT checked")
     command = [validator, "--recursive", "--format", "json", str(root)]
-    found = json.loads(subprocess.run(command, capture_output=True, check=False).stdout)
-    reports = {"own": found} | found.get("derivativesSummary", {})
+    output = json.loads(subprocess.run(command, capture_output=True, check=False).stdout)
+    reports = {"own": output} | output.get("derivativesSummary", {})
     return {
-        name: [each for each in report["issues"]["issues"] if each["severity"] == "error"]
+        name: [issue for issue in report["issues"]["issues"] if issue["severity"] == "error"]
         for name, report in reports.items()
     }

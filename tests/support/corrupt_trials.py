@@ -1,7 +1,7 @@
-"""Bad input as sites send it: one entry a kind, each done to a subject of its own.
+"""Corrupt inputs as sites send them: one entry per kind, each applied to its own subject.
 
-An entry says what was done, the kind of refusal that it must meet and words that its message must
-hold: what was expected, what was found, what to do.
+An entry names the corruption, the kind of the expected exclusion, and words that its reason must
+contain: what was expected, what was found, what to do.
 """
 
 import os
@@ -25,32 +25,32 @@ from tests.support.corruptions import (
     SLOPE,
     SROW,
     Harm,
+    add_second_run,
+    add_twin_folder,
+    add_unzipped_copy,
     as_type,
     at,
     bad_checksum,
-    beside,
     brain_of,
-    brain_off_the_head,
     content,
     everywhere,
     flair,
-    lying,
-    no_folder,
+    move_brain_mask_off_the_head,
     patch,
     put,
+    remove_folders,
     repacked,
     replaced,
+    rotate_by_35_degrees,
     rows,
-    second_run,
     sheared,
     stacked,
-    turned,
-    twin_folder,
     unpacked,
     voxels,
+    with_affine,
 )
 
-GOOD = ("sub-g1", "sub-g2", "sub-g3")
+GOOD_SUBJECTS = ("sub-g1", "sub-g2", "sub-g3")
 _UNREADABLE = "unreadable file"
 _WHOLE = "expected a whole NIfTI file"
 _AGAIN = "copy it again"
@@ -58,124 +58,131 @@ _RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
 @dataclass(frozen=True)
-class Hostile:
-    """`harm(root, name)` spoils the subject `name` of the trial at `root`."""
+class Corruption:
+    """A kind of corruption.
 
-    what: str
+    `harm(root, name)` corrupts the subject `name` of the trial at `root`.
+    """
+
+    name: str
     kind: str
     words: tuple[str, ...]
     harm: Harm
 
 
 FILES = [
-    Hostile(
+    Corruption(
         "cut gzip", _UNREADABLE, (_WHOLE, "EOFError", _AGAIN), flair(content(lambda r: r[:-200]))
     ),
-    Hostile("other checksum", _UNREADABLE, (_WHOLE, "CRC"), flair(content(bad_checksum))),
-    Hostile(
+    Corruption("other checksum", _UNREADABLE, (_WHOLE, "CRC"), flair(content(bad_checksum))),
+    Corruption(
         "voxels missing in whole gzip",
         _UNREADABLE,
         (_WHOLE, "Expected 4536 bytes"),
         flair(repacked(lambda r: r[:-100])),
     ),
-    Hostile(
+    Corruption(
         "cut .nii",
         _UNREADABLE,
         (_WHOLE, "got 4788 bytes whose header claims 4888", _AGAIN),
         flair(unpacked(lambda r: r[:-100])),
     ),
-    Hostile("no bytes", _UNREADABLE, (_WHOLE, "it is empty"), flair(content(lambda _: b""))),
-    Hostile(
+    Corruption("no bytes", _UNREADABLE, (_WHOLE, "it is empty"), flair(content(lambda _: b""))),
+    Corruption(
         "header cut", _UNREADABLE, (_WHOLE, "WrapStructError"), flair(unpacked(lambda r: r[:99]))
     ),
-    Hostile("text", _UNREADABLE, (_WHOLE, _AGAIN), flair(content(lambda _: b"see drive " * 90))),
-    Hostile("packed text", _UNREADABLE, (_WHOLE,), flair(repacked(lambda _: b"see drive " * 90))),
-    Hostile(
+    Corruption("text", _UNREADABLE, (_WHOLE, _AGAIN), flair(content(lambda _: b"see drive " * 90))),
+    Corruption(
+        "packed text", _UNREADABLE, (_WHOLE,), flair(repacked(lambda _: b"see drive " * 90))
+    ),
+    Corruption(
         "a folder", _UNREADABLE, ("expected a file, got a folder",), flair(replaced(Path.mkdir))
     ),
-    Hostile(
+    Corruption(
         "a link to nothing",
         _UNREADABLE,
         ("got a link to nothing; put the file there",),
         flair(replaced(lambda p: p.symlink_to("/nowhere/annex"))),
     ),
-    Hostile("a pipe", _UNREADABLE, ("expected a file, got none",), flair(replaced(os.mkfifo))),
-    Hostile(
+    Corruption("a pipe", _UNREADABLE, ("expected a file, got none",), flair(replaced(os.mkfifo))),
+    Corruption(
         "a file that cannot be read",
         _UNREADABLE,
         (_WHOLE, "OSError: [Errno"),
         flair(replaced(lambda p: p.symlink_to("/proc/self/mem"))),
     ),
-    Hostile(
+    Corruption(
         "the .hdr of a pair",
         _UNREADABLE,
         (_WHOLE, "got 348 bytes whose header claims"),
         flair(lambda p: (patch(MAGIC, "3s", b"ni1")(p), unpacked(lambda r: r[:348])(p))),
     ),
-    Hostile(
+    Corruption(
         "megabytes after the voxels",
         _UNREADABLE,
         ("more than 1 MiB after its voxels",),
         flair(repacked(lambda r: r + bytes(2**27))),
     ),
-    Hostile(
+    Corruption(
         "first voxel beyond the end",
         _UNREADABLE,
         (_WHOLE, "whose header claims 1000"),
         flair(patch(OFFSET, "f", 1e9)),
     ),
-    Hostile(
+    Corruption(
         "intercept NaN", _UNREADABLE, (_WHOLE, "intercept"), flair(patch(SLOPE, "2f", 2.0, np.nan))
     ),
 ]
 
-CLAIMS = [
-    Hostile(
+HEADERS = [
+    Corruption(
         "16 TB of voxels",
         "too large",
         ("at most 2048 MiB of voxels", "crop it"),
         flair(patch(DIM, "4h", 3, 20000, 20000, 20000)),
     ),
-    Hostile(
+    Corruption(
         "1 GB in some kB",
         _UNREADABLE,
         ("bytes whose header claims 1024000352",),
         flair(patch(DIM, "4h", 3, 800, 800, 800)),
     ),
-    Hostile(
+    Corruption(
         "a size below 0",
         "not a volume",
         ("three sizes of 1 or more", "(14, -18, 9)"),
         flair(patch(DIM, "4h", 3, 14, -18, 9)),
     ),
-    Hostile(
+    Corruption(
         "a size of 0",
         "not a volume",
         ("(14, 0, 9)", "export it again"),
         flair(patch(DIM, "4h", 3, 14, 0, 9)),
     ),
-    Hostile("a line", "not a volume", ("got shape (2268,)",), flair(voxels(np.ravel))),
-    Hostile("a slice", "not a volume", ("got shape (14, 18)",), flair(voxels(lambda d: d[..., 4]))),
-    Hostile("nine dimensions", _UNREADABLE, (_WHOLE,), flair(patch(DIM, "h", 9))),
-    Hostile(
+    Corruption("a line", "not a volume", ("got shape (2268,)",), flair(voxels(np.ravel))),
+    Corruption(
+        "a slice", "not a volume", ("got shape (14, 18)",), flair(voxels(lambda d: d[..., 4]))
+    ),
+    Corruption("nine dimensions", _UNREADABLE, (_WHOLE,), flair(patch(DIM, "h", 9))),
+    Corruption(
         "two frames", "several frames", ("(14, 18, 9, 2)", "keep the one"), flair(voxels(stacked))
     ),
-    Hostile(
+    Corruption(
         "a vector field",
         "several frames",
         ("(14, 18, 9, 1, 3)",),
         flair(voxels(lambda d: np.stack([d[..., None]] * 3, axis=-1))),
     ),
-    Hostile(
+    Corruption(
         "colours", "wrong datatype", ("got colours; convert it to a grey",), flair(as_type(_RGB))
     ),
-    Hostile(
+    Corruption(
         "complex numbers",
         "wrong datatype",
         ("one real number", "complex64"),
         flair(as_type(np.complex64)),
     ),
-    Hostile(
+    Corruption(
         "a datatype nobody knows",
         _UNREADABLE,
         (_WHOLE, "HeaderDataError"),
@@ -183,96 +190,101 @@ CLAIMS = [
     ),
 ]
 
-PLACES = [
-    Hostile(
+GRIDS = [
+    Corruption(
         "no code",
         "no orientation",
         ("leave left and right open; set one of them",),
         flair(lambda p: (patch(SFORM, "h", 0)(p), patch(QFORM, "h", 0)(p))),
     ),
-    Hostile(
+    Corruption(
         "NaN in the affine",
         "no orientation",
         ("expected a finite affine",),
         flair(patch(SROW, "f", np.nan)),
     ),
-    Hostile(
+    Corruption(
         "a plane as affine",
         "no orientation",
         ("an affine of full rank",),
         flair(patch(SROW, "8f", *(0.0, 2.0, 0.0, 0.0) * 2)),
     ),
-    Hostile(
+    Corruption(
         "pixdim of 0",
         "contradictory header",
         ("one voxel size, got (0, 2, 3) mm as pixdim",),
         flair(patch(PIXDIM + 4, "f", 0.0)),
     ),
-    Hostile(
+    Corruption(
         "pixdim against sform",
         "contradictory header",
         ("got (2, 2, 5) mm as pixdim", "correct"),
         flair(patch(PIXDIM + 12, "f", 5.0)),
     ),
-    Hostile(
+    Corruption(
         "sform mirrors qform",
         "contradictory header",
         ("RPS from the sform, LPS from the qform",),
         flair(lambda p: patch(SROW, "4f", *(-v for v in nib.load(p).affine[0]))(p)),
     ),
-    Hostile(
+    Corruption(
         "micrometres",
         "voxel size",
         ("expected voxels of 0.05 to 20 mm, got (2000, 2000, 3000)",),
-        flair(lying(lambda a: a @ np.diag([1e3, 1e3, 1e3, 1]))),
+        flair(with_affine(lambda a: a @ np.diag([1e3, 1e3, 1e3, 1]))),
     ),
-    Hostile(
+    Corruption(
         "metres",
         "voxel size",
         ("got (0.002, 0.002, 0.003)", "correct the affine"),
-        flair(lying(lambda a: a @ np.diag([1e-3, 1e-3, 1e-3, 1]))),
+        flair(with_affine(lambda a: a @ np.diag([1e-3, 1e-3, 1e-3, 1]))),
     ),
-    Hostile(
-        "oblique", "too oblique", ("within 30 degrees", "got 35.0", "reslice it"), flair(turned)
+    Corruption(
+        "oblique",
+        "too oblique",
+        ("within 30 degrees", "got 35.0", "reslice it"),
+        flair(rotate_by_35_degrees),
     ),
-    Hostile("sheared", "sheared", ("axes at right angles", "rigid"), flair(lying(sheared))),
-    Hostile(
+    Corruption(
+        "sheared", "sheared", ("axes at right angles", "rigid"), flair(with_affine(sheared))
+    ),
+    Corruption(
         "other spacing",
         "wrong spacing",
         ("(3.0, 2.0, 2.0) mm, got (3, 2, 1.6)", "store.resample"),
-        flair(lying(lambda a: a @ np.diag([0.8, 1, 1, 1]))),
+        flair(with_affine(lambda a: a @ np.diag([0.8, 1, 1, 1]))),
     ),
-    Hostile(
+    Corruption(
         "four slices",
         "too few slices",
         ("expected 15 mm", "got 12 mm", "store.slab"),
         flair(voxels(lambda d: d[..., :4])),
     ),
-    Hostile(
+    Corruption(
         "a strip",
         "field too small",
         ("expected 8 mm or more across, got 6 mm",),
         flair(voxels(lambda d: d[:3])),
     ),
-    Hostile(
+    Corruption(
         "another shape at w000",
         "wrong shape",
         ("(9, 18, 14), got (9, 18, 13)", "register"),
         flair(voxels(lambda d: d[:-1]), "w000"),
     ),
-    Hostile(
+    Corruption(
         "w096 moved",
         "affines disagree",
         ("within 0.1 mm, got corners 1.50 mm away", "register"),
-        flair(lying(lambda a: a + np.eye(4, k=3) * 1.5), "w096"),
+        flair(with_affine(lambda a: a + np.eye(4, k=3) * 1.5), "w096"),
     ),
-    Hostile(
+    Corruption(
         "mask mirrored",
         "affines disagree",
         ("mm away; register and resample the file",),
-        at("w048", "net2", lying(lambda a: np.diag([-1, 1, 1, 1]) @ a)),
+        at("w048", "net2", with_affine(lambda a: np.diag([-1, 1, 1, 1]) @ a)),
     ),
-    Hostile(
+    Corruption(
         "mask with turned axes",
         "wrong shape",
         ("got (9, 14, 18)",),
@@ -281,25 +293,25 @@ PLACES = [
 ]
 
 VOXELS = [
-    Hostile(
+    Corruption(
         "NaN", "not finite", ("finite voxels, got 1 that are NaN or infinite",), flair(put(np.nan))
     ),
-    Hostile(
+    Corruption(
         "infinity", "not finite", ("got 1 that are", "export it again"), flair(put(np.inf), "w096")
     ),
-    Hostile(
+    Corruption(
         "all zero",
         "constant image",
         ("an image, got 0 in every voxel",),
         flair(voxels(everywhere(0))),
     ),
-    Hostile(
+    Corruption(
         "all alike",
         "constant image",
         ("got 7 in every voxel",),
         flair(voxels(everywhere(7)), "w000"),
     ),
-    Hostile(
+    Corruption(
         "one speck",
         "no contrast",
         ("expected contrast, got 7 at both", "look at the image"),
@@ -309,136 +321,148 @@ VOXELS = [
             )
         ),
     ),
-    Hostile(
-        "brain mask off the head", "no contrast", ("got 0 at both percentiles",), brain_off_the_head
+    Corruption(
+        "brain mask off the head",
+        "no contrast",
+        ("got 0 at both percentiles",),
+        move_brain_mask_off_the_head,
     ),
-    Hostile(
+    Corruption(
         "brain mask of nothing",
         "empty brain mask",
         ("a brain, got 0 everywhere",),
         brain_of(everywhere(0)),
     ),
-    Hostile(
+    Corruption(
         "brain mask of all",
         "mask of everything",
         ("got 1 everywhere; redo",),
         brain_of(everywhere(1)),
     ),
-    Hostile(
+    Corruption(
         "brain in 255",
         "not binary",
         ("0 and 1, got 2268 voxels like 255",),
         brain_of(everywhere(255)),
     ),
-    Hostile(
+    Corruption(
         "mask with 2",
         "not binary",
         ("got 1 voxels like 2.0; threshold it",),
         at("w096", "net2", put(2)),
     ),
-    Hostile("mask below 0", "not binary", ("got 1 voxels like -1.0",), at("w000", "t2", put(-1))),
-    Hostile(
+    Corruption(
+        "mask below 0", "not binary", ("got 1 voxels like -1.0",), at("w000", "t2", put(-1))
+    ),
+    Corruption(
         "mask of shares",
         "not binary",
         ("like 0.25; threshold it, or set store.probability_masks",),
         at("w048", "gad", put(0.25)),
     ),
-    Hostile("mask with NaN", "not finite", ("got 1 that are NaN",), at("w048", "t2", put(np.nan))),
-    Hostile(
+    Corruption(
+        "mask with NaN", "not finite", ("got 1 that are NaN",), at("w048", "t2", put(np.nan))
+    ),
+    Corruption(
         "mask of all",
         "mask of everything",
         ("got 1 everywhere; redo it",),
         at("w048", "net2", voxels(everywhere(1))),
     ),
-    Hostile(
+    Corruption(
         "labels in fractions",
         "not labels",
         ("FreeSurfer ids, got 1 voxels like 2.5",),
         at("w048", "parcellation", put(2.5)),
     ),
-    Hostile(
+    Corruption(
         "labels beyond 16 bits",
         "not labels",
         ("like 70000.0; export it again",),
         at("w048", "parcellation", put(70000)),
     ),
-    Hostile(
+    Corruption(
         "no labels",
         "empty parcellation",
         ("expected labels, got 0 everywhere",),
         at("w048", "parcellation", voxels(everywhere(0))),
     ),
-    Hostile(
+    Corruption(
         "labels elsewhere",
         "parcellation elsewhere",
-        ("got them all elsewhere; make it from this",),
-        at("w048", "parcellation", lying(lambda a: a + np.eye(4, k=3) * 900)),
+        ("got all of them elsewhere; make it from this",),
+        at("w048", "parcellation", with_affine(lambda a: a + np.eye(4, k=3) * 900)),
     ),
 ]
 
 SUBJECTS = [
-    Hostile(
+    Corruption(
         "no w000",
         "missing session",
         ("a FLAIR at w000, got FLAIR at w048, w096",),
         flair(Path.unlink, "w000"),
     ),
-    Hostile(
+    Corruption(
         "no w048",
         "missing session",
         ("a FLAIR at w048, got FLAIR at w000, w096",),
         flair(Path.unlink),
     ),
-    Hostile("a row and no folder", "missing session", ("got FLAIR at no session",), no_folder),
-    Hostile(
+    Corruption(
+        "a row and no folder", "missing session", ("got FLAIR at no session",), remove_folders
+    ),
+    Corruption(
         "packed and not",
         "ambiguous files",
         ("one flair file, got", ".nii, ", "narrow the pattern"),
-        flair(beside),
+        flair(add_unzipped_copy),
     ),
-    Hostile(
-        "a second run", "ambiguous files", ("one flair file", "run-2"), flair(second_run, "w096")
+    Corruption(
+        "a second run",
+        "ambiguous files",
+        ("one flair file", "run-2"),
+        flair(add_second_run, "w096"),
     ),
-    Hostile(
+    Corruption(
         "no row",
         "not listed once",
         ("one row in participants.tsv, got 0; list it once",),
         rows(lambda line, _: ""),
     ),
-    Hostile("two rows", "not listed once", ("got 2",), rows(lambda line, _: line * 2)),
-    Hostile(
+    Corruption("two rows", "not listed once", ("got 2",), rows(lambda line, _: line * 2)),
+    Corruption(
         "a row that climbs",
         "not listed once",
         ("got 2",),
         rows(lambda line, name: line + line.replace(name, f"../../{name[4:]}")),
     ),
-    Hostile(
+    Corruption(
         "an arm nobody gave",
         "unknown arm",
         ("(placebo, avonex, ocrelizumab) or n/a, got 'asp",),
         rows(lambda line, _: line.replace("placebo", "aspirin")),
     ),
-    Hostile(
+    Corruption(
         "two folders of one name",
         "one name for several",
         ("differ in letters and digits",),
-        twin_folder,
+        add_twin_folder,
     ),
 ]
 
-HOSTILE = [*FILES, *CLAIMS, *PLACES, *VOXELS, *SUBJECTS]
+CORRUPTIONS = [*FILES, *HEADERS, *GRIDS, *VOXELS, *SUBJECTS]
 
 
-def name_of(place: int) -> str:
-    """The subject that the entry at that place of `HOSTILE` was done to."""
-    return f"sub-h{place:02d}"
+def subject_for(index: int) -> str:
+    """Return the subject that the entry at that index of `CORRUPTIONS` corrupted."""
+    return f"sub-h{index:02d}"
 
 
-def write_hostile_trial(root: Path) -> None:
-    """A trial with three good subjects and one for each entry of `HOSTILE`."""
+def write_corrupt_trial(root: Path) -> None:
+    """Write a trial with three good subjects and one for each entry of `CORRUPTIONS`."""
     model = root / "model"
     bids.write_subject(model, "sub-model", geometry=GEOMETRY, seed=1)
-    names = [*GOOD, *map(name_of, range(len(HOSTILE)))]
+    names = [*GOOD_SUBJECTS, *map(subject_for, range(len(CORRUPTIONS)))]
     bids.write_participants(root, dict.fromkeys(names, "placebo"))
     for path in [path for path in model.rglob("*") if path.is_file()]:
         for name in names:
@@ -446,5 +470,5 @@ def write_hostile_trial(root: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
     shutil.rmtree(model)
-    for place, entry in enumerate(HOSTILE):
-        entry.harm(root, name_of(place))
+    for index, entry in enumerate(CORRUPTIONS):
+        entry.harm(root, subject_for(index))

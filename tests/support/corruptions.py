@@ -1,4 +1,4 @@
-"""Ways to spoil one file or one subject of a trial on disk."""
+"""Corrupt one file or one subject of a trial on disk."""
 
 import gzip
 import os
@@ -15,11 +15,11 @@ import numpy as np
 from tests.support import bids
 
 Array = bids.Array
-Harm = Callable[[Path, str], Any]  # of the trial at a root, of a subject by name
+Harm = Callable[[Path, str], Any]  # corrupts a subject (by name) of the trial at a root
 GEOMETRY = bids.Geometry(tilt=0)
 NOBODY = 65534  # a user id
 
-# Where NIfTI-1 keeps what in its first 352 bytes.
+# Byte offsets of NIfTI-1 header fields.
 DIM, DATATYPE, PIXDIM, OFFSET, SLOPE, QFORM, SFORM, SROW, MAGIC = (
     40, 70, 76, 108, 112, 252, 254, 280, 344,
 )  # fmt: skip
@@ -27,43 +27,46 @@ DIM, DATATYPE, PIXDIM, OFFSET, SLOPE, QFORM, SFORM, SROW, MAGIC = (
 
 @contextmanager
 def as_nobody(folder: Path) -> Iterator[None]:
-    """Root as somebody whom permissions bind and who may enter `folder`; others as they are."""
-    me = os.geteuid()
-    if me == 0:
-        for place in (folder, *folder.parents[:2]):
-            place.chmod(0o755)
+    """Run the block without root's permissions; other users keep theirs."""
+    user = os.geteuid()
+    if user == 0:
+        for parent in (folder, *folder.parents[:2]):
+            parent.chmod(0o755)
         os.seteuid(NOBODY)
     try:
         yield
     finally:
-        os.seteuid(me)
+        os.seteuid(user)
 
 
 def at(session: str, channel: str, change: Callable[[Path], Any]) -> Harm:
+    """Return a harm that changes one file of the subject."""
     return lambda root, name: change(bids.path_of(root, name, session, channel))
 
 
 def flair(change: Callable[[Path], Any], session: str = "w048") -> Harm:
+    """Return a harm that changes a FLAIR of the subject."""
     return at(session, "flair", change)
 
 
-def patch(place: int, form: str, *values: Any) -> Callable[[Path], None]:
-    """Overwrite what the header holds at `place`."""
+def patch(offset: int, form: str, *values: Any) -> Callable[[Path], None]:
+    """Return a change that overwrites header bytes at `offset`."""
 
     def change(path: Path) -> None:
         raw = bytearray(gzip.decompress(path.read_bytes()))
-        struct.pack_into(f"<{form}", raw, place, *values)
+        struct.pack_into(f"<{form}", raw, offset, *values)
         path.write_bytes(gzip.compress(bytes(raw)))
 
     return change
 
 
 def voxels(change: Callable[[Array], Any]) -> Callable[[Path], None]:
+    """Return a change of the voxels of a file."""
     return lambda path: bids.alter(path, lambda data: np.asarray(change(data)))
 
 
 def put(value: float) -> Callable[[Path], None]:
-    """One voxel of another value, as float32."""
+    """Return a change that sets one voxel, as float32."""
 
     def change(data: Array) -> Array:
         data = data.astype(np.float32)
@@ -73,8 +76,8 @@ def put(value: float) -> Callable[[Path], None]:
     return voxels(change)
 
 
-def lying(change: Callable[[Array], Array]) -> Callable[[Path], None]:
-    """Another affine under the same voxels."""
+def with_affine(change: Callable[[Array], Array]) -> Callable[[Path], None]:
+    """Return a change that writes another affine with the same voxels."""
 
     def rewrite(path: Path) -> None:
         image = nib.load(path)
@@ -83,7 +86,7 @@ def lying(change: Callable[[Array], Array]) -> Callable[[Path], None]:
     return rewrite
 
 
-def turned(path: Path) -> None:
+def rotate_by_35_degrees(path: Path) -> None:
     a = np.radians(35)
     affine = np.eye(4)
     affine[:3, :3] = [[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]]
@@ -97,6 +100,8 @@ def sheared(affine: Array) -> Array:
 
 
 def as_type(dtype: Any) -> Callable[[Path], None]:
+    """Return a change that writes zeros of another data type."""
+
     def change(path: Path) -> None:
         image = nib.load(path)
         data = np.zeros(image.shape, dtype)
@@ -105,40 +110,47 @@ def as_type(dtype: Any) -> Callable[[Path], None]:
     return change
 
 
-def content(made: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(made(path.read_bytes()))  # type: ignore[return-value]
+def content(transform: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Return a change of the raw bytes of a file."""
+    return lambda path: path.write_bytes(transform(path.read_bytes()))  # type: ignore[return-value]
 
 
 def bad_checksum(raw: bytes) -> bytes:
     return raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:]
 
 
-def unpacked(made: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return content(lambda raw: made(gzip.decompress(raw)))
+def unpacked(transform: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Return a change that writes the transformed content without gzip."""
+    return content(lambda raw: transform(gzip.decompress(raw)))
 
 
-def repacked(made: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return content(lambda raw: gzip.compress(made(gzip.decompress(raw))))
+def repacked(transform: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Return a change of the content below intact gzip."""
+    return content(lambda raw: gzip.compress(transform(gzip.decompress(raw))))
 
 
-def replaced(made: Callable[[Path], Any]) -> Callable[[Path], None]:
+def replaced(create: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Return a change that deletes a file and creates something else in its place."""
+
     def change(path: Path) -> None:
         path.unlink()
-        made(path)
+        create(path)
 
     return change
 
 
-def beside(path: Path) -> None:
-    """The same image twice: once packed, once not."""
+def add_unzipped_copy(path: Path) -> None:
+    """Write the same image again without gzip."""
     path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
 
 
-def second_run(path: Path) -> None:
+def add_second_run(path: Path) -> None:
     path.with_name(path.name.replace("_FLAIR", "_run-2_FLAIR")).write_bytes(path.read_bytes())
 
 
 def brain_of(change: Callable[[Array], Array]) -> Callable[[Path, str], None]:
+    """Return a harm that writes a brain mask."""
+
     def write(root: Path, name: str) -> None:
         mask = change(np.zeros(GEOMETRY.shape, np.float32))
         bids.write_volume(bids.path_of(root, name, "w048", "brain_mask"), mask, GEOMETRY)
@@ -146,7 +158,7 @@ def brain_of(change: Callable[[Array], Array]) -> Callable[[Path, str], None]:
     return write
 
 
-def brain_off_the_head(root: Path, name: str) -> None:
+def move_brain_mask_off_the_head(root: Path, name: str) -> None:
     def corner(mask: Array) -> Array:
         mask[:2, :2, :2] = 1
         return mask
@@ -155,7 +167,7 @@ def brain_off_the_head(root: Path, name: str) -> None:
 
 
 def rows(change: Callable[[str, str], str]) -> Callable[[Path, str], None]:
-    """Change the subject's line of participants.tsv: `change(line, name)`."""
+    """Return a harm that changes the subject's row of participants.tsv: `change(line, name)`."""
 
     def rewrite(root: Path, name: str) -> None:
         table = root / "participants.tsv"
@@ -166,12 +178,12 @@ def rows(change: Callable[[str, str], str]) -> Callable[[Path, str], None]:
     return rewrite
 
 
-def no_folder(root: Path, name: str) -> None:
+def remove_folders(root: Path, name: str) -> None:
     for folder in (root, root / "derivatives" / "lesions", root / "derivatives" / "synthseg"):
         shutil.rmtree(folder / name)
 
 
-def twin_folder(root: Path, name: str) -> None:
+def add_twin_folder(root: Path, name: str) -> None:
     (root / f"sub-{name[4]}_{name[5:]}").mkdir()
 
 

@@ -1,4 +1,4 @@
-"""A DICOM series for tests, with the geometry of a NIfTI grid in whatever orientation."""
+"""Write a DICOM series with the geometry of a NIfTI grid in any orientation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class Scan:
-    """A scanner's grid: axes (slice, row, column) of `shape` and `spacing` mm, turned by `angles`.
+    """Grid of a scanner: (slice, row, column) of `shape` and `spacing` mm, rotated by `angles`.
 
-    `axes` says where (slice, row, column) lead before that, such as SPL for usual axial images.
+    `axes` are the directions of (slice, row, column) before the rotation, for example SPL for usual
+    axial images.
     """
 
     shape: tuple[int, int, int] = (6, 10, 8)
@@ -28,11 +29,11 @@ class Scan:
 
     @property
     def affine(self) -> npt.NDArray[np.float64]:
-        """Takes (slice, row, column) to RAS+ mm."""
+        """Return the affine from (slice, row, column) to RAS+ mm."""
         unit = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
         columns = np.zeros((3, 3))
-        for place, letter in enumerate(self.axes):
-            columns[unit[letter], place] = 1.0 if letter in "RAS" else -1.0
+        for axis, letter in enumerate(self.axes):
+            columns[unit[letter], axis] = 1.0 if letter in "RAS" else -1.0
         affine = np.eye(4)
         turn = Rotation.from_euler("xyz", self.angles, degrees=True).as_matrix()
         affine[:3, :3] = turn @ columns * self.spacing
@@ -47,7 +48,7 @@ def write_series(
     *,
     description: str = "FLAIR",
 ) -> Path:
-    """Write one file a slice, in names that are in no order; `affine` as that of a `Scan`."""
+    """Write one file per slice under shuffled names; `affine` is that of a `Scan`."""
     folder.mkdir(parents=True, exist_ok=True)
     uids = {name: generate_uid() for name in ("study", "series", "frame")}
     slices, rows, columns = shape
@@ -82,14 +83,14 @@ def write_series(
 
 
 def values_at(path: Path, image: nib.Nifti1Image, *, segment: int) -> npt.NDArray:
-    """The SEG's values where the image's voxels lie, looked up by patient coordinates."""
+    """Return the values of a SEG at the voxels of an image, looked up by patient coordinates."""
     volume = hd.seg.segread(path).get_volume(segment_numbers=[segment], rescale_fractional=True)
     frames = volume.array.reshape(volume.array.shape[:3])
     indices = np.indices(image.shape).reshape(3, -1)
     patient = LPS @ image.affine @ np.vstack([indices, np.ones(indices.shape[1])])
-    found = (np.linalg.inv(volume.affine) @ patient)[:3]
-    np.testing.assert_allclose(found, np.rint(found), atol=0.05)
-    s, r, c = np.rint(found).astype(int)
+    position = (np.linalg.inv(volume.affine) @ patient)[:3]
+    np.testing.assert_allclose(position, np.rint(position), atol=0.05)
+    s, r, c = np.rint(position).astype(int)
     outside = (s < 0) | (s >= frames.shape[0])  # empty frames at the ends are not stored
     values = frames[np.where(outside, 0, s), r, c]
     return np.where(outside, 0, values).reshape(image.shape)

@@ -15,12 +15,10 @@ import torch
 from lesioncast.bundle.config import SCHEMA, BundleConfig
 from lesioncast.bundle.io import (
     Weights,
-    atomic_directory,
     digests_of,
     first_corrupt_file,
     read_json,
     read_tensors,
-    sha256_file,
     write_json,
     write_tensors,
 )
@@ -31,6 +29,8 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError, ConfigError
 from lesioncast.parsing import parse_dataclass
+from storage.atomic import atomic_directory
+from storage.digest import sha256_file
 
 MANIFEST = "manifest.json"
 UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"

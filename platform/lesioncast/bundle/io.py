@@ -1,21 +1,14 @@
 """Folders of safetensors and JSON with the sha256 of each file, whole or not at all."""
 
-import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+from storage.digest import sha256_file
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -30,24 +23,6 @@ def first_corrupt_file(folder: Path, digests: Mapping[str, str]) -> str | None:
         if not path.is_file() or sha256_file(path) != digest:
             return name
     return None
-
-
-@contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `target` in one step, unless the block raises.
-
-    An older `target` is replaced.
-    """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    retired = target.with_name(f".{target.name}.retired")
-    shutil.rmtree(retired, ignore_errors=True)
-    if target.exists():
-        target.rename(retired)
-    partial.rename(target)
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

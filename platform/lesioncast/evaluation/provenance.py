@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from storage.version import installed_version
 
 LIBRARIES = ("ray", "torch", "zarr", "numpy", "scikit-learn", "scipy")
 
@@ -55,7 +56,7 @@ def provenance(command: Sequence[str], sources: EvaluationSources) -> Provenance
         code=code_version(),
         libraries={
             "python": platform.python_version(),
-            **{name: _installed(name) for name in LIBRARIES},
+            **{name: installed_version(name) for name in LIBRARIES},
         },
     )
 
@@ -74,12 +75,5 @@ def code_version() -> str:
             cwd=folder, check=True, capture_output=True, text=True, timeout=20,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):  # git or its folder is absent in an image
-        return f"lesioncast {_installed('lesioncast')}"
-    return f"lesioncast {_installed('lesioncast')}, commit {described.stdout.strip()}"
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from the source tree
-        return "unreleased"
+        return f"lesioncast {installed_version()}"
+    return f"lesioncast {installed_version()}, commit {described.stdout.strip()}"

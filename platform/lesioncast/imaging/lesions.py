@@ -8,10 +8,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lesioncast.arrays import Mask
+from storage.layout import CONNECTIVITY_26
 
 OPENING_MM = 5.0
-# 26 neighbours: voxels that share a corner belong to one lesion.
-CONNECTIVITY_26 = np.ones((3, 3, 3), bool)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lesioncast.arms import PAPER_ARMS
 from lesioncast.imaging.regions import FREESURFER_IDS
 from lesioncast.simulation.disease import TRIALS, Patient
 from lesioncast.simulation.settings import SimulationSettings
+from storage.version import installed_version
 
 # Version of the simulation: raise it when the same settings no longer give the same subjects.
 GENERATOR = 1
@@ -194,11 +194,7 @@ def _derivative(name: str, purpose: str) -> str:
 
 def _generator(name: str) -> dict[str, Any]:
     """Return the GeneratedBy entry with the installed version."""
-    try:
-        installed = version("lesioncast")
-    except PackageNotFoundError:
-        installed = "unpackaged"
-    return {"Name": name, "Version": installed, "Description": "Simulated by lesioncast"}
+    return {"Name": name, "Version": installed_version(), "Description": "Simulated by lesioncast"}
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lesioncast.arrays import Floats, Mask
-from lesioncast.imaging.lesions import CONNECTIVITY_26
 from lesioncast.imaging.regions import CORTEX, WHITE_MATTER
 from lesioncast.simulation.anatomy import Anatomy
+from storage.layout import CONNECTIVITY_26
 
 Axes = tuple[Floats, ...]
 """Voxel positions along s, h and w, in mm about the centre of the volume."""

@@ -13,7 +13,6 @@ from scipy import ndimage, special
 
 from lesioncast.arrays import Float32s, Floats, Mask
 from lesioncast.errors import PlacementError
-from lesioncast.imaging.lesions import CONNECTIVITY_26
 from lesioncast.simulation.anatomy import Anatomy
 from lesioncast.simulation.disease import PERIODS, Patient
 from lesioncast.simulation.lesion_sites import (
@@ -24,6 +23,7 @@ from lesioncast.simulation.lesion_sites import (
     lesion_site_weights,
     spacing_of,
 )
+from storage.layout import CONNECTIVITY_26
 
 # Share of the lesions that arise near an existing lesion.
 _NEAR_SHARE = 0.45

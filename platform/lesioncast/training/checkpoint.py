@@ -17,7 +17,6 @@ from typing import Any
 
 from lesioncast.bundle.io import (
     Weights,
-    atomic_directory,
     digests_of,
     first_corrupt_file,
     read_json,
@@ -27,6 +26,7 @@ from lesioncast.bundle.io import (
 )
 from lesioncast.errors import ChangedSettingsError, TrainingError
 from lesioncast.training.state import TrainState
+from storage.atomic import atomic_directory
 
 logger = logging.getLogger(__name__)
 

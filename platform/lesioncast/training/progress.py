@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lesioncast.errors import NonFiniteLossError
+from storage.atomic import atomic_write_text
 
 METRICS = "metrics.jsonl"
 
@@ -108,7 +109,4 @@ def read_metrics(run: Path) -> list[Metrics]:
 def truncate_metrics(run: Path, step: int) -> None:
     """Forget the lines after `step`, which a resumed run writes again."""
     kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= step]
-    run.mkdir(parents=True, exist_ok=True)
-    partial = run / f".{METRICS}.partial"
-    partial.write_text("".join(json.dumps(metrics) + "\n" for metrics in kept))
-    partial.replace(run / METRICS)
+    atomic_write_text(run / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in kept))

@@ -13,7 +13,7 @@ from lesioncast.forecasting.runtime import supported_sessions
 from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.covariates import Covariate
 from serve.api.problems import ApiProblemError
-from storage.export.bids_derivative import package_version
+from storage.version import installed_version
 
 MODEL_NAME = "lesioncast"
 
@@ -54,7 +54,7 @@ def add_models(api: FastAPI, model: ModelInfo, ready: Callable[[], Awaitable[boo
 
     @api.get("/v2")
     async def server() -> dict[str, Any]:
-        return {"name": MODEL_NAME, "version": package_version(), "extensions": []}
+        return {"name": MODEL_NAME, "version": installed_version(), "extensions": []}
 
     @api.get("/v2/models/{name}")
     async def metadata(name: str) -> dict[str, Any]:

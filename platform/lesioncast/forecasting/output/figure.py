@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lesioncast.forecasting.output.display import (
     intensity_window,
     to_radiological,
 )
+from storage.atomic import atomic_write
 
 BACKGROUND = "#0c0e12"
 TEXT = "#f2f3f5"
@@ -79,11 +81,10 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=160, facecolor=figure.get_facecolor())
-    partial.replace(path)
+    """Write `figure` as PNG in one step."""
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=160, facecolor=figure.get_facecolor())
+    atomic_write(path, png.getvalue())
 
 
 def _canvas(

@@ -1,4 +1,4 @@
-"""A store in an object store, through a real S3 server on this machine."""
+"""Keep a store in an object store, through an S3 server on this machine."""
 
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -9,14 +9,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from storage import StorageError, StoreError, open_store, parse_location
-from storage.backends.local import open_backend
 from storage.backends.object_store import ObjectStoreBackend
+from storage.backends.open import open_backend
 from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
 from storage.convert.verify import verify
 from storage.store.array_reader import open_arrays, read_rows
-from tests.storage.test_incremental_conversion import (
+from tests.storage.convert.conversion import (
     GEOMETRY,
     SETTINGS,
     Builder,
@@ -40,7 +40,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty bucket, and an environment that leads to it."""
+    """Empty the bucket and set the environment variables that lead to it."""
     for key, value in {
         "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true",
@@ -59,11 +59,12 @@ def trial(tmp_path: Path) -> Path:
 
 
 def contents(url: str) -> dict[str, bytes]:
-    place = open_backend(url)
-    return {name: place.read(name) for name in place.list_files()}
+    """Return the content of every file of a store."""
+    backend = open_backend(url)
+    return {name: backend.read(name) for name in backend.list_files()}
 
 
-def test_a_store_in_a_bucket_is_the_store_in_a_folder(trial: Path, tmp_path: Path) -> None:
+def test_store_in_a_bucket_equals_the_store_in_a_folder(trial: Path, tmp_path: Path) -> None:
     local, _ = converted(trial, tmp_path / "store.zarr")
     remote, _ = converted(trial, parse_location(URL))
     here = {name: content for name, content in tree(local.path).items() if name != ".lock"}
@@ -77,12 +78,12 @@ def test_a_store_in_a_bucket_is_the_store_in_a_folder(trial: Path, tmp_path: Pat
     w096 = read_rows(open_arrays(URL)["flair"], [case.row for case in remote.cases], sessions=[2])
     assert w096.shape == (3, 1, *SETTINGS.slab)
     assert list(verify(remote, trial)) == []
-    again, build = converted(trial, URL)
-    assert build.prepared + build.copied == []
+    again, builder = converted(trial, URL)
+    assert builder.prepared + builder.copied == []
     assert again.table == remote.table
 
 
-def test_an_upload_that_dies_is_gone_on_with(
+def test_killed_upload_is_resumed(
     trial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, left = ObjectStoreBackend.write, iter(range(17))
@@ -99,25 +100,25 @@ def test_an_upload_that_dies_is_gone_on_with(
     assert sum(name.count("/") == 1 for name in contents(URL)) == 1  # one shard is finished
     with pytest.raises(StoreError, match=r"expected cases.json, got none: its conversion did not"):
         open_store(URL)
-    _, build = converted(trial, URL)
-    assert len(build.prepared) == 2  # the other shard was there
+    _, builder = converted(trial, URL)
+    assert len(builder.prepared) == 2  # the other shard was there
     local, _ = converted(trial, tmp_path / "store.zarr")
     assert contents(URL) == {n: c for n, c in tree(local.path).items() if n != ".lock"}
 
 
-def test_the_second_of_two_writers_is_refused_at_its_commit(trial: Path) -> None:
-    def meanwhile(builds: Sequence[ShardTask]) -> Iterator[int]:
+def test_second_writer_is_refused_at_its_commit(trial: Path) -> None:
+    def convert_meanwhile(tasks: Sequence[ShardTask]) -> Iterator[int]:
         converted(trial, URL, seed=1)
-        yield from map(build_shard, builds)
+        yield from map(build_shard, tasks)
 
     plan = plan_conversion(trial, URL, settings=SETTINGS, arms=bids.ARMS, seed=0)
-    with pytest.raises(StorageError, match="one that another conversion has put there since"):
-        convert(plan, build=meanwhile)
+    with pytest.raises(StorageError, match="one that another conversion has written since"):
+        convert(plan, build=convert_meanwhile)
     assert open_store(URL).table.seed == 1
     assert convert(plan, build=Builder()).table.seed == 0
 
 
-def test_what_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_store_error_names_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match=rf"^{URL}: expected a Zarr 3 store, got none"):
         open_store(URL)
     with pytest.raises(StorageError, match="s3://nobodys/store.zarr: expected"):

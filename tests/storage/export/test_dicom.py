@@ -1,4 +1,4 @@
-"""Masks and forecasts as DICOM SEG: every voxel at its place in the patient, or a refusal."""
+"""Write masks and forecasts as DICOM SEG: each voxel at its position, or an error."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,23 +22,23 @@ from tests.support.dicom import Scan, values_at, write_series
 
 SCANS = [
     Scan(),  # axial, oblique
-    Scan(axes="IPL", angles=(0.0, 0.0, 0.0)),  # slices downwards
+    Scan(axes="IPL", angles=(0.0, 0.0, 0.0)),  # slices from superior to inferior
     Scan(axes="LIP", angles=(3.0, 5.0, -9.0)),  # sagittal
-    Scan(axes="PIR", angles=(-20.0, 4.0, 40.0)),  # coronal, columns to the right, strongly turned
+    Scan(axes="PIR", angles=(-20.0, 4.0, 40.0)),  # coronal, columns to the right, strongly rotated
     Scan(axes="SAR", angles=(1.0, 2.0, 3.0)),  # rows and columns both reversed
 ]
 AXES = ["RAS", "LPS", "LAS", "PSR", "SAL", "IRP", "AIL"]
 
 
 def nifti(scan: Scan, frames: npt.NDArray, axes: str) -> nib.Nifti1Image:
-    """[slice, row, column] as an image whose file axes run as `axes` says, on the same voxels."""
+    """Return [slice, row, column] as an image with file axes `axes`, on the same voxels."""
     turn = ornt_transform(io_orientation(scan.affine), axcodes2ornt(axes))
     affine = scan.affine @ inv_ornt_aff(turn, frames.shape)
     return nib.Nifti1Image(np.ascontiguousarray(apply_orientation(frames, turn)), affine)
 
 
 @pytest.mark.parametrize("scan", SCANS, ids=lambda scan: scan.axes)
-def test_every_voxel_of_a_mask_lies_where_it_lay(scan: Scan, tmp_path: Path) -> None:
+def test_each_voxel_of_a_mask_keeps_its_position(scan: Scan, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     series = read_series(write_series(tmp_path / "series", scan.affine, scan.shape))
     assert series.shape == scan.shape
@@ -52,8 +52,8 @@ def test_every_voxel_of_a_mask_lies_where_it_lay(scan: Scan, tmp_path: Path) -> 
         write_segmentation(Segmentation(segments, "Masks", "c" * 64, forecast=False), series, path)
         for number, segment in enumerate(segments, start=1):
             expected = np.asarray(segment.image.dataobj)
-            found = values_at(path, segment.image, segment=number)
-            np.testing.assert_array_equal(found, expected)
+            values = values_at(path, segment.image, segment=number)
+            np.testing.assert_array_equal(values, expected)
 
 
 def forecast(scan: Scan) -> Segmentation:
@@ -67,51 +67,49 @@ def forecast(scan: Scan) -> Segmentation:
     return Segmentation(segments, "Forecast of new lesions", "d" * 64, forecast=True)
 
 
-def test_probabilities_are_kept_in_steps_and_say_what_they_are(tmp_path: Path) -> None:
-    scan, made = SCANS[0], forecast(SCANS[0])
+def test_forecast_is_a_fractional_seg_with_its_description(tmp_path: Path) -> None:
+    scan, segmentation = SCANS[0], forecast(SCANS[0])
     series = read_series(write_series(tmp_path / "series", scan.affine, scan.shape))
-    write_segmentation(made, series, tmp_path / "f.dcm")
-    for number, segment in enumerate(made.segments, start=1):
-        found = values_at(tmp_path / "f.dcm", segment.image, segment=number)
-        np.testing.assert_allclose(found, segment.image.dataobj, atol=0.501 / 255)
+    write_segmentation(segmentation, series, tmp_path / "f.dcm")
+    for number, segment in enumerate(segmentation.segments, start=1):
+        values = values_at(tmp_path / "f.dcm", segment.image, segment=number)
+        np.testing.assert_allclose(values, segment.image.dataobj, atol=0.501 / 255)
     seg = dcmread(tmp_path / "f.dcm")
     assert (seg.SegmentationType, seg.SegmentationFractionalType) == ("FRACTIONAL", "PROBABILITY")
     assert seg.SeriesDescription == "Forecast of new lesions (research use only)"
     assert seg.FrameOfReferenceUID == series.images[0].FrameOfReferenceUID
     referenced = {
-        each.ReferencedSOPInstanceUID
-        for each in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+        instance.ReferencedSOPInstanceUID
+        for instance in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
     }
     assert referenced == {image.SOPInstanceUID for image in series.images}
-    described = seg.SegmentSequence[0]
-    assert described.SegmentLabel == "NET2 w096 forecast, placebo"
-    assert "Predicted, not observed. Research use only" in described.SegmentDescription
-    assert described.SegmentAlgorithmType == "AUTOMATIC"
-    algorithm = described.SegmentationAlgorithmIdentificationSequence[0]
+    segment_item = seg.SegmentSequence[0]
+    assert segment_item.SegmentLabel == "NET2 w096 forecast, placebo"
+    assert "Predicted, not observed. Research use only" in segment_item.SegmentDescription
+    assert segment_item.SegmentAlgorithmType == "AUTOMATIC"
+    algorithm = segment_item.SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("lesioncast", "d" * 64)
-    kind = described.SegmentedPropertyTypeCodeSequence[0]
+    kind = segment_item.SegmentedPropertyTypeCodeSequence[0]
     assert (kind.CodeValue, kind.CodingSchemeDesignator) == ("52988006", "SCT")
 
 
-def test_a_threshold_makes_masks_of_probabilities(tmp_path: Path) -> None:
-    made = forecast(SCANS[0])
+def test_threshold_turns_probabilities_into_a_binary_seg(tmp_path: Path) -> None:
+    segmentation = forecast(SCANS[0])
     series = read_series(write_series(tmp_path / "series", SCANS[0].affine, SCANS[0].shape))
-    write_segmentation(binarise(made, 0.25), series, tmp_path / "m.dcm")
+    write_segmentation(binarise(segmentation, 0.25), series, tmp_path / "m.dcm")
     assert dcmread(tmp_path / "m.dcm").SegmentationType == "BINARY"
-    image = made.segments[1].image
-    found = values_at(tmp_path / "m.dcm", image, segment=2)
-    np.testing.assert_array_equal(found, np.asarray(image.dataobj) >= 0.25)
+    image = segmentation.segments[1].image
+    values = values_at(tmp_path / "m.dcm", image, segment=2)
+    np.testing.assert_array_equal(values, np.asarray(image.dataobj) >= 0.25)
 
 
-def test_the_same_forecast_gets_the_same_identifiers(tmp_path: Path) -> None:
-    made, folder = (
-        forecast(SCANS[0]),
-        write_series(tmp_path / "series", SCANS[0].affine, SCANS[0].shape),
-    )
+def test_equal_forecasts_get_equal_identifiers(tmp_path: Path) -> None:
+    segmentation = forecast(SCANS[0])
+    folder = write_series(tmp_path / "series", SCANS[0].affine, SCANS[0].shape)
     uids = []
     for name in ("a", "b"):
         path = tmp_path / name / "seg.dcm"
-        write_segmentation(made, read_series(folder), path)
+        write_segmentation(segmentation, read_series(folder), path)
         uids.append(dcmread(path).SOPInstanceUID)
     assert uids[0] == uids[1]
 
@@ -124,11 +122,11 @@ def test_the_same_forecast_gets_the_same_identifiers(tmp_path: Path) -> None:
         ({"spacing": (3.3, 1.2, 1.0)}, "expected spacing 3.3 x 1.2 x 1 mm .* got 3 x 1.2 x 1 mm"),
         ({"spacing": (3.0, 1.0, 1.2)}, "expected spacing 3 x 1 x 1.2 mm"),
         ({"angles": (12.0, -7.0, 24.0)}, r"corners within 0.1 mm .* lies \d.\d\d mm away"),
-        ({"angles": (12.0, 33.0, 21.0)}, "expected the same axes .* turned by .. degrees"),
+        ({"angles": (12.0, 33.0, 21.0)}, "expected the same axes .* rotated by .. degrees"),
         ({"axes": "IPL"}, r"corners within 0.1 mm .* mm away"),
     ],
 )
-def test_a_series_of_another_grid_is_refused(
+def test_series_on_another_grid_is_refused(
     other: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     scan = replace(SCANS[0], **other)
@@ -138,7 +136,7 @@ def test_a_series_of_another_grid_is_refused(
     assert not (tmp_path / "x.dcm").exists()
 
 
-def test_what_is_no_one_whole_series_is_refused(tmp_path: Path) -> None:
+def test_missing_incomplete_or_several_series_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no images here")
     with pytest.raises(DicomError, match="expected the images of one series.* got none"):
         read_series(tmp_path)

@@ -1,4 +1,4 @@
-"""Quality control: what is measured of a case, what is flagged, and the page that shows it."""
+"""Quality control: measurements of a case, its flags, and the report."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ from tests.support.store import SHARD, table_of, write_tiny_store
 
 SLAB = (5, 24, 20)
 SPACING = (3.0, 2.0, 2.0)
-DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
+DEMO = Path(__file__).resolve().parents[3] / "jobs" / "configs" / "demo.yaml"
 T2, GAD, NET2 = range(3)
 
 
@@ -39,8 +39,8 @@ def grid(**changes: Any) -> SlabGrid:
     return replace(whole, **changes)
 
 
-def sound() -> CaseArrays:
-    """A head in the middle of its slab with two T2 lesions, one of which is new at w048."""
+def sound_case() -> CaseArrays:
+    """Return a head in the middle of its slab with two T2 lesions, one of them new at w048."""
     rng = np.random.default_rng(0)
     flair = np.full((3, *SLAB), -1, np.float16)
     flair[:, :, 3:21, 3:17] = rng.uniform(-0.9, 0.9, (5, 18, 14))
@@ -53,16 +53,16 @@ def sound() -> CaseArrays:
     return CaseArrays(flair, masks, np.where(flair[1] > -1, 2, 0).astype(np.int16), present)
 
 
-def examined(folder: Path, arrays: CaseArrays, *, place: SlabGrid | None = None) -> CaseQuality:
-    case = bids.case_of(place or grid())
+def measured(folder: Path, arrays: CaseArrays, *, slab_grid: SlabGrid | None = None) -> CaseQuality:
+    case = bids.case_of(slab_grid or grid())
     return measure_case(stored(folder, [(case, arrays)]), 0)
 
 
-def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *refused: Exclusion) -> Store:
+def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *excluded: Exclusion) -> Store:
     spec = StoreSpec(bids.ARMS, SLAB, SPACING)
-    known = [
-        replace(case, row=ShardRow(SHARD, place), present=arrays.present)
-        for place, (case, arrays) in enumerate(cases)
+    stored_cases = [
+        replace(case, row=ShardRow(SHARD, index), present=arrays.present)
+        for index, (case, arrays) in enumerate(cases)
     ]
     blocks = {
         "flair": np.stack([arrays.flair for _, arrays in cases]),
@@ -70,24 +70,24 @@ def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *refused: Exclusi
         "parcellation": np.stack([arrays.parcellation for _, arrays in cases]),
         "present": np.stack([arrays.present for _, arrays in cases]),
     }
-    table = table_of(spec, known, bids="/data/trial", refused=refused)
+    table = table_of(spec, stored_cases, bids="/data/trial", excluded=excluded)
     write_tiny_store(folder, table, blocks)
     return open_store(folder)
 
 
-def test_a_sound_case_is_measured_and_raises_no_flag(tmp_path: Path) -> None:
-    found = examined(tmp_path, sound())
-    assert found.flags == ()
-    assert (found.orientation, found.spacing, found.shape) == ("RAS", (2, 2, 3), (20, 24, 9))
-    assert (found.in_field, found.asymmetry) == (1, 0)
-    assert found.in_head == pytest.approx(18 * 14 / (24 * 20))
-    assert found.intensity["w096"] == (0, 900)
+def test_sound_case_is_measured_and_raises_no_flag(tmp_path: Path) -> None:
+    quality = measured(tmp_path, sound_case())
+    assert quality.flags == ()
+    assert (quality.orientation, quality.spacing, quality.shape) == ("RAS", (2, 2, 3), (20, 24, 9))
+    assert (quality.in_field, quality.asymmetry) == (1, 0)
+    assert quality.in_head == pytest.approx(18 * 14 / (24 * 20))
+    assert quality.intensity["w096"] == (0, 900)
     voxel = 0.012  # ml
-    assert found.lesions["w000", "t2"] == LesionStats(pytest.approx(8 * voxel), 1)
-    assert found.lesions["w048", "t2"] == LesionStats(pytest.approx(12 * voxel), 2)
-    assert found.lesions["w048", "net2"] == LesionStats(pytest.approx(4 * voxel), 1)
-    assert found.lesions["w096", "gad"] == LesionStats(0, 0)
-    assert ("w000", "net2") not in found.lesions
+    assert quality.lesions["w000", "t2"] == LesionStats(pytest.approx(8 * voxel), 1)
+    assert quality.lesions["w048", "t2"] == LesionStats(pytest.approx(12 * voxel), 2)
+    assert quality.lesions["w048", "net2"] == LesionStats(pytest.approx(4 * voxel), 1)
+    assert quality.lesions["w096", "gad"] == LesionStats(0, 0)
+    assert ("w000", "net2") not in quality.lesions
 
 
 @pytest.mark.parametrize(
@@ -101,96 +101,94 @@ def test_a_sound_case_is_measured_and_raises_no_flag(tmp_path: Path) -> None:
         ({"offset": (2.0, 0.0, 40.0)}, 0),
     ],
 )
-def test_the_share_in_the_field_follows_from_the_grid(
-    changes: dict[str, Any], share: float
-) -> None:
+def test_field_share_of_shifted_and_scaled_grids(changes: dict[str, Any], share: float) -> None:
     assert field_share(grid(**changes)) == pytest.approx(share)
 
 
-def nothing_left(a: CaseArrays) -> None:
+def remove_left_half(a: CaseArrays) -> None:
     a.flair[:, :, :, :9] = -1
 
 
-def little_head(a: CaseArrays) -> None:
+def keep_one_slice(a: CaseArrays) -> None:
     a.flair[:, 1:] = -1
 
 
-def clipped(a: CaseArrays) -> None:
+def clip_w000(a: CaseArrays) -> None:
     a.flair[0, 0, 3:21, 3:17] = 1
 
 
-def swapped(a: CaseArrays) -> None:
+def swap_subject(a: CaseArrays) -> None:
     other = np.random.default_rng(7).uniform(-0.9, 0.9, (5, 18, 14))
     a.flair[1, :, 3:21, 3:17] = other
 
 
-def healed(a: CaseArrays) -> None:
+def remove_a_lesion(a: CaseArrays) -> None:
     a.masks[2, T2, 2, 8:12] = 0
 
 
-def emptied(a: CaseArrays) -> None:
+def empty_t2(a: CaseArrays) -> None:
     a.masks[2, T2] = 0
 
 
-def off_the_head(a: CaseArrays) -> None:
+def put_lesion_off_the_head(a: CaseArrays) -> None:
     a.masks[2, NET2, 2, 0:3, 0:3] = 1
     a.masks[2, T2, 2, 0:3, 0:3] = 1
 
 
-def mirrored(a: CaseArrays) -> None:
+def mirror_net2(a: CaseArrays) -> None:
     a.masks[1, NET2] = a.masks[1, NET2, :, :, ::-1]
 
 
-def labels_elsewhere(a: CaseArrays) -> None:
+def move_labels_off_the_head(a: CaseArrays) -> None:
     a.parcellation[:] = np.where(a.flair[1] > -1, 0, 2)
 
 
 @pytest.mark.parametrize(
     ("harm", "flag"),
     [
-        (nothing_left, "more head on the right (75%)"),
-        (little_head, "head fills 10% of the slab"),
-        (clipped, "w000: intensity clipped"),
-        (swapped, "w000 and w048 look unlike (r = "),
-        (healed, "T2 falls from 0.1 ml at w048 to 0.0 ml at w096"),
-        (emptied, "w096: T2 mask empty"),
-        (off_the_head, "w096: NET2 100% outside the head"),
-        (mirrored, "w048: NET2 0% inside T2"),
-        (labels_elsewhere, "parcellation off the head"),
+        (remove_left_half, "more head on the right (75%)"),
+        (keep_one_slice, "head fills 10% of the slab"),
+        (clip_w000, "w000: intensity clipped"),
+        (swap_subject, "w000 and w048 look unlike (r = "),
+        (remove_a_lesion, "T2 falls from 0.1 ml at w048 to 0.0 ml at w096"),
+        (empty_t2, "w096: T2 mask empty"),
+        (put_lesion_off_the_head, "w096: NET2 100% outside the head"),
+        (mirror_net2, "w048: NET2 0% inside T2"),
+        (move_labels_off_the_head, "parcellation off the head"),
     ],
 )
-def test_what_looks_wrong_is_flagged(
+def test_each_defect_raises_its_flag(
     tmp_path: Path, harm: Callable[[CaseArrays], None], flag: str
 ) -> None:
-    arrays = sound()
+    arrays = sound_case()
     harm(arrays)
-    assert any(each.startswith(flag) for each in examined(tmp_path, arrays).flags)
+    assert any(raised.startswith(flag) for raised in measured(tmp_path, arrays).flags)
 
 
-def test_a_slab_that_leaves_the_field_is_flagged(tmp_path: Path) -> None:
-    found = examined(tmp_path, sound(), place=grid(offset=(2.0, 0.0, -8.0)))
-    assert found.flags == ("field covers 60% of the slab",)
+def test_slab_outside_the_field_of_view_is_flagged(tmp_path: Path) -> None:
+    quality = measured(tmp_path, sound_case(), slab_grid=grid(offset=(2.0, 0.0, -8.0)))
+    assert quality.flags == ("field covers 60% of the slab",)
 
 
-def test_what_is_absent_raises_no_flag(tmp_path: Path) -> None:
+def test_absent_inputs_raise_no_flag(tmp_path: Path) -> None:
     """Two sessions of FLAIR and nothing else, as in much real data."""
-    arrays = sound()
+    arrays = sound_case()
     arrays.present[:, 1:] = False
     arrays.present[2] = False
     arrays.masks[:] = 0
     arrays.flair[2] = 0
-    found = examined(tmp_path, arrays)
-    assert found.flags == ()
-    assert found.lesions == {}
-    assert set(found.clipped) == {"w000", "w048"}
+    quality = measured(tmp_path, arrays)
+    assert quality.flags == ()
+    assert quality.lesions == {}
+    assert set(quality.clipped) == {"w000", "w048"}
 
 
-def test_the_picture_shows_three_upright_sessions_with_outlines(tmp_path: Path) -> None:
-    arrays = sound()
+def test_thumbnail_shows_three_upright_sessions_with_lesion_outlines(tmp_path: Path) -> None:
+    arrays = sound_case()
     arrays.masks[:] = 0
     arrays.masks[1, NET2, 2, 19:21, 3:5] = 1  # in front, on the patient's left
     arrays.present[2, 0] = False
-    picture = Image.open(io.BytesIO(examined(tmp_path, arrays).picture))
+    picture = Image.open(io.BytesIO(measured(tmp_path, arrays).picture))
     zoom, gap = 10, 4
     assert picture.size == (3 * 20 * zoom + 2 * gap, 24 * zoom)
     pixels = np.asarray(picture).astype(int)
@@ -203,19 +201,21 @@ def test_the_picture_shows_three_upright_sessions_with_outlines(tmp_path: Path) 
     assert (np.abs(pixels[100:, 2 * (20 * zoom + gap) :] - 38) < 8).all()  # no w096
 
 
-def test_the_page_stands_alone_with_flagged_cases_first(tmp_path: Path) -> None:
-    bad = sound()
-    emptied(bad)
+def test_report_is_self_contained_and_lists_flagged_cases_first(tmp_path: Path) -> None:
+    bad = sound_case()
+    empty_t2(bad)
     names = ("sub-01", "sub-02", "sub-<b>03")
     cases = [bids.case_of(grid(), index=i, subject=name) for i, name in enumerate(names)]
-    refusal = Exclusion("sub-09", "not finite", "expected finite voxels, got <NaN>")
+    exclusion = Exclusion("sub-09", "not finite", "expected finite voxels, got <NaN>")
     store = stored(
-        tmp_path / "store", list(zip(cases, (sound(), bad, sound()), strict=True)), refusal
+        tmp_path / "store",
+        list(zip(cases, (sound_case(), bad, sound_case()), strict=True)),
+        exclusion,
     )
-    found = [measure_case(store, i) for i in range(3)]
-    page, sheet = write_qc_report(found, store.table, tmp_path / "qc")
+    measurements = [measure_case(store, i) for i in range(3)]
+    page, sheet = write_qc_report(measurements, store.table, tmp_path / "qc")
     text = page.read_text()
-    assert "Quality control: 3 cases, 1 to look at, 1 refused" in text
+    assert "Quality control: 3 cases, 1 to look at, 1 excluded" in text
     assert re.findall(r"<b>(sub-.*?)</b>", text) == ["sub-02", "sub-01", "sub-&lt;b&gt;03"]
     assert "expected finite voxels, got &lt;NaN&gt;" in text
     assert "position: sticky" in text
@@ -237,8 +237,8 @@ def test_the_page_stands_alone_with_flagged_cases_first(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_job_writes_page_and_table(tmp_path: Path) -> None:
-    cases = [(bids.case_of(grid(), index=i, subject=f"sub-{i}"), sound()) for i in range(3)]
+def test_qc_job_writes_page_and_table(tmp_path: Path) -> None:
+    cases = [(bids.case_of(grid(), index=i, subject=f"sub-{i}"), sound_case()) for i in range(3)]
     stored(tmp_path / "store", cases)
     flags = ["--config", str(DEMO), "--store", str(tmp_path / "store")]
     assert qc_job.main([*flags, "--out", str(tmp_path / "qc")]) == 0

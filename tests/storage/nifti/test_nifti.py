@@ -1,4 +1,4 @@
-"""NIfTI files as scanners and tools write them, each with voxels whose place is known."""
+"""Read NIfTI files as scanners and tools write them, with voxels at known positions."""
 
 import itertools
 from pathlib import Path
@@ -42,7 +42,9 @@ def save(path: Path, data: Any, affine: Any, *, sform: int = 1, qform: int = 1) 
     return image
 
 
-def case(root: Path, *, settings: StoreSettings = SETTINGS) -> tuple[CaseMetadata, CaseArrays]:
+def preprocess(
+    root: Path, *, settings: StoreSettings = SETTINGS
+) -> tuple[CaseMetadata, CaseArrays]:
     (subject,) = scan_trial(root, settings.layout)
     return preprocess_subject(subject, root, settings=settings, arms=bids.ARMS)
 
@@ -54,8 +56,10 @@ def trial(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_a_marked_voxel_ends_where_it_lies_in_the_body(tmp_path: Path, code: str) -> None:
-    """The body is 14 x 18 x 9 voxels, the mark in voxel (3, 4, 6) from right, back and below."""
+def test_marked_voxel_has_its_anatomical_position_in_every_orientation(
+    tmp_path: Path, code: str
+) -> None:
+    """The body has 14 x 18 x 9 voxels; the mark is voxel (3, 4, 6) from right, back and below."""
     sizes, spacing, mark = (14, 18, 9), (2.0, 2.0, 3.0), (3, 4, 6)
     steps = np.array([DIRECTIONS[letter] for letter in code])  # one a file axis
     world = [int(np.abs(step).argmax()) for step in steps]
@@ -80,8 +84,8 @@ def test_a_marked_voxel_ends_where_it_lies_in_the_body(tmp_path: Path, code: str
     np.testing.assert_allclose(volume.affine @ (3, 4, 6, 1), (16, 18, 28, 1))
 
 
-def turned(degrees: float, *, shear: float = 0) -> bids.Array:
-    """`PLAIN` turned about the left-right axis, its columns leaning by `shear` degrees."""
+def rotated(degrees: float, *, shear: float = 0) -> bids.Array:
+    """Return `PLAIN` rotated about the left-right axis and sheared by `shear` degrees."""
     a, lean = np.radians(degrees), np.tan(np.radians(shear))
     turn = np.array([[1, lean, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     affine = PLAIN.copy()
@@ -90,45 +94,45 @@ def turned(degrees: float, *, shear: float = 0) -> bids.Array:
 
 
 @pytest.mark.parametrize(
-    ("affine", "refusal"),
+    ("affine", "reason"),
     [
-        (turned(29.5), None),
-        (turned(-29.5), None),
+        (rotated(29.5), None),
+        (rotated(-29.5), None),
         (
-            turned(30.5),
+            rotated(30.5),
             "axes within 30 degrees of the body's, got 30.5; reslice it or raise store.",
         ),
-        (turned(-44), "got 44.0"),
-        (turned(10, shear=1.8), None),
-        (turned(10, shear=2.5), "axes at right angles, got 2.5 degrees off; reslice it"),
+        (rotated(-44), "got 44.0"),
+        (rotated(10, shear=1.8), None),
+        (rotated(10, shear=2.5), "axes at right angles, got 2.5 degrees off; reslice it"),
     ],
 )
-def test_a_tilted_head_is_taken_up_to_a_limit(
-    tmp_path: Path, affine: bids.Array, refusal: str | None
+def test_oblique_files_are_accepted_up_to_the_limit(
+    tmp_path: Path, affine: bids.Array, reason: str | None
 ) -> None:
     bids.write_participants(tmp_path, {"sub-01": "placebo"})
     for session in ("w000", "w048"):
         path = bids.path_of(tmp_path, "sub-01", session, "flair")
         path.parent.mkdir(parents=True)
         save(path, bids.head((9, 18, 14), 0).transpose(2, 1, 0), affine)
-    if refusal is None:
-        facts, _ = case(tmp_path)
-        np.testing.assert_allclose(np.array(facts.grid.slab_affine)[:3, :3], affine[:3, :3])
+    if reason is None:
+        metadata, _ = preprocess(tmp_path)
+        np.testing.assert_allclose(np.array(metadata.grid.slab_affine)[:3, :3], affine[:3, :3])
     else:
         with pytest.raises(CaseError) as caught:
-            case(tmp_path)
-        assert refusal in caught.value.refusal.reason
+            preprocess(tmp_path)
+        assert reason in caught.value.exclusion.reason
 
 
-def test_the_tilt_limit_is_a_setting(tmp_path: Path) -> None:
-    bids.write_trial(tmp_path, 1, geometry=bids.Geometry(tilt=18))  # turned thrice: 34 degrees
+def test_obliquity_limit_is_a_setting(tmp_path: Path) -> None:
+    bids.write_trial(tmp_path, 1, geometry=bids.Geometry(tilt=18))  # about three axes: 34 degrees
     wide = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=True, max_obliquity=44)
     with pytest.raises(CaseError, match=r"axes within 30 degrees of the body's, got 3\d"):
-        case(tmp_path)
-    case(tmp_path, settings=wide)
+        preprocess(tmp_path)
+    preprocess(tmp_path, settings=wide)
 
 
-def test_whole_numbers_with_slope_and_intercept_become_what_they_stand_for(tmp_path: Path) -> None:
+def test_slope_and_intercept_are_applied_to_integers(tmp_path: Path) -> None:
     stored = np.arange(14 * 18 * 9, dtype=np.int16).reshape(14, 18, 9)
     image = nib.Nifti1Image(stored, PLAIN)
     image.header.set_slope_inter(0.25, -3)  # nibabel then writes the numbers as they are
@@ -139,7 +143,7 @@ def test_whole_numbers_with_slope_and_intercept_become_what_they_stand_for(tmp_p
 
 
 @pytest.mark.parametrize("tail", [(1,), (1, 1)])
-def test_a_single_frame_is_a_volume(tmp_path: Path, tail: tuple[int, ...]) -> None:
+def test_single_frame_is_read_as_a_volume(tmp_path: Path, tail: tuple[int, ...]) -> None:
     data = bids.head((9, 18, 14), 0).transpose(2, 1, 0)
     save(tmp_path / "flair.nii.gz", data.reshape(*data.shape, *tail), PLAIN)
     volume = read(tmp_path / "flair.nii.gz")
@@ -150,7 +154,7 @@ def test_a_single_frame_is_a_volume(tmp_path: Path, tail: tuple[int, ...]) -> No
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("endian", ["<", ">"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_both_versions_byte_orders_and_forms_are_read(
+def test_both_nifti_versions_byte_orders_and_gzip_are_read(
     tmp_path: Path, kind: Any, endian: str, suffix: str
 ) -> None:
     data = bids.head((9, 18, 14), 0).transpose(2, 1, 0)
@@ -164,11 +168,11 @@ def test_both_versions_byte_orders_and_forms_are_read(
 
 
 @pytest.mark.parametrize(("sform", "qform"), [(0, 1), (1, 0), (2, 1), (0, 3), (4, 0)])
-def test_one_of_sform_and_qform_is_enough_and_comes_back(
+def test_sform_or_qform_alone_is_enough_and_is_written_back(
     tmp_path: Path, sform: int, qform: int
 ) -> None:
     data = bids.head((9, 18, 14), 0).transpose(2, 1, 0)
-    affine = turned(12)
+    affine = rotated(12)
     written = save(tmp_path / "flair.nii", data, affine, sform=sform, qform=qform)
     volume = read(tmp_path / "flair.nii")
     np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
@@ -178,22 +182,22 @@ def test_one_of_sform_and_qform_is_enough_and_comes_back(
     np.testing.assert_allclose(back.affine, written.affine, atol=1e-5)
 
 
-def two_answers(path: Path, *, qform: Any) -> None:
+def write_contradictory_header(path: Path, *, qform: Any) -> None:
     image = nib.Nifti1Image(np.zeros((14, 18, 9), np.int16), PLAIN)
     image.set_qform(qform, 1)
     image.set_sform(PLAIN, 1)
     image.header["pixdim"][1:4] = np.linalg.norm(np.asarray(qform)[:3, :3], axis=0)
     nib.save(image, path)
-    # nibabel makes pixdim follow the sform when it saves: put back what the qform had.
+    # nibabel derives pixdim from the sform when it saves. Restore the value of the qform.
     raw = bytearray(path.read_bytes())
     raw[80:92] = image.header["pixdim"][1:4].astype("<f4").tobytes()
     path.write_bytes(raw)
 
 
-def test_the_sform_counts_where_the_qform_has_another_origin(tmp_path: Path) -> None:
+def test_sform_is_used_if_the_qform_has_another_origin(tmp_path: Path) -> None:
     moved = PLAIN.copy()
     moved[:3, 3] += (4, -2, 1)
-    two_answers(tmp_path / "flair.nii", qform=moved)
+    write_contradictory_header(tmp_path / "flair.nii", qform=moved)
     np.testing.assert_allclose(read(tmp_path / "flair.nii").affine, PLAIN)
 
 
@@ -204,14 +208,14 @@ def test_the_sform_counts_where_the_qform_has_another_origin(tmp_path: Path) -> 
         ((1, 1, 0.5), "one voxel size, got (2, 2, 1.5) mm as pixdim and (2, 2, 3) mm from the aff"),
     ],
 )
-def test_an_sform_and_a_qform_that_contradict_each_other_are_refused(
+def test_contradictory_sform_and_qform_are_refused(
     tmp_path: Path, change: tuple[float, ...], words: str
 ) -> None:
-    two_answers(tmp_path / "flair.nii", qform=PLAIN @ np.diag([*change, 1]))
+    write_contradictory_header(tmp_path / "flair.nii", qform=PLAIN @ np.diag([*change, 1]))
     with pytest.raises(CaseError) as caught:
         open_nifti(SourceFile("sub-01", "w048", "flair", tmp_path / "flair.nii"))
-    assert caught.value.refusal.kind == "contradictory header"
-    assert words in caught.value.refusal.reason
+    assert caught.value.exclusion.kind == "contradictory header"
+    assert words in caught.value.exclusion.reason
 
 
 def test_resampling_agrees_with_scipy(tmp_path: Path) -> None:
@@ -229,25 +233,25 @@ def test_resampling_agrees_with_scipy(tmp_path: Path) -> None:
         np.testing.assert_allclose(to_slab(data, grid, order=order), theirs, atol=1e-5)
 
 
-def test_probabilities_become_a_mask_only_where_a_setting_says_so(trial: Path) -> None:
+def test_probability_masks_are_accepted_only_with_the_setting(trial: Path) -> None:
     path = bids.path_of(trial, "sub-01", "w048", "t2")
     shares = np.zeros((9, 18, 14), np.float32)
     shares[4, 9, 5:9] = (0.2, 0.49, 0.5, 1.0)
     bids.write_volume(path, shares, bids.Geometry())
     with pytest.raises(CaseError, match=r"0 and 1, got 3 voxels like 0\.\d+; .*probability_masks"):
-        case(trial)
+        preprocess(trial)
     allowed = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False, probability_masks=True)
-    facts, arrays = case(trial, settings=allowed)
-    s, h, w = np.array((4, 9, 7)) - np.array(facts.grid.offset, int)
+    metadata, arrays = preprocess(trial, settings=allowed)
+    s, h, w = np.array((4, 9, 7)) - np.array(metadata.grid.offset, int)
     assert np.argwhere(arrays.masks[1, 0]).tolist() == [[s, h, w], [s, h, w + 1]]
     bids.write_volume(path, shares * 2, bids.Geometry())
     with pytest.raises(CaseError, match="got 3 voxels like .*; threshold it"):
-        case(trial, settings=allowed)
+        preprocess(trial, settings=allowed)
 
 
-def test_a_parcellation_on_its_own_millimetre_grid_meets_the_flair(trial: Path) -> None:
+def test_parcellation_on_its_own_grid_is_resampled_onto_the_slab(trial: Path) -> None:
     """SynthSeg's output: upright 1 mm voxels over an oblique FLAIR of 2 x 2 x 3 mm."""
-    facts, _ = case(trial)
+    metadata, _ = preprocess(trial)
     origin, shape = np.array((-25.0, 5.0, -60.0)), (80, 45, 70)  # ends within the slab in front
     i, j, k = np.indices(shape)
     labels = 100 + (7 * i + 3 * j + k) % 50
@@ -255,10 +259,10 @@ def test_a_parcellation_on_its_own_millimetre_grid_meets_the_flair(trial: Path) 
     affine = np.eye(4)
     affine[:3, 3] = origin
     save(path, labels.astype(np.int32), affine)
-    _, arrays = case(trial)
+    _, arrays = preprocess(trial)
 
     w, h, s = np.indices(SETTINGS.slab[::-1]).reshape(3, -1)
-    places = np.array(facts.grid.slab_affine) @ np.stack([w, h, s, np.ones_like(w)])
+    places = np.array(metadata.grid.slab_affine) @ np.stack([w, h, s, np.ones_like(w)])
     i, j, k = np.rint(places[:3] - origin[:, None]).astype(int)
     inside = np.all([(a >= 0) & (a < n) for a, n in zip((i, j, k), shape, strict=True)], axis=0)
     assert 0.5 < inside.mean() < 1
@@ -266,12 +270,12 @@ def test_a_parcellation_on_its_own_millimetre_grid_meets_the_flair(trial: Path) 
     np.testing.assert_array_equal(arrays.parcellation[s, h, w], expected)
 
 
-def test_parcels_of_the_cortex_become_the_cortex(trial: Path) -> None:
+def test_cortical_parcels_are_merged(trial: Path) -> None:
     path = bids.path_of(trial, "sub-01", "w048", "parcellation")
     ids = np.full((9, 18, 14), 17, np.int16)
     ids[4, 9, 2:12] = (1000, 1001, 1035, 1036, 2000, 2001, 2035, 2036, 2, 41)
     bids.write_volume(path, ids, bids.Geometry())
-    facts, arrays = case(trial)
-    s, h, w = np.array((4, 9, 2)) - np.array(facts.grid.offset, int)
-    found = arrays.parcellation[s, h, w : w + 10].tolist()
-    assert found == [1000, 3, 3, 1036, 2000, 42, 42, 2036, 2, 41]
+    metadata, arrays = preprocess(trial)
+    s, h, w = np.array((4, 9, 2)) - np.array(metadata.grid.offset, int)
+    labels = arrays.parcellation[s, h, w : w + 10].tolist()
+    assert labels == [1000, 3, 3, 1036, 2000, 42, 42, 2036, 2, 41]

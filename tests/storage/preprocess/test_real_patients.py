@@ -1,4 +1,4 @@
-"""Two real patients with the gaps of real data, where their images lie beside the project."""
+"""Convert two real patients with missing inputs, if their images lie beside the project."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from storage.preprocess.prepare import preprocess_subject
 from storage.settings import StoreSettings
 from storage.trial.dataset import TrialSubject, scan_trial
 
-ROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "ljubljana"
-DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
+ROOT = Path(__file__).resolve().parents[4] / "shared" / "data" / "ljubljana"
+DEMO = Path(__file__).resolve().parents[3] / "jobs" / "configs" / "demo.yaml"
 SETTINGS = StoreSettings((15, 64, 64), (3.0, 3.0, 3.0), resample=True)
 FINE = StoreSettings((15, 256, 256), (3.0, 1.0, 1.0), resample=True)
 
 pytestmark = pytest.mark.skipif(
-    not ROOT.is_dir(), reason=f"the real patients are not at {ROOT} (their images stay outside)"
+    not ROOT.is_dir(), reason=f"the images of real patients are not at {ROOT}"
 )
 
 
@@ -31,10 +31,10 @@ def subject(request: pytest.FixtureRequest) -> TrialSubject:
     return found
 
 
-def test_a_real_patient_becomes_a_case_with_gaps(subject: TrialSubject) -> None:
-    facts, arrays = preprocess_subject(subject, ROOT, settings=SETTINGS, arms=("placebo",))
-    assert facts.arm is None
-    assert not facts.parcellation
+def test_real_patient_becomes_a_case_with_missing_inputs(subject: TrialSubject) -> None:
+    metadata, arrays = preprocess_subject(subject, ROOT, settings=SETTINGS, arms=("placebo",))
+    assert metadata.arm is None
+    assert not metadata.parcellation
     present = [CHANNELS[c] for k, c in np.argwhere(arrays.present) if k == 1]
     assert present == ["flair", "net2"]
     head = arrays.flair[1] > -1
@@ -45,11 +45,11 @@ def test_a_real_patient_becomes_a_case_with_gaps(subject: TrialSubject) -> None:
 
 
 @pytest.mark.parametrize(("settings", "dice"), [(SETTINGS, 0.5), (FINE, 0.85)])
-def test_lesions_return_to_the_patients_own_grid(
+def test_lesions_are_resampled_back_to_the_patients_grid(
     subject: TrialSubject, settings: StoreSettings, dice: float
 ) -> None:
-    facts, arrays = preprocess_subject(subject, ROOT, settings=settings, arms=("placebo",))
-    back = to_source_grid(arrays.masks[1, 2], facts.grid, order=0)
+    metadata, arrays = preprocess_subject(subject, ROOT, settings=settings, arms=("placebo",))
+    back = to_source_grid(arrays.masks[1, 2], metadata.grid, order=0)
     name = f"{subject.name}_ses-w048"
     flair = nib.load(ROOT / subject.name / "ses-w048/anat" / f"{name}_FLAIR.nii.gz")
     folder = ROOT / "derivatives/lesions" / subject.name / "ses-w048/anat"
@@ -57,16 +57,16 @@ def test_lesions_return_to_the_patients_own_grid(
     np.testing.assert_array_equal(back.affine, flair.affine)
 
     slab = np.ones(settings.slab, bool)
-    inside = np.asarray(to_source_grid(slab, facts.grid, order=0).dataobj)
-    there, here = np.asarray(truth.dataobj) * inside, np.asarray(back.dataobj)
-    overlap = 2 * np.count_nonzero(there & here) / (there.sum() + here.sum())
+    inside = np.asarray(to_source_grid(slab, metadata.grid, order=0).dataobj)
+    expected, actual = np.asarray(truth.dataobj) * inside, np.asarray(back.dataobj)
+    overlap = 2 * np.count_nonzero(expected & actual) / (expected.sum() + actual.sum())
     assert overlap > dice
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_patients_go_all_the_way_to_quality_control(tmp_path: Path) -> None:
-    """By a mapping file too: the same scans under the names of a trial that is not BIDS."""
+def test_patients_are_converted_and_pass_quality_control(tmp_path: Path) -> None:
+    """Convert as BIDS and through a mapping file, from the same scans under other names."""
     flags = ["--config", str(DEMO), "--set", "store.resample=true"]
     bids, mapped = tmp_path / "bids.zarr", tmp_path / "mapped.zarr"
     assert convert_job.main([*flags, "--bids", str(ROOT), "--store", str(bids)]) == 0
@@ -83,15 +83,15 @@ def test_the_patients_go_all_the_way_to_quality_control(tmp_path: Path) -> None:
         name = name.replace("_space-orig_label-L_desc-NET2_mask", "_new")
         name = name.replace("_study2_space-orig_desc-brain_mask", "_brain")
         (tmp_path / "trial" / name).symlink_to(path)
-    where = ["--bids", str(tmp_path / "trial"), "--store", str(mapped)]
-    assert convert_job.main([*flags, *where, "--mapping", str(mapping)]) == 0
+    paths = ["--bids", str(tmp_path / "trial"), "--store", str(mapped)]
+    assert convert_job.main([*flags, *paths, "--mapping", str(mapping)]) == 0
     for one, other in zip(open_store(bids).cases, open_store(mapped).cases, strict=True):
         assert one.subject == other.subject
         assert sorted(one.digests.values()) == sorted(other.digests.values())
     assert qc_job.main([*flags, "--store", str(mapped), "--out", str(tmp_path)]) == 0
     head, *rows = (line.split("\t") for line in (tmp_path / "qc.tsv").read_text().splitlines())
     for row in rows:
-        found = dict(zip(head, row, strict=True))
-        assert found["flags"] == "n/a"
-        assert (found["orientation"], found["w096_low"]) == ("LPS", "n/a")
-        assert 2 < float(found["w048_net2_ml"]) < 6
+        cells = dict(zip(head, row, strict=True))
+        assert cells["flags"] == "n/a"
+        assert (cells["orientation"], cells["w096_low"]) == ("LPS", "n/a")
+        assert 2 < float(cells["w048_net2_ml"]) < 6

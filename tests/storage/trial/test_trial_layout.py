@@ -1,4 +1,4 @@
-"""Trials that are not BIDS: one mapping file, and the same code."""
+"""Convert trials that are not BIDS with a mapping file and no code."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from storage.trial.dataset import scan_trial
 from storage.trial.path_patterns import match_subject
 from tests.support import bids
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "jobs" / "configs" / "demo.yaml"
 SESSIONS = {"w000": "baseline", "w048": "month 12", "w096": "month 24"}
 MAPPING: dict[str, Any] = {
@@ -37,12 +37,12 @@ MAPPING: dict[str, Any] = {
     "brain_mask": "masks/**/{subject}_brain.nii.gz",
 }
 NAMES = {"t2": "t2_mask", "gad": "gd", "net2": "new-lesions"}
-PATIENTS = ("PAT-007/12", "PAT-007/13")  # a site's identifiers: the table has them with a slash
+PATIENTS = ("PAT-007/12", "PAT-007/13")  # identifiers of a site, with a slash in the table
 
 
 @pytest.fixture
 def trial(tmp_path: Path) -> Path:
-    """The same files as a BIDS trial of two subjects has, where this site keeps them."""
+    """Write the files of a BIDS trial of two subjects in the folders of another site."""
     for seed, patient in enumerate(PATIENTS):
         folder = tmp_path / "scans" / patient.replace("/", "_")
         for (session, channel), data in bids.volumes(bids.Geometry(), seed).items():
@@ -62,41 +62,43 @@ def settings(**changes: Any) -> StoreSettings:
     return StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False, layout=layout)
 
 
-def as_written(trial: Path, **changes: Any) -> Path:
+def write_mapping(trial: Path, **changes: Any) -> Path:
     path = trial / "mapping.yaml"
     path.write_text(yaml.safe_dump(MAPPING | changes))
     return path
 
 
-def test_a_folder_of_scans_becomes_the_cases_that_bids_would_give(
+def test_mapped_trial_gives_the_same_cases_as_bids(
     trial: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    same = tmp_path_factory.mktemp("bids")
-    bids.write_trial(same, 2)
+    bids_root = tmp_path_factory.mktemp("bids")
+    bids.write_trial(bids_root, 2)
     plain = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
     mapped = settings()
-    for here, there in zip(
-        scan_trial(trial, mapped.layout), scan_trial(same, plain.layout), strict=True
+    for mapped_subject, bids_subject in zip(
+        scan_trial(trial, mapped.layout), scan_trial(bids_root, plain.layout), strict=True
     ):
-        facts, arrays = preprocess_subject(here, trial, settings=mapped, arms=bids.ARMS)
-        _, expected = preprocess_subject(there, same, settings=plain, arms=bids.ARMS)
+        metadata, arrays = preprocess_subject(
+            mapped_subject, trial, settings=mapped, arms=bids.ARMS
+        )
+        _, expected = preprocess_subject(bids_subject, bids_root, settings=plain, arms=bids.ARMS)
         for name, array in vars(expected).items():
             np.testing.assert_array_equal(getattr(arrays, name), array)
-    assert facts.subject == "sub-PAT00713"
-    assert (facts.arm, facts.trial, facts.covariates) == ("placebo", None, {"age": None})
+    assert metadata.subject == "sub-PAT00713"
+    assert (metadata.arm, metadata.trial, metadata.covariates) == ("placebo", None, {"age": None})
 
 
-def test_a_mapping_file_is_read_beside_a_configuration(trial: Path) -> None:
-    config = load_config(DEMO, ["store.slab=[5, 12, 16]"], mapping=as_written(trial))
+def test_mapping_file_sets_the_layout_of_a_configuration(trial: Path) -> None:
+    config = load_config(DEMO, ["store.slab=[5, 12, 16]"], mapping=write_mapping(trial))
     assert config.store.layout == settings().layout
     assert config.store.slab == (5, 12, 16)
     first, _ = scan_trial(trial, config.store.layout)
-    facts, _ = preprocess_subject(first, trial, settings=settings(), arms=config.arms)
-    assert (facts.subject, facts.arm, facts.trial) == ("sub-PAT00712", "avonex", "A; B")
-    assert "scans/PAT-007_12/month 12/lesions/new-lesions.nii.gz" in facts.digests
+    metadata, _ = preprocess_subject(first, trial, settings=settings(), arms=config.arms)
+    assert (metadata.subject, metadata.arm, metadata.trial) == ("sub-PAT00712", "avonex", "A; B")
+    assert "scans/PAT-007_12/month 12/lesions/new-lesions.nii.gz" in metadata.digests
 
 
-def test_the_mapping_in_the_readme_is_one(tmp_path: Path) -> None:
+def test_mapping_in_the_readme_is_valid(tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "storage" / "README.md").read_text(), re.S)
     (tmp_path / "mapping.yaml").write_text(block)
     layout = load_config(DEMO, mapping=tmp_path / "mapping.yaml").store.layout
@@ -112,36 +114,34 @@ def test_the_mapping_in_the_readme_is_one(tmp_path: Path) -> None:
         ({"brain_mask": "brain.nii"}, "brain_mask: expected {subject} in the pattern"),
         ({"net2": "../{subject}/{session}"}, "net2: expected a pattern below the trial's folder"),
         ({"sessions": ["a", "b"]}, "sessions.2: Field required"),
-        ({"sessions": ["a", "b", "b"]}, "sessions: expected three labels that differ"),
+        ({"sessions": ["a", "b", "b"]}, "sessions: expected three different labels"),
         ({"separator": "tab"}, "separator: expected one character, got 'tab'"),
     ],
 )  # fmt: skip
-def test_a_mapping_that_cannot_be_meant_is_refused(
-    trial: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_invalid_mapping_is_refused(trial: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(DEMO, mapping=as_written(trial, **changes))
+        load_config(DEMO, mapping=write_mapping(trial, **changes))
     assert words in str(caught.value)
 
 
-def test_a_mapping_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+def test_mapping_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mapping.yaml").write_text("flair: [")
     with pytest.raises(ConfigError, match=r"mapping\.yaml: expected YAML, got"):
         load_config(DEMO, mapping=tmp_path / "mapping.yaml")
 
 
-def test_a_folder_without_a_table_is_taken_with_arms_unknown(trial: Path) -> None:
+def test_trial_without_a_table_has_unknown_arms(trial: Path) -> None:
     (trial / "clinical.csv").unlink()
     with pytest.raises(StorageError, match=r"clinical\.csv: expected the trial's table"):
         scan_trial(trial, settings().layout)
     unlisted = settings(participants=None)
     subjects = scan_trial(trial, unlisted.layout)
     assert [subject.name for subject in subjects] == ["sub-PAT00712", "sub-PAT00713"]
-    facts, _ = preprocess_subject(subjects[0], trial, settings=unlisted, arms=bids.ARMS)
-    assert (facts.arm, facts.trial, facts.covariates) == (None, None, {})
+    metadata, _ = preprocess_subject(subjects[0], trial, settings=unlisted, arms=bids.ARMS)
+    assert (metadata.arm, metadata.trial, metadata.covariates) == (None, None, {})
 
 
-def test_two_patients_whose_names_differ_in_punctuation_alone_are_refused(trial: Path) -> None:
+def test_patients_whose_names_differ_only_in_punctuation_are_excluded(trial: Path) -> None:
     (trial / "scans" / "PAT_00712").mkdir()
     table = trial / "clinical.csv"
     table.write_text(table.read_text() + "PAT 00713;placebo;;\n")
@@ -152,7 +152,7 @@ def test_two_patients_whose_names_differ_in_punctuation_alone_are_refused(trial:
         preprocess_subject(second, trial, settings=settings(), arms=bids.ARMS)
 
 
-def test_a_folder_without_the_files_of_the_mapping_is_refused(tmp_path: Path) -> None:
+def test_folder_without_matching_files_is_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)), tmp_path / "brain.nii")
     with pytest.raises(StorageError, match=r"expected files like scans/\{subject\}/\{session\}/"):
         scan_trial(tmp_path, settings(participants=None).layout)
@@ -175,7 +175,7 @@ def test_a_folder_without_the_files_of_the_mapping_is_refused(tmp_path: Path) ->
         ("{subject}(a+b).{session}", "P(aab).w1", None),
     ],
 )
-def test_a_pattern_names_the_subject_of_a_path(
+def test_pattern_extracts_the_subject_of_a_path(
     tmp_path: Path, pattern: str, path: str, subject: str | None
 ) -> None:
     assert match_subject(path, pattern, session="w1") == subject

@@ -1,4 +1,4 @@
-"""The way of a volume from its file to the slab of a store, and back."""
+"""Move a volume from its file to the slab of a store, and back."""
 
 import itertools
 from pathlib import Path
@@ -34,9 +34,7 @@ def written(
 
 
 @pytest.mark.parametrize("axes", AXES)
-def test_a_mask_of_the_slab_returns_to_its_voxels_in_any_orientation(
-    tmp_path: Path, axes: str
-) -> None:
+def test_mask_returns_to_its_voxels_in_any_orientation(tmp_path: Path, axes: str) -> None:
     geometry = bids.Geometry(axes=axes)
     mask = bids.head(geometry.shape, 1) > 500
     path, grid = written(tmp_path, mask.astype(np.uint8), geometry)
@@ -52,7 +50,7 @@ def test_a_mask_of_the_slab_returns_to_its_voxels_in_any_orientation(
     np.testing.assert_array_equal(back.affine, source.affine)
 
 
-def test_a_forecast_keeps_affine_codes_and_units_of_its_source(tmp_path: Path) -> None:
+def test_volume_on_the_source_grid_keeps_affine_codes_and_units(tmp_path: Path) -> None:
     path, grid = written(tmp_path, bids.head((9, 18, 14), 0), bids.Geometry())
     out = tmp_path / "made" / "forecast.nii.gz"
     write_nifti_atomic(to_source_grid(np.zeros(SLAB), grid, order=1), out)
@@ -64,7 +62,7 @@ def test_a_forecast_keeps_affine_codes_and_units_of_its_source(tmp_path: Path) -
     assert [p.name for p in out.parent.iterdir()] == ["forecast.nii.gz"]
 
 
-def test_the_slab_affine_leads_to_the_same_millimetres_as_the_source(tmp_path: Path) -> None:
+def test_slab_affine_and_source_affine_agree_in_millimetres(tmp_path: Path) -> None:
     canonical = np.zeros((9, 18, 14), np.int16)
     canonical[4, 9, 3] = 1
     for settings in (SAME, FINER):
@@ -76,7 +74,7 @@ def test_the_slab_affine_leads_to_the_same_millimetres_as_the_source(tmp_path: P
         np.testing.assert_allclose(here, there, atol=0.5)
 
 
-def test_the_slab_takes_the_central_slices(tmp_path: Path) -> None:
+def test_slab_takes_the_central_slices(tmp_path: Path) -> None:
     canonical = bids.head((9, 18, 14), 2)
     _, grid = written(tmp_path, canonical, bids.Geometry())
     slab = to_slab(canonical, grid, order=0, fill=-7)
@@ -86,7 +84,7 @@ def test_the_slab_takes_the_central_slices(tmp_path: Path) -> None:
     assert (slab[:, :, [0, 15]] == -7).all()
 
 
-def test_a_cropped_field_is_centred_on_the_head() -> None:
+def test_cropped_axes_are_centred_on_the_head() -> None:
     volume = _volume(np.zeros((9, 40, 40), np.int16))
     volume.data[:, 22:34, 5:15] = 100
     grid = place_slab(volume, settings=SAME, brain=None)
@@ -95,7 +93,7 @@ def test_a_cropped_field_is_centred_on_the_head() -> None:
     assert (slab[:, :, 3:13] == 100).all()
 
 
-def test_a_brain_mask_sets_the_height_and_the_centre() -> None:
+def test_brain_mask_sets_height_and_centre_of_the_slab() -> None:
     volume = _volume(np.full((30, 40, 40), 100, np.int16))
     brain = np.zeros(volume.data.shape, np.uint8)
     brain[5:26, 20:32, 8:24] = 1
@@ -107,7 +105,7 @@ def _volume(data: bids.Array) -> bids.Volume:
     return bids.volume_of(data, bids.Geometry(axes="RAS", tilt=0))
 
 
-def test_resampled_masks_come_back_with_high_overlap(tmp_path: Path) -> None:
+def test_resampled_masks_return_with_high_overlap(tmp_path: Path) -> None:
     mask = np.zeros((9, 18, 14), np.uint8)
     mask[2:6, 4:12, 3:10] = 1
     path, grid = written(tmp_path, mask, bids.Geometry(axes="LPS"), settings=FINER)
@@ -122,7 +120,7 @@ def test_resampled_masks_come_back_with_high_overlap(tmp_path: Path) -> None:
     assert 2 * (back * there).sum() / (back.sum() + there.sum()) > 0.75
 
 
-def test_a_resampled_ramp_stays_a_ramp() -> None:
+def test_resampled_ramp_stays_a_ramp() -> None:
     ramp = np.broadcast_to(np.arange(14, dtype=np.float32), (9, 18, 14))
     grid = place_slab(_volume(np.ones((9, 18, 14))), settings=FINER, brain=None)
     slab = to_slab(ramp, grid, order=1, fill=0)
@@ -130,7 +128,7 @@ def test_a_resampled_ramp_stays_a_ramp() -> None:
     np.testing.assert_allclose(slab[0, 0, 2:-2].mean(), 6.5, atol=1e-5)
 
 
-def test_a_volume_of_another_shape_than_the_slab_is_refused(tmp_path: Path) -> None:
+def test_volume_of_another_shape_than_the_slab_is_refused(tmp_path: Path) -> None:
     _, grid = written(tmp_path, bids.head((9, 18, 14), 0), bids.Geometry())
     with pytest.raises(ValueError, match=r"slab's shape \(5, 12, 16\), got \(5, 12, 12\)"):
         to_source_grid(np.zeros((5, 12, 12)), grid, order=1)
@@ -151,7 +149,7 @@ def test_flair_is_scaled_by_percentiles_of_its_foreground() -> None:
     np.testing.assert_allclose(again, scaled, atol=1e-5)
 
 
-def test_the_case_table_keeps_a_grid_to_the_last_bit(tmp_path: Path) -> None:
+def test_case_table_round_trip_keeps_a_grid_bit_for_bit(tmp_path: Path) -> None:
     case = bids.case_of(written(tmp_path, bids.head((9, 18, 14), 0), bids.Geometry())[1])
     table = table_of(StoreSpec(bids.ARMS, case.grid.slab, (3.0, 2.0, 2.0)), [case])
     assert decode_table(encode_table(table)) == table

@@ -1,4 +1,4 @@
-"""Conversion on a cluster: from a BIDS folder to a store that Ray Data reads."""
+"""Convert a BIDS trial on a Ray cluster to a store that Ray Data reads."""
 
 import logging
 from pathlib import Path
@@ -25,11 +25,12 @@ pytestmark = [
 
 SETTINGS = StoreSettings((5, 12, 13), (3.0, 2.0, 2.0), resample=False, cases_per_shard=3)
 SUBJECTS = 8
-REFUSED = "sub-03"
-DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
+EXCLUDED = "sub-03"
+DEMO = Path(__file__).resolve().parents[3] / "jobs" / "configs" / "demo.yaml"
 
 
 def planned(root: Path, *, seed: int = 0) -> ConversionPlan:
+    """Plan the conversion of the trial below `root`."""
     return plan_conversion(
         root / "bids", root / "store.zarr", settings=SETTINGS, arms=bids.ARMS, seed=seed
     )
@@ -37,10 +38,10 @@ def planned(root: Path, *, seed: int = 0) -> ConversionPlan:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A converted trial, one subject of which was refused."""
+    """Write a trial, one subject of which is excluded."""
     root = tmp_path_factory.mktemp("trial")
     bids.write_trial(root / "bids", SUBJECTS)
-    bids.path_of(root / "bids", REFUSED, "w048", "flair").write_bytes(b"")
+    bids.path_of(root / "bids", EXCLUDED, "w048", "flair").write_bytes(b"")
     return root
 
 
@@ -49,22 +50,22 @@ def store(root: Path, ray_cluster: None) -> Store:
     return convert(planned(root))
 
 
-def test_a_bad_subject_is_left_out_and_the_rest_converted(root: Path, store: Store) -> None:
-    assert [refusal.subject for refusal in store.table.excluded] == [REFUSED]
-    names = [f"sub-0{i}" for i in range(1, SUBJECTS + 1) if f"sub-0{i}" != REFUSED]
+def test_bad_subject_is_excluded_and_the_rest_is_converted(root: Path, store: Store) -> None:
+    assert [exclusion.subject for exclusion in store.table.excluded] == [EXCLUDED]
+    names = [f"sub-0{i}" for i in range(1, SUBJECTS + 1) if f"sub-0{i}" != EXCLUDED]
     assert [case.subject for case in store.cases] == names
     assert [case.index for case in store.cases] == list(range(SUBJECTS - 1))
     lines = (store.path / "excluded.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["subject", "session", "kind", "reason", "path"]
-    assert lines[1].startswith(f"{REFUSED}\tw048\tunreadable file\texpected a whole NIfTI file")
+    assert lines[1].startswith(f"{EXCLUDED}\tw048\tunreadable file\texpected a whole NIfTI file")
     assert sorted(p.name for p in root.iterdir()) == ["bids", "store.zarr"]
 
 
-def test_a_store_holds_what_each_subjects_files_hold(store: Store) -> None:
+def test_store_holds_the_preprocessed_arrays_of_each_subject(store: Store) -> None:
     subjects = {subject.name: subject for subject in planned(store.path.parent).subjects}
     for case in store.cases:
         folder = store.path.parent / "bids"
-        facts, expected = preprocess_subject(
+        metadata, expected = preprocess_subject(
             subjects[case.subject], folder, settings=SETTINGS, arms=bids.ARMS
         )
         read = store.read(case.index)
@@ -72,17 +73,17 @@ def test_a_store_holds_what_each_subjects_files_hold(store: Store) -> None:
         np.testing.assert_array_equal(read.masks, expected.masks)
         np.testing.assert_array_equal(read.parcellation, expected.parcellation)
         np.testing.assert_array_equal(read.present, expected.present)
-        assert case.digests == facts.digests
-        assert case.arm == facts.arm
+        assert case.digests == metadata.digests
+        assert case.arm == metadata.arm
         assert store.spec.arms[case.arm_index] == case.arm
 
 
-def test_ray_data_yields_what_the_store_reads(store: Store) -> None:
-    wanted = [5, 0, 2, 6]
+def test_ray_data_rows_equal_the_arrays_of_the_store(store: Store) -> None:
+    indices = [5, 0, 2, 6]
     columns = ("case", "flair", "masks", "present", "parcellation", "arm")
-    source = ZarrDatasource(store.path, columns=columns, cases=wanted)
+    source = ZarrDatasource(store.path, columns=columns, cases=indices)
     rows = ray.data.read_datasource(source).take_all()
-    assert sorted(row["case"] for row in rows) == sorted(wanted)
+    assert sorted(row["case"] for row in rows) == sorted(indices)
     for row in rows:
         case, arrays = store.cases[row["case"]], store.read(row["case"])
         assert row["flair"].dtype == np.float16
@@ -105,12 +106,12 @@ def test_blocks_are_sized_by_bytes_and_hold_numeric_columns(store: Store) -> Non
     assert all("Tensor" in type(block.schema.field("flair").type).__name__ for block in blocks)
 
 
-def test_a_column_that_is_not_there_is_refused(store: Store) -> None:
+def test_unknown_column_is_refused(store: Store) -> None:
     with pytest.raises(ValueError, match=r"expected columns in .*, got \['t1'\]"):
         ZarrDatasource(store.path, columns=("case", "t1"))
 
 
-def test_a_failed_conversion_leaves_the_old_store(tmp_path: Path) -> None:
+def test_failed_conversion_keeps_the_old_store(tmp_path: Path) -> None:
     bids.write_trial(tmp_path / "bids", 2)
     first = convert(planned(tmp_path))
     for name in ("sub-01", "sub-02"):
@@ -122,7 +123,7 @@ def test_a_failed_conversion_leaves_the_old_store(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bids", "store.zarr"]
 
 
-def test_another_folder_is_never_replaced(root: Path, tmp_path: Path) -> None:
+def test_folder_that_is_not_a_store_is_never_replaced(root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     conversion = plan_conversion(root / "bids", tmp_path, settings=SETTINGS, arms=bids.ARMS, seed=0)
     with pytest.raises(StorageError, match="expected a store or nothing, got something else"):
@@ -130,7 +131,7 @@ def test_another_folder_is_never_replaced(root: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_progress_tells_rate_and_time_left(
+def test_progress_log_has_rate_and_remaining_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bids.write_trial(tmp_path / "bids", 1)
@@ -140,7 +141,7 @@ def test_progress_tells_rate_and_time_left(
     assert "s left" in caplog.text
 
 
-def test_the_exit_code_tells_of_refusals_and_failure(
+def test_exit_codes_of_the_convert_job(
     root: Path, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = ["--config", str(DEMO), "--store", str(store.path)]
@@ -153,8 +154,8 @@ def test_the_exit_code_tells_of_refusals_and_failure(
         flags += ["--set", f"{key}={value}"]
     with caplog.at_level(logging.INFO):
         assert convert_job.main([*flags, "--bids", str(root / "bids")]) == 3
-    assert "is up to date" in caplog.text
-    assert f"  {REFUSED}, ses-w048: expected a whole NIfTI file" in caplog.text
+    assert "conversion.up_to_date" in caplog.text
+    assert f"  {EXCLUDED}, ses-w048: expected a whole NIfTI file" in caplog.text
     assert convert_job.main([*flags, "--bids", str(root / "bids"), "--verify"]) == 0
     (store.path / "shards" / store.cases[0].row.shard / "zarr.json").write_text("{}")
     assert convert_job.main([*flags, "--bids", str(root / "bids"), "--verify"]) == 1

@@ -1,4 +1,4 @@
-"""Out of a store again: every voxel on the source's own grid, in files that BIDS accepts."""
+"""Export cases to the grids of their source files, as a valid BIDS derivative."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ from tests.support import bids
 from tests.support.bids_validator import validator_reports
 from tests.support.forecast import write_store
 
-# All ways in which a file's three axes may run.
+# All orientations of a file's three axes.
 ORIENTATIONS = [
     "".join(letters)
     for axes in itertools.permutations(("LR", "PA", "IS"))
@@ -39,8 +39,8 @@ GRIDS = {
 }
 
 
-def on_the_slab(path: Path, settings: StoreSettings) -> tuple[bids.Case, CaseArrays]:
-    """The case of one file: its values as a parcellation and w096 NET2, scaled as w000 FLAIR."""
+def case_from_file(path: Path, settings: StoreSettings) -> tuple[bids.Case, CaseArrays]:
+    """Return a case whose parcellation, w096 NET2 and w000 FLAIR come from one file."""
     volume = read_volume(SourceFile("sub-01", "w048", "flair", path))
     grid = place_slab(volume, settings=settings, brain=None)
     labels = to_slab(volume.data, grid, order=0)
@@ -53,38 +53,38 @@ def on_the_slab(path: Path, settings: StoreSettings) -> tuple[bids.Case, CaseArr
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_all_48_orientations_come_back_voxel_for_voxel(grid: str, tmp_path: Path) -> None:
+def test_all_48_orientations_are_exported_voxel_by_voxel(grid: str, tmp_path: Path) -> None:
     assert len(set(ORIENTATIONS)) == 48
     head = bids.head((9, 18, 14), 1)
     for axes in ORIENTATIONS:
         path = tmp_path / f"{axes}.nii.gz"
         bids.write_volume(path, head, bids.Geometry(axes=axes))
-        source, (case, arrays) = nib.load(path), on_the_slab(path, GRIDS[grid])
+        source, (case, arrays) = nib.load(path), case_from_file(path, GRIDS[grid])
         assert case.grid.is_crop == (grid == "crop")
         values = np.asarray(source.dataobj)
         inside = np.ones(case.grid.slab, np.int16)
-        seen = np.asarray(
+        in_slab = np.asarray(
             source_image(
                 CaseArrays(arrays.flair, arrays.masks, inside, arrays.present),
                 case,
                 "w048/parcellation",
             ).dataobj
         ).astype(bool)
-        assert seen.sum() == (5 * 12 * 14 if grid == "crop" else seen.size)
+        assert in_slab.sum() == (5 * 12 * 14 if grid == "crop" else in_slab.size)
         for name, expected in (
-            ("w048/parcellation", np.where(seen, values, 0)),
-            ("w096/net2", np.where(seen, values > 500, 0)),
-            ("w000/flair", np.where(seen, (values / 1000).astype(np.float16), -1)),
+            ("w048/parcellation", np.where(in_slab, values, 0)),
+            ("w096/net2", np.where(in_slab, values > 500, 0)),
+            ("w000/flair", np.where(in_slab, (values / 1000).astype(np.float16), -1)),
         ):
             out = tmp_path / "out" / f"{axes}.nii.gz"
             write_nifti_atomic(source_image(arrays, case, name), out)
-            found = nib.load(out)
+            exported = nib.load(out)
             if name != "w000/flair" or grid == "crop":  # images are interpolated, labels are not
-                np.testing.assert_array_equal(found.dataobj, expected, err_msg=f"{axes} {name}")
-            np.testing.assert_array_equal(found.affine, source.affine)
-            np.testing.assert_allclose(found.get_qform(), source.get_qform(), atol=1e-5)
+                np.testing.assert_array_equal(exported.dataobj, expected, err_msg=f"{axes} {name}")
+            np.testing.assert_array_equal(exported.affine, source.affine)
+            np.testing.assert_allclose(exported.get_qform(), source.get_qform(), atol=1e-5)
             for field in ("sform_code", "qform_code", "xyzt_units"):
-                assert found.header[field] == source.header[field]
+                assert exported.header[field] == source.header[field]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_store(folder / "store.zarr", folder / "bids", test=2)
 
 
-def test_an_export_is_a_valid_bids_derivative(store: Store, tmp_path: Path) -> None:
+def test_export_is_a_valid_bids_derivative(store: Store, tmp_path: Path) -> None:
     write_export_root(tmp_path, source=store.table.bids)
     for case in store.cases:
         paths = export_case(store, case, CHANNEL_NAMES, tmp_path, settings=GRIDS["crop"])
@@ -113,7 +113,7 @@ def test_an_export_is_a_valid_bids_derivative(store: Store, tmp_path: Path) -> N
     assert sidecar["SpatialReference"].endswith("sub-02/ses-w048/anat/sub-02_ses-w048_FLAIR.nii.gz")
 
 
-def test_what_a_case_has_not_is_left_out_and_unknown_names_are_refused(
+def test_absent_channels_are_skipped_and_unknown_names_are_refused(
     store: Store, tmp_path: Path
 ) -> None:
     case = store.cases[0]
@@ -124,7 +124,7 @@ def test_what_a_case_has_not_is_left_out_and_unknown_names_are_refused(
         export_case(store, case, ["w096/t1"], tmp_path, settings=settings)
 
 
-def test_flair_counts_as_stripped_where_a_brain_mask_was_applied(store: Store) -> None:
+def test_flair_is_skull_stripped_if_a_brain_mask_was_applied(store: Store) -> None:
     settings, case = GRIDS["crop"], store.cases[0]
     assert not is_skull_stripped(case, settings)
     folder = f"derivatives/brainmask/{case.subject}/ses-w048/anat"
