@@ -27,8 +27,8 @@ from storage.layout import (
 from storage.preprocess.prepare import CaseMetadata
 from storage.store.case_table import ShardRow, case_from_json, case_to_json
 
-# Chosen by tests/benchmarks/codecs.py. The checksum comes last, so it covers the compressed bytes
-# on disk: a flipped bit is detected before it reaches the decompressor.
+# Chosen by tests/benchmarks/data/codecs.py. The checksum comes last, so it covers the compressed
+# bytes on disk: a flipped bit is detected before it reaches the decompressor.
 CODECS = (ZstdCodec(level=1), Crc32cCodec())
 
 Arrays = Mapping[str, npt.NDArray[Any]]
