@@ -66,15 +66,14 @@ def plan_conversion(
 
 @dataclass(frozen=True)
 class PlannedSubject:
-    """A subject of a shard; `inputs` is the digest of everything that its case depends on.
-
-    `sources` holds the SHA-256 of its files. `existing` is its outcome in a shard of the store,
-    with the row of its case, None if it must be preprocessed.
-    """
+    """A subject of a shard."""
 
     subject: TrialSubject
+    #: Digest of everything on which its case depends.
     inputs: str
+    #: SHA-256 of its files by their path in the BIDS folder.
     sources: Mapping[str, str]
+    #: Its outcome in a shard of the store and the row of its case; None if it must be preprocessed.
     existing: tuple[SubjectOutcome, ShardRow | None] | None = None
 
 

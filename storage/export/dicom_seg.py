@@ -29,27 +29,25 @@ _SERIES_NUMBER = 9600
 
 @dataclass(frozen=True)
 class Segment:
-    """A mask {0, 1} or probability map [0, 1] on the source grid.
-
-    `label` is its name in at most 64 characters. `description` says what it is and what it is not.
-    """
+    """A mask {0, 1} or probability map [0, 1] on the source grid."""
 
     image: nib.Nifti1Image
+    #: Name in at most 64 characters.
     label: str
+    #: What the segment is and what it is not.
     description: str
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Segments of one subject that go into one file.
-
-    `version` identifies their origin in at most 64 characters: for a `forecast` the digest of the
-    bundle, otherwise the digest of the case whose masks they are.
-    """
+    """Segments of one subject that go into one file."""
 
     segments: tuple[Segment, ...]
     title: str
+    #: Origin in at most 64 characters: the digest of the bundle for a forecast, otherwise that of
+    #: the case.
     version: str
+    #: Whether a model made the segments; otherwise they are masks of the trial.
     forecast: bool
 
     @property

@@ -101,9 +101,9 @@ def _check_affine(header: nib.Nifti1Header, source: SourceFile) -> None:
 def _check_sform_qform_agree(header: nib.Nifti1Header, source: SourceFile) -> None:
     """Require that sform, qform and pixdim describe the same axes and voxel sizes.
 
-    Readers of the standard take the sform if there is one. Small differences from the qform
-    (another origin, a registration) are harmless. Another axis or voxel size is not: either of the
-    two may be right, and with the wrong one left and right, or every volume, are wrong.
+    Software that follows the standard uses the sform if there is one. Small differences from the
+    qform (another origin, a registration) are harmless. Another axis or voxel size is not: either
+    of the two may be right, and with the wrong one left and right, or every volume, are wrong.
     """
     affine, pixdim = header.get_best_affine(), np.abs(header["pixdim"][1:4])
     if not np.allclose(voxel_sizes(affine), pixdim, rtol=_VOXEL_SIZE_TOLERANCE, atol=0):

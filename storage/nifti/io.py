@@ -28,17 +28,17 @@ from storage.trial.dataset import SourceFile
 
 @dataclass(frozen=True)
 class NiftiGeometry:
-    """Geometry of a NIfTI file, enough to write another image onto the same grid.
+    """Geometry of a NIfTI file, enough to write another image onto the same grid."""
 
-    `shape` (i, j, k) and `affine` (voxel to RAS+ mm) are those of the file, before any
-    reorientation. `qform` is None if its code is 0.
-    """
-
+    #: Shape (i, j, k) of the file, before any reorientation.
     shape: Shape
+    #: Voxel (i, j, k) to RAS+ mm, before any reorientation.
     affine: Matrix
     sform_code: int
     qform_code: int
+    #: None if its code is 0.
     qform: Matrix | None
+    #: Spatial unit, as nibabel names it.
     units: str
 
     @property
@@ -66,14 +66,14 @@ class NiftiGeometry:
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels of a file on (s, h, w): slices to superior, rows to anterior, columns to right.
-
-    `affine` takes indices (w, h, s) of `data` to RAS+ mm. `digest` is the SHA-256 of the file.
-    """
+    """Voxels of a file on (s, h, w): slices to superior, rows to anterior, columns to right."""
 
     data: npt.NDArray[Any]
+    #: Indices (w, h, s) of `data` to RAS+ mm.
     affine: npt.NDArray[np.float64]
+    #: Geometry of the file.
     header: NiftiGeometry
+    #: SHA-256 of the file.
     digest: str
 
     @property

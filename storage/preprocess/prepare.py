@@ -35,34 +35,38 @@ from storage.trial.participants import MISSING_VALUES, parse_arm
 
 @dataclass(frozen=True)
 class CaseArrays:
-    """Voxels of a case.
+    """Voxels of a case."""
 
-    `flair` float16 [session, s, h, w] in [-1, 1]; `masks` uint8 [session, kind, s, h, w] in {0, 1};
-    `parcellation` int16 [s, h, w] (zeros if absent); `present` bool [session, channel].
-    """
-
+    #: float16 [session, s, h, w] in [-1, 1].
     flair: npt.NDArray[np.float16]
+    #: uint8 [session, kind, s, h, w] in {0, 1}; kinds as in `MASKS`.
     masks: npt.NDArray[np.uint8]
+    #: FreeSurfer ids, int16 [s, h, w]; zeros if absent.
     parcellation: npt.NDArray[np.int16]
+    #: Whether an input exists, bool [session, channel].
     present: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class CaseMetadata:
-    """Fields of the case table that follow from a subject's own files.
-
-    `intensity` holds, for each session, the raw FLAIR values that became -1 and 1. `digests` are
-    the SHA-256 of the files by their path below the trial's folder.
-    """
+    """Fields of the case table that follow from a subject's own files."""
 
     subject: str
+    #: Treatment arm, None if unknown.
     arm: str | None
+    #: Name of the trial, None if unknown.
     trial: str | None
+    #: Other columns of the table of participants.
     covariates: dict[str, CovariateValue]
+    #: Position of the slab in the w048 FLAIR.
     grid: SlabGrid
+    #: Whether an input exists, bool [session, channel].
     present: npt.NDArray[np.bool_]
+    #: Whether there is a parcellation.
     parcellation: bool
+    #: Raw FLAIR values that became -1 and 1, by session.
     intensity: dict[str, tuple[float, float]]
+    #: SHA-256 of the files by their path below the trial's folder.
     digests: dict[str, str]
 
 

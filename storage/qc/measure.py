@@ -54,27 +54,32 @@ class LesionStats:
 
 @dataclass(frozen=True)
 class CaseQuality:
-    """Measurements of one case: a row of the quality-control table.
-
-    Shares are relative to the slab. `intensity` and `lesions` hold only what the case has.
-    `in_head` and `asymmetry` (right minus left) are measured on the w048 FLAIR. `clipped` is the
-    share of a session's head at the highest value. `lesions` is keyed by session and kind of mask.
-    `orientation`, `spacing` and `shape` (i, j, k) are those of the source file.
-    """
+    """Measurements of one case: a row of the quality-control table."""
 
     subject: str
     split: str
     arm: str | None
+    #: Axis codes of the source file.
     orientation: str
+    #: Voxel sizes of the source file in mm (i, j, k).
     spacing: tuple[float, ...]
+    #: Shape of the source file (i, j, k).
     shape: tuple[int, ...]
+    #: Share of the slab inside the source's field of view.
     in_field: float
+    #: Share of the slab inside the head, at w048.
     in_head: float
+    #: (right - left) / (right + left), in voxels of the head at w048.
     asymmetry: float
+    #: Raw FLAIR values that became -1 and 1, by session.
     intensity: dict[str, tuple[float, float]]
+    #: Share of the head's voxels at the highest value, by session.
     clipped: dict[str, float]
+    #: By session and kind of mask, for masks that the case has.
     lesions: dict[tuple[str, str], LesionStats]
+    #: Reasons to look at the case.
     flags: tuple[str, ...]
+    #: JPEG of the middle slice.
     picture: bytes
 
 

@@ -27,30 +27,32 @@ class ShardRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One subject in a store.
+    """One subject in a store."""
 
-    `index` is the position in `Store.cases`, which are sorted by subject; it is valid only while
-    this store is open. `row` is a permanent address of the same voxels.
-
-    `arm` is None and `arm_index` -1 if the arm is unknown. `split` is `unlabelled` if the case
-    cannot train a forecast (no arm, or no NET2 mask at w096). `present` [session, channel] and
-    `parcellation` say which inputs it has. `intensity` holds the raw FLAIR values of each session
-    that became -1 and 1. `digests` holds the SHA-256 of its source files by their path in the BIDS
-    folder.
-    """
-
+    #: Position in `Store.cases`, which are sorted by subject; valid only while this store is open.
     index: int
+    #: Permanent address of the voxels.
     row: ShardRow
     subject: str
+    #: Treatment arm, None if unknown.
     arm: str | None
+    #: Position of the arm in `StoreSpec.arms`, -1 if unknown.
     arm_index: int
+    #: Name of the trial, None if unknown.
     trial: str | None
+    #: `unlabelled` if the case cannot train a forecast: no arm, or no NET2 mask at w096.
     split: Split
+    #: Other columns of the table of participants.
     covariates: Mapping[str, CovariateValue]
+    #: Position of the slab in the w048 FLAIR.
     grid: SlabGrid
+    #: Whether an input exists, bool [session, channel].
     present: npt.NDArray[np.bool_] = field(compare=False)
+    #: Whether there is a parcellation.
     parcellation: bool
+    #: Raw FLAIR values that became -1 and 1, by session.
     intensity: Mapping[str, tuple[float, float]]
+    #: SHA-256 of the source files by their path in the BIDS folder.
     digests: Mapping[str, str]
 
     @property
@@ -62,20 +64,22 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseTable:
-    """Content of `cases.json`.
+    """Content of `cases.json`."""
 
-    `inputs` is the digest of everything on which its cases depend. `bids` is the folder of the
-    trial. `seed` and `split_fractions` (train, val, test) determine the split. `shards` holds the
-    SHA-256 of the records of the current shards by name.
-    """
-
+    #: Properties shared by all cases.
     spec: StoreSpec
+    #: Digest of everything on which the cases depend.
     inputs: str
+    #: Folder of the trial.
     bids: str
+    #: Seed of the split.
     seed: int
+    #: Shares of train, val and test.
     split_fractions: tuple[float, float, float]
+    #: SHA-256 of the records of the current shards, by name.
     shards: Mapping[str, str]
     cases: tuple[Case, ...]
+    #: Subjects that are not in the store, with the reason.
     excluded: tuple[Exclusion, ...]
 
 

@@ -36,23 +36,23 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class SubjectOutcome:
-    """Result of one subject: the metadata of its case, or why it is excluded.
-
-    `inputs` is the digest of everything on which the result depends. `sources` holds the SHA-256 of
-    its files by their path in the BIDS folder.
-    """
+    """Result of one subject: the metadata of its case, or why it is excluded."""
 
     subject: str
+    #: Digest of everything on which the result depends.
     inputs: str
+    #: SHA-256 of its files by their path in the BIDS folder.
     sources: Mapping[str, str]
     result: CaseMetadata | Exclusion
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Content of a shard: `outcomes` in order, and the SHA-256 of each of its `files`."""
+    """Content of a shard."""
 
+    #: Results of its subjects, in order; those that are cases have a row.
     outcomes: tuple[SubjectOutcome, ...]
+    #: SHA-256 of each file of its arrays.
     files: Mapping[str, str]
 
     def rows(self, shard: str) -> Iterator[tuple[SubjectOutcome, ShardRow]]:
