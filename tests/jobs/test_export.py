@@ -119,7 +119,7 @@ def test_what_cannot_be_exported_is_said(
     assert usage.value.code == 2
     other = write_series(tmp_path / "other", np.diag([3.0, 2.0, 2.0, 1.0]), (9, 18, 14))
     for flags, message in (
-        (["--forecasts", str(forecasts), "--dicom", str(other)], "got an image that is turned"),
+        (["--forecasts", str(forecasts), "--dicom", str(other)], "got an image that is rotated"),
         (["--forecasts", str(forecasts), "--subjects", "sub-09", "--dicom", "x"], "got none; run"),
         (["--channels", "w096/t1"], "expected names such as w096/net2"),
         (["--subjects", "sub-77"], "expected a case of sub-77"),
