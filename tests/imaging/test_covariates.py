@@ -94,8 +94,8 @@ def control_of(covariates: tuple[Covariate, ...], *, seed: int = 0) -> tuple[UNe
 def test_numbers_are_standardised_on_the_training_cases_alone(store: Store) -> None:
     train_cases = store.select(split="train")
     age, sex = fit_covariates(["age", "sex"], train_cases)
-    known = [case.covariates["age"] for case in train_cases]
-    assert (age.centre, age.scale) == (np.mean(known), np.std(known))
+    ages = [case.covariates["age"] for case in train_cases]
+    assert (age.centre, age.scale) == (np.mean(ages), np.std(ages))
     assert age.centre != np.mean([case.covariates["age"] for case in store.cases])
     assert sex.levels == ("F", "M")
     values = np.array([encode_covariates([age], case) for case in train_cases])
@@ -127,7 +127,7 @@ def test_constant_unknown_and_mixed_covariates_raise(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "known"),
+    ("values", "encoded"),
     [
         ({"age": 50, "sex": "M"}, [1.0, 1.0]),
         ({"age": None, "sex": "F"}, [NAN, 0.0]),
@@ -136,12 +136,12 @@ def test_constant_unknown_and_mixed_covariates_raise(store: Store) -> None:
     ],
 )
 def test_missing_values_and_unknown_levels_are_encoded_as_nan(
-    store: Store, values: dict, known: list[float]
+    store: Store, values: dict, encoded: list[float]
 ) -> None:
     case = with_values(store.cases[0], **values)
-    np.testing.assert_array_equal(encode_covariates(BOTH, case), known)
+    np.testing.assert_array_equal(encode_covariates(BOTH, case), encoded)
     assert covariate_presence(BOTH, case) == dict(
-        zip(("age", "sex"), np.isfinite(known), strict=True)
+        zip(("age", "sex"), np.isfinite(encoded), strict=True)
     )
 
 
@@ -183,8 +183,8 @@ def test_a_trained_network_tells_a_missing_value_from_the_mean() -> None:
     randomise(control)
     condition = inputs(1)[3]
     rows = ([0.0, 0.0], [NAN, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, NAN])
-    found = [control.encode(condition, torch.tensor([row])).covariates for row in rows]
-    assert all(not torch.equal(found[0], other) for other in found[1:])
+    embeddings = [control.encode(condition, torch.tensor([row])).covariates for row in rows]
+    assert all(not torch.equal(embeddings[0], other) for other in embeddings[1:])
 
 
 @torch.no_grad()
