@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Floats
 from lesioncast.evaluation.analysis.activity_by_arm import (
     ActivityByArm,
     ActivityInputs,
@@ -45,8 +45,6 @@ from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
 from lesioncast.evaluation.paper_results import PAPER_RESULTS
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.imaging.lesions import OPENING_MM, opening_element
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

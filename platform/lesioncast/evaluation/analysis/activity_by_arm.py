@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Floats
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_mean
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
 from lesioncast.forecasting.ensemble import stratified_error
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

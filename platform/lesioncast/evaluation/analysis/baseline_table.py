@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Bools
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount
 
-Bools = npt.NDArray[np.bool_]
 TOTAL = "total"
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Bools, Floats
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.bootstrap import (
@@ -27,8 +27,6 @@ from lesioncast.evaluation.metrics.conformal import (
 )
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate, PositiveCount
 from lesioncast.forecasting.ensemble import wilson_interval
-
-Floats = npt.NDArray[np.float64]
 
 LEVELS = (0.8, 0.9)
 REPORTED_LEVEL = 0.9  # the level that cases.csv lists
@@ -226,7 +224,7 @@ def _coverage(
     )
 
 
-def _arm_coverage(covered: npt.NDArray[np.bool_], width: Floats) -> ArmCoverage:
+def _arm_coverage(covered: Bools, width: Floats) -> ArmCoverage:
     share = float(covered.mean())
     low, high = wilson_interval(share, len(covered))
     mean_width = float(width.mean())

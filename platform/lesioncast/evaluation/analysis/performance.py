@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.evaluation.baselines.methods import (
     ARM_RATE,
     COVARIATES,
@@ -42,9 +42,6 @@ from lesioncast.evaluation.metrics.names import (
     AVERAGE_PRECISION,
     LOG_MSE,
 )
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 POOLED = "pooled"
 
@@ -154,7 +151,7 @@ def activity_by_group(
 
 
 def _activity_scores(
-    active: Bools, runs: Floats, weights: Floats, *, arm: npt.NDArray[np.int64] | None
+    active: Bools, runs: Floats, weights: Floats, *, arm: Ints | None
 ) -> ActivityScores:
     """Score P(active) of `runs` [run, n]; `arm` [n] is given where pairs within arms count."""
 
@@ -188,7 +185,7 @@ def _over_runs(
     return lambda weights: np.mean([score(active, run, weights) for run in runs], axis=0)
 
 
-def _within_arm(active: Bools, score: Floats, arm: npt.NDArray[np.int64]) -> ResampledScore:
+def _within_arm(active: Bools, score: Floats, arm: Ints) -> ResampledScore:
     """Return the AUC over pairs on the same arm: 0.5 for a method that knows the arm alone."""
     return lambda weights: scores.resampled_auc_within(active, score, arm, weights)
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Bools, Floats
 from lesioncast.evaluation.baselines.baselines import fit_regression_baseline, monte_carlo
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_of
@@ -18,9 +18,6 @@ from lesioncast.evaluation.metrics.estimate import (
     PositiveCount,
 )
 from lesioncast.imaging.regions import REGIONS
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Floats
 from lesioncast.evaluation.analysis.calibration import Calibration, calibrate
 from lesioncast.evaluation.analysis.spatial import f1_of_samples
 from lesioncast.evaluation.baselines.methods import (
@@ -22,7 +22,6 @@ from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.imaging.regions import REGIONS
 
-Floats = npt.NDArray[np.float64]
 CounterfactualCounts = Mapping[tuple[int, int], int]
 """(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
 

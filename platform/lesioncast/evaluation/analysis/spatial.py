@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Bools, Floats
 from lesioncast.evaluation.metrics.bootstrap import (
     Bootstrap,
     estimate_mean,
@@ -13,9 +13,6 @@ from lesioncast.evaluation.metrics.bootstrap import (
 )
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
 from lesioncast.evaluation.metrics.mask_comparison import MaskComparison
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 MAX_RELIABILITY_ROWS = 10  # rows of the voxels' reliability table with a probability above 0
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lesioncast.arrays import Floats
 from lesioncast.evaluation.baselines.baselines import ArmStatistics
 from lesioncast.evaluation.causal.effects import (
     best_arm,
@@ -23,8 +23,6 @@ from lesioncast.evaluation.metrics.bootstrap import (
     estimate_rms,
 )
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

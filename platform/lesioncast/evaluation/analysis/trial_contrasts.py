@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from lesioncast.arrays import Floats
 from lesioncast.evaluation.causal.effects import is_active
 from lesioncast.evaluation.causal.trial_effects import (
     TrialContrast,
@@ -23,8 +21,6 @@ from lesioncast.evaluation.metrics.bootstrap import (
     estimate_of,
 )
 from lesioncast.evaluation.metrics.estimate import Estimate
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
