@@ -32,7 +32,7 @@ from lesioncast.simulation.disease import PERIODS, draw_patient
 from lesioncast.simulation.ground_truth import RANKS
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.simulation.subject import SESSIONS, SimulatedSubject, simulate_subject
-from storage.atomic import atomic_write
+from storage.atomic import atomic_write_text
 
 _DESCRIPTION = "dataset_description.json"
 _STAGING = ".staging-"
@@ -61,7 +61,7 @@ def initialise_dataset(root: Path, settings: SimulationSettings) -> list[int]:
         )
     else:
         for name, text in shared_files(settings).items():
-            atomic_write(root / name, text.encode())
+            atomic_write_text(root / name, text)
     return [i for i in range(settings.subjects) if not (root / subject_name(i)).exists()]
 
 
@@ -100,7 +100,7 @@ def finalise_dataset(root: Path, settings: SimulationSettings) -> int:
     rows = ((subject_name(i), draw_patient(settings, i)) for i in indices)
     text, path = participant_table(rows), root / "participants.tsv"
     if not path.exists() or path.read_text() != text:
-        atomic_write(path, text.encode())
+        atomic_write_text(path, text)
     return len(indices)
 
 
