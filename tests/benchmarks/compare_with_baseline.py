@@ -101,16 +101,17 @@ EVALUATION: Rules = (
 )
 # Values of metrics.json that are names of metrics.
 METRIC_NAMES = {"ap": "average_precision", "auc_within": "auc_within_arm"}
+# The first three notices were the same for all forecasts; further ones are notes now.
 FORECAST: Rules = (
-    (r"^notices\b", "disclaimers"),
+    (r"^notices\.([012])$", r"disclaimers.\1"),
+    *((rf"^notices\.{number}$", f"notes.{number - 3}") for number in range(3, 10)),
     (r"^warnings\b", "identifiability_warnings"),
-    (r"^remarks\b", "notes"),
     (r"\.p_active\.stated$", ".p_active.exact"),
     (r"\.count\.stated$", ".count.expected"),
     (r"\bcount_mean_unopened$", "count_mean"),
     (r"\bcount_mean_opened$", "count_mean_after_opening"),
 )
-SIDECAR: Rules = ()
+SIDECAR: Rules = ((r"^Warnings\b", "IdentifiabilityWarnings"), (r"^Remarks\b", "Notes"))
 # Digests, dates, code and schema numbers: they differ between two runs of equal numbers.
 SKIPPED = re.compile(
     r"^(schema|bundle|case|provenance\..*|BundleDigest|CaseDigest|code|store|date)$"
@@ -162,8 +163,7 @@ def compare_json(
     old: Path,
     new: Path,
     rules: Rules,
-    *,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str],
 ) -> None:
     """Compare every value of two JSON files; `names` renames values that are names."""
     kept = dict(leaves(json.loads(new.read_text())))

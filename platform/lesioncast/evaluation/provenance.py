@@ -30,7 +30,7 @@ class EvaluationSources:
 
 @dataclass(frozen=True)
 class Provenance:
-    """When, with which command, from which inputs and with which code an evaluation was made."""
+    """When, with which command, from which inputs and by which code an evaluation was produced."""
 
     date: str
     command: str

@@ -126,7 +126,7 @@ class Calibration:
 
     def intervals(self, sampled: Floats) -> tuple[Floats, Floats]:
         """Return (lowest, highest) count at `REPORTED_LEVEL` for the ensembles `sampled` [n, k]."""
-        reported = next(each for each in self.quantiles if each.level == REPORTED_LEVEL)
+        reported = next(one for one in self.quantiles if one.level == REPORTED_LEVEL)
         return prediction_intervals(sampled, reported.score)
 
 

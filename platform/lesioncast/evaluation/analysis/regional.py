@@ -159,13 +159,13 @@ class _RegionalBaselines:
     def predict(self, test: OutcomeTable, usable: Bools) -> list[RegionalPrediction]:
         """Return the predictions for the `usable` [n] test cases; none without training cases."""
         train = self.train
-        known = ~np.isnan(train.regions[:, self.index])
-        if not known.any():
+        has_regions = ~np.isnan(train.regions[:, self.index])
+        if not has_regions.any():
             return []
-        observed = train.regions[known, self.index]
+        observed = train.regions[has_regions, self.index]
         rate = np.full(int(usable.sum()), observed.mean())
         model = fit_regression_baseline(
-            train.image_features[known], train.arm[known], observed, arms=self.arms
+            train.image_features[has_regions], train.arm[has_regions], observed, arms=self.arms
         )
         probability = model.probability(test.image_features[usable], test.arm[usable])
         return [

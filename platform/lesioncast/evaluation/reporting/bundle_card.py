@@ -19,13 +19,13 @@ def write_card(bundle: Path, report: EvaluationReport) -> None:
 
     Raise EvaluationCardError where the folder cannot be written to.
     """
-    made = report.provenance
+    provenance = report.provenance
     card = EvaluationCard(
         bundle=report.bundle,
         test_cases=report.cases.test,
-        date=None if made is None else made.date,
-        code=None if made is None else made.code,
-        store=None if made is None else made.store,
+        date=None if provenance is None else provenance.date,
+        code=None if provenance is None else provenance.code,
+        store=None if provenance is None else provenance.store,
         findings={finding.title: finding.text for finding in findings(report)},
         identifiability_warnings=report.warning_sentences,
     )
@@ -42,11 +42,11 @@ def write_card(bundle: Path, report: EvaluationReport) -> None:
 
 def card_text(report: EvaluationReport) -> str:
     """Return the content of EVALUATION.md."""
-    made = report.provenance
+    provenance = report.provenance
     origin = (
         "data, code and date not recorded"
-        if made is None
-        else f"data `{made.store}`, {made.code}, {made.date}"
+        if provenance is None
+        else f"data `{provenance.store}`, {provenance.code}, {provenance.date}"
     )
     parts = [
         "# How this bundle was evaluated",

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from lesioncast.arrays import Float32s, Floats
 from lesioncast.cluster.actor_map import ordered_actor_map
 from lesioncast.evaluation.baselines.methods import ENSEMBLE, by_key
 from lesioncast.evaluation.evaluate import EvaluationResult
@@ -48,9 +48,7 @@ class ChosenCase:
     rule: str
 
 
-def choose_examples(
-    count: npt.NDArray[np.float64], probability: npt.NDArray[np.float64]
-) -> list[ChosenCase]:
+def choose_examples(count: Floats, probability: Floats) -> list[ChosenCase]:
     """Choose the cases to show, from observed lesions [n] and P(active) [n]; the first on a tie.
 
     Three are chosen by the outcome alone, whatever the forecast, and two by the largest errors.
@@ -167,7 +165,7 @@ def _picture(view: View, index: int, case: Case) -> Picture:
     )
 
 
-def _png(view: View, index: int, probability: npt.NDArray[np.float32]) -> bytes:
+def _png(view: View, index: int, probability: Float32s) -> bytes:
     """Draw FLAIR alone and FLAIR with the forecast, side by side."""
     window_hw = crop(view, [index])
     height_mm, width_mm = (

@@ -117,9 +117,9 @@ def _calibration(variant: VariantReport) -> Finding:
     )
     return Finding(
         "Is the probability reliable?",
-        f"The mean forecast probability is {forecast:.0%}. {observed:.0%} ({low:.0%} to "
-        f"{high:.0%}) of the patients had new lesions. The forecast is {verdict}. The reliability "
-        "curve below shows whether low and high probabilities are reliable too.",
+        f"{forecast:.0%} of the patients are predicted to have new lesions, {observed:.0%} "
+        f"({low:.0%} to {high:.0%}) were observed to have some. The forecast is {verdict}. The "
+        "reliability curve below shows whether low and high probabilities are reliable too.",
     )
 
 

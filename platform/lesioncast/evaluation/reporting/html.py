@@ -92,15 +92,15 @@ def render_html(
 def _provenance(report: EvaluationReport) -> Iterator[tuple[str, str]]:
     """Yield label and value of everything that the evaluation was made with."""
     yield "Bundle (sha256)", report.bundle
-    made = report.provenance
-    if made is not None:
-        yield "Trained on", made.trained_on
-        yield "Store (sha256 of settings and sources)", made.store
-        yield "Code", made.code
-        yield "Configuration", made.configuration
-        yield "Command", made.command
-        yield "Date", made.date
-        versions = (f"{name} {version}" for name, version in made.libraries.items())
+    provenance = report.provenance
+    if provenance is not None:
+        yield "Trained on", provenance.trained_on
+        yield "Store (sha256 of settings and sources)", provenance.store
+        yield "Code", provenance.code
+        yield "Configuration", provenance.configuration
+        yield "Command", provenance.command
+        yield "Date", provenance.date
+        versions = (f"{name} {version}" for name, version in provenance.libraries.items())
         yield "Versions", ", ".join(versions)
     yield "Seed", f"{report.seed}: it determines sample k of a subject, with the subject and k"
     yield "Samples", f"{report.samples} a patient on the received arm"
