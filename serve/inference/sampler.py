@@ -143,7 +143,7 @@ class EngineThread:
                 waiting=sum(each.waiting for each in engines),
                 seconds=time.monotonic() - began,
                 rows=engine.rows,
-                finished=tuple(each.of.arm for each, _ in finished),
+                finished=tuple(each.condition.arm for each, _ in finished),
             )
         )
         for each, x in finished:
@@ -178,13 +178,13 @@ class SamplerWorker:
             torch.set_num_threads(1)
         bundle, store = load_bundle(settings.bundle, device=device), open_store(settings.store)
         check_compatible(bundle, store)
-        self._device, self._sampler, self._model = device, bundle.sampler, bundle.model
+        self._device, self._sampler, self._model = device, bundle.config.sampler, bundle.model
         self._store, self._artifacts = store, settings.artifacts
         self._hints: OrderedDict[PatientRef, PatientEncoding] = OrderedDict()
         self._reading = asyncio.Lock()
         make = partial(
-            bundle.model.engine,
-            spatial_shape=bundle.slab,
+            bundle.model.batcher,
+            spatial_shape=bundle.config.slab,
             device=torch.device(device),
             slots=settings.slots,
         )

@@ -119,7 +119,7 @@ class LoadedModel:
                 order["seed"],
                 remarks,
                 sessions,
-                self.bundle.config.covariates,
+                self.bundle.config.model.covariates,
                 bundle_warnings(self.bundle.path, self.bundle.digest),
             ),
             out=out,

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from tests.benchmarks.studies.covariates import column
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "platform" / "README.md"
 CONFIGS = ROOT / "jobs" / "configs"
-LAST = "covariate_dropout"  # none of the presets has covariates
+LAST = "covariate"  # none of the presets has covariates
 LESIONS = (0, 0, 3, 1)
 HEADER = (
     "participant_id,lesions,p_active_ensemble,lesions_ensemble,p_active_regression,"
@@ -222,7 +223,11 @@ def test_the_readmes_table_of_presets_is_that_of_the_configurations() -> None:
     ]
     stages = "stage 2 loses arm, images, one channel, w048"
     assert told[stages] == [
-        ", ".join(f"{rate:g}" for name, rate in each.finetune.dropout_rates.items() if name != LAST)
+        ", ".join(
+            f"{rate:g}"
+            for name, rate in asdict(each.finetune.dropout_rates).items()
+            if name != LAST
+        )
         for each in configs
     ]
     assert told["stage 2 balanced"] == [

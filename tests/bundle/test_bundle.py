@@ -1,4 +1,4 @@
-"""What training hands on: whole, checked, and enough to draw masks."""
+"""Bundles are complete, verified when loaded, and sufficient to sample masks."""
 
 import json
 from dataclasses import replace
@@ -29,8 +29,8 @@ METRICS = {
 }
 
 
-def saved(path: Path, seed: int = 0) -> tuple[LesionDiffusion, str]:
-    """A bundle of fresh networks at `path`, none of whose weights is zero."""
+def write_random_bundle(path: Path, seed: int = 0) -> tuple[LesionDiffusion, str]:
+    """Save networks of random weights to `path`; return the model and the bundle's digest."""
     torch.manual_seed(seed)
     unet = UNet(MODEL.unet)
     control = ControlNet.from_unet(MODEL.control, unet)
@@ -41,77 +41,79 @@ def saved(path: Path, seed: int = 0) -> tuple[LesionDiffusion, str]:
     return LesionDiffusion(unet, control, MODEL), digest
 
 
-def test_a_bundle_draws_the_masks_that_its_networks_drew(tmp_path: Path) -> None:
-    model, digest = saved(tmp_path / "bundle")
+def test_loaded_bundle_samples_the_same_masks_as_the_saved_networks(tmp_path: Path) -> None:
+    model, digest = write_random_bundle(tmp_path / "bundle")
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.digest == digest == bundle_digest(tmp_path / "bundle")
-    assert (bundle.config, bundle.slab, bundle.spacing) == (MODEL, SLAB, (3.0, 1.5, 1.5))
-    assert bundle.sampler == SAMPLER
+    assert bundle.config == CONFIG
     condition = torch.randn(2, 7, *SLAB, generator=torch.Generator().manual_seed(1))
-    drawn = [
-        each.sample_masks(condition, torch.tensor([0, 1]), [5, 6], SAMPLER)
-        for each in (model, bundle.model)
+    expected, loaded = (
+        networks.sample_masks(condition, torch.tensor([0, 1]), [5, 6], SAMPLER)
+        for networks in (model, bundle.model)
+    )
+    assert torch.equal(expected, loaded)
+    assert 0 < int(expected.sum()) < expected.numel()
+
+
+def test_equal_content_has_an_equal_digest(tmp_path: Path) -> None:
+    digests = [
+        write_random_bundle(tmp_path / name, seed)[1]
+        for name, seed in [("a", 0), ("b", 0), ("c", 1)]
     ]
-    assert torch.equal(*drawn)
-    assert 0 < int(drawn[0].sum()) < drawn[0].numel()
-
-
-def test_the_same_content_has_the_same_digest(tmp_path: Path) -> None:
-    digests = [saved(tmp_path / name, seed)[1] for name, seed in [("a", 0), ("b", 0), ("c", 1)]]
     assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("name", ["unet.safetensors", "config.json", "metrics.json", "README.md"])
-def test_an_altered_file_is_named(tmp_path: Path, name: str) -> None:
-    saved(tmp_path / "bundle")
+def test_load_names_an_altered_file(tmp_path: Path, name: str) -> None:
+    write_random_bundle(tmp_path / "bundle")
     file = tmp_path / "bundle" / name
     content = bytearray(file.read_bytes())
     content[-2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(BundleError, match=rf"bundle/{name}: missing, or not the file"):
+    with pytest.raises(BundleError, match=rf"bundle/{name}: expected the file that"):
         load_bundle(tmp_path / "bundle")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    saved(tmp_path / "bundle")
+def test_load_names_a_missing_file(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "bundle")
     (tmp_path / "bundle" / "controlnet.safetensors").unlink()
-    with pytest.raises(BundleError, match=r"controlnet.safetensors: missing"):
+    with pytest.raises(BundleError, match=r"controlnet.safetensors: expected the file"):
         load_bundle(tmp_path / "bundle")
 
 
-def test_a_folder_that_is_no_bundle_says_what_is_expected(tmp_path: Path) -> None:
+def test_load_refuses_a_folder_without_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"expected a bundle with manifest.json, got none"):
         load_bundle(tmp_path)
 
 
-def test_a_bundle_of_another_schema_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path / "bundle")
+def test_load_refuses_another_schema_and_says_how_to_make_the_bundle_again(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "bundle")
     manifest = tmp_path / "bundle" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
-    with pytest.raises(BundleError, match="expected schema 3 .* got schema 99"):
+    with pytest.raises(BundleError, match="expected schema 4 .* got schema 99 .* to make it again"):
         load_bundle(tmp_path / "bundle")
 
 
-def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
-    saved(tmp_path / "bundle")
-    _, digest = saved(tmp_path / "bundle", seed=1)
+def test_save_replaces_an_older_bundle_and_nothing_else(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "bundle")
+    _, digest = write_random_bundle(tmp_path / "bundle", seed=1)
     assert load_bundle(tmp_path / "bundle").digest == digest
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     thesis = tmp_path / "thesis" / "chapter1.md"
     thesis.parent.mkdir()
     thesis.write_text("years of work")
     with pytest.raises(BundleError, match="got something else"):
-        saved(thesis.parent)
+        write_random_bundle(thesis.parent)
     assert thesis.exists()
 
 
-def test_the_model_card_says_what_the_weights_are_not_for(tmp_path: Path) -> None:
-    saved(tmp_path / "bundle")
+def test_model_card_states_intended_use_data_arms_and_lesion_load(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "bundle")
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "Not a medical device" in card
     assert METRICS["data"] in card
     assert "placebo, avonex" in card
     assert "Lesion load" not in card
-    told = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=(1, 20)))
-    card = model_card(replace(CONFIG, model=told), METRICS)
-    assert "from 1, 20 voxels how many, is drawn\n  first" in card
+    with_lesion_load = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=(1, 20)))
+    card = model_card(replace(CONFIG, model=with_lesion_load), METRICS)
+    assert "(none, or from 1, 20 voxels) is sampled\n  first" in card

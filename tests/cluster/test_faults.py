@@ -278,7 +278,9 @@ def test_a_node_that_is_to_go_leaves_a_checkpoint_first(trial: Trial) -> None:
 
     output = struck(trial, "preempted", strike, "max_failures=0")
     assert output.endswith("exit code 0"), output
-    (saved,) = set(map(int, re.findall(r"is to go, saving step (\d+)", output)))
+    (saved,) = set(
+        map(int, re.findall(r"will be preempted; saving checkpoint at step (\d+)", output))
+    )
     assert resumed_at(output)[-1] >= saved > SAVED_EVERY, output
     whole, found = (dict(_losses(trial, each)) for each in ("whole", "preempted"))
     after = saved + 2 * LOGGED_EVERY  # the checkpoint began a line of its own

@@ -1,7 +1,7 @@
-"""Our networks against those of diffusers and MONAI, which are given our weights.
+"""Compare our networks with those of diffusers and MONAI after copying our weights into them.
 
-Both libraries have a second residual block in the middle, MONAI also attention; with their last
-layers at zero these pass their input on, which leaves the one block that ours has.
+Both libraries have a second residual block in the middle, and MONAI has attention there too. With
+their last layers at zero these are the identity, which leaves the one block that our network has.
 """
 
 import math
@@ -37,11 +37,11 @@ CONFIG = UNetConfig(
 CONTROL = ControlConfig(hint_widths=(12,))
 LAST = len(CONFIG.widths) - 1
 ATTENTION = [stage in CONFIG.attention_stages for stage in range(LAST + 1)]
-QUIET = 0.01  # features of a variance where the epsilon of a normalisation, 1e-5, still tells
+SMALL = 0.01  # scale of features at which the epsilon of a normalisation, 1e-5, matters
 
 
-def stir(module: nn.Module) -> None:
-    """Random weights that keep the size of what passes, so that the deepest layer still tells."""
+def randomise_scaled(module: nn.Module) -> None:
+    """Draw random weights that keep the scale of features, so that deep layers matter too."""
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
@@ -50,7 +50,7 @@ def stir(module: nn.Module) -> None:
 
 
 def copy(theirs: nn.Module, ours: nn.Module) -> None:
-    """Give the one layer inside `theirs` the weights of `ours`."""
+    """Copy the weights of the one layer of `ours` into the one layer of `theirs`."""
     layers = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Embedding)
     (layer,) = [module for module in theirs.modules() if isinstance(module, layers)]
     (own,) = [module for module in ours.modules() if isinstance(module, layers)]
@@ -71,7 +71,7 @@ def copy_residual(theirs: nn.Module, ours: ResBlock) -> None:
 
 
 def copy_attention(theirs: nn.Module, ours: SelfAttention) -> None:
-    """Query, key and value are three layers in the libraries and one in ours."""
+    """Copy our attention, in which query, key and value are one layer instead of three."""
     of_diffusers = isinstance(theirs, Attention)
     inner = theirs if of_diffusers else theirs.attn
     copy(theirs.group_norm if of_diffusers else theirs.norm, ours.norm)
@@ -82,7 +82,7 @@ def copy_attention(theirs: nn.Module, ours: SelfAttention) -> None:
 
 
 def layers(stages: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-    """Residual blocks with their attention, and what halves or doubles, in the order they run."""
+    """Yield residual blocks with their attention, and resampling layers, in the order they run."""
     for stage in stages:
         named = dict(stage.named_children())
         attentions = named.get("attentions", [None] * len(stage.resnets))
@@ -93,7 +93,7 @@ def layers(stages: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, nn.Module |
 
 
 def copy_steps(stages: Iterable[nn.Module], ours: nn.ModuleList) -> None:
-    """Give the stages of one path the weights of ours; the layouts must be the same."""
+    """Copy the weights of one path of ours into their stages. The layouts must be equal."""
     for step, (layer, attention) in zip(ours, layers(stages), strict=True):
         if not isinstance(step, ResAttnBlock):
             copy(layer, step)
@@ -104,8 +104,8 @@ def copy_steps(stages: Iterable[nn.Module], ours: nn.ModuleList) -> None:
             copy_attention(attention, step.attention)
 
 
-class Given(nn.Module):
-    """A layer whose output was computed elsewhere."""
+class FixedOutput(nn.Module):
+    """Layer that returns an output that was computed before."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Given(nn.Module):
 
 
 class Sinusoids(nn.Module):
-    """diffusers' features with our periods, from 1 to 256."""
+    """Features of diffusers with our periods, from 1 to 256."""
 
     def forward(self, logsnr: Tensor) -> Tensor:
         return get_timestep_embedding(
@@ -127,12 +127,12 @@ class Sinusoids(nn.Module):
 def our_unet() -> UNet:
     torch.manual_seed(0)
     unet = UNet(CONFIG).eval()
-    stir(unet)
+    randomise_scaled(unet)
     return unet
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """z, logsnr and arm, the null arm among them."""
+    """Return z, logsnr and arms, including the null arm."""
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(3, 2, 3, 16, 16, generator=generator)
     return z, torch.tensor([-4.0, 0.3, 5.0]), torch.tensor([0, 1, CONFIG.null_arm])
@@ -140,21 +140,21 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("width_out", [16, 24])
 @torch.no_grad()
-def test_a_residual_block_is_that_of_diffusers(width_out: int) -> None:
+def test_residual_block_equals_that_of_diffusers(width_out: int) -> None:
     ours = ResBlock(16, width_out, embedding=12, groups=4)
-    stir(ours)
+    randomise_scaled(ours)
     theirs = ResnetBlock2D(
         in_channels=16, out_channels=width_out, temb_channels=12, groups=4, eps=1e-5
     )
     copy_residual(theirs, ours)
-    features, embedding = QUIET * torch.randn(2, 16, 8, 8), torch.randn(2, 12)
+    features, embedding = SMALL * torch.randn(2, 16, 8, 8), torch.randn(2, 12)
     torch.testing.assert_close(ours(features, embedding), theirs(features, embedding))
 
 
 @torch.no_grad()
-def test_self_attention_is_that_of_diffusers() -> None:
+def test_self_attention_equals_that_of_diffusers() -> None:
     ours = SelfAttention(24, head_dim=8, groups=4)
-    stir(ours)
+    randomise_scaled(ours)
     theirs = Attention(
         24,
         heads=3,
@@ -165,22 +165,22 @@ def test_self_attention_is_that_of_diffusers() -> None:
         bias=True,
     )
     copy_attention(theirs, ours)
-    features = QUIET * torch.randn(2, 24, 4, 6)
+    features = SMALL * torch.randn(2, 24, 4, 6)
     torch.testing.assert_close(ours(features), theirs(features))
 
 
 @torch.no_grad()
-def test_halving_and_doubling_are_those_of_diffusers() -> None:
-    halve, double = Encoder(CONFIG).steps[CONFIG.down_blocks], Upsample(8)
-    their_half, their_double = Downsample2D(8, use_conv=True), Upsample2D(8, use_conv=True)
-    copy(their_half, halve)
-    copy(their_double, double)
+def test_downsampling_and_upsampling_equal_those_of_diffusers() -> None:
+    downsample, upsample = Encoder(CONFIG).steps[CONFIG.down_blocks], Upsample(8)
+    their_downsample, their_upsample = Downsample2D(8, use_conv=True), Upsample2D(8, use_conv=True)
+    copy(their_downsample, downsample)
+    copy(their_upsample, upsample)
     features = torch.randn(2, 8, 8, 8)
-    torch.testing.assert_close(halve(features), their_half(features))
-    torch.testing.assert_close(double(features), their_double(features))
+    torch.testing.assert_close(downsample(features), their_downsample(features))
+    torch.testing.assert_close(upsample(features), their_upsample(features))
 
 
-def test_the_noise_level_enters_through_the_sinusoids_of_diffusers() -> None:
+def test_noise_level_embedding_equals_that_of_diffusers() -> None:
     logsnr = torch.linspace(-17, 15, 33)
     torch.testing.assert_close(
         noise_level_embedding(logsnr, CONFIG.widths[0]), Sinusoids()(logsnr), atol=1e-4, rtol=0
@@ -188,7 +188,7 @@ def test_the_noise_level_enters_through_the_sinusoids_of_diffusers() -> None:
 
 
 @torch.no_grad()
-def test_the_unet_is_that_of_diffusers_with_the_arm_as_its_class() -> None:
+def test_unet_equals_that_of_diffusers_with_the_arm_as_class() -> None:
     ours = our_unet()
     theirs = UNet2DModel(
         in_channels=CONFIG.folded_channels,
@@ -236,8 +236,10 @@ def monai_sizes() -> dict[str, object]:
 
 
 def copy_encoder(theirs: nn.Module, ours: Encoder, logsnr: Tensor) -> None:
-    """Give MONAI's contraction path our weights; of the noise level it takes our embedding."""
-    theirs.time_embed = Given(ours.embedding.time(noise_level_embedding(logsnr, CONFIG.widths[0])))
+    """Copy our weights into MONAI's contracting path, which takes our noise level embedding."""
+    theirs.time_embed = FixedOutput(
+        ours.embedding.time(noise_level_embedding(logsnr, CONFIG.widths[0]))
+    )
     copy(theirs.class_embedding, ours.embedding.arm)
     copy(theirs.conv_in, ours.conv_in)
     copy_steps(theirs.down_blocks, ours.steps)
@@ -247,12 +249,14 @@ def copy_encoder(theirs: nn.Module, ours: Encoder, logsnr: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_the_controlnet_steers_the_unet_as_monais_does() -> None:
-    """All of stage 2 at weights far from its start: hint, copy of the encoder, convolutions of each
-    skip, sums with the UNet's skips and middle. MONAI's hint keeps its resolution at one width."""
+def test_controlnet_equals_that_of_monai() -> None:
+    """Cover all of stage 2 with random weights, from the hint to the sums with the UNet's skips.
+
+    MONAI's hint keeps its resolution if it has one width.
+    """
     unet = our_unet()
     control = ControlNet.from_unet(CONTROL, unet).eval()
-    stir(control)
+    randomise_scaled(control)
     z, logsnr, arm = inputs()
     condition = torch.randn(3, CONTROL.channels, 3, 16, 16)
 
@@ -277,8 +281,8 @@ def test_the_controlnet_steers_the_unet_as_monais_does() -> None:
     skips, middle = their_control(
         slices_to_channels(z, 1), logsnr, slices_to_channels(condition, 1), class_labels=arm
     )
-    for found, expected in zip([*residuals.skips, residuals.middle], [*skips, middle], strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    for ours, theirs in zip([*residuals.skips, residuals.middle], [*skips, middle], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     expected = their_unet(
         slices_to_channels(z, 1),
         logsnr,
@@ -286,6 +290,6 @@ def test_the_controlnet_steers_the_unet_as_monais_does() -> None:
         down_block_additional_residuals=skips,
         mid_block_additional_residual=middle,
     )
-    steered = slices_to_channels(unet(z, logsnr, arm, residuals), 1)
-    torch.testing.assert_close(steered, expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(steered, slices_to_channels(unet(z, logsnr, arm), 1), atol=1e-2)
+    controlled = slices_to_channels(unet(z, logsnr, arm, residuals), 1)
+    torch.testing.assert_close(controlled, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(controlled, slices_to_channels(unet(z, logsnr, arm), 1), atol=1e-2)

@@ -1,5 +1,6 @@
-"""The engine: what a sample is does not depend on its slot mates, and slots are shared fairly."""
+"""Continuous batching: a sample does not depend on its batch, and slots are shared fairly."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,12 @@ from torch import nn
 
 from lesioncast.diffusion.continuous_batching import (
     ContinuousBatcher,
+    ReverseProcess,
     SampleRequest,
     run_until_idle,
 )
 from lesioncast.diffusion.model import LesionDiffusion, SampleCondition
-from lesioncast.diffusion.objective import NET2
+from lesioncast.diffusion.objective import NET2, Denoiser
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import (
     SamplerConfig,
@@ -29,167 +31,177 @@ SAMPLER = SamplerConfig(
 )
 
 
-DOOMED = 2  # the patient whose samples are cancelled
+CANCELLED = 2  # the patient whose samples are cancelled
 
 
-def engine_of(
+def batcher_of(
     model: LesionDiffusion, condition: torch.Tensor
 ) -> ContinuousBatcher[SampleCondition]:
-    return model.engine(SAMPLER, spatial_shape=condition.shape[2:], device=condition.device)
+    """Return a batcher of a model for the shape of `condition`."""
+    return model.batcher(SAMPLER, spatial_shape=condition.shape[2:], device=condition.device)
 
 
-def passes_of(module: nn.Module) -> list[int]:
-    """The rows of each forward pass of a module from now on."""
+def record_passes(module: nn.Module) -> list[int]:
+    """Return a list that receives the number of rows of each forward pass of a module."""
     rows: list[int] = []
-    module.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    module.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     return rows
 
 
-def test_a_sample_is_that_of_draw_x_to_the_last_bit_whatever_its_slot_mates() -> None:
-    """At the demo's size: mates of other patients and arms enter and are cancelled on the way."""
+def test_sample_has_the_same_bits_in_any_batch() -> None:
+    """Samples of other patients and arms enter and are cancelled meanwhile, at the demo's size."""
     model, generator = demo_model(), torch.Generator().manual_seed(1)
     condition = torch.randn(3, 7, 15, 64, 56, generator=generator)
-    engine = engine_of(model, condition)
-    hints = [model.encode_patient(each, None, SAMPLER) for each in condition]
+    batcher = batcher_of(model, condition)
+    patients = [model.encode_patient(images, None, SAMPLER) for images in condition]
 
-    def wanted(request: str, patient: int, seeds: range) -> list[SampleRequest[SampleCondition]]:
+    def requests(name: str, patient: int, seeds: range) -> list[SampleRequest[SampleCondition]]:
         return [
-            SampleRequest(request, (patient, arm, seed), told, seed)
+            SampleRequest(name, (patient, arm, seed), sample_condition, seed)
             for arm in (0, 4)
-            for seed, told in zip(
-                seeds, model.sample_conditions(hints[patient], arm, seeds), strict=True
+            for seed, sample_condition in zip(
+                seeds, model.sample_conditions(patients[patient], arm, seeds), strict=True
             )
         ]
 
-    engine.add(wanted("first", 0, range(2)))
-    found = engine.step()
-    engine.add(wanted("second", 1, range(5)) + wanted("doomed", DOOMED, range(5)))
-    found += engine.step()
-    engine.cancel(lambda each: each.request == "doomed")
-    while engine.busy:
-        found += engine.step()
-    drawn = {each.name: x for each, x in found}
-    assert len([name for name in drawn if name[0] != DOOMED]) == 4 + 10
-    assert len(drawn) < 4 + 10 + 10  # a few had no lesions and had ended before
+    batcher.add(requests("first", 0, range(2)))
+    finished = batcher.step()
+    batcher.add(requests("second", 1, range(5)) + requests("cancelled", CANCELLED, range(5)))
+    finished += batcher.step()
+    batcher.cancel(lambda sample: sample.request == "cancelled")
+    while batcher.busy:
+        finished += batcher.step()
+    samples = {sample.name: x for sample, x in finished}
+    assert len([name for name in samples if name[0] != CANCELLED]) == 4 + 10
+    assert len(samples) < 4 + 10 + 10  # samples without lesions ended before the cancellation
     for patient, arm, seed in ((0, 4, 1), (1, 0, 0), (1, 4, 4)):
         alone = model.sample(condition[patient : patient + 1], torch.tensor([arm]), [seed], SAMPLER)
-        assert torch.equal(drawn[patient, arm, seed], alone[0])
+        assert torch.equal(samples[patient, arm, seed], alone[0])
 
 
-def counting_engine(
-    slots: int = 4, steps: int = 5
+def counting_batcher(
+    slots: int = 4,
+    *,
+    is_decided: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    known_sample: Callable[[float], torch.Tensor | None] = lambda _: None,
 ) -> tuple[ContinuousBatcher[float], list[list[float]]]:
-    """Every x_hat is what the sample is told; `shared` lists who shared each batch."""
-    shared: list[list[float]] = []
+    """Return a batcher whose x_hat is the condition, and a list of the conditions of each batch."""
+    batches: list[list[float]] = []
 
-    def denoiser(told):  # type: ignore[no-untyped-def]
-        shared.append(list(told))
-        return lambda z, logsnr: torch.tensor(told)[:, None].expand_as(z)
+    def make_denoiser(conditions: Sequence[float]) -> Denoiser:
+        batches.append(list(conditions))
+        return lambda z, logsnr: torch.tensor(conditions)[:, None].expand_as(z)
 
-    sampler = SamplerConfig(solver="ddim", num_steps=steps)
-    return ContinuousBatcher(
-        denoiser, shape=(2,), schedule=ScheduleConfig(0, 0), sampler=sampler, slots=slots
-    ), shared
+    process = ReverseProcess(
+        make_denoiser,
+        shape=(2,),
+        schedule=ScheduleConfig(0, 0),
+        sampler=SamplerConfig(solver="ddim", num_steps=5),
+        is_decided=is_decided,
+        known_sample=known_sample,
+    )
+    return ContinuousBatcher(process, slots=slots), batches
 
 
-def test_a_small_request_gets_slots_as_soon_as_they_are_free() -> None:
-    engine, _ = counting_engine()
-    engine.add(SampleRequest("large", row, 0.25, row) for row in range(100))
-    engine.step()
-    engine.add(SampleRequest("small", row, 0.5, row) for row in range(2))
-    names = [each.request for _ in range(10) for each, _ in engine.step()]
+def test_small_request_gets_slots_as_soon_as_they_are_free() -> None:
+    batcher, _ = counting_batcher()
+    batcher.add(SampleRequest("large", row, 0.25, row) for row in range(100))
+    batcher.step()
+    batcher.add(SampleRequest("small", row, 0.5, row) for row in range(2))
+    names = [sample.request for _ in range(10) for sample, _ in batcher.step()]
     assert names.count("small") == 2
-    assert engine.running + engine.waiting == 100 - names.count("large")
+    assert batcher.running + batcher.waiting == 100 - names.count("large")
 
 
 def test_requests_share_the_slots_evenly() -> None:
-    engine, shared = counting_engine()
-    for request, told in (("a", 0.1), ("b", 0.2), ("c", 0.3), ("d", 0.4)):
-        engine.add(SampleRequest(request, row, told, row) for row in range(3))
-    while engine.busy:
-        engine.step()
-    assert [sorted(each) for each in shared] == [[0.1, 0.2, 0.3, 0.4]] * 3
+    batcher, batches = counting_batcher()
+    for request, value in (("a", 0.1), ("b", 0.2), ("c", 0.3), ("d", 0.4)):
+        batcher.add(SampleRequest(request, row, value, row) for row in range(3))
+    while batcher.busy:
+        batcher.step()
+    assert [sorted(batch) for batch in batches] == [[0.1, 0.2, 0.3, 0.4]] * 3
 
 
-def test_a_cancelled_request_frees_its_slots_within_a_step() -> None:
-    engine, shared = counting_engine()
-    engine.add(SampleRequest("doomed", row, 0.1, row) for row in range(6))
-    engine.step()
-    engine.cancel(lambda each: each.request == "doomed")
-    assert not engine.busy
-    engine.add([SampleRequest("next", 0, 0.7, 0)])
-    (found,) = [each for _ in range(5) for each in engine.step()]
-    assert shared[-1] == [0.7]
-    assert found[1].tolist() == pytest.approx([0.7, 0.7])
+def test_cancelled_request_frees_its_slots_within_a_step() -> None:
+    batcher, batches = counting_batcher()
+    batcher.add(SampleRequest("cancelled", row, 0.1, row) for row in range(6))
+    batcher.step()
+    batcher.cancel(lambda sample: sample.request == "cancelled")
+    assert not batcher.busy
+    batcher.add([SampleRequest("next", 0, 0.7, 0)])
+    ((_, x),) = [finished for _ in range(5) for finished in batcher.step()]
+    assert batches[-1] == [0.7]
+    assert x.tolist() == pytest.approx([0.7, 0.7])
 
 
-def test_a_sample_that_is_settled_leaves_its_slot() -> None:
-    engine, _ = counting_engine(slots=2)
-    engine._settled = lambda x_hat: x_hat[:, 0] > 0.9
-    engine.add([SampleRequest("a", "sure", 1.0, 0), SampleRequest("a", "unsure", 0.5, 1)])
-    assert [each.name for each, _ in engine.step()] == ["sure"]
-    assert engine.running == 1
+def test_decided_sample_leaves_its_slot() -> None:
+    batcher, _ = counting_batcher(slots=2, is_decided=lambda x_hat: x_hat[:, 0] > 0.9)
+    batcher.add([SampleRequest("a", "sure", 1.0, 0), SampleRequest("a", "unsure", 0.5, 1)])
+    assert [sample.name for sample, _ in batcher.step()] == ["sure"]
+    assert batcher.running == 1
 
 
-def test_a_patients_hint_is_computed_once_for_all_arms_and_seeds() -> None:
+def test_patient_is_encoded_once_for_all_arms_and_seeds() -> None:
     model, (condition, _, _) = tiny_model(), case(1)
-    engine = engine_of(model, condition)
-    passes = passes_of(model.control.hint)
-    hint = model.encode_patient(condition[0], None, SAMPLER)
+    batcher = batcher_of(model, condition)
+    passes = record_passes(model.control.hint)
+    patient = model.encode_patient(condition[0], None, SAMPLER)
     run_until_idle(
-        engine, [SampleCondition(hint, arm) for arm in (0, 1) for _ in range(6)], range(12)
+        batcher, [SampleCondition(patient, arm) for arm in (0, 1) for _ in range(6)], range(12)
     )
     assert len(passes) == 1
 
 
-def test_rows_of_one_patient_that_follow_each_other_share_a_hint() -> None:
+def test_consecutive_rows_of_one_patient_share_an_encoding() -> None:
     model, (condition, _, _) = tiny_model(), case(2)
-    passes = passes_of(model.control.hint)
+    passes = record_passes(model.control.hint)
     model.sample(condition[[0, 0, 1, 1, 0]], torch.tensor([0, 1, 0, 0, 1]), range(5), SAMPLER)
-    assert len(passes) == 3 + 1  # and that of no patient, for guidance
+    assert len(passes) == 3 + 1  # one more for guidance, without images
 
 
-def test_a_sample_that_is_known_takes_no_slot() -> None:
-    engine, shared = counting_engine(slots=2)
-    engine._known = lambda told: torch.full((2,), told) if told < 0 else None
-    engine.add(SampleRequest("a", told, told, 0) for told in (-0.5, 0.1, -0.25, 0.2, 0.3))
-    found = engine.step()
-    assert [(each.name, x[0].item()) for each, x in found] == [(-0.5, -0.5), (-0.25, -0.25)]
-    assert shared == [pytest.approx([0.1, 0.2])]
+def test_sample_that_needs_no_network_takes_no_slot() -> None:
+    batcher, batches = counting_batcher(
+        slots=2, known_sample=lambda value: torch.full((2,), value) if value < 0 else None
+    )
+    batcher.add(SampleRequest("a", value, value, 0) for value in (-0.5, 0.1, -0.25, 0.2, 0.3))
+    finished = batcher.step()
+    samples = [(sample.name, x[0].item()) for sample, x in finished]
+    assert samples == [(-0.5, -0.5), (-0.25, -0.25)]
+    assert batches == [pytest.approx([0.1, 0.2])]
 
 
-def test_guided_branches_share_forward_passes() -> None:
-    """Two samples and their two unconditional branches need one pass of eight rows a step."""
+def test_conditional_and_unconditional_predictions_share_a_forward_pass() -> None:
+    """Two samples and their two unconditional predictions take one pass of eight rows per step."""
     model, (condition, _, _) = tiny_model(), case(1)
-    passes = passes_of(model.unet)
-    hint = model.encode_patient(condition[0], None, SAMPLER)
-    engine = engine_of(model, condition)
-    engine.add(SampleRequest(0, arm, SampleCondition(hint, arm), 5) for arm in (0, 1))
-    engine.step()
+    passes = record_passes(model.unet)
+    patient = model.encode_patient(condition[0], None, SAMPLER)
+    batcher = batcher_of(model, condition)
+    batcher.add(SampleRequest(0, arm, SampleCondition(patient, arm), 5) for arm in (0, 1))
+    batcher.step()
     assert passes == [8]
 
 
 @torch.no_grad()
-def test_what_is_drawn_is_guided_inside_the_interval() -> None:
-    """Against the steps of `sampler.py` taken one by one with the guided denoiser."""
+def test_samples_are_guided_inside_the_interval() -> None:
+    """Compare with solver steps taken one by one with the guided denoiser."""
     model, (condition, arm, _) = tiny_model(), case(2)
     sampler = replace(SAMPLER, num_steps=5, guidance=3.0, logsnr_min=-6, logsnr_max=6)
-    drawn = model.sample(condition, arm, [3, 4], sampler)
+    x = model.sample(condition, arm, [3, 4], sampler)
     denoise = model.denoiser(
         condition, arm, guidance=sampler.guidance, interval=sampler.guidance_interval
     )
     steps = solver_coefficients(model.config.schedule, sampler)
-    generators, shape = seeded_generators([3, 4]), drawn.shape[1:]
+    generators, shape = seeded_generators([3, 4]), x.shape[1:]
     state = initial_state(seeded_noise(generators, shape))
     for _ in range(sampler.num_steps):
         state = solver_step(denoise, state, seeded_noise(generators, shape), steps=steps)
-    assert torch.allclose(drawn, state.z, atol=1e-5)
+    assert torch.allclose(x, state.z, atol=1e-5)
     for other in (replace(sampler, guidance=1.0), replace(sampler, guidance_interval=(-20, 20))):
-        assert not torch.allclose(model.sample(condition, arm, [3, 4], other), drawn, atol=1e-3)
+        assert not torch.allclose(model.sample(condition, arm, [3, 4], other), x, atol=1e-3)
 
 
-def test_guidance_does_not_change_who_has_lesions() -> None:
-    """That is the load's to say, and guidance acts on the networks that place them."""
+def test_guidance_does_not_change_which_samples_have_lesions() -> None:
+    """The lesion load decides that, and guidance acts only on the placement of lesions."""
     model, generator = demo_model(), torch.Generator().manual_seed(1)
     condition = torch.randn(8, 7, 15, 64, 56, generator=generator)
     conditional, guided = (

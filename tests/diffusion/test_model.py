@@ -1,4 +1,4 @@
-"""The composed denoiser: guidance, the null condition, and masks that a seed names."""
+"""Guided denoiser, the null condition, and samples that a seed names."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def case(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def test_guidance_extrapolates_from_the_null_arm_with_the_null_image() -> None:
+def test_guidance_extrapolates_from_the_null_arm_and_null_image() -> None:
     model, (condition, arm, z) = tiny_model(), case()
     logsnr = torch.zeros(3)
     null = torch.full_like(arm, TINY.null_arm)
@@ -65,7 +65,7 @@ def test_guidance_applies_inside_its_interval_only() -> None:
 
 
 @torch.no_grad()
-def test_outside_the_interval_the_unconditional_pass_is_saved() -> None:
+def test_unconditional_pass_is_skipped_outside_the_interval() -> None:
     model, (condition, arm, z) = tiny_model(), case()
     denoise = model.denoiser(condition, arm, guidance=3.0, interval=(-1, 1))
     calls = 0
@@ -82,7 +82,7 @@ def test_outside_the_interval_the_unconditional_pass_is_saved() -> None:
 
 
 @torch.no_grad()
-def test_the_lesion_weight_is_taken_out_of_net2_alone() -> None:
+def test_bias_of_the_lesion_weight_is_removed_from_net2_only() -> None:
     condition, arm, z = case()
     logsnr = torch.zeros(3)
     plain = tiny_model(1.0).denoiser(condition, arm, guidance=1.0)(z, logsnr)
@@ -91,7 +91,7 @@ def test_the_lesion_weight_is_taken_out_of_net2_alone() -> None:
     assert (weighted[:, 1] <= plain[:, 1]).all()
 
 
-def test_the_same_seed_draws_the_same_mask_and_another_seed_another() -> None:
+def test_equal_seeds_sample_equal_masks_and_other_seeds_other_masks() -> None:
     model, (condition, arm, _) = tiny_model(), case(1)
     sampler = SamplerConfig(solver="dpmsolver++", num_steps=4, spacing="logsnr")
     first, again, other = (
@@ -104,8 +104,8 @@ def test_the_same_seed_draws_the_same_mask_and_another_seed_another() -> None:
 
 
 @pytest.mark.parametrize(("prediction", "evaluations"), [("v", 5), ("log_odds", 1)])
-def test_only_a_probability_can_settle_a_sample_early(prediction: str, evaluations: int) -> None:
-    """Every voxel's x_hat is -1 at once: overshot and clamped with v, sure with odds."""
+def test_only_a_probability_can_end_a_sample_early(prediction: str, evaluations: int) -> None:
+    """Every x_hat is -1 at once: with v it is clamped, with log_odds it is certain."""
     model, (condition, arm, _) = tiny_model(), case(1)
     objective = ObjectiveConfig(prediction=prediction, lesion_weight=1.0)
     model.config = replace(model.config, objective=objective)
@@ -137,12 +137,10 @@ def demo_model() -> LesionDiffusion:
     return LesionDiffusion(unet, control, config.model)
 
 
-def draw_x(rows: list[int], *, device: str = "cpu") -> torch.Tensor:
-    """x of some of sixteen samples, each with its own condition, arm and seed.
-
-    At the demo's own size: a row's place in the batch changes its rounding where feature maps are
-    so small (3 x 3) that rows of a batch begin at other alignments.
-    """
+def sample_rows(rows: list[int], *, device: str = "cpu") -> torch.Tensor:
+    """Sample some of sixteen samples, each with its own condition, arm and seed."""
+    # At the demo's size. If feature maps are as small as 3 x 3, the rows of a batch start at other
+    # memory alignments, and their position in the batch changes the rounding.
     model = demo_model()
     model.unet.to(device), model.control.to(device)
     generator = torch.Generator().manual_seed(1)
@@ -155,19 +153,19 @@ def draw_x(rows: list[int], *, device: str = "cpu") -> torch.Tensor:
     ).cpu()
 
 
-def test_a_seed_names_a_sample_to_the_last_bit_whatever_the_batch() -> None:
-    together = draw_x(list(range(16)))
+def test_seed_names_a_sample_to_the_last_bit_in_any_batch() -> None:
+    together = sample_rows(list(range(16)))
     for rows in ([0], [7], [15], [15, 3, 7], [*range(15, 5, -1)]):
-        x = draw_x(rows)
+        x = sample_rows(rows)
         assert torch.equal(x, together[rows])
         assert torch.equal(x[:, NET2] > 0, together[rows, NET2] > 0)
 
 
-def test_a_seed_names_a_sample_to_the_last_bit_after_a_restart(tmp_path: Path) -> None:
+def test_seed_names_a_sample_to_the_last_bit_after_a_restart(tmp_path: Path) -> None:
     code = (
-        "import sys, torch, tests.diffusion.test_model as here;"
+        "import sys, torch, tests.diffusion.test_model as module;"
         "torch.set_num_threads(int(sys.argv[2]));"
-        "torch.save(here.draw_x([11]), sys.argv[1])"
+        "torch.save(module.sample_rows([11]), sys.argv[1])"
     )
     threads = str(torch.get_num_threads())
     subprocess.run(
@@ -175,15 +173,15 @@ def test_a_seed_names_a_sample_to_the_last_bit_after_a_restart(tmp_path: Path) -
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    again, here = torch.load(tmp_path / "x.pt"), draw_x([4, 11])[1:]
-    assert torch.equal(again, here)
-    assert torch.equal(again[:, NET2] > 0, here[:, NET2] > 0)
+    restarted, here = torch.load(tmp_path / "x.pt"), sample_rows([4, 11])[1:]
+    assert torch.equal(restarted, here)
+    assert torch.equal(restarted[:, NET2] > 0, here[:, NET2] > 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: its kernels round by batch size")
-def test_on_a_gpu_a_sample_differs_between_batches_by_rounding_only() -> None:
-    together = draw_x(list(range(16)), device="cuda")
-    alone = torch.cat([draw_x([row], device="cuda") for row in (0, 7, 15)])
+def test_gpu_samples_differ_between_batches_by_rounding_only() -> None:
+    together = sample_rows(list(range(16)), device="cuda")
+    alone = torch.cat([sample_rows([row], device="cuda") for row in (0, 7, 15)])
     differing = (alone - together[[0, 7, 15]]).abs() > 1e-3
     flipped = (alone[:, NET2] > 0) != (together[[0, 7, 15], NET2] > 0)
     assert differing.double().mean() < 1e-3

@@ -1,4 +1,4 @@
-"""The UNet and the ControlNet: the paper's sizes and the properties that stage 2 rests on."""
+"""UNet and ControlNet: the paper's sizes, and the properties that stage 2 relies on."""
 
 from pathlib import Path
 
@@ -27,12 +27,12 @@ TINY = UNetConfig(
 PAPER_CONTROL = ControlConfig(hint_widths=(32, 96, 96, 256))
 
 
-def parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def randomise(module: nn.Module) -> None:
-    """Moves every parameter off its initial value, zero-initialised ones included."""
+    """Draw every parameter at random, including those that start at zero."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.1)
 
@@ -44,17 +44,17 @@ def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, to
     return z, torch.linspace(-4, 4, batch), torch.arange(batch) % 3, condition
 
 
-def test_the_paper_preset_has_the_papers_589_million_parameters() -> None:
+def test_paper_preset_has_589_million_parameters() -> None:
     with torch.device("meta"):
-        unet = parameters(UNet(UNetConfig()))
-        control = parameters(ControlNet(PAPER_CONTROL, UNetConfig()))
+        unet = count_parameters(UNet(UNetConfig()))
+        control = count_parameters(ControlNet(PAPER_CONTROL, UNetConfig()))
     assert round(unet / 1e6, 2) == 433.46
     assert round(control / 1e6, 2) == 155.67
     assert round((unet + control) / 1e6) == 589
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_networks_of_every_shipped_configuration_predict_a_slab(path: Path) -> None:
+def test_networks_of_every_shipped_configuration_predict_a_slab(path: Path) -> None:
     config = load_config(path)
     with FakeTensorMode(), torch.no_grad():
         unet = UNet(config.unet)
@@ -62,12 +62,12 @@ def test_the_networks_of_every_shipped_configuration_predict_a_slab(path: Path) 
         z = torch.zeros(2, 2, *config.store.slab)
         logsnr, arm = torch.zeros(2), torch.zeros(2, dtype=torch.long)
         load = torch.ones(2, dtype=torch.long) if config.unet.lesion_load_thresholds else None
-        hint = control.encode(torch.zeros(2, config.control.channels, *config.store.slab))
-        residuals = control(z, logsnr, arm, hint, load)
-        assert unet(z, logsnr, arm, residuals, load=load).shape == z.shape
+        patient = control.encode(torch.zeros(2, config.control.channels, *config.store.slab))
+        residuals = control(z, logsnr, arm, patient, load)
+        assert unet(z, logsnr, arm, residuals, load).shape == z.shape
 
 
-def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> None:
+def test_slices_to_channels_and_back() -> None:
     volume = torch.arange(2 * 2 * 3 * 4 * 4.0).reshape(2, 2, 3, 4, 4)
     assert torch.equal(slices_to_channels(volume, 1), volume.reshape(2, 6, 4, 4))
     assert slices_to_channels(volume, 2).shape == (2, 24, 2, 2)
@@ -75,7 +75,7 @@ def test_fold_puts_slices_and_patches_into_channels_and_unfold_undoes_it() -> No
 
 
 @pytest.mark.parametrize("config", [ControlConfig(), ControlConfig(burden=True, voxel_mlp_width=4)])
-def test_an_untrained_controlnet_changes_nothing_to_the_last_bit(config: ControlConfig) -> None:
+def test_untrained_controlnet_changes_no_bit(config: ControlConfig) -> None:
     unet = UNet(TINY)
     randomise(unet)
     control = ControlNet.from_unet(config, unet)
@@ -85,7 +85,7 @@ def test_an_untrained_controlnet_changes_nothing_to_the_last_bit(config: Control
         assert torch.equal(unet(z, logsnr, arm, residuals), unet(z, logsnr, arm))
 
 
-def test_a_controlnet_starts_as_a_copy_of_the_unets_encoder() -> None:
+def test_controlnet_starts_as_a_copy_of_the_encoder() -> None:
     unet = UNet(TINY)
     randomise(unet)
     control = ControlNet.from_unet(ControlConfig(), unet)
@@ -106,7 +106,7 @@ def test_gradients_reach_the_controlnet_through_the_frozen_unet() -> None:
     assert all(zero.weight.grad.abs().sum() > 0 for zero in control.zero_skips)
 
 
-def test_the_arm_and_the_null_arm_each_change_the_prediction() -> None:
+def test_arm_and_null_arm_change_the_prediction() -> None:
     unet = UNet(TINY)
     randomise(unet)
     z, logsnr, _, _ = inputs(1)
@@ -116,7 +116,7 @@ def test_the_arm_and_the_null_arm_each_change_the_prediction() -> None:
     assert not torch.equal(rows[0], rows[2])
 
 
-def test_the_burden_counts_lesions_and_tells_an_absent_channel_from_an_empty_one() -> None:
+def test_burden_counts_lesions_and_distinguishes_missing_from_empty_channels() -> None:
     unet = UNet(TINY)
     control = ControlNet.from_unet(ControlConfig(condition=("w048/net2",), burden=True), unet)
     empty, one, absent = (torch.full((1, 1, 3, 8, 8), value) for value in (-1.0, -1.0, 0.0))
@@ -127,12 +127,12 @@ def test_the_burden_counts_lesions_and_tells_an_absent_channel_from_an_empty_one
     assert not torch.equal(burdens[0], burdens[2])
 
 
-def test_widths_that_groups_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"multiples of groups=32, got \[48\]"):
+def test_widths_that_are_no_multiple_of_groups_are_rejected() -> None:
+    with pytest.raises(ValueError, match=r"expected multiples of groups=32, got \[48\]"):
         UNetConfig(widths=(32, 48))
 
 
-def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
+def test_blur_and_max_filter_cover_the_3d_neighbourhood() -> None:
     volume = torch.zeros(1, 5, 5, 5)
     volume[0, 2, 2, 2] = 64.0
     assert binomial_blur(volume)[0, 2, 2, 1:4].tolist() == [4.0, 8.0, 4.0]
@@ -141,9 +141,8 @@ def test_the_voxel_head_reads_the_same_neighbourhood_in_every_slice() -> None:
     assert torch.equal(max_filter_3x3x3(volume), pooled)
 
 
-def test_the_voxel_heads_second_pass_reads_what_the_first_made_of_the_neighbours() -> None:
-    """With weights set by hand it is one step of mean-field inference: a voxel's log odds rise by
-    so much for each lesion that is believed among its neighbours, by their binomial weight."""
+def test_second_pass_of_the_voxel_head_is_mean_field_inference() -> None:
+    """With weights set by hand, log odds rise with the blurred P(lesion) of the neighbours."""
     head, coupling = VoxelRefinementHead(1, embedding=4), 3.0
     nn.init.zeros_(head.second.read.weight)
     nn.init.zeros_(head.second.read.bias)
@@ -156,34 +155,30 @@ def test_the_voxel_heads_second_pass_reads_what_the_first_made_of_the_neighbours
     net2, logsnr = 4 * net2 + 6, torch.tensor([-3.0, 1.0])
     with torch.no_grad():
         refined = head(net2, z, logsnr, torch.randn(2, 4, generator=generator))
-    believed = torch.sigmoid(net2 + BASE_LOG_ODDS + log_likelihood_ratio(z, logsnr))
-    padded = nn.functional.pad(believed[:, None], (1,) * 6, mode="replicate")
+    probability = torch.sigmoid(net2 + BASE_LOG_ODDS + log_likelihood_ratio(z, logsnr))
+    padded = nn.functional.pad(probability[:, None], (1,) * 6, mode="replicate")
     binomial = torch.tensor([1.0, 2.0, 1.0])
     kernel = torch.einsum("i,j,k->ijk", binomial, binomial, binomial)[None, None] / 8
     around = nn.functional.conv3d(padded, kernel)[:, 0]
     assert torch.allclose(refined, net2 + coupling * around, atol=1e-4)
 
 
-def test_a_voxel_perceptron_starts_at_zero() -> None:
-    perceptron = VoxelMLP(5, 4, embedding=8)
-    assert perceptron(torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)).eq(0).all()
+def test_voxel_mlp_starts_at_zero() -> None:
+    mlp = VoxelMLP(5, 4, embedding=8)
+    assert mlp(torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)).eq(0).all()
 
 
-def test_a_voxel_perceptron_is_the_same_small_network_at_every_voxel() -> None:
-    perceptron = VoxelMLP(5, 4, embedding=8)
-    randomise(perceptron)
+def test_voxel_mlp_shares_its_weights_between_voxels() -> None:
+    mlp = VoxelMLP(5, 4, embedding=8)
+    randomise(mlp)
     features, embedding = torch.randn(2, 5, 3, 4, 4), torch.randn(2, 8)
-    hidden = (
-        perceptron.read(features.movedim(1, -1)) + perceptron.embed(embedding)[:, None, None, None]
-    )
-    assert torch.allclose(
-        perceptron(features, embedding), perceptron.write(hidden.relu()).squeeze(-1), atol=1e-6
-    )
+    hidden = mlp.read(features.movedim(1, -1)) + mlp.embed(embedding)[:, None, None, None]
+    assert torch.allclose(mlp(features, embedding), mlp.write(hidden.relu()).squeeze(-1), atol=1e-6)
 
 
-def test_surroundings_keep_each_voxels_own_condition_first() -> None:
+def test_with_local_mean_keeps_the_condition_first() -> None:
     condition = torch.randn(2, 7, 3, 4, 4)
-    seen = with_local_mean(condition)
-    assert seen.shape == (2, 14, 3, 4, 4)
-    assert torch.equal(seen[:, :7], condition)
-    assert torch.equal(seen[0, 8], binomial_blur(binomial_blur(condition[:1, 1]))[0])
+    extended = with_local_mean(condition)
+    assert extended.shape == (2, 14, 3, 4, 4)
+    assert torch.equal(extended[:, :7], condition)
+    assert torch.equal(extended[0, 8], binomial_blur(binomial_blur(condition[:1, 1]))[0])

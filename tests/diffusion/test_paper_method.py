@@ -1,4 +1,4 @@
-"""The paper's method, claim by claim: what sections 2 and 3 say, on our networks and our loss."""
+"""The paper's method, claim by claim (sections 2 and 3), on our networks and our loss."""
 
 import math
 from dataclasses import replace
@@ -22,32 +22,32 @@ SLICES = TINY.slices
 
 
 def loss_of(network: Network, x: Tensor, objective: ObjectiveConfig, *, t: Tensor) -> Tensor:
-    """The training loss with noise from a fixed seed."""
+    """Return the training loss with noise from a fixed seed."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
     return diffusion_loss(network, x, t=t, noise=noise, schedule=PAPER, objective=objective)
 
 
-def test_the_papers_slab_has_thirty_channels_in_and_out() -> None:
+def test_paper_unet_has_thirty_channels_in_and_out() -> None:
     with torch.device("meta"):
         unet = UNet(UNetConfig())
     first, last = unet.encoder.conv_in, unet.out[-1]
     assert (first.in_channels, last.out_channels) == (30, 30)
 
 
-def test_each_slice_of_net2_is_generated_with_every_slice_of_flair_and_net2() -> None:
+def test_every_output_slice_depends_on_every_input_slice_of_flair_and_net2() -> None:
     unet = UNet(replace(TINY, patch=1))
     randomise(unet)
     z, logsnr, arm, _ = inputs()
     z.requires_grad_()
     for channel in range(2):
-        for place in range(SLICES):
-            unet(z, logsnr, arm)[:, channel, place].square().sum().backward()
+        for index in range(SLICES):
+            unet(z, logsnr, arm)[:, channel, index].square().sum().backward()
             assert z.grad is not None
             assert (z.grad.flatten(3).abs().amax(3) > 0).all()
             z.grad = None
 
 
-def test_the_loss_of_stage_one_asks_for_flair_and_net2() -> None:
+def test_loss_covers_flair_and_net2() -> None:
     guess = torch.zeros(2, 2, SLICES, 4, 4, requires_grad=True)
     x = torch.full_like(guess, 0.5).detach()
     loss_of(lambda z, _: guess + 0 * z, x, ObjectiveConfig(), t=torch.tensor([0.3, 0.7])).backward()
@@ -56,7 +56,7 @@ def test_the_loss_of_stage_one_asks_for_flair_and_net2() -> None:
 
 
 @torch.no_grad()
-def test_the_arm_adds_its_row_to_the_embedding_of_the_noise_level() -> None:
+def test_arm_adds_its_embedding_to_that_of_the_noise_level() -> None:
     embed = ConditionEmbedding(UNetConfig())
     logsnr = torch.tensor([-3.0, 0.0, 4.0])
     assert embed.arm.num_embeddings == 7
@@ -68,16 +68,16 @@ def test_the_arm_adds_its_row_to_the_embedding_of_the_noise_level() -> None:
 
 
 def attended_sizes(network: nn.Module) -> list[tuple[int, ...]]:
-    """Filled, as `network` runs, with (h, w) of each feature map that attention sees."""
+    """Return a list that receives (h, w) of every feature map with attention as `network` runs."""
     sizes: list[tuple[int, ...]] = []
     for module in network.modules():
         if isinstance(module, SelfAttention):
-            module.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[2:]))
+            module.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:]))
     return sizes
 
 
-def test_the_papers_networks_attend_at_16_and_8_voxels_after_every_block() -> None:
-    """Run on tensors that have shapes and no numbers."""
+def test_paper_networks_attend_at_16_and_8_voxels_after_every_block() -> None:
+    """Run on fake tensors, which have shapes and no values."""
     config = UNetConfig()
     with FakeTensorMode(), torch.no_grad():
         unet, control = UNet(config), ControlNet(PAPER_CONTROL, config)
@@ -92,9 +92,11 @@ def test_the_papers_networks_attend_at_16_and_8_voxels_after_every_block() -> No
 
 
 @pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_the_signal_to_noise_ratio_is_that_of_the_interpolated_shifted_cosine(t: float) -> None:
-    """SNR = cot(angle)^2 (32 / 256)^(2 (1 - t)) (128 / 256)^(2 t): Hoogeboom et al. 2023, with the
-    angle between those where the cosine's own log SNR is 15 and -15."""
+def test_signal_to_noise_ratio_is_the_interpolated_shifted_cosine(t: float) -> None:
+    """SNR = cot(angle)^2 (32 / 256)^(2 (1 - t)) (128 / 256)^(2 t) (Hoogeboom et al. 2023).
+
+    The angle runs between those at which the cosine's log SNR is 15 and -15.
+    """
     first, last = (math.atan(math.exp(-limit / 2)) for limit in (15, -15))
     angle = first + t * (last - first)
     expected = (1 / math.tan(angle) * (32 / 256) ** (1 - t) * (128 / 256) ** t) ** 2
@@ -105,10 +107,10 @@ def test_the_signal_to_noise_ratio_is_that_of_the_interpolated_shifted_cosine(t:
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 @pytest.mark.parametrize("kind", ["v", "eps", "x"])
-def test_min_snr_weighs_the_error_of_what_is_predicted_as_hang_et_al_say(
+def test_min_snr_weights_equal_those_of_hang_et_al_for_every_prediction(
     kind: str, gamma: float
 ) -> None:
-    """min(SNR, gamma) on the error of x, over SNR on that of eps, over SNR + 1 on that of v."""
+    """The weight is min(SNR, gamma) for x, divided by SNR for eps, and by SNR + 1 for v."""
     x, guess = torch.rand(5, 2, 1, 4, 4) * 2 - 1, torch.randn(5, 2, 1, 4, 4)
     noise = torch.randn(5, 2, 1, 4, 4)
     t = torch.tensor([0.01, 0.1, 0.3, 0.6, 0.9])
@@ -122,7 +124,7 @@ def test_min_snr_weighs_the_error_of_what_is_predicted_as_hang_et_al_say(
         "v": (alpha * noise - sigma * x, capped / (snr + 1)),
     }[kind]
     expected = (weight * (guess - target) ** 2).mean()
-    found = diffusion_loss(
+    loss = diffusion_loss(
         lambda *_: guess,
         x,
         t=t,
@@ -130,52 +132,57 @@ def test_min_snr_weighs_the_error_of_what_is_predicted_as_hang_et_al_say(
         schedule=PAPER,
         objective=ObjectiveConfig(prediction=kind, min_snr_gamma=gamma, lesion_weight=1.0),  # type: ignore[arg-type]
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(loss, expected)
 
 
-def test_the_loss_counts_a_miss_tenfold_at_the_lesions_of_net2_alone() -> None:
+def test_loss_weights_lesion_voxels_of_net2_tenfold() -> None:
     x = torch.full((1, 2, 1, 1, 2), -1.0)
     x[0, 1, 0, 0, 0] = 1.0  # a lesion of NET2 ...
     x[0, 0, 0, 0, 1] = 1.0  # ... beside a bright voxel of FLAIR
     objective = ObjectiveConfig(prediction="x", weighting="x", lesion_weight=10.0)
 
-    def missed(channel: int, voxel: int) -> float:
+    def loss_of_error(channel: int, voxel: int) -> float:
         guess = x.clone()
         guess[0, channel, 0, 0, voxel] += 2.0
         return 4 * loss_of(lambda *_: guess, x, objective, t=torch.tensor([0.5])).item() / 2**2
 
-    assert [missed(0, 0), missed(0, 1), missed(1, 1), missed(1, 0)] == [1, 1, 1, 10]
+    assert [
+        loss_of_error(0, 0),
+        loss_of_error(0, 1),
+        loss_of_error(1, 1),
+        loss_of_error(1, 0),
+    ] == [1, 1, 1, 10]
 
 
 class ArmAlone(nn.Module):
-    """In place of the UNet: x_hat is a tenth of the arm's row, plus what the ControlNet adds."""
+    """Stand-in for the UNet: x_hat is a tenth of the arm's row, plus the ControlNet's residual."""
 
     def __init__(self) -> None:
         super().__init__()
         self.passes = 0
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: ControlNetOutput, load: None
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: ControlNetOutput, _: None
     ) -> Tensor:
         self.passes += 1
         return 0.1 * arm[:, None, None, None, None] + residuals.middle.expand(z.shape)
 
 
 class ConditionAlone(nn.Module):
-    """In place of the ControlNet: it adds the condition's mean."""
+    """Stand-in for the ControlNet, whose residual is the mean of the condition."""
 
     def encode(self, condition: Tensor, covariates: Tensor | None = None) -> PatientEncoding:
         assert covariates is None
         return PatientEncoding(condition.mean((1, 2, 3, 4), keepdim=True), None, None)
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, hint: PatientEncoding, load: None
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, patient: PatientEncoding, _: None
     ) -> ControlNetOutput:
-        return ControlNetOutput([], hint.features)
+        return ControlNetOutput([], patient.features)
 
 
 def arithmetic(lesion_weight: float = 1.0) -> LesionDiffusion:
-    """A model whose x_hat is 0.1 * arm + mean(condition); the null arm is row 2."""
+    """Return a model whose x_hat is 0.1 * arm + mean(condition). The null arm is row 2."""
     objective = ObjectiveConfig(prediction="x", lesion_weight=lesion_weight)
     config = ModelConfig(("a", "b"), TINY, objective=objective)
     return LesionDiffusion(ArmAlone(), ConditionAlone(), config)  # type: ignore[arg-type]
@@ -191,7 +198,7 @@ def arithmetic(lesion_weight: float = 1.0) -> LesionDiffusion:
         (9.0, 1.0),  # clamped
     ],
 )
-def test_guidance_moves_from_neither_condition_to_both_and_beyond(
+def test_guidance_interpolates_and_extrapolates_both_conditions(
     guidance: float, expected: float
 ) -> None:
     model, condition = arithmetic(), torch.full((1, 7, 3, 4, 4), 0.3)
@@ -200,7 +207,7 @@ def test_guidance_moves_from_neither_condition_to_both_and_beyond(
     torch.testing.assert_close(x_hat, torch.full((1, 2, 3, 4, 4), expected))
 
 
-def test_without_guidance_the_unconditional_network_does_not_run() -> None:
+def test_unconditional_network_does_not_run_without_guidance() -> None:
     model, condition = arithmetic(), torch.full((1, 7, 3, 4, 4), 0.3)
     for guidance, passes in ((1.0, 1), (2.0, 3)):
         denoise = model.denoiser(condition, torch.tensor([1]), guidance=guidance)
@@ -208,8 +215,8 @@ def test_without_guidance_the_unconditional_network_does_not_run() -> None:
         assert model.unet.passes == passes
 
 
-def test_flair_is_generated_along_and_dropped_from_what_is_drawn() -> None:
-    """Without its weight, a lesion of x_hat 0.4 has the probability 0.19 and x_hat -0.62."""
+def test_flair_is_sampled_too_but_masks_are_net2() -> None:
+    """Without the bias of the lesion weight, x_hat 0.4 becomes -0.62, a probability of 0.19."""
     model, condition = arithmetic(lesion_weight=10.0), torch.full((1, 7, 3, 4, 4), 0.3)
     arm, z = torch.tensor([1]), torch.zeros(1, 2, 3, 4, 4)
     x_hat = model.denoiser(condition, arm, guidance=1.0)(z, torch.zeros(1))
@@ -218,7 +225,7 @@ def test_flair_is_generated_along_and_dropped_from_what_is_drawn() -> None:
     assert not model.sample_masks(condition, arm, [0], SamplerConfig(num_steps=1)).any()
 
 
-def test_the_copy_in_the_controlnet_learns_apart_from_the_frozen_encoder() -> None:
+def test_encoder_copy_in_the_controlnet_shares_no_weight_with_the_unet() -> None:
     unet = UNet(TINY)
     control = ControlNet.from_unet(ControlConfig(), unet)
     shared = {id(p) for p in control.parameters()} & {id(p) for p in unet.parameters()}

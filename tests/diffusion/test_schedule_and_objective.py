@@ -1,4 +1,4 @@
-"""Schedule and objective against closed forms."""
+"""Noise schedule and objective against closed forms."""
 
 import math
 
@@ -19,32 +19,32 @@ from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at
 PAPER = ScheduleConfig()
 
 
-def test_the_schedule_is_the_interpolated_shifted_cosine() -> None:
+def test_schedule_is_the_interpolated_shifted_cosine() -> None:
     t = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     cosine = -2 * torch.log(torch.tan(math.pi * t / 2))
     expected = cosine + t * 2 * math.log(1 / 2) + (1 - t) * 2 * math.log(1 / 8)
     assert torch.allclose(logsnr_at(t, PAPER), expected, atol=3e-3)
 
 
-def test_the_schedule_falls_and_ends_where_the_truncation_says() -> None:
+def test_schedule_falls_between_its_limits() -> None:
     levels = logsnr_at(torch.linspace(0, 1, 101, dtype=torch.float64), PAPER)
     assert (levels.diff() < 0).all()
     assert levels[0].item() == pytest.approx(15 + PAPER.shift_data, abs=1e-6)
     assert levels[-1].item() == pytest.approx(-15 + PAPER.shift_noise, abs=1e-6)
 
 
-def test_t_is_found_from_logsnr() -> None:
+def test_t_from_logsnr_inverts_the_schedule() -> None:
     levels = torch.linspace(-16, 10, 27, dtype=torch.float64)
     assert torch.allclose(logsnr_at(t_from_logsnr(levels, PAPER), PAPER), levels, atol=1e-9)
 
 
-def test_the_process_preserves_variance() -> None:
+def test_process_preserves_variance() -> None:
     alpha, sigma = alpha_sigma(torch.linspace(-10, 10, 21))
     assert torch.allclose(alpha**2 + sigma**2, torch.ones(21))
 
 
 @pytest.mark.parametrize("kind", ["v", "eps", "x"])
-def test_a_perfect_prediction_recovers_x_and_costs_nothing(kind: str) -> None:
+def test_perfect_prediction_recovers_x_with_zero_loss(kind: str) -> None:
     x, noise = torch.randn(3, 2, 1, 4, 4), torch.randn(3, 2, 1, 4, 4)
     logsnr = torch.tensor([-3.0, 0.0, 3.0])
     alpha, sigma = (value[:, None, None, None, None] for value in alpha_sigma(logsnr))
@@ -56,7 +56,7 @@ def test_a_perfect_prediction_recovers_x_and_costs_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["v", "eps", "x"])
-def test_the_squared_error_is_that_of_x_hat_whatever_is_predicted(kind: str) -> None:
+def test_squared_error_is_that_of_x_hat_for_every_prediction(kind: str) -> None:
     x, noise, guess = (torch.randn(3, 2, 1, 4, 4, dtype=torch.float64) for _ in range(3))
     logsnr = torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
     alpha, sigma = (value[:, None, None, None, None] for value in alpha_sigma(logsnr))
@@ -66,7 +66,7 @@ def test_the_squared_error_is_that_of_x_hat_whatever_is_predicted(kind: str) -> 
     assert torch.allclose(error, (x - x_hat) ** 2)
 
 
-def test_odds_are_bayes_rule_for_a_binary_voxel() -> None:
+def test_log_odds_follow_bayes_rule_for_a_binary_voxel() -> None:
     prior, logsnr = 0.02, torch.tensor([-1.0], dtype=torch.float64)
     objective = ObjectiveConfig(prediction="log_odds", base_log_odds=math.log(prior / (1 - prior)))
     alpha, sigma = (value.item() for value in alpha_sigma(logsnr))
@@ -93,18 +93,18 @@ def test_cross_entropy_and_squared_error_have_the_same_minimiser() -> None:
         assert best == pytest.approx(math.log(0.03 / 0.97), abs=0.01)
 
 
-def test_cross_entropy_without_odds_is_refused() -> None:
-    with pytest.raises(ValueError, match="cross_entropy needs prediction log_odds, got v"):
+def test_cross_entropy_without_log_odds_is_rejected() -> None:
+    with pytest.raises(ValueError, match="expected prediction log_odds for cross_entropy, got v"):
         ObjectiveConfig(mask_loss="cross_entropy")
 
 
-def test_min_snr_caps_the_weight_at_gamma() -> None:
+def test_min_snr_weight_is_at_most_gamma() -> None:
     logsnr = torch.tensor([-2.0, 0.0, math.log(5.0), 4.0])
     weight = snr_weight(logsnr, ObjectiveConfig(weighting="min_snr", min_snr_gamma=5.0))
     assert weight.tolist() == pytest.approx([math.exp(-2), 1.0, 5.0, 5.0])
 
 
-def test_lesions_weigh_tenfold_on_the_net2_channels_only() -> None:
+def test_lesion_weight_applies_to_net2_only() -> None:
     x = torch.full((1, 2, 1, 2, 2), -1.0)
     x[0, :, 0, 0, 0] = 1.0
     weight = voxel_weight(x, ObjectiveConfig(lesion_weight=10.0, flair_weight=0.5))
@@ -112,13 +112,13 @@ def test_lesions_weigh_tenfold_on_the_net2_channels_only() -> None:
     assert weight[0, 1].flatten().tolist() == [10.0, 1.0, 1.0, 1.0]
 
 
-def test_the_lesion_weights_bias_is_undone_exactly() -> None:
+def test_bias_of_the_lesion_weight_is_removed_exactly() -> None:
     p = torch.linspace(0, 1, 11)
     q = 10 * p / (10 * p + 1 - p)
     assert torch.allclose(undo_lesion_weight(2 * q - 1, 10.0), 2 * p - 1, atol=1e-6)
 
 
-def test_the_loss_of_a_network_that_predicts_zero_is_the_weighted_power_of_its_target() -> None:
+def test_loss_of_a_zero_prediction_is_the_weighted_power_of_the_target() -> None:
     x, noise = torch.full((2, 2, 1, 2, 2), -1.0), torch.zeros(2, 2, 1, 2, 2)
     loss = diffusion_loss(
         lambda z, _: torch.zeros_like(z),

@@ -39,6 +39,7 @@ from lesioncast.parsing import parse_dataclass
 from lesioncast.training import randomness
 from lesioncast.training.experiment import Experiment, experiment_of, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
+from lesioncast.training.settings import DropoutRates
 from lesioncast.training.trainer import train
 from storage import Case, Store
 from tests.diffusion.test_networks import TINY, inputs, randomise
@@ -209,11 +210,16 @@ def test_guidance_drops_the_covariates_with_the_arm_and_the_images() -> None:
 
 
 def test_covariates_drop_at_their_rates_and_do_not_change_other_drops() -> None:
-    rates = {"arm_dropout": 0.3, "condition_dropout": 0.2, "channel_dropout": 0.1}
-    size = 20_000
-    before = randomness.condition_dropout(5, 0, batch_size=size, channels=7, **rates)
+    rates = DropoutRates(arm=0.3, condition=0.2, channel=0.1)
+    size, none = 20_000, np.zeros(7, bool)
+    before = randomness.condition_dropout(5, 0, batch_size=size, post_baseline=none, rates=rates)
     drawn = randomness.condition_dropout(
-        5, 0, batch_size=size, channels=7, covariates=4, covariate_dropout=0.25, **rates
+        5,
+        0,
+        batch_size=size,
+        post_baseline=none,
+        rates=replace(rates, covariate=0.25),
+        covariates=4,
     )
     assert before.covariates.shape == (size, 0)
     np.testing.assert_array_equal(before.arm, drawn.arm)
@@ -285,7 +291,7 @@ def bundle(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_a_bundle_stores_the_covariates_that_training_fitted(store: Store, bundle: Bundle) -> None:
     expected = fit_covariates(["age", "sex"], store.select(split="train"))
-    assert bundle.config.covariates == expected
+    assert bundle.config.model.covariates == expected
     card = (bundle.path / "README.md").read_text()
     assert "- Covariates, each of which may be missing: age, sex." in card
 
@@ -308,7 +314,7 @@ def test_a_forecast_uses_the_stores_covariates_and_runs_without_them(
 
     bare = replace(store, table=replace(store.table, cases=without(store)))
     with_values_read, without_read = (
-        store_reader(source, bundle.config) for source in (store, bare)
+        store_reader(source, bundle.config.model) for source in (store, bare)
     )
     assert np.array_equal(masks(with_values_read), masks(with_values_read))
     assert not np.array_equal(masks(with_values_read), masks(without_read))
@@ -326,7 +332,7 @@ def test_a_summary_lists_used_and_missing_covariates(
         cases,
         map(build_sampler(bundle.path, store.path, device="cpu"), batches),
         settings=settings,
-        origin=RunProvenance(bundle.digest, 0, covariates=bundle.config.covariates),
+        origin=RunProvenance(bundle.digest, 0, covariates=bundle.config.model.covariates),
         out=tmp_path,
         background=stored_flair(store),
     )

@@ -58,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_truth(folder / "bids", subject)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     write_bundle(folder / "bundle")
-    write_bundle(folder / "from_start", from_start=True)
+    write_bundle(folder / "baseline_only", baseline_only=True)
     return folder
 
 
@@ -128,7 +128,7 @@ def test_arms_are_compared_from_before_treatment_where_the_bundle_was_trained_fo
     ray_cluster: None, root: Path
 ) -> None:
     reports = {}
-    for name in ("bundle", "from_start"):
+    for name in ("bundle", "baseline_only"):
         out = root / f"evaluation_{name}"
         paths = ["--bundle", str(root / name), "--out", str(out)]
         assert evaluate.main(given(root, *paths)) == 0
@@ -137,7 +137,7 @@ def test_arms_are_compared_from_before_treatment_where_the_bundle_was_trained_fo
     sessions = (later.comparison_sessions, start.comparison_sessions)
     assert sessions == (("w000", "w048"), ("w000",))
     assert later.variants == start.variants  # on its own arm a case is shown all its images
-    sampler = build_sampler(root / "from_start", root / "store.zarr", device="cpu")
+    sampler = build_sampler(root / "baseline_only", root / "store.zarr", device="cpu")
     every, alone = (
         sampler((Sample(EnsembleRequest(1, 0, told), 7),)).masks() for told in (None, ("w000",))
     )
@@ -151,7 +151,7 @@ def test_a_forecast_from_before_treatment_says_so_or_is_refused(
 ) -> None:
     out = root / "compared"
     asked = ["--set", "forecast.sessions=[w000]", "--out", str(out), "--subjects", "sub-03"]
-    assert forecast.main(given(root, *asked, "--bundle", str(root / "from_start"))) == 0
+    assert forecast.main(given(root, *asked, "--bundle", str(root / "baseline_only"))) == 0
     record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
     assert record["sessions"] == ["w000"]
     assert FROM_START in record["notices"]
@@ -216,9 +216,10 @@ def test_a_bundle_for_other_slabs_or_arms_is_refused(root: Path, name: str) -> N
     store = open_store(root / "store.zarr")
     bundle = load_bundle(root / "bundle")
     if name == "arms":
-        bundle = replace(bundle, config=replace(bundle.config, arms=("a", "b", "c")))
+        changed = {"model": replace(bundle.config.model, arms=("a", "b", "c"))}
     else:
-        bundle = replace(bundle, **{name: (9, 9, 9)})
+        changed = {name: (9, 9, 9)}
+    bundle = replace(bundle, config=replace(bundle.config, **changed))
     with pytest.raises(ForecastError, match=rf"bundle's {name} .*convert"):
         check_compatible(bundle, store)
 

@@ -113,8 +113,9 @@ def test_both_jobs_end_in_a_bundle_and_may_be_run_again(
     assert pretrain.main(command) == 0
     assert finetune.main(command) == 0
     bundle = load_bundle(tmp_path / "tiny/bundle")
-    assert bundle.from_start
-    assert (bundle.config.arms, bundle.slab, bundle.spacing) == (ARMS, SLAB, SPACING)
+    assert bundle.config.baseline_only
+    assert bundle.config.model.arms == ARMS
+    assert (bundle.config.slab, bundle.config.spacing) == (SLAB, SPACING)
 
     assert finetune.main(command) == 0
     assert "finetune: finished already" in caplog.text

@@ -56,7 +56,7 @@ KEYS = {"hospital-a": "the key of a", "hospital-b": "the key of b"}
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("service")
     write_store(folder / "store.zarr", folder / "bids", test=4)
-    write_bundle(folder / "bundle", from_start=True)
+    write_bundle(folder / "bundle", baseline_only=True)
     lines = [key_line(name, key) for name, key in KEYS.items()]
     (folder / "keys.txt").write_text("".join(lines))
     return folder

@@ -115,7 +115,7 @@ def write_bundle(
     path: Path,
     *,
     num_steps: int = 3,
-    from_start: bool = False,
+    baseline_only: bool = False,
     covariates: tuple[Covariate, ...] = (),
 ) -> None:
     """Networks of random weights for the store's cases, which the condition moves too."""
@@ -134,7 +134,7 @@ def write_bundle(
         SLAB,
         SPEC.spacing,
         SamplerConfig(num_steps=num_steps),
-        from_start=from_start,
+        baseline_only=baseline_only,
     )
     metrics = {"data": "8 training cases of a made-up trial.", "stages": {}}
     save_bundle(path, config, unet=unet.state_dict(), control=control.state_dict(), metrics=metrics)

@@ -1,16 +1,23 @@
-"""Data whose denoiser is known: the error of a sampler against the exact answer.
+"""Denoisers in closed form, and the error of a sampler on their data.
 
-Gaussian data: a solver is then linear in its noise, so that unit vectors in place of the noise
-carry its coefficients, and the standard deviation is their norm, without any sampling. Binary data:
-a lesion of `voxels` that are all there or all not, so that only the mean of z over them matters.
+Gaussian data: a solver is then linear in its noise. Unit vectors in place of the noise give its
+coefficients, and the norm of the coefficients is the standard deviation, without any sampling.
+Binary data: the voxels of a lesion are all 1 or all -1, so that only the mean of z over them
+matters.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lesioncast.diffusion.continuous_batching import (
+    ContinuousBatcher,
+    ReverseProcess,
+    run_until_idle,
+)
 from lesioncast.diffusion.objective import Denoiser
 from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, expand_to
 from lesioncast.diffusion.solvers import (
@@ -25,7 +32,7 @@ DEVIATIONS = (0.1, 0.3, 0.5, 1.0)
 
 
 def gaussian_denoiser(mean: float, deviation: float) -> Denoiser:
-    """Return E[x | z_t] for x ~ N(mean, deviation^2)."""
+    """Return the denoiser E[x | z_t] of x ~ N(mean, deviation^2)."""
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
         alpha, sigma = (expand_to(value, z) for value in alpha_sigma(logsnr))
@@ -36,7 +43,7 @@ def gaussian_denoiser(mean: float, deviation: float) -> Denoiser:
 
 
 def lesion_denoiser(share: float, voxels: int) -> Denoiser:
-    """Return E[x | z_t] for x = sqrt(voxels) with probability `share`, else its negative."""
+    """Return E[x | z_t] of x = sqrt(voxels) with probability `share`, else -sqrt(voxels)."""
     prior, size = math.log(share / (1 - share)), math.sqrt(voxels)
 
     def denoise(z: Tensor, logsnr: Tensor) -> Tensor:
@@ -46,32 +53,51 @@ def lesion_denoiser(share: float, voxels: int) -> Denoiser:
     return denoise
 
 
+def sample(
+    denoise: Denoiser,
+    *,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    schedule: ScheduleConfig,
+    sampler: SamplerConfig,
+    is_decided: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Sample one x of `shape` per seed from one denoiser for all: [n, *shape]."""
+    process = ReverseProcess[None](
+        lambda _: denoise, shape=shape, schedule=schedule, sampler=sampler, is_decided=is_decided
+    )
+    batcher = ContinuousBatcher(process, slots=len(seeds))
+    return run_until_idle(batcher, [None] * len(seeds), seeds)
+
+
 def spread_error(deviation: float, schedule: ScheduleConfig, sampler: SamplerConfig) -> float:
     """Return the sampled standard deviation of Gaussian data over the exact one, minus 1."""
     units = torch.eye(sampler.num_steps + 1, dtype=torch.float64)
-    x = _follow(gaussian_denoiser(0.0, deviation), units, schedule, sampler)
+    x = _run_solver(gaussian_denoiser(0.0, deviation), units, schedule, sampler)
     return float(x.norm() / deviation) - 1
 
 
 def share_error(
     share: float, voxels: int, schedule: ScheduleConfig, sampler: SamplerConfig, *, batches: int
 ) -> float:
-    """Return the sampled share of lesions over the exact one, minus 1, from Sobol points.
+    """Return the sampled share of lesions over the exact one, minus 1.
 
-    Its own standard error is at most sqrt((1 - share) / share / 32768 / batches).
+    Each batch has 32768 Sobol points. The standard error is at most
+    sqrt((1 - share) / share / 32768 / batches).
     """
     sobol = torch.quasirandom.SobolEngine(sampler.num_steps + 1, scramble=True, seed=0)
-    denoise, drawn = lesion_denoiser(share, voxels), []
+    denoise, shares = lesion_denoiser(share, voxels), []
     for _ in range(batches):
         uniform = sobol.draw(2**15, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-        x = _follow(denoise, torch.special.ndtri(uniform).T.contiguous(), schedule, sampler)
-        drawn.append(float((x > 0).double().mean()))
-    return sum(drawn) / batches / share - 1
+        x = _run_solver(denoise, torch.special.ndtri(uniform).T.contiguous(), schedule, sampler)
+        shares.append(float((x > 0).double().mean()))
+    return sum(shares) / batches / share - 1
 
 
-def _follow(
+def _run_solver(
     denoise: Denoiser, noise: Tensor, schedule: ScheduleConfig, sampler: SamplerConfig
 ) -> Tensor:
+    """Return x from noise [num_steps + 1, n]: the start, then one row per step."""
     steps = solver_coefficients(schedule, sampler)
     state = initial_state(noise[:1])
     for row in noise[1:]:

@@ -1,4 +1,4 @@
-"""A training run of seconds: small random cases, networks of a few thousand weights."""
+"""Training runs of seconds: small random cases and networks of a few thousand weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ SETTINGS = TrainSettings(
 
 
 def random_rows(cases: int = CASES, seed: int = 0) -> dict[str, np.ndarray]:
-    """What a store would give: every third case active, case 1 without w000 gadolinium mask."""
+    """Return random columns of a store: every third case is active, case 1 lacks w000/gad."""
     rng = np.random.default_rng(seed)
     masks = rng.random((cases, 3, 3, *SLAB)) < 0.1
     masks[:, 2, 2] &= (np.arange(cases) % 3 == 0)[:, None, None, None]
@@ -60,24 +60,27 @@ def random_rows(cases: int = CASES, seed: int = 0) -> dict[str, np.ndarray]:
 def tiny_cache(
     root: Path, rows: dict[str, np.ndarray] | None = None, name: str = "tiny"
 ) -> CaseSelection:
-    """A cache below `root`, filled for both stages, whose store does not exist."""
+    """Fill a cache below `root` for both stages. Its store does not exist."""
     rows = random_rows() if rows is None else rows
-    cache = CaseSelection(
+    selection = CaseSelection(
         Path("/no/store"), tuple(rows["case"].tolist()), name, (root,), SLAB, "inputs"
     )
-    fill(cache, given(rows))
-    fill(replace(cache, sessions=("w096",)), given(rows))
-    return cache
+    fill(selection, reader_of(rows))
+    fill(replace(selection, sessions=("w096",)), reader_of(rows))
+    return selection
 
 
-def given(rows: dict[str, np.ndarray]) -> Reader:
-    """Reads the rows as a store that holds them would be."""
+def reader_of(rows: dict[str, np.ndarray]) -> Reader:
+    """Return a reader that gives `rows` in place of a store."""
 
-    def read(cache: CaseSelection, columns: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
-        places = session_indices(cache.sessions)
+    def read(selection: CaseSelection, columns: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
+        sessions = session_indices(selection.sessions)
         by_session = ("flair", "masks", "present")
         return [
-            {name: rows[name][:, places] if name in by_session else rows[name] for name in columns}
+            {
+                name: rows[name][:, sessions] if name in by_session else rows[name]
+                for name in columns
+            }
         ]
 
     return read
@@ -89,10 +92,11 @@ def tiny_cases(
     *,
     covariates: np.ndarray | None = None,
 ) -> CaseDataset:
-    """The cases of a tiny cache."""
-    cache = replace(tiny_cache(root, rows), covariates=covariates)
-    return open_cases(cache, given({}))
+    """Return the cases of a tiny cache."""
+    selection = replace(tiny_cache(root, rows), covariates=covariates)
+    return open_cases(selection, reader_of({}))
 
 
-def tiny_experiment(root: Path, cache: CaseSelection | None = None) -> Experiment:
-    return Experiment(MODEL, cache or tiny_cache(root / "cache"), root / "runs", seed=7)
+def tiny_experiment(root: Path, cases: CaseSelection | None = None) -> Experiment:
+    """Return an experiment on tiny networks; its runs and its cache lie below `root`."""
+    return Experiment(MODEL, cases or tiny_cache(root / "cache"), root / "runs", seed=7)

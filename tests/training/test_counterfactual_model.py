@@ -1,4 +1,4 @@
-"""The model of the paper's section 4.4: images of w000 alone, from training to a forecast."""
+"""Counterfactual model (paper, section 4.4): baseline images alone, from training to forecast."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,7 @@ SETTINGS_OF_STAGE = replace(SETTINGS, steps=2, warmup=1, checkpoint_every=2)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Bundle, Experiment]:
-    """Both stages on a small store, with three channels, and the bundle that came of them."""
+    """Return a store, the bundle trained on it with baseline channels, and the experiment."""
     folder = tmp_path_factory.mktemp("counterfactual")
     store = write_store(folder / "store.zarr", folder / "bids", test=2, train=8)
     unet = replace(MODEL.unet, slices=SLAB[0], arms=len(SPEC.arms))
@@ -67,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Bundle, Ex
     return store, load_bundle(folder / "bundle"), experiment
 
 
-def test_the_counterfactual_preset_is_the_papers_but_for_its_condition() -> None:
+def test_counterfactual_preset_differs_from_the_paper_in_its_condition_only() -> None:
     paper, preset = (load_config(CONFIGS / f"{name}.yaml") for name in ("paper", "counterfactual"))
     assert preset.control.condition == W000
     assert replace(preset, name="paper", control=paper.control) == paper
@@ -77,18 +77,18 @@ def test_the_counterfactual_preset_is_the_papers_but_for_its_condition() -> None
     assert first.in_channels == 45
 
 
-def test_the_paper_conditions_on_all_that_is_known_before_w096() -> None:
-    known = [
+def test_paper_conditions_on_every_channel_before_w096() -> None:
+    before_w096 = [
         f"{session}/{channel}"
         for session in SESSIONS[:2]
         for channel in CHANNELS
         if (session, channel) != ("w000", "net2")  # nothing is new at the first session
     ]
-    assert list(ControlConfig().condition) == known
+    assert list(ControlConfig().condition) == before_w096
 
 
 @pytest.mark.parametrize("config", ["demo", "small", "paper"])
-def test_any_configuration_takes_the_condition_of_w000(config: str) -> None:
+def test_every_configuration_accepts_the_baseline_condition(config: str) -> None:
     override = f"control.condition=[{', '.join(W000)}]"
     assert load_config(CONFIGS / f"{config}.yaml", [override]).model.control.channels == 3
 
@@ -96,22 +96,20 @@ def test_any_configuration_takes_the_condition_of_w000(config: str) -> None:
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("[w000/flair, w096/net2]", "known when w096 is forecast; got w096/net2; nearest: w048/n"),
+        ("[w000/flair, w096/net2]", "exist before w096, got w096/net2; nearest: w048/n"),
         ("[w096/flair]", "got w096/flair; nearest: w048/flair"),
         ("[w000/t3]", "control: condition: expected .* got w000/t3; nearest: w000/t2"),
         ("[w000/net2]", "got w000/net2; nearest: w000/t2"),
-        ("[]", r"one channel or more, each once, got \[\]"),
+        ("[]", r"one or more channels, each once, got \[\]"),
         ("[w000/t2, w000/t2]", r"each once, got \[w000/t2, w000/t2\]; name each channel once"),
     ],
 )
-def test_what_is_not_known_before_w096_is_refused_as_a_condition(
-    condition: str, message: str
-) -> None:
+def test_invalid_condition_channels_are_rejected(condition: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(CONFIGS / "demo.yaml", [f"control.condition={condition}"])
 
 
-def test_training_shows_the_named_channels_alone(
+def test_training_batch_has_the_named_channels_only(
     trained: tuple[Store, Bundle, Experiment],
 ) -> None:
     _, _, experiment = trained
@@ -119,8 +117,10 @@ def test_training_shows_the_named_channels_alone(
     rows = np.arange(4)
 
     def condition(names: tuple[str, ...]) -> torch.Tensor:
-        drops = ConditionDropout(*(np.zeros(shape, bool) for shape in (4, (4, len(names)), (4, 0))))
-        batch = cases.batch(rows, drops, null_arm=3, condition=parse_channels(names))
+        dropout = ConditionDropout(
+            *(np.zeros(shape, bool) for shape in (4, (4, len(names)), (4, 0)))
+        )
+        batch = cases.batch(rows, dropout, null_arm=3, condition=parse_channels(names))
         assert batch.condition is not None
         return batch.condition
 
@@ -128,34 +128,36 @@ def test_training_shows_the_named_channels_alone(
     assert torch.equal(condition(("w048/net2",)), condition(CONDITION)[:, 6:])
 
 
-def test_a_bundle_says_itself_what_it_is_conditioned_on(
+def test_bundle_states_its_condition_channels(
     trained: tuple[Store, Bundle, Experiment],
 ) -> None:
     store, bundle, _ = trained
-    assert bundle.config.control.condition == W000
+    assert bundle.config.model.control.condition == W000
     assert (
         "a patient's images (w000/flair, w000/t2, w000/gad)"
         in (bundle.path / "README.md").read_text()
     )
 
-    def told(channels: tuple[str, ...]) -> np.ndarray:
-        control = replace(bundle.config.control, condition=channels)
-        return store_reader(store, replace(bundle.config, control=control))(ModelInput(0)).condition
+    def condition(channels: tuple[str, ...]) -> np.ndarray:
+        control = replace(bundle.config.model.control, condition=channels)
+        return store_reader(store, replace(bundle.config.model, control=control))(
+            ModelInput(0)
+        ).condition
 
-    assert told(W000).shape == (3, *SLAB)
-    np.testing.assert_array_equal(told(W000), told(CONDITION)[:3])
+    assert condition(W000).shape == (3, *SLAB)
+    np.testing.assert_array_equal(condition(W000), condition(CONDITION)[:3])
 
 
-def test_a_bundle_that_sees_w000_alone_has_nothing_to_leave_out(
+def test_baseline_bundle_supports_baseline_images_only(
     trained: tuple[Store, Bundle, Experiment],
 ) -> None:
-    """Whatever its stage 2 was trained with, its arms are compared by all that it sees."""
-    bundle = replace(trained[1], from_start=True)
+    """A baseline bundle compares arms on all its images, even if trained with session dropout."""
+    bundle = replace(trained[1], config=replace(trained[1].config, baseline_only=True))
     assert supported_sessions(bundle) == (("w000",),)
     assert comparison_sessions(bundle) is None
 
 
-def test_a_forecast_needs_no_flags_and_names_w000_as_its_source(
+def test_forecast_of_a_baseline_bundle_names_the_baseline_image_as_its_source(
     trained: tuple[Store, Bundle, Experiment], tmp_path: Path
 ) -> None:
     store, bundle, _ = trained
@@ -163,7 +165,7 @@ def test_a_forecast_needs_no_flags_and_names_w000_as_its_source(
     cases = subjects_to_forecast(store, (), number=1)
     _, _, batches = forecast_batches(cases, arms=3, settings=settings, seed=0)
     sampler = build_sampler(bundle.path, store.path, device="cpu")
-    records = forecast_all(
+    summaries = forecast_all(
         store,
         cases,
         map(sampler, batches),
@@ -172,7 +174,7 @@ def test_a_forecast_needs_no_flags_and_names_w000_as_its_source(
         out=tmp_path,
         background=bids_flair(Path(store.table.bids), LAYOUT),
     )
-    assert list(next(records)["arms"]) == list(SPEC.arms)
+    assert list(next(summaries)["arms"]) == list(SPEC.arms)
     image = forecast_path(tmp_path, "sub-01", "placebo")
     sidecar = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
     assert sidecar["Sources"] == ["bids:raw:sub-01/ses-w000/anat/sub-01_ses-w000_FLAIR.nii.gz"]

@@ -1,4 +1,4 @@
-"""Where a node keeps its cases follows from sizes, and no batch depends on it."""
+"""A node's cache goes where it fits, and no batch depends on where it is."""
 
 import fcntl
 from dataclasses import replace
@@ -19,6 +19,7 @@ from lesioncast.training.data.selection import CaseSelection, training_cases
 from lesioncast.training.experiment import Experiment, finetune_stage, pretrain_stage
 from lesioncast.training.progress import read_metrics
 from lesioncast.training.randomness import condition_dropout
+from lesioncast.training.settings import DropoutRates
 from lesioncast.training.trainer import train
 from storage import Store, StoreError
 from tests.support.forecast import SPEC, write_store
@@ -35,24 +36,27 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def cache(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaseSelection:
-    """A node with two folders, the first of which counts as memory; neither is full."""
+    """Return a selection with two roots, the first of which counts as memory; neither is full."""
     monkeypatch.setattr(cache_location, "MEMORY", tmp_path / "memory")
     roots = (tmp_path / "memory" / "lesioncast", tmp_path / "disk")
     return replace(training_cases(store, SPEC.arms), roots=roots)
 
 
-def rooms(monkeypatch: pytest.MonkeyPatch, sizes: dict[Path, int]) -> None:
+def set_available_bytes(monkeypatch: pytest.MonkeyPatch, sizes: dict[Path, int]) -> None:
     monkeypatch.setattr(cache_location, "available_bytes", lambda root: sizes[root])
 
 
-def batch(cases: CaseDataset, rows: list[int], condition: tuple[str, ...] | None) -> Batch:
+def dropout_batch(cases: CaseDataset, rows: list[int], condition: tuple[str, ...] | None) -> Batch:
     channels = len(condition or CONDITION)
-    lost = condition_dropout(
-        1, 2, batch_size=len(rows), channels=channels,
-        arm_dropout=0.3, condition_dropout=0.1, channel_dropout=0.2,
-    )  # fmt: skip
-    wanted = None if condition is None else parse_channels(condition)
-    return cases.batch(np.array(rows), lost, null_arm=3, condition=wanted)
+    dropout = condition_dropout(
+        1,
+        2,
+        batch_size=len(rows),
+        post_baseline=np.zeros(channels, bool),
+        rates=DropoutRates(arm=0.3, condition=0.1, channel=0.2),
+    )
+    parsed = None if condition is None else parse_channels(condition)
+    return cases.batch(np.array(rows), dropout, null_arm=3, condition=parsed)
 
 
 @pytest.mark.parametrize("condition", [None, CONDITION, ("w000/flair", "w000/t2")])
@@ -69,25 +73,27 @@ def test_streamed_batches_equal_cached_ones_to_the_last_bit(
     for name in ("present", "arm", "active"):
         np.testing.assert_array_equal(getattr(streamed, name), getattr(cached, name))
     for rows in ([0, 1, 2], [7, 3, 7, 0, 3]):  # a batch that spans epochs repeats cases
-        one, other = (batch(cases, rows, condition) for cases in (cached, streamed))
+        one, other = (dropout_batch(cases, rows, condition) for cases in (cached, streamed))
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.arm, other.arm)
         assert (one.condition is None) == (condition is None)
         assert one.condition is None or torch.equal(one.condition, other.condition)
 
 
-def test_a_store_that_was_converted_anew_meanwhile_is_not_read(cache: CaseSelection) -> None:
+def test_store_converted_again_during_the_run_is_refused(cache: CaseSelection) -> None:
     streamed = replace(cache, limit=0)
-    for each in (cache, streamed):  # the indices may be other patients' by now
+    for selection in (cache, streamed):  # the indices may now be those of other patients
         with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
-            fill(replace(each, inputs="before"), read_in_process)
-        fill(each, read_in_process)
-    assert not open_cases(replace(cache, inputs="before"), read_in_process).streamed  # kept before
+            fill(replace(selection, inputs="before"), read_in_process)
+        fill(selection, read_in_process)
+    assert not open_cases(
+        replace(cache, inputs="before"), read_in_process
+    ).streamed  # cached before
     with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
         open_cases(replace(streamed, inputs="before"), read_in_process)
 
 
-def test_a_streamed_run_ends_in_the_weights_of_a_cached_one(
+def test_streamed_run_gives_the_weights_of_a_cached_run(
     cache: CaseSelection, tmp_path: Path
 ) -> None:
     unet = replace(MODEL.unet, slices=SPEC.slab[0], arms=len(SPEC.arms))
@@ -107,7 +113,7 @@ def test_a_streamed_run_ends_in_the_weights_of_a_cached_one(
     assert [line["loss"] for line in same] == [line["loss"] for line in curve]
 
 
-def test_memory_comes_before_disk_and_disk_before_the_store(
+def test_memory_is_preferred_to_disk_and_disk_to_the_store(
     cache: CaseSelection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory, disk = cache.roots
@@ -116,20 +122,20 @@ def test_memory_comes_before_disk_and_disk_before_the_store(
         ("large", (cache.size - 1, cache.size), disk),
         ("huge", (cache.size - 1, cache.size - 1), None),
     ):
-        rooms(monkeypatch, dict(zip(cache.roots, sizes, strict=True)))
-        kept = fill(replace(cache, digest=name), read_in_process)
-        assert kept.streamed == (expected is None)
-        assert kept.folder.parent == (expected or disk)
-        where = f"kept in {expected}" if expected else "streamed from the store"
+        set_available_bytes(monkeypatch, dict(zip(cache.roots, sizes, strict=True)))
+        cached = fill(replace(cache, digest=name), read_in_process)
+        assert cached.streamed == (expected is None)
+        assert cached.folder.parent == (expected or disk)
+        where = f"cached in {expected}" if expected else "streamed from the store"
         gib = f"{cache.size / GIB:.2f} GiB"
-        assert kept.remark.startswith(f"{gib} of cases {where}")
-        assert kept.remark.endswith(f"in {memory}, {sizes[1] / GIB:.2f} GiB in {disk}")
-    assert {path.name for path in kept.folder.iterdir()} == {
+        assert cached.description.startswith(f"{gib} of cases {where}")
+        assert cached.description.endswith(f"in {memory}, {sizes[1] / GIB:.2f} GiB in {disk}")
+    assert {path.name for path in cached.folder.iterdir()} == {
         "active.npy", "arm.npy", "present.npy",
     }  # fmt: skip
 
 
-def test_one_session_takes_a_third_of_three(cache: CaseSelection) -> None:
+def test_one_session_takes_a_third_of_three_sessions(cache: CaseSelection) -> None:
     alone = replace(cache, sessions=("w096",))
     assert 3 * alone.size == cache.size
     assert alone.name != cache.name
@@ -139,7 +145,7 @@ def test_one_session_takes_a_third_of_three(cache: CaseSelection) -> None:
     np.testing.assert_array_equal(cases.flair[:], whole.flair[:, 2:])
 
 
-def test_memory_is_given_back_and_what_a_killed_run_left_is_cleared(cache: CaseSelection) -> None:
+def test_memory_is_released_and_caches_of_killed_runs_are_removed(cache: CaseSelection) -> None:
     memory = cache.roots[0]
     killed, filling = replace(cache, digest="killed"), replace(cache, digest="filling")
     left = fill(killed, read_in_process).folder
@@ -153,10 +159,12 @@ def test_memory_is_given_back_and_what_a_killed_run_left_is_cleared(cache: CaseS
         assert partial.is_dir()
     release(cache)
     assert not (memory / cache.name).exists()
-    assert cases.flair[:].any()  # who has it open reads on
+    assert cases.flair[:].any()  # an open cache stays readable
 
 
-def test_room_is_half_of_free_memory_within_the_containers_limit(tmp_path: Path) -> None:
+def test_available_bytes_are_half_of_the_free_memory_within_the_container_limit(
+    tmp_path: Path,
+) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:  8 kB\nMemAvailable:    4000 kB\n")
     assert memory_available(meminfo, tmp_path) == 4_096_000
@@ -170,9 +178,7 @@ def test_room_is_half_of_free_memory_within_the_containers_limit(tmp_path: Path)
     )
 
 
-def test_a_disk_that_fills_up_is_an_error_and_no_crash(
-    cache: CaseSelection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_raises_an_error(cache: CaseSelection, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -182,7 +188,7 @@ def test_a_disk_that_fills_up_is_an_error_and_no_crash(
     assert not (cache.roots[0] / cache.name).exists()
 
 
-def test_the_environment_names_the_one_folder_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_names_the_only_cache_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LESIONCAST_CACHE", "/scratch/cases")
     assert cache_roots() == (Path("/scratch/cases"),)
     monkeypatch.delenv("LESIONCAST_CACHE")

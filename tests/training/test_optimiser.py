@@ -1,4 +1,4 @@
-"""Rates, averages, settings and what is said on the way."""
+"""Learning rate, moving average, settings, and the progress of a run."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ from lesioncast.training.state import ema_decay, learning_rate, update_ema
 from tests.support.training import SETTINGS
 
 
-def test_the_average_is_the_closed_form_of_its_decays() -> None:
+def test_moving_average_equals_its_closed_form() -> None:
     values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     averaged = {"w": values[0].clone()}
     for step, value in enumerate(values[1:]):
@@ -31,7 +31,7 @@ def test_the_average_is_the_closed_form_of_its_decays() -> None:
     assert float(share.sum()) == pytest.approx(1)
 
 
-def test_the_rate_rises_linearly_and_falls_as_a_cosine_to_zero() -> None:
+def test_learning_rate_rises_linearly_and_decays_as_a_cosine() -> None:
     settings = TrainSettings(steps=100, warmup=10, learning_rate=2.0)
     rates = [learning_rate(step, settings) for step in range(101)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
@@ -41,15 +41,17 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine_to_zero() -> None:
     assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
-def test_a_loss_that_is_no_number_names_its_step() -> None:
+def test_non_finite_loss_stops_with_its_step() -> None:
     window = MetricsWindow("pretrain")
     for step, loss in [(11, 1.0), (12, float("nan")), (13, float("nan"))]:
         window.record(step, torch.tensor(loss), torch.tensor(loss))
-    with pytest.raises(NonFiniteLossError, match=r"pretrain: the loss is nan .* at step 12"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"pretrain: expected a finite .* got loss nan .* at step 12"
+    ):
         window.close(batch_size=4)
 
 
-def test_an_infinite_gradient_stops_too() -> None:
+def test_infinite_gradient_norm_stops_with_its_step() -> None:
     window = MetricsWindow("pretrain")
     window.record(5, torch.tensor(0.1), torch.tensor(float("inf")))
     with pytest.raises(NonFiniteLossError, match="gradient norm inf at step 5"):
@@ -59,12 +61,12 @@ def test_an_infinite_gradient_stops_too() -> None:
 @pytest.mark.parametrize(
     ("rate", "left"), [(10.0, "48 s left"), (3.1, "3 min left"), (0.05, "2.7 h left")]
 )
-def test_the_progress_line_says_how_long_it_takes(rate: float, left: str) -> None:
+def test_progress_line_shows_the_remaining_time(rate: float, left: str) -> None:
     line = progress_line({"step": 120, "loss": 0.01234, "steps_per_s": rate}, steps=600)
     assert line == f"step 120/600  loss 0.0123  {rate:g} steps/s  {left}"
 
 
-def test_a_resumed_run_rewrites_the_lines_after_its_checkpoint(tmp_path: Path) -> None:
+def test_truncate_metrics_removes_lines_after_the_checkpoint(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         append_metrics(tmp_path, {"step": step, "loss": 1.0})
     truncate_metrics(tmp_path, 4)
@@ -80,10 +82,10 @@ def test_a_resumed_run_rewrites_the_lines_after_its_checkpoint(tmp_path: Path) -
         ({"precision": "float16"}, "precision: expected float32 or bfloat16, got float16"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(change: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_rejected(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SETTINGS, **change)
 
 
-def test_what_is_operational_are_settings() -> None:
+def test_non_identity_fields_are_settings() -> None:
     assert set(NON_IDENTITY_FIELDS) <= {field.name for field in dataclasses.fields(TrainSettings)}

@@ -1,4 +1,4 @@
-"""The paper's recipe, claim by claim: what a step of each stage sees, changes and leaves alone."""
+"""The paper's training recipe, claim by claim: inputs, gradients and dropout of each stage."""
 
 import math
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from lesioncast.training.data.node_cache import open_cases, read_in_process
 from lesioncast.training.experiment import Stage, finetune_stage, pretrain_stage
 from lesioncast.training.loop import batch_loss, batches
 from lesioncast.training.modules import FinetuneModule, PretrainModule
-from lesioncast.training.settings import TrainSettings
+from lesioncast.training.settings import DropoutRates, TrainSettings
 from lesioncast.training.state import initial_state
 from lesioncast.training.worker import Worker
 from tests.diffusion.test_networks import randomise
@@ -45,7 +45,7 @@ def lone_worker(settings: TrainSettings) -> Worker:
 
 
 def networks(control: ControlConfig = MODEL.control, loads: tuple[int, ...] = ()) -> FinetuneModule:
-    """Stage 2 at its first step, upon a UNet none of whose weights is zero."""
+    """Return stage 2 at its first step, on a UNet of random weights."""
     torch.manual_seed(0)
     unet = UNet(replace(MODEL.unet, lesion_load_thresholds=loads))
     randomise(unet)
@@ -53,7 +53,7 @@ def networks(control: ControlConfig = MODEL.control, loads: tuple[int, ...] = ()
 
 
 def stage_two(root: Path, settings: TrainSettings) -> Stage:
-    """Stage 2 on cases that have an arm and every channel; its networks are built elsewhere."""
+    """Return the run of stage 2 on cases that have an arm and every channel."""
     rows = random_rows()
     rows["arm"][:] = ARM
     rows["present"][:] = True
@@ -61,8 +61,8 @@ def stage_two(root: Path, settings: TrainSettings) -> Stage:
     return finetune_stage(settings, experiment, Checkpoint(root / "unused", 1, {}, {}))
 
 
-def seen(stage: Stage, *, steps: int) -> Iterator[Batch]:
-    """The batches of the first steps of `stage`."""
+def first_batches(stage: Stage, *, steps: int) -> Iterator[Batch]:
+    """Yield the batches of the first steps of `stage`."""
     stage = replace(stage, settings=replace(stage.settings, steps=steps))
     cases = open_cases(stage.experiment.cases, read_in_process)
     for _, batch in batches(stage, cases, lone_worker(stage.settings), first=0):
@@ -73,7 +73,7 @@ def seen(stage: Stage, *, steps: int) -> Iterator[Batch]:
 @pytest.mark.parametrize("control", [MODEL.control, ControlConfig(burden=True, voxel_mlp_width=4)])
 @pytest.mark.parametrize("loads", [(), (1, 5)], ids=["", "loads"])
 @torch.no_grad()
-def test_stage_two_predicts_at_its_first_step_what_stage_one_did_to_the_last_bit(
+def test_stage_two_starts_with_the_predictions_of_stage_one_to_the_last_bit(
     control: ControlConfig, reduced: bool, loads: tuple[int, ...]
 ) -> None:
     second = networks(control, loads)
@@ -83,19 +83,19 @@ def test_stage_two_predicts_at_its_first_step_what_stage_one_did_to_the_last_bit
     load = torch.tensor([1, 2, 1, 2]) if loads else None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced):
         expected = first(z, logsnr, arm, None, None, load)
-        found = second(z, logsnr, arm, condition, None, load)
-    assert torch.equal(found, expected)
+        actual = second(z, logsnr, arm, condition, None, load)
+    assert torch.equal(actual, expected)
     randomise(second.control.zero_middle)
     other = second(z, logsnr, arm, condition, None, load)
     assert not torch.equal(other, expected)
 
 
-def test_steps_of_stage_two_move_the_controlnet_and_no_bit_of_the_unet(tmp_path: Path) -> None:
+def test_stage_two_trains_the_controlnet_and_changes_no_bit_of_the_unet(tmp_path: Path) -> None:
     settings = replace(SETTINGS, batch_size=4, warmup=0)
     stage, both = stage_two(tmp_path, settings), networks().train()
     state = initial_state(both, settings)
     before = {name: tensor.clone() for name, tensor in both.state_dict().items()}
-    for step, batch in enumerate(seen(stage, steps=4)):
+    for step, batch in enumerate(first_batches(stage, steps=4)):
         loss = batch_loss(both, batch, step, stage=stage, worker=lone_worker(settings))
         loss.backward()
         assert all(parameter.grad is None for parameter in both.unet.parameters())
@@ -112,15 +112,15 @@ def test_steps_of_stage_two_move_the_controlnet_and_no_bit_of_the_unet(tmp_path:
 
 @pytest.mark.parametrize("loads", [(), (1, 19)], ids=["", "loads"])
 @torch.no_grad()
-def test_the_loss_of_a_batch_is_that_of_its_shares_on_workers(
+def test_loss_of_a_batch_is_the_mean_over_its_shares_on_workers(
     tmp_path: Path, loads: tuple[int, ...]
 ) -> None:
-    """The third case of the batch alone has lesions, so that one worker's share has none."""
+    """Only the third case of the batch has lesions, so that one worker's share has none."""
     settings = replace(SETTINGS, batch_size=4)
     stage = stage_two(tmp_path, settings)
     model = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=loads))
     stage = replace(stage, experiment=replace(stage.experiment, model=model))
-    both, batch = networks(loads=loads), next(seen(stage, steps=1))
+    both, batch = networks(loads=loads), next(first_batches(stage, steps=1))
     batch.x[[0, 1, 3], 1] = -1
     batch.x[2, 1, 0, 0, :3] = 1
     whole = batch_loss(both, batch, 5, stage=stage, worker=lone_worker(settings))
@@ -137,25 +137,23 @@ def test_the_loss_of_a_batch_is_that_of_its_shares_on_workers(
 
 
 def within(count: int, *, of: int, rate: float) -> bool:
-    """Whether a count lies within four standard deviations of its binomial."""
+    """Return True if a count is within four standard deviations of its binomial mean."""
     return abs(count - of * rate) < 4 * math.sqrt(of * rate * (1 - rate))
 
 
 @pytest.mark.parametrize(("arm_dropout", "condition_dropout"), [(0.15, 0.15), (0.1, 0.4)])
-def test_arm_and_images_are_dropped_at_their_rates_and_together_at_the_product(
+def test_arm_and_images_are_dropped_independently_at_their_rates(
     arm_dropout: float, condition_dropout: float
 ) -> None:
-    rates = {
-        "arm_dropout": arm_dropout,
-        "condition_dropout": condition_dropout,
-        "channel_dropout": 0.0,
-    }
-    drawn = [
-        randomness.condition_dropout(7, step, batch_size=16, channels=7, **rates)
+    rates = DropoutRates(arm=arm_dropout, condition=condition_dropout)
+    steps = [
+        randomness.condition_dropout(
+            7, step, batch_size=16, post_baseline=np.zeros(7, bool), rates=rates
+        )
         for step in range(4000)
     ]
-    arm = np.concatenate([each.arm for each in drawn])
-    channels = np.concatenate([each.channels for each in drawn])
+    arm = np.concatenate([dropout.arm for dropout in steps])
+    channels = np.concatenate([dropout.channels for dropout in steps])
     images = channels.all(1)
     assert (channels.any(1) == images).all()  # all of c_f or nothing of it
     assert within(arm.sum(), of=len(arm), rate=arm_dropout)
@@ -163,15 +161,15 @@ def test_arm_and_images_are_dropped_at_their_rates_and_together_at_the_product(
     assert within((arm & images).sum(), of=len(arm), rate=arm_dropout * condition_dropout)
 
 
-def test_a_step_of_stage_two_sees_the_null_arm_and_the_null_image_at_the_stages_rates(
+def test_stage_two_drops_arm_and_images_at_its_rates(
     tmp_path: Path,
 ) -> None:
     settings = replace(
         SETTINGS, batch_size=10, arm_dropout=0.3, condition_dropout=0.1, channel_dropout=0.0
     )
-    drawn = list(seen(stage_two(tmp_path, settings), steps=150))
-    arm = torch.cat([batch.arm for batch in drawn])
-    images = torch.cat([shown(batch.condition) for batch in drawn])
+    batches_of_stage = list(first_batches(stage_two(tmp_path, settings), steps=150))
+    arm = torch.cat([batch.arm for batch in batches_of_stage])
+    images = torch.cat([has_condition(batch.condition) for batch in batches_of_stage])
     null_arm = arm == MODEL.unet.null_arm
     assert ((arm == ARM) | null_arm).all()
     assert within(int(null_arm.sum()), of=1500, rate=0.3)
@@ -179,36 +177,36 @@ def test_a_step_of_stage_two_sees_the_null_arm_and_the_null_image_at_the_stages_
     assert within(int((null_arm & ~images).sum()), of=1500, rate=0.03)
 
 
-def shown(condition: Tensor | None) -> Tensor:
-    """Whether a case's c_f is there, [b]."""
+def has_condition(condition: Tensor | None) -> Tensor:
+    """Return which cases have a c_f, bool [b]."""
     assert condition is not None
     return condition.flatten(1).any(1)
 
 
-def test_stage_one_sees_no_image_and_loses_the_arm_at_its_own_rate(tmp_path: Path) -> None:
+def test_stage_one_has_no_images_and_drops_the_arm_at_its_rate(tmp_path: Path) -> None:
     rows = random_rows()
     rows["arm"][:] = ARM
     experiment = tiny_experiment(tmp_path, tiny_cache(tmp_path / "cache", rows))
     settings = replace(SETTINGS, batch_size=10, arm_dropout=0.1, condition_dropout=0.9)
-    drawn = list(seen(pretrain_stage(settings, experiment), steps=150))
-    assert all(batch.condition is None for batch in drawn)
-    arm = torch.cat([batch.arm for batch in drawn])
+    batches_of_stage = list(first_batches(pretrain_stage(settings, experiment), steps=150))
+    assert all(batch.condition is None for batch in batches_of_stage)
+    arm = torch.cat([batch.arm for batch in batches_of_stage])
     assert within(int((arm == MODEL.unet.null_arm).sum()), of=1500, rate=0.1)
 
 
 @pytest.mark.parametrize(("balanced", "share"), [(True, 0.5), (False, 0.4)])
-def test_a_balanced_stage_sees_as_many_active_as_inactive_cases(
+def test_balanced_stage_has_as_many_active_as_inactive_cases(
     tmp_path: Path, balanced: bool, share: float
 ) -> None:
-    """Of ten cases four are active: a balanced epoch has eight, four of each kind."""
+    """Four of ten cases are active, so that a balanced epoch has four of each kind."""
     settings = replace(SETTINGS, balanced=balanced, batch_size=8 if balanced else CASES)
-    for batch in seen(stage_two(tmp_path, settings), steps=5):
+    for batch in first_batches(stage_two(tmp_path, settings), steps=5):
         active = (batch.x[:, 1] > 0).flatten(1).any(1)
         assert active.float().mean().item() == pytest.approx(share)
 
 
-def test_the_papers_stages_have_its_rates() -> None:
-    """Sections 2 and 3, and where they are silent the preset's own choice."""
+def test_paper_preset_has_the_papers_settings() -> None:
+    """The settings are those of sections 2 and 3, or choices of the preset if not stated there."""
     config = load_config(PAPER)
     first, second = config.pretrain, config.finetune
     assert (first.steps, first.batch_size, second.steps, second.batch_size) == (

@@ -1,4 +1,4 @@
-"""Whole runs of both stages, in this process and on two workers of a cluster."""
+"""Complete runs of both stages, in this process and on two workers of a cluster."""
 
 import os
 import sys
@@ -28,8 +28,8 @@ from lesioncast.training.trainer import discard, final_checkpoint, train
 from tests.support.training import SETTINGS, SLAB, random_rows, tiny_cache, tiny_experiment
 
 
-class Spoilt(nn.Module):
-    """Networks that do something else than predict at one of their forward passes."""
+class FaultyNetworks(nn.Module):
+    """Networks that call `fault` at one of their forward passes."""
 
     def __init__(self, networks: nn.Module, at: int, fault: Callable[[], float]) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class Spoilt(nn.Module):
         return self.networks.named_parameters(*args, **kwargs)
 
 
-def spoilt(stage: Stage, *, at: int, fault: Callable[[], float]) -> Stage:
-    """`stage` whose networks fail at their `at`-th pass."""
-    return replace(stage, networks=lambda own: Spoilt(stage.networks(own), at, fault))
+def with_fault(stage: Stage, *, at: int, fault: Callable[[], float]) -> Stage:
+    """Return `stage` with networks that fail at their `at`-th pass."""
+    return replace(stage, networks=lambda own: FaultyNetworks(stage.networks(own), at, fault))
 
 
 def interrupt() -> float:
@@ -56,7 +56,7 @@ def interrupt() -> float:
 
 def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     files = sorted(checkpoint.folder.glob("*.safetensors"))
-    # Copies, since what is loaded shows what becomes of the file.
+    # Copies: loaded tensors are memory maps, which change with the file.
     return {f"{path.stem}/{k}": v.clone() for path in files for k, v in load_file(path).items()}
 
 
@@ -64,46 +64,44 @@ def both_stages(
     runs: Path, settings: TrainSettings = SETTINGS, *, loads: tuple[int, ...] = ()
 ) -> tuple[Checkpoint, Stage]:
     experiment = tiny_experiment(runs)
-    told = replace(
-        experiment.model, unet=replace(experiment.model.unet, lesion_load_thresholds=loads)
-    )
-    experiment = replace(experiment, model=told)
+    unet = replace(experiment.model.unet, lesion_load_thresholds=loads)
+    experiment = replace(experiment, model=replace(experiment.model, unet=unet))
     pretrained = train(pretrain_stage(settings, experiment))
     return pretrained, finetune_stage(settings, experiment, pretrained)
 
 
 @pytest.mark.parametrize("pass_of_failure", [4, 6])
 @pytest.mark.parametrize("loads", [(), (1, 19)], ids=["", "loads"])
-def test_an_interrupted_run_resumes_to_the_same_bits(
+def test_interrupted_run_resumes_to_the_same_bits(
     tmp_path: Path, pass_of_failure: int, loads: tuple[int, ...]
 ) -> None:
-    _, stage = both_stages(tmp_path / "whole", loads=loads)
-    whole = train(stage)
+    _, stage = both_stages(tmp_path / "complete", loads=loads)
+    complete = train(stage)
 
-    _, stage = both_stages(tmp_path / "broken", loads=loads)
+    _, stage = both_stages(tmp_path / "interrupted", loads=loads)
     with pytest.raises(KeyboardInterrupt):
-        train(spoilt(stage, at=pass_of_failure, fault=interrupt))
-    assert [found.step for found in checkpoints(stage.folder)] == [3]
+        train(with_fault(stage, at=pass_of_failure, fault=interrupt))
+    assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [3]
     resumed = train(stage)
 
-    expected, found = tensors(whole), tensors(resumed)
-    assert expected.keys() == found.keys()
+    expected, actual = tensors(complete), tensors(resumed)
+    assert expected.keys() == actual.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name
     lines = [
-        [(line["step"], line["loss"]) for line in read_metrics(at.folder.parent)]
-        for at in (whole, resumed)
+        [(line["step"], line["loss"]) for line in read_metrics(checkpoint.folder.parent)]
+        for checkpoint in (complete, resumed)
     ]
     assert lines[0] == lines[1]
 
 
-def test_stage_two_leaves_the_unet_as_stage_one_averaged_it(tmp_path: Path) -> None:
+def test_stage_two_keeps_the_averaged_unet_of_stage_one(tmp_path: Path) -> None:
     pretrained, stage = both_stages(tmp_path)
     last = train(stage)
     networks = stage.build()
-    kept = networks.get_submodule("unet").state_dict()
+    frozen = networks.get_submodule("unet").state_dict()
     for name, tensor in pretrained.tensors("ema", UNET).items():
-        assert torch.equal(kept[name], tensor), name
+        assert torch.equal(frozen[name], tensor), name
     trained = last.tensors("weights")
     assert trained
     assert all(name.startswith(CONTROL) for name in trained)
@@ -111,7 +109,7 @@ def test_stage_two_leaves_the_unet_as_stage_one_averaged_it(tmp_path: Path) -> N
     assert any(not torch.equal(tensor, start[name]) for name, tensor in trained.items())
 
 
-def test_a_frozen_unet_keeps_its_weights_through_a_training_step(tmp_path: Path) -> None:
+def test_frozen_unet_keeps_its_weights_through_training(tmp_path: Path) -> None:
     _, stage = both_stages(tmp_path)
     built: list[nn.Module] = []
 
@@ -126,16 +124,18 @@ def test_a_frozen_unet_keeps_its_weights_through_a_training_step(tmp_path: Path)
         assert torch.equal(old, new), name
 
 
-def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tmp_path: Path) -> None:
-    stage = spoilt(
+def test_non_finite_loss_stops_the_run_at_its_step(tmp_path: Path) -> None:
+    stage = with_fault(
         pretrain_stage(SETTINGS, tiny_experiment(tmp_path)), at=5, fault=lambda: torch.nan
     )
-    with pytest.raises(NonFiniteLossError, match="pretrain: the loss is nan .* at step 5;"):
+    with pytest.raises(
+        NonFiniteLossError, match="pretrain: expected a finite .* got loss nan .* at step 5;"
+    ):
         train(stage)
-    assert [found.step for found in checkpoints(stage.folder)] == [3]
+    assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [3]
 
 
-def test_a_finished_run_says_so_and_is_left_alone(
+def test_finished_run_is_not_trained_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
@@ -145,14 +145,14 @@ def test_a_finished_run_says_so_and_is_left_alone(
         again = train(stage)
     assert again == last
     assert (last.folder / "state.json").stat().st_mtime_ns == written
-    assert caplog.messages[-1].startswith("pretrain: finished already, at step 6")
+    assert caplog.messages[-1].startswith("pretrain: finished already at step 6")
     discard(stage)
     assert checkpoints(stage.folder) == []
     with pytest.raises(TrainingError, match=r"got none; run jobs/pretrain.py first"):
         final_checkpoint(stage)
 
 
-def test_settings_that_changed_since_the_checkpoint_are_refused_by_name(tmp_path: Path) -> None:
+def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
     stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
     train(stage)
     other = replace(SETTINGS, steps=9, learning_rate=0.5, log_every=1, checkpoint_every=9)
@@ -163,7 +163,7 @@ def test_settings_that_changed_since_the_checkpoint_are_refused_by_name(tmp_path
     assert "--fresh" in message
 
 
-def test_other_cases_are_another_run(tmp_path: Path) -> None:
+def test_run_on_other_cases_is_refused(tmp_path: Path) -> None:
     train(pretrain_stage(SETTINGS, tiny_experiment(tmp_path)))
     other = tiny_experiment(tmp_path, tiny_cache(tmp_path, random_rows(seed=1), "other"))
     with pytest.raises(ChangedSettingsError, match='cases was "tiny", is "other"'):
@@ -171,7 +171,7 @@ def test_other_cases_are_another_run(tmp_path: Path) -> None:
 
 
 def alter(folder: Path) -> None:
-    """One bit of the averaged weights."""
+    """Flip one bit of the averaged weights."""
     ema = folder / "ema.safetensors"
     content = bytearray(ema.read_bytes())
     content[-1] ^= 1
@@ -179,7 +179,7 @@ def alter(folder: Path) -> None:
 
 
 def cut(folder: Path) -> None:
-    """The record ends amid a line, as after a power cut."""
+    """Truncate state.json, as after a power cut."""
     record = folder / "state.json"
     record.write_bytes(record.read_bytes()[:40])
 
@@ -188,24 +188,24 @@ def lose(folder: Path) -> None:
     (folder / "weights.safetensors").unlink()
 
 
-@pytest.mark.parametrize("spoil", [alter, cut, lose])
-def test_a_spoilt_checkpoint_is_set_aside_by_name_for_the_one_before_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+@pytest.mark.parametrize("corrupt", [alter, cut, lose])
+def test_corrupt_checkpoint_is_renamed_and_the_run_resumes_from_an_older_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, corrupt: Callable[[Path], None]
 ) -> None:
     settings = replace(SETTINGS, checkpoint_every=2, keep_checkpoints=3)
-    whole = train(pretrain_stage(settings, tiny_experiment(tmp_path / "whole")))
-    stage = pretrain_stage(settings, tiny_experiment(tmp_path / "broken"))
+    complete = train(pretrain_stage(settings, tiny_experiment(tmp_path / "complete")))
+    stage = pretrain_stage(settings, tiny_experiment(tmp_path / "interrupted"))
     with pytest.raises(KeyboardInterrupt):
-        train(spoilt(stage, at=5, fault=interrupt))
-    spoil(stage.folder / "step_000004")
+        train(with_fault(stage, at=5, fault=interrupt))
+    corrupt(stage.folder / "step_000004")
     resumed = train(stage)
-    assert "set aside as .step_000004.altered, going back to the one before" in caplog.text
-    for name, tensor in tensors(whole).items():
+    assert "renamed to .step_000004.altered, resuming from an older checkpoint" in caplog.text
+    for name, tensor in tensors(complete).items():
         assert torch.equal(tensors(resumed)[name], tensor), name
-    assert [found.step for found in checkpoints(stage.folder)] == [2, 4, 6]
+    assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [2, 4, 6]
 
 
-def test_a_finished_run_whose_last_checkpoint_is_spoilt_is_finished_again(tmp_path: Path) -> None:
+def test_finished_run_with_a_corrupt_last_checkpoint_is_finished_again(tmp_path: Path) -> None:
     stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
     expected = tensors(train(stage))
     alter(stage.folder / "step_000006")
@@ -213,10 +213,10 @@ def test_a_finished_run_whose_last_checkpoint_is_spoilt_is_finished_again(tmp_pa
         assert torch.equal(expected[name], tensor), name
 
 
-def test_a_line_of_the_log_that_a_dying_run_did_not_end_is_forgotten(tmp_path: Path) -> None:
+def test_incomplete_last_line_of_the_metrics_is_skipped(tmp_path: Path) -> None:
     stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        train(spoilt(stage, at=5, fault=interrupt))
+        train(with_fault(stage, at=5, fault=interrupt))
     with (stage.folder / METRICS).open("a") as log:
         log.write('{"step": 4, "lo')
     train(stage)
@@ -227,10 +227,10 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     settings = replace(SETTINGS, checkpoint_every=1)
     stage = pretrain_stage(settings, tiny_experiment(tmp_path))
     train(stage)
-    assert [found.step for found in checkpoints(stage.folder)] == [5, 6]
+    assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [5, 6]
 
 
-def test_a_stage_may_train_net2_alone(tmp_path: Path) -> None:
+def test_flair_weight_zero_trains_net2_alone(tmp_path: Path) -> None:
     stage = pretrain_stage(replace(SETTINGS, flair_weight=0.0), tiny_experiment(tmp_path))
     assert stage.objective.flair_weight == 0
     assert stage.experiment.model.objective.flair_weight == 1
@@ -269,7 +269,7 @@ def test_every_trained_weight_gets_a_gradient(
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:::ray.data.context")  # Ray Data warns of its own defaults
-def test_the_same_command_after_a_worker_died_ends_where_one_process_ends(
+def test_run_resumed_after_a_lost_worker_equals_a_run_in_one_process(
     tmp_path: Path, ray_cluster: None
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -285,11 +285,11 @@ def test_the_same_command_after_a_worker_died_ends_where_one_process_ends(
         return 1.0
 
     with pytest.raises(TrainingError, match="finetune stopped"):
-        train(spoilt(stage, at=5, fault=die))
-    assert [found.step for found in checkpoints(stage.folder)] == [3]
+        train(with_fault(stage, at=5, fault=die))
+    assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [3]
     together = train(stage)
 
     assert [line["step"] for line in read_metrics(stage.folder)] == [2, 3, 4, 6]
-    expected, found = alone.tensors("weights"), together.tensors("weights")
+    expected, actual = alone.tensors("weights"), together.tensors("weights")
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(actual[name], tensor, rtol=1e-3, atol=1e-4, msg=name)

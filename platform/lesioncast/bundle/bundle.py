@@ -1,8 +1,8 @@
-"""A bundle: the folder that training hands to forecasting and serving.
+"""Save and load a bundle, the folder that training hands to forecasting and serving.
 
-unet.safetensors and controlnet.safetensors (averaged weights), config.json, metrics.json, README.md
-(the model card) and manifest.json with the sha256 of each. The manifest's own sha256 names the
-bundle. Loading it needs no flags.
+A bundle holds unet.safetensors and controlnet.safetensors (averaged weights), config.json,
+metrics.json, README.md (the model card) and manifest.json with the SHA-256 of each file. The
+SHA-256 of the manifest names the bundle. Loading a bundle needs no settings.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,7 @@ from lesioncast.bundle.io import (
 )
 from lesioncast.bundle.model_card import model_card
 from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.model import LesionDiffusion
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError, ConfigError
 from lesioncast.parsing import parse_dataclass
@@ -36,32 +35,33 @@ MANIFEST = "manifest.json"
 UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
 CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"
 FILES = (UNET_FILE, CONTROL_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
+RETRAIN = "run jobs/pretrain.py and jobs/finetune.py to make it again"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle; `digest` is the sha256 of its manifest."""
+    """Loaded bundle: its networks, its configuration, and the SHA-256 of its manifest."""
 
     path: Path
     model: LesionDiffusion
-    config: ModelConfig
-    slab: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    sampler: SamplerConfig
+    config: BundleConfig
     digest: str
-    from_start: bool = False
 
 
 def save_bundle(
     path: Path, config: BundleConfig, *, unet: Weights, control: Weights, metrics: Mapping[str, Any]
 ) -> str:
-    """Write a bundle to `path`, replacing an older one; returns its digest.
+    """Write a bundle to `path` and return its digest. An older bundle at `path` is replaced.
 
-    `unet` and `control` are the averaged weights by the networks' own names; `metrics` what is
-    known of each stage, as JSON. Raises BundleError where `path` is something else than a bundle.
+    `unet` and `control` are the averaged weights, by the names of `UNet` and `ControlNet`.
+    `metrics` describes the data and the training of each stage, as JSON. Raise BundleError if
+    `path` exists and is not a bundle.
     """
     if path.exists() and not (path / MANIFEST).is_file():
-        raise BundleError(f"{path}: expected a bundle or nothing there, got something else")
+        raise BundleError(
+            f"{path}: expected a bundle or nothing there, got something else; "
+            "choose another path for the bundle"
+        )
     with atomic_directory(path) as folder:
         write_tensors(folder / UNET_FILE, unet)
         write_tensors(folder / CONTROL_FILE, control)
@@ -73,54 +73,50 @@ def save_bundle(
 
 
 def bundle_digest(path: Path) -> str:
-    """The digest that names the bundle at `path`."""
+    """Return the digest that names the bundle at `path`."""
     return sha256_file(path / MANIFEST)
 
 
 def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
-    """The bundle at `path` with its networks on `device`, in evaluation mode.
+    """Load the bundle at `path`, with its networks on `device` in evaluation mode.
 
-    Raises BundleError, naming the file, where one is missing, altered or of another kind.
+    Raise BundleError, naming the file, if a file is missing, altered or of another schema.
     """
     _verify(path)
     config = _read_config(path)
-    unet = UNet(config.model.unet)
+    model = config.model
+    unet = UNet(model.unet)
     unet.load_state_dict(read_tensors(path / UNET_FILE))
-    control = ControlNet(config.model.control, config.model.unet, config.model.covariates)
+    control = ControlNet(model.control, model.unet, model.covariates)
     control.load_state_dict(read_tensors(path / CONTROL_FILE))
-    return Bundle(
-        path=path,
-        model=LesionDiffusion(unet.to(device), control.to(device), config.model),
-        config=config.model,
-        slab=config.slab,
-        spacing=config.spacing,
-        sampler=config.sampler,
-        digest=bundle_digest(path),
-        from_start=config.from_start,
-    )
+    networks = LesionDiffusion(unet.to(device), control.to(device), model)
+    return Bundle(path=path, model=networks, config=config, digest=bundle_digest(path))
 
 
 def _verify(path: Path) -> None:
     if not (path / MANIFEST).is_file():
-        raise BundleError(f"{path}: expected a bundle with {MANIFEST}, got none; run finetune.py")
+        raise BundleError(
+            f"{path}: expected a bundle with {MANIFEST}, got none; run jobs/finetune.py first"
+        )
     manifest = read_json(path / MANIFEST)
+    # An older schema has other configuration keys and weight names, which nothing converts.
     if manifest.get("schema") != SCHEMA or set(manifest.get("sha256", ())) != set(FILES):
         raise BundleError(
             f"{path / MANIFEST}: expected schema {SCHEMA} and the files {', '.join(FILES)}, "
-            f"got schema {manifest.get('schema')} and {', '.join(manifest.get('sha256', ()))}"
+            f"got schema {manifest.get('schema')} and {', '.join(manifest.get('sha256', ()))}; "
+            f"{RETRAIN}"
         )
-    altered = first_corrupt_file(path, manifest["sha256"])
-    if altered is not None:
+    corrupt = first_corrupt_file(path, manifest["sha256"])
+    if corrupt is not None:
         raise BundleError(
-            f"{path / altered}: missing, or not the file that {MANIFEST} was written for; "
-            "copy the bundle again or run finetune.py"
+            f"{path / corrupt}: expected the file that {MANIFEST} lists, got none or an altered "
+            "one; copy the bundle again or run jobs/finetune.py"
         )
 
 
 def _read_config(path: Path) -> BundleConfig:
+    source = path / CONFIG_FILE
     try:
-        return parse_dataclass(
-            BundleConfig, read_json(path / CONFIG_FILE), source=str(path / CONFIG_FILE)
-        )
+        return parse_dataclass(BundleConfig, read_json(source), source=str(source))
     except ConfigError as error:
-        raise BundleError(str(error)) from error
+        raise BundleError(f"{error}; {RETRAIN}") from error

@@ -1,23 +1,26 @@
-"""Configuration of a bundle: what its weights are for."""
+"""Configuration of a bundle: the data and the sampler that its weights were trained for."""
 
 from dataclasses import dataclass
 
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What a bundle's weights are for: `slab` (s, h, w) in voxels, its `spacing` in mm.
+    """Configuration that a bundle stores beside its weights, as config.json."""
 
-    `from_start`: they were trained to answer from the images of w000 alone, too.
-    """
-
+    #: Networks, conditioning and loss of the model.
     model: ModelConfig
+    #: Size (s, h, w) of a volume, in voxels.
     slab: tuple[int, int, int]
+    #: Voxel size along (s, h, w), in mm.
     spacing: tuple[float, float, float]
+    #: Sampler that forecasts use unless they ask for another one.
     sampler: SamplerConfig
-    from_start: bool = False
+    #: True if training also hid all images after baseline, so that baseline images suffice.
+    baseline_only: bool = False
+    #: Version of the layout of the bundle's files.
     schema: int = SCHEMA

@@ -1,4 +1,4 @@
-"""Folders of safetensors and JSON with the sha256 of each file, whole or not at all."""
+"""Read and write folders of safetensors and JSON files, with the SHA-256 of each file."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,14 +10,19 @@ from torch import Tensor
 
 from storage.digest import sha256_file
 
+Weights = dict[str, Tensor]
+
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The sha256 of the named files of a folder."""
+    """Return the SHA-256 of each named file of a folder, by file name."""
     return {name: sha256_file(folder / name) for name in names}
 
 
 def first_corrupt_file(folder: Path, digests: Mapping[str, str]) -> str | None:
-    """The first of the files that is missing or has another sha256 than recorded, if any."""
+    """Return the name of the first file that is missing or differs from its recorded SHA-256.
+
+    Return None if all files are intact.
+    """
     for name, digest in digests.items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != digest:
@@ -26,12 +31,15 @@ def first_corrupt_file(folder: Path, digests: Mapping[str, str]) -> str | None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Named tensors as safetensors."""
+    """Write named tensors as a safetensors file."""
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose name begins with `prefix`, by the rest of their name, on the CPU."""
+def read_tensors(path: Path, prefix: str = "") -> Weights:
+    """Read the tensors whose names begin with `prefix`, onto the CPU.
+
+    The returned names lack the prefix.
+    """
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in load_file(path).items()
@@ -40,13 +48,10 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented JSON."""
+    """Write `content` as indented JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+    """Read a JSON file."""
     return json.loads(path.read_text())
-
-
-Weights = dict[str, Tensor]

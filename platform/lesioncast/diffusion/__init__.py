@@ -1,1 +1,1 @@
-"""The conditional diffusion model of the paper, in torch alone: no Ray, no storage, no files."""
+"""Conditional diffusion model of the paper, in torch alone: no Ray, no storage, no files."""

@@ -1,4 +1,4 @@
-"""Building blocks of the UNet and its ControlNet copy (Dhariwal and Nichol 2021, section 3)."""
+"""Building blocks of the UNet and the ControlNet (Dhariwal and Nichol 2021, section 3)."""
 
 import math
 from typing import TypeVar
@@ -11,36 +11,42 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def zero_module(module: ModuleT) -> ModuleT:
-    """`module` with every parameter set to zero."""
+    """Set every parameter of `module` to zero and return the module."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def slices_to_channels(volume: Tensor, patch: int) -> Tensor:
-    """Slices (and patch x patch voxels) into channels: [b, c, s, h, w] -> [b, c*s*p*p, h/p, w/p].
+    """Move slices, and patch x patch voxels, into channels.
 
-    Section 2, stage 1; patch 1 is the paper's pseudo-2D slab.
+    [b, c, s, h, w] -> [b, c*s*p*p, h/p, w/p]. Patch 1 is the paper's pseudo-2D slab (section 2,
+    stage 1).
     """
     return functional.pixel_unshuffle(volume.flatten(1, 2), patch)
 
 
 def channels_to_slices(features: Tensor, *, slices: int, patch: int) -> Tensor:
-    """The inverse of `fold`: [b, c*s*p*p, h/p, w/p] -> [b, c, s, h, w]."""
-    folded = functional.pixel_shuffle(features, patch)
-    batch, channels, height, width = folded.shape
-    return folded.reshape(batch, channels // slices, slices, height, width)
+    """Invert `slices_to_channels`: [b, c*s*p*p, h/p, w/p] -> [b, c, s, h, w]."""
+    shuffled = functional.pixel_shuffle(features, patch)
+    batch, channels, height, width = shuffled.shape
+    return shuffled.reshape(batch, channels // slices, slices, height, width)
 
 
 def noise_level_embedding(logsnr: Tensor, width: int) -> Tensor:
-    """Sine-cosine features of logsnr [b] at periods from 1 to 256 nats, [b, width]."""
+    """Return sine and cosine features of logsnr [b] at periods from 1 to 256 nats, [b, width]."""
     periods = torch.logspace(0, 8, width // 2, base=2.0, device=logsnr.device)
     angle = 2 * math.pi * logsnr[:, None].float() / periods
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-SiLU-conv twice, the embedding added between, identity or 1x1 shortcut."""
+    """Residual block: GroupNorm, SiLU and convolution, twice.
+
+    The embedding is added between the two. The shortcut is the identity, or a 1x1 convolution if
+    the width changes. The last convolution starts at zero, so that the block starts as its
+    shortcut.
+    """
 
     def __init__(self, width_in: int, width_out: int, *, embedding: int, groups: int) -> None:
         super().__init__()
@@ -54,6 +60,7 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Return features [b, width_out, h, w] from [b, width_in, h, w] and an embedding [b, e]."""
         hidden: Tensor = self.conv_in(functional.silu(self.norm_in(features)))
         hidden = hidden + self.embed(functional.silu(embedding))[:, :, None, None]
         hidden = self.conv_out(functional.silu(self.norm_out(hidden)))
@@ -62,7 +69,7 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over the positions of a feature map."""
+    """Residual self-attention over the positions of a feature map. It starts as the identity."""
 
     def __init__(self, width: int, *, head_dim: int, groups: int) -> None:
         super().__init__()
@@ -72,6 +79,7 @@ class SelfAttention(nn.Module):
         self.out = zero_module(nn.Conv2d(width, width, 1))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return features of the shape of `features` [b, width, h, w]."""
         batch, width, *size = features.shape
         # [b, 3*c, h, w] -> three of [b, heads, h*w, c/heads]
         qkv = self.qkv(self.norm(features)).reshape(batch, 3, self.heads, width // self.heads, -1)
@@ -83,7 +91,7 @@ class SelfAttention(nn.Module):
 
 
 class ResAttnBlock(nn.Module):
-    """A residual block, followed by self-attention where the stage has it."""
+    """Residual block, followed by self-attention if `head_dim` is given."""
 
     def __init__(
         self, width_in: int, width_out: int, *, embedding: int, groups: int, head_dim: int | None
@@ -95,17 +103,19 @@ class ResAttnBlock(nn.Module):
         )
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Return features [b, width_out, h, w] from [b, width_in, h, w] and an embedding [b, e]."""
         hidden: Tensor = self.residual(features, embedding)
         return self.attention(hidden) if self.attention else hidden
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        doubled: Tensor = self.conv(functional.interpolate(features, scale_factor=2.0))
-        return doubled
+        """Return features [b, width, 2h, 2w] from [b, width, h, w]."""
+        upsampled: Tensor = self.conv(functional.interpolate(features, scale_factor=2.0))
+        return upsampled

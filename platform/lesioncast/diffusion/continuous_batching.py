@@ -1,7 +1,8 @@
-"""Step-level continuous batching: samples of any patient, arm, seed and step share a forward pass.
+"""Continuous batching of reverse diffusion: samples at different steps share a forward pass.
 
-A sample enters as soon as a slot is free and leaves when it is done, settled or cancelled, between
-any two steps. What it becomes depends on what its denoiser is told of it and on its seed alone.
+A sample enters as soon as a slot is free. It leaves, between any two steps, when it is finished,
+decided or cancelled. A sample depends on its condition and its seed alone, whatever samples share
+its batches.
 """
 
 from collections import deque
@@ -29,176 +30,170 @@ ConditionT = TypeVar("ConditionT")
 
 @dataclass(frozen=True)
 class SampleRequest(Generic[ConditionT]):
-    """One sample to draw: for which `request`, its `name` there, what it is of, and its seed."""
+    """One sample to generate from a condition and a seed.
+
+    `request` groups samples that share slots fairly with other groups. `name` identifies the sample
+    within its group.
+    """
 
     request: Hashable
     name: Hashable
-    of: ConditionT
+    condition: ConditionT
     seed: int
 
 
-class ContinuousBatcher(Generic[ConditionT]):
-    """At most `slots` samples at a time, each at a step of its own; not thread-safe.
+@dataclass(frozen=True)
+class ReverseProcess(Generic[ConditionT]):
+    """Reverse process of the samples in a batch: how they are denoised and when they end."""
 
-    `denoiser` makes the denoiser of the samples that now share a batch, in order; it is asked again
-    only when one enters or leaves. `settled`, bool [n] of x_hat [n, *shape], ends a sample early
-    with its x_hat once nothing can change any more. `known` is the x of a sample that needs no
-    network, else None; such a sample takes no slot. `finish` has the last word on the x of a sample
-    that ends. Free slots go to the request that holds the fewest, and among those to the one that
-    has waited longest.
+    #: Make the denoiser of the samples that share a batch, given their conditions in order.
+    make_denoiser: Callable[[Sequence[ConditionT]], Denoiser]
+    #: Shape of a sample.
+    shape: Sequence[int]
+    schedule: ScheduleConfig
+    sampler: SamplerConfig
+    device: torch.device | str = "cpu"
+    #: Tell which samples of x_hat [n, *shape] no further step can change, bool [n]. They end early.
+    is_decided: Callable[[Tensor], Tensor] | None = None
+    #: Return the x of a sample that needs no network, or None. Such a sample takes no slot.
+    known_sample: Callable[[ConditionT], Tensor | None] = lambda _: None
+    #: Post-process the x of a sample that has ended.
+    finalise: Callable[[ConditionT, Tensor], Tensor] = lambda _, x: x
+
+
+class ContinuousBatcher(Generic[ConditionT]):
+    """Continuous batching of up to `slots` samples, each at its own step. Not thread-safe.
+
+    A free slot goes to the request that has the fewest running samples, and among equals to the one
+    that has waited longest.
     """
 
-    def __init__(
-        self,
-        denoiser: Callable[[Sequence[ConditionT]], Denoiser],
-        *,
-        shape: Sequence[int],
-        schedule: ScheduleConfig,
-        sampler: SamplerConfig,
-        slots: int,
-        device: torch.device | str = "cpu",
-        settled: Callable[[Tensor], Tensor] | None = None,
-        known: Callable[[ConditionT], Tensor | None] = lambda _: None,
-        finish: Callable[[ConditionT, Tensor], Tensor] = lambda _, x: x,
-    ) -> None:
+    def __init__(self, process: ReverseProcess[ConditionT], *, slots: int) -> None:
         self.slots = slots
-        self._denoiser, self._settled = denoiser, settled
-        self._known, self._finish = known, finish
-        self._shape, self._device = tuple(shape), device
-        self._steps, self._num_steps = solver_coefficients(schedule, sampler), sampler.num_steps
-        self._waiting: dict[
-            Hashable, deque[SampleRequest[ConditionT]]
-        ] = {}  # longest unserved first
+        self.rows = 0  # samples in the forward pass of the last step; 0 if it needed none
+        self._process, self._shape = process, tuple(process.shape)
+        self._steps = solver_coefficients(process.schedule, process.sampler)
+        # Requests in the order in which they were last served, the longest unserved first.
+        self._waiting: dict[Hashable, deque[SampleRequest[ConditionT]]] = {}
+        # The rows of these three belong together: row i is the i-th running sample.
         self._running: list[SampleRequest[ConditionT]] = []
         self._generators: list[torch.Generator] = []
-        self._state = initial_state(torch.empty(0, *self._shape, device=device))
+        self._state = initial_state(torch.empty(0, *self._shape, device=process.device))
+        # Made anew only after a sample has entered or left.
         self._denoise: Denoiser | None = None
-        self.rows = 0  # of the forward pass of the last step; 0 where it needed none
 
     @property
     def running(self) -> int:
-        """Slots in use."""
+        """Return the number of slots in use."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Samples without a slot."""
+        """Return the number of samples without a slot."""
         return sum(map(len, self._waiting.values()))
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do anything."""
+        """Return True if there is a sample to work on."""
         return bool(self._running or self._waiting)
 
-    def add(self, wanted: Iterable[SampleRequest[ConditionT]]) -> None:
-        """Samples that enter at the next step with a free slot for them."""
-        for each in wanted:
-            self._waiting.setdefault(each.request, deque()).append(each)
+    def add(self, samples: Iterable[SampleRequest[ConditionT]]) -> None:
+        """Queue samples. They enter at the next step with a free slot."""
+        for sample in samples:
+            self._waiting.setdefault(sample.request, deque()).append(sample)
 
-    def cancel(self, which: Callable[[SampleRequest[ConditionT]], bool]) -> None:
-        """The samples of which it is true leave now; their slots are free at the next step."""
-        left = {
-            request: deque(each for each in queue if not which(each))
+    def cancel(self, predicate: Callable[[SampleRequest[ConditionT]], bool]) -> None:
+        """Remove the samples for which `predicate` is true. Their slots are free at once."""
+        queues = {
+            request: deque(sample for sample in queue if not predicate(sample))
             for request, queue in self._waiting.items()
         }
-        self._waiting = {request: queue for request, queue in left.items() if queue}
-        self._retain([not which(each) for each in self._running])
+        self._waiting = {request: queue for request, queue in queues.items() if queue}
+        self._retain([not predicate(sample) for sample in self._running])
 
     @torch.no_grad()
     def step(self) -> list[tuple[SampleRequest[ConditionT], Tensor]]:
-        """Every sample one step further; those that are done, each with its x [*shape]."""
+        """Advance every running sample by one step; return those that ended, with x [*shape]."""
         finished = self._admit()
         self.rows = len(self._running)
         if not self._running:
             return finished
+        process = self._process
         if self._denoise is None:
-            self._denoise = self._denoiser([each.of for each in self._running])
-        noise = seeded_noise(self._generators, self._shape).to(self._device)
+            self._denoise = process.make_denoiser([sample.condition for sample in self._running])
+        noise = seeded_noise(self._generators, self._shape).to(process.device)
         self._state = solver_step(self._denoise, self._state, noise, steps=self._steps)
-        x = self._state.x_hat_before  # the last step's z is x_hat
-        done = self._state.step == self._num_steps
-        if self._settled is not None:
-            done |= self._settled(x)
+        x = self._state.previous_x_hat  # after the last step, z is x_hat
+        done = self._state.step == process.sampler.num_steps
+        if process.is_decided is not None:
+            done |= process.is_decided(x)
         ended = done.tolist()
         finished += [
-            (each, self._finish(each.of, x[row].clone()))
-            for row, each in enumerate(self._running)
+            (sample, process.finalise(sample.condition, x[row].clone()))
+            for row, sample in enumerate(self._running)
             if ended[row]
         ]
         self._retain([not end for end in ended])
         return finished
 
     def _admit(self) -> list[tuple[SampleRequest[ConditionT], Tensor]]:
-        """Fills the free slots; returns those on the way to them whose x is known."""
+        """Fill the free slots. Return the waiting samples that needed no network, with their x."""
         entering: list[SampleRequest[ConditionT]] = []
-        known: list[tuple[SampleRequest[ConditionT], Tensor]] = []
+        finished: list[tuple[SampleRequest[ConditionT], Tensor]] = []
         while self._waiting and len(self._running) < self.slots:
-            wanted = self._next()
-            if (x := self._known(wanted.of)) is not None:
-                known.append((wanted, x))
+            sample = self._next()
+            if (x := self._process.known_sample(sample.condition)) is not None:
+                finished.append((sample, x))
                 continue
-            entering.append(wanted)
-            self._running.append(wanted)
+            entering.append(sample)
+            self._running.append(sample)
         if not entering:
-            return known
-        generators = seeded_generators([each.seed for each in entering])
-        new = initial_state(seeded_noise(generators, self._shape).to(self._device))
+            return finished
+        generators = seeded_generators([sample.seed for sample in entering])
+        noise = seeded_noise(generators, self._shape).to(self._process.device)
+        new = initial_state(noise)
         self._generators += generators
         self._state = SolverState(
             torch.cat([self._state.z, new.z]),
-            torch.cat([self._state.x_hat_before, new.x_hat_before]),
+            torch.cat([self._state.previous_x_hat, new.previous_x_hat]),
             torch.cat([self._state.step, new.step]),
         )
         self._denoise = None
-        return known
+        return finished
 
     def _next(self) -> SampleRequest[ConditionT]:
-        held = [each.request for each in self._running]
-        request = min(self._waiting, key=held.count)
+        """Remove the next sample from the queues and return it."""
+        running = [sample.request for sample in self._running]
+        request = min(self._waiting, key=running.count)  # the first of equals
         queue = self._waiting.pop(request)
-        wanted = queue.popleft()
+        sample = queue.popleft()
         if queue:
-            self._waiting[request] = queue  # to the end: it has been served
-        return wanted
+            self._waiting[request] = queue  # moves to the end, since it has just been served
+        return sample
 
     def _retain(self, staying: Sequence[bool]) -> None:
+        """Keep the running samples for which `staying` is true."""
         if all(staying):
             return
         rows = [row for row, stays in enumerate(staying) if stays]
         self._running = [self._running[row] for row in rows]
         self._generators = [self._generators[row] for row in rows]
         state = self._state
-        self._state = SolverState(state.z[rows], state.x_hat_before[rows], state.step[rows])
+        self._state = SolverState(state.z[rows], state.previous_x_hat[rows], state.step[rows])
         self._denoise = None
 
 
 def run_until_idle(
-    engine: ContinuousBatcher[ConditionT], of: Sequence[ConditionT], seeds: Sequence[int]
+    batcher: ContinuousBatcher[ConditionT], conditions: Sequence[ConditionT], seeds: Sequence[int]
 ) -> Tensor:
-    """One x for each of `of` and `seeds`, in order: [n, *shape] in [-1, 1]; the engine is idle."""
-    engine.add(SampleRequest(0, row, each, seeds[row]) for row, each in enumerate(of))
-    drawn: dict[Hashable, Tensor] = {}
-    while engine.busy:
-        drawn |= {wanted.name: x for wanted, x in engine.step()}
-    return torch.stack([drawn[row] for row in range(len(of))])
+    """Generate one x in [-1, 1] per condition and seed, in order: [n, *shape].
 
-
-def sample(
-    denoise: Denoiser,
-    *,
-    shape: Sequence[int],
-    seeds: Sequence[int],
-    schedule: ScheduleConfig,
-    sampler: SamplerConfig,
-    settled: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """One x of `shape` per seed from a denoiser that treats all rows alike: [n, *shape]."""
-    engine = ContinuousBatcher[None](
-        lambda _: denoise,
-        shape=shape,
-        schedule=schedule,
-        sampler=sampler,
-        slots=len(seeds),
-        settled=settled,
+    `batcher` must be idle.
+    """
+    batcher.add(
+        SampleRequest(0, row, condition, seeds[row]) for row, condition in enumerate(conditions)
     )
-    return run_until_idle(engine, [None] * len(seeds), seeds)
+    samples: dict[Hashable, Tensor] = {}
+    while batcher.busy:
+        samples |= {sample.name: x for sample, x in batcher.step()}
+    return torch.stack([samples[row] for row in range(len(conditions))])

@@ -1,6 +1,6 @@
-"""The ControlNet of stage 2: a trainable copy of the encoder that sees the patient's images.
+"""ControlNet of stage 2: a trainable copy of the encoder, conditioned on the patient's images.
 
-Zhang et al. 2023, figure 3, in voxel space: the hint keeps the resolution of z_t.
+Zhang et al. 2023, figure 3. It works in voxel space, so that the hint keeps the resolution of z_t.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from lesioncast.diffusion.unet import ControlNetOutput, Encoder, UNet, UNetConfi
 from lesioncast.diffusion.voxel_mlp import VoxelMLP, with_local_mean
 from lesioncast.imaging.covariates import Covariate
 
-# What is known of a patient when w096 is forecast, as session/channel in the order of the paper.
+# Images of a patient that exist before w096, as session/channel in the order of the paper.
 CONDITION = (
     "w000/flair",
     "w000/t2",
@@ -28,25 +28,23 @@ CONDITION = (
     "w048/gad",
     "w048/net2",
 )
-BURDEN_FEATURES = 3  # numbers a channel
+BURDEN_FEATURES = 3  # numbers per channel
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """What the condition c_f [b, channels, s, h, w] is and how it enters.
+    """Settings of the condition c_f [b, channels, s, h, w] and of how it enters the networks."""
 
-    `condition` names its channels in order; those of w000 alone make the counterfactual model
-    (section 4.4). `hint_widths` are the hidden widths of the hint encoder (3x3 convolutions, SiLU
-    between); its last convolution starts at zero where `zero_hint`. `burden` adds how much lesion
-    each condition channel shows, and in how many pieces, to the copy's embedding: normalised
-    feature maps lose that, and small networks do not recover it in a short training. `voxels` is
-    the width of a `VoxelPerceptron` that reads the condition voxel by voxel; 0 leaves it out.
-    """
-
+    #: Channels of c_f, in order. Those of w000 alone make the counterfactual model (section 4.4).
     condition: tuple[str, ...] = CONDITION
+    #: Hidden widths of the hint encoder (3x3 convolutions with SiLU between).
     hint_widths: tuple[int, ...] = ()
+    #: Start the hint encoder's last convolution at zero.
     zero_hint: bool = True
+    #: Add the lesion burden of each channel (volume and number of lesions) to the embedding.
+    #: Normalised feature maps lose it, and small networks do not recover it in a short training.
     burden: bool = False
+    #: Hidden width of the `VoxelMLP` that reads the condition voxel by voxel. 0 leaves it out.
     voxel_mlp_width: int = 0
 
     def __post_init__(self) -> None:
@@ -54,72 +52,82 @@ class ControlConfig:
             if name not in CONDITION:
                 near = difflib.get_close_matches(name, CONDITION, n=1, cutoff=0)
                 raise ValueError(
-                    f"condition: expected channels among {', '.join(CONDITION)}, which are known "
-                    f"when w096 is forecast; got {name}; nearest: {near[0]}"
+                    f"condition: expected channels among {', '.join(CONDITION)}, which exist "
+                    f"before w096, got {name}; nearest: {near[0]}"
                 )
         if not self.condition or len(set(self.condition)) < len(self.condition):
             raise ValueError(
-                "condition: expected one channel or more, each once, got "
+                "condition: expected one or more channels, each once, got "
                 f"[{', '.join(self.condition)}]; name each channel once"
             )
 
     @property
     def channels(self) -> int:
-        """Channels of c_f."""
+        """Return the number of channels of c_f."""
         return len(self.condition)
 
     @property
     def masks(self) -> list[int]:
-        """Which of them are masks."""
-        return [row for row, name in enumerate(self.condition) if not name.endswith("/flair")]
+        """Return the indices of the channels that are masks."""
+        names = enumerate(self.condition)
+        return [channel for channel, name in names if not name.endswith("/flair")]
 
 
 @dataclass(frozen=True)
 class PatientEncoding:
-    """What the condition becomes once per patient: it depends on no t, arm or seed."""
+    """Condition of b patients after encoding. It is the same for every t, arm and seed."""
 
+    #: Hint that is added after the encoder's first layer, [b, width, h, w].
     features: Tensor
+    #: Embedding of the lesion burden, [b, e].
     burden: Tensor | None
+    #: Condition with local means, for the voxel MLP, [b, 2 * channels, s, h, w].
     voxels: Tensor | None
+    #: Embedding of the covariates, [b, e].
     covariates: Tensor | None = None
-    load: Tensor | None = None
+    #: Features for the lesion load prior, [b, feature].
+    lesion_load: Tensor | None = None
 
     def index_select(self, index: Tensor) -> "PatientEncoding":
-        """The hint of some rows, in the order of `index` [n]."""
+        """Return the encodings of the rows `index` [n], in that order."""
         return PatientEncoding(*(part if part is None else part[index] for part in self._parts()))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.features, self.burden, self.voxels, self.covariates, self.load
+        return self.features, self.burden, self.voxels, self.covariates, self.lesion_load
 
     @staticmethod
-    def cat(hints: "Sequence[PatientEncoding]") -> "PatientEncoding":
-        """Hints of one kind, row after row."""
-        columns = zip(*(hint._parts() for hint in hints), strict=True)
+    def cat(encodings: "Sequence[PatientEncoding]") -> "PatientEncoding":
+        """Concatenate encodings of one model along the patients."""
+        columns = zip(*(encoding._parts() for encoding in encodings), strict=True)
         return PatientEncoding(*(None if part[0] is None else torch.cat(part) for part in columns))  # type: ignore[arg-type]
 
 
 def lesion_burden(condition: Tensor, masks: Sequence[int]) -> Tensor:
-    """[b, channels, 3] from c_f [b, channels, s, h, w]: present or null, and the logs of how much
-    and of how many.
+    """Return the lesion burden [b, channels, 3] of c_f [b, channels, s, h, w].
 
-    Of the channels `masks`, which are -1 / +1, that is the share of lesion voxels and the number of
-    lesions; of others it is the mean and 0. A null channel gives three zeros.
+    The three features of a channel are a flag for its presence, the log of its amount, and the log
+    of its number of lesions. For the channels `masks`, which are -1 / +1, the amount is the share
+    of lesion voxels. For other channels it is the mean intensity, and the number is 0. A missing
+    channel, which is all zeros, gives three zeros.
     """
     present = condition.flatten(2).any(2).to(condition.dtype)
     share = (condition.flatten(2).mean(2) + 1) / 2
     number = torch.zeros_like(share)
     if masks:
         number[:, masks] = euler_number(condition[:, masks] > 0).clamp(min=0).log1p().to(share)
-    much = (share.clamp(min=0) + 1e-5).log10().add(3)
-    return torch.stack([present, present * much, number], dim=2)
+    amount = (share.clamp(min=0) + 1e-5).log10().add(3)
+    return torch.stack([present, present * amount, number], dim=2)
 
 
 def euler_number(mask: Tensor) -> Tensor:
-    """Objects minus tunnels plus cavities of masks [b, c, s, h, w], touching at corners, [b, c].
+    """Return the Euler number [b, c] of masks [b, c, s, h, w] with 26-connectivity.
 
-    V - E + F - C of the union of closed voxels: a vertex, edge or face is there where one of the
-    voxels around it is. For lesions, which are convex or nearly so, that is their number.
+    It is the number of objects, minus tunnels, plus cavities. Lesions are convex or nearly so, and
+    the Euler number is then the number of lesions.
     """
+    # It is V - E + F - C of the union of closed voxels. A vertex, an edge or a face belongs to the
+    # union if one of the voxels around it does. Each axis turns every cell into the cells of one
+    # dimension less that it shares with its neighbour (sign kept) and itself (sign changed).
     signed = [(1, functional.pad(mask, (1, 1) * 3))]
     for axis in (2, 3, 4):
         size = mask.shape[axis] + 1
@@ -134,11 +142,11 @@ def euler_number(mask: Tensor) -> Tensor:
 
 
 class ControlNet(nn.Module):
-    """A copy of the encoder whose outputs reach the frozen UNet through zero convolutions (paper,
-    section 2).
+    """Copy of the encoder that adds residuals to the frozen UNet (paper, section 2).
 
-    Covariates join the copy's embedding, as the burden does. They describe the patient, so they
-    belong to stage 2: stage 1 stays the distribution given the arm, one for all choices of them.
+    The residuals pass through convolutions that start at zero. Covariates and lesion burden are
+    added to the embedding of the copy. They describe the patient and therefore enter in stage 2
+    only: one stage 1, the distribution given the arm, serves every choice of covariates.
     """
 
     def __init__(
@@ -169,9 +177,11 @@ class ControlNet(nn.Module):
             if config.voxel_mlp_width
             else None
         )
-        self.zero_skips = nn.ModuleList(zero_module(nn.Conv2d(w, w, 1)) for w in unet.skip_widths())
+        self.zero_skips = nn.ModuleList(
+            zero_module(nn.Conv2d(width, width, 1)) for width in unet.skip_widths()
+        )
         self.zero_middle = zero_module(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
-        self.load_prior = (
+        self.lesion_load_prior = (
             LesionLoadPrior(
                 BURDEN_FEATURES * config.channels,
                 arms=unet.arms + 1,
@@ -182,63 +192,65 @@ class ControlNet(nn.Module):
             else None
         )
         self.masks = config.masks
-        # Last, so that all other weights begin the same with and without covariates.
+        # Last: modules draw initial weights in order of creation, so that all other weights start
+        # equal with and without covariates.
         self.covariates = CovariateEmbedding(covariates, unet.embedding) if covariates else None
 
     @classmethod
     def from_unet(
         cls, config: ControlConfig, unet: UNet, covariates: Sequence[Covariate] = ()
     ) -> "ControlNet":
-        """A ControlNet whose encoder starts from the trained UNet's."""
+        """Return a ControlNet whose encoder starts as a copy of the trained UNet's."""
         control = cls(config, unet.config, covariates)
         control.encoder.load_state_dict(unet.encoder.state_dict())
         return control
 
     def encode(self, condition: Tensor, covariates: Tensor | None = None) -> PatientEncoding:
-        """The hint of c_f [b, channels, s, h, w] and of encoded covariates [b, covariate].
+        """Encode c_f [b, channels, s, h, w] and encoded covariates [b, covariate].
 
-        Computed once, shared over t, arms and seeds. No covariates are the null ones: all absent.
+        The result is shared by all t, arms and seeds. Without `covariates` all are missing.
         """
-        burden = self.burden_of(condition) if self.burden or self.load_prior else None
+        prior = self.lesion_load_prior
+        burden = self.burden_of(condition) if self.burden or prior else None
         return PatientEncoding(
-            self.hint(slices_to_channels(condition, self.patch)),
-            self.burden(burden.flatten(1)) if self.burden and burden is not None else None,
-            with_local_mean(condition) if self.voxels else None,
-            self._embedded(condition, covariates),
-            self.load_prior.patient_features(burden, covariates)
-            if self.load_prior and burden is not None
+            features=self.hint(slices_to_channels(condition, self.patch)),
+            burden=self.burden(burden.flatten(1)) if self.burden and burden is not None else None,
+            voxels=with_local_mean(condition) if self.voxels else None,
+            covariates=self._embed_covariates(condition, covariates),
+            lesion_load=prior.patient_features(burden, covariates)
+            if prior and burden is not None
             else None,
         )
 
     def burden_of(self, condition: Tensor) -> Tensor:
-        """As the function, of c_f."""
+        """Return the lesion burden [b, channels, 3] of c_f [b, channels, s, h, w]."""
         return lesion_burden(condition, self.masks)
 
-    def _embedded(self, condition: Tensor, covariates: Tensor | None) -> Tensor | None:
+    def _embed_covariates(self, condition: Tensor, covariates: Tensor | None) -> Tensor | None:
         if self.covariates is None:
             return None
         if covariates is None:
             covariates = missing_covariates(self.covariates.covariates, condition)
-        embedded: Tensor = self.covariates(covariates)
-        return embedded
+        embedding: Tensor = self.covariates(covariates)
+        return embedding
 
     def forward(
         self,
         z: Tensor,
         logsnr: Tensor,
         arm: Tensor,
-        hint: PatientEncoding,
-        load: Tensor | None = None,
+        patient: PatientEncoding,
+        lesion_load: Tensor | None = None,
     ) -> ControlNetOutput:
-        """What to add to the UNet's skips and middle for z [b, 2, s, h, w]."""
-        embedding = self.encoder.embedding(logsnr, arm, load)
-        if hint.burden is not None:
-            embedding = embedding + hint.burden
-        if hint.covariates is not None:
-            embedding = embedding + hint.covariates
-        skips, middle = self.encoder(z, embedding, hint.features)
+        """Return the residuals for z [b, 2, s, h, w], logsnr [b], arm [b] and lesion load [b]."""
+        embedding = self.encoder.embedding(logsnr, arm, lesion_load)
+        if patient.burden is not None:
+            embedding = embedding + patient.burden
+        if patient.covariates is not None:
+            embedding = embedding + patient.covariates
+        skips, middle = self.encoder(z, embedding, patient.features)
         return ControlNetOutput(
-            [zero(skip) for zero, skip in zip(self.zero_skips, skips, strict=True)],
-            self.zero_middle(middle),
-            self.voxels(hint.voxels, embedding).float() if self.voxels else None,
+            skips=[zero(skip) for zero, skip in zip(self.zero_skips, skips, strict=True)],
+            middle=self.zero_middle(middle),
+            net2=self.voxels(patient.voxels, embedding).float() if self.voxels else None,
         )

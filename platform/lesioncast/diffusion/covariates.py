@@ -1,6 +1,7 @@
-"""Clinical covariates as a third condition: age, sex, EDSS and what else a trial records.
+"""Encode clinical covariates (age, sex, EDSS and others that a trial records) as a condition.
 
-The paper's first future direction; how they enter is this project's choice.
+Covariates are the paper's first future direction. How they enter the networks is a choice of this
+project.
 """
 
 import math
@@ -14,35 +15,36 @@ from lesioncast.imaging.covariates import Covariate
 
 
 def covariate_features(values: Tensor, covariates: Sequence[Covariate]) -> Tensor:
-    """[b, feature] from encoded values [b, covariate], not finite where absent.
+    """Return network features [b, feature] of encoded values [b, covariate].
 
-    Each covariate gives its value (one-hot for levels) and whether it is present: an absent one is
-    all zeros, which no value is, not even the mean.
+    A value that is not finite is missing. Each covariate gives its value (one-hot for levels) and a
+    flag for its presence. A missing covariate is all zeros. No observed value is, since its flag
+    is 1.
     """
     features = []
     for value, covariate in zip(values.unbind(1), covariates, strict=True):
         present = value.isfinite().to(values.dtype).unsqueeze(1)
-        known = value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        filled = value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if covariate.levels:
-            shown = nn.functional.one_hot(known.long(), len(covariate.levels)) * present
+            feature = nn.functional.one_hot(filled.long(), len(covariate.levels)) * present
         else:
-            shown = known.unsqueeze(1)
-        features += [shown, present]
+            feature = filled.unsqueeze(1)
+        features += [feature, present]
     return torch.cat(features, dim=1)
 
 
 def missing_covariates(covariates: Sequence[Covariate], like: Tensor) -> Tensor:
-    """Encoded values [b, covariate] of as many patients as `like` has rows, none of them known."""
+    """Return encoded values [b, covariate] that are all missing, one row per row of `like`."""
     return like.new_full((len(like), len(covariates)), math.nan)
 
 
 def covariate_width(covariates: Sequence[Covariate]) -> int:
-    """How many features `covariate_features` gives."""
-    return sum((len(each.levels) or 1) + 1 for each in covariates)
+    """Return the number of features that `covariate_features` gives."""
+    return sum((len(covariate.levels) or 1) + 1 for covariate in covariates)
 
 
 class CovariateEmbedding(nn.Module):
-    """Encoded covariates [b, covariate] to what is added to an embedding of `width`, at first 0."""
+    """Embedding of covariates, added to the embedding of noise level and arm. It starts at zero."""
 
     def __init__(self, covariates: Sequence[Covariate], width: int) -> None:
         super().__init__()
@@ -54,5 +56,6 @@ class CovariateEmbedding(nn.Module):
         )
 
     def forward(self, values: Tensor) -> Tensor:
+        """Return the embedding [b, width] of encoded values [b, covariate]."""
         embedding: Tensor = self.layers(covariate_features(values, self.covariates))
         return embedding

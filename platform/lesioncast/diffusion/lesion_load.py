@@ -1,9 +1,9 @@
-"""How much lesion there will be, decided before where: the classes of NET2's lesion load.
+"""Sample the class of NET2's lesion load first, then constrain the diffusion to that class.
 
-A patient's lesions share a cause, so that most have none and some have many. Networks that decide
-voxel by voxel, in few steps, draw them as too independent: too many patients with some. Here the
-first decision is one number, p(load | arm, patient), and the networks are told it:
-p(x | arm, patient) = sum over loads of p(x | load, arm, patient) p(load | arm, patient).
+The lesions of a patient have a common cause: most patients have none, some have many. Networks that
+decide voxel by voxel in few steps sample lesions too independently, so that too many patients have
+some. Here the lesion load is sampled first, from p(load | arm, patient), and conditions the
+networks: p(x | arm, patient) = sum over loads of p(x | load, arm, patient) p(load | arm, patient).
 """
 
 from collections.abc import Sequence
@@ -18,58 +18,64 @@ from lesioncast.diffusion.covariates import covariate_features, covariate_width,
 from lesioncast.imaging.covariates import Covariate
 
 HIDDEN = 32
-MIN_PROBABILITY = 1e-7  # float32 knows no greater probability below 1
-SHIFT_LIMIT, BISECTIONS = 32.0, 18  # to 0.0001 in log odds
-GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64  # odd, and 2^64 over the golden ratio
+MIN_PROBABILITY = 1e-7  # the largest float32 below 1 is about 1 - 1e-7
+SHIFT_LIMIT, BISECTIONS = 32.0, 18  # accurate to 0.0001 in log odds
+# Step of the Weyl sequence: 2^64 divided by the golden ratio, rounded to an odd number.
+GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64
 
 
-def lesion_load_class(net2: Tensor, least: Sequence[int]) -> Tensor:
-    """The class of a mask, [b] from NET2 in -1 / +1 [b, s, h, w]: 0 is less than `least[0]` voxels.
+def lesion_load_class(net2: Tensor, thresholds: Sequence[int]) -> Tensor:
+    """Return the lesion load class [b] of masks in -1 / +1 [b, s, h, w].
 
-    Class k has `least[k - 1]` voxels or more, and fewer than `least[k]`.
+    Class 0 has fewer than `thresholds[0]` lesion voxels. Class k has `thresholds[k - 1]` or more,
+    and fewer than `thresholds[k]`.
     """
     voxels = (net2 > 0).flatten(1).sum(1)
-    return torch.bucketize(voxels, torch.tensor(least, device=voxels.device), right=True)
+    return torch.bucketize(voxels, torch.tensor(thresholds, device=voxels.device), right=True)
 
 
-def rows_with_lesions(load: Tensor) -> Tensor:
-    """The rows of load [b] that have lesions to place; the first where none has."""
-    rows = torch.nonzero(load).flatten()
+def rows_with_lesions(lesion_load: Tensor) -> Tensor:
+    """Return the rows of `lesion_load` [b] that have lesions, or row 0 if none has."""
+    rows = torch.nonzero(lesion_load).flatten()
     return rows if len(rows) else rows.new_zeros(1)
 
 
-def constrain_to_load(x_hat: Tensor, load: Tensor, least: Sequence[int]) -> Tensor:
-    """NET2 x_hat [b, s, h, w] that expects lesions where there are to be some, and no more.
+def constrain_to_load(x_hat: Tensor, lesion_load: Tensor, thresholds: Sequence[int]) -> Tensor:
+    """Constrain the expected number of lesion voxels of NET2's x_hat [b, s, h, w].
 
-    What has at most so many voxels has at most so many in expectation too, whatever z_t; and where
-    there is a lesion, at least one. Elsewhere all log odds of the sample are shifted alike. To ask
-    for the load's least number, too, would draw it in scattered voxels.
+    If a mask has at most k lesion voxels, so has its expectation, whatever z_t. If a mask has a
+    lesion, its expectation is at least one voxel. A row outside these bounds has all its log odds
+    shifted by the same amount.
     """
-    bounds = torch.tensor([0, *least, x_hat[0].numel() + 1], device=x_hat.device)
-    chance = (x_hat + 1) / 2
-    expected = chance.flatten(1).sum(1)
-    wanted = expected.clamp(load.clamp(max=1).to(expected), bounds[load + 1] - 1.0)
-    kept = x_hat.clone()
-    for row in torch.nonzero(expected != wanted).flatten().tolist():
-        kept[row] = 2 * shift_log_odds_to_sum(chance[row], wanted[row]) - 1
-    return kept
+    # The lower bound is one voxel for every class with lesions. Demanding the class's threshold
+    # would sample the missing voxels scattered.
+    bounds = torch.tensor([0, *thresholds, x_hat[0].numel() + 1], device=x_hat.device)
+    probability = (x_hat + 1) / 2
+    expected = probability.flatten(1).sum(1)
+    total = expected.clamp(lesion_load.clamp(max=1).to(expected), bounds[lesion_load + 1] - 1.0)
+    constrained = x_hat.clone()
+    for row in torch.nonzero(expected != total).flatten().tolist():
+        constrained[row] = 2 * shift_log_odds_to_sum(probability[row], total[row]) - 1
+    return constrained
 
 
 def ensure_one_lesion(x: Tensor) -> Tensor:
-    """A sample's NET2 [s, h, w] that is to have lesions: where none is likelier than not, the
-    likeliest voxel is one."""
+    """Return NET2 x [s, h, w] with the most likely voxel set to 1 if no voxel is positive."""
     if (x > 0).any():
         return x
-    kept = x.flatten().clone()
-    kept[kept.argmax()] = 1.0
-    return kept.view_as(x)
+    with_lesion = x.flatten().clone()
+    with_lesion[with_lesion.argmax()] = 1.0
+    return with_lesion.view_as(x)
 
 
-def shift_log_odds_to_sum(chance: Tensor, total: Tensor) -> Tensor:
-    """Probabilities, of any shape, with all log odds shifted by what makes their sum `total`."""
+def shift_log_odds_to_sum(probability: Tensor, total: Tensor) -> Tensor:
+    """Shift the log odds of probabilities, of any shape, so that they sum to `total`.
+
+    All log odds are shifted by one amount, found by bisection.
+    """
     if total == 0:
-        return torch.zeros_like(chance)
-    log_odds = chance.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit()
+        return torch.zeros_like(probability)
+    log_odds = probability.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit()
     below, above = -SHIFT_LIMIT, SHIFT_LIMIT
     for _ in range(BISECTIONS):
         shift = (below + above) / 2
@@ -81,20 +87,22 @@ def shift_log_odds_to_sum(chance: Tensor, total: Tensor) -> Tensor:
 
 
 class LoadExpectations(NamedTuple):
-    """What is known before anything is drawn, each [arm]: P(active), and the expectations of the
-    number of lesions n and of log(1 + n)."""
+    """Expected outcomes of a patient under each arm, in closed form, without sampling."""
 
+    #: Probability of a new lesion, [arm].
     p_active: Tensor
+    #: Expected number n of new lesions, [arm].
     lesions: Tensor
+    #: Expectation of log(1 + n), [arm].
     log_lesions: Tensor
 
 
 class LesionLoadPrior(nn.Module):
-    """p(load | arm, patient): a small perceptron on numbers alone, so that it can be fitted to all
-    training cases at once and needs no other network; at first all classes are alike.
+    """Prior p(lesion load | arm, patient), an MLP on a few numbers of each patient.
 
-    `lesions` and `log_lesions` [class] are the means, over those cases that had a load, of their
-    number of lesions n and of log(1 + n).
+    It needs no other network, so that it can be fitted to all training cases at once. It starts
+    with equal probabilities for all classes. `lesions` and `log_lesions` [class] are the means of
+    the number of lesions n and of log(1 + n) over the training cases of each class.
     """
 
     lesions: Tensor
@@ -113,8 +121,11 @@ class LesionLoadPrior(nn.Module):
         self.register_buffer("log_lesions", torch.zeros(classes))
 
     def patient_features(self, burden: Tensor, covariates: Tensor | None) -> Tensor:
-        """What is told of patients, [b, feature], from their burden [b, channel, 3] and encoded
-        covariates [b, covariate], NaN where absent; None is all absent."""
+        """Return features of patients, [b, feature].
+
+        `burden` is the lesion burden [b, channel, 3]. `covariates` are encoded values
+        [b, covariate], NaN if missing. None means that all are missing.
+        """
         if not self.covariates:
             return burden.flatten(1)
         if covariates is None:
@@ -122,27 +133,33 @@ class LesionLoadPrior(nn.Module):
         return torch.cat([burden.flatten(1), covariate_features(covariates, self.covariates)], 1)
 
     def forward(self, patient: Tensor, arm: Tensor) -> Tensor:
-        """Logits of the classes [b, classes] under arm [b], the last of which is null."""
-        chosen = functional.one_hot(arm, self.arms).to(patient)
-        logits: Tensor = self.layers(torch.cat([patient, chosen], dim=1))
+        """Return the logits of the classes, [b, classes], of patients under arm [b].
+
+        The last arm is the null arm.
+        """
+        one_hot_arm = functional.one_hot(arm, self.arms).to(patient)
+        logits: Tensor = self.layers(torch.cat([patient, one_hot_arm], dim=1))
         return logits
 
     def expected_outcomes(self, patient: Tensor) -> LoadExpectations:
-        """What it says of one patient [1, feature] under every arm but the null one."""
+        """Return the expected outcomes of one patient [1, feature] under every arm but the null."""
         arms = torch.arange(self.arms - 1, device=patient.device)
-        chance = self(patient.expand(len(arms), -1), arms).double().softmax(1)
+        probability = self(patient.expand(len(arms), -1), arms).double().softmax(1)
         return LoadExpectations(
-            1 - chance[:, 0], chance @ self.lesions.double(), chance @ self.log_lesions.double()
+            p_active=1 - probability[:, 0],
+            lesions=probability @ self.lesions.double(),
+            log_lesions=probability @ self.log_lesions.double(),
         )
 
 
 def sample_load_class(logits: Tensor, seed: int) -> int:
-    """The class that a sample's seed draws from logits [classes].
+    """Sample a lesion load class from logits [classes] with a sample's seed.
 
-    By the inverse of the distribution function: one seed under two arms draws the same quantile, so
-    that arms are compared on the patient's same luck. The quantiles of consecutive seeds are a Weyl
-    sequence by the golden ratio, spread out evenly however many they are.
+    The seed gives a quantile, and the inverse of the cumulative distribution gives the class. One
+    seed has the same quantile under every arm, which lowers the variance of differences between
+    arms (common random numbers). Consecutive seeds form a Weyl sequence of the golden ratio, whose
+    quantiles are evenly spread, however many there are.
     """
-    uniform = torch.tensor([seed * GOLDEN % WORD / WORD], dtype=torch.float64)
-    below = logits.double().cpu().softmax(0).cumsum(0)[:-1].contiguous()
-    return int(torch.searchsorted(below, uniform, right=True))
+    quantile = torch.tensor([seed * GOLDEN % WORD / WORD], dtype=torch.float64)
+    upper_edges = logits.double().cpu().softmax(0).cumsum(0)[:-1].contiguous()
+    return int(torch.searchsorted(upper_edges, quantile, right=True))

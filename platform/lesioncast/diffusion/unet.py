@@ -1,7 +1,7 @@
-"""The treatment-conditioned UNet of stage 1 (paper, section 2; encoder path of ADM).
+"""Treatment-conditioned UNet of stage 1 (paper, section 2; encoder path of ADM).
 
-`Encoder` is the contraction path with its time and arm embedding: the UNet owns one, and the
-ControlNet of stage 2 trains a copy of it.
+`Encoder` is the contracting path with the embedding of noise level and arm. The UNet owns one
+encoder, and the ControlNet of stage 2 trains a copy of it.
 """
 
 from collections.abc import Sequence
@@ -18,67 +18,75 @@ from lesioncast.diffusion.blocks import (
     slices_to_channels,
     zero_module,
 )
+from lesioncast.diffusion.objective import NET2, NUM_TARGETS
 from lesioncast.diffusion.voxel_mlp import VoxelRefinementHead
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of the network; the defaults are the paper's.
+    """Sizes of the UNet. The defaults are the paper's.
 
-    Section 3 names the slices, six stages from 256 to 8 voxels, attention at 16 and 8, and 589 M
-    parameters with the ControlNet; widths and blocks are our reading, the layout that counts so.
-    `patch` > 1 folds patch x patch voxels into channels before the first convolution, which makes
-    small machines faster; the paper's is 1. `attention_stages` counts stages from 0. `head` is the
-    width of a `VoxelHead` that refines the NET2 output; 0 is the paper's plain output. `loads` are
-    the least NET2 voxels of each class of lesion load above none (`load`); without any, as in the
-    paper, the networks are told of none.
+    Section 3 of the paper states the slices, six stages from 256 to 8 voxels, attention at 16 and
+    8, and 589 M parameters with the ControlNet. The widths and blocks are not stated. The defaults
+    are a layout with that number of parameters.
     """
 
+    #: Slices of a volume.
     slices: int = 15
+    #: Treatment arms, without the null arm.
     arms: int = 6
+    #: Side of the square of voxels that is moved into channels before the first convolution.
+    #: 1 is the paper's; more is faster on small machines.
     patch: int = 1
+    #: Channels of each stage, from full resolution down.
     widths: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
+    #: Blocks per stage on the way down. The way up has one more.
     down_blocks: int = 2
+    #: Stages with self-attention, counted from 0.
     attention_stages: tuple[int, ...] = (4, 5)
+    #: Channels of an attention head.
     head_dim: int = 64
+    #: Groups of each GroupNorm.
     groups: int = 32
-    target_channels: int = 2
+    #: Hidden width of the `VoxelRefinementHead` of NET2. 0, as in the paper, leaves it out.
     voxel_head_width: int = 0
+    #: Smallest number of NET2 voxels of each lesion load class above "no lesion". Without
+    #: thresholds, as in the paper, the networks are not conditioned on the lesion load.
     lesion_load_thresholds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         uneven = [width for width in self.widths if width % self.groups]
         if uneven:
-            raise ValueError(f"widths must be multiples of groups={self.groups}, got {uneven}")
+            raise ValueError(f"widths: expected multiples of groups={self.groups}, got {uneven}")
         rising = list(self.lesion_load_thresholds) == sorted(set(self.lesion_load_thresholds))
         if self.lesion_load_thresholds and not (rising and self.lesion_load_thresholds[0] == 1):
             raise ValueError(
                 "lesion_load_thresholds: expected voxels that rise from 1, got "
-                f"{list(self.lesion_load_thresholds)}; such as [1, 10, 30, 100]"
+                f"{list(self.lesion_load_thresholds)}; use for example [1, 10, 30, 100]"
             )
 
     @property
     def folded_channels(self) -> int:
-        """Channels of a folded target: target_channels * slices * patch^2."""
-        return self.target_channels * self.slices * self.patch**2
+        """Return the channels of x after `slices_to_channels`."""
+        return NUM_TARGETS * self.slices * self.patch**2
 
     @property
     def embedding(self) -> int:
-        """Width of the time and arm embedding."""
+        """Return the width of the embedding of noise level and arm."""
         return 4 * self.widths[0]
 
     @property
     def null_arm(self) -> int:
-        """Row of the arm table that means "no arm given"."""
+        """Return the row of the arm table that means "no arm given"."""
         return self.arms
 
     @property
     def lesion_load_classes(self) -> int:
-        """Classes of lesion load, with that of none."""
+        """Return the number of lesion load classes, including "no lesion"."""
         return len(self.lesion_load_thresholds) + 1
 
     def skip_widths(self) -> list[int]:
-        """Widths of the encoder's skip tensors, first to last."""
+        """Return the widths of the encoder's skip tensors, first to last."""
         widths = [self.widths[0]]
         for stage, width in enumerate(self.widths):
             widths += [width] * self.down_blocks
@@ -87,7 +95,7 @@ class UNetConfig:
         return widths
 
     def block(self, stage: int, width_in: int) -> ResAttnBlock:
-        """One block of `stage`, with attention where the stage has it."""
+        """Return a new block of `stage`, with attention if the stage has it."""
         return ResAttnBlock(
             width_in,
             self.widths[stage],
@@ -98,9 +106,10 @@ class UNetConfig:
 
 
 class ConditionEmbedding(nn.Module):
-    """logsnr through sinusoids and an MLP, plus a learned row per arm (section 2, stage 1).
+    """Embedding of noise level, arm and lesion load (paper, section 2, stage 1).
 
-    And one per class of lesion load, where the networks are told it.
+    The noise level passes through sinusoids and an MLP. Each arm, and each lesion load class if the
+    model has them, adds a learned vector.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -112,19 +121,20 @@ class ConditionEmbedding(nn.Module):
             nn.Linear(config.embedding, config.embedding),
         )
         self.arm = nn.Embedding(config.arms + 1, config.embedding)
-        self.load = (
+        self.lesion_load = (
             nn.Embedding(config.lesion_load_classes, config.embedding)
             if config.lesion_load_thresholds
             else None
         )
 
-    def forward(self, logsnr: Tensor, arm: Tensor, load: Tensor | None = None) -> Tensor:
+    def forward(self, logsnr: Tensor, arm: Tensor, lesion_load: Tensor | None = None) -> Tensor:
+        """Return the embedding [b, e] of logsnr, arm and lesion load class, [b] each."""
         embedding: Tensor = self.time(noise_level_embedding(logsnr, self.width)) + self.arm(arm)
-        return embedding if self.load is None else embedding + self.load(load)
+        return embedding if self.lesion_load is None else embedding + self.lesion_load(lesion_load)
 
 
 class Encoder(nn.Module):
-    """The contraction path and the middle block."""
+    """Contracting path of the UNet and its middle block."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -146,7 +156,10 @@ class Encoder(nn.Module):
     def forward(
         self, z: Tensor, embedding: Tensor, hint: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Skips and the middle of z [b, c, s, h, w]; `hint` is added after the first layer."""
+        """Return the skip tensors and the middle features of z [b, 2, s, h, w].
+
+        `hint` is added to the output of the first layer.
+        """
         features = self.conv_in(slices_to_channels(z, self.patch))
         if hint is not None:
             features = features + hint
@@ -161,7 +174,7 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class ControlNetOutput:
-    """What a ControlNet adds to the UNet: one tensor per skip, one for the middle, and to NET2."""
+    """Residuals that a ControlNet adds to the UNet's skips, middle features and NET2 output."""
 
     skips: Sequence[Tensor]
     middle: Tensor
@@ -169,7 +182,10 @@ class ControlNetOutput:
 
 
 class UNet(nn.Module):
-    """Predicts v (or eps, x) of FLAIR and NET2 at week 96, jointly, from z_t, logsnr and arm."""
+    """Network that predicts FLAIR and NET2 at week 96 jointly, from z_t, logsnr and arm.
+
+    `ObjectiveConfig.prediction` says which quantity the prediction is.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -201,23 +217,26 @@ class UNet(nn.Module):
         logsnr: Tensor,
         arm: Tensor,
         residuals: ControlNetOutput | None = None,
-        load: Tensor | None = None,
+        lesion_load: Tensor | None = None,
     ) -> Tensor:
-        """The prediction [b, 2, s, h, w] for z of that shape, logsnr [b], arm [b] (row numbers).
+        """Return the prediction [b, 2, s, h, w] for z of that shape, logsnr [b] and arm [b].
 
-        `load` [b] is the class of lesion load that the sample is to have.
+        `arm` holds rows of the arm table. `lesion_load` [b] is the class of lesion load that the
+        sample shall have.
         """
-        embedding = self.encoder.embedding(logsnr, arm, load)
+        embedding = self.encoder.embedding(logsnr, arm, lesion_load)
         skips, features = self.encoder(z, embedding)
         if residuals is not None:
-            skips = [a + b for a, b in zip(skips, residuals.skips, strict=True)]
+            pairs = zip(skips, residuals.skips, strict=True)
+            skips = [skip + residual for skip, residual in pairs]
             features = features + residuals.middle
         for step in self.steps:
             if isinstance(step, ResAttnBlock):
                 features = step(torch.cat([features, skips.pop()], dim=1), embedding)
             else:
                 features = step(features)
-        # In bfloat16 the step next to -1 is 1/128: a lesion probability of 1 in 1000 would be lost.
+        # The output stays in float32. Near -1, bfloat16 has steps of 1/128, which would round a
+        # lesion probability of 1 in 1000 to 0.
         with torch.autocast(z.device.type, enabled=False):
             out = channels_to_slices(
                 self.out(features.float()), slices=self.config.slices, patch=self.config.patch
@@ -226,5 +245,5 @@ class UNet(nn.Module):
             if residuals is not None and residuals.net2 is not None:
                 net2 = net2 + residuals.net2
             if self.head is not None:
-                net2 = self.head(net2, z[:, 1], logsnr, embedding.float())
+                net2 = self.head(net2, z[:, NET2], logsnr, embedding.float())
         return torch.stack([flair, net2], dim=1)

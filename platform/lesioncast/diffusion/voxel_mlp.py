@@ -1,7 +1,8 @@
-"""What is the same for every voxel: small perceptrons that read a voxel and its neighbourhood.
+"""Small MLPs with weights shared by all voxels; they read a voxel and its 3D neighbourhood.
 
-Folded slices share no weights, so each would have to learn on its own that lesions are coherent
-blobs inside the brain; a small network then draws the right number of voxels, but scattered.
+The UNet holds slices as channels, which share no weights. Each slice would have to learn by itself
+that lesions are coherent blobs inside the brain. Without these MLPs, a small network samples the
+right number of lesion voxels, but scatters them.
 """
 
 from collections.abc import Callable
@@ -14,25 +15,24 @@ from lesioncast.diffusion.blocks import zero_module
 from lesioncast.diffusion.objective import BASE_LOG_ODDS, log_likelihood_ratio
 
 EVIDENCE_LIMIT = 5.0
-CENTRE = 8.0  # one over the binomial's weight of the centre: averages become sums of evidence
+CENTRE = 8.0  # one over the binomial's central weight; turns averages into sums of evidence
 
 
 def binomial_blur(volume: Tensor) -> Tensor:
-    """[b, s, h, w] averaged with its neighbours by the binomial (1, 2, 1) / 4 along each axis."""
+    """Blur [b, s, h, w] with the binomial kernel (1, 2, 1) / 4 along each spatial axis."""
     return _along_axes(
         volume, lambda before, at, after: (before + after).mul_(0.25).add_(at, alpha=0.5)
     )
 
 
 def max_filter_3x3x3(volume: Tensor) -> Tensor:
-    """[b, s, h, w], each voxel the greatest of the 27 that touch it or are it.
-
-    Axis by axis: max_pool3d took ten times as long on a CPU.
-    """
+    """Return the maximum of each voxel's 3 x 3 x 3 neighbourhood, [b, s, h, w]."""
+    # One axis after another: max_pool3d took ten times as long on a CPU.
     return _along_axes(volume, lambda before, at, after: before.maximum(at).maximum(after))
 
 
 def _along_axes(volume: Tensor, combine: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """Apply `combine(before, at, after)` along each spatial axis; the border is replicated."""
     padded = functional.pad(volume.unsqueeze(1), (1,) * 6, mode="replicate").squeeze(1)
     for axis in (1, 2, 3):
         size = volume.shape[axis]
@@ -41,10 +41,11 @@ def _along_axes(volume: Tensor, combine: Callable[[Tensor, Tensor, Tensor], Tens
 
 
 def evidence_features(z: Tensor, logsnr: Tensor) -> Tensor:
-    """What NET2's z_t [b, s, h, w] says of each voxel and its surroundings, [b, 4, s, h, w].
+    """Return features of the evidence in NET2's z_t [b, s, h, w], [b, 4, s, h, w].
 
-    Half the voxel's log likelihood ratio (`objective.log_odds`), that of its near and of its wider
-    neighbourhood, and the greatest near one among the voxels that touch it.
+    The four features of a voxel are half its log likelihood ratio (`objective`), the sum of the
+    ratio over its near and over its wider neighbourhood, and the maximum of the near sum over the
+    voxels that touch it.
     """
     own = (log_likelihood_ratio(z, logsnr) / 2).clamp(-EVIDENCE_LIMIT, EVIDENCE_LIMIT)
     near = CENTRE * binomial_blur(own)
@@ -52,10 +53,11 @@ def evidence_features(z: Tensor, logsnr: Tensor) -> Tensor:
 
 
 def belief_features(net2: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
-    """What log odds `net2` [b, s, h, w] make of each voxel and its surroundings, [b, 4, s, h, w].
+    """Return features of the lesion probability under log odds `net2` [b, s, h, w].
 
-    P(lesion) with the voxel's own evidence, its sum over the near and over the wider neighbourhood,
-    and the greatest among the voxels that touch it.
+    The four features [b, 4, s, h, w] of a voxel are P(lesion) with the voxel's own evidence, the
+    sum of P(lesion) over its near and over its wider neighbourhood, and its maximum over the voxels
+    that touch it.
     """
     own = torch.sigmoid(BASE_LOG_ODDS + net2 + log_likelihood_ratio(z, logsnr))
     near = CENTRE * binomial_blur(own)
@@ -65,20 +67,19 @@ def belief_features(net2: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
 
 
 def with_local_mean(condition: Tensor) -> Tensor:
-    """Each voxel's condition and the average of its surroundings.
+    """Append the local mean of each channel to c_f.
 
-    c_f [b, channels, s, h, w] -> [b, 2 * channels, s, h, w]. Patient by patient, whose volumes fit
-    a CPU's cache: half the time of all at once.
+    [b, channels, s, h, w] -> [b, 2 * channels, s, h, w].
     """
+    # One patient at a time: the volumes of one fit a CPU's cache, which halves the time.
     near = torch.stack([binomial_blur(binomial_blur(patient)) for patient in condition])
     return torch.cat([condition, near], dim=1)
 
 
 class VoxelMLP(nn.Module):
-    """One hidden layer on the features of each voxel and the sample's embedding; starts at zero.
+    """MLP with one hidden layer on a voxel's features and the sample's embedding.
 
-    Batched matrix products over [b, features, voxels] and a rectifier: half the time on a CPU of
-    the features last and a SiLU.
+    The output starts at zero.
     """
 
     def __init__(self, features: int, width: int, *, embedding: int) -> None:
@@ -88,7 +89,9 @@ class VoxelMLP(nn.Module):
         self.write = zero_module(nn.Linear(width, 1))
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """[b, s, h, w] from features [b, f, s, h, w] and the embedding [b, e]."""
+        """Return [b, s, h, w] from features [b, f, s, h, w] and an embedding [b, e]."""
+        # Batched matrix products over [b, features, voxels] with a ReLU take half as long on a CPU
+        # as nn.Linear over features in the last axis with a SiLU.
         batch, _, *size = features.shape
         read, write = (layer.weight.expand(batch, -1, -1) for layer in (self.read, self.write))
         shift = (self.embed(embedding) + self.read.bias).unsqueeze(2)
@@ -97,12 +100,12 @@ class VoxelMLP(nn.Module):
 
 
 class VoxelRefinementHead(nn.Module):
-    """Refines NET2's log odds in two passes, the same at every voxel: a mean-field inference.
+    """Refinement of NET2's log odds in two passes of mean-field inference.
 
-    The first reads what the noisy voxels around say, the second what the first made of them: a
-    voxel is a lesion because its neighbours are (Zheng et al. 2015, section 4, with learned
-    messages). With one pass, samples lost half their lesion volume between logsnr 0 and 2 and came
-    out as single voxels.
+    The weights are shared by all voxels. The first pass reads the evidence in the noisy voxels
+    around, the second also the probabilities that the first pass gave them (Zheng et al. 2015,
+    section 4, with learned messages). With one pass, samples lost half their lesion volume between
+    logsnr 0 and 2 and ended as single voxels.
     """
 
     def __init__(self, width: int, *, embedding: int) -> None:
@@ -111,10 +114,13 @@ class VoxelRefinementHead(nn.Module):
         self.second = VoxelMLP(9, width, embedding=embedding)
 
     def forward(self, net2: Tensor, z: Tensor, logsnr: Tensor, embedding: Tensor) -> Tensor:
-        """Log odds [b, s, h, w] from those of the UNet, NET2's z_t of that shape, logsnr [b]."""
-        near = evidence_features(z, logsnr)
-        net2 = net2 + self.first(torch.cat([net2.unsqueeze(1), near], dim=1), embedding)
-        believed = belief_features(net2, z, logsnr)
-        seen = torch.cat([net2.unsqueeze(1), near, believed], dim=1)
-        refined: Tensor = net2 + self.second(seen, embedding)
+        """Return refined log odds [b, s, h, w].
+
+        `net2` are the log odds of the UNet and `z` is z_t of NET2, both [b, s, h, w].
+        """
+        evidence = evidence_features(z, logsnr)
+        net2 = net2 + self.first(torch.cat([net2.unsqueeze(1), evidence], dim=1), embedding)
+        beliefs = belief_features(net2, z, logsnr)
+        features = torch.cat([net2.unsqueeze(1), evidence, beliefs], dim=1)
+        refined: Tensor = net2 + self.second(features, embedding)
         return refined

@@ -62,11 +62,11 @@ def build_sampler(
     loaded, opened = load_bundle(bundle, device=device), open_store(store, inputs=inputs)
     check_compatible(loaded, opened)
     if sampler is not None:
-        loaded = replace(loaded, sampler=sampler)
-    warn_if_slow(loaded.sampler.precision, torch.device(device))
+        loaded = replace(loaded, config=replace(loaded.config, sampler=sampler))
+    warn_if_slow(loaded.config.sampler.precision, torch.device(device))
     return BatchSampler(
         make_mask_sampler(loaded, device=device),
-        store_reader(opened, loaded.config),
+        store_reader(opened, loaded.config.model),
         spacing=opened.spec.spacing,
         state=make_expectation_predictor(loaded, device=device),
         compared=compared,
@@ -81,9 +81,9 @@ def device_of(gpus_per_worker: float) -> str:
 def check_compatible(bundle: Bundle, store: Store) -> None:
     """Raises ForecastError where the store holds other slabs or arms than the bundle knows."""
     for name, wanted, got in (
-        ("slab", bundle.slab, store.spec.slab),
-        ("spacing", bundle.spacing, store.spec.spacing),
-        ("arms", bundle.config.arms, store.spec.arms),
+        ("slab", bundle.config.slab, store.spec.slab),
+        ("spacing", bundle.config.spacing, store.spec.spacing),
+        ("arms", bundle.config.model.arms, store.spec.arms),
     ):
         if wanted != got:
             raise ForecastError(
@@ -121,7 +121,7 @@ def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
             torch.from_numpy(condition).to(device),
             torch.from_numpy(arm).to(device),
             seeds,
-            bundle.sampler,
+            bundle.config.sampler,
             covariates=torch.from_numpy(covariates).to(device),
         )
         return masks.cpu().numpy()
@@ -148,14 +148,14 @@ def make_expectation_predictor(bundle: Bundle, *, device: str) -> PredictExpecta
 def expected_outcomes_of(bundle: Bundle, store: Store, shown: ModelInput) -> Statements:
     """What the bundle, on the CPU, states of one case; nothing where it does not."""
     statement = make_expectation_predictor(bundle, device="cpu")(
-        store_reader(store, bundle.config)(shown)
+        store_reader(store, bundle.config.model)(shown)
     )
     return {} if statement is None else {shown: statement}
 
 
 def input_sessions(bundle: Bundle) -> Sessions:
     """The sessions among the channels of the bundle's condition."""
-    return sessions_of(parse_channels(bundle.config.control.condition))
+    return sessions_of(parse_channels(bundle.config.model.control.condition))
 
 
 def supported_sessions(bundle: Bundle) -> tuple[Sessions, ...]:
@@ -164,7 +164,7 @@ def supported_sessions(bundle: Bundle) -> tuple[Sessions, ...]:
     seen = input_sessions(bundle)
     return (
         (seen, (BASELINE_SESSION,))
-        if bundle.from_start and seen != (BASELINE_SESSION,)
+        if bundle.config.baseline_only and seen != (BASELINE_SESSION,)
         else (seen,)
     )
 

@@ -73,7 +73,7 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     remarks = (training_data_note(path), *simulated_data_notes(bids), sessions_note(sessions))
     warnings = bundle_warnings(path, bundle.digest)
     origin = RunProvenance(
-        bundle.digest, seed, remarks, sessions, bundle.config.covariates, warnings
+        bundle.digest, seed, remarks, sessions, bundle.config.model.covariates, warnings
     )
     write_forecast_root(out, source=bids)
     with ray_cluster(config.ray, reads=[store.path, path]):

@@ -1,1 +1,1 @@
-"""Both stages of training: the store's cases in, checkpoints and finally a bundle out."""
+"""Train both stages on the cases of a store, with checkpoints, and export a bundle."""

@@ -1,9 +1,11 @@
-"""Checkpoints of a run: folders `step_000120` that are whole, and resumed only by their own run.
+"""Checkpoints of a run: complete folders such as `step_000120`.
 
-A run finds its way back by these folders alone, not by what Ray Train remembers of them: Train
-takes note of a checkpoint after it was written, and refuses to start where one that it knows is
-gone. Each holds safetensors of weights, their average (ema) and Adam's moments, and state.json: the
-step, the run's identity (all that shapes its weights) and the sha256 of the other files.
+Each folder holds safetensors of the weights, of their moving average (ema) and of Adam's moments.
+Its state.json holds the step, the run's identity (all that shapes the weights) and the SHA-256 of
+the other files. A run resumes only from checkpoints with its own identity.
+
+A run resumes from these folders alone and not from Ray Train's record of checkpoints. Ray Train
+records a checkpoint after it was written, and refuses to start if a recorded one is gone.
 """
 
 import json
@@ -38,7 +40,7 @@ Identity = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk after `step` steps of the run with that `identity`."""
+    """Checkpoint on disk: its folder, step, run identity, and SHA-256 of each file."""
 
     folder: Path
     step: int
@@ -46,33 +48,36 @@ class Checkpoint:
     digests: Mapping[str, str]
 
     def tensors(self, group: str, prefix: str = "") -> Weights:
-        """One group of tensors, those under `prefix`; see `TrainState.tensors`."""
+        """Read the tensors of a group of `TrainState.tensors` whose names begin with `prefix`."""
         return read_tensors(self.folder / f"{group}.safetensors", prefix)
 
     def verify(self) -> None:
-        """Raises TrainingError where a file is missing or altered."""
-        altered = first_corrupt_file(self.folder, self.digests)
-        if altered is not None:
-            raise TrainingError(f"{self.folder / altered}: missing or altered since it was written")
+        """Raise TrainingError if a file is missing or altered."""
+        corrupt = first_corrupt_file(self.folder, self.digests)
+        if corrupt is not None:
+            raise TrainingError(
+                f"{self.folder / corrupt}: expected the file as it was written, got none or an "
+                "altered one"
+            )
 
 
 def save_checkpoint(run: Path, state: TrainState, identity: Identity) -> Checkpoint:
-    """Write `run`/step_..., which appears only when complete."""
+    """Write a checkpoint of `state` in `run`. Its folder appears only when complete."""
     folder = run / f"step_{state.step:06d}"
     with atomic_directory(folder) as partial_folder:
         groups = state.tensors()
         for group, tensors in groups.items():
             write_tensors(partial_folder / f"{group}.safetensors", tensors)
         digests = digests_of(partial_folder, [f"{group}.safetensors" for group in groups])
-        record = {"step": state.step, "identity": identity, "sha256": digests}
-        write_json(partial_folder / STATE, record)
+        content = {"step": state.step, "identity": identity, "sha256": digests}
+        write_json(partial_folder / STATE, content)
     return Checkpoint(folder, state.step, identity, digests)
 
 
 def latest_valid(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that is as it was written.
+    """Return the newest checkpoint of a run that passes verification, or None.
 
-    Newer ones that are not are set aside under a name that is none of a checkpoint, and named.
+    Newer checkpoints that fail verification are renamed to `.step_N.altered` and logged.
     """
     for folder in reversed(_folders(run)):
         try:
@@ -82,14 +87,16 @@ def latest_valid(run: Path) -> Checkpoint | None:
             aside = folder.with_name(f".{folder.name}.altered")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-            logger.warning("%s; set aside as %s, going back to the one before", error, aside.name)
+            logger.warning(
+                "%s; renamed to %s, resuming from an older checkpoint", error, aside.name
+            )
         else:
             return checkpoint
     return None
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
-    """The checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first, without verifying them."""
     return [open_checkpoint(folder) for folder in _folders(run)]
 
 
@@ -98,18 +105,21 @@ def _folders(run: Path) -> list[Path]:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, not verified yet. Raises TrainingError where it has no record."""
+    """Open the checkpoint in `folder` without verifying it.
+
+    Raise TrainingError if its state.json is missing or unreadable.
+    """
     try:
-        record = read_json(folder / STATE)
-        return Checkpoint(folder, record["step"], record["identity"], record["sha256"])
+        content = read_json(folder / STATE)
+        return Checkpoint(folder, content["step"], content["identity"], content["sha256"])
     except (OSError, ValueError, KeyError) as error:
         raise TrainingError(
-            f"{folder / STATE}: expected the record of a checkpoint, got {error!r}"
+            f"{folder / STATE}: expected the state of a checkpoint, got {error!r}"
         ) from error
 
 
 def load_into(state: TrainState, checkpoint: Checkpoint) -> None:
-    """Put `state` where the checkpoint left off."""
+    """Restore `state` from a checkpoint."""
     state.restore(checkpoint.step, partial(Checkpoint.tensors, checkpoint))
 
 
@@ -120,18 +130,19 @@ def prune(run: Path, *, keep: int) -> None:
 
 
 def require_same_run(checkpoint: Checkpoint, identity: Identity) -> None:
-    """Raises ChangedSettingsError, naming the keys, where the checkpoint is of another run."""
+    """Raise ChangedSettingsError, naming the changed keys, if the identities differ."""
     before, now = dict(_flatten(checkpoint.identity)), dict(_flatten(identity))
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         listed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
         raise ChangedSettingsError(
-            f"{checkpoint.folder}: made with other settings: {listed}. "
+            f"{checkpoint.folder}: expected a checkpoint of the same settings, but {listed}. "
             "Set them back to resume, or run with --fresh to discard the run and start over"
         )
 
 
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, JSON value) of every leaf of a nested mapping."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))

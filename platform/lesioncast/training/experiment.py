@@ -1,4 +1,4 @@
-"""What a run of each stage of the paper (section 2) is: networks, cases, settings, identity."""
+"""Define the run of each stage of the paper (section 2): networks, cases, settings, identity."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,13 +31,13 @@ from lesioncast.training.modules import FinetuneModule, PretrainModule
 from lesioncast.training.settings import NON_IDENTITY_FIELDS, TrainSettings
 from storage import Store
 
-# Where the networks of both stages keep their weights in a checkpoint.
+# Prefixes of the weights of each network in a checkpoint.
 UNET, CONTROL = "unet.", "control."
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What both stages share: networks, cases, the folder of runs, and the seed."""
+    """Model, training cases, folder of runs and seed, which both stages share."""
 
     model: ModelConfig
     cases: CaseSelection
@@ -57,36 +57,36 @@ def experiment_of(
 
     Raises TrainingError or ConfigError if the store lacks what the configuration asks for.
     """
-    cache = training_cases(store, model.arms)
-    cases = [store.cases[index] for index in cache.cases]
+    selection = training_cases(store, model.arms)
+    cases = [store.cases[index] for index in selection.cases]
     fitted = fit_covariates(covariates, cases)
     if fitted:
         values = np.stack([encode_covariates(fitted, case) for case in cases])
-        cache = replace(cache, covariates=values)
-    return Experiment(replace(model, covariates=fitted), cache, runs, seed)
+        selection = replace(selection, covariates=values)
+    return Experiment(replace(model, covariates=fitted), selection, runs, seed)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's run: `name` is its folder among the runs; `networks` builds what is trained.
+    """Run of one stage."""
 
-    `pretrained` is the checkpoint of stage 1 that stage 2 builds upon.
-    """
-
+    #: Name of the stage and of its folder among the runs.
     name: str
+    #: Build the networks that are trained.
     networks: Callable[["Stage"], nn.Module]
     settings: TrainSettings
     experiment: Experiment
+    #: Checkpoint of stage 1 that stage 2 starts from; None in stage 1.
     pretrained: Checkpoint | None = None
 
     @property
     def folder(self) -> Path:
-        """Where the run keeps its checkpoints and its log."""
+        """Return the folder of the run's checkpoints and metrics."""
         return self.experiment.runs / self.name
 
     @property
     def condition(self) -> Channels | None:
-        """The channels of the patient's images that the networks see; none in stage 1."""
+        """Return the channels of the condition c_f; None in stage 1."""
         return (
             None
             if self.pretrained is None
@@ -95,36 +95,34 @@ class Stage:
 
     @property
     def post_baseline_channels(self) -> npt.NDArray[np.bool_]:
-        """Which of the model's channels were seen after w000, [channel]."""
+        """Return which channels of the model's condition come after w000, bool [channel]."""
         return channels_outside_sessions(
             parse_channels(self.experiment.model.control.condition), (BASELINE_SESSION,)
         )
 
     @property
     def cases(self) -> CaseSelection:
-        """The cases with the sessions that these networks see: in stage 1 w096 alone."""
-        seen = sessions_of((*TARGET_CHANNELS, *(self.condition or ())))
+        """Return the cases with the sessions that the networks use: in stage 1 w096 alone."""
+        used = sessions_of((*TARGET_CHANNELS, *(self.condition or ())))
         return replace(
             self.experiment.cases,
-            sessions=tuple(session for session in SESSIONS if session in seen),
+            sessions=tuple(session for session in SESSIONS if session in used),
             limit=self.settings.cache_gib * GIB,
         )
 
     @property
     def objective(self) -> ObjectiveConfig:
-        """The model's objective, with this stage's own weight of FLAIR where it has one."""
+        """Return the model's objective, with the stage's FLAIR weight if it sets one."""
         objective, weight = self.experiment.model.objective, self.settings.flair_weight
         return objective if weight is None else replace(objective, flair_weight=weight)
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """All that shapes the weights, as JSON; resuming with another identity is refused.
-
-        Stage 1 sees no covariates, so that one may serve stages 2 with and without.
-        """
+        """Return all that shapes the weights, as JSON. Only an equal identity may resume."""
         settings = {k: v for k, v in asdict(self.settings).items() if k not in NON_IDENTITY_FIELDS}
         model = asdict(self.experiment.model)
         if self.condition is None:
+            # Stage 1 has no covariates, so that one stage 1 serves stages 2 with and without them.
             del model["covariates"]
         return {
             "seed": self.experiment.seed,
@@ -135,21 +133,21 @@ class Stage:
         }
 
     def build(self) -> nn.Module:
-        """The networks at the start of the run: the same on every worker."""
+        """Build the networks as they start the run, equal on every worker."""
         with torch.random.fork_rng():
             torch.manual_seed(self.experiment.seed)
             return self.networks(self)
 
 
 def pretrain_stage(settings: TrainSettings, experiment: Experiment) -> Stage:
-    """Stage 1."""
+    """Return the run of stage 1."""
     return Stage("pretrain", _unet_alone, settings, experiment)
 
 
 def finetune_stage(
     settings: TrainSettings, experiment: Experiment, pretrained: Checkpoint
 ) -> Stage:
-    """Stage 2, on the averaged weights of a stage 1."""
+    """Return the run of stage 2, which starts from the averaged weights of a stage 1."""
     return Stage("finetune", _controlled_unet, settings, experiment, pretrained)
 
 

@@ -1,7 +1,8 @@
-"""From the end of stage 2 to a bundle."""
+"""Export a bundle from the last checkpoint of stage 2."""
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ from lesioncast.errors import TrainingError
 from lesioncast.simulation.ground_truth import has_ground_truth
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.experiment import CONTROL, UNET, Stage
-from lesioncast.training.lesion_load_prior import fit_load_prior, load_prior_data
-from lesioncast.training.progress import read_metrics
+from lesioncast.training.lesion_load_prior import fit_lesion_load_prior, load_prior_data
+from lesioncast.training.progress import METRICS, read_metrics
 from lesioncast.training.trainer import final_checkpoint
 from storage import Store
 
 logger = logging.getLogger(__name__)
 
+LESION_LOAD_PRIOR = "lesion_load_prior"  # submodule of the ControlNet
+
 
 def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerConfig) -> str:
-    """Write the bundle of a finished stage 2 to `path`; returns its digest."""
+    """Write the bundle of a finished stage 2 to `path` and return its digest."""
     last = final_checkpoint(stage)
     assert stage.pretrained is not None
-    prior, fit = fitted_load_prior(stage, store)
+    prior = fit_prior_of_stage(stage, store)
     digest = save_bundle(
         path,
         BundleConfig(
@@ -34,10 +37,10 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             store.spec.slab,
             store.spec.spacing,
             sampler,
-            from_start=stage.settings.session_dropout > 0,
+            baseline_only=stage.settings.session_dropout > 0,
         ),
         unet=stage.pretrained.tensors(EMA, UNET),
-        control={**last.tensors(EMA, CONTROL), **prior},
+        control={**last.tensors(EMA, CONTROL), **prior.weights},
         metrics={
             "data": describe_data(store, len(stage.experiment.cases.cases)),
             "seed": stage.experiment.seed,
@@ -45,47 +48,64 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
                 "pretrain": _final_metrics(stage.pretrained),
                 "finetune": _final_metrics(last),
             },
-            "load_prior": fit,
+            "lesion_load_prior": prior.metrics,
         },
     )
     logger.info("bundle %s (%s)", path, digest[:12])
     return digest
 
 
-def fitted_load_prior(stage: Stage, store: Store) -> tuple[Weights, Mapping[str, float] | None]:
-    """The weights of the prior of the lesion load, by the ControlNet's names, and how the fit went;
-    none for a model without loads."""
+@dataclass(frozen=True)
+class FittedPrior:
+    """Fitted lesion load prior; without weights for a model that has none."""
+
+    #: Weights by their names in the ControlNet.
+    weights: Weights
+    #: Number of cases and the cross entropy of the fit, in nats.
+    metrics: Mapping[str, float] | None
+
+
+def fit_prior_of_stage(stage: Stage, store: Store) -> FittedPrior:
+    """Fit the lesion load prior to the training cases of a stage."""
     if not stage.experiment.model.unet.lesion_load_thresholds:
-        return {}, None
-    prior = stage.build().get_submodule("control.load_prior")
+        return FittedPrior({}, None)
+    prior = stage.build().get_submodule(f"{CONTROL}{LESION_LOAD_PRIOR}")
     assert isinstance(prior, LesionLoadPrior)
-    patients = load_prior_data(
+    training_data = load_prior_data(
         [store.cases[index] for index in stage.experiment.cases.cases],
         store,
         stage.experiment.model,
     )
-    seed = stage.experiment.seed
-    loss = fit_load_prior(
-        prior, patients, stage.settings, seed=seed, later=stage.post_baseline_channels
+    cases = len(training_data.arm)
+    loss = fit_lesion_load_prior(
+        prior,
+        training_data,
+        stage.settings.dropout_rates,
+        seed=stage.experiment.seed,
+        post_baseline=stage.post_baseline_channels,
     )
-    logger.info("lesion load of %d cases: %.3f nats a case", len(patients.arm), loss)
-    weights = {f"load_prior.{name}": each for name, each in prior.state_dict().items()}
-    return weights, {"cases": len(patients.arm), "nats": loss}
+    logger.info("lesion load prior fitted to %d cases: %.3f nats per case", cases, loss)
+    weights = {f"{LESION_LOAD_PRIOR}.{name}": value for name, value in prior.state_dict().items()}
+    return FittedPrior(weights, {"cases": cases, "nats": loss})
 
 
 def describe_data(store: Store, cases: int) -> str:
-    """What the weights were trained on, as far as the store's BIDS folder still tells."""
+    """Describe the training data in one sentence, by the trial's BIDS folder if it still exists."""
     bids = Path(store.table.bids)
     description = bids / "dataset_description.json"
     name = read_json(description)["Name"] if description.is_file() else "a BIDS trial"
     simulated = has_ground_truth(bids)
-    warning = "; simulated patients, which is no evidence about real ones" if simulated else ""
+    warning = "; simulated patients, which are no evidence about real ones" if simulated else ""
     return f"{cases} training cases of {name}{warning}."
 
 
 def _final_metrics(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the metrics of the checkpoint's step, and the settings of its stage."""
     run = checkpoint.folder.parent
     last = [line for line in read_metrics(run) if line["step"] == checkpoint.step]
     if not last:
-        raise TrainingError(f"{run}: its metrics do not reach step {checkpoint.step}")
+        raise TrainingError(
+            f"{run / METRICS}: expected metrics of step {checkpoint.step}, got none; "
+            f"run jobs/{run.name}.py --fresh"
+        )
     return {**last[-1], "settings": checkpoint.identity[run.name]}

@@ -1,7 +1,8 @@
-"""The prior of the lesion load, fitted to all training cases at once.
+"""Fit the prior of the lesion load to all training cases at once.
 
-It reads a few numbers of each patient, so that many more rows go into a step than images would
-allow; what a case may lack when it is forecast, rows lack at the rates of stage 2.
+The prior reads a few numbers per patient, so that a step can hold many more cases than images would
+allow. Cases lose parts of their condition at the dropout rates of stage 2, since a forecast may
+lack them too.
 """
 
 from collections.abc import Sequence
@@ -22,132 +23,144 @@ from lesioncast.imaging.channels import TARGET_CHANNELS, encode_case, parse_chan
 from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.imaging.lesions import components
 from lesioncast.training import randomness
-from lesioncast.training.data.order import RngStream, rng_for
-from lesioncast.training.settings import TrainSettings
-from lesioncast.training.state import learning_rate
+from lesioncast.training.rng import RngStream, rng_for
+from lesioncast.training.settings import DropoutRates
+from lesioncast.training.state import cosine_decay
 from storage import Case, Store
 
 STEPS, ROWS, LEARNING_RATE = 1000, 1024, 3e-3
-WEIGHT_DECAY = 500.0  # divided by the cases, as a Gaussian prior of the weights would be
+WEIGHT_DECAY = 500.0  # divided by the number of cases, like a Gaussian prior on the weights
 
 
 @dataclass(frozen=True)
 class PriorTrainingData:
-    """What is known of n training cases: the `burden` of their images [n, channel, 3], encoded
-    `covariates` [n, covariate], NaN where absent, the row `arm` [n] of the arm received, and the
-    `lesions` [n] that they had, with the class of their `load` [n]."""
+    """Conditions and lesion loads of n cases."""
 
+    #: Lesion burden of the images, [n, channel, 3].
     burden: Tensor
+    #: Encoded covariates, NaN if missing, [n, covariate].
     covariates: Tensor
+    #: Row of the arm received, [n].
     arm: Tensor
-    load: Tensor
+    #: Lesion load class at w096, [n].
+    lesion_load: Tensor
+    #: Number of lesions at w096, [n].
     lesions: Tensor
 
 
 def load_prior_data(cases: Sequence[Case], store: Store, model: ModelConfig) -> PriorTrainingData:
-    """What the prior of the lesion load is fitted to."""
-    channels = parse_channels(model.control.condition)
+    """Read what the lesion load prior is fitted to."""
+    condition_channels = parse_channels(model.control.condition)
+    thresholds = model.unet.lesion_load_thresholds
 
     def read(case: Case) -> tuple[Tensor, Tensor, int]:
         arrays = store.read(case.index)
-        condition, x = (encode_case(arrays, channels=each) for each in (channels, TARGET_CHANNELS))
+        condition, x = (
+            encode_case(arrays, channels=channels)
+            for channels in (condition_channels, TARGET_CHANNELS)
+        )
         burden = lesion_burden(torch.from_numpy(condition)[None], model.control.masks)
-        load = lesion_load_class(torch.from_numpy(x)[None, NET2], model.unet.lesion_load_thresholds)
-        return burden, load, components(x[NET2] > 0)[1]
+        lesion_load = lesion_load_class(torch.from_numpy(x)[None, NET2], thresholds)
+        return burden, lesion_load, components(x[NET2] > 0)[1]
 
     with ThreadPoolExecutor() as threads:
-        burden, load, lesions = zip(*threads.map(read, cases), strict=True)
-    arm = torch.tensor([model.unet.null_arm if c.arm_index < 0 else c.arm_index for c in cases])
+        burden, lesion_load, lesions = zip(*threads.map(read, cases), strict=True)
+    null_arm = model.unet.null_arm
+    arms = [null_arm if case.arm_index < 0 else case.arm_index for case in cases]
     covariates = np.stack([encode_covariates(model.covariates, case) for case in cases])
     return PriorTrainingData(
-        torch.cat(burden),
-        torch.from_numpy(covariates),
-        arm,
-        torch.cat(load),
-        torch.tensor(lesions, dtype=torch.float32),
+        burden=torch.cat(burden),
+        covariates=torch.from_numpy(covariates),
+        arm=torch.tensor(arms),
+        lesion_load=torch.cat(lesion_load),
+        lesions=torch.tensor(lesions, dtype=torch.float32),
     )
 
 
-def fit_load_prior(
+def fit_lesion_load_prior(
     prior: LesionLoadPrior,
-    patients: PriorTrainingData,
-    settings: TrainSettings,
+    data: PriorTrainingData,
+    rates: DropoutRates,
     *,
     seed: int,
-    later: npt.NDArray[np.bool_],
+    post_baseline: npt.NDArray[np.bool_],
     rows: int = ROWS,
 ) -> float:
-    """Fits the prior by cross entropy; returns that of the last tenth of the steps, in nats.
+    """Fit the prior by cross entropy; return its mean over the last tenth of the steps, in nats.
 
-    `rows` go into each of the steps. They lose arm, channels, those `later` than w000 [channel],
-    and covariates at the rates of `settings`, those of stage 2.
+    Each step takes `rows` cases. They lose arm, channels and covariates at `rates`, those of stage
+    2. `post_baseline` [channel] marks the channels after w000.
     """
-    fitting = replace(settings, steps=STEPS, batch_size=rows, learning_rate=LEARNING_RATE, warmup=0)
-    weights = [each.requires_grad_() for each in prior.parameters()]
-    optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY / len(patients.arm))
+    weights = [parameter.requires_grad_() for parameter in prior.parameters()]
+    optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY / len(data.arm))
     losses = []
     for step in range(STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, fitting)
-        burden, covariates, arm, load = sample_rows(
-            patients, step, fitting, seed=seed, null_arm=prior.arms - 1, later=later
+            group["lr"] = cosine_decay(step, start=LEARNING_RATE, steps=STEPS)
+        batch = sample_rows(data, rows_of_step(seed, step, size=rows, cases=len(data.arm)))
+        dropout = randomness.condition_dropout(
+            seed,
+            step,
+            batch_size=rows,
+            post_baseline=post_baseline,
+            rates=rates,
+            covariates=data.covariates.shape[1],
         )
-        loss = functional.cross_entropy(
-            prior(prior.patient_features(burden, covariates), arm), load
-        )
+        batch = drop_conditions(batch, dropout, null_arm=prior.arms - 1)
+        logits = prior(prior.patient_features(batch.burden, batch.covariates), batch.arm)
+        loss = functional.cross_entropy(logits, batch.lesion_load)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.detach())
-    for mean, values in (
-        (prior.lesions, patients.lesions),
-        (prior.log_lesions, patients.lesions.log1p()),
+    for buffer, values in (
+        (prior.lesions, data.lesions),
+        (prior.log_lesions, data.lesions.log1p()),
     ):
-        mean.copy_(class_means(values, patients.load, classes=len(mean)))
+        buffer.copy_(class_means(values, data.lesion_load, classes=len(buffer)))
     return float(torch.stack(losses[-STEPS // 10 :]).mean())
 
 
-def class_means(values: Tensor, load: Tensor, *, classes: int) -> Tensor:
-    """Means of `values` [n] by class of load [n], [class]; that of the class below where a class
-    has no case."""
+def class_means(values: Tensor, lesion_load: Tensor, *, classes: int) -> Tensor:
+    """Return the mean of `values` [n] of each lesion load class, [class].
+
+    A class without cases takes the mean of the class below.
+    """
     means = torch.zeros(classes)
-    for each in range(classes):
-        of_class = values[load == each]
-        means[each] = of_class.mean() if len(of_class) else means[max(each - 1, 0)]
+    for index in range(classes):
+        of_class = values[lesion_load == index]
+        means[index] = of_class.mean() if len(of_class) else means[max(index - 1, 0)]
     return means
 
 
-def sample_rows(
-    patients: PriorTrainingData,
-    step: int,
-    settings: TrainSettings,
-    *,
-    seed: int,
-    null_arm: int,
-    later: npt.NDArray[np.bool_],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Burden, covariates, arm and load of the rows of a step, drawn with replacement, without what
-    they lose."""
-    size = settings.batch_size
-    rows = torch.from_numpy(
-        rng_for(RngStream.LOAD, seed, step).integers(len(patients.arm), size=size)
-    ).to(patients.arm.device)
-    drops = randomness.condition_dropout(
-        seed,
-        step,
-        batch_size=size,
-        channels=patients.burden.shape[1],
-        covariates=patients.covariates.shape[1],
-        later=later,
-        **settings.dropout_rates,
+def rows_of_step(seed: int, step: int, *, size: int, cases: int) -> Tensor:
+    """Draw the rows of a step with replacement, [size]."""
+    return torch.from_numpy(rng_for(RngStream.LESION_LOAD, seed, step).integers(cases, size=size))
+
+
+def sample_rows(data: PriorTrainingData, rows: Tensor) -> PriorTrainingData:
+    """Return the cases at `rows`, in that order."""
+    rows = rows.to(data.arm.device)
+    return PriorTrainingData(
+        burden=data.burden[rows],
+        covariates=data.covariates[rows],
+        arm=data.arm[rows],
+        lesion_load=data.lesion_load[rows],
+        lesions=data.lesions[rows],
     )
+
+
+def drop_conditions(
+    data: PriorTrainingData, dropout: randomness.ConditionDropout, *, null_arm: int
+) -> PriorTrainingData:
+    """Return the cases without what they lose: channels become 0, covariates NaN, the arm null."""
     no_channel, no_covariate, no_arm = (
-        torch.from_numpy(lost).to(rows.device)
-        for lost in (drops.channels, drops.covariates, drops.arm)
+        torch.from_numpy(lost).to(data.arm.device)
+        for lost in (dropout.channels, dropout.covariates, dropout.arm)
     )
-    return (
-        patients.burden[rows].masked_fill(no_channel[:, :, None], 0),
-        patients.covariates[rows].masked_fill(no_covariate, torch.nan),
-        patients.arm[rows].masked_fill(no_arm, null_arm),
-        patients.load[rows],
+    return replace(
+        data,
+        burden=data.burden.masked_fill(no_channel[:, :, None], 0),
+        covariates=data.covariates.masked_fill(no_covariate, torch.nan),
+        arm=data.arm.masked_fill(no_arm, null_arm),
     )

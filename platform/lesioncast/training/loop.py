@@ -1,4 +1,4 @@
-"""The training loop of both stages (paper, section 3), as every worker runs it."""
+"""Training loop of both stages (paper, section 3), as every worker runs it."""
 
 import logging
 import time
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lesioncast.cluster.metrics import TrainingMetrics
 from lesioncast.diffusion.precision import autocast
-from lesioncast.diffusion.schedule import logsnr_at
 from lesioncast.training import randomness
 from lesioncast.training.checkpoint import (
     latest_valid,
@@ -26,7 +25,7 @@ from lesioncast.training.data.dataset import Batch, CaseDataset, prefetch
 from lesioncast.training.data.node_cache import open_cases, read_in_process
 from lesioncast.training.data.order import active_first, batch_rows
 from lesioncast.training.experiment import Stage
-from lesioncast.training.modules import rows_to_train_on, stage_loss
+from lesioncast.training.modules import LossInputs, rows_to_train_on, stage_loss
 from lesioncast.training.progress import (
     MetricsWindow,
     append_metrics,
@@ -46,11 +45,11 @@ from lesioncast.training.worker import (
 
 logger = logging.getLogger(__name__)
 
-STREAMED_AHEAD = 4  # batches, to hide how long a store takes to answer
+STREAM_PREFETCH = 4  # batches read ahead from the store, to hide its latency
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> None:
-    """Train `config["stage"]`, a Stage, from its last checkpoint to its last step."""
+    """Train the `Stage` in `config["stage"]` from its last checkpoint to its last step."""
     stage: Stage = config["stage"]
     settings = stage.settings
     worker = current_worker(settings)
@@ -61,27 +60,34 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     notices, first = PreemptionNotices(worker, settings), state.step
     for step, batch in window.timed(batches(stage, cases, worker, first=first)):
         if step == first and worker.world_size > 1:
-            # DDP orders its sums anew after the first pass. In that pass's order, a step after a
-            # resumption would differ in its last bits from that of a run without interruption.
+            # DDP changes the order of its sums after the first pass. The first step after a
+            # resumption would therefore differ in its last bits from the same step of a run
+            # without interruption. One pass more, whose gradients are dropped, prevents that.
             backward(networks, batch, step, stage=stage, worker=worker)
             state.optimizer.zero_grad()
         loss = backward(networks, batch, step, stage=stage, worker=worker)
-        norm = nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(state.parameters.values(), settings.gradient_clip)
         state.update(settings)
         window.record(state.step, loss, norm)
         if is_due(state, settings.log_every, settings) or checkpoint_due(state, settings):
             report(stage, state, worker=worker, window=window, meter=meter)
         elif notice := notices.new():
             nodes = ", ".join(node[:8] for node in notice.preempted_node_ids)
-            logger.warning("%s: node %s is to go, saving step %d", stage.name, nodes, state.step)
+            logger.warning(
+                "%s: node %s will be preempted; saving checkpoint at step %d",
+                stage.name,
+                nodes,
+                state.step,
+            )
             save_and_prune(stage, state, meter)
 
 
 def backward(
     networks: nn.Module, batch: Batch, step: int, *, stage: Stage, worker: Worker
 ) -> Tensor:
-    """Put the gradients of the batch in the networks; returns this worker's part of the loss."""
-    # DDP averages the gradients of the workers, whose shares of a batch may differ by one case.
+    """Compute the gradients of the batch and return this worker's part of the loss."""
+    # DDP averages the gradients of the workers. Their shares of a batch may differ by one case, so
+    # that each loss is weighted by its share.
     share = len(worker.positions) * worker.world_size / stage.settings.batch_size
     with autocast(stage.settings.precision, worker.device):
         loss = share * batch_loss(networks, batch, step, stage=stage, worker=worker)
@@ -92,28 +98,27 @@ def backward(
 def batch_loss(
     networks: nn.Module, batch: Batch, step: int, *, stage: Stage, worker: Worker
 ) -> Tensor:
-    """Equation 3 on this worker's share of the batch, with the step's own t and noise."""
+    """Return the loss (equation 3) of this worker's share of the batch at `step`."""
     model, settings = stage.experiment.model, stage.settings
-    rows, load = rows_to_train_on(batch.x, model.unet.lesion_load_thresholds)
-    placed, positions = batch.at(rows), worker.positions[rows.cpu().numpy()]
-    t = randomness.stratified_timesteps(stage.experiment.seed, step, batch_size=settings.batch_size)
-    eps = randomness.gaussian(
-        stage.experiment.seed,
+    seed = stage.experiment.seed
+    rows, lesion_load = rows_to_train_on(batch.x, model.unet.lesion_load_thresholds)
+    # Noise is keyed on the position in the whole batch, not in this worker's share.
+    positions = worker.positions[rows.cpu().numpy()]
+    t = randomness.stratified_timesteps(seed, step, batch_size=settings.batch_size)
+    noise = randomness.gaussian(
+        seed,
         step,
         positions=positions,
-        shape=tuple(placed.x.shape[1:]),
+        shape=tuple(batch.x.shape[1:]),
         device=worker.device,
     )
-    logsnr = logsnr_at(torch.from_numpy(t[positions]).to(worker.device), model.schedule)
+    inputs = LossInputs(
+        batch.at(rows), lesion_load, torch.from_numpy(t[positions]).to(worker.device), noise
+    )
     return stage_loss(
         networks,
-        placed.x,
-        eps,
-        logsnr,
-        arm=placed.arm,
-        condition=placed.condition,
-        covariates=placed.covariates,
-        load=load,
+        inputs,
+        schedule=model.schedule,
         objective=stage.objective,
         cases=len(batch.x),
     )
@@ -122,7 +127,10 @@ def batch_loss(
 def batches(
     stage: Stage, cases: CaseDataset, worker: Worker, *, first: int
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, this worker's share of its batch) for every step from `first`, read ahead."""
+    """Yield (step, this worker's share of the batch) for every step from `first`.
+
+    Threads read the next batches ahead.
+    """
     settings = stage.settings
 
     def read(step: int) -> Batch:
@@ -133,31 +141,30 @@ def batches(
             batch_size=settings.batch_size,
             balanced=settings.balanced,
         )
-        drops = randomness.condition_dropout(
+        dropout = randomness.condition_dropout(
             stage.experiment.seed,
             step,
             batch_size=settings.batch_size,
-            channels=stage.experiment.model.control.channels,
+            post_baseline=stage.post_baseline_channels,
+            rates=settings.dropout_rates,
             covariates=len(stage.experiment.model.covariates),
-            later=stage.post_baseline_channels,
-            **settings.dropout_rates,
         )
         return cases.batch(
             active_first(rows, cases.active)[worker.positions],
-            drops.at(worker.positions),
+            dropout.at(worker.positions),
             null_arm=stage.experiment.model.unet.null_arm,
             condition=stage.condition,
         )
 
-    depth = STREAMED_AHEAD if cases.streamed else 1
+    depth = STREAM_PREFETCH if cases.streamed else 1
     for step, batch in prefetch(read, range(first, settings.steps), depth=depth):
         yield step, batch.to(worker.device)
 
 
 def resumed_state(stage: Stage, worker: Worker) -> TrainState:
-    """The state at the run's newest checkpoint, or before the first step."""
+    """Return the state at the run's newest checkpoint, or the state before the first step."""
     state = initial_state(stage.build().to(worker.device).train(), stage.settings)
-    # Rank 0 decides, since workers on a network disk may not see a new folder at the same time.
+    # Rank 0 decides for all: on a network disk, workers may not see a new folder at the same time.
     newest = latest_valid(stage.folder) if worker.is_rank_zero else None
     folder = ray.train.collective.broadcast_from_rank_zero(newest and str(newest.folder))
     if folder is not None:
@@ -169,12 +176,12 @@ def resumed_state(stage: Stage, worker: Worker) -> TrainState:
 
 
 def is_due(state: TrainState, every: int, settings: TrainSettings) -> bool:
-    """Whether something done every so many steps, and after the last one, is due."""
+    """Return True at every `every`-th step and at the last step."""
     return state.step % every == 0 or state.step == settings.steps
 
 
 def checkpoint_due(state: TrainState, settings: TrainSettings) -> bool:
-    """Whether this step ends with a checkpoint."""
+    """Return True if this step ends with a checkpoint."""
     return is_due(state, settings.checkpoint_every, settings)
 
 
@@ -186,7 +193,10 @@ def report(
     window: MetricsWindow,
     meter: TrainingMetrics,
 ) -> None:
-    """Log and report the steps since the last report, and save a checkpoint where one is due."""
+    """Log and report the steps since the last report, and save a checkpoint if one is due.
+
+    All workers must call it: the loss is averaged over them.
+    """
     settings = stage.settings
     metrics = window.close(batch_size=settings.batch_size)
     metrics["loss"] = mean_over_workers(metrics["loss"], worker)
@@ -201,7 +211,7 @@ def report(
 
 
 def save_and_prune(stage: Stage, state: TrainState, meter: TrainingMetrics) -> None:
-    """Save a checkpoint in the run's folder; the newest `keep` stay."""
+    """Save a checkpoint in the run's folder and remove the oldest ones beyond the limit."""
     began = time.monotonic()
     save_checkpoint(stage.folder, state, stage.identity)
     prune(stage.folder, keep=stage.settings.keep_checkpoints)

@@ -1,18 +1,21 @@
-"""The networks that each stage of the paper trains (section 2), and the loss of a step of them."""
+"""Networks that each stage of the paper trains (section 2), and the loss of a training step."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.lesion_load import lesion_load_class, rows_with_lesions
-from lesioncast.diffusion.objective import NET2, ObjectiveConfig, add_noise, denoising_loss
+from lesioncast.diffusion.objective import NET2, ObjectiveConfig, diffusion_loss
+from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.unet import UNet
+from lesioncast.training.data.dataset import Batch
 
 
 class PretrainModule(nn.Module):
-    """Stage 1: the UNet learns w096 FLAIR and NET2 jointly, given the arm."""
+    """Stage 1: the UNet learns FLAIR and NET2 at w096 jointly, given the arm."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
@@ -25,17 +28,17 @@ class PretrainModule(nn.Module):
         arm: Tensor,
         condition: None,
         covariates: None = None,
-        load: Tensor | None = None,
+        lesion_load: Tensor | None = None,
     ) -> Tensor:
-        """The prediction [b, 2, s, h, w], given the arm and the lesion load."""
-        prediction: Tensor = self.unet(z, logsnr, arm, None, load)
+        """Return the prediction [b, 2, s, h, w], given the arm and the lesion load."""
+        prediction: Tensor = self.unet(z, logsnr, arm, None, lesion_load)
         return prediction
 
 
 class FinetuneModule(nn.Module):
     """Stage 2: the ControlNet learns to steer the frozen UNet by the patient's images.
 
-    The prior of its lesion load is not trained here but fitted by itself.
+    The lesion load prior is frozen too. It is fitted separately.
     """
 
     def __init__(self, unet: UNet, control: ControlNet) -> None:
@@ -43,11 +46,12 @@ class FinetuneModule(nn.Module):
         self.unet = unet.eval()
         self.unet.requires_grad_(requires_grad=False)
         self.control = control
-        if control.load_prior is not None:
-            control.load_prior.requires_grad_(requires_grad=False)
+        # DDP would wait for a gradient of every trainable weight, and the prior gets none here.
+        if control.lesion_load_prior is not None:
+            control.lesion_load_prior.requires_grad_(requires_grad=False)
 
     def train(self, mode: bool = True) -> "FinetuneModule":  # noqa: FBT001, FBT002
-        """The UNet stays in evaluation mode."""
+        """Set the training mode of the ControlNet. The UNet stays in evaluation mode."""
         super().train(mode)
         self.unet.eval()
         return self
@@ -59,44 +63,64 @@ class FinetuneModule(nn.Module):
         arm: Tensor,
         condition: Tensor,
         covariates: Tensor | None = None,
-        load: Tensor | None = None,
+        lesion_load: Tensor | None = None,
     ) -> Tensor:
-        """The prediction [b, 2, s, h, w]; `condition` is c_f [b, channels, s, h, w]."""
-        hint = self.control.encode(condition, covariates)
-        residuals = self.control(z, logsnr, arm, hint, load)
-        prediction: Tensor = self.unet(z, logsnr, arm, residuals, load)
+        """Return the prediction [b, 2, s, h, w]; `condition` is c_f [b, channels, s, h, w]."""
+        patient = self.control.encode(condition, covariates)
+        residuals = self.control(z, logsnr, arm, patient, lesion_load)
+        prediction: Tensor = self.unet(z, logsnr, arm, residuals, lesion_load)
         return prediction
 
 
-def rows_to_train_on(x: Tensor, loads: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """The rows of x [b, 2, s, h, w] whose lesions are to be placed, [r], and their lesion load.
+@dataclass(frozen=True)
+class LossInputs:
+    """Inputs of the loss: the cases to train on, with their noise levels and noise."""
 
-    All rows and None where the model knows of no loads.
+    #: Cases of a batch that pass through the networks, r rows.
+    batch: Batch
+    #: Lesion load classes [r]; None for a model without lesion loads.
+    lesion_load: Tensor | None
+    #: Noise levels in [0, 1), [r].
+    t: Tensor
+    #: Standard normal noise, [r, 2, s, h, w].
+    noise: Tensor
+
+
+def rows_to_train_on(x: Tensor, thresholds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Return the rows of x [b, 2, s, h, w] that have lesions, [r], and their lesion loads [r].
+
+    Without `thresholds`, for a model without lesion loads, return all rows and None.
     """
-    if not loads:
+    if not thresholds:
         return torch.arange(len(x), device=x.device), None
-    load = lesion_load_class(x[:, NET2], loads)
-    rows = rows_with_lesions(load)
-    return rows, load[rows]
+    lesion_load = lesion_load_class(x[:, NET2], thresholds)
+    rows = rows_with_lesions(lesion_load)
+    return rows, lesion_load[rows]
 
 
 def stage_loss(
     networks: nn.Module,
-    x: Tensor,
-    noise: Tensor,
-    logsnr: Tensor,
+    inputs: LossInputs,
     *,
-    arm: Tensor,
-    condition: Tensor | None,
-    covariates: Tensor | None,
-    load: Tensor | None,
+    schedule: ScheduleConfig,
     objective: ObjectiveConfig,
     cases: int,
 ) -> Tensor:
-    """Equation 3 on the rows `to_place` of a batch of so many cases; a scalar.
+    """Return the mean loss of a batch of `cases` cases (equation 3), a scalar.
 
-    Nothing is left to predict of a case without lesions once its load is known: it counts as 0.
+    A case without lesions has loss 0 in a model with lesion loads: once its load is known, nothing
+    is left to predict. `rows_to_train_on` leaves such cases out of `inputs`, except for one if
+    there is no other.
     """
-    prediction = networks(add_noise(x, noise, logsnr), logsnr, arm, condition, covariates, load)
-    loss = denoising_loss(prediction, x, noise, logsnr, objective)
-    return loss if load is None else loss * ((load > 0).sum() / cases)
+    batch, lesion_load = inputs.batch, inputs.lesion_load
+
+    def predict(z: Tensor, logsnr: Tensor) -> Tensor:
+        prediction: Tensor = networks(
+            z, logsnr, batch.arm, batch.condition, batch.covariates, lesion_load
+        )
+        return prediction
+
+    loss = diffusion_loss(
+        predict, batch.x, t=inputs.t, noise=inputs.noise, schedule=schedule, objective=objective
+    )
+    return loss if lesion_load is None else loss * ((lesion_load > 0).sum() / cases)

@@ -1,4 +1,4 @@
-"""How a run goes: a line for people, a JSON line for programs, and the stop at a bad loss."""
+"""Record the progress of a run: log lines, metrics.jsonl, and a stop at a non-finite loss."""
 
 import json
 import math
@@ -16,39 +16,40 @@ from storage.atomic import atomic_write_text
 
 METRICS = "metrics.jsonl"
 
-Metrics = dict[str, float]  # by name; "step" counts the steps done
+Metrics = dict[str, float]  # by name; "step" is the number of finished steps
 Item = TypeVar("Item")
 
 
 @dataclass
 class MetricsWindow:
-    """The steps since the last report; their losses stay on the device until it is due."""
+    """Losses, gradient norms and times of the steps since the last report."""
 
     name: str
     began: float = field(default_factory=time.monotonic)
     steps: list[int] = field(default_factory=list)
+    # Losses stay on the device until the report, since reading them would wait for the GPU.
     losses: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
     waited: float = 0.0
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; the time that each was waited for is noted."""
-        asked = time.monotonic()
+        """Yield the items and add up the time spent waiting for them."""
+        began = time.monotonic()
         for item in items:
-            self.waited += time.monotonic() - asked
+            self.waited += time.monotonic() - began
             yield item
-            asked = time.monotonic()
+            began = time.monotonic()
 
     def record(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """Note the loss of the `step`-th step (from 1) and its gradient's norm before clipping."""
+        """Record the loss of a step, counted from 1, and the gradient norm before clipping."""
         self.steps.append(step)
         self.losses.append(loss.detach())
         self.norms.append(norm.detach())
 
     def close(self, *, batch_size: int) -> Metrics:
-        """The means, rates and share of time that batches were waited for; a new window begins.
+        """Return means, rates and the share of time spent waiting for data, and start a new window.
 
-        Raises NonFiniteLossError for the first step whose loss or gradient is not finite.
+        Raise NonFiniteLossError for the first step whose loss or gradient norm is not finite.
         """
         losses = torch.stack(self.losses).tolist()
         norms = torch.stack(self.norms).tolist()
@@ -71,21 +72,22 @@ class MetricsWindow:
         for step, loss, norm in zip(self.steps, losses, norms, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise NonFiniteLossError(
-                    f"{self.name}: the loss is {loss} and its gradient norm {norm} at step {step}; "
-                    f"lower {self.name}.learning_rate, or set {self.name}.precision to float32, "
-                    "and run again: it resumes from the last checkpoint"
+                    f"{self.name}: expected a finite loss and gradient norm, got loss {loss} and "
+                    f"gradient norm {norm} at step {step}; lower {self.name}.learning_rate, or set "
+                    f"{self.name}.precision to float32, and run again: it resumes from the last "
+                    "checkpoint"
                 )
 
 
 def progress_line(metrics: Mapping[str, float], *, steps: int) -> str:
-    """Such as `step 120/600  loss 0.0123  3.1 steps/s  2 min left`."""
+    """Format metrics as a line like `step 120/600  loss 0.0123  3.1 steps/s  2 min left`."""
     rate = metrics["steps_per_s"]
     left = duration((steps - metrics["step"]) / rate)
     return f"step {metrics['step']}/{steps}  loss {metrics['loss']:.4f}  {rate:.3g} steps/s  {left}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would choose, such as `2 min left`."""
+    """Format seconds in a suitable unit, for example `2 min left`."""
     if seconds < 90:
         return f"{seconds:.0f} s left"
     if seconds < 5400:
@@ -94,19 +96,23 @@ def duration(seconds: float) -> str:
 
 
 def append_metrics(run: Path, metrics: Mapping[str, float]) -> None:
-    """Add one line to the run's metrics.jsonl."""
+    """Append one line to the run's metrics.jsonl."""
     with (run / METRICS).open("a") as log:
         log.write(json.dumps(metrics) + "\n")
 
 
 def read_metrics(run: Path) -> list[Metrics]:
-    """The lines of a run's metrics.jsonl, none where it has not begun; a torn last one is none."""
+    """Read the lines of a run's metrics.jsonl; return [] if there is no such file.
+
+    A last line without its end, as a killed run leaves it, is skipped.
+    """
     path = run / METRICS
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def truncate_metrics(run: Path, step: int) -> None:
-    """Forget the lines after `step`, which a resumed run writes again."""
+    """Remove the lines after `step`. A resumed run writes them again."""
     kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= step]
-    atomic_write_text(run / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in kept))
+    lines = "".join(json.dumps(metrics) + "\n" for metrics in kept)
+    atomic_write_text(run / METRICS, lines)

@@ -1,6 +1,7 @@
-"""The random numbers of a step, keyed on (seed, step, place in the batch).
+"""Random numbers of a training step, keyed on (seed, step, position in the batch).
 
-A case gets the same t, noise and drops whichever worker computes it, and after a resume.
+A case gets the same noise level, noise and dropout whichever worker computes it, and after a
+resumption.
 """
 
 import math
@@ -11,33 +12,37 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.training.data.order import RngStream, Rows, rng_for
+from lesioncast.training.data.order import Rows
+from lesioncast.training.rng import RngStream, rng_for
+from lesioncast.training.settings import DropoutRates
 
 GOLDEN = (1 + math.sqrt(5)) / 2
 
 
 @dataclass(frozen=True)
 class ConditionDropout:
-    """What each case of a batch loses: `arm` [b], `channels` [b, c] of its condition, and
-    `covariates` [b, covariate]."""
+    """Parts of the condition that each case of a batch loses; True means lost."""
 
+    #: The arm, [b].
     arm: npt.NDArray[np.bool_]
+    #: Channels of c_f, [b, channels].
     channels: npt.NDArray[np.bool_]
+    #: Covariates, [b, covariate].
     covariates: npt.NDArray[np.bool_]
 
     def at(self, positions: Rows) -> "ConditionDropout":
-        """The drops of the cases at `positions`."""
+        """Return the dropout of the cases at `positions`."""
         return ConditionDropout(
             self.arm[positions], self.channels[positions], self.covariates[positions]
         )
 
 
 def stratified_timesteps(seed: int, step: int, *, batch_size: int) -> npt.NDArray[np.float32]:
-    """One t in [0, 1) a case, [batch_size], those of the first places spread out as well as all.
+    """Draw one t in [0, 1) per case, [batch_size]. Each is uniform; together they are stratified.
 
-    Each is uniform, and together they cover the noise levels evenly, which lowers the variance of
-    the loss (Kingma et al. 2021, appendix I.1, with i / B): t_i = (u + i / golden ratio) mod 1, of
-    which every beginning and every worker's share is spread out too.
+    Stratified noise levels lower the variance of the loss (Kingma et al. 2021, appendix I.1, with
+    i / B). Here t_i = (u + i / golden ratio) mod 1, of which every prefix, and the share of every
+    worker, is stratified too.
     """
     u = rng_for(RngStream.TIME, seed, step).random()
     t = (u + np.arange(batch_size) / GOLDEN) % 1
@@ -50,31 +55,27 @@ def condition_dropout(
     step: int,
     *,
     batch_size: int,
-    channels: int,
-    arm_dropout: float,
-    condition_dropout: float,
-    channel_dropout: float,
+    post_baseline: npt.NDArray[np.bool_],
+    rates: DropoutRates,
     covariates: int = 0,
-    covariate_dropout: float = 0.0,
-    later: npt.NDArray[np.bool_] | None = None,
-    session_dropout: float = 0.0,
 ) -> ConditionDropout:
-    """What each case of a step loses: arm, condition (all channels), single channels, all `later`
-    channels [channels], all and single covariates fall away independently.
+    """Draw what each case of a step loses. All kinds of loss are independent.
 
-    Arm and condition are the paper's c_e and c_f (section 2). Covariates and later channels draw
-    from streams of their own, so that the others keep theirs.
+    `post_baseline` [channels] marks the channels after w000, which `rates.session` removes.
+    `covariates` is their number. Arm and condition are the paper's c_e and c_f (section 2).
     """
-    u = rng_for(RngStream.DROPS, seed, step).random((batch_size, 2 + channels))
-    v = rng_for(RngStream.COVARIATE_DROPS, seed, step).random((batch_size, 1 + covariates))
-    lost = (u[:, 1:2] < condition_dropout) | (u[:, 2:] < channel_dropout)
-    if later is not None:
-        w = rng_for(RngStream.SESSION_DROPS, seed, step).random((batch_size, 1))
-        lost |= (w < session_dropout) & later
+    channels = len(post_baseline)
+    # Covariates and sessions have their own streams, so that a model with them loses the same arms
+    # and channels as a model without.
+    u = rng_for(RngStream.DROPOUT, seed, step).random((batch_size, 2 + channels))
+    v = rng_for(RngStream.COVARIATE_DROPOUT, seed, step).random((batch_size, 1 + covariates))
+    w = rng_for(RngStream.SESSION_DROPOUT, seed, step).random((batch_size, 1))
+    whole_condition, single_channels = u[:, 1:2] < rates.condition, u[:, 2:] < rates.channel
+    later_sessions = (w < rates.session) & post_baseline
     return ConditionDropout(
-        arm=u[:, 0] < arm_dropout,
-        channels=lost,
-        covariates=(v[:, :1] < covariate_dropout) | (v[:, 1:] < channel_dropout),
+        arm=u[:, 0] < rates.arm,
+        channels=whole_condition | single_channels | later_sessions,
+        covariates=(v[:, :1] < rates.covariate) | (v[:, 1:] < rates.channel),
     )
 
 
@@ -86,13 +87,14 @@ def gaussian(
     shape: tuple[int, ...],
     device: torch.device,
 ) -> Tensor:
-    """Standard normal eps of the cases at `positions`, [len(positions), *shape].
+    """Draw standard normal noise of the cases at `positions`, [len(positions), *shape].
 
-    Drawn on `device`: the same on any worker with such a device, not across kinds of device.
+    The noise is drawn on `device`. It is the same on every worker with such a device, but differs
+    between kinds of device.
     """
-    eps = torch.empty(len(positions), *shape, device=device)
+    noise = torch.empty(len(positions), *shape, device=device)
     source = torch.Generator(device)
     for row, position in enumerate(positions):
         key = rng_for(RngStream.NOISE, seed, step, int(position)).integers(2**62)
-        eps[row].normal_(generator=source.manual_seed(int(key)))
-    return eps
+        noise[row].normal_(generator=source.manual_seed(int(key)))
+    return noise

@@ -1,11 +1,11 @@
-"""How one stage is trained."""
+"""Settings of the training of one stage."""
 
 import math
 from dataclasses import dataclass
 
 from lesioncast.diffusion.precision import Precision
 
-# These say where and how a stage runs; all others shape its weights and may not change midway.
+# Settings of where and how a stage runs. All others shape its weights and may not change midway.
 NON_IDENTITY_FIELDS = (
     "workers",
     "min_workers",
@@ -17,7 +17,7 @@ NON_IDENTITY_FIELDS = (
     "max_failures",
     "cache_gib",
 )
-DROPOUT_RATES = (
+DROPOUT_FIELDS = (
     "arm_dropout",
     "condition_dropout",
     "channel_dropout",
@@ -27,55 +27,75 @@ DROPOUT_RATES = (
 
 
 @dataclass(frozen=True)
+class DropoutRates:
+    """Rates at which a training case loses parts of its condition."""
+
+    arm: float = 0.0
+    condition: float = 0.0
+    channel: float = 0.0
+    session: float = 0.0
+    covariate: float = 0.0
+
+
+@dataclass(frozen=True)
 class TrainSettings:
-    """One stage's optimisation, and the workers it runs on.
+    """Optimisation of one stage, and the workers it runs on."""
 
-    `batch_size` counts the cases of one step over all workers. `warmup` steps of linear rise to
-    `learning_rate` precede a cosine to zero. `ema` is the decay of the averaged weights once warm.
-    `arm_dropout`, `condition_dropout` and `covariate_dropout` are the rates at which a case loses
-    its arm, all of its condition, and all of its covariates; `channel_dropout` that of each
-    condition channel and each covariate on its own; `session_dropout` that of all images later than
-    w000: with it, one model also answers from w000 alone (paper, section 4.4). `balanced` takes as
-    many inactive as active cases each epoch. `flair_weight`, where given, replaces the objective's
-    for this stage: 0 trains NET2 alone.
-
-    `workers` 0 trains in the calling process. With `min_workers` a run goes on with so many where
-    the cluster has no room for all, and takes them on again when it has. `threads` are CPUs per
-    worker; with an `accelerator_type` such as A100 each worker also gets one such GPU. `keep`
-    checkpoints stay on disk. `max_failures` restarts from the last checkpoint follow lost workers,
-    as many a lost controller of Ray Train; nodes that are taken away with notice count for none.
-    Cases that take more than `cache_gib`, or than a node has room for, are read from the store at
-    every step.
-    """
-
+    #: Optimiser steps.
     steps: int
+    #: Cases of one step, over all workers.
     batch_size: int = 16
+    #: Largest learning rate. It is reached after the warm-up and decays to 0 as a cosine.
     learning_rate: float = 1e-4
+    #: Steps of linear warm-up.
     warmup: int = 1000
+    #: Decay of the moving average of the weights, once the average has warmed up.
     ema: float = 0.9999
+    #: Largest norm of the gradient.
     gradient_clip: float = 1.0
+    #: Rate at which a case loses its arm.
     arm_dropout: float = 0.1
+    #: Rate at which a case loses all images of its condition.
     condition_dropout: float = 0.0
+    #: Rate at which a case loses each single channel, and each single covariate.
     channel_dropout: float = 0.0
+    #: Rate at which a case loses all images after w000. Above 0, the model can also forecast from
+    #: baseline images alone (paper, section 4.4).
     session_dropout: float = 0.0
+    #: Rate at which a case loses all covariates.
     covariate_dropout: float = 0.0
+    #: Take as many inactive as active cases in each epoch.
     balanced: bool = False
+    #: Weight of FLAIR in the loss of this stage, in place of the objective's; 0 trains NET2 alone.
     flair_weight: float | None = None
+    #: Precision of matrix products and convolutions. Weights stay in float32.
     precision: Precision = "float32"
+    #: Training processes; 0 trains in the calling process.
     workers: int = 2
+    #: Smallest number of workers to go on with while the cluster has no room for all of them. The
+    #: run takes the others on again once it has.
     min_workers: int | None = None
+    #: CPU threads per worker.
     cpus_per_worker: int = 1
+    #: GPU type, such as A100. Each worker gets one GPU of this type.
     accelerator_type: str | None = None
+    #: Steps between checkpoints.
     checkpoint_every: int = 1000
+    #: Steps between log lines.
     log_every: int = 50
+    #: Checkpoints that stay on disk.
     keep_checkpoints: int = 2
+    #: Restarts from the last checkpoint after lost workers, and as many after a lost controller of
+    #: Ray Train. Nodes that are preempted with notice do not count.
     max_failures: int = 0
+    #: Largest size of the node cache. Cases that need more, or more than a node has room for, are
+    #: read from the store at every step.
     cache_gib: float = math.inf
 
     @property
-    def dropout_rates(self) -> dict[str, float]:
-        """The rates by name."""
-        return {name: getattr(self, name) for name in DROPOUT_RATES}
+    def dropout_rates(self) -> DropoutRates:
+        """Return the dropout rates."""
+        return DropoutRates(*(getattr(self, name) for name in DROPOUT_FIELDS))
 
     def __post_init__(self) -> None:
         for name in (
@@ -91,7 +111,7 @@ class TrainSettings:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("learning_rate", "gradient_clip"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("ema", *DROPOUT_RATES):
+        for name in ("ema", *DROPOUT_FIELDS):
             _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         _require(
             self.workers <= self.batch_size,

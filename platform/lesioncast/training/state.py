@@ -1,4 +1,4 @@
-"""What changes while a stage trains: weights, their average, and the optimiser's moments."""
+"""State of a training run: weights, their moving average, and the optimiser's moments."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,72 +17,88 @@ Parameters = dict[str, nn.Parameter]
 
 @dataclass
 class TrainState:
-    """`networks` after `step` steps: the `trained` parameters, their average, and the optimiser."""
+    """State after `step` optimiser steps."""
 
     networks: nn.Module
-    trained: Parameters
-    averaged: Weights
+    #: Trained parameters of the networks, by name.
+    parameters: Parameters
+    #: Exponential moving average of the parameters, by name.
+    ema: Weights
     optimizer: torch.optim.Adam
     step: int = 0
 
     def update(self, settings: TrainSettings) -> None:
-        """One step of Adam on the gradients, which are cleared, and of the average."""
+        """Take one step of Adam, clear the gradients, and update the moving average."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        update_ema(self.averaged, self.trained, ema_decay(self.step, settings.ema))
+        update_ema(self.ema, self.parameters, ema_decay(self.step, settings.ema))
         self.step += 1
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Everything that a resumed run needs, as groups of named tensors."""
+        """Return everything that a resumed run needs, as groups of named tensors."""
         moments = {
-            kind: {name: self.optimizer.state[p][kind] for name, p in self.trained.items()}
-            for kind in MOMENTS
+            moment: {name: self.optimizer.state[p][moment] for name, p in self.parameters.items()}
+            for moment in MOMENTS
         }
-        return {"weights": self.trained, "ema": self.averaged, **moments}
+        return {"weights": self.parameters, "ema": self.ema, **moments}
 
     def restore(self, step: int, read: Callable[[str], Weights]) -> None:
-        """Take over `step` and the groups that `tensors` gave, each from `read(group)`."""
+        """Restore `step` and the groups that `tensors` gave; `read` returns a group by name."""
         self.step = step
-        _copy(read("weights"), self.trained)
-        _copy(read("ema"), self.averaged)
-        moments = {kind: read(kind) for kind in MOMENTS}
-        for name, parameter in self.trained.items():
+        _copy(read("weights"), self.parameters)
+        _copy(read("ema"), self.ema)
+        moments = {moment: read(moment) for moment in MOMENTS}
+        for name, parameter in self.parameters.items():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(step), device=parameter.device),
-                **{kind: moments[kind][name].to(parameter.device) for kind in MOMENTS},
+                **{moment: moments[moment][name].to(parameter.device) for moment in MOMENTS},
             }
 
 
 def initial_state(networks: nn.Module, settings: TrainSettings) -> TrainState:
-    """The state before the first step: the average starts at the weights."""
-    trained = {name: p for name, p in networks.named_parameters() if p.requires_grad}
-    averaged = {name: p.detach().clone() for name, p in trained.items()}
-    optimizer = torch.optim.Adam(trained.values(), lr=settings.learning_rate, fused=True)
-    return TrainState(networks, trained, averaged, optimizer)
+    """Return the state before the first step. The moving average starts at the weights."""
+    parameters = {name: p for name, p in networks.named_parameters() if p.requires_grad}
+    ema = {name: p.detach().clone() for name, p in parameters.items()}
+    optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate, fused=True)
+    return TrainState(networks, parameters, ema, optimizer)
 
 
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of `source` into those of the same names in `target`."""
     for name, tensor in target.items():
         tensor.copy_(source[name])
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The rate of `step`, counted from 0: a linear rise over `warmup` steps, then a cosine to 0."""
+    """Return the learning rate of `step`, counted from 0.
+
+    It rises linearly over `warmup` steps and then decays to 0 as a cosine.
+    """
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    passed = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.learning_rate * (1 + math.cos(math.pi * passed)) / 2
+    return cosine_decay(
+        step - settings.warmup, start=settings.learning_rate, steps=settings.steps - settings.warmup
+    )
+
+
+def cosine_decay(step: int, *, start: float, steps: int) -> float:
+    """Return the value of a cosine that decays from `start` at step 0 to 0 at step `steps`."""
+    progress = step / max(1, steps)
+    return start * (1 + math.cos(math.pi * progress)) / 2
 
 
 def ema_decay(step: int, ema: float) -> float:
-    """The decay at `step`, counted from 0: early weights are forgotten fast."""
+    """Return the decay of the moving average at `step`, counted from 0.
+
+    The decay is small at first, so that the initial weights are forgotten fast.
+    """
     return min(ema, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
-def update_ema(averaged: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
-    """averaged <- decay * averaged + (1 - decay) * weights, in place."""
-    torch._foreach_lerp_(list(averaged.values()), list(weights.values()), 1 - decay)
+def update_ema(ema: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+    """Set ema to decay * ema + (1 - decay) * weights, in place."""
+    torch._foreach_lerp_(list(ema.values()), list(weights.values()), 1 - decay)

@@ -1,4 +1,4 @@
-"""One stage from the driver: prepare the nodes, run the workers, come back with a checkpoint."""
+"""Train one stage from the driver: fill the node caches, run the workers, return a checkpoint."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The public names below ray.train are these, but mypy takes them for those of version 1.
+# ray.train exports these classes too, but mypy takes those names for the classes of version 1.
 from ray.exceptions import RayActorError
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -24,21 +24,21 @@ from lesioncast.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
-RESIZE_INTERVAL_S = 20.0  # how often a run that lacks workers looks for room for them
+RESIZE_INTERVAL_S = 20.0  # between checks whether the cluster has room for missing workers
 
 
 def train(stage: Stage) -> Checkpoint:
-    """The stage's last checkpoint; what is missing is trained, a finished run is left as it is.
+    """Train the stage from its newest checkpoint and return its last checkpoint.
 
-    Raises ChangedSettingsError where the run was begun with other settings, TrainingError where the
-    workers end without the last checkpoint.
+    A finished run is not trained again. Raise ChangedSettingsError if the run was begun with other
+    settings, and TrainingError if the workers end without the last checkpoint.
     """
     last = latest_valid(stage.folder)
     if last is not None:
         require_same_run(last, stage.identity)
         if last.step == stage.settings.steps:
             logger.info(
-                "%s: finished already, at step %d (%s); --fresh trains it again",
+                "%s: finished already at step %d (%s); run with --fresh to train it again",
                 stage.name,
                 last.step,
                 last.folder,
@@ -49,7 +49,7 @@ def train(stage: Stage) -> Checkpoint:
 
 
 def final_checkpoint(stage: Stage) -> Checkpoint:
-    """The checkpoint after the last step. Raises TrainingError where there is none yet."""
+    """Return the checkpoint of the last step. Raise TrainingError if there is none yet."""
     last = latest_valid(stage.folder)
     if last is not None and last.step == stage.settings.steps:
         return last
@@ -60,38 +60,37 @@ def final_checkpoint(stage: Stage) -> Checkpoint:
 
 
 def discard(stage: Stage) -> None:
-    """Remove the run with its checkpoints and log, to start over."""
+    """Remove the run with its checkpoints and metrics, to start over."""
     if stage.folder.exists():
         shutil.rmtree(stage.folder)
 
 
 def run_workers(stage: Stage) -> None:
-    """Train on Ray, or in this process where `workers` is 0.
-
-    Ray Train starts lost workers again by itself. Its controller it does not: another one finds the
-    last checkpoint by the name of the run.
-    """
-    # Two seconds by default: a report would wait that long for the controller to look.
+    """Train on Ray, or in this process if `workers` is 0. Raise TrainingError on failure."""
+    # The controller polls the workers at this interval, and a report waits until it does. The
+    # default is two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Ray Train restarts lost workers itself, but not its own controller. A new controller finds the
+    # last checkpoint by the name of the run.
     with filled_node_caches(stage):
-        for left in reversed(range(stage.settings.max_failures + 1)):
+        for attempts_left in reversed(range(stage.settings.max_failures + 1)):
             try:
                 trainer(stage).fit()
                 return
             except TrainingFailedError as error:
                 raise root_cause(error, stage) from error
             except RayActorError as error:
-                why = str(error).splitlines()[0]
-                logger.warning("%s: lost Ray Train's controller (%s)", stage.name, why)
-                if not left:
+                reason = str(error).splitlines()[0]
+                logger.warning("%s: lost Ray Train's controller (%s)", stage.name, reason)
+                if not attempts_left:
                     raise TrainingError(
-                        f"{stage.name}: expected Ray Train's controller to live, got {why}; "
+                        f"{stage.name}: expected Ray Train's controller to live, got {reason}; "
                         "run the same command again: it resumes from the last checkpoint"
                     ) from error
 
 
 def trainer(stage: Stage) -> TorchTrainer:
-    """Ray Train's driver of the stage; checkpoints are the loop's own, see `checkpoint`."""
+    """Return Ray Train's trainer of the stage. The training loop saves the checkpoints itself."""
     settings = stage.settings
     return trainer_class()(
         train_loop_per_worker,
@@ -108,10 +107,10 @@ def trainer(stage: Stage) -> TorchTrainer:
 
 @contextmanager
 def filled_node_caches(stage: Stage) -> Iterator[None]:
-    """Every node has the cases, if there is room for them, as long as the block lasts."""
+    """Fill the cache of every node that has room for the cases, and release it after the block."""
     cases, accelerator = stage.cases, stage.settings.accelerator_type
     if stage.settings.workers == 0:
-        logger.info("%s: %s", stage.name, fill(cases, read_in_process).remark)
+        logger.info("%s: %s", stage.name, fill(cases, read_in_process).description)
         try:
             yield
         finally:
@@ -125,18 +124,26 @@ def filled_node_caches(stage: Stage) -> Iterator[None]:
 
 
 class LocalClusterTrainer(TorchTrainer):
-    """Without the actor that clears up after a dead controller, for a cluster that ends with us.
+    """Trainer for a cluster that ends with this process.
 
-    It asks the dashboard every second whether the controller lives, and warns where there is none.
+    It lacks the actor that cleans up after a dead controller.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+        # That actor asks the dashboard every second whether the controller lives, and logs a
+        # warning if there is no dashboard.
+        return [
+            callback
+            for callback in super()._create_default_callbacks()
+            if not isinstance(callback, PlacementGroupCleanerCallback)
+        ]
 
 
 def trainer_class() -> type[TorchTrainer]:
-    """Ray Train's own on a cluster that RAY_ADDRESS names, whose nodes may be preempted."""
+    """Return Ray Train's trainer on the cluster of RAY_ADDRESS, or else a `LocalClusterTrainer`.
+
+    Only nodes of a cluster may be preempted.
+    """
     if os.environ.get("RAY_ADDRESS"):
         return TorchTrainer
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -144,18 +151,20 @@ def trainer_class() -> type[TorchTrainer]:
 
 
 def root_cause(error: TrainingFailedError, stage: Stage) -> TrainingError:
-    """What stopped the run: our own error where one worker raised it, since the others may only
-    have lost their connection to it."""
+    """Return the error that stopped the run: a worker's TrainingError if there is one.
+
+    The other workers may only have lost their connection to that worker.
+    """
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     own = [failure for failure in failures if isinstance(failure, TrainingError)]
     return own[0] if own else TrainingError(f"{stage.name} stopped: {[*failures, error][0]!r}")
 
 
 def scaling(settings: TrainSettings) -> ScalingConfig:
-    """One worker per GPU of the wanted type, or workers on CPUs alone."""
-    workers, fewest = settings.workers, settings.min_workers
+    """Return Ray Train's scaling: one worker per GPU of the given type, or workers on CPUs."""
+    workers, min_workers = settings.workers, settings.min_workers
     return ScalingConfig(
-        num_workers=workers if fewest is None else (fewest, workers),
+        num_workers=workers if min_workers is None else (min_workers, workers),
         use_gpu=settings.accelerator_type is not None,
         accelerator_type=settings.accelerator_type,
         resources_per_worker={"CPU": settings.cpus_per_worker},

@@ -1,4 +1,4 @@
-"""One training process among its peers, as Ray Train starts it."""
+"""One training process of a run, as Ray Train starts it."""
 
 import logging
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.training.data.order import Rows, worker_positions
 from lesioncast.training.settings import TrainSettings
 
-# Both say what each report holds, which our own line has said. Ray 2.60 names the first by its file
-# and not by its module, so that LoggingConfig does not reach it; the second is that of local mode.
+# Ray's loggers that repeat every report, which our own progress line already shows. Ray 2.60 names
+# the first one by its file and not by its module, so that LoggingConfig does not reach it. The
+# second one is used in local mode.
 REPORT_LOGS = (str(train_context.__file__), train_fn_utils.__name__)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker's place among all, its device, and the places in a batch that it computes."""
+    """Worker of a run: its rank, its device, and the positions in a batch that it computes."""
 
     rank: int
     world_size: int
@@ -30,12 +31,12 @@ class Worker:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the one worker that writes files and logs."""
+        """Return True for the one worker that writes files and logs."""
         return self.rank == 0
 
 
 def current_worker(settings: TrainSettings) -> Worker:
-    """This process's part; sets its number of CPU threads and silences Ray's line per report."""
+    """Return the worker of this process, after setting its CPU threads and Ray's log levels."""
     torch.set_num_threads(settings.cpus_per_worker)
     for name in REPORT_LOGS:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -49,34 +50,32 @@ def current_worker(settings: TrainSettings) -> Worker:
 
 
 class PreemptionNotices:
-    """Ray's word that a node of the run is about to be taken away, each told once.
-
-    Ray's own get_preemption_info waits for all workers at every call; only the one that writes
-    checkpoints has to know.
-    """
+    """Ray's notices that nodes of the run will be preempted. Each notice is returned once."""
 
     def __init__(self, worker: Worker, settings: TrainSettings) -> None:
+        # Only the worker that writes checkpoints has to know. Ray's get_preemption_info would wait
+        # for all workers at every call.
         self._listens = worker.is_rank_zero and settings.workers > 0
         self._last: PreemptionInfo | None = None
 
     def new(self) -> PreemptionInfo | None:
-        """What this worker has not been told yet, if anything."""
+        """Return the newest notice if it has not been returned yet, else None."""
         if not self._listens:
             return None
-        before = self._last
+        previous = self._last
         self._last = train_context.get_train_context().preemption_context.preemption_info
-        return None if self._last is before else self._last
+        return None if self._last is previous else self._last
 
 
 def gpu_memory(worker: Worker) -> dict[str, float]:
-    """The largest number of bytes that tensors of this worker took on its GPU, if it has one."""
+    """Return the peak of allocated GPU memory in bytes, as a metric; {} without a GPU."""
     if worker.device.type != "cuda":
         return {}
     return {"gpu_bytes": torch.cuda.max_memory_allocated(worker.device)}
 
 
 def data_parallel(networks: nn.Module, worker: Worker) -> nn.Module:
-    """The networks in DDP where there are several workers."""
+    """Wrap the networks in DDP if there are several workers."""
     if worker.world_size == 1:
         return networks
     prepared: nn.Module = ray.train.torch.prepare_model(
@@ -86,7 +85,7 @@ def data_parallel(networks: nn.Module, worker: Worker) -> nn.Module:
 
 
 def mean_over_workers(value: float, worker: Worker) -> float:
-    """The mean of a number that every worker has; all must call it."""
+    """Return the mean of `value` over all workers. All workers must call it."""
     if worker.world_size == 1:
         return value
     total = torch.tensor(value, device=worker.device)

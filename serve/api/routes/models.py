@@ -40,11 +40,11 @@ def model_info(bundle: Bundle) -> ModelInfo:
     config = bundle.config
     return ModelInfo(
         digest=bundle.digest,
-        arms=config.arms,
-        slab=bundle.slab,
-        condition=config.control.condition,
-        covariates=config.covariates,
-        sampler=bundle.sampler,
+        arms=config.model.arms,
+        slab=config.slab,
+        condition=config.model.control.condition,
+        covariates=config.model.covariates,
+        sampler=config.sampler,
         sessions=supported_sessions(bundle),
     )
 

@@ -240,7 +240,7 @@ def bookkeeping(scale: Scale, device: torch.device) -> Iterator[Row]:
 
 
 def _average(state: TrainState) -> None:
-    update_ema(state.averaged, state.trained, 0.9999)
+    update_ema(state.ema, state.parameters, 0.9999)
 
 
 def data_and_noise(scale: Scale, device: torch.device) -> Iterator[Row]:

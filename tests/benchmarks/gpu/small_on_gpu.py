@@ -27,7 +27,7 @@ from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.lesion_load import lesion_load_class
 from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.objective import NET2, ObjectiveConfig
-from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
+from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.evaluation.analysis.schema import EvaluationReport
@@ -41,10 +41,16 @@ from lesioncast.forecasting.sampling import sample_seeds
 from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessions, parse_channels
 from lesioncast.imaging.lesions import count_lesions
 from lesioncast.training import randomness
-from lesioncast.training.data.dataset import CaseDataset
+from lesioncast.training.data.dataset import Batch, CaseDataset
 from lesioncast.training.data.order import Rows, active_first, batch_rows
-from lesioncast.training.lesion_load_prior import PriorTrainingData, fit_load_prior
-from lesioncast.training.modules import FinetuneModule, PretrainModule, rows_to_train_on, stage_loss
+from lesioncast.training.lesion_load_prior import PriorTrainingData, fit_lesion_load_prior
+from lesioncast.training.modules import (
+    FinetuneModule,
+    LossInputs,
+    PretrainModule,
+    rows_to_train_on,
+    stage_loss,
+)
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state
 from tests.benchmarks.data.simulated_cases import built, make, open_split, preset
@@ -157,9 +163,15 @@ class Run:
         with self.device:
             control = ControlNet.from_unet(self.model.control, unet)
         trained = self.fitted("finetune", FinetuneModule(unet, control), seconds)
-        if control.load_prior is not None:
+        if control.lesion_load_prior is not None:
             patients, settings = self.patients(control), self.settings["finetune"]
-            nats = fit_load_prior(control.load_prior, patients, settings, seed=SEED, later=LATER)
+            nats = fit_lesion_load_prior(
+                control.lesion_load_prior,
+                patients,
+                settings.dropout_rates,
+                seed=SEED,
+                post_baseline=LATER,
+            )
             say(f"lesion load: {nats:.3f} nats a case")
         return control, trained
 
@@ -202,7 +214,7 @@ class Run:
             if state.step % max(1, steps // 10) == 0:
                 self.report(stage, losses[-max(1, steps // 10) :], state.step)
         self.wait()
-        networks.load_state_dict({**networks.state_dict(), **state.averaged})
+        networks.load_state_dict({**networks.state_dict(), **state.ema})
         last = torch.stack(losses[-max(1, steps // 10) :]).mean()
         return Trained(steps, 1e3 * (time.monotonic() - began) / steps, float(last))
 
@@ -217,7 +229,7 @@ class Run:
             objective = replace(objective, flair_weight=weight)
         for _ in range(number):
             x, arm, condition = self.batch(settings, state.step, conditioned=stage == "finetune")
-            rows, load = rows_to_train_on(x, self.model.unet.lesion_load_thresholds)
+            rows, lesion_load = rows_to_train_on(x, self.model.unet.lesion_load_thresholds)
             t = randomness.stratified_timesteps(SEED, state.step, batch_size=settings.batch_size)
             eps = randomness.gaussian(
                 SEED,
@@ -226,22 +238,23 @@ class Run:
                 shape=tuple(x.shape[1:]),
                 device=self.device,
             )
-            logsnr = logsnr_at(torch.from_numpy(t).to(self.device)[rows], self.model.schedule)
+            shown = None if condition is None else condition[rows]
+            inputs = LossInputs(
+                Batch(x[rows], arm[rows], shown),
+                lesion_load,
+                torch.from_numpy(t).to(self.device)[rows],
+                eps,
+            )
             with self.autocast():
                 loss = stage_loss(
                     networks,
-                    x[rows],
-                    eps,
-                    logsnr,
-                    arm=arm[rows],
-                    condition=None if condition is None else condition[rows],
-                    covariates=None,
-                    load=load,
+                    inputs,
+                    schedule=self.model.schedule,
                     objective=objective,
                     cases=len(x),
                 )
             loss.backward()
-            nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
+            nn.utils.clip_grad_norm_(state.parameters.values(), settings.gradient_clip)
             state.update(settings)
             yield loss.detach()
 
@@ -261,9 +274,8 @@ class Run:
             SEED,
             step,
             batch_size=settings.batch_size,
-            channels=len(CONDITION),
-            later=LATER,
-            **settings.dropout_rates,
+            post_baseline=LATER,
+            rates=settings.dropout_rates,
         )
         chosen, no_arm, no_channel = (
             torch.from_numpy(array).to(self.device)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
-from lesioncast.diffusion.objective import Network, diffusion_loss
+from lesioncast.diffusion.objective import NUM_TARGETS, Network, diffusion_loss
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.training.settings import TrainSettings
@@ -134,7 +134,7 @@ class Inputs:
 def inputs(scale: Scale, *, batch: int, device: torch.device) -> Inputs:
     """Return random cases. Zeros would not do: products of zeros run faster than those of data."""
     unet, size = scale.model.unet, scale.size
-    target = (batch, unet.target_channels, unet.slices, size, size)
+    target = (batch, NUM_TARGETS, unet.slices, size, size)
     return Inputs(
         x=torch.randn(target, device=device).sign(),
         noise=torch.randn(target, device=device),
@@ -247,7 +247,7 @@ def _step(
         with autocast(variant, data.x.device):
             value = loss(predict, data, scale.model)
         value.backward()
-        nn.utils.clip_grad_norm_(state.trained.values(), settings.gradient_clip)
+        nn.utils.clip_grad_norm_(state.parameters.values(), settings.gradient_clip)
         state.update(settings)
 
     return call

@@ -38,12 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     configure_logging()
     store, bundle, cases = chosen(args)
-    least = bundle.config.unet.lesion_load_thresholds
+    least = bundle.config.model.unet.lesion_load_thresholds
     if not least:
         parser.error(f"{args.bundle}: expected networks with unet.lesion_load_thresholds, got none")
     truth = np.stack([observed(store, case) for case in cases])
     with ray_cluster(RaySettings()):
-        drawn = draw(store, cases, args.bundle.absolute(), bundle.sampler, samples=args.samples)
+        drawn = draw(
+            store, cases, args.bundle.absolute(), bundle.config.sampler, samples=args.samples
+        )
     masks = drawn.reshape(-1, *truth.shape[1:])
     told, chance = told_loads(store, cases, bundle, samples=args.samples)
     true = lesion_load_class(torch.from_numpy(2.0 * truth - 1), least).numpy()
@@ -66,14 +68,14 @@ def told_loads(
 ) -> tuple[Loads, npt.NDArray[np.float64]]:
     """Return the lesion load of every sample by case, and each case's probability of any lesion."""
     seeds = seeds_of(cases, seed=0, samples=samples)
-    read = store_reader(store, bundle.config)
+    read = store_reader(store, bundle.config.model)
     loads, chance = [], []
     for case in cases:
         given = map(torch.from_numpy, read(ModelInput(case.index)))
-        hint = bundle.model.encode_patient(*given, bundle.sampler)
+        hint = bundle.model.encode_patient(*given, bundle.config.sampler)
         drawn = bundle.model.sample_conditions(hint, case.arm_index, seeds[case.index])
-        loads += [each.load for each in drawn]
-        logits = bundle.model.load_logits(hint, case.arm_index)
+        loads += [each.lesion_load for each in drawn]
+        logits = bundle.model.lesion_load_logits(hint, case.arm_index)
         assert logits is not None
         chance.append(1 - logits.softmax(0)[0].item())
     return np.array(loads), np.array(chance)

@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float64]
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per noise level: predicted lesion voxels per case."""
     store, bundle, cases = chosen(study_parser(__doc__, cases=120, split="val").parse_args(argv))
-    read = store_reader(store, bundle.config)
+    read = store_reader(store, bundle.config.model)
     x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
     given = torch.from_numpy(np.stack([read(ModelInput(case.index)).condition for case in cases]))
     arm = torch.tensor([case.arm_index for case in cases])
@@ -70,7 +70,7 @@ def told(
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     least = model.config.unet.lesion_load_thresholds
     load = lesion_load_class(x[:, NET2], least) if least else None
-    denoise = model.denoiser(condition, arm, guidance=1.0, load=load)
+    denoise = model.denoiser(condition, arm, guidance=1.0, lesion_load=load)
     x_hat = denoise(add_noise(x, noise, at), at)
     chance, lesion = (x_hat[:, 1] + 1) / 2, (x[:, 1] > 0).float()
     axes = (1, 2, 3)

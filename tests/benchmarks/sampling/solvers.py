@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     truth = np.stack([observed(store, case) for case in cases])
     print(HEAD, "|" + "---|" * 15, observed_row(truth, store), sep="\n")
     with ray_cluster(RaySettings()):
-        for sampler in tried(args, bundle.sampler):
+        for sampler in tried(args, bundle.config.sampler):
             begun = time.monotonic()
             masks = draw(store, cases, args.bundle.absolute(), sampler, samples=args.samples)
             cost = 2 * (time.monotonic() - begun) / (len(cases) * args.samples)

@@ -77,7 +77,9 @@ class Passes:
 
             def counted() -> list[Any]:
                 finished = step()
-                drawn = sum(wanted.of.load != 0 for wanted, _ in finished)  # none for no lesions
+                drawn = sum(
+                    wanted.condition.lesion_load != 0 for wanted, _ in finished
+                )  # none for no lesions
                 self.passes += engine.running + drawn > 0
                 self.rows += engine.running + drawn
                 return finished
@@ -106,8 +108,8 @@ class ByRequest:
         return list(await asyncio.gather(*(self._any((of, seed, sampler)) for of, seed in each)))
 
     async def _any(self, sample: tuple[SampleCondition, int, SamplerConfig]) -> Tensor:
-        """Return True for a sample with lesions. One without lesions needs no network."""
-        if sample[0].load == 0:
+        """Return x of a sample. One without lesions needs no network and no place in a batch."""
+        if sample[0].lesion_load == 0:
             return run_until_idle(self._make(sample[2]), sample[:1], sample[1:2])[0]
         found: Tensor = await self._one(sample)
         return found

@@ -14,7 +14,11 @@ from statistics import quantiles
 
 import torch
 
-from lesioncast.diffusion.continuous_batching import ContinuousBatcher, SampleRequest
+from lesioncast.diffusion.continuous_batching import (
+    ContinuousBatcher,
+    ReverseProcess,
+    SampleRequest,
+)
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 
@@ -59,14 +63,14 @@ def by_step(asked: Sequence[Asked]) -> tuple[Ends, float]:
 
         return denoise
 
-    engine = ContinuousBatcher(
+    process = ReverseProcess(
         denoiser,
         shape=(1,),
         schedule=ScheduleConfig(0, 0),
         sampler=SamplerConfig(solver="ddim", num_steps=STEPS),
-        slots=ROWS,
-        settled=lambda x_hat: x_hat[:, 0] > 0,
+        is_decided=lambda x_hat: x_hat[:, 0] > 0,
     )
+    engine = ContinuousBatcher(process, slots=ROWS)
     now, passes, ends = 0.0, 0, Ends()
     coming = list(enumerate(asked))
     while coming or engine.busy:

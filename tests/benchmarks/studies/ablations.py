@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
-from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.io import read_json
 from lesioncast.cluster.connection import configure_logging, ray_cluster
 from lesioncast.config import load_config
@@ -151,16 +150,11 @@ def borrow(trained: Path, into: Path) -> None:
 def save_uncorrected(trained: Path, path: Path) -> None:
     """Save the bundle `trained` at `path` without correcting for the lesion weight."""
     bundle = load_bundle(trained)
-    objective = replace(bundle.config.objective, lesion_weight=1.0)
+    model = bundle.config.model
+    uncorrected = replace(model, objective=replace(model.objective, lesion_weight=1.0))
     save_bundle(
         path,
-        BundleConfig(
-            replace(bundle.config, objective=objective),
-            bundle.slab,
-            bundle.spacing,
-            bundle.sampler,
-            bundle.from_start,
-        ),
+        replace(bundle.config, model=uncorrected),
         unet=bundle.model.unet.state_dict(),
         control=bundle.model.control.state_dict(),
         metrics=read_json(trained / METRICS_FILE),

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, Floats]:
     """Return nats with and without images, each [n, level], of the n cases with lesions."""
-    read = store_reader(store, bundle.config)
+    read = store_reader(store, bundle.config.model)
     own, none = [], []
     for first in range(0, len(cases), BATCH):
         few = cases[first : first + BATCH]
@@ -142,7 +142,7 @@ def surprise(
     """Return -log P of the NET2 voxels in x [n, 2, s, h, w], summed, per level [n, level]."""
     least = model.config.unet.lesion_load_thresholds
     load = lesion_load_class(x[:, NET2], least) if least else None
-    denoise = model.denoiser(condition, arm, guidance=1.0, covariates=covariates, load=load)
+    denoise = model.denoiser(condition, arm, guidance=1.0, covariates=covariates, lesion_load=load)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     found = []
     for logsnr in LOGSNR:

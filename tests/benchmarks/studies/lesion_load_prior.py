@@ -30,7 +30,7 @@ from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessi
 from lesioncast.training.lesion_load_prior import (
     ROWS,
     PriorTrainingData,
-    fit_load_prior,
+    fit_lesion_load_prior,
     load_prior_data,
 )
 from storage import Case, Store, open_store
@@ -127,10 +127,17 @@ def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LesionLoadP
         classes=unet.lesion_load_classes,
         covariates=(),
     )
-    later = channels_outside_sessions(
+    post_baseline = channels_outside_sessions(
         parse_channels(config.model.control.condition), (BASELINE_SESSION,)
     )
-    fit_load_prior(prior, known.patients, config.finetune, seed=seed, later=later, rows=rows)
+    fit_lesion_load_prior(
+        prior,
+        known.patients,
+        config.finetune.dropout_rates,
+        seed=seed,
+        post_baseline=post_baseline,
+        rows=rows,
+    )
     return prior
 
 

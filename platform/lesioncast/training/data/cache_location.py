@@ -1,4 +1,4 @@
-"""Where a node keeps the cases of a run: in memory, on disk, or in the store alone."""
+"""Choose where a node caches the cases of a run: in memory, on disk, or not at all."""
 
 import os
 import shutil
@@ -7,29 +7,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # noqa: S108
-# What cases may take of what is free; the rest of memory is for the workers and Ray's own objects.
+# Shares of the free bytes that cases may take. Workers and Ray's objects need the rest of memory.
 MEMORY_SHARE = 0.5
 DISK_SHARE = 0.9
 GIB = 2**30
 
 
 def cache_roots() -> tuple[Path, ...]:
-    """The folders for cases on every node, best first: $LESIONCAST_CACHE alone, or else one in
-    shared memory, where the system has it, and one in the temporary folder."""
-    if own := os.environ.get("LESIONCAST_CACHE"):
-        return (Path(own).absolute(),)
+    """Return the folders that may hold a node's cache, best first.
+
+    That is $LESIONCAST_CACHE if set, or else a folder in shared memory, if the system has it, and a
+    folder in the temporary directory.
+    """
+    if folder := os.environ.get("LESIONCAST_CACHE"):
+        return (Path(folder).absolute(),)
     name = f"lesioncast-{os.getuid()}"
     memory = (MEMORY / name,) if MEMORY.is_dir() else ()
     return (*memory, Path(tempfile.gettempdir()).absolute() / name)
 
 
 def first_that_fits(roots: Sequence[Path], size: int) -> Path | None:
-    """The first folder where `size` bytes fit with a margin, None where no one has the room."""
+    """Return the first folder with room for `size` bytes, or None."""
     return next((root for root in roots if available_bytes(root) >= size), None)
 
 
 def available_bytes(root: Path) -> int:
-    """Bytes that cases may take below `root`, which need not exist yet."""
+    """Return the bytes that cases may take below `root`, which need not exist yet."""
     existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if in_memory(root):
@@ -38,14 +41,14 @@ def available_bytes(root: Path) -> int:
 
 
 def in_memory(root: Path) -> bool:
-    """Whether files below `root` take memory."""
+    """Return True if files below `root` take memory."""
     return root.is_relative_to(MEMORY)
 
 
 def memory_available(
     meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Bytes of memory that can still be had, on the node and within this container's limit."""
+    """Return the free bytes of memory on the node, within this container's limit (cgroup v2)."""
     node = 1024 * _fields(meminfo)["MemAvailable:"]
     limit = group / "memory.max"
     if not limit.is_file() or limit.read_text().strip() == "max":
@@ -55,12 +58,13 @@ def memory_available(
 
 
 def _fields(path: Path) -> dict[str, int]:
+    """Read a kernel file with one name and one number per line."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {line[0]: int(line[1]) for line in lines}
 
 
-def describe_choice(size: int, kept: Path | None, roots: Sequence[Path]) -> str:
-    """What was chosen, with the sizes that decided."""
-    rooms = ", ".join(f"{available_bytes(root) / GIB:.2f} GiB in {root}" for root in roots)
-    where = f"kept in {kept}" if kept else "streamed from the store at every step"
-    return f"{size / GIB:.2f} GiB of cases {where}; room for {rooms}"
+def describe_choice(size: int, chosen: Path | None, roots: Sequence[Path]) -> str:
+    """Describe the chosen folder, with the sizes that decided."""
+    available = ", ".join(f"{available_bytes(root) / GIB:.2f} GiB in {root}" for root in roots)
+    where = f"cached in {chosen}" if chosen else "streamed from the store at every step"
+    return f"{size / GIB:.2f} GiB of cases {where}; available: {available}"

@@ -1,4 +1,4 @@
-"""Cases by row, from a node's cache or the store itself to the tensors of a batch."""
+"""Dataset of cases: from a node's cache, or from the store itself, to the tensors of a batch."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,59 +33,68 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Batch:
-    """What the network sees of b cases: the target `x` [b, 2, s, h, w], `arm` [b] (row numbers of
-    the arm table, the last one null), `condition` [b, channels, s, h, w], None in stage 1, and
-    `covariates` [b, covariate], NaN where absent, None in stage 1 and where a model has none."""
+    """Input of the networks for b cases."""
 
+    #: Target, FLAIR and NET2 at w096, [b, 2, s, h, w].
     x: Tensor
+    #: Rows of the arm table, [b]. The last row is the null arm.
     arm: Tensor
+    #: Images c_f, [b, channels, s, h, w]; None in stage 1.
     condition: Tensor | None
+    #: Encoded covariates, NaN if missing, [b, covariate]; None in stage 1 and without covariates.
     covariates: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
-        return self._each(lambda tensor: tensor.to(device))
+        """Return the batch on `device`."""
+        return self._map(lambda tensor: tensor.to(device))
 
     def at(self, rows: Tensor) -> "Batch":
-        """Some cases of it, in the order of `rows` [r]."""
-        return self._each(lambda tensor: tensor[rows])
+        """Return the cases at `rows` [r], in that order."""
+        return self._map(lambda tensor: tensor[rows])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply `function` to every tensor of the batch."""
         condition, covariates = (
-            None if tensor is None else change(tensor)
+            None if tensor is None else function(tensor)
             for tensor in (self.condition, self.covariates)
         )
-        return Batch(change(self.x), change(self.arm), condition, covariates)
+        return Batch(function(self.x), function(self.arm), condition, covariates)
 
 
 @dataclass(frozen=True)
 class LazyRows:
-    """Rows and sessions of a store's array, read when they are indexed, as if they were here."""
+    """Some rows and sessions of a store's array, which are read when they are indexed."""
 
     array: Any
-    rows: Sequence[Any]  # as the store names them
+    #: Address of each row in the store.
+    rows: Sequence[Any]
+    #: Indices of the sessions.
     sessions: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def __getitem__(self, wanted: Rows) -> npt.NDArray[Any]:
-        """The cases at the places `wanted`."""
-        return read_rows(self.array, [self.rows[place] for place in wanted], sessions=self.sessions)
+    def __getitem__(self, indices: Rows) -> npt.NDArray[Any]:
+        """Read the rows at `indices`."""
+        addresses = [self.rows[index] for index in indices]
+        return read_rows(self.array, addresses, sessions=self.sessions)
 
 
 @dataclass(frozen=True)
 class CaseDataset:
-    """The cases of a run, read-only: `flair` float16 [case, session, s, h, w], `masks` packed along
-    w [case, session, kind, s, h, ceil(w / 8)], `present` [case, session, channel], `arm` [case]
-    with -1 where unknown, `active` [case], whether NET2 shows a lesion at w096, and `covariates`
-    [case, covariate] as the network is told, NaN where absent. `sessions` are those of the arrays.
-    """
+    """Cases of a run, read-only."""
 
+    #: FLAIR, [case, session, s, h, w].
     flair: npt.NDArray[np.float16] | LazyRows
+    #: Masks, packed along w, [case, session, kind, s, h, ceil(w / 8)].
     masks: npt.NDArray[np.uint8] | LazyRows
+    #: True if the channel exists, [case, session, channel].
     present: npt.NDArray[np.bool_]
+    #: Index of the arm received, -1 if unknown, [case].
     arm: npt.NDArray[Any]
+    #: True if NET2 has a lesion at w096, [case].
     active: npt.NDArray[np.bool_]
+    #: Sessions of the arrays.
     sessions: tuple[str, ...] = SESSIONS
+    #: Encoded covariates, NaN if missing, [case, covariate].
     covariates: npt.NDArray[np.float32] | None = None
 
     @classmethod
@@ -95,9 +104,9 @@ class CaseDataset:
         sessions: tuple[str, ...] = SESSIONS,
         covariates: npt.NDArray[np.float32] | None = None,
     ) -> "CaseDataset":
-        """The cases in a cache's folder; the volumes stay on disk until they are asked for."""
+        """Open the cases in a cache folder. Volumes are memory-mapped."""
         flair, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in VOLUMES)
-        return cls(flair, masks, sessions=sessions, covariates=covariates, **_facts(folder))
+        return cls(flair, masks, sessions=sessions, covariates=covariates, **_metadata(folder))
 
     @classmethod
     def stream(
@@ -107,45 +116,45 @@ class CaseDataset:
         cases: Sequence[int],
         sessions: tuple[str, ...] = SESSIONS,
     ) -> "CaseDataset":
-        """The same without volumes in the folder: each batch reads its cases from the store."""
-        arrays, places = open_arrays(store.path), tuple(session_indices(sessions))
+        """Open cases whose cache folder has no volumes. Each batch reads them from the store."""
+        arrays, session_numbers = open_arrays(store.path), tuple(session_indices(sessions))
         rows = [store.cases[index].row for index in cases]
         specs = array_specs(store.spec.slab, sessions)
         flair, masks = (
-            LazyRows(arrays[name], rows, places, (len(rows), *specs[name].shape))
+            LazyRows(arrays[name], rows, session_numbers, (len(rows), *specs[name].shape))
             for name in VOLUMES
         )
-        return cls(flair, masks, sessions=sessions, **_facts(folder))
+        return cls(flair, masks, sessions=sessions, **_metadata(folder))
 
     @property
     def streamed(self) -> bool:
-        """Whether batches read the store."""
+        """Return True if batches are read from the store."""
         return isinstance(self.flair, LazyRows)
 
     @property
     def spatial_shape(self) -> tuple[int, int, int]:
-        """(s, h, w) of the slab."""
+        """Return the size (s, h, w) of a volume."""
         s, h, w = self.flair.shape[2:]
         return s, h, w
 
     def batch(
-        self, rows: Rows, drops: ConditionDropout, *, null_arm: int, condition: Channels | None
+        self, rows: Rows, dropout: ConditionDropout, *, null_arm: int, condition: Channels | None
     ) -> Batch:
-        """The cases at `rows`, without what `drops` [one for each row] takes away.
+        """Return the cases at `rows`, without what `dropout` takes from each of them.
 
-        `condition` names the channels of c_f; with None there is no c_f.
+        `condition` names the channels of c_f. None, in stage 1, gives no c_f.
         """
-        arm = np.where(drops.arm | (self.arm[rows] < 0), null_arm, self.arm[rows])
+        arm = np.where(dropout.arm | (self.arm[rows] < 0), null_arm, self.arm[rows])
         encode_rows = partial(self._encode, rows, self.flair[rows], self.masks[rows])
         x = torch.from_numpy(encode_rows(TARGET_CHANNELS))
         images = covariates = None
         if condition is not None:
             encoded = encode_rows(condition)
-            encoded[drops.channels] = 0  # [b, c] picks whole channels of [b, c, s, h, w]
+            encoded[dropout.channels] = 0  # [b, c] picks whole channels of [b, c, s, h, w]
             images = torch.from_numpy(encoded)
         if condition is not None and self.covariates is not None:
-            known = np.where(drops.covariates, np.float32(np.nan), self.covariates[rows])
-            covariates = torch.from_numpy(known)
+            values = np.where(dropout.covariates, np.float32(np.nan), self.covariates[rows])
+            covariates = torch.from_numpy(values)
         return Batch(x, torch.from_numpy(arm.astype(np.int64)), images, covariates)
 
     def _encode(
@@ -155,32 +164,35 @@ class CaseDataset:
         masks: npt.NDArray[np.uint8],
         channels: Channels,
     ) -> npt.NDArray[np.float32]:
+        """Encode channels of the cases at `rows`, whose arrays are given, [row, c, s, h, w]."""
         encoded = np.empty((len(rows), len(channels), *self.spatial_shape), np.float32)
-        for place, row in enumerate(rows):
-            images = PackedImages(flair[place], masks[place], self.present[row], self.sessions)
-            encode_channels(images, channels=channels, out=encoded[place], copy=_half_to_float)
+        for index, row in enumerate(rows):
+            images = PackedImages(flair[index], masks[index], self.present[row], self.sessions)
+            encode_channels(images, channels=channels, out=encoded[index], copy=_half_to_float)
         return encoded
 
 
 def _half_to_float(to: npt.NDArray[np.float32], values: npt.NDArray[np.float16]) -> None:
-    """As np.copyto, in a tenth of the time: NumPy turns half floats into floats one by one."""
+    """Copy half floats to floats, like np.copyto."""
+    # Torch takes a tenth of the time of NumPy, which converts half floats one by one.
     torch.from_numpy(to).copy_(torch.from_numpy(values))
 
 
-def _facts(folder: Path) -> dict[str, npt.NDArray[Any]]:
+def _metadata(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """Load the small arrays of a cache folder."""
     return {name: np.load(folder / f"{name}.npy") for name in ("present", "arm", "active")}
 
 
 def prefetch(
     make: Callable[[int], Item], steps: Iterable[int], *, depth: int = 1
 ) -> Iterator[tuple[int, Item]]:
-    """(step, make(step)) in order, the next `depth` being made in threads while one is used."""
+    """Yield (step, make(step)) in order. Threads make the next `depth` items in the meantime."""
     with ThreadPoolExecutor(max_workers=depth) as threads:
         pending: deque[tuple[int, Future[Item]]] = deque()
         for step in steps:
             pending.append((step, threads.submit(make, step)))
             if len(pending) > depth:
-                ready, item = pending.popleft()
-                yield ready, item.result()
-        for ready, item in pending:
-            yield ready, item.result()
+                oldest, item = pending.popleft()
+                yield oldest, item.result()
+        for oldest, item in pending:
+            yield oldest, item.result()

@@ -1,13 +1,11 @@
-"""One pass over the store per node, into read-only arrays on the node's own memory or disk.
+"""Cache the cases of a run on a node: one pass over the store, into read-only arrays.
 
-Training draws cases at random, which is many times faster from local arrays than as a stream.
-Before the workers start, `lesioncast.training.data.node_caches` fills every node's cache through
-Ray Data, while its CPUs are free. A worker that finds no cache (a node that joined later) fills it
-by itself, in process: Ray Data inside a training run waits for ever where the workers hold all
-CPUs.
+Training reads cases in random order, which is many times faster from local arrays than from a
+store. Before the workers start, `node_caches` fills the cache of every node through Ray Data, while
+the CPUs are free. A worker that finds no cache, because its node joined later, fills it by itself.
 
-Cases that a node has no room for stay in the store, where each batch reads its rows; the pass then
-looks at the masks only, for which cases are active. The batches are the same to the last bit.
+Cases that a node has no room for stay in the store, and each batch reads its rows there. The pass
+then reads the masks only, to find the active cases. The batches are equal to the last bit.
 """
 
 import fcntl
@@ -31,7 +29,7 @@ from lesioncast.training.data.selection import CaseSelection
 from storage import MASKS, open_store
 from storage.store.ray_datasource import ZarrDatasource
 
-METADATA_ARRAYS = ("present", "arm")  # small, and always kept
+METADATA_ARRAYS = ("present", "arm")  # small, and cached even if the volumes are not
 
 Array = npt.NDArray[Any]
 Rows = Mapping[str, Array]
@@ -39,105 +37,125 @@ Rows = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class CachedCases:
-    """What a node has of a cache: a folder of arrays, with the volumes or without (`streamed`)."""
+    """Cache folder of a node."""
 
     folder: Path
+    #: True if the volumes stay in the store and the folder has small arrays only.
     streamed: bool
-    remark: str
+    #: The choice of the folder, for the log.
+    description: str
 
 
-# The columns named, of a cache's cases and sessions, in batches.
+# Read columns of a selection's cases and sessions, in batches.
 Reader = Callable[[CaseSelection, tuple[str, ...]], Iterable[Rows]]
 
 
-def open_cases(cache: CaseSelection, read: Reader) -> CaseDataset:
-    """The cases of this node's cache, which is filled if it is not yet."""
-    with _locked(cache):
-        kept = _fill_if_missing(cache, read)
-        if not kept.streamed:
-            return CaseDataset.open(kept.folder, cache.sessions, cache.covariates)
-    store = open_store(cache.store, inputs=cache.inputs)
-    cases = CaseDataset.stream(kept.folder, store, cache.cases, cache.sessions)
-    return replace(cases, covariates=cache.covariates)
+def open_cases(selection: CaseSelection, read: Reader) -> CaseDataset:
+    """Open the cases of this node's cache, after filling it with `read` if necessary."""
+    with _locked(selection):
+        cached = _fill_if_missing(selection, read)
+        # Opened under the lock: `release` may remove the files. Memory maps outlive their files.
+        if not cached.streamed:
+            return CaseDataset.open(cached.folder, selection.sessions, selection.covariates)
+    store = open_store(selection.store, inputs=selection.inputs)
+    cases = CaseDataset.stream(cached.folder, store, selection.cases, selection.sessions)
+    return replace(cases, covariates=selection.covariates)
 
 
-def fill(cache: CaseSelection, read: Reader) -> CachedCases:
-    """Fills this node's cache; `read` is called by one process a node, at most once."""
-    with _locked(cache):
-        return _fill_if_missing(cache, read)
+def fill(selection: CaseSelection, read: Reader) -> CachedCases:
+    """Fill this node's cache. At most one process per node calls `read`, at most once."""
+    with _locked(selection):
+        return _fill_if_missing(selection, read)
 
 
-def release(cache: CaseSelection) -> None:
-    """Gives back what the cache takes of this node's memory; on disk it stays for the next run.
+def release(selection: CaseSelection) -> None:
+    """Free the memory that the cache takes on this node. A cache on disk stays for the next run.
 
-    Who has it open may read on.
+    A process that has the cache open can go on reading.
     """
-    with _locked(cache):
-        for root in filter(in_memory, cache.roots):
-            shutil.rmtree(root / cache.name, ignore_errors=True)
+    with _locked(selection):
+        for root in filter(in_memory, selection.roots):
+            shutil.rmtree(root / selection.name, ignore_errors=True)
 
 
 @contextmanager
-def _locked(cache: CaseSelection) -> Iterator[None]:
-    cache.roots[-1].mkdir(parents=True, exist_ok=True)
-    with (cache.roots[-1] / f"{cache.name}.lock").open("w") as handle:
+def _locked(selection: CaseSelection) -> Iterator[None]:
+    """Hold the lock of a cache, which all processes of the node share."""
+    # The lock file lies in the last root, even for a cache in memory, and is never removed. A
+    # process that waits for a removed file would get a lock of its own.
+    selection.roots[-1].mkdir(parents=True, exist_ok=True)
+    with (selection.roots[-1] / f"{selection.name}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def _clear_memory(cache: CaseSelection) -> None:
-    """Removes what runs that were killed left in memory, but nothing that is being filled."""
-    for root in filter(in_memory, cache.roots):
+def _clear_memory(selection: CaseSelection) -> None:
+    """Remove caches that killed runs left in memory."""
+    for root in filter(in_memory, selection.roots):
         for folder in filter(Path.is_dir, root.glob("*")):
             name = folder.name.removesuffix(".partial")
-            if name != cache.name:
-                with (cache.roots[-1] / f"{name}.lock").open("w") as handle, suppress(OSError):
+            if name != selection.name:
+                # A cache that is being filled is locked. It is left alone.
+                lock = selection.roots[-1] / f"{name}.lock"
+                with lock.open("w") as handle, suppress(OSError):
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder)
 
 
-def _fill_if_missing(cache: CaseSelection, read: Reader) -> CachedCases:
-    root = _root(cache)
-    remark = describe_choice(cache.size, root, cache.roots)
-    folder = root / cache.name if root else cache.roots[-1] / f"{cache.name}-streamed"
+def _fill_if_missing(selection: CaseSelection, read: Reader) -> CachedCases:
+    """Fill the cache unless its folder exists. The caller holds the lock."""
+    root = _root(selection)
+    description = describe_choice(selection.size, root, selection.roots)
+    streamed_folder = selection.roots[-1] / f"{selection.name}-streamed"
+    folder = root / selection.name if root else streamed_folder
     if not folder.is_dir():
         columns = (*VOLUMES, *METADATA_ARRAYS) if root else METADATA_ARRAYS
-        wanted = dict.fromkeys(("case", "masks", *columns))  # the masks say which cases are active
-        _write(cache, read(cache, tuple(wanted)), folder, columns=columns)
-    return CachedCases(folder, root is None, remark)
+        # Masks are always read: they tell which cases are active. dict removes duplicates in order.
+        to_read = dict.fromkeys(("case", "masks", *columns))
+        _write(selection, read(selection, tuple(to_read)), folder, columns=columns)
+    return CachedCases(folder, root is None, description)
 
 
-def _root(cache: CaseSelection) -> Path | None:
-    """Where the volumes are or shall be; None where they stay in the store."""
-    if cache.size > cache.limit:
+def _root(selection: CaseSelection) -> Path | None:
+    """Return the folder for the volumes, or None if they stay in the store."""
+    if selection.size > selection.limit:
         return None
-    for root in cache.roots:
-        if (root / cache.name).is_dir():
+    for root in selection.roots:
+        if (root / selection.name).is_dir():
             return root
-    _clear_memory(cache)
-    return first_that_fits(cache.roots, cache.size)
+    _clear_memory(selection)
+    return first_that_fits(selection.roots, selection.size)
 
 
 def _write(
-    cache: CaseSelection, batches: Iterable[Rows], folder: Path, *, columns: tuple[str, ...]
+    selection: CaseSelection, batches: Iterable[Rows], folder: Path, *, columns: tuple[str, ...]
 ) -> None:
+    """Write `columns` of the batches and the active cases into a folder, in one step.
+
+    Batches may come in any order. Raise TrainingError if cases are missing.
+    """
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    row_of = {case: row for row, case in enumerate(cache.cases)}
+    row_of = {case: row for row, case in enumerate(selection.cases)}
     arrays: dict[str, np.memmap[Any, Any]] = {}
-    active = np.zeros(len(cache.cases), bool)
-    missing = set(cache.cases)
+    active = np.zeros(len(selection.cases), bool)
+    missing = set(selection.cases)
     for batch in batches:
-        arrays = arrays or {n: _allocate(partial / f"{n}.npy", batch[n], cache) for n in columns}
+        if not arrays:
+            arrays = {
+                name: _allocate(partial / f"{name}.npy", batch[name], len(selection.cases))
+                for name in columns
+            }
         rows = [row_of[int(case)] for case in batch["case"]]
         for name, array in arrays.items():
             array[rows] = batch[name]
-        active[rows] = _active(batch["masks"], cache.sessions)
+        active[rows] = _active(batch["masks"], selection.sessions)
         missing -= {int(case) for case in batch["case"]}
     if missing:
         raise TrainingError(
-            f"{cache.store}: expected cases {sorted(missing)[:8]}, got none of them"
+            f"{selection.store}: expected cases {sorted(missing)[:8]}, got none of them; "
+            "convert the trial again"
         )
     np.save(partial / "active.npy", active)
     for array in arrays.values():
@@ -145,38 +163,44 @@ def _write(
     partial.rename(folder)
 
 
-def _allocate(path: Path, batch: Array, cache: CaseSelection) -> "np.memmap[Any, Any]":
-    shape = (len(cache.cases), *batch.shape[1:])
+def _allocate(path: Path, batch: Array, cases: int) -> "np.memmap[Any, Any]":
+    """Create an array file for `cases` rows like those of a batch."""
+    shape = (cases, *batch.shape[1:])
     array = np.lib.format.open_memmap(path, mode="w+", dtype=batch.dtype, shape=shape)
-    # A file with holes would kill the process at the first page that finds the disk full.
+    # open_memmap makes a sparse file. On a full disk, writing to one of its pages would kill the
+    # process with SIGBUS. Reserving the bytes first raises OSError instead.
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
 
 
 def _active(masks: Array, sessions: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Return which cases have a NET2 lesion at w096, from packed masks."""
     net2 = masks[:, sessions.index("w096"), MASKS.index("net2")]
     return np.array([case.any() for case in net2])
 
 
-def read_with_ray_data(cache: CaseSelection, columns: tuple[str, ...]) -> Iterator[Rows]:
-    """The columns in batches, read by Ray Data's tasks wherever CPUs are free."""
-    dataset = ray.data.read_datasource(_source(cache, columns))
+def read_with_ray_data(selection: CaseSelection, columns: tuple[str, ...]) -> Iterator[Rows]:
+    """Yield the columns in batches, read by Ray Data's tasks on free CPUs."""
+    dataset = ray.data.read_datasource(_source(selection, columns))
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def read_in_process(cache: CaseSelection, columns: tuple[str, ...]) -> Iterator[Rows]:
-    """The same batches by the same source, read here and now."""
-    for task in _source(cache, columns).get_read_tasks(1):
+def read_in_process(selection: CaseSelection, columns: tuple[str, ...]) -> Iterator[Rows]:
+    """Yield the same batches from the same source, read in this process.
+
+    Workers read this way: Ray Data would wait for ever for a CPU while they hold all of them.
+    """
+    for task in _source(selection, columns).get_read_tasks(1):
         for block in task():
             yield BlockAccessor.for_block(block).to_batch_format("numpy")
 
 
-def _source(cache: CaseSelection, columns: tuple[str, ...]) -> ZarrDatasource:
+def _source(selection: CaseSelection, columns: tuple[str, ...]) -> ZarrDatasource:
     return ZarrDatasource(
-        cache.store,
+        selection.store,
         columns=columns,
-        sessions=cache.sessions,
-        cases=cache.cases,
-        inputs=cache.inputs,
+        sessions=selection.sessions,
+        cases=selection.cases,
+        inputs=selection.inputs,
     )

@@ -1,4 +1,4 @@
-"""The caches of all nodes that training may run on, filled before and given back after it."""
+"""Fill the caches of all nodes that training may run on, and release them afterwards."""
 
 import logging
 from contextlib import suppress
@@ -14,51 +14,55 @@ from lesioncast.training.data.selection import CaseSelection
 logger = logging.getLogger(__name__)
 
 
-def prepare_nodes(cache: CaseSelection, *, accelerator_type: str | None) -> None:
-    """Fill the cache of every node that training may run on, all nodes at once."""
-    here = ray.get_runtime_context().get_node_id()
+def prepare_nodes(selection: CaseSelection, *, accelerator_type: str | None) -> None:
+    """Fill the cache of every node that training may run on, all nodes at the same time."""
+    this_node = ray.get_runtime_context().get_node_id()
     nodes = _training_nodes(accelerator_type)
-    others = [node for node in nodes if node != here]
+    others = [node for node in nodes if node != this_node]
     if others:
         _pin_autoscaling_coordinator()
-    filling = {node: run_on_node(node, fill, cache, read_with_ray_data) for node in others}
-    if here in nodes:
-        logger.info("this node: %s", fill(cache, read_with_ray_data).remark)
-    for node, kept in filling.items():
+    filling = {node: run_on_node(node, fill, selection, read_with_ray_data) for node in others}
+    if this_node in nodes:
+        logger.info("this node: %s", fill(selection, read_with_ray_data).description)
+    for node, reference in filling.items():
         try:
-            logger.info("node %s: %s", node[:8], ray.get(kept).remark)
-        except RayTaskError:
+            logger.info("node %s: %s", node[:8], ray.get(reference).description)
+        except RayTaskError:  # an error of the task itself, such as a full disk
             raise
-        except RayError as error:  # a worker that lands there nevertheless fills its cache itself
-            logger.warning("node %s was lost while its cache was filled: %s", node[:8], error)
+        except RayError as error:
+            # The node is gone or unreachable. A worker that is placed there later fills the cache.
+            logger.warning("lost node %s while filling its cache: %s", node[:8], error)
 
 
-def release_nodes(cache: CaseSelection, *, accelerator_type: str | None) -> None:
-    """Give back the memory of all nodes that are still there."""
+def release_nodes(selection: CaseSelection, *, accelerator_type: str | None) -> None:
+    """Release the memory of the caches on all nodes that are still alive."""
     for reference in [
-        run_on_node(node, release, cache) for node in _training_nodes(accelerator_type)
+        run_on_node(node, release, selection) for node in _training_nodes(accelerator_type)
     ]:
-        with suppress(RayError):  # a lost node has no memory left to give back
+        with suppress(RayError):  # a lost node has no memory to release
             ray.get(reference)
 
 
 def _pin_autoscaling_coordinator() -> None:
-    """Have Ray's account of which node has room, which elastic training asks, on this node.
+    """Start Ray's autoscaling coordinator on this node.
 
-    Whoever is first to need it starts it on their own node, where it stays, for all jobs of the
-    cluster. Ray Data that fills the cache of a node would be first: with that node lost, elastic
-    training would wait for room for ever.
+    Elastic training asks the coordinator for free capacity.
     """
+    # The first process of the cluster that needs the coordinator starts it on its own node, where
+    # it stays for all jobs. Without this call that process would be Ray Data, filling the cache of
+    # some node. If that node were lost, elastic training would wait for capacity for ever.
     coordinator = autoscaling_coordinator()
     try:
         ray.get(coordinator.__ray_ready__.remote())
-    except RayError as error:  # what an earlier job left on a node that is gone
-        logger.warning("Ray's account of the nodes was lost with one of them: %s", error)
+    except RayError as error:
+        # An earlier job started it on a node that is gone by now.
+        logger.warning("lost Ray's autoscaling coordinator with its node; restarting: %s", error)
         ray.kill(coordinator)
         ray.get(autoscaling_coordinator().__ray_ready__.remote())
 
 
 def _training_nodes(accelerator_type: str | None) -> list[str]:
+    """Return the ids of the nodes with the given GPU type, or with CPUs."""
     return nodes_with_resource(
         f"accelerator_type:{accelerator_type}" if accelerator_type else "CPU"
     )

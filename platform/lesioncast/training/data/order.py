@@ -1,40 +1,22 @@
-"""Which cases a step sees: a pure function of (seed, step), shared out over the workers.
+"""Choose the cases of a step as a pure function of (seed, step), and share them among workers.
 
-Nothing here has a state, so a resumed run and a run on another number of workers see the same
-cases in the same order. The epochs follow each other without a gap; a batch may span two.
+There is no state here. A resumed run, and a run on another number of workers, sees the same cases
+in the same order. Epochs follow each other without a gap, so that a batch may span two.
 """
-
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.training.rng import RngStream, rng_for
+
 Rows = npt.NDArray[np.int64]
 
 
-class RngStream(IntEnum):
-    """What a random number is for; each purpose draws from a stream of its own."""
-
-    ORDER = 0
-    BALANCE = 1
-    TIME = 2
-    NOISE = 3
-    DROPS = 4
-    COVARIATE_DROPS = 5
-    SESSION_DROPS = 6
-    LOAD = 7
-
-
-def rng_for(stream: RngStream, seed: int, *counters: int) -> np.random.Generator:
-    """The generator of one purpose at (seed, counters)."""
-    return np.random.default_rng((int(stream), seed, *counters))
-
-
 def epoch_rows(active: npt.NDArray[np.bool_], *, seed: int, epoch: int, balanced: bool) -> Rows:
-    """The rows of one epoch, shuffled; `active` [case] marks those with NET2 at w096.
+    """Return the rows of one epoch, shuffled. `active` [case] marks cases with NET2 at w096.
 
-    Balanced (paper, section 3), the more frequent class gives as many cases as the other has,
-    drawn afresh each epoch. Raises ValueError where one class is empty.
+    With `balanced` (paper, section 3), the more frequent class gives as many cases as the other
+    class has, drawn anew in each epoch. Raise ValueError if one class is empty.
     """
     rows = np.arange(len(active))
     if balanced:
@@ -57,7 +39,7 @@ def _balanced(active: npt.NDArray[np.bool_], *, seed: int, epoch: int) -> Rows:
 def batch_rows(
     active: npt.NDArray[np.bool_], step: int, *, seed: int, batch_size: int, balanced: bool
 ) -> Rows:
-    """The rows of the whole batch of `step`, [batch_size], whatever the number of workers."""
+    """Return the rows of the whole batch of `step`, [batch_size]."""
     length = len(epoch_rows(active, seed=seed, epoch=0, balanced=balanced))
     start = step * batch_size
     first, last = start // length, (start + batch_size - 1) // length
@@ -72,13 +54,18 @@ def batch_rows(
 
 
 def active_first(rows: Rows, active: npt.NDArray[np.bool_]) -> Rows:
-    """A batch's rows in an order in which every worker's share has as many active cases.
+    """Return a batch's rows with active cases first.
 
-    Where lesion loads are told, only these go through the networks, and all wait for the slowest.
+    Workers take every n-th row, so that each then has the same number of active cases, up to one.
     """
+    # In a model with lesion loads only active cases pass through the networks, and all workers
+    # wait for the one that has most of them.
     return rows[np.argsort(~active[rows], kind="stable")]
 
 
 def worker_positions(rank: int, *, world_size: int, batch_size: int) -> Rows:
-    """The places in the batch that a worker computes: every `world_size`-th, from `rank`."""
+    """Return the positions in the batch that a worker computes: every `world_size`-th from `rank`.
+
+    This is the rule of torch's DistributedSampler.
+    """
     return np.arange(rank, batch_size, world_size)

@@ -1,4 +1,4 @@
-"""Which cases a run learns from, and what a node is to keep of them."""
+"""Select the cases of a run and describe what a node caches of them."""
 
 import hashlib
 import json
@@ -20,41 +20,45 @@ from storage.layout import array_specs
 
 @dataclass(frozen=True)
 class CaseSelection:
-    """Some cases of a store, in order; `digest` names their content, `inputs` the table that the
-    indices are of: a store that was converted anew since then is refused.
+    """Cases of a store and where a node caches them."""
 
-    A node keeps their `sessions` in the first of its folders `roots` that has room for the `size`
-    in bytes, unless that is more than `limit`. `covariates` [case, covariate] are a few numbers of
-    the case table, which travel with this description: the node's files are the same whatever
-    covariates a model sees.
-    """
-
+    #: Path or address of the store.
     store: Location
+    #: Indices of the cases in the store, in order.
     cases: tuple[int, ...]
+    #: Digest of the content of the cases.
     digest: str
+    #: Folders that may hold the cache, best first.
     roots: tuple[Path, ...]
+    #: Size (s, h, w) of a volume.
     slab: tuple[int, int, int]
+    #: Digest of the case table that the indices refer to. A store that has been converted again
+    #: since then is refused.
     inputs: str
+    #: Sessions to cache.
     sessions: tuple[str, ...] = SESSIONS
+    #: Largest size of the cache in bytes. Larger selections are streamed from the store.
     limit: float = math.inf
+    #: Encoded covariates [case, covariate]. They are few numbers and travel with the selection, so
+    #: that a node's files are the same whatever covariates a model has.
     covariates: npt.NDArray[np.float32] | None = field(default=None, compare=False)
 
     @property
     def size(self) -> int:
-        """Bytes of the volumes of all cases."""
+        """Return the bytes of the volumes of all cases."""
         arrays = array_specs(self.slab, self.sessions)
         return len(self.cases) * sum(arrays[name].bytes_per_case for name in VOLUMES)
 
     @property
     def name(self) -> str:
-        """Of the folder with the arrays."""
+        """Return the name of the cache folder."""
         return "-".join((self.digest[:20], *self.sessions))
 
 
 def training_cases(store: Store, arms: tuple[str, ...]) -> CaseSelection:
-    """The cases of the training split whose w096 FLAIR and NET2 are known.
+    """Select the cases of the training split that have FLAIR and NET2 at w096.
 
-    Raises TrainingError where there is none, or where the store's arms are not `arms`.
+    Raise TrainingError if there is none, or if the store's arms are not `arms`.
     """
     if tuple(store.spec.arms) != arms:
         raise TrainingError(
@@ -64,7 +68,8 @@ def training_cases(store: Store, arms: tuple[str, ...]) -> CaseSelection:
     cases = store.select(split="train", having=["/".join(channel) for channel in TARGET_CHANNELS])
     if not cases:
         raise TrainingError(
-            f"{store.path}: expected training cases with FLAIR and NET2 at w096, got none"
+            f"{store.path}: expected training cases with FLAIR and NET2 at w096, got none; "
+            "check the split and the outcome session of the trial"
         )
     indices = tuple(case.index for case in cases)
     digest, inputs = _digest(store, cases), store.table.inputs
@@ -72,5 +77,6 @@ def training_cases(store: Store, arms: tuple[str, ...]) -> CaseSelection:
 
 
 def _digest(store: Store, cases: Iterable[Case]) -> str:
+    """Return a digest of the store's inputs and the subjects."""
     content = json.dumps([store.table.inputs, [case.subject for case in cases]])
     return hashlib.sha256(content.encode()).hexdigest()
