@@ -127,7 +127,7 @@ FEW_STEPS = SamplerConfig(solver="sde-dpmsolver++", num_steps=3, spacing="logsnr
 
 
 def demo_model() -> LesionDiffusion:
-    """The demo's networks with random weights, none of them zero."""
+    """Return the demo's networks with random weights."""
     config = load_config(CONFIGS / "demo.yaml")
     torch.manual_seed(0)
     unet = UNet(config.unet)

@@ -211,7 +211,7 @@ class ControlNet(nn.Module):
         The result is shared by all t, arms and seeds. Without `covariates` all are missing.
         """
         prior = self.lesion_load_prior
-        burden = self.burden_of(condition) if self.burden or prior else None
+        burden = self.encode_burden(condition) if self.burden or prior else None
         return PatientEncoding(
             features=self.hint(slices_to_channels(condition, self.patch)),
             burden=self.burden(burden.flatten(1)) if self.burden and burden is not None else None,
@@ -222,7 +222,7 @@ class ControlNet(nn.Module):
             else None,
         )
 
-    def burden_of(self, condition: Tensor) -> Tensor:
+    def encode_burden(self, condition: Tensor) -> Tensor:
         """Return the lesion burden [b, channels, 3] of c_f [b, channels, s, h, w]."""
         return lesion_burden(condition, self.masks)
 

@@ -248,7 +248,7 @@ class LesionDiffusion:
         prior = self.control.lesion_load_prior
         if prior is None:
             return None
-        burden = self.control.burden_of(condition[None])
+        burden = self.control.encode_burden(condition[None])
         return prior.expected_outcomes(
             prior.patient_features(burden, None if covariates is None else covariates[None])
         )

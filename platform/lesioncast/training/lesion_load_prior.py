@@ -7,7 +7,7 @@ lack them too.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,30 +51,27 @@ class PriorTrainingData:
 def load_prior_data(cases: Sequence[Case], store: Store, model: ModelConfig) -> PriorTrainingData:
     """Read what the lesion load prior is fitted to."""
     condition_channels = parse_channels(model.control.condition)
-    thresholds = model.unet.lesion_load_thresholds
+    unet = model.unet
 
-    def read(case: Case) -> tuple[Tensor, Tensor, int]:
+    def read(case: Case) -> PriorTrainingData:
         arrays = store.read(case.index)
         condition, x = (
-            encode_case(arrays, channels=channels)
+            torch.from_numpy(encode_case(arrays, channels=channels))[None]
             for channels in (condition_channels, TARGET_CHANNELS)
         )
-        burden = lesion_burden(torch.from_numpy(condition)[None], model.control.masks)
-        lesion_load = lesion_load_class(torch.from_numpy(x)[None, NET2], thresholds)
-        return burden, lesion_load, components(x[NET2] > 0)[1]
+        lesions = components(x[0, NET2].numpy() > 0)[1]
+        return PriorTrainingData(
+            burden=lesion_burden(condition, model.control.masks),
+            covariates=torch.from_numpy(encode_covariates(model.covariates, case))[None],
+            arm=torch.tensor([unet.null_arm if case.arm_index < 0 else case.arm_index]),
+            lesion_load=lesion_load_class(x[:, NET2], unet.lesion_load_thresholds),
+            lesions=torch.tensor([lesions], dtype=torch.float32),
+        )
 
     with ThreadPoolExecutor() as threads:
-        burden, lesion_load, lesions = zip(*threads.map(read, cases), strict=True)
-    null_arm = model.unet.null_arm
-    arms = [null_arm if case.arm_index < 0 else case.arm_index for case in cases]
-    covariates = np.stack([encode_covariates(model.covariates, case) for case in cases])
-    return PriorTrainingData(
-        burden=torch.cat(burden),
-        covariates=torch.from_numpy(covariates),
-        arm=torch.tensor(arms),
-        lesion_load=torch.cat(lesion_load),
-        lesions=torch.tensor(lesions, dtype=torch.float32),
-    )
+        rows = list(threads.map(read, cases))
+    columns = ([getattr(row, field.name) for row in rows] for field in fields(PriorTrainingData))
+    return PriorTrainingData(*map(torch.cat, columns))
 
 
 def fit_lesion_load_prior(

@@ -113,6 +113,6 @@ def read_metrics(run: Path) -> list[Metrics]:
 
 def truncate_metrics(run: Path, step: int) -> None:
     """Remove the lines after `step`. A resumed run writes them again."""
-    kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= step]
-    lines = "".join(json.dumps(metrics) + "\n" for metrics in kept)
+    remaining = [metrics for metrics in read_metrics(run) if metrics["step"] <= step]
+    lines = "".join(json.dumps(metrics) + "\n" for metrics in remaining)
     atomic_write_text(run / METRICS, lines)

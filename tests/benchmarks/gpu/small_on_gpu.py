@@ -178,7 +178,7 @@ class Run:
     def patients(self, control: ControlNet) -> PriorTrainingData:
         """Return the data that the lesion-load prior is fitted to."""
         held = self.resident
-        burden = [control.burden_of(some.float()) for some in held.condition.split(32)]
+        burden = [control.encode_burden(some.float()) for some in held.condition.split(32)]
         load = lesion_load_class(held.x[:, NET2], self.model.unet.lesion_load_thresholds)
         none = torch.empty(len(held), 0, device=self.device)
         lesions = torch.from_numpy(self.train.outcomes.plain).float().to(self.device)
