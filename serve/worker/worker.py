@@ -11,22 +11,21 @@ from typing import Any, Protocol
 from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.forecasting.adaptive import (
     SampleBlock,
+    SamplingRequest,
     is_precise_enough,
     sampling_notes,
     sampling_rounds,
     split_into_blocks,
 )
-from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
 from lesioncast.forecasting.output.bids import write_forecast_root
-from lesioncast.forecasting.pipeline import RunProvenance, stored_flair, write_forecast
-from lesioncast.forecasting.runtime import (
-    check_compatible,
-    expected_outcomes_of,
-    resolve_sessions,
-    simulated_data_notes,
-    training_data_note,
+from lesioncast.forecasting.pipeline import (
+    ForecastRun,
+    run_provenance,
+    stored_flair,
+    write_forecasts,
 )
-from lesioncast.forecasting.sampling import EnsembleRequest, SampleBatch, ensembles, sample_seeds
+from lesioncast.forecasting.runtime import check_compatible, expected_outcomes_of
+from lesioncast.forecasting.sampling import ModelInput, SampleBatch
 from lesioncast.forecasting.settings import ForecastSettings
 from serve.api.schemas import PatientRef
 from serve.artifacts import (
@@ -82,50 +81,37 @@ class LoadedModel:
         order, patient = job.order, patient_for_job(job)
         store = store_for_patient(patient, self.store, self.settings.artifacts)
         case, bids = store.case(patient.subject), Path(store.table.bids)
-        samples = samples_per_arm(parts, order)
-        seeds = sample_seeds(order["seed"], case.subject, samples)
-        requests = [
-            EnsembleRequest(case.index, store.spec.arms.index(arm), patient.sessions)
-            for arm in order["arms"]
-        ]
-        stated = expected_outcomes_of(self.bundle, store, requests[0].shown)
-        sessions = resolve_sessions(self.bundle, patient.sessions or ())
+        expected = expected_outcomes_of(
+            self.bundle, store, ModelInput(case.index, patient.sessions)
+        )
         drawn = [
-            replace(part.drawn(), stated=stated)
+            replace(part.drawn(), stated=expected)
             for arm in order["arms"]
             for part in parts
             if part.arm == arm
         ]
-        found = ensembles(requests, {case.index: seeds}, drawn)
-        out = result_dir(self.settings.artifacts, job.id)
-        remarks = (
-            training_data_note(self.bundle.path),
-            *simulated_data_notes(bids),
-            sessions_note(sessions),
-            *sampling_notes(order),
-        )
-        write_forecast_root(out, source=bids)
-        write_forecast(
-            store,
-            case,
-            dict(zip(order["arms"], found, strict=True)),
+        sessions = patient.sessions or ()
+        run = ForecastRun(
             settings=ForecastSettings(
-                samples=samples,
+                samples=samples_per_arm(parts, order),
                 reference_arm=order["reference_arm"],
                 apply_opening=self.settings.apply_opening,
+                sessions=sessions,
             ),
-            origin=RunProvenance(
-                self.bundle.digest,
-                order["seed"],
-                remarks,
-                sessions,
-                self.bundle.config.model.covariates,
-                bundle_warnings(self.bundle.path, self.bundle.digest),
+            provenance=run_provenance(
+                self.bundle,
+                seed=order["seed"],
+                sessions=sessions,
+                bids=bids,
+                notes=sampling_notes(sampling_request(order)),
             ),
-            out=out,
+            out=result_dir(self.settings.artifacts, job.id),
             background=stored_flair(store),
         )
-        return out
+        write_forecast_root(run.out, source=bids)
+        for _ in write_forecasts(store, [case], drawn, run, arms=order["arms"]):
+            pass  # the one case is written as it is yielded
+        return run.out
 
 
 def load_model_and_store(settings: ServiceSettings) -> LoadedModel:
@@ -138,6 +124,18 @@ def load_model_and_store(settings: ServiceSettings) -> LoadedModel:
 def samples_per_arm(parts: Sequence[DrawnBlock], order: Mapping[str, Any]) -> int:
     """How many samples of each arm there are; all have as many."""
     return sum(len(part.lesions) for part in parts if part.arm == order["arms"][0])
+
+
+def sampling_request(order: Mapping[str, Any]) -> SamplingRequest:
+    """Return the samples that an order asks for."""
+    return SamplingRequest(
+        subject=order["subject"],
+        arms=tuple(order["arms"]),
+        seed=order["seed"],
+        samples=order["samples"],
+        tolerance=order.get("error"),
+        sampler_overrides=order.get("sampler", {}),
+    )
 
 
 def patient_for_job(job: ForecastJob) -> PatientRef:
@@ -259,10 +257,12 @@ class ForecastWorker:
     async def _draw_and_write(self, job: ForecastJob) -> int:
         """Draws and writes; how many samples of each arm that took."""
         used: list[SampleBlock] = []
-        for some in sampling_rounds(job.order, split_into_blocks(job.order, size=job.block)):
-            used += some
+        request = sampling_request(job.order)
+        blocks = split_into_blocks(request, size=job.block)
+        for round_blocks in sampling_rounds(blocks, tolerance=request.tolerance):
+            used += round_blocks
             parts = await self._collect_blocks(job, used)
-            if is_precise_enough(job.order, self._counts(job, parts)):
+            if is_precise_enough(self._counts(job, parts), tolerance=request.tolerance):
                 break
         await _run_to_completion(asyncio.to_thread(self._study.write, job, parts))
         return samples_per_arm(parts, job.order)

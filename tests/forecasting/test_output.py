@@ -1,9 +1,9 @@
 """A forecast of whole subjects, from a store to files on their own skewed grid."""
 
-import copy
 import json
 import logging
 import operator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,13 +29,14 @@ from lesioncast.forecasting.output.bids import (
     write_forecast_root,
 )
 from lesioncast.forecasting.output.display import choose_slices, make_view, to_radiological
+from lesioncast.forecasting.output.summary import ForecastSummary, RunProvenance, read_summary
 from lesioncast.forecasting.pipeline import (
-    RunProvenance,
+    ForecastRun,
     bids_flair,
-    forecast_all,
-    forecast_batches,
+    plan_forecast,
     stored_flair,
     subjects_to_forecast,
+    write_forecasts,
 )
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import BatchSampler
@@ -63,25 +64,24 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
 @pytest.fixture(scope="module")
 def forecasts(
     trial: tuple[Store, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[dict]]:
+) -> tuple[Path, list[ForecastSummary]]:
     """The first two cases: sub-01 was quiet at w048, sub-02 active."""
     (store, bids), out = trial, tmp_path_factory.mktemp("forecasts")
     cases = subjects_to_forecast(store, (), number=2)
-    _, _, batches = forecast_batches(cases, arms=3, settings=SETTINGS, seed=5)
+    batches = plan_forecast(store, cases, settings=SETTINGS, seed=5).batches(SETTINGS.batch_size)
     write_forecast_root(out, source=bids)
-    records = forecast_all(
-        store,
-        cases,
-        map(build_fake(store.path), batches),
+    run = ForecastRun(
         settings=SETTINGS,
-        origin=RunProvenance("d" * 64, 5, ("Trained on made-up cases.",)),
+        provenance=RunProvenance("d" * 64, 5, ("Trained on made-up cases.",)),
         out=out,
         background=bids_flair(bids, LAYOUT),
     )
-    return out, list(records)
+    return out, list(write_forecasts(store, cases, map(build_fake(store.path), batches), run))
 
 
-def test_every_arm_has_a_map_named_as_bids_asks(forecasts: tuple[Path, list[dict]]) -> None:
+def test_every_arm_has_a_map_named_as_bids_asks(
+    forecasts: tuple[Path, list[ForecastSummary]],
+) -> None:
     out, _ = forecasts
     found = {path.name for path in (out / "sub-02/ses-w048/anat").iterdir()}
     stem = "sub-02_ses-w048_space-orig_label-L_desc-forecastW096"
@@ -98,7 +98,7 @@ def test_an_arms_name_becomes_a_bids_label() -> None:
 
 
 def test_the_map_lies_on_the_skewed_grid_of_the_flair(
-    trial: tuple[Store, Path], forecasts: tuple[Path, list[dict]]
+    trial: tuple[Store, Path], forecasts: tuple[Path, list[ForecastSummary]]
 ) -> None:
     (store, bids), (out, records) = trial, forecasts
     flair = nib.load(path_of(bids, "sub-02", "w048", "flair"))
@@ -108,7 +108,7 @@ def test_the_map_lies_on_the_skewed_grid_of_the_flair(
     assert np.allclose(image.affine, flair.affine, atol=1e-5)
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
     assert [int(image.header[code]) for code in ("sform_code", "qform_code")] == [2, 1]
-    expected = records[1]["arms"]["placebo"]["p_active"]["value"]
+    expected = records[1].arms["placebo"].p_active.value
     found = np.asarray(image.dataobj)
     assert found.max() == pytest.approx(expected)
     centre = nib.affines.apply_affine(image.affine, np.argwhere(found > 0).mean(axis=0))
@@ -117,7 +117,7 @@ def test_the_map_lies_on_the_skewed_grid_of_the_flair(
 
 
 def test_the_sidecar_says_that_it_was_predicted_and_from_what(
-    forecasts: tuple[Path, list[dict]],
+    forecasts: tuple[Path, list[ForecastSummary]],
 ) -> None:
     path = forecast_path(forecasts[0], "sub-02", "avonex")
     sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
@@ -129,36 +129,56 @@ def test_the_sidecar_says_that_it_was_predicted_and_from_what(
     assert sidecar["SpatialReference"].endswith("sub-02_ses-w048_FLAIR.nii.gz")
 
 
-def test_arms_share_their_seeds_and_subjects_do_not(forecasts: tuple[Path, list[dict]]) -> None:
+def test_arms_share_their_seeds_and_subjects_do_not(
+    forecasts: tuple[Path, list[ForecastSummary]],
+) -> None:
     first, second = forecasts[1]
-    assert not set(first["seeds"]) & set(second["seeds"])
-    chance = [row["p_active"]["value"] for row in second["arms"].values()]
+    assert not set(first.seeds) & set(second.seeds)
+    chance = [arm.p_active.value for arm in second.arms.values()]
     assert chance == sorted(chance, reverse=True)
-    assert first["arms"]["placebo"]["p_active"]["value"] < 0.4
-    assert (first["observed_lesions"], second["observed_lesions"]) == (0, 1)
+    assert first.arms["placebo"].p_active.value < 0.4
+    assert (first.observed_lesions, second.observed_lesions) == (0, 1)
 
 
 def test_summary_and_figure_are_written_beside_the_maps(
-    forecasts: tuple[Path, list[dict]],
+    forecasts: tuple[Path, list[ForecastSummary]],
 ) -> None:
     out, records = forecasts
-    assert json.loads(summary_path(out, "sub-01").read_text()) == records[0]
+    assert read_summary(summary_path(out, "sub-01")) == records[0]
     assert figure_path(out, "sub-01").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
     assert not list(out.rglob("*.partial"))
 
 
-def test_the_official_validator_accepts_the_forecasts(forecasts: tuple[Path, list[dict]]) -> None:
+def test_a_summary_of_another_schema_or_with_other_keys_is_refused(
+    forecasts: tuple[Path, list[ForecastSummary]], tmp_path: Path
+) -> None:
+    path, content = tmp_path / "sub-01_forecast.json", asdict(forecasts[1][0])
+    for changed, problem in (
+        (content | {"schema": 3}, "schema 4, got schema 3; forecast the subject again"),
+        (content | {"notices": []}, "got notices: Unexpected keyword"),
+        ({"schema": 3}, "got subject: Field required"),
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ForecastError, match=problem):
+            read_summary(path)
+
+
+def test_the_official_validator_accepts_the_forecasts(
+    forecasts: tuple[Path, list[ForecastSummary]],
+) -> None:
     assert validator_reports(forecasts[0]) == {"own": []}
 
 
 def test_a_page_shows_the_forecast_and_its_warnings_once(
-    forecasts: tuple[Path, list[dict]],
+    forecasts: tuple[Path, list[ForecastSummary]],
 ) -> None:
     out, records = forecasts
     link = relative_path(figure_path(out, "sub-02"), page_folder=out.parent)
     section = forecast_section(records[1], heading="A forecast", figure=link)
-    text = render_page("Demo", [section], notices=[*records[0]["notices"], *records[1]["notices"]])
+    text = render_page(
+        "Demo", [section], notices=[*records[0].disclaimers, *records[1].disclaimers]
+    )
     assert f"({out.name}/sub-02/sub-02_forecast.png)" in text
     assert text.count("Predicted, not observed.") == 1
     assert "| **avonex** (received) |" in text
@@ -166,12 +186,14 @@ def test_a_page_shows_the_forecast_and_its_warnings_once(
 
 
 def test_a_page_shows_the_lesions_that_the_model_states(
-    forecasts: tuple[Path, list[dict]],
+    forecasts: tuple[Path, list[ForecastSummary]],
 ) -> None:
-    record = copy.deepcopy(forecasts[1][1])
-    for place, row in enumerate(record["arms"].values()):
-        row["count"]["stated"] = 1.25 + place
-    section = forecast_section(record, heading="A forecast")
+    summary = forecasts[1][1]
+    arms = {
+        name: replace(arm, count=replace(arm.count, expected=1.25 + place))
+        for place, (name, arm) in enumerate(summary.arms.items())
+    }
+    section = forecast_section(replace(summary, arms=arms), heading="A forecast")
     assert "| lesions expected, as stated | lesions drawn, mean (sd) |" in section
     assert all(f" | {1.25 + place:.2f} | " in section for place in range(3))
 
@@ -231,11 +253,13 @@ def test_unknown_subjects_and_reference_arms_are_refused_by_name(
     store, _ = trial
     with pytest.raises(Exception, match="sub-99"):
         subjects_to_forecast(store, ["sub-99"], number=1)
-    settings = ForecastSettings(samples=2, reference_arm="aspirin")
-    stream = forecast_all(
-        store, [], [], settings=settings, origin=RunProvenance("d", 0), out=tmp_path,
+    run = ForecastRun(
+        settings=ForecastSettings(samples=2, reference_arm="aspirin"),
+        provenance=RunProvenance("d", 0),
+        out=tmp_path,
         background=stored_flair(store),
-    )  # fmt: skip
+    )
+    stream = write_forecasts(store, [], [], run)
     with pytest.raises(ForecastError, match="aspirin"):
         next(stream)
 

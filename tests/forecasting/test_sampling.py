@@ -8,10 +8,13 @@ import pytest
 from lesioncast.evaluation.run import summarise_samples
 from lesioncast.forecasting.ensemble import Ensemble, ExpectedOutcomes
 from lesioncast.forecasting.output.summary import (
-    Provenance,
+    ActiveProbability,
+    ForecastSummary,
+    LesionCountDifference,
+    RunProvenance,
     SubjectInfo,
-    arm_record,
-    difference_record,
+    arm_difference,
+    arm_summary,
     summarise,
 )
 from lesioncast.forecasting.sampling import (
@@ -104,33 +107,31 @@ def test_a_lost_batch_is_noticed() -> None:
         list(ensembles(requests, seeds, map(sampler(), batches)))
 
 
-def forecast(samples: int, seed: int) -> dict:
+def forecast(samples: int, seed: int) -> ForecastSummary:
     arms = ("placebo", "avonex", "ocrelizumab")
     requests = [EnsembleRequest(1, arm) for arm in range(3)]
     found = drawn(requests, numbered(seed, samples), batch_size=16)
     return summarise(
-        SubjectInfo("sub-02", "avonex", 1),
+        SubjectInfo("sub-02", "avonex", 1, case_digest="c" * 64),
         dict(zip(arms, found, strict=True)),
         reference="placebo",
         opening=False,
         spacing=SPACING,
-        provenance=Provenance("b" * 64, "c" * 64, seed),
+        provenance=RunProvenance("b" * 64, seed),
     )
 
 
 def test_a_summary_says_what_was_drawn() -> None:
-    record = forecast(200, seed=1)
-    for rate, row in zip(RATE, record["arms"].values(), strict=True):
-        assert row["p_active"]["low"] < rate < row["p_active"]["high"]
-        assert row["count"]["mean"] == row["p_active"]["value"]  # never more than one lesion
-        assert row["count"]["quantiles"]["0.05"] in (0, 1)
-    assert [row["received"] for row in record["arms"].values()] == [False, True, False]
-    assert record["arms"]["placebo"]["minus_reference"]["count"] == {
-        "value": 0.0,
-        "mc_error": 0.0,
-        "stated": None,
-    }
-    assert "Predicted, not observed." in record["notices"]
+    summary = forecast(200, seed=1)
+    for rate, arm in zip(RATE, summary.arms.values(), strict=True):
+        assert arm.p_active.low < rate < arm.p_active.high
+        assert arm.count.mean == arm.p_active.value  # never more than one lesion
+        assert arm.count.quantiles["0.05"] in (0, 1)
+    assert [arm.received for arm in summary.arms.values()] == [False, True, False]
+    assert summary.arms["placebo"].minus_reference.count == LesionCountDifference(
+        value=0.0, mc_error=0.0, expected=None
+    )
+    assert "Predicted, not observed." in summary.disclaimers
 
 
 def stated(*chances: float) -> ArmExpectations:
@@ -145,16 +146,19 @@ def test_a_summary_tells_what_the_model_states() -> None:
     )
     batches = map(states, plan_batches(requests, seeds, batch_size=8))
     found = list(ensembles(requests, seeds, batches))
-    reference, other = (arm_record(each, opening=False)["p_active"] for each in found)
-    assert reference == {"value": 0.8, "low": 0.8, "high": 0.8, "stated": True}
-    assert other["value"] == 0.55
-    gap = difference_record(found[1], found[0], opening=False)
-    assert gap["p_active"] == {"value": pytest.approx(-0.25), "mc_error": 0.0}
-    assert gap["count"]["mc_error"] > 0
-    assert gap["count"]["stated"] == pytest.approx(-0.5)
-    assert arm_record(found[0], opening=False)["count"]["stated"] == 1.6
-    opened = arm_record(found[0], opening=True)
-    assert (opened["p_active"]["stated"], opened["count"]["stated"]) == (False, None)
+    reference, other = (
+        arm_summary(ensemble, found[0], received=False, opening=False) for ensemble in found
+    )
+    assert reference.p_active == ActiveProbability(value=0.8, low=0.8, high=0.8, exact=True)
+    assert other.p_active.value == 0.55
+    difference = arm_difference(found[1], found[0], opening=False)
+    assert difference.p_active.value == pytest.approx(-0.25)
+    assert difference.p_active.mc_error == 0.0
+    assert difference.count.mc_error > 0
+    assert difference.count.expected == pytest.approx(-0.5)
+    assert reference.count.expected == 1.6
+    opened = arm_summary(found[0], found[0], received=False, opening=True)
+    assert (opened.p_active.exact, opened.count.expected) == (False, None)
 
 
 def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are_compared() -> None:
@@ -179,18 +183,16 @@ def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are
 def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:
     """Common random numbers: active under avonex (.5) only where active under placebo (.8)."""
     record = forecast(400, seed=1)
-    gap = record["arms"]["avonex"]["minus_reference"]["p_active"]
-    assert gap["value"] == pytest.approx(-0.3, abs=0.07)
-    assert gap["mc_error"] == pytest.approx(np.sqrt(0.3 * 0.7 / 400), rel=0.1)
-    assert gap["mc_error"] < np.sqrt((0.8 * 0.2 + 0.5 * 0.5) / 400) * 0.8
+    gap = record.arms["avonex"].minus_reference.p_active
+    assert gap.value == pytest.approx(-0.3, abs=0.07)
+    assert gap.mc_error == pytest.approx(np.sqrt(0.3 * 0.7 / 400), rel=0.1)
+    assert gap.mc_error < np.sqrt((0.8 * 0.2 + 0.5 * 0.5) / 400) * 0.8
 
 
 def test_the_paired_error_is_the_spread_over_runs() -> None:
-    gaps = [
-        forecast(60, seed)["arms"]["avonex"]["minus_reference"]["p_active"] for seed in range(40)
-    ]
-    spread = np.std([gap["value"] for gap in gaps], ddof=1)
-    assert spread == pytest.approx(np.mean([gap["mc_error"] for gap in gaps]), rel=0.35)
+    gaps = [forecast(60, seed).arms["avonex"].minus_reference.p_active for seed in range(40)]
+    spread = np.std([gap.value for gap in gaps], ddof=1)
+    assert spread == pytest.approx(np.mean([gap.mc_error for gap in gaps]), rel=0.35)
 
 
 def test_arms_on_different_seeds_are_not_paired() -> None:
@@ -203,7 +205,7 @@ def test_arms_on_different_seeds_are_not_paired() -> None:
             reference="placebo",
             opening=False,
             spacing=SPACING,
-            provenance=Provenance("b", "c", 0),
+            provenance=RunProvenance("b", 0),
         )
 
 

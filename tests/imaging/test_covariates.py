@@ -15,11 +15,12 @@ from lesioncast.diffusion.covariates import covariate_features
 from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
+from lesioncast.forecasting.output.summary import CovariateUse, RunProvenance
 from lesioncast.forecasting.pipeline import (
-    RunProvenance,
-    forecast_all,
-    forecast_batches,
+    ForecastRun,
+    plan_forecast,
     stored_flair,
+    write_forecasts,
 )
 from lesioncast.forecasting.runtime import (
     build_sampler,
@@ -326,17 +327,15 @@ def test_a_summary_lists_used_and_missing_covariates(
     lacking = with_values(store.cases[1], sex="F")
     cases = [store.cases[0], lacking]
     settings = ForecastSettings(samples=2)
-    _, _, batches = forecast_batches(cases, arms=3, settings=settings, seed=0)
-    records = forecast_all(
-        store,
-        cases,
-        map(build_sampler(bundle.path, store.path, device="cpu"), batches),
+    batches = plan_forecast(store, cases, settings=settings, seed=0).batches(settings.batch_size)
+    drawn = map(build_sampler(bundle.path, store.path, device="cpu"), batches)
+    run = ForecastRun(
         settings=settings,
-        origin=RunProvenance(bundle.digest, 0, covariates=bundle.config.model.covariates),
+        provenance=RunProvenance(bundle.digest, 0, covariates=bundle.config.model.covariates),
         out=tmp_path,
         background=stored_flair(store),
     )
-    assert [record["covariates"] for record in records] == [
-        {"used": ["age", "sex"], "missing": []},
-        {"used": ["sex"], "missing": ["age"]},
+    assert [summary.covariates for summary in write_forecasts(store, cases, drawn, run)] == [
+        CovariateUse(used=("age", "sex"), missing=()),
+        CovariateUse(used=("sex",), missing=("age",)),
     ]

@@ -86,9 +86,9 @@ def test_the_forecast_job_writes_every_named_subject(ray_cluster: None, root: Pa
     record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
     assert list(record["arms"]) == list(SPEC.arms)
     assert record["bundle"] == load_bundle(root / "bundle").digest
-    assert "Trained on 8 training cases of a made-up trial." in record["notices"]
-    assert "The subjects are simulated." in record["notices"]
-    assert record["warnings"] == [NOT_EVALUATED]
+    assert "Trained on 8 training cases of a made-up trial." in record["notes"]
+    assert "The subjects are simulated." in record["notes"]
+    assert record["identifiability_warnings"] == [NOT_EVALUATED]
     assert len(list(out.rglob("*_probseg.nii.gz"))) == 6
 
 
@@ -154,7 +154,7 @@ def test_a_forecast_from_before_treatment_says_so_or_is_refused(
     assert forecast.main(given(root, *asked, "--bundle", str(root / "baseline_only"))) == 0
     record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
     assert record["sessions"] == ["w000"]
-    assert FROM_START in record["notices"]
+    assert FROM_START in record["notes"]
     (one, *_) = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
     assert [source.split("/")[-1] for source in one["Sources"]] == ["sub-03_ses-w000_FLAIR.nii.gz"]
     assert forecast.main(given(root, *asked)) == 1
@@ -171,7 +171,7 @@ def test_a_forecast_after_the_evaluation_carries_what_it_found(
     out = root / "warned"
     assert forecast.main(given(root, "--out", str(out), "--subjects", "sub-03")) == 0
     record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
-    (sentence,) = record["warnings"]
+    (sentence,) = record["identifiability_warnings"]
     assert sentence.startswith("The data name no trial")
     sidecars = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
     assert [each["Warnings"] for each in sidecars] == [[sentence]] * 3

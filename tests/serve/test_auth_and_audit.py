@@ -16,6 +16,7 @@ from ray._common.formatters import JSONFormatter
 from sqlalchemy import create_engine, text
 from starlette.responses import PlainTextResponse
 
+from lesioncast.forecasting.pipeline import ForecastRun
 from serve import keys
 from serve.api import middleware
 from serve.client import Client
@@ -228,12 +229,12 @@ def test_the_audit_says_how_what_did_not_succeed_ended(service: Service) -> None
 def test_no_line_of_the_log_names_a_subject(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(store: Store, case: Case, *_: object, out: Path, **__: object) -> None:
-        raise ValueError(f"{out / case.subject / 'ses-w048'}: expected something else")
+    def fail(store: Store, case: Case, by_arm: object, run: ForecastRun) -> None:
+        raise ValueError(f"{run.out / case.subject / 'ses-w048'}: expected something else")
 
     with Client(service.url, key="full") as client:
         jobs = [finished(client, client.create_forecast("sub-01", samples=2))]
-        monkeypatch.setattr("serve.worker.worker.write_forecast", fail)
+        monkeypatch.setattr("lesioncast.forecasting.pipeline.write_forecast", fail)
         jobs.append(client.create_forecast("sub-01", samples=2))
         assert list(client.stream_events(jobs[1]))[-1]["state"] == "failed"
         for job in jobs:

@@ -7,6 +7,7 @@ import math
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -21,11 +22,12 @@ from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.forecasting.disclaimers import FROM_LATER, FROM_START, bundle_warnings
 from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
 from lesioncast.forecasting.output.bids import summary_path
+from lesioncast.forecasting.output.summary import RunProvenance
 from lesioncast.forecasting.pipeline import (
-    RunProvenance,
-    forecast_all,
-    forecast_batches,
+    ForecastRun,
+    plan_forecast,
     stored_flair,
+    write_forecasts,
 )
 from lesioncast.forecasting.runtime import build_sampler, input_sessions, training_data_note
 from lesioncast.forecasting.sampling import (
@@ -117,24 +119,22 @@ def test_the_result_is_the_summary_that_the_job_would_write(
     bundle, store = load_bundle(root / "bundle"), open_store(root / "store.zarr")
     case = store.case("sub-03")
     settings = ForecastSettings(samples=3, batch_size=4, reference_arm=SPEC.arms[0])
-    _, _, batches = forecast_batches([case], arms=3, settings=settings, seed=0)
+    batches = plan_forecast(store, [case], settings=settings, seed=0).batches(settings.batch_size)
     draw = build_sampler(root / "bundle", root / "store.zarr", device="cpu")
-    (written,) = forecast_all(
-        store,
-        [case],
-        map(draw, batches),
+    run = ForecastRun(
         settings=settings,
-        origin=RunProvenance(
+        provenance=RunProvenance(
             bundle.digest,
             0,
             (training_data_note(bundle.path), FROM_LATER),
             input_sessions(bundle),
-            warnings=bundle_warnings(bundle.path, bundle.digest),
+            identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
         ),
         out=tmp_path,
         background=stored_flair(store),
     )
-    assert record == json.loads(json.dumps(written))
+    (written,) = write_forecasts(store, [case], map(draw, batches), run)
+    assert record == json.loads(json.dumps(asdict(written)))
 
 
 def test_a_status_shows_partial_results_while_it_runs(
@@ -554,7 +554,7 @@ def test_sampling_stops_at_the_error_that_is_asked_for(client: Client) -> None:
     found = [arm["p_active"] for arm in record["arms"].values()]
     assert drawn == 20 or all((p["high"] - p["low"]) / 2 <= 0.3 for p in found)
     assert client.status(job)["progress"] == {"done": 3 * drawn, "total": 3 * drawn}
-    assert any("known to 0.3" in notice for notice in record["notices"])
+    assert any("known to 0.3" in notice for notice in record["notes"])
     plain = client.result(finished(client, client.create_forecast("sub-02", samples=drawn)))
     assert plain["arms"] == record["arms"]
 
@@ -568,8 +568,8 @@ def test_a_request_may_change_the_sampler(client: Client) -> None:
     )
     assert plain["arms"] != longer["arms"]
     notice = "Drawn with num_steps 4, guidance 2 in place of the bundle's own."
-    assert notice in longer["notices"]
-    assert notice not in plain["notices"]
+    assert notice in longer["notes"]
+    assert notice not in plain["notes"]
 
 
 def test_arms_may_be_compared_from_the_images_before_treatment_alone(
@@ -583,8 +583,8 @@ def test_arms_may_be_compared_from_the_images_before_treatment_alone(
     )
     assert (every["sessions"], start["sessions"]) == (["w000", "w048"], ["w000"])
     assert every["arms"] != start["arms"]
-    assert FROM_LATER in every["notices"]
-    assert FROM_START in start["notices"]
+    assert FROM_LATER in every["notes"]
+    assert FROM_START in start["notes"]
     case = open_store(root / "store.zarr").case("sub-02").index
     requests = [EnsembleRequest(case, arm, ("w000",)) for arm in range(3)]
     seeds = {case: sample_seeds(0, "sub-02", 2)}

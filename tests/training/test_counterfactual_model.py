@@ -14,12 +14,13 @@ from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ConfigError
 from lesioncast.forecasting.output.bids import forecast_path
+from lesioncast.forecasting.output.summary import RunProvenance
 from lesioncast.forecasting.pipeline import (
-    RunProvenance,
+    ForecastRun,
     bids_flair,
-    forecast_all,
-    forecast_batches,
+    plan_forecast,
     subjects_to_forecast,
+    write_forecasts,
 )
 from lesioncast.forecasting.runtime import (
     build_sampler,
@@ -163,18 +164,16 @@ def test_forecast_of_a_baseline_bundle_names_the_baseline_image_as_its_source(
     store, bundle, _ = trained
     settings = ForecastSettings(samples=2, batch_size=3)
     cases = subjects_to_forecast(store, (), number=1)
-    _, _, batches = forecast_batches(cases, arms=3, settings=settings, seed=0)
+    batches = plan_forecast(store, cases, settings=settings, seed=0).batches(settings.batch_size)
     sampler = build_sampler(bundle.path, store.path, device="cpu")
-    summaries = forecast_all(
-        store,
-        cases,
-        map(sampler, batches),
+    run = ForecastRun(
         settings=settings,
-        origin=RunProvenance(bundle.digest, 0, sessions=input_sessions(bundle)),
+        provenance=RunProvenance(bundle.digest, 0, sessions=input_sessions(bundle)),
         out=tmp_path,
         background=bids_flair(Path(store.table.bids), LAYOUT),
     )
-    assert list(next(summaries)["arms"]) == list(SPEC.arms)
+    summaries = write_forecasts(store, cases, map(sampler, batches), run)
+    assert list(next(summaries).arms) == list(SPEC.arms)
     image = forecast_path(tmp_path, "sub-01", "placebo")
     sidecar = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
     assert sidecar["Sources"] == ["bids:raw:sub-01/ses-w000/anat/sub-01_ses-w000_FLAIR.nii.gz"]

@@ -1,54 +1,81 @@
-"""When enough samples are drawn, and what the result says of that.
+"""Sample in blocks of seeds, and stop once P(active) is known precisely enough.
 
-Orders with an `error` are drawn a block of seeds at a time, under all arms. Whether to stop depends
-on these blocks alone, in their order, so that an interrupted forecast ends with the same samples.
+Where a forecast names a `tolerance`, its samples are drawn one block of seeds at a time, under all
+arms. The decision to stop depends on the blocks drawn so far, in their order, and on nothing else.
+A forecast that was interrupted therefore ends with the same samples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
 from lesioncast.forecasting.sampling import sample_seeds
 
-Order = Mapping[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRequest:
+    """The samples that one forecast asks for."""
+
+    #: Name of the subject, such as sub-0001: seeds depend on it.
+    subject: str
+    #: Treatment arms, all on the same seeds.
+    arms: tuple[str, ...]
+    #: Seed of the forecast.
+    seed: int
+    #: Number of samples an arm; the largest number where there is a tolerance.
+    samples: int
+    #: Largest half-width of the 95 % interval of the active fraction; None draws all samples.
+    tolerance: float | None = None
+    #: Settings of the sampler that replace the bundle's own, such as num_steps.
+    sampler_overrides: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SampleBlock:
-    """Some samples of one arm, drawn by one call: `first` is the number of their first seed."""
+    """Samples of one arm that one call draws; `first` is the position of their first seed."""
 
     arm: str
     first: int
     seeds: tuple[int, ...]
 
 
-def split_into_blocks(order: Mapping[str, Any], *, size: int) -> list[SampleBlock]:
-    """The order's samples in blocks of `size` seeds; early blocks of all arms come first."""
-    seeds = sample_seeds(order["seed"], order["subject"], order["samples"])
+def split_into_blocks(request: SamplingRequest, *, size: int) -> list[SampleBlock]:
+    """Split the samples into blocks of `size` seeds, the first block of every arm first."""
+    seeds = sample_seeds(request.seed, request.subject, request.samples)
     return [
         SampleBlock(arm, first, seeds[first : first + size])
         for first in range(0, len(seeds), size)
-        for arm in order["arms"]
+        for arm in request.arms
     ]
 
 
-def sampling_rounds(order: Order, wanted: Sequence[SampleBlock]) -> Iterator[list[SampleBlock]]:
-    """What is drawn together before `precise` is asked."""
-    if order.get("error") is None:
-        yield list(wanted)
+def sampling_rounds(
+    blocks: Sequence[SampleBlock], *, tolerance: float | None
+) -> Iterator[list[SampleBlock]]:
+    """Yield the blocks to draw before the next call of `is_precise_enough`.
+
+    With a tolerance a round holds one block of every arm; without one it holds all blocks.
+    """
+    if tolerance is None:
+        yield list(blocks)
         return
-    for _, some in groupby(wanted, key=lambda block: block.first):
-        yield list(some)
+    for _, blocks_of_round in groupby(blocks, key=lambda block: block.first):
+        yield list(blocks_of_round)
 
 
-def is_precise_enough(order: Order, counts: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the share of each arm's samples with lesions is known to the order's `error`."""
-    error = order.get("error")
-    return error is not None and all(_half_width(some) <= error for some in counts.values())
+def is_precise_enough(
+    lesion_counts: Mapping[str, Sequence[int]], *, tolerance: float | None
+) -> bool:
+    """Return True if every arm's active fraction is known to within the tolerance.
+
+    `lesion_counts` holds the lesion count of each sample so far, by arm.
+    """
+    return tolerance is not None and all(
+        _half_width(counts) <= tolerance for counts in lesion_counts.values()
+    )
 
 
 def _half_width(counts: Sequence[int]) -> float:
@@ -56,13 +83,13 @@ def _half_width(counts: Sequence[int]) -> float:
     return (high - low) / 2
 
 
-def sampling_notes(order: Order) -> tuple[str, ...]:
-    """What is special about how a forecast was drawn."""
-    own = ", ".join(f"{name} {value:g}" for name, value in order.get("sampler", {}).items())
-    remarks = [f"Drawn with {own} in place of the bundle's own."] if own else []
-    if order.get("error") is not None:
-        remarks.append(
-            f"Drawn until the share of samples with lesions was known to {order['error']:g} under "
-            f"every arm (half its 95 % interval), or for {order['samples']} samples."
+def sampling_notes(request: SamplingRequest) -> tuple[str, ...]:
+    """Return a sentence for each way in which sampling differs from the bundle's default."""
+    overrides = ", ".join(f"{name} {value:g}" for name, value in request.sampler_overrides.items())
+    notes = [f"Drawn with {overrides} in place of the bundle's own."] if overrides else []
+    if request.tolerance is not None:
+        notes.append(
+            f"Drawn until the share of samples with lesions was known to {request.tolerance:g} "
+            f"under every arm (half its 95 % interval), or for {request.samples} samples."
         )
-    return tuple(remarks)
+    return tuple(notes)

@@ -1,4 +1,7 @@
-"""The forecast of whole subjects: ensembles in, files on their own grid out."""
+"""Forecast whole subjects: plan and draw the samples, then write files on each subject's own grid.
+
+The forecast job and the service share `write_forecasts`. They differ only in who draws the samples.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +12,28 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
+from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
 from lesioncast.forecasting.ensemble import Ensemble
-from lesioncast.forecasting.output.bids import (
-    figure_path,
-    summary_path,
-    write_probability,
-)
+from lesioncast.forecasting.output.bids import figure_path, summary_path, write_probability
 from lesioncast.forecasting.output.display import make_view
 from lesioncast.forecasting.output.figure import forecast_figure, save
-from lesioncast.forecasting.output.summary import Provenance, Record, SubjectInfo, summarise
-from lesioncast.forecasting.runtime import build_sampler, device_of
+from lesioncast.forecasting.output.summary import (
+    ForecastSummary,
+    RunProvenance,
+    SubjectInfo,
+    summarise,
+    write_summary,
+)
+from lesioncast.forecasting.runtime import (
+    build_sampler,
+    device_of,
+    resolve_sessions,
+    simulated_data_notes,
+    training_data_note,
+)
 from lesioncast.forecasting.sampling import (
     Batch,
     EnsembleRequest,
@@ -32,30 +45,48 @@ from lesioncast.forecasting.sampling import (
 )
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
-from lesioncast.imaging.covariates import Covariate, covariate_presence
+from lesioncast.imaging.covariates import covariate_presence
 from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, TrialLayout, to_source_grid
-from storage.export.bids_derivative import write_json
 from storage.trial.path_patterns import match_subject
 
 Background = Callable[[Case], nib.Nifti1Image]
+"""Returns the image that the figure of a case shows under its probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastRun:
+    """Everything that the forecasts of one run share."""
+
+    #: Samples, reference arm, opening, sessions and figure.
+    settings: ForecastSettings
+    #: Bundle, seed and notes; its seed is the seed of the run.
+    provenance: RunProvenance
+    #: Folder of the BIDS derivative that is written.
+    out: Path
+    #: Background of the figures.
+    background: Background
 
 
 @dataclass(frozen=True)
-class RunProvenance:
-    """What all forecasts of a run share: the bundle's digest, the run's seed, remarks, the
-    sessions and covariates that the bundle's model sees, and the warnings of its evaluation."""
+class ForecastPlan:
+    """The ensembles of a run: every case under every arm, arms of a case on the same seeds."""
 
-    bundle: str
-    seed: int
-    remarks: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = SESSIONS[:2]
-    covariates: tuple[Covariate, ...] = ()
-    warnings: tuple[str, ...] = ()
+    #: One request for each case and arm, case by case.
+    requests: tuple[EnsembleRequest, ...]
+    #: Seeds of each case, by its index.
+    seeds: Mapping[int, Seeds]
+
+    def batches(self, size: int) -> list[Batch]:
+        """Cut the samples, request by request, into batches that share forward passes."""
+        return plan_batches(self.requests, self.seeds, batch_size=size)
 
 
 def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> list[Case]:
-    """The named subjects; else the first of the test split; else all of an unlabelled store."""
+    """Return the named subjects, or by default the first `number` of the test split.
+
+    A store without splits gives all of its subjects. Raise ForecastError if there are none.
+    """
     if names:
         return [store.case(name) for name in names]
     cases = store.select(split="test")[:number] or store.select(split="unlabelled")
@@ -66,22 +97,55 @@ def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> 
     return cases
 
 
-def forecast_batches(
-    cases: Sequence[Case], *, arms: int, settings: ForecastSettings, seed: int
-) -> tuple[list[EnsembleRequest], dict[int, Seeds], list[Batch]]:
-    """Every case under every arm on the same seeds: requests, seeds by case, and batches."""
-    sessions = settings.sessions or None
-    requests = [EnsembleRequest(case.index, arm, sessions) for case in cases for arm in range(arms)]
-    seeds = seeds_of(cases, seed=seed, samples=settings.samples)
-    return requests, seeds, plan_batches(requests, seeds, batch_size=settings.batch_size)
+def run_provenance(
+    bundle: Bundle, *, seed: int, sessions: Sequence[str], bids: Path, notes: Sequence[str] = ()
+) -> RunProvenance:
+    """Collect what a forecast says of its origin: bundle, data, sessions and warnings.
+
+    No `sessions` stand for all that the bundle supports. `bids` is the folder that the store was
+    made from; `notes` follow the notes on the data and the sessions. Raise ForecastError if the
+    bundle was not trained for these sessions or carries the evaluation of another bundle.
+    """
+    sessions = resolve_sessions(bundle, sessions)
+    return RunProvenance(
+        bundle.digest,
+        seed,
+        notes=(
+            training_data_note(bundle.path),
+            *simulated_data_notes(bids),
+            sessions_note(sessions),
+            *notes,
+        ),
+        sessions=sessions,
+        covariates=bundle.config.model.covariates,
+        identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
+    )
+
+
+def plan_forecast(
+    store: Store,
+    cases: Sequence[Case],
+    *,
+    settings: ForecastSettings,
+    seed: int,
+    arms: Sequence[str] = (),
+) -> ForecastPlan:
+    """Plan the samples of every case under every arm, or under `arms` alone."""
+    names, sessions = store.spec.arms, settings.sessions or None
+    requests = tuple(
+        EnsembleRequest(case.index, names.index(arm), sessions)
+        for case in cases
+        for arm in arms or names
+    )
+    return ForecastPlan(requests, seeds_of(cases, seed=seed, samples=settings.samples))
 
 
 def draw_forecast(
     cases: Sequence[Case], store: Store, bundle: Path, *, settings: ForecastSettings, seed: int
 ) -> Iterator[SampleBatch]:
-    """The batches of `forecast_batches` in order, drawn on Ray actors that each hold the bundle."""
-    arms, gpus = len(store.spec.arms), settings.gpus_per_worker
-    _, _, batches = forecast_batches(cases, arms=arms, settings=settings, seed=seed)
+    """Draw the batches of `plan_forecast` in order, on Ray actors that each hold the bundle."""
+    gpus = settings.gpus_per_worker
+    batches = plan_forecast(store, cases, settings=settings, seed=seed).batches(settings.batch_size)
     build = partial(
         build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
     )
@@ -89,68 +153,57 @@ def draw_forecast(
     return with_progress(drawn, total=len(batches), label="batches drawn")
 
 
-def forecast_all(
+def write_forecasts(
     store: Store,
     cases: Sequence[Case],
     drawn: Iterable[SampleBatch],
+    run: ForecastRun,
     *,
-    settings: ForecastSettings,
-    origin: RunProvenance,
-    out: Path,
-    background: Background,
-) -> Iterator[Record]:
-    """Writes each case's forecast under `out` as soon as its samples are `drawn`.
+    arms: Sequence[str] = (),
+) -> Iterator[ForecastSummary]:
+    """Write each case's forecast as soon as its samples are drawn, and yield its summary.
 
-    `drawn` are the batches of `forecast_batches`, in order. Yields the summaries.
+    `drawn` holds the samples of `plan_forecast` for the same cases, settings, seed and `arms`, in
+    order; the batches may be of any size. No `arms` stand for all arms of the store. Raise
+    ForecastError if the reference arm is not among the arms.
     """
-    arms = store.spec.arms
-    if settings.reference_arm not in arms:
+    arms, reference = tuple(arms) or store.spec.arms, run.settings.reference_arm
+    if reference not in arms:
         raise ForecastError(
-            f"forecast.reference_arm: expected one of {', '.join(arms)}, "
-            f"got {settings.reference_arm}"
+            f"forecast.reference_arm: expected one of {', '.join(arms)}, got {reference}"
         )
-    requests, seeds, _ = forecast_batches(
-        cases, arms=len(arms), settings=settings, seed=origin.seed
-    )
-    stream = ensembles(requests, seeds, drawn)
+    plan = plan_forecast(store, cases, settings=run.settings, seed=run.provenance.seed, arms=arms)
+    stream = ensembles(plan.requests, plan.seeds, drawn)
     for case in cases:
-        by_arm = {arm: next(stream) for arm in arms}
-        yield write_forecast(
-            store, case, by_arm, settings=settings, origin=origin, out=out, background=background
-        )
+        # The stream holds the ensembles of a case one after the other, in the order of the arms.
+        yield write_forecast(store, case, {arm: next(stream) for arm in arms}, run)
 
 
 def write_forecast(
-    store: Store,
-    case: Case,
-    by_arm: Mapping[str, Ensemble],
-    *,
-    settings: ForecastSettings,
-    origin: RunProvenance,
-    out: Path,
-    background: Background,
-) -> Record:
-    """One subject's probability maps, summary and figure. Returns the summary."""
-    observed = _observed(store, case)
+    store: Store, case: Case, by_arm: Mapping[str, Ensemble], run: ForecastRun
+) -> ForecastSummary:
+    """Write one subject's probability maps, summary and figure; return the summary."""
+    settings, provenance = run.settings, run.provenance
+    observed = _observed_mask(store, case)
     spacing = store.spec.spacing
     subject = SubjectInfo(
         case.subject,
         case.arm,
-        None
+        observed_lesions=None
         if observed is None
         else lesion_count(observed.astype(bool), spacing, opening=settings.apply_opening),
-        covariate_presence(origin.covariates, case),
-    )
-    provenance = Provenance(
-        origin.bundle, case.digest, origin.seed, origin.remarks, origin.sessions, origin.warnings
+        covariates=covariate_presence(provenance.covariates, case),
+        case_digest=case.digest,
     )
     images = {
         arm: to_source_grid(ensemble.probability, case.grid, order=1)
         for arm, ensemble in by_arm.items()
     }
     for arm, image in images.items():
-        write_probability(out, image, by_arm[arm], arm=arm, subject=subject, provenance=provenance)
-    record = summarise(
+        write_probability(
+            run.out, image, by_arm[arm], arm=arm, subject=subject, provenance=provenance
+        )
+    summary = summarise(
         subject,
         by_arm,
         reference=settings.reference_arm,
@@ -159,14 +212,15 @@ def write_forecast(
         provenance=provenance,
     )
     truth = None if observed is None else to_source_grid(observed, case.grid, order=0)
-    view = make_view(background(case), images, truth)
-    save(forecast_figure(view, record, slices=settings.slices), figure_path(out, case.subject))
-    write_json(summary_path(out, case.subject), record)
-    return record
+    view = make_view(run.background(case), images, truth)
+    save(forecast_figure(view, summary, slices=settings.slices), figure_path(run.out, case.subject))
+    # The summary comes last: a subject with a summary has all of its files.
+    write_summary(summary_path(run.out, case.subject), summary)
+    return summary
 
 
-def _observed(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:
-    """The NET2 mask at w096, where it is known."""
+def _observed_mask(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:
+    """Return the NET2 mask at w096 [s, h, w], or None if it is not known."""
     session = SESSIONS.index("w096")
     if not case.present[session, CHANNELS.index("net2")]:
         return None
@@ -174,12 +228,12 @@ def _observed(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:
 
 
 def background_source(store: Store, bids: Path, layout: TrialLayout) -> Background:
-    """The subjects' own FLAIR where the BIDS folder is at hand, else what the store keeps."""
+    """Show the subjects' own FLAIR files if the BIDS folder exists, else the store's FLAIR."""
     return bids_flair(bids, layout) if bids.is_dir() else stored_flair(store)
 
 
 def stored_flair(store: Store) -> Background:
-    """The slab's FLAIR at w048 on the source grid, for stores without their BIDS folder."""
+    """Show the slab's FLAIR at w048 on the source grid, for stores without their BIDS folder."""
 
     def background(case: Case) -> nib.Nifti1Image:
         flair = store.read(case.index).flair[SESSIONS.index("w048")].astype(np.float32)
@@ -189,14 +243,16 @@ def stored_flair(store: Store) -> Background:
 
 
 def bids_flair(bids: Path, layout: TrialLayout) -> Background:
-    """The subject's own FLAIR file at w048, as sharp as it was acquired."""
+    """Show the subject's own FLAIR file at w048, as sharp as it was acquired."""
 
     def background(case: Case) -> nib.Nifti1Image:
         session = layout.sessions[SESSIONS.index("w048")]
-        made_from = (
-            p for p in case.digests if match_subject(p, layout.flair, session=session) is not None
+        flair_sources = (
+            source
+            for source in case.digests
+            if match_subject(source, layout.flair, session=session) is not None
         )
-        path = bids / next(made_from, "a FLAIR")
+        path = bids / next(flair_sources, "a FLAIR")
         if not path.is_file():
             raise ForecastError(
                 f"{case.subject}: expected {path} at {session}, got none; "

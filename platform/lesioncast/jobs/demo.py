@@ -5,12 +5,10 @@
 Each job is run as its own command would; run again, what is finished is kept.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import Config, load_config
@@ -24,6 +22,7 @@ from lesioncast.evaluation.reporting.summary_page import (
     render_page,
 )
 from lesioncast.forecasting.output.bids import figure_path, summary_path
+from lesioncast.forecasting.output.summary import ForecastSummary, read_summary
 from lesioncast.forecasting.runtime import bundle_steps
 from lesioncast.jobs import convert, evaluate, finetune, forecast, pretrain, simulate
 from storage.atomic import atomic_write
@@ -72,7 +71,7 @@ def write_summary(config: Config) -> list[tuple[str, Path]]:
     paths = config.paths
     evaluation = read_report(paths.evaluation / METRICS)
     subject = subject_with_most_lesions(paths.forecasts)
-    figure = figure_path(paths.forecasts, subject["subject"])
+    figure = figure_path(paths.forecasts, subject.subject)
     sections = [
         evaluation_section(
             evaluation,
@@ -85,7 +84,7 @@ def write_summary(config: Config) -> list[tuple[str, Path]]:
             figure=relative_path(figure, page_folder=paths.root),
         ),
     ]
-    notices = [*evaluation.disclaimers, *subject["notices"]]
+    notices = [*evaluation.disclaimers, *subject.disclaimers, *subject.notes]
     summary = paths.root / "summary.md"
     atomic_write(
         summary, render_page(f"lesioncast: {config.name}", sections, notices=notices).encode()
@@ -93,8 +92,7 @@ def write_summary(config: Config) -> list[tuple[str, Path]]:
     return [("figure", figure), ("report", paths.evaluation / REPORT), ("summary", summary)]
 
 
-def subject_with_most_lesions(forecasts: Path) -> dict[str, Any]:
-    """The record of the forecast subject with the most lesions: there is something to see."""
+def subject_with_most_lesions(forecasts: Path) -> ForecastSummary:
+    """Return the forecast whose subject has the most observed lesions, to have some to show."""
     paths = sorted(forecasts.glob(summary_path(Path(), "sub-*").as_posix()))
-    records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths]
-    return max(records, key=lambda record: record["observed_lesions"] or 0)
+    return max(map(read_summary, paths), key=lambda summary: summary.observed_lesions or 0)

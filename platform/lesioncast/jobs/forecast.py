@@ -15,21 +15,16 @@ from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError, LesioncastError
-from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
 from lesioncast.forecasting.output.bids import figure_path, write_forecast_root
 from lesioncast.forecasting.pipeline import (
-    RunProvenance,
+    ForecastRun,
     background_source,
     draw_forecast,
-    forecast_all,
+    run_provenance,
     subjects_to_forecast,
+    write_forecasts,
 )
-from lesioncast.forecasting.runtime import (
-    check_compatible,
-    resolve_sessions,
-    simulated_data_notes,
-    training_data_note,
-)
+from lesioncast.forecasting.runtime import check_compatible
 from storage import StorageError, open_store, parse_location
 
 logger = logging.getLogger(__name__)
@@ -69,17 +64,14 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     check_compatible(bundle, store)
     names = [name for name in args.subjects.split(",") if name]
     cases = subjects_to_forecast(store, names, number=settings.subjects)
-    sessions = resolve_sessions(bundle, settings.sessions)
-    remarks = (training_data_note(path), *simulated_data_notes(bids), sessions_note(sessions))
-    warnings = bundle_warnings(path, bundle.digest)
-    origin = RunProvenance(
-        bundle.digest, seed, remarks, sessions, bundle.config.model.covariates, warnings
+    run = ForecastRun(
+        settings=settings,
+        provenance=run_provenance(bundle, seed=seed, sessions=settings.sessions, bids=bids),
+        out=out,
+        background=background_source(store, bids, config.store.layout),
     )
     write_forecast_root(out, source=bids)
     with ray_cluster(config.ray, reads=[store.path, path]):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)
-        background = background_source(store, bids, config.store.layout)
-        for record in forecast_all(
-            store, cases, drawn, settings=settings, origin=origin, out=out, background=background
-        ):
-            logger.info("%s", figure_path(out, record["subject"]))
+        for summary in write_forecasts(store, cases, drawn, run):
+            logger.info("%s", figure_path(out, summary.subject))

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lesioncast.evaluation.analysis.activity_by_arm import ActivityByArm
 from lesioncast.evaluation.analysis.performance import POOLED, PairedDifference
@@ -15,6 +14,7 @@ from lesioncast.evaluation.reporting.markdown.report import (
     describe_comparison,
     describe_monotonicity,
 )
+from lesioncast.forecasting.output.summary import ActiveProbability, Difference, ForecastSummary
 from lesioncast.markdown import format_estimate, format_number, markdown_table
 
 
@@ -78,26 +78,26 @@ def _activity_by_arm(activity: ActivityByArm | None, sessions: Sequence[str]) ->
     )
 
 
-def forecast_section(record: Mapping[str, Any], *, heading: str, figure: str | None = None) -> str:
+def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | None = None) -> str:
     """One subject's forecast as a table, with its figure."""
-    received, observed = record["received_arm"], record["observed_lesions"]
-    states = all(row["count"]["stated"] is not None for row in record["arms"].values())
+    received, observed = summary.received_arm, summary.observed_lesions
+    has_expected = all(arm.count.expected is not None for arm in summary.arms.values())
     rows = [
         [
-            f"**{arm}** (received)" if row["received"] else arm,
-            _chance(row["p_active"]),
-            *([format_number(row["count"]["stated"], digits=2)] if states else []),
-            f"{row['count']['mean']:.2f} ({row['count']['sd']:.2f})",
-            _difference(row["minus_reference"]["p_active"]),
-            _difference(row["minus_reference"]["count"]),
+            f"**{name}** (received)" if arm.received else name,
+            _format_p_active(arm.p_active),
+            *([format_number(arm.count.expected, digits=2)] if has_expected else []),
+            f"{arm.count.mean:.2f} ({arm.count.sd:.2f})",
+            _format_difference(arm.minus_reference.p_active),
+            _format_difference(arm.minus_reference.count),
         ]
-        for arm, row in record["arms"].items()
+        for name, arm in summary.arms.items()
     ]
-    reference = record["reference_arm"]
+    reference = summary.reference_arm
     head = [
         "arm",
         "P(active)",
-        *(["lesions expected, as stated"] if states else []),
+        *(["lesions expected, as stated"] if has_expected else []),
         "lesions drawn, mean (sd)",
         f"P(active) minus {reference} (MC error)",
         f"lesions minus {reference} (MC error)",
@@ -105,23 +105,23 @@ def forecast_section(record: Mapping[str, Any], *, heading: str, figure: str | N
     truth = "not known" if observed is None else f"{observed} lesions in the slab"
     parts = [
         f"## {heading}",
-        f"{record['subject']}: received {received or 'an arm that is not known'}; observed at week "
-        f"96: {truth}. {record['samples']} samples an arm on the same seeds; bundle "
-        f"`{record['bundle'][:12]}`.",
-        f"![forecast of {record['subject']}]({figure})" if figure else "",
+        f"{summary.subject}: received {received or 'an arm that is not known'}; observed at week "
+        f"96: {truth}. {summary.samples} samples an arm on the same seeds; bundle "
+        f"`{summary.bundle[:12]}`.",
+        f"![forecast of {summary.subject}]({figure})" if figure else "",
         markdown_table(head, rows),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _chance(told: Mapping[str, Any]) -> str:
-    """With the interval of a share of samples; what the networks state needs none."""
-    interval = "" if told["stated"] else f" ({told['low']:.2f} to {told['high']:.2f})"
-    return f"{told['value']:.2f}{interval}"
+def _format_p_active(p_active: ActiveProbability) -> str:
+    """Format P(active), with the interval of a share of samples; exact values have none."""
+    interval = "" if p_active.exact else f" ({p_active.low:.2f} to {p_active.high:.2f})"
+    return f"{p_active.value:.2f}{interval}"
 
 
-def _difference(gap: Mapping[str, Any]) -> str:
-    return f"{gap['value']:+.2f} ({gap['mc_error']:.2f})"
+def _format_difference(difference: Difference) -> str:
+    return f"{difference.value:+.2f} ({difference.mc_error:.2f})"
 
 
 def render_page(title: str, sections: Sequence[str], *, notices: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import nibabel as nib
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import Ensemble
-from lesioncast.forecasting.output.summary import Provenance, SubjectInfo
+from lesioncast.forecasting.output.summary import RunProvenance, SubjectInfo
 from storage.export.bids_derivative import (
     flair_bids_uri,
     sidecar_path,
@@ -102,7 +102,7 @@ def write_probability(
     *,
     arm: str,
     subject: SubjectInfo,
-    provenance: Provenance,
+    provenance: RunProvenance,
 ) -> Path:
     """Write one arm's probability map, `image` on the source grid, and its sidecar."""
     path = forecast_path(root, subject.name, arm)
@@ -114,7 +114,7 @@ def write_probability(
 
 
 def sidecar(
-    ensemble: Ensemble, *, arm: str, subject: SubjectInfo, provenance: Provenance
+    ensemble: Ensemble, *, arm: str, subject: SubjectInfo, provenance: RunProvenance
 ) -> dict[str, Any]:
     """What the map is, of whom, made with what, and what it is not."""
     return {
@@ -128,13 +128,13 @@ def sidecar(
         "PredictedNotObserved": True,
         "ResearchUseOnly": RESEARCH_USE,
         "PositivityWarning": POSITIVITY,
-        "Warnings": list(provenance.warnings),
-        "Remarks": list(provenance.remarks),
+        "IdentifiabilityWarnings": list(provenance.identifiability_warnings),
+        "Notes": list(provenance.notes),
         "Arm": arm,
         "ReceivedArm": subject.arm or "n/a",
         "ForecastSession": "w096",
         "Samples": len(ensemble.seeds),
         "Seeds": list(ensemble.seeds),
         "BundleDigest": provenance.bundle,
-        "CaseDigest": provenance.case,
+        "CaseDigest": subject.case_digest,
     }

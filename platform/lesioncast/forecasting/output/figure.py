@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ from lesioncast.forecasting.output.display import (
     intensity_window,
     to_radiological,
 )
+from lesioncast.forecasting.output.summary import (
+    ActiveProbability,
+    ArmSummary,
+    ForecastSummary,
+)
 from storage.atomic import atomic_write
 
 BACKGROUND = "#0c0e12"
@@ -44,10 +49,8 @@ EFFICACY = {
     arm.name: f"{WORDS[arm.efficacy]} efficacy" for arm in PAPER_ARMS if arm.efficacy in WORDS
 }
 
-Record = Mapping[str, Any]
 
-
-def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
+def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Figure:
     """FLAIR at w048, then one column an arm: slices with the probability of a lesion in colour.
 
     `record` is the subject's summary. All columns show the same slices on one colour scale; the
@@ -55,7 +58,7 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
     """
     shown = choose_slices(view, slices)
     window_hw = crop(view, shown)
-    footer = _footer(record, _outlined(view, shown, record))
+    footer = _footer(summary, _outline_legend(view, shown, summary))
     room = max(FOOTER_INCHES, 0.35 + LINE_INCHES * len(footer))
     columns = 1 + len(view.probability)
     figure, grid = _canvas(view, window_hw, rows=len(shown), columns=columns, room=room)
@@ -63,9 +66,9 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
         Normalize(0, _colour_scale_maximum(view, shown)),
         Normalize(*intensity_window(view)),
     )
-    _head_column(figure.add_subplot(grid[0, 0]), seen="w048" in record["sessions"])
+    _head_column(figure.add_subplot(grid[0, 0]), seen="w048" in summary.sessions)
     for column, arm in enumerate(view.probability, 1):
-        _arm_column(figure.add_subplot(grid[0, column]), arm, record["arms"][arm])
+        _arm_column(figure.add_subplot(grid[0, column]), arm, summary.arms[arm])
     for row, index in enumerate(shown, 1):
         flair = to_radiological(view.flair[index][window_hw], view.spacing, order=3)
         axes = draw_slice(figure, grid[row, 0], flair, grey)
@@ -73,9 +76,9 @@ def forecast_figure(view: View, record: Record, *, slices: int) -> Figure:
         for column, arm in enumerate(view.probability, 1):
             axes = draw_slice(figure, grid[row, column], flair, grey)
             draw_heat(axes, view.probability[arm][index][window_hw], view, scale)
-            if record["arms"][arm]["received"]:
+            if summary.arms[arm].received:
                 draw_outline(axes, view, index, window_hw)
-    _draw_text(figure, record, footer, room=room)
+    _draw_text(figure, summary, footer, room=room)
     _scale_bar(figure, scale, room=room)
     return figure
 
@@ -133,23 +136,23 @@ def _head_column(axes: Axes, *, seen: bool) -> None:
     axes.text(0.97, 0.10, "lesions expected", color=DIM, fontsize=8, va="center", ha="right")
 
 
-def _arm_column(axes: Axes, arm: str, record: Record) -> None:
+def _arm_column(axes: Axes, arm: str, summary: ArmSummary) -> None:
     """Name, P(active) as number and bar with the Wilson interval of a share, expected count."""
     _bare(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    chance, count = record["p_active"], record["count"]
+    p_active, count = summary.p_active, summary.count
     axes.text(0.03, 0.82, arm.capitalize(), color=TEXT, fontsize=11, weight="bold", va="center")
-    received = ["received"] if record["received"] else []
+    received = ["received"] if summary.received else []
     note = " · ".join([*filter(None, [EFFICACY.get(arm)]), *received])
-    color = OBSERVED if record["received"] else DIM
+    color = OBSERVED if summary.received else DIM
     axes.text(0.03, 0.58, note, color=color, fontsize=8, va="center")
     axes.text(
-        0.03, 0.34, f"{chance['value']:.0%}", color=TEXT, fontsize=10, weight="bold", va="center"
+        0.03, 0.34, f"{p_active.value:.0%}", color=TEXT, fontsize=10, weight="bold", va="center"
     )
-    _bar(axes, chance)
-    expected = count["mean"] if count["stated"] is None else count["stated"]
+    _bar(axes, p_active)
+    expected = count.mean if count.expected is None else count.expected
     axes.text(0.03, 0.10, f"{expected:.1f}", color=TEXT, fontsize=10, va="center")
-    quantiles = count["quantiles"]
+    quantiles = count.quantiles
     axes.text(
         0.32,
         0.10,
@@ -160,14 +163,14 @@ def _arm_column(axes: Axes, arm: str, record: Record) -> None:
     )
 
 
-def _bar(axes: Axes, chance: Record) -> None:
+def _bar(axes: Axes, p_active: ActiveProbability) -> None:
     left, length, y = 0.32, 0.63, 0.34
     axes.plot([left, left + length], [y, y], color=TRACK, lw=5, solid_capstyle="round")
-    end = left + length * chance["value"]
-    if chance["value"] > 0:
+    end = left + length * p_active.value
+    if p_active.value > 0:
         axes.plot([left, end], [y, y], color=HEAT(0.55), lw=5, solid_capstyle="round")
-    if not chance["stated"]:
-        interval = [left + length * chance[side] for side in ("low", "high")]
+    if not p_active.exact:
+        interval = [left + length * end for end in (p_active.low, p_active.high)]
         axes.plot(interval, [y, y], color=TEXT, lw=1.1)
     axes.plot(end, y, "|", color=TEXT, ms=7, mew=1.4)
 
@@ -210,56 +213,59 @@ def draw_orientation(axes: Axes, height: float) -> None:
     axes.text(0.02, 0.02, f"z {height:+.0f} mm", va="bottom", ha="left", **place)
 
 
-def _outlined(view: View, shown: list[int], record: Record) -> str:
+def _outline_legend(view: View, shown: list[int], summary: ForecastSummary) -> str:
     """What the outline is, where there is something that it could enclose."""
-    if view.observed is None or record["received_arm"] is None:
+    if view.observed is None or summary.received_arm is None:
         return ""
-    number = record["observed_lesions"]
+    number = summary.observed_lesions
     if not number:
         return "No lesion was observed at week 96. "
     here = "" if view.observed[shown].any() else ", none in these slices"
     return f"Outline: lesions observed at week 96 ({number} in the slab{here}). "
 
 
-def _draw_text(figure: Figure, record: Record, footer: Sequence[str], *, room: float) -> None:
+def _draw_text(
+    figure: Figure, summary: ForecastSummary, footer: Sequence[str], *, room: float
+) -> None:
     tall, wide = figure.get_figheight(), figure.get_figwidth()
     left = 0.3 / wide
     figure.text(
         left,
         1 - 0.36 / tall,
-        f"{record['subject']}   New and enlarging T2 lesions forecast for week 96, by treatment",
+        f"{summary.subject}   New and enlarging T2 lesions forecast for week 96, by treatment",
         color=TEXT,
         fontsize=14,
         weight="bold",
         va="center",
     )
-    figure.text(left, 1 - 0.68 / tall, _subtitle(record), color=DIM, fontsize=9.5, va="center")
+    figure.text(left, 1 - 0.68 / tall, _subtitle(summary), color=DIM, fontsize=9.5, va="center")
     for row, line in enumerate(footer):
         height = (room - 0.26 - LINE_INCHES * row) / tall
         figure.text(left, height, line, color=DIM, fontsize=8, va="center")
 
 
-def _subtitle(record: Record) -> str:
-    received = record["received_arm"]
+def _subtitle(summary: ForecastSummary) -> str:
+    received = summary.received_arm
     return (
-        f"{record['samples']} samples an arm on the same seeds · "
+        f"{summary.samples} samples an arm on the same seeds · "
         f"{f'received {received}' if received else 'arm received not known'} · "
         "slices with the highest forecast probability, the same in every column"
     )
 
 
-def _footer(record: Record, outlined: str) -> list[str]:
-    remarks = record["notices"][3:]
-    stated = all(row["p_active"]["stated"] for row in record["arms"].values())
-    first = "PREDICTED, NOT OBSERVED. Research use only; not a medical device. " + " ".join(remarks)
+def _footer(summary: ForecastSummary, outline: str) -> list[str]:
+    exact = all(arm.p_active.exact for arm in summary.arms.values())
+    first = "PREDICTED, NOT OBSERVED. Research use only; not a medical device. " + " ".join(
+        summary.notes
+    )
     return [
         *textwrap.wrap(first, FOOTER_WIDTH),
         "Columns other than the arm received are counterfactual: arm and trial may be confounded. "
-        f"Bundle {record['bundle'][:12]}.",
-        f"{outlined}Radiological convention: the patient's right is on the left. "
+        f"Bundle {summary.bundle[:12]}.",
+        f"{outline}Radiological convention: the patient's right is on the left. "
         + (
             "P(active) and lesions expected as the networks state them; range and maps of samples."
-            if stated
+            if exact
             else "White whisker: 95% Wilson interval."
         ),
     ]

@@ -1,11 +1,17 @@
-"""What the ensembles of one subject say, arm by arm and against a reference arm, as JSON."""
+"""The summary of one subject's forecast: every arm, and every arm against a reference arm.
+
+`write_summary` is the only writer of its JSON form and `read_summary` the only reader.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import (
     Ensemble,
@@ -14,36 +20,198 @@ from lesioncast.forecasting.ensemble import (
     wilson_interval,
 )
 from lesioncast.imaging.channels import SESSIONS
+from lesioncast.imaging.covariates import Covariate
 from lesioncast.imaging.lesions import opening_element
+from storage.export.bids_derivative import write_json
 
-Record = dict[str, Any]
-
-SCHEMA = 3
+SCHEMA = 4
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+TARGET = "new and enlarging T2 lesions at w096 since w048"
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """What a forecast was made with: digests of bundle and case, the run's seed, remarks, the
-    sessions whose images the model saw, and the warnings of the bundle's evaluation."""
+class RunProvenance:
+    """Facts that all forecasts of a run share."""
 
+    #: Digest of the bundle.
     bundle: str
-    case: str
+    #: Seed of the run.
     seed: int
-    remarks: tuple[str, ...] = ()
+    #: Sentences about the data, the sessions and the sampling.
+    notes: tuple[str, ...] = ()
+    #: Sessions whose images the model sees.
     sessions: tuple[str, ...] = SESSIONS[:2]
-    warnings: tuple[str, ...] = ()
+    #: Covariates that the model sees.
+    covariates: tuple[Covariate, ...] = ()
+    #: Sentences of the bundle's evaluation on what its data cannot identify.
+    identifiability_warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SubjectInfo:
-    """Whose forecast it is: `sub-...`, the arm received if known, true w096 lesions if observed,
-    and which of the model's covariates are known."""
+    """Facts about the subject of a forecast."""
 
+    #: BIDS name, such as sub-0001.
     name: str
+    #: Arm received, where it is known.
     arm: str | None
+    #: Number of lesions observed at w096, where they are known.
     observed_lesions: int | None
+    #: Whether each covariate of the model is known of this subject, by its name.
     covariates: Mapping[str, bool] = field(default_factory=dict)
+    #: Digest of the case in the store.
+    case_digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """Part of the summary; a JSON document with other keys than its fields is refused."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveProbability(_Record):
+    """P(active) with a 95 % interval.
+
+    An `exact` value is computed by the networks before sampling and has no Monte Carlo error:
+    `low` and `high` equal it. Otherwise the value is a share of samples with its Wilson interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    exact: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionCountSummary(_Record):
+    """Distribution of the lesion count over the samples.
+
+    `expected` is the expectation that the networks compute before sampling, None for models that
+    only sample. `quantiles` are named by their level, such as 0.05.
+    """
+
+    mean: float
+    expected: float | None
+    mc_error: float
+    sd: float
+    quantiles: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanWithError(_Record):
+    """Mean over the samples and its Monte Carlo standard error."""
+
+    mean: float
+    mc_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(_Record):
+    """Arm minus reference arm, with its Monte Carlo standard error."""
+
+    value: float
+    mc_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionCountDifference(Difference):
+    """Difference in the lesion count; `expected` is that of the two expectations, if any."""
+
+    expected: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmDifference(_Record):
+    """Arm minus reference arm on the same seeds."""
+
+    p_active: Difference
+    count: LesionCountDifference
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary(_Record):
+    """Forecast of one subject under one arm.
+
+    `count_mean` and `count_mean_after_opening` are mean lesion counts without and with the 5 mm
+    opening, whichever of them `count` is about.
+    """
+
+    received: bool
+    p_active: ActiveProbability
+    count: LesionCountSummary
+    count_mean: float
+    count_mean_after_opening: float
+    volume_mm3: MeanWithError
+    minus_reference: ArmDifference
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpeningSummary(_Record):
+    """The opening: its structuring element in voxels, and whether it was applied."""
+
+    element: tuple[int, ...]
+    applied: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CovariateUse(_Record):
+    """Names of the model's covariates that are known of the subject, and of those that are not."""
+
+    used: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastSummary(_Record):
+    """Forecast of one subject under every arm, with all that is needed to draw it again."""
+
+    schema: int
+    subject: str
+    target: str
+    disclaimers: tuple[str, ...]
+    identifiability_warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    bundle: str
+    case: str
+    sessions: tuple[str, ...]
+    seed: int
+    samples: int
+    seeds: tuple[int, ...]
+    opening: OpeningSummary
+    received_arm: str | None
+    observed_lesions: int | None
+    covariates: CovariateUse
+    reference_arm: str
+    arms: Mapping[str, ArmSummary]
+
+
+_ADAPTER = TypeAdapter(ForecastSummary)
+
+
+def write_summary(path: Path, summary: ForecastSummary) -> None:
+    """Write the summary as JSON, whole or not at all."""
+    write_json(path, asdict(summary))
+
+
+def read_summary(path: Path) -> ForecastSummary:
+    """Read a summary. Raise ForecastError if the file has another form, such as an older one."""
+    try:
+        summary = _ADAPTER.validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ForecastError(
+            f"{path}: expected a forecast's summary in schema {SCHEMA}, got {where}: "
+            f"{first['msg']}; forecast the subject again"
+        ) from error
+    if summary.schema != SCHEMA:
+        raise ForecastError(
+            f"{path}: expected a forecast's summary in schema {SCHEMA}, got schema "
+            f"{summary.schema}; forecast the subject again"
+        )
+    return summary
 
 
 def summarise(
@@ -53,90 +221,97 @@ def summarise(
     reference: str,
     opening: bool,
     spacing: Sequence[float],
-    provenance: Provenance,
-) -> Record:
-    """One subject's forecast in numbers; `by_arm` holds ensembles on the same seeds."""
+    provenance: RunProvenance,
+) -> ForecastSummary:
+    """Summarise one subject's forecast; `by_arm` holds ensembles on the same seeds."""
     seeds = by_arm[reference].seeds
-    against = by_arm[reference]
-    return {
-        "schema": SCHEMA,
-        "subject": subject.name,
-        "target": "new and enlarging T2 lesions at w096 since w048",
-        "notices": [PREDICTED, RESEARCH_USE, POSITIVITY, *provenance.remarks],
-        "warnings": list(provenance.warnings),
-        "bundle": provenance.bundle,
-        "case": provenance.case,
-        "sessions": list(provenance.sessions),
-        "seed": provenance.seed,
-        "samples": len(seeds),
-        "seeds": list(seeds),
-        "opening": {"element": list(opening_element(spacing)), "applied": opening},
-        "received_arm": subject.arm,
-        "observed_lesions": subject.observed_lesions,
-        "covariates": {
-            "used": [name for name, known in subject.covariates.items() if known],
-            "missing": [name for name, known in subject.covariates.items() if not known],
-        },
-        "reference_arm": reference,
-        "arms": {
-            arm: {
-                "received": arm == subject.arm,
-                **arm_record(ensemble, opening=opening),
-                "minus_reference": difference_record(ensemble, against, opening=opening),
-            }
+    presence = subject.covariates
+    return ForecastSummary(
+        schema=SCHEMA,
+        subject=subject.name,
+        target=TARGET,
+        disclaimers=(PREDICTED, RESEARCH_USE, POSITIVITY),
+        identifiability_warnings=provenance.identifiability_warnings,
+        notes=provenance.notes,
+        bundle=provenance.bundle,
+        case=subject.case_digest,
+        sessions=tuple(provenance.sessions),
+        seed=provenance.seed,
+        samples=len(seeds),
+        seeds=seeds,
+        opening=OpeningSummary(element=tuple(opening_element(spacing)), applied=opening),
+        received_arm=subject.arm,
+        observed_lesions=subject.observed_lesions,
+        covariates=CovariateUse(
+            used=tuple(name for name, known in presence.items() if known),
+            missing=tuple(name for name, known in presence.items() if not known),
+        ),
+        reference_arm=reference,
+        arms={
+            arm: arm_summary(
+                ensemble, by_arm[reference], received=arm == subject.arm, opening=opening
+            )
             for arm, ensemble in by_arm.items()
         },
-    }
+    )
 
 
-def arm_record(ensemble: Ensemble, *, opening: bool) -> Record:
-    """P(active), and the spread of lesion count and volume.
-
-    `low` and `high` are the Wilson interval of a share of samples; what the model states has none.
-    A count's `stated` is its expectation as the model states it before it draws, None where not.
-    """
+def arm_summary(
+    ensemble: Ensemble, reference: Ensemble, *, received: bool, opening: bool
+) -> ArmSummary:
+    """Summarise one arm, also against the ensemble of the reference arm."""
     counts = ensemble.counts(opening=opening)
-    stated = ensemble.stated_of(opening=opening)
-    chance = ensemble.p_active(opening=opening)
-    low, high = (chance, chance) if stated is not None else wilson_interval(chance, len(counts))
+    expected = ensemble.stated_of(opening=opening)
+    p_active = ensemble.p_active(opening=opening)
+    low, high = (
+        (p_active, p_active) if expected is not None else wilson_interval(p_active, len(counts))
+    )
     quantiles = np.quantile(counts, QUANTILES, method="inverted_cdf")
-    return {
-        "p_active": {"value": chance, "low": low, "high": high, "stated": stated is not None},
-        "count": {
-            "mean": float(counts.mean()),
-            "stated": None if stated is None else stated.lesions,
-            "mc_error": monte_carlo_error(counts),
-            "sd": float(counts.std(ddof=1)),
-            "quantiles": {
+    return ArmSummary(
+        received=received,
+        p_active=ActiveProbability(value=p_active, low=low, high=high, exact=expected is not None),
+        count=LesionCountSummary(
+            mean=float(counts.mean()),
+            expected=None if expected is None else expected.lesions,
+            mc_error=monte_carlo_error(counts),
+            sd=float(counts.std(ddof=1)),
+            quantiles={
                 f"{level:.2f}": int(value)
                 for level, value in zip(QUANTILES, quantiles, strict=True)
             },
-        },
-        "count_mean_unopened": float(ensemble.plain.mean()),
-        "count_mean_opened": float(ensemble.opened.mean()),
-        "volume_mm3": {
-            "mean": float(ensemble.volume.mean()),
-            "mc_error": monte_carlo_error(ensemble.volume),
-        },
-    }
+        ),
+        count_mean=float(ensemble.plain.mean()),
+        count_mean_after_opening=float(ensemble.opened.mean()),
+        volume_mm3=MeanWithError(
+            mean=float(ensemble.volume.mean()), mc_error=monte_carlo_error(ensemble.volume)
+        ),
+        minus_reference=arm_difference(ensemble, reference, opening=opening),
+    )
 
 
-def difference_record(ensemble: Ensemble, reference: Ensemble, *, opening: bool) -> Record:
-    """Arm minus reference on the same seeds, each with its Monte Carlo standard error."""
+def arm_difference(ensemble: Ensemble, reference: Ensemble, *, opening: bool) -> ArmDifference:
+    """Compare an arm with the reference arm on the same seeds.
+
+    Raise ValueError if the two ensembles were drawn on different seeds: their difference would lose
+    the common random numbers.
+    """
     if ensemble.seeds != reference.seeds:
         raise ValueError(
             f"expected both arms on the same seeds, got {len(ensemble.seeds)} and "
             f"{len(reference.seeds)} that differ; draw them in one forecast"
         )
-    counts, others = ensemble.counts(opening=opening), reference.counts(opening=opening)
-    active, active_error = paired_difference(counts > 0, others > 0)
-    count, count_error = paired_difference(counts, others)
-    told, told_of_reference = (each.stated_of(opening=opening) for each in (ensemble, reference))
-    stated = None
-    if told is not None and told_of_reference is not None:
-        active, active_error = told.p_active - told_of_reference.p_active, 0.0
-        stated = told.lesions - told_of_reference.lesions
-    return {
-        "p_active": {"value": active, "mc_error": active_error},
-        "count": {"value": count, "mc_error": count_error, "stated": stated},
-    }
+    counts, reference_counts = ensemble.counts(opening=opening), reference.counts(opening=opening)
+    active, active_error = paired_difference(counts > 0, reference_counts > 0)
+    count, count_error = paired_difference(counts, reference_counts)
+    expected = ensemble.stated_of(opening=opening)
+    expected_of_reference = reference.stated_of(opening=opening)
+    expected_difference = None
+    if expected is not None and expected_of_reference is not None:
+        active, active_error = expected.p_active - expected_of_reference.p_active, 0.0
+        expected_difference = expected.lesions - expected_of_reference.lesions
+    return ArmDifference(
+        p_active=Difference(value=active, mc_error=active_error),
+        count=LesionCountDifference(
+            value=count, mc_error=count_error, expected=expected_difference
+        ),
+    )
