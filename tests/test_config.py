@@ -1,12 +1,16 @@
-"""Configuration is closed: what nobody knows is refused, and the message helps."""
+"""The configuration is closed: unknown and old keys are errors whose messages help."""
 
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cluster.connection import source_tree
-from lesioncast.config import load_config
+from lesioncast.config import REMOVED_KEYS, load_config
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ConfigError
@@ -17,14 +21,14 @@ DEMO = ROOT / "jobs" / "configs" / "demo.yaml"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_configuration_loads_and_is_named_as_its_file(path: Path) -> None:
+def test_every_shipped_configuration_loads_and_has_the_name_of_its_file(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
     assert config.model.arms == PAPER_ARM_NAMES
     assert config.store.slab[0] == config.unet.slices
 
 
-def test_the_paper_configuration_has_the_papers_network_on_its_four_cards() -> None:
+def test_the_paper_configuration_has_the_network_and_the_four_gpus_of_the_paper() -> None:
     config = load_config(ROOT / "jobs" / "configs" / "paper.yaml")
     assert config.unet == UNetConfig()
     assert (config.unet.widths, config.unet.attention_stages) == (
@@ -36,9 +40,53 @@ def test_the_paper_configuration_has_the_papers_network_on_its_four_cards() -> N
         assert (stage.workers, stage.accelerator_type) == (4, "A100")
 
 
-def test_an_unknown_key_is_refused_naming_its_neighbours() -> None:
+def test_an_unknown_key_is_rejected_naming_the_nearest_keys() -> None:
     with pytest.raises(ConfigError, match=r"unknown key pretrain\.step; nearest: steps"):
         load_config(DEMO, ["pretrain.step=5"])
+
+
+@pytest.mark.parametrize(("old", "new"), [*REMOVED_KEYS.keys.items()])
+def test_an_old_key_is_rejected_naming_the_new_one(
+    old: str, new: str | None, tmp_path: Path
+) -> None:
+    advice = "remove it" if new is None else f"write {new} in its place"
+    message = re.escape(f"{old} is an old key; {advice}")
+    with pytest.raises(ConfigError, match=f"--set {re.escape(old)}=1: {message}"):
+        load_config(DEMO, [f"{old}=1"])
+    section, _, key = old.partition(".")
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump({section: {key: 1} if key else {"subjects": 1}}))
+    with pytest.raises(ConfigError, match=rf"old\.yaml: {message}"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(("key", "old", "new"), [(*k, v) for k, v in REMOVED_KEYS.values.items()])
+def test_an_old_value_is_rejected_naming_the_new_one(key: str, old: str, new: str) -> None:
+    message = re.escape(f"{key}: {old} is an old name; write {new} in its place")
+    with pytest.raises(ConfigError, match=message):
+        load_config(DEMO, [f"{key}={old}"])
+
+
+def test_a_key_below_an_old_section_names_the_new_section() -> None:
+    with pytest.raises(ConfigError, match="cohort is an old key; write simulation in its place"):
+        load_config(DEMO, ["cohort.subjects=4"])
+
+
+def test_new_names_of_old_keys_exist() -> None:
+    keys = {key for key, _ in dotted_fields(load_config(DEMO))}
+    assert {new for new in REMOVED_KEYS.keys.values() if new is not None} <= keys
+    assert not {old for old, new in REMOVED_KEYS.keys.items() if new is not None} & keys
+    for (key, old), new in REMOVED_KEYS.values.items():
+        assert getattr(load_config(DEMO, [f"{key}={new}"]), key.split(".")[0])
+        assert old != new
+
+
+def dotted_fields(config: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        yield f"{prefix}{field.name}", value
+        if is_dataclass(value):
+            yield from dotted_fields(value, f"{prefix}{field.name}.")
 
 
 def test_a_value_of_the_wrong_kind_names_its_key() -> None:
@@ -54,7 +102,7 @@ def test_an_override_replaces_one_value() -> None:
 
 
 @pytest.mark.parametrize("override", ["pretrain.steps", "name.first=x"])
-def test_an_override_that_makes_no_sense_is_refused(override: str) -> None:
+def test_a_malformed_override_is_rejected(override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         load_config(DEMO, [override])
 
@@ -64,12 +112,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml")
 
 
-def test_arms_and_the_networks_table_must_agree() -> None:
+def test_the_number_of_arms_must_be_that_of_the_network() -> None:
     with pytest.raises(ValueError, match="unet.arms is 6, but 2 arms are named: placebo, novel"):
         _ = load_config(DEMO, ["arms=[placebo, novel]"]).model
 
 
-def test_files_go_below_the_root_that_the_environment_names(
+def test_jobs_write_below_the_folder_in_the_environment_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LESIONCAST_ROOT", str(tmp_path))

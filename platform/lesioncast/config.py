@@ -1,6 +1,7 @@
-"""One closed, typed configuration for every job: each room's settings under its own key.
+"""The configuration of all jobs: the settings of every package, each under its own key.
 
-root: $LESIONCAST_ROOT (default ~/lesioncast) / name, where a job keeps what it makes.
+A configuration is closed: an unknown key is an error. Jobs write to the folder
+$LESIONCAST_ROOT/<name>, by default ~/lesioncast/<name>.
 """
 
 import dataclasses
@@ -20,113 +21,171 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNetConfig
-from lesioncast.errors import ConfigError
+from lesioncast.errors import ConfigError, ForecastError
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.covariates import Covariate
-from lesioncast.parsing import parse_dataclass
+from lesioncast.parsing import RemovedKeys, parse_dataclass, refuse_removed
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.settings import TrainSettings
 from storage.settings import StoreSettings, TrialLayout
 
+STAGES = ("pretrain", "finetune")
+_OLD_DROP_RATES = ("arm_drop", "condition_drop", "channel_drop", "session_drop", "covariate_drop")
+REMOVED_KEYS = RemovedKeys(
+    {
+        "cohort": "simulation",
+        "store.split": "store.split_fractions",
+        "store.max_tilt": "store.max_obliquity",
+        "unet.head": "unet.voxel_head_width",
+        "unet.loads": "unet.lesion_load_thresholds",
+        "unet.target_channels": None,
+        "control.voxels": "control.voxel_mlp_width",
+        "sampler.grid": "sampler.spacing",
+        "forecast.opening": "forecast.apply_opening",
+    }
+    | {f"{stage}.{key}": f"{stage}.{key}out" for stage in STAGES for key in _OLD_DROP_RATES}
+    | {f"{stage}.keep": f"{stage}.keep_checkpoints" for stage in STAGES}
+    | {f"{stage}.threads": f"{stage}.cpus_per_worker" for stage in STAGES},
+    values={
+        ("sampler.solver", "sde2m"): "sde-dpmsolver++",
+        ("sampler.solver", "dpm2m"): "dpmsolver++",
+        ("objective.prediction", "odds"): "log_odds",
+    },
+)
+"""Names of version 0.1 that are no longer taken, with their new names."""
+
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the jobs of one configuration keep what they make, below `root`."""
+    """Default folders of the jobs of one configuration, below `root`."""
 
     root: Path
 
     @property
     def bids(self) -> Path:
-        """The simulated trial, or a link to a real one."""
+        """Return the folder of the trial: simulated, or a link to a real one."""
         return self.root / "bids"
 
     @property
     def store(self) -> Path:
-        """The Zarr store."""
+        """Return the folder of the Zarr store."""
         return self.root / "store.zarr"
 
     @property
     def qc(self) -> Path:
-        """What a person should look at before training."""
+        """Return the folder of the quality control report."""
         return self.root / "qc"
 
     @property
     def runs(self) -> Path:
-        """Checkpoints and logs of both training stages."""
+        """Return the folder of the checkpoints and logs of both training stages."""
         return self.root / "runs"
 
     @property
     def bundle(self) -> Path:
-        """What training hands to forecasting and serving."""
+        """Return the folder of the bundle that training hands to forecasting and serving."""
         return self.root / "bundle"
 
     @property
     def forecasts(self) -> Path:
-        """Forecasts as a BIDS derivative."""
+        """Return the folder of the forecasts, a BIDS derivative."""
         return self.root / "forecasts"
 
     @property
     def evaluation(self) -> Path:
-        """Tables, figures and per-case predictions."""
+        """Return the folder of the evaluation: tables, figures and predictions by case."""
         return self.root / "evaluation"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a job may be told; see the class of each field.
+    """Settings of all jobs."""
 
-    `covariates` are columns of participants.tsv that the ControlNet sees: a name, fitted on the
-    training split, or a `Covariate` in full. None of them is the paper's model.
-    """
-
+    #: Name of the configuration and of the folder that its jobs write to.
     name: str
+    #: The simulated trial.
     simulation: SimulationSettings
+    #: The conversion of a trial to a store.
     store: StoreSettings
+    #: Training of stage 1, the UNet.
     pretrain: TrainSettings
+    #: Training of stage 2, the ControlNet.
     finetune: TrainSettings
+    #: Seed of the split, of both training stages and of sampling.
     seed: int = 0
+    #: Treatment arms, in the order of the network's table of arms.
     arms: tuple[str, ...] = PAPER_ARM_NAMES
+    #: Columns of participants.tsv that the ControlNet sees, none in the paper's model. A name alone
+    #: is scaled on the training split; a `Covariate` names its scaling or categories itself.
     covariates: tuple[str | Covariate, ...] = ()
+    #: Shape of the UNet.
     unet: UNetConfig = field(default_factory=UNetConfig)
+    #: Shape of the ControlNet.
     control: ControlConfig = field(default_factory=ControlConfig)
+    #: Noise schedule.
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    #: Training objective.
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    #: Solver that draws samples.
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    #: Forecasts of subjects.
     forecast: ForecastSettings = field(default_factory=ForecastSettings)
+    #: Evaluation on the test split.
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    #: The local Ray cluster.
     ray: RaySettings = field(default_factory=RaySettings)
 
     @property
     def paths(self) -> Paths:
-        """Default folders of this configuration's jobs."""
+        """Return the default folders of this configuration's jobs."""
         root = os.environ.get("LESIONCAST_ROOT", "~/lesioncast")
         return Paths(Path(root).expanduser().absolute() / self.name)
 
     @property
     def model(self) -> ModelConfig:
-        """What shapes the weights; covariates join it once they are fitted."""
+        """Return what determines the shape of the weights, except covariates, which are fitted."""
         return ModelConfig(self.arms, self.unet, self.control, self.schedule, self.objective)
 
 
 def load_config(
     path: Path, overrides: Sequence[str] = (), *, mapping: Path | None = None
 ) -> Config:
-    """The configuration in a YAML file, with overrides such as `pretrain.steps=50`.
+    """Return the configuration in a YAML file, with overrides such as `pretrain.steps=50`.
 
-    `mapping` is a YAML file that says where a trial keeps what, in place of `store.layout`.
+    `mapping` is a YAML file with the layout of a trial that is not BIDS. It replaces
+    `store.layout`.
 
-    Raises `ConfigError` for a file that is missing, a key nobody knows (naming its neighbours) or a
-    value of the wrong kind.
+    Raise ConfigError for a missing file, an unknown key (the message names the nearest keys), an
+    old key (the message names the new one) or a value of the wrong type.
     """
     raw = _read_yaml(path)
+    refuse_removed(raw, REMOVED_KEYS, source=str(path))
     for override in overrides:
         _override(raw, override)
+        # Each override by itself, so that the message names it and not the file.
+        refuse_removed(raw, REMOVED_KEYS, source=f"--set {override}")
     config = parse_dataclass(Config, raw, source=str(path))
     if mapping is None:
         return config
     layout = parse_dataclass(TrialLayout, _read_yaml(mapping), source=str(mapping))
     return dataclasses.replace(config, store=dataclasses.replace(config.store, layout=layout))
+
+
+def load_store_settings(
+    path: Path, *, slab: tuple[int, int, int], spacing: tuple[float, float, float]
+) -> StoreSettings:
+    """Return the preprocessing of a configuration for images in the default (BIDS) layout.
+
+    Raise ForecastError if it makes other slabs than `slab` voxels of `spacing` mm.
+    """
+    settings = load_config(path).store
+    if (settings.slab, settings.spacing) != (slab, spacing):
+        raise ForecastError(
+            f"{path}: expected the configuration that the store was converted with, of "
+            f"slabs {slab} of {spacing} mm, got {settings.slab} of {settings.spacing} mm"
+        )
+    return dataclasses.replace(settings, layout=TrialLayout())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -142,9 +201,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one dotted key of `raw` to the YAML value after the equals sign."""
     key, separator, value = override.partition("=")
     if not separator:
-        raise ConfigError(f"--set takes key=value, such as pretrain.steps=50; got {override!r}")
+        raise ConfigError(f"--set: expected key=value, such as pretrain.steps=50; got {override!r}")
     *parents, last = key.split(".")
     section = raw
     for parent in parents:

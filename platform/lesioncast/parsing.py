@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +25,38 @@ def parse_dataclass(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) 
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(map(_format_error, error.errors()))) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovedKeys:
+    """Names that a configuration no longer takes."""
+
+    #: New name of each old dotted key, such as store.split; None for a key without successor.
+    keys: Mapping[str, str | None]
+    #: New value of each old value, by dotted key and old value.
+    values: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+
+
+def refuse_removed(raw: Mapping[str, Any], removed: RemovedKeys, *, source: str) -> None:
+    """Raise ConfigError for the first key or value of `raw` that has a new name, and say which."""
+    for key, value in _dotted(raw):
+        if key in removed.keys:
+            new = removed.keys[key]
+            advice = "remove it" if new is None else f"write {new} in its place"
+            raise ConfigError(f"{source}: {key} is an old key; {advice}")
+        if isinstance(value, str) and (key, value) in removed.values:
+            raise ConfigError(
+                f"{source}: {key}: {value} is an old name; "
+                f"write {removed.values[key, value]} in its place"
+            )
+
+
+def _dotted(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every key of nested mappings as a dotted key, parents first, with its value."""
+    for key, value in raw.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
 
 
 def _format_error(problem: ErrorDetails) -> str:
