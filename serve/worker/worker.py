@@ -85,7 +85,7 @@ class LoadedModel:
             self.bundle, store, ModelInput(case.index, patient.sessions)
         )
         drawn = [
-            replace(part.drawn(), stated=expected)
+            replace(part.drawn(), expected=expected)
             for arm in order["arms"]
             for part in parts
             if part.arm == arm

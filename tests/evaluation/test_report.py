@@ -377,7 +377,7 @@ def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() 
     counts, chosen = counts_by_arm()
     drawn = evaluated(TEST, counts, counterfactual_cases=chosen, spacing=(3.0, 1.0, 1.0)).report
     for key, tally in counts.items():
-        counts[key] = replace(tally, stated=stated(0.9 if tally.plain.any() else 0.2))
+        counts[key] = replace(tally, expected=stated(0.9 if tally.plain.any() else 0.2))
     report = evaluated(TEST, counts, counterfactual_cases=chosen, spacing=(3.0, 1.0, 1.0)).report
     plain, opened = (
         report.variants[name].activity["pooled"].methods["ensemble"].mean_probability
@@ -396,7 +396,7 @@ def test_the_stated_log_count_is_scored_in_place_of_the_mean_over_samples() -> N
     assert pooled(evaluated(TEST, counts).report, "ensemble_log_mean", "log_mse").value > 0.1
     for (case, arm), tally in counts.items():
         true = TEST.plain[TEST.case.index(case)]
-        counts[case, arm] = replace(tally, stated=stated(0.5, true))
+        counts[case, arm] = replace(tally, expected=stated(0.5, true))
     report = evaluated(TEST, counts).report
     assert pooled(report, "ensemble_log_mean", "log_mse").value == pytest.approx(0)
     assert pooled(report, "ensemble", "log_mse").value > 0.1

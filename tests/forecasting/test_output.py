@@ -1,4 +1,4 @@
-"""A forecast of whole subjects, from a store to files on their own skewed grid."""
+"""Forecasts of whole subjects: files on the subjects' own skewed grid, figures, summary page."""
 
 import json
 import logging
@@ -65,7 +65,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
 def forecasts(
     trial: tuple[Store, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[ForecastSummary]]:
-    """The first two cases: sub-01 was quiet at w048, sub-02 active."""
+    """Forecast the first two cases: sub-01 was not active at w048, sub-02 was."""
     (store, bids), out = trial, tmp_path_factory.mktemp("forecasts")
     cases = subjects_to_forecast(store, (), number=2)
     batches = plan_forecast(store, cases, settings=SETTINGS, seed=5).batches(SETTINGS.batch_size)
@@ -79,7 +79,7 @@ def forecasts(
     return out, list(write_forecasts(store, cases, map(build_fake(store.path), batches), run))
 
 
-def test_every_arm_has_a_map_named_as_bids_asks(
+def test_every_arm_has_a_map_with_a_bids_name(
     forecasts: tuple[Path, list[ForecastSummary]],
 ) -> None:
     out, _ = forecasts
@@ -92,7 +92,7 @@ def test_every_arm_has_a_map_named_as_bids_asks(
     }
 
 
-def test_an_arms_name_becomes_a_bids_label() -> None:
+def test_an_arm_name_becomes_a_bids_label() -> None:
     path = forecast_path(Path("out"), "sub-01", "dimethyl fumarate_240")
     assert "_desc-forecastW096DimethylFumarate240_" in path.name
 
@@ -116,7 +116,7 @@ def test_the_map_lies_on_the_skewed_grid_of_the_flair(
     assert centre == pytest.approx(nib.affines.apply_affine(slab, [3.5, 10.5, 2]), abs=1e-3)
 
 
-def test_the_sidecar_says_that_it_was_predicted_and_from_what(
+def test_the_sidecar_says_that_the_map_is_predicted_and_names_its_sources(
     forecasts: tuple[Path, list[ForecastSummary]],
 ) -> None:
     path = forecast_path(forecasts[0], "sub-02", "avonex")
@@ -150,7 +150,7 @@ def test_summary_and_figure_are_written_beside_the_maps(
     assert not list(out.rglob("*.partial"))
 
 
-def test_a_summary_of_another_schema_or_with_other_keys_is_refused(
+def test_a_summary_of_another_schema_or_with_other_keys_is_rejected(
     forecasts: tuple[Path, list[ForecastSummary]], tmp_path: Path
 ) -> None:
     path, content = tmp_path / "sub-01_forecast.json", asdict(forecasts[1][0])
@@ -170,7 +170,7 @@ def test_the_official_validator_accepts_the_forecasts(
     assert validator_reports(forecasts[0]) == {"own": []}
 
 
-def test_a_page_shows_the_forecast_and_its_warnings_once(
+def test_the_summary_page_shows_the_forecast_and_each_disclaimer_once(
     forecasts: tuple[Path, list[ForecastSummary]],
 ) -> None:
     out, records = forecasts
@@ -182,10 +182,10 @@ def test_a_page_shows_the_forecast_and_its_warnings_once(
     assert f"({out.name}/sub-02/sub-02_forecast.png)" in text
     assert text.count("Predicted, not observed.") == 1
     assert "| **avonex** (received) |" in text
-    assert "as stated" not in text
+    assert "lesions expected" not in text
 
 
-def test_a_page_shows_the_lesions_that_the_model_states(
+def test_the_summary_page_shows_expected_lesions(
     forecasts: tuple[Path, list[ForecastSummary]],
 ) -> None:
     summary = forecasts[1][1]
@@ -194,11 +194,11 @@ def test_a_page_shows_the_lesions_that_the_model_states(
         for place, (name, arm) in enumerate(summary.arms.items())
     }
     section = forecast_section(replace(summary, arms=arms), heading="A forecast")
-    assert "| lesions expected, as stated | lesions drawn, mean (sd) |" in section
+    assert "| lesions expected | lesions drawn, mean (sd) |" in section
     assert all(f" | {1.25 + place:.2f} | " in section for place in range(3))
 
 
-def test_the_stored_flair_stands_in_where_the_bids_folder_is_gone(
+def test_the_stored_flair_is_the_background_if_the_bids_folder_is_missing(
     trial: tuple[Store, Path],
 ) -> None:
     store, bids = trial
@@ -211,7 +211,7 @@ def test_the_stored_flair_stands_in_where_the_bids_folder_is_gone(
         bids_flair(bids / "nowhere", LAYOUT)(case)
 
 
-def test_a_view_refuses_images_on_another_grid(trial: tuple[Store, Path]) -> None:
+def test_images_on_another_grid_are_rejected(trial: tuple[Store, Path]) -> None:
     store, bids = trial
     flair = bids_flair(bids, LAYOUT)(store.case("sub-02"))
     moved = nib.Nifti1Image(np.zeros(flair.shape, np.float32), flair.affine + np.eye(4))
@@ -229,16 +229,16 @@ def ramp_view(*, mass: dict[int, float]) -> object:
     return make_view(images[0], {"placebo": images[1]}, None)
 
 
-def test_slices_are_those_with_most_probability_a_little_apart() -> None:
+def test_displayed_slices_have_the_most_probability_and_are_apart() -> None:
     assert choose_slices(ramp_view(mass={4: 0.9, 5: 0.8, 12: 0.3}), 2) == [12, 4]
 
 
-def test_the_central_slices_are_shown_where_nothing_is_forecast() -> None:
+def test_the_central_slices_are_displayed_if_the_probability_is_zero() -> None:
     assert set(choose_slices(ramp_view(mass={}), 1)) <= {9, 10}
 
 
 def test_the_patients_right_is_on_the_left_and_anterior_on_top() -> None:
-    """Canonical w grows to the patient's right, h to anterior."""
+    """Check one voxel: canonical w runs to the patient's right, h to anterior."""
     plane = np.zeros((16, 12), np.float32)
     plane[15, 11] = 1  # anterior right
     shown = to_radiological(plane, (3.0, 2.0, 2.0), order=1)
@@ -247,7 +247,7 @@ def test_the_patients_right_is_on_the_left_and_anterior_on_top() -> None:
     assert column < shown.shape[1] / 4
 
 
-def test_unknown_subjects_and_reference_arms_are_refused_by_name(
+def test_unknown_subjects_and_reference_arms_are_rejected_by_name(
     trial: tuple[Store, Path], tmp_path: Path
 ) -> None:
     store, _ = trial
@@ -264,24 +264,25 @@ def test_unknown_subjects_and_reference_arms_are_refused_by_name(
         next(stream)
 
 
-def test_held_out_cases_are_drawn_once_each_and_forced_ones_under_every_arm(
+def test_held_out_cases_are_requested_once_and_counterfactual_ones_under_every_arm(
     trial: tuple[Store, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ForecastError, match="training cases"):
         select_evaluation_cases(trial[0], EvaluationSettings())
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=6, train=3)
-    found = select_evaluation_cases(store, EvaluationSettings(counterfactual_subjects=2))
-    assert (len(found.train), len(found.test), found.counterfactual) == (3, 6, (0, 3))
-    own, forced = found.own(), found.under_every_arm(arms=3, sessions=None)
-    assert len({*own, *forced}) == 4 + 2 * 3
-    apart = found.under_every_arm(arms=3, sessions=("w000",))
-    assert len({*own, *apart}) == 6 + 2 * 3
-    assert found.validation == ()
+    split = select_evaluation_cases(store, EvaluationSettings(counterfactual_subjects=2))
+    assert (len(split.train), len(split.test), split.counterfactual) == (3, 6, (0, 3))
+    factual = split.factual_requests()
+    counterfactual = split.counterfactual_requests(arms=3, sessions=None)
+    assert len({*factual, *counterfactual}) == 4 + 2 * 3
+    on_baseline = split.counterfactual_requests(arms=3, sessions=("w000",))
+    assert len({*factual, *on_baseline}) == 6 + 2 * 3
+    assert split.validation == ()
     with pytest.raises(ForecastError, match=r"reference_arm: expected one of .*, got aspirin"):
         reference_arm_index("aspirin", store)
 
 
-def test_progress_says_how_many_are_done_and_when_it_ends(
+def test_progress_lines_show_the_number_done_and_the_time_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     times = iter(range(0, 100, 4))

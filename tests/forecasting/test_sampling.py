@@ -1,4 +1,4 @@
-"""Samples are named by case, arm and seed; the arms of a case share its seeds."""
+"""A sample depends on case, arm and seed alone; the arms of a case share their seeds."""
 
 from pathlib import Path
 
@@ -34,8 +34,8 @@ from tests.support.forecast import RATE, SLAB, fake_draw, write_store
 SPACING = (3.0, 2.0, 2.0)
 
 
-def active_patient(shown: ModelInput) -> ConditioningArrays:
-    return patient(active=shown.case == 1)
+def active_patient(inputs: ModelInput) -> ConditioningArrays:
+    return patient(active=inputs.case == 1)
 
 
 def patient(*, active: bool) -> ConditioningArrays:
@@ -58,7 +58,7 @@ def drawn(
     return list(ensembles(requests, seeds, map(sampler(), batches)))
 
 
-def test_a_seed_depends_on_the_runs_seed_the_subject_and_its_place_alone() -> None:
+def test_a_seed_depends_on_the_run_seed_the_subject_and_its_position_alone() -> None:
     assert sample_seeds(3, "sub-1", 32)[:16] == sample_seeds(3, "sub-1", 16)
     assert not set(sample_seeds(3, "sub-1", 64)) & set(sample_seeds(4, "sub-1", 64))
     assert not set(sample_seeds(3, "sub-1", 64)) & set(sample_seeds(3, "sub-2", 64))
@@ -66,7 +66,7 @@ def test_a_seed_depends_on_the_runs_seed_the_subject_and_its_place_alone() -> No
     assert all(0 <= seed < 2**63 for seed in sample_seeds(0, "sub-1", 100))
 
 
-def test_the_arms_of_a_case_are_asked_for_on_the_same_seeds() -> None:
+def test_the_arms_of_a_case_share_their_seeds() -> None:
     requests = [EnsembleRequest(0, 0), EnsembleRequest(0, 2), EnsembleRequest(4, 2)]
     batches = plan_batches(requests, numbered(0, 5), batch_size=3)
     seeds = [sample.seed for batch in batches for sample in batch]
@@ -100,7 +100,7 @@ def test_the_probability_is_the_share_of_samples_at_each_voxel() -> None:
     assert ensemble.volume.tolist() == (48.0 * (ensemble.plain > 0)).tolist()
 
 
-def test_a_lost_batch_is_noticed() -> None:
+def test_a_missing_batch_is_an_error() -> None:
     requests, seeds = [EnsembleRequest(0, 0), EnsembleRequest(1, 0)], numbered(0, 4)
     batches = plan_batches(requests, seeds, batch_size=4)[:1]
     with pytest.raises(ValueError, match="not enough values"):
@@ -121,7 +121,7 @@ def forecast(samples: int, seed: int) -> ForecastSummary:
     )
 
 
-def test_a_summary_says_what_was_drawn() -> None:
+def test_a_summary_describes_the_samples() -> None:
     summary = forecast(200, seed=1)
     for rate, arm in zip(RATE, summary.arms.values(), strict=True):
         assert arm.p_active.low < rate < arm.p_active.high
@@ -134,17 +134,17 @@ def test_a_summary_says_what_was_drawn() -> None:
     assert "Predicted, not observed." in summary.disclaimers
 
 
-def stated(*chances: float) -> ArmExpectations:
-    """Twice as many lesions as the chance of any, under each arm."""
-    return tuple(ExpectedOutcomes(each, 2 * each, each) for each in chances)
+def expectations(*chances: float) -> ArmExpectations:
+    """Return expectations under each arm, with twice as many lesions as P(active)."""
+    return tuple(ExpectedOutcomes(p_active, 2 * p_active, p_active) for p_active in chances)
 
 
-def test_a_summary_tells_what_the_model_states() -> None:
+def test_a_summary_holds_exact_expectations() -> None:
     requests, seeds = [EnsembleRequest(1, 0), EnsembleRequest(1, 1)], numbered(0, 40)
-    states = BatchSampler(
-        fake_draw, active_patient, spacing=SPACING, state=lambda *_: stated(0.8, 0.55, 0.1)
+    exact_sampler = BatchSampler(
+        fake_draw, active_patient, spacing=SPACING, predict=lambda *_: expectations(0.8, 0.55, 0.1)
     )
-    batches = map(states, plan_batches(requests, seeds, batch_size=8))
+    batches = map(exact_sampler, plan_batches(requests, seeds, batch_size=8))
     found = list(ensembles(requests, seeds, batches))
     reference, other = (
         arm_summary(ensemble, found[0], received=False, opening=False) for ensemble in found
@@ -161,27 +161,29 @@ def test_a_summary_tells_what_the_model_states() -> None:
     assert (opened.p_active.exact, opened.count.expected) == (False, None)
 
 
-def test_other_sessions_are_null_and_the_model_states_of_those_by_which_arms_are_compared() -> None:
-    def read(shown: ModelInput) -> ConditioningArrays:
-        return patient(active=shown.case == 1 and shown.sessions is None)
+def test_expectations_are_also_computed_for_the_comparison_sessions() -> None:
+    def read(inputs: ModelInput) -> ConditioningArrays:
+        return patient(active=inputs.case == 1 and inputs.sessions is None)
 
-    def state(told: ConditioningArrays) -> ArmExpectations:
-        active = (told.condition > 0).any()
-        return stated(0.9, 0.8, 0.7) if active else stated(0.3, 0.2, 0.1)
+    def predict(inputs: ConditioningArrays) -> ArmExpectations:
+        active = (inputs.condition > 0).any()
+        return expectations(0.9, 0.8, 0.7) if active else expectations(0.3, 0.2, 0.1)
 
-    samples = BatchSampler(fake_draw, read, spacing=SPACING, state=state, compared=("w000",))
+    samples = BatchSampler(
+        fake_draw, read, spacing=SPACING, predict=predict, comparison_sessions=("w000",)
+    )
     requests = [EnsembleRequest(1, 1), EnsembleRequest(1, 1, ("w000",))]
     seeds = numbered(0, 40)
     for size in (80, 40):  # in one batch, and each in its own
         batches = plan_batches(requests, seeds, batch_size=size)
         every, start = group_by_request(requests, seeds, map(samples, batches))
         assert np.mean(every.plain) > 0.3 > np.mean(start.plain)
-        assert (every.stated, start.stated) == (*stated(0.8), *stated(0.2))
-        assert every.all_stated[ModelInput(1, ("w000",))] == stated(0.3, 0.2, 0.1)
+        assert (every.expected, start.expected) == (*expectations(0.8), *expectations(0.2))
+        assert every.all_expected[ModelInput(1, ("w000",))] == expectations(0.3, 0.2, 0.1)
 
 
 def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:
-    """Common random numbers: active under avonex (.5) only where active under placebo (.8)."""
+    """Check common random numbers: a sample active under avonex (.5) is so under placebo (.8)."""
     record = forecast(400, seed=1)
     gap = record.arms["avonex"].minus_reference.p_active
     assert gap.value == pytest.approx(-0.3, abs=0.07)
@@ -209,7 +211,9 @@ def test_arms_on_different_seeds_are_not_paired() -> None:
         )
 
 
-def test_masks_are_laid_beside_the_observed_one_on_the_arm_received_alone(tmp_path: Path) -> None:
+def test_masks_are_compared_with_the_observed_mask_under_the_arm_received_alone(
+    tmp_path: Path,
+) -> None:
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=2)
     requests, seeds = (
         [EnsembleRequest(1, 0), EnsembleRequest(1, 1)],

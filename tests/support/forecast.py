@@ -1,4 +1,4 @@
-"""A store of a few seconds with outcomes, a bundle, and a draw that stands for its networks."""
+"""A small store with outcomes, a small bundle, and a draw that replaces its networks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +32,13 @@ NET2_W048 = CONDITION.index("w048/net2")
 UNET = UNetConfig(
     slices=SLAB[0], arms=3, widths=(8, 16), down_blocks=1, attention_stages=(), groups=4
 )
-RATE = np.array([0.8, 0.5, 0.1])  # by arm, of a patient who was active at w048
+RATE = np.array([0.8, 0.5, 0.1])  # P(active) by arm, of a patient who was active at w048
 
 
 def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Store:
-    """Cases with arms in turn on a skewed, LPS grid, odd ones active at w048 and w096; first those
-    of the test split.
+    """Write a store of test cases, then training cases, on a skewed LPS grid.
+
+    Arms alternate; cases of odd index are active at w048 and w096.
     """
     cases = test + train
     arrays = allocate_arrays(cases, SPEC)
@@ -61,7 +62,7 @@ def _path(index: int) -> Path:
 
 
 def _grid(path: Path) -> SlabGrid:
-    """A crop that begins at (2, 1, -1) of the file's canonical volume: one column is padded."""
+    """Return a crop from (2, 1, -1) of the file's canonical volume; one column is padded."""
     header = read_volume(SourceFile("sub", "w048", "flair", path)).header
     return SlabGrid(header, GEOMETRY.shape, SLAB, scale=(1.0, 1.0, 1.0), offset=(2.0, 1.0, -1.0))
 
@@ -100,8 +101,10 @@ def fake_draw(
     seeds: Sequence[int],
     covariates: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.bool_]:
-    """One lesion where the seed's uniform number is below the arm's rate, for patients active at
-    w048; a seed's number is the same whatever the arm, so arms are nested.
+    """Draw one lesion if the uniform number of the seed is below the arm's rate.
+
+    The rate is that of `RATE` for patients active at w048, else 0.05. The number depends on the
+    seed alone, so a sample that is active under an arm is active under all arms of higher rate.
     """
     masks = np.zeros((len(seeds), *SLAB), bool)
     for row, seed in enumerate(seeds):
@@ -118,11 +121,11 @@ def write_bundle(
     baseline_only: bool = False,
     covariates: tuple[Covariate, ...] = (),
 ) -> None:
-    """Networks of random weights for the store's cases, which the condition moves too."""
+    """Write a bundle of random weights whose samples depend on the condition."""
     torch.manual_seed(0)
     unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET, covariates)
     with torch.no_grad():
-        for parameter in (*unet.parameters(), *control.parameters()):  # many begin at zero
+        for parameter in (*unet.parameters(), *control.parameters()):  # many are zero at first
             parameter.add_(0.02 * torch.randn_like(parameter))
     config = BundleConfig(
         ModelConfig(

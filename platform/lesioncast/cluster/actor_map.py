@@ -1,4 +1,4 @@
-"""One function over many items on Ray actors, in order, with a progress line."""
+"""Map a function over many items on Ray actors, in order, and log the progress."""
 
 import logging
 import time
@@ -11,12 +11,12 @@ import ray
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 LOG_INTERVAL_S = 5.0
 
 
 class _FunctionActor:
-    """A Ray actor's state: what `build` made, once (the model's weights, an open store)."""
+    """Ray actor that holds the function that `build` returned, such as a loaded model."""
 
     def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
         self._function = build()
@@ -32,23 +32,24 @@ def ordered_actor_map(
     workers: int,
     gpus_per_worker: float = 0.0,
 ) -> Iterator[Result]:
-    """`build()(item)` for each item, in the items' order, on up to `workers` actors.
+    """Yield `build()(item)` for each item, in the items' order, from up to `workers` actors.
 
-    `build` runs once an actor. A lost actor is started again and its item repeated, so the
-    function must depend on the item alone. Ray must be connected.
+    `build` runs once on each actor. A lost actor is started again and repeats its item, so the
+    result must depend on the item alone. Ray must be connected.
     """
     actor: Any = ray.remote(_FunctionActor).options(
         num_cpus=1, num_gpus=gpus_per_worker, max_restarts=2, max_task_retries=2
     )
     actors = [actor.remote(build) for _ in range(min(workers, len(items)))]
-    underway: deque[Any] = deque()
-    for place, item in enumerate(items):
-        # Two items an actor: one at work, one waiting, so that none idles between items.
-        if len(underway) == 2 * len(actors):
-            yield ray.get(underway.popleft())
-        underway.append(actors[place % len(actors)].apply.remote(item))
-    while underway:
-        yield ray.get(underway.popleft())
+    pending: deque[Any] = deque()
+    for position, item in enumerate(items):
+        # Two items for each actor, one at work and one waiting, so that no actor idles between
+        # items. Not more, so that finished results do not fill the object store.
+        if len(pending) == 2 * len(actors):
+            yield ray.get(pending.popleft())
+        pending.append(actors[position % len(actors)].apply.remote(item))
+    while pending:
+        yield ray.get(pending.popleft())
 
 
 def with_progress(
@@ -58,13 +59,13 @@ def with_progress(
     label: str,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Result]:
-    """`results` as they come, logging how many of `total` are done, the rate and the time left."""
-    start = said = clock()
+    """Yield `results` as they come, and log the number done, the rate and the time left."""
+    start = last_logged = clock()
     for done, result in enumerate(results, 1):
         yield result
         now = clock()
-        if now - said >= LOG_INTERVAL_S or done == total:
+        if now - last_logged >= LOG_INTERVAL_S or done == total:
             rate = done / max(now - start, 1e-9)
             left = (total - done) / rate
-            log.info("%s %d/%d, %.1f/s, %.0f s left", label, done, total, rate, left)
-            said = now
+            logger.info("%s %d/%d, %.1f/s, %.0f s left", label, done, total, rate, left)
+            last_logged = now

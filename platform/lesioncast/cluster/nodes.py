@@ -1,4 +1,4 @@
-"""The nodes of a cluster: which may work, what runs on one, and whether all see one disk."""
+"""Nodes of the cluster: list them, run a task on one, check that all share a folder."""
 
 import os
 import time
@@ -13,20 +13,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from storage import Location, StorageError
 
-# A node may list a folder of a network disk as it was half a minute ago.
+# NFS clients cache a folder's listing, so a node may see it as it was half a minute ago.
 NFS_ATTRIBUTE_CACHE_S = 35.0
 
-Names = Mapping[str, Sequence[str]]  # of what lies in a folder, by the folder
+Names = Mapping[str, Sequence[str]]  # names in a folder, by the folder's path
 
 
 def nodes_with_resource(resource: str = "CPU") -> list[str]:
-    """The nodes that are there and have some of a resource; a head with num_cpus=0 has no CPU."""
+    """Return the ids of the live nodes that have a resource; a head with num_cpus=0 has no CPU."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return [n["NodeID"] for n in nodes if n["Alive"] and n["Resources"].get(resource)]
+    return [node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get(resource)]
 
 
 def run_on_node(node: str, function: Callable[..., Any], *arguments: Any) -> "ray.ObjectRef[Any]":
-    """A task on that node and no other, which takes no CPU: it mostly waits."""
+    """Start a task on one node. It reserves no CPU, because such tasks mostly wait."""
     pinned = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(function).options(num_cpus=0, scheduling_strategy=pinned)
     reference: ray.ObjectRef[Any] = task.remote(*arguments)
@@ -34,52 +34,54 @@ def run_on_node(node: str, function: Callable[..., Any], *arguments: Any) -> "ra
 
 
 def check_shared_paths(*, reads: Iterable[Location] = (), writes: Iterable[Location] = ()) -> None:
-    """Raises StorageError where a node that may work sees another folder at a path than this one.
+    """Raise StorageError if a node with CPUs does not share the folders that a job uses.
 
-    Folders to read have to show the same names everywhere, folders to write also a file that is put
-    there meanwhile. URLs mean the same everywhere.
+    A folder to read has to list the same names on all nodes. A folder to write has to show, in
+    addition, a file that this node creates there during the check. URLs need no check.
     """
-    here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in nodes_with_resource() if node != here]
+    this_node = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in nodes_with_resource() if node != this_node]
     if not nodes:
         return
     outputs = [path for path in writes if isinstance(path, Path)]
     inputs = [path for path in reads if isinstance(path, Path)]
     with ExitStack() as stack:
         for path in outputs:
-            stack.enter_context(_marked(path))
+            stack.enter_context(_marker_file(path))
         expected = {str(path): list_folder(path) for path in (*inputs, *outputs)}
-        found = {node: run_on_node(node, find_mismatched_folder, expected) for node in nodes}
-        for node, reference in found.items():
-            if (other := ray.get(reference)) is not None:
+        # All nodes look at the same time, because each may have to wait for its cache.
+        references = {node: run_on_node(node, find_mismatched_folder, expected) for node in nodes}
+        for node, reference in references.items():
+            if (mismatched := ray.get(reference)) is not None:
                 raise StorageError(
-                    f"{other}: expected the same folder on all nodes, got another or none on node "
-                    f"{node[:8]}; name a folder that every node mounts, or a store's URL"
+                    f"{mismatched}: expected the same folder on all nodes, got another or none on "
+                    f"node {node[:8]}; name a folder that every node mounts, or a store's URL"
                 )
 
 
 @contextmanager
-def _marked(folder: Path) -> Iterator[None]:
+def _marker_file(folder: Path) -> Iterator[None]:
+    """Keep a file with a unique name in the folder for the length of the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / f".shared-{uuid.uuid4().hex}"
-    mark.touch()
+    marker = folder / f".shared-{uuid.uuid4().hex}"
+    marker.touch()
     try:
         yield
     finally:
-        mark.unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
 
 
 def find_mismatched_folder(expected: Names) -> str | None:
-    """The first folder that is not here or shows other names than expected, if any."""
+    """Return the first folder that is missing on this node or lists other names, if any."""
     for folder, names in expected.items():
-        until = time.monotonic() + NFS_ATTRIBUTE_CACHE_S
+        deadline = time.monotonic() + NFS_ATTRIBUTE_CACHE_S
         while list_folder(Path(folder)) != names:
-            if time.monotonic() > until or not Path(folder).is_dir():
+            if time.monotonic() > deadline or not Path(folder).is_dir():
                 return folder
             time.sleep(1)
     return None
 
 
 def list_folder(folder: Path) -> Sequence[str]:
-    """What lies in a folder, sorted; nothing where there is none."""
+    """Return the names in a folder, sorted; an empty list if there is no such folder."""
     return sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208

@@ -185,7 +185,7 @@ def sample_and_summarise(
         store.path,
         device=device_of(gpus),
         inputs=store.table.inputs,
-        compared=compared,
+        comparison_sessions=compared,
     )
     sampled = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     progress = with_progress(sampled, total=len(batches), label="batches sampled")
@@ -197,7 +197,7 @@ def sample_and_summarise(
         # Masks are scored for test cases only, and only where the model saw all their images.
         compare = request.case in test_cases and request.sessions is None
         summaries[request] = summarise_samples(samples, store, compare=compare)
-        expected |= samples.all_stated
+        expected |= samples.all_expected
     return ForecastSummaries(
         {(request.case, request.arm): summaries[request] for request in factual},
         {(request.case, request.arm): summaries[request] for request in counterfactual},
@@ -221,7 +221,7 @@ def summarise_samples(samples: RequestSamples, store: Store, *, compare: bool) -
     return EnsembleSummary(
         plain=samples.plain,
         opened=samples.opened,
-        stated=samples.stated,
+        expected=samples.expected,
         spatial=None
         if observed is None
         else compare_masks(samples.masks, observed, store.spec.spacing),

@@ -1,1 +1,1 @@
-"""A patient under every arm: ensembles drawn on Ray, their summary, BIDS files and figures."""
+"""Forecasts of a patient under every arm: samples, their summary, BIDS files and figures."""

@@ -1,4 +1,4 @@
-"""What every forecast has to say about itself."""
+"""Sentences that every forecast carries: disclaimers, notes and warnings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,13 @@ POSITIVITY = (
     "and nothing in the data can show that its answer is right."
 )
 FROM_START = (
-    f"Shown the images of {BASELINE_SESSION} alone, before any treatment: each arm is forecast as "
-    "if taken from then on."
+    f"The model saw the images of {BASELINE_SESSION} alone, from before any treatment. Each arm is "
+    "forecast as if it were taken from then on."
 )
 FROM_LATER = (
-    f"The images shown after {BASELINE_SESSION} tell what the arm received has done by then, so "
-    "forecasts under other arms do not say what these would have done from the start."
+    f"The model saw images from after {BASELINE_SESSION}, which already show the effect of the arm "
+    "received. Forecasts under other arms do not say what these arms would have done from the "
+    "start."
 )
 NOT_EVALUATED = (
     "This bundle has not been evaluated: whether arm and trial can be told from the images, and "
@@ -29,17 +30,17 @@ NOT_EVALUATED = (
 
 
 def sessions_note(sessions: Sequence[str]) -> str:
-    """What arms that are compared by the images of these sessions can say."""
+    """Return the note on what a comparison of arms means if the model sees these sessions."""
     return FROM_START if tuple(sessions) == (BASELINE_SESSION,) else FROM_LATER
 
 
 def bundle_warnings(bundle: Path, digest: str) -> tuple[str, ...]:
-    """What the bundle's evaluation found that its data cannot show of treatments.
+    """Return the warnings of the bundle's evaluation on what its data cannot identify.
 
-    Raises ForecastError where what lies beside the bundle is another's evaluation.
+    Raise ForecastError if the evaluation beside the bundle is of another bundle.
     """
     try:
-        found = read_warnings(bundle, digest)
+        warnings = read_warnings(bundle, digest)
     except EvaluationCardError as error:
         raise ForecastError(str(error)) from error
-    return (NOT_EVALUATED,) if found is None else found
+    return (NOT_EVALUATED,) if warnings is None else warnings

@@ -1,4 +1,4 @@
-"""The samples of one case under one arm, and what they say together."""
+"""Ensembles: the samples of one case under one arm, and estimates from them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,12 +9,15 @@ from scipy.special import logit
 
 Counts = npt.NDArray[np.int64]
 
-MIN_PROBABILITY = 1e-6  # a chance from which log odds are taken
+MIN_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1 so that log odds are finite
 
 
 class ExpectedOutcomes(NamedTuple):
-    """What a model knows of one case under one arm before it draws, which has no Monte Carlo error:
-    P(active), and the expectations of the number of lesions n and of log(1 + n)."""
+    """Expectations that the networks compute before sampling, so without Monte Carlo error.
+
+    They are P(active) and the expectations of the number of lesions n and of log(1 + n), of one
+    case under one arm.
+    """
 
     p_active: float
     lesions: float
@@ -23,68 +26,76 @@ class ExpectedOutcomes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SampledCounts:
-    """The lesions of K samples of one case under one arm: `plain` and `opened` [k] are counts
-    without and with the opening.
+    """Lesion counts of K samples of one case under one arm."""
 
-    `stated` is about lesions as drawn; None for models that only draw.
-    """
-
+    #: Number of lesions of each sample [k], without the opening.
     plain: Counts
+    #: Number of lesions of each sample [k], after the opening.
     opened: Counts
-    stated: ExpectedOutcomes | None = None
+    #: Exact expectations, without the opening; None for models that only sample.
+    expected: ExpectedOutcomes | None = None
 
     def counts(self, *, opening: bool) -> Counts:
-        """Lesions of each sample, [k]."""
+        """Return the number of lesions of each sample [k]."""
         return self.opened if opening else self.plain
 
-    def stated_of(self, *, opening: bool) -> ExpectedOutcomes | None:
-        """`stated`, which says nothing of what the opening leaves."""
-        return None if opening else self.stated
+    def expected_outcomes(self, *, opening: bool) -> ExpectedOutcomes | None:
+        """Return the exact expectations, or None after the opening, for which there are none."""
+        return None if opening else self.expected
 
     def p_active(self, *, opening: bool) -> float:
-        """P(active) as stated, else the share of samples with at least one lesion."""
-        stated = self.stated_of(opening=opening)
-        return active_fraction(self.counts(opening=opening)) if stated is None else stated.p_active
+        """Return P(active): exact if it is known, else the share of samples with a lesion."""
+        expected = self.expected_outcomes(opening=opening)
+        return (
+            active_fraction(self.counts(opening=opening)) if expected is None else expected.p_active
+        )
 
     def log_lesions(self, *, opening: bool) -> float:
-        """The expectation of log(1 + n) as stated, else the mean over the samples."""
-        stated = self.stated_of(opening=opening)
-        if stated is not None:
-            return stated.log_lesions
+        """Return the expectation of log(1 + n): exact if it is known, else the sample mean."""
+        expected = self.expected_outcomes(opening=opening)
+        if expected is not None:
+            return expected.log_lesions
         return float(np.log1p(self.counts(opening=opening)).mean())
 
     def log_odds(self, *, opening: bool) -> float:
-        """Of P(active); of a share of samples with half a sample added to either side, so that it
-        is finite where all samples agree."""
-        chance = self.p_active(opening=opening)
-        if self.stated_of(opening=opening) is None:
-            held = self.counts(opening=opening) > 0
-            chance = (held.sum() + 0.5) / (len(held) + 1)
-        return float(logit(min(max(chance, MIN_PROBABILITY), 1 - MIN_PROBABILITY)))
+        """Return the log odds of P(active).
+
+        Half a sample is added to either side of a share of samples, so that its log odds are finite
+        where all samples agree.
+        """
+        p_active = self.p_active(opening=opening)
+        if self.expected_outcomes(opening=opening) is None:
+            active = self.counts(opening=opening) > 0
+            p_active = (active.sum() + 0.5) / (len(active) + 1)
+        return float(logit(min(max(p_active, MIN_PROBABILITY), 1 - MIN_PROBABILITY)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(SampledCounts):
-    """K samples of one case under one arm; sample k has seed `seeds[k]`.
+    """K samples of one case under one arm."""
 
-    `volume` [k] is in mm3, `probability` [s, h, w] is the share of samples with a lesion at each
-    voxel.
-    """
-
+    #: Index of the case in its store.
     case: int
+    #: Index of the arm.
     arm: int
+    #: Seed of each sample [k].
     seeds: tuple[int, ...]
+    #: Lesion volume of each sample [k], in mm3.
     volume: npt.NDArray[np.float64]
+    #: Share of samples with a lesion at each voxel [s, h, w].
     probability: npt.NDArray[np.float32]
 
 
 def active_fraction(counts: Counts) -> float:
-    """The share of samples with at least one lesion."""
+    """Return the share of samples with at least one lesion."""
     return float(np.mean(counts > 0))
 
 
 def wilson_interval(share: float, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """95 % Wilson score interval of a share of `trials`; it stays honest at 0 and at 1."""
+    """Return the 95 % Wilson score interval of a share of `trials`.
+
+    Its coverage also holds for shares of 0 and 1, where the normal interval has no width.
+    """
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     spread = np.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
     half = float(z * spread / (1 + z * z / trials))
@@ -92,14 +103,15 @@ def wilson_interval(share: float, trials: int, *, z: float = 1.959964) -> tuple[
 
 
 def monte_carlo_error(values: npt.NDArray[np.generic]) -> float:
-    """Standard error of the mean of independent draws `values` [k]."""
+    """Return the standard error of the mean of independent draws `values` [k]."""
     return float(np.std(values.astype(np.float64), ddof=1) / np.sqrt(len(values)))
 
 
 def stratified_error(values: npt.NDArray[np.float64]) -> float:
-    """Standard error, from the draws alone, of the mean over the cases of `values` [n, k].
+    """Return the Monte Carlo standard error of the mean of `values` [n, k].
 
-    Each case has k independent draws of its own; the cases are taken as given.
+    Each of the n cases has k independent draws of its own. The cases are fixed: their own variation
+    is not part of the error.
     """
     cases, draws = values.shape
     return float(np.sqrt(np.mean(np.var(values, axis=1, ddof=1)) / (draws * cases)))
@@ -108,10 +120,10 @@ def stratified_error(values: npt.NDArray[np.float64]) -> float:
 def paired_difference(
     values: npt.NDArray[np.generic], reference: npt.NDArray[np.generic]
 ) -> tuple[float, float]:
-    """(mean of values - reference, its Monte Carlo standard error), both [k] on the same seeds.
+    """Return the mean of `values` - `reference` and its Monte Carlo standard error.
 
-    Common random numbers: the error is that of the differences, far below that of two
-    independent ensembles where the arms move together.
+    Both [k] are drawn on the same seeds (common random numbers). The error is that of the paired
+    differences, which is far below that of two independent ensembles.
     """
     difference = values.astype(np.float64) - reference.astype(np.float64)
     return float(difference.mean()), monte_carlo_error(difference)

@@ -69,6 +69,20 @@ class ForecastRun:
 
 
 @dataclass(frozen=True)
+class SubjectForecast:
+    """Forecast of one subject, before it is written."""
+
+    #: Facts about the subject.
+    subject: SubjectInfo
+    #: Numbers under every arm.
+    summary: ForecastSummary
+    #: Probability of a lesion in each voxel of the source grid, by arm.
+    probability: Mapping[str, nib.Nifti1Image]
+    #: Observed NET2 mask at w096 in the slab [s, h, w], where it is known.
+    observed: npt.NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
 class ForecastPlan:
     """The ensembles of a run: every case under every arm, arms of a case on the same seeds."""
 
@@ -95,6 +109,14 @@ def subjects_to_forecast(store: Store, names: Sequence[str], *, number: int) -> 
             f"{store.path}: expected test or unlabelled cases, got neither; name --subjects"
         )
     return cases
+
+
+def check_reference_arm(reference: str, arms: Sequence[str]) -> None:
+    """Raise ForecastError if the reference arm is not among the arms."""
+    if reference not in arms:
+        raise ForecastError(
+            f"forecast.reference_arm: expected one of {', '.join(arms)}, got {reference}"
+        )
 
 
 def run_provenance(
@@ -167,11 +189,8 @@ def write_forecasts(
     order; the batches may be of any size. No `arms` stand for all arms of the store. Raise
     ForecastError if the reference arm is not among the arms.
     """
-    arms, reference = tuple(arms) or store.spec.arms, run.settings.reference_arm
-    if reference not in arms:
-        raise ForecastError(
-            f"forecast.reference_arm: expected one of {', '.join(arms)}, got {reference}"
-        )
+    arms = tuple(arms) or store.spec.arms
+    check_reference_arm(run.settings.reference_arm, arms)
     plan = plan_forecast(store, cases, settings=run.settings, seed=run.provenance.seed, arms=arms)
     stream = ensembles(plan.requests, plan.seeds, drawn)
     for case in cases:
@@ -183,40 +202,64 @@ def write_forecast(
     store: Store, case: Case, by_arm: Mapping[str, Ensemble], run: ForecastRun
 ) -> ForecastSummary:
     """Write one subject's probability maps, summary and figure; return the summary."""
-    settings, provenance = run.settings, run.provenance
+    forecast = assemble_forecast(
+        store, case, by_arm, settings=run.settings, provenance=run.provenance
+    )
+    for arm, image in forecast.probability.items():
+        write_probability(
+            run.out,
+            image,
+            by_arm[arm],
+            arm=arm,
+            subject=forecast.subject,
+            provenance=run.provenance,
+        )
+    observed = forecast.observed
+    truth = None if observed is None else to_source_grid(observed, case.grid, order=0)
+    view = make_view(run.background(case), forecast.probability, truth)
+    figure = forecast_figure(view, forecast.summary, slices=run.settings.slices)
+    save(figure, figure_path(run.out, case.subject))
+    # The summary comes last: a subject with a summary has all of its files.
+    write_summary(summary_path(run.out, case.subject), forecast.summary)
+    return forecast.summary
+
+
+def assemble_forecast(
+    store: Store,
+    case: Case,
+    by_arm: Mapping[str, Ensemble],
+    *,
+    settings: ForecastSettings,
+    provenance: RunProvenance,
+) -> SubjectForecast:
+    """Return one subject's forecast: its summary, and its probability maps on the source grid."""
     observed = _observed_mask(store, case)
-    spacing = store.spec.spacing
+    spacing, opening = store.spec.spacing, settings.apply_opening
     subject = SubjectInfo(
         case.subject,
         case.arm,
         observed_lesions=None
         if observed is None
-        else lesion_count(observed.astype(bool), spacing, opening=settings.apply_opening),
+        else lesion_count(observed.astype(bool), spacing, opening=opening),
         covariates=covariate_presence(provenance.covariates, case),
         case_digest=case.digest,
     )
-    images = {
-        arm: to_source_grid(ensemble.probability, case.grid, order=1)
-        for arm, ensemble in by_arm.items()
-    }
-    for arm, image in images.items():
-        write_probability(
-            run.out, image, by_arm[arm], arm=arm, subject=subject, provenance=provenance
-        )
-    summary = summarise(
-        subject,
-        by_arm,
-        reference=settings.reference_arm,
-        opening=settings.apply_opening,
-        spacing=spacing,
-        provenance=provenance,
+    return SubjectForecast(
+        subject=subject,
+        summary=summarise(
+            subject,
+            by_arm,
+            reference=settings.reference_arm,
+            opening=opening,
+            spacing=spacing,
+            provenance=provenance,
+        ),
+        probability={
+            arm: to_source_grid(ensemble.probability, case.grid, order=1)
+            for arm, ensemble in by_arm.items()
+        },
+        observed=observed,
     )
-    truth = None if observed is None else to_source_grid(observed, case.grid, order=0)
-    view = make_view(run.background(case), images, truth)
-    save(forecast_figure(view, summary, slices=settings.slices), figure_path(run.out, case.subject))
-    # The summary comes last: a subject with a summary has all of its files.
-    write_summary(summary_path(run.out, case.subject), summary)
-    return summary
 
 
 def _observed_mask(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:

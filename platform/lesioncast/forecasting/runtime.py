@@ -1,4 +1,4 @@
-"""The real thing behind the `Draw` seam: a bundle's networks and a store's cases."""
+"""Sample masks with a bundle's networks for the cases of a store."""
 
 import json
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from lesioncast.forecasting.sampling import (
     BatchSampler,
     ConditioningArrays,
     Draw,
+    ExpectationsByInput,
     ModelInput,
     PredictExpectations,
     Read,
-    Statements,
 )
 from lesioncast.imaging.channels import (
     BASELINE_SESSION,
@@ -47,69 +47,80 @@ def build_sampler(
     device: str,
     inputs: str | None = None,
     sampler: SamplerConfig | None = None,
-    compared: Sessions | None = None,
+    comparison_sessions: Sessions | None = None,
 ) -> BatchSampler:
-    """What a Ray actor holds: the networks on `device` and the open store.
+    """Load a bundle onto `device`, open a store, and return a sampler of the store's cases.
 
-    Draws as the bundle was shipped to, or with another `sampler`. On the CPU one thread a process:
-    the actors are the parallelism. `inputs` is that of the table in which the cases to draw were
-    found; `compared` as in Sampler. Raises ForecastError where the bundle and the store do not fit,
-    StoreError where the store was converted anew since then, so that a case's index may be another
-    patient's.
+    This is what a Ray actor does once. `sampler` replaces the bundle's own sampler settings.
+    `inputs` is the digest of the case table in which the cases to draw were found.
+    `comparison_sessions` as in BatchSampler.
+
+    Raise ForecastError if the bundle and the store do not fit, and StoreError if the store was
+    converted again since `inputs` was read: the index of a case may then be another patient's.
     """
     if device == "cpu":
+        # One thread a process: the actors are the parallelism.
         torch.set_num_threads(1)
     loaded, opened = load_bundle(bundle, device=device), open_store(store, inputs=inputs)
-    check_compatible(loaded, opened)
     if sampler is not None:
         loaded = replace(loaded, config=replace(loaded.config, sampler=sampler))
-    warn_if_slow(loaded.config.sampler.precision, torch.device(device))
+    return bundle_sampler(loaded, opened, device=device, comparison_sessions=comparison_sessions)
+
+
+def bundle_sampler(
+    bundle: Bundle, store: Store, *, device: str, comparison_sessions: Sessions | None = None
+) -> BatchSampler:
+    """Return a sampler of the store's cases with the bundle's networks, which are on `device`.
+
+    Raise ForecastError if the bundle and the store do not fit.
+    """
+    check_compatible(bundle, store)
+    warn_if_slow(bundle.config.sampler.precision, torch.device(device))
     return BatchSampler(
-        make_mask_sampler(loaded, device=device),
-        store_reader(opened, loaded.config.model),
-        spacing=opened.spec.spacing,
-        state=make_expectation_predictor(loaded, device=device),
-        compared=compared,
+        make_mask_sampler(bundle, device=device),
+        store_reader(store, bundle.config.model),
+        spacing=store.spec.spacing,
+        predict=make_expectation_predictor(bundle, device=device),
+        comparison_sessions=comparison_sessions,
     )
 
 
 def device_of(gpus_per_worker: float) -> str:
-    """Where the actors' networks live."""
+    """Return the device of an actor's networks: cuda if it has a GPU."""
     return "cuda" if gpus_per_worker > 0 else "cpu"
 
 
 def check_compatible(bundle: Bundle, store: Store) -> None:
-    """Raises ForecastError where the store holds other slabs or arms than the bundle knows."""
-    for name, wanted, got in (
+    """Raise ForecastError if the store's slabs, spacing or arms are not those of the bundle."""
+    for name, expected, got in (
         ("slab", bundle.config.slab, store.spec.slab),
         ("spacing", bundle.config.spacing, store.spec.spacing),
         ("arms", bundle.config.model.arms, store.spec.arms),
     ):
-        if wanted != got:
+        if expected != got:
             raise ForecastError(
-                f"{store.path}: expected the bundle's {name} {wanted}, got {got}; convert the "
+                f"{store.path}: expected the bundle's {name} {expected}, got {got}; convert the "
                 f"data with the configuration that {bundle.path} was trained with"
             )
 
 
 def store_reader(store: Store, config: ModelConfig) -> Read:
-    """What the networks are told of a store's cases; channels that a case lacks are null, as are
-    those of sessions that are not shown."""
+    """Return a function that reads a case of the store as the input of the networks."""
     channels = parse_channels(config.control.condition)
 
-    def read(shown: ModelInput) -> ConditioningArrays:
-        condition = encode_case(store.read(shown.case), channels=channels)
-        if shown.sessions is not None:
-            condition[channels_outside_sessions(channels, shown.sessions)] = 0
+    def read(inputs: ModelInput) -> ConditioningArrays:
+        condition = encode_case(store.read(inputs.case), channels=channels)
+        if inputs.sessions is not None:
+            condition[channels_outside_sessions(channels, inputs.sessions)] = 0
         return ConditioningArrays(
-            condition, encode_covariates(config.covariates, store.cases[shown.case])
+            condition, encode_covariates(config.covariates, store.cases[inputs.case])
         )
 
     return read
 
 
 def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
-    """Masks from the bundle's networks with the sampler that it was shipped with."""
+    """Return a function that samples masks with the bundle's networks and sampler settings."""
 
     def draw(
         condition: npt.NDArray[np.float32],
@@ -130,79 +141,90 @@ def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
 
 
 def make_expectation_predictor(bundle: Bundle, *, device: str) -> PredictExpectations:
-    """What the bundle's networks state, where they do."""
+    """Return a function that computes exact expectations, or None for models that only sample."""
 
-    def state(given: ConditioningArrays) -> ArmExpectations | None:
-        stated = bundle.model.expected_outcomes(
-            *(torch.from_numpy(each).to(device) for each in given)
+    def predict(inputs: ConditioningArrays) -> ArmExpectations | None:
+        expectations = bundle.model.expected_outcomes(
+            *(torch.from_numpy(array).to(device) for array in inputs)
         )
-        if stated is None:
+        if expectations is None:
             return None
+        # The model returns one tensor [arm] for each outcome; callers need the outcomes by arm.
         return tuple(
-            ExpectedOutcomes(*of_arm) for of_arm in zip(*map(Tensor.tolist, stated), strict=True)
+            ExpectedOutcomes(*of_arm)
+            for of_arm in zip(*map(Tensor.tolist, expectations), strict=True)
         )
 
-    return state
+    return predict
 
 
-def expected_outcomes_of(bundle: Bundle, store: Store, shown: ModelInput) -> Statements:
-    """What the bundle, on the CPU, states of one case; nothing where it does not."""
-    statement = make_expectation_predictor(bundle, device="cpu")(
-        store_reader(store, bundle.config.model)(shown)
+def expected_outcomes_of(bundle: Bundle, store: Store, inputs: ModelInput) -> ExpectationsByInput:
+    """Return the exact expectations of one case; empty for a model that only samples.
+
+    The bundle's networks are on the CPU.
+    """
+    expectations = make_expectation_predictor(bundle, device="cpu")(
+        store_reader(store, bundle.config.model)(inputs)
     )
-    return {} if statement is None else {shown: statement}
+    return {} if expectations is None else {inputs: expectations}
 
 
 def input_sessions(bundle: Bundle) -> Sessions:
-    """The sessions among the channels of the bundle's condition."""
+    """Return the sessions whose images the bundle's model takes."""
     return sessions_of(parse_channels(bundle.config.model.control.condition))
 
 
 def supported_sessions(bundle: Bundle) -> tuple[Sessions, ...]:
-    """What a forecast may show the bundle: all sessions that it sees, or w000 alone where it was
-    trained for that."""
-    seen = input_sessions(bundle)
-    return (
-        (seen, (BASELINE_SESSION,))
-        if bundle.config.baseline_only and seen != (BASELINE_SESSION,)
-        else (seen,)
-    )
+    """Return the choices of sessions that the bundle was trained for.
+
+    The first is all sessions that the model takes. The second, if training covered it, is w000.
+    """
+    sessions = input_sessions(bundle)
+    if bundle.config.baseline_only and sessions != (BASELINE_SESSION,):
+        return sessions, (BASELINE_SESSION,)
+    return (sessions,)
 
 
-def resolve_sessions(bundle: Bundle, wanted: Sequence[str]) -> Sessions:
-    """Those `wanted`, or all where none is. ForecastError where the bundle was not trained so."""
+def resolve_sessions(bundle: Bundle, requested: Sequence[str]) -> Sessions:
+    """Return the requested sessions, or by default all that the model takes.
+
+    Raise ForecastError if the bundle was not trained for them.
+    """
     choices = supported_sessions(bundle)
-    if wanted and tuple(wanted) not in choices:
+    if requested and tuple(requested) not in choices:
         raise ForecastError(
-            f"forecast.sessions: expected {format_choices(choices)}, got {', '.join(wanted)}; "
+            f"forecast.sessions: expected {format_choices(choices)}, got {', '.join(requested)}; "
             f"to show {BASELINE_SESSION} alone, train stage 2 with finetune.session_dropout above 0"
         )
-    return tuple(wanted) or choices[0]
+    return tuple(requested) or choices[0]
 
 
 def format_choices(choices: Sequence[Sessions]) -> str:
-    """The choices in words."""
-    return " or else ".join(", ".join(each) for each in choices)
+    """Return the choices in words, such as "w000, w048 or else w000"."""
+    return " or else ".join(", ".join(sessions) for sessions in choices)
 
 
 def comparison_sessions(bundle: Bundle) -> Sessions | None:
-    """Those that the bundle is shown where the arms of a patient are compared: w000 alone, where
-    it was trained for that, since later images show what the arm received has done. None: all."""
-    compared = supported_sessions(bundle)[-1]
-    return None if compared == input_sessions(bundle) else compared
+    """Return the sessions to show when the arms of a patient are compared; None means all.
+
+    w000 alone is best where the bundle was trained for it: later images already show the effect of
+    the arm received.
+    """
+    sessions = supported_sessions(bundle)[-1]
+    return None if sessions == input_sessions(bundle) else sessions
 
 
 def training_data_note(bundle: Path) -> str:
-    """What the bundle's own record says of the data it learned from."""
+    """Return a sentence on the data that the bundle was trained on."""
     data = str(_training_metrics(bundle).get("data", "data not recorded"))
     return f"Trained on {data.rstrip('.')}."
 
 
 def bundle_steps(bundle: Path) -> str:
-    """How long the bundle was trained, such as `450 + 600 steps, seed 0`."""
-    made = _training_metrics(bundle)
-    counts = " + ".join(str(stage["step"]) for stage in made["stages"].values())
-    return f"{counts} steps, seed {made['seed']}"
+    """Return the length of the bundle's training, such as "450 + 600 steps, seed 0"."""
+    metrics = _training_metrics(bundle)
+    counts = " + ".join(str(stage["step"]) for stage in metrics["stages"].values())
+    return f"{counts} steps, seed {metrics['seed']}"
 
 
 def _training_metrics(bundle: Path) -> dict[str, Any]:
@@ -211,5 +233,5 @@ def _training_metrics(bundle: Path) -> dict[str, Any]:
 
 
 def simulated_data_notes(bids: Path) -> tuple[str, ...]:
-    """Says so where the subjects themselves are simulated: their true futures lie beside them."""
+    """Return a note if the subjects are simulated, which their ground truth files show."""
     return ("The subjects are simulated.",) if has_ground_truth(bids) else ()

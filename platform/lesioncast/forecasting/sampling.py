@@ -1,9 +1,10 @@
-"""Which samples make a forecast, and how they become ensembles.
+"""Plan the samples of a forecast, draw them in batches, and group them into ensembles.
 
-A sample is named by (case, arm, seed) and the sessions whose images are shown. Seed k of a subject
-depends on the run's seed, the subject and k alone. Its arms share it, so that they are compared on
-common random numbers, and an ensemble of 32 begins with the ensemble of 16. Subjects do not, so
-that a mean over subjects averages the luck of the draw too.
+A sample is determined by its case, arm and seed and by the sessions whose images the model sees.
+Seed k of a subject depends on the run's seed, the subject's name and k alone. The arms of a subject
+share their seeds: arms are compared on common random numbers. An ensemble of 32 samples begins with
+the ensemble of 16. Subjects have seeds of their own, so that the Monte Carlo errors of different
+subjects are independent and average out over subjects.
 """
 
 import hashlib
@@ -23,20 +24,23 @@ from storage import Case
 Masks = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
-"""(condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2 masks
-[n, s, h, w]."""
+"""Samples masks: (condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2
+masks [n, s, h, w]."""
 
 
 class ModelInput(NamedTuple):
-    """What a model is shown: a case by its index, the images of `sessions` alone; None for all."""
+    """Input of the model: the index of a case, and the sessions to show of it, None for all."""
 
     case: int
     sessions: Sessions | None = None
 
 
 class ConditioningArrays(NamedTuple):
-    """The same as numbers: the `condition` [channels, s, h, w], null outside the sessions shown,
-    and the encoded `covariates` [k], NaN where absent."""
+    """Input of the model as arrays.
+
+    `condition` [channels, s, h, w] is zero for channels that the case lacks and for sessions that
+    are not shown. `covariates` [k] are encoded; missing ones are NaN.
+    """
 
     condition: Floats
     covariates: Floats
@@ -44,29 +48,29 @@ class ConditioningArrays(NamedTuple):
 
 Read = Callable[[ModelInput], ConditioningArrays]
 ArmExpectations = tuple[ExpectedOutcomes, ...]
-"""What a model states of a patient under each arm before it draws."""
+"""Exact expectations of a patient under each arm."""
 PredictExpectations = Callable[[ConditioningArrays], ArmExpectations | None]
-"""None for models that only draw."""
-Statements = Mapping[ModelInput, ArmExpectations]
-"""By what was shown."""
+"""Computes exact expectations from the input; returns None for models that only sample."""
+ExpectationsByInput = Mapping[ModelInput, ArmExpectations]
+"""Exact expectations by the input that they are about."""
 
 
 class EnsembleRequest(NamedTuple):
-    """One ensemble asked for: a case index under an arm index, from the images of `sessions`
-    alone; None for all."""
+    """A requested ensemble: the index of a case, the index of an arm, and the sessions whose images
+    the model sees, None for all."""
 
     case: int
     arm: int
     sessions: Sessions | None = None
 
     @property
-    def shown(self) -> ModelInput:
-        """What the model is shown for it."""
+    def model_input(self) -> ModelInput:
+        """Return the input of the model for this ensemble."""
         return ModelInput(self.case, self.sessions)
 
 
 class Sample(NamedTuple):
-    """One sample asked for."""
+    """A requested sample."""
 
     request: EnsembleRequest
     seed: int
@@ -77,16 +81,19 @@ Batch = tuple[Sample, ...]
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """The samples of one batch: masks packed along w, what was counted of each, and what the model
-    states of their cases."""
+    """Samples of one batch."""
 
+    #: Masks [n, s, h, ceil(w / 8)] as bits packed along w.
     packed: npt.NDArray[np.uint8]
+    #: Width w of the masks.
     width: int
+    #: Lesion counts and volume of each sample [n].
     lesions: tuple[LesionCounts, ...]
-    stated: Statements = field(default_factory=dict)
+    #: Exact expectations of the cases in the batch, for models that compute them.
+    expected: ExpectationsByInput = field(default_factory=dict)
 
     def masks(self) -> Masks:
-        """[n, s, h, w]."""
+        """Return the masks [n, s, h, w]."""
         return np.unpackbits(self.packed, axis=-1, count=self.width).astype(bool)
 
 
@@ -94,9 +101,10 @@ Seeds = tuple[int, ...]
 
 
 def sample_seeds(seed: int, subject: str, samples: int) -> Seeds:
-    """The seeds of a subject's samples 0 .. samples - 1 in a run with `seed`, of 63 bits each.
+    """Return the seeds of a subject's samples 0 .. samples - 1 in a run with `seed`.
 
-    Consecutive ones, whose lesion loads are spread out evenly (`drawn_load`).
+    They are consecutive numbers of 63 bits: the lesion loads that consecutive seeds draw are spread
+    out evenly (see lesioncast.diffusion.lesion_load).
     """
     name = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
     first = int(np.random.SeedSequence((seed, name)).generate_state(1, np.uint64)[0] >> 2)
@@ -104,16 +112,16 @@ def sample_seeds(seed: int, subject: str, samples: int) -> Seeds:
 
 
 def seeds_of(cases: Iterable[Case], *, seed: int, samples: int) -> dict[int, Seeds]:
-    """The seeds of each case, by its index."""
+    """Return the seeds of each case, by its index."""
     return {case.index: sample_seeds(seed, case.subject, samples) for case in cases}
 
 
 def plan_batches(
     requests: Sequence[EnsembleRequest], seeds: Mapping[int, Seeds], *, batch_size: int
 ) -> list[Batch]:
-    """All samples of the requests, request by request, cut into batches that share forward passes.
+    """Cut the samples of all requests, in order, into batches that share forward passes.
 
-    `seeds` holds those of each case, by its index.
+    `seeds` holds the seeds of each case, by its index.
     """
     samples = [Sample(request, seed) for request in requests for seed in seeds[request.case]]
     return [
@@ -122,13 +130,14 @@ def plan_batches(
 
 
 def no_expectations(_: ConditioningArrays) -> None:
-    """For a model that only draws."""
+    """Return None, for a model that only samples."""
 
 
 class BatchSampler:
-    """Draws batches with one model and counts lesions where the masks are made.
+    """Sampler of batches with one model, which also counts the lesions of each mask.
 
-    `compared` are sessions by which the model also states what it can of every case that it draws.
+    `predict` computes the exact expectations of every case in a batch, from the sessions that its
+    samples are drawn from and, if `comparison_sessions` are given, from these as well.
     """
 
     def __init__(
@@ -137,79 +146,86 @@ class BatchSampler:
         read: Read,
         *,
         spacing: tuple[float, float, float],
-        state: PredictExpectations = no_expectations,
-        compared: Sessions | None = None,
+        predict: PredictExpectations = no_expectations,
+        comparison_sessions: Sessions | None = None,
     ) -> None:
-        self._draw, self._read, self._state = draw, read, state
-        self._compared = compared
+        self._draw, self._read, self._predict = draw, read, predict
+        self._comparison_sessions = comparison_sessions
         self._spacing = spacing
 
     def __call__(self, batch: Batch) -> SampleBatch:
-        shown = [sample.request.shown for sample in batch]
-        read = {each: self._read(each) for each in dict.fromkeys(shown)}
-        conditions, covariates = zip(*(read[each] for each in shown), strict=True)
+        """Sample a batch and return its masks, lesion counts and expectations."""
+        inputs = [sample.request.model_input for sample in batch]
+        # Samples of one case share their input, which is read once.
+        arrays = {key: self._read(key) for key in dict.fromkeys(inputs)}
+        conditions, covariates = zip(*(arrays[key] for key in inputs), strict=True)
         masks = self._draw(
             np.stack(conditions),
             np.array([sample.request.arm for sample in batch], np.int64),
             [sample.seed for sample in batch],
             np.stack(covariates),
         )
-        if self._compared is not None:
-            others = {ModelInput(each.case, self._compared) for each in shown} - read.keys()
-            read |= {each: self._read(each) for each in others}
-        stated = {each: self._state(given) for each, given in read.items()}
+        if self._comparison_sessions is not None:
+            others = {
+                ModelInput(key.case, self._comparison_sessions) for key in inputs
+            } - arrays.keys()
+            arrays |= {key: self._read(key) for key in others}
+        expectations = {key: self._predict(conditioning) for key, conditioning in arrays.items()}
         return SampleBatch(
             packed=np.packbits(masks, axis=-1),
             width=masks.shape[-1],
             lesions=tuple(count_lesions(mask, self._spacing) for mask in masks),
-            stated={key: each for key, each in stated.items() if each is not None},
+            expected={key: of_arms for key, of_arms in expectations.items() if of_arms is not None},
         )
 
 
 class RequestSamples(NamedTuple):
-    """All samples of one request, before they become an ensemble; `all_stated` holds what is
-    stated of its case, if anything, and of others that were drawn beside it."""
+    """All samples of one request, before they become an ensemble.
+
+    `masks` is [k, s, h, w]. `all_expected` holds the exact expectations of the request's case, if
+    there are any, and of the other cases in the same batch.
+    """
 
     request: EnsembleRequest
     seeds: Seeds
-    masks: Masks  # [k, s, h, w]
+    masks: Masks
     lesions: tuple[LesionCounts, ...]
-    all_stated: Statements
+    all_expected: ExpectationsByInput
 
     @property
     def plain(self) -> Counts:
-        """Lesions of each sample as drawn, [k]."""
-        return np.array([found.plain for found in self.lesions], np.int64)
+        """Return the number of lesions of each sample [k], without the opening."""
+        return np.array([counts.plain for counts in self.lesions], np.int64)
 
     @property
     def opened(self) -> Counts:
-        """Lesions of each sample after the opening, [k]."""
-        return np.array([found.opened for found in self.lesions], np.int64)
+        """Return the number of lesions of each sample [k], after the opening."""
+        return np.array([counts.opened for counts in self.lesions], np.int64)
 
     @property
-    def stated(self) -> ExpectedOutcomes | None:
-        """What is stated under the arm of the request."""
-        statement = self.all_stated.get(self.request.shown)
-        return None if statement is None else statement[self.request.arm]
+    def expected(self) -> ExpectedOutcomes | None:
+        """Return the exact expectations under the arm of the request, if there are any."""
+        expectations = self.all_expected.get(self.request.model_input)
+        return None if expectations is None else expectations[self.request.arm]
 
 
 def group_by_request(
     requests: Sequence[EnsembleRequest], seeds: Mapping[int, Seeds], drawn: Iterable[SampleBatch]
 ) -> Iterator[RequestSamples]:
-    """The samples of one request after the other, from the batches of `plan` in order.
+    """Yield the samples of each request in turn, from the batches of `plan_batches` in order.
 
-    No more than one request's masks are held at a time.
+    Only the masks of one request are in memory at a time.
     """
-    flat = _unbatched(drawn)
+    samples = _unbatched(drawn)
     for request in requests:
-        masks, lesions, stated = zip(*islice(flat, len(seeds[request.case])), strict=True)
-        yield RequestSamples(request, seeds[request.case], np.stack(masks), lesions, stated[0])
+        masks, lesions, expected = zip(*islice(samples, len(seeds[request.case])), strict=True)
+        yield RequestSamples(request, seeds[request.case], np.stack(masks), lesions, expected[0])
 
 
 def ensembles(
     requests: Sequence[EnsembleRequest], seeds: Mapping[int, Seeds], drawn: Iterable[SampleBatch]
 ) -> Iterator[Ensemble]:
-    """One ensemble a request, in order, from the batches of `plan` in order."""
+    """Yield the ensemble of each request, from the batches of `plan_batches` in order."""
     for samples in group_by_request(requests, seeds, drawn):
         yield Ensemble(
             case=samples.request.case,
@@ -217,14 +233,16 @@ def ensembles(
             seeds=samples.seeds,
             plain=samples.plain,
             opened=samples.opened,
-            stated=samples.stated,
-            volume=np.array([found.volume for found in samples.lesions], np.float64),
+            expected=samples.expected,
+            volume=np.array([counts.volume for counts in samples.lesions], np.float64),
             probability=np.mean(samples.masks, axis=0, dtype=np.float32),
         )
 
 
-def _unbatched(drawn: Iterable[SampleBatch]) -> Iterator[tuple[Masks, LesionCounts, Statements]]:
+def _unbatched(
+    drawn: Iterable[SampleBatch],
+) -> Iterator[tuple[Masks, LesionCounts, ExpectationsByInput]]:
+    """Yield the mask, the lesion counts and the batch's expectations of each sample."""
     for batch in drawn:
-        yield from (
-            (*each, batch.stated) for each in zip(batch.masks(), batch.lesions, strict=True)
-        )
+        for mask, lesions in zip(batch.masks(), batch.lesions, strict=True):
+            yield mask, lesions, batch.expected

@@ -1,9 +1,10 @@
-"""Settings of a forecast."""
+"""Settings of the forecast job."""
 
 from dataclasses import dataclass
 
 
 def require_at_least(least: int, **values: float) -> None:
+    """Raise ValueError for the first of the named values that is below `least`."""
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} must be {least} or more, got {value}")
@@ -11,24 +12,26 @@ def require_at_least(least: int, **values: float) -> None:
 
 @dataclass(frozen=True)
 class ForecastSettings:
-    """One forecast: `samples` draws an arm, for `subjects` of the test split when none is named.
+    """Settings of a forecast."""
 
-    `batch_size` draws share forward passes on each of `workers` Ray actors, every one of which
-    holds the model (`gpus_per_worker` 0 runs it on one CPU thread). `reference_arm` is what the
-    paired differences are taken against. `opening` applies the paper's 5 mm opening before lesions
-    are counted; both counts are written in any case. `slices` is what the figure shows. `sessions`
-    are those whose images the model is shown, all that it knows where none is named: w000 alone
-    asks what each arm would have done from the start.
-    """
-
+    #: Number of samples an arm.
     samples: int = 32
+    #: Number of subjects of the test split to forecast if none is named.
     subjects: int = 4
+    #: Number of samples that share a forward pass.
     batch_size: int = 16
+    #: Number of Ray actors, each of which holds the model.
     workers: int = 2
+    #: GPUs of each actor; 0 runs the model on one CPU thread.
     gpus_per_worker: float = 0.0
+    #: Arm that the paired differences are taken against.
     reference_arm: str = "placebo"
+    #: Apply the paper's 5 mm opening before lesions are counted; both counts are always written.
     apply_opening: bool = False
+    #: Number of slices in the figure.
     slices: int = 2
+    #: Sessions whose images the model sees; empty for all. w000 alone forecasts each arm from the
+    #: start of treatment.
     sessions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -97,7 +97,7 @@ def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | No
     head = [
         "arm",
         "P(active)",
-        *(["lesions expected, as stated"] if has_expected else []),
+        *(["lesions expected"] if has_expected else []),
         "lesions drawn, mean (sd)",
         f"P(active) minus {reference} (MC error)",
         f"lesions minus {reference} (MC error)",

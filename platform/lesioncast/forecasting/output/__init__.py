@@ -1,0 +1,1 @@
+"""Files of a forecast: summary, BIDS derivative, DICOM SEG and figure."""

@@ -36,28 +36,31 @@ README = f"""Forecasts of new and enlarging T2 lesions at week 96 from the scans
 
 Each _probseg map is the share of samples with a lesion at a voxel under the arm that its desc
 entity names, on the grid of the subject's own FLAIR at week 48. sub-*_forecast.json holds the
-numbers of a subject, sub-*_forecast.png the picture."""
+numbers of a subject, sub-*_forecast.png the figure."""
 IGNORED = ("*_forecast.json", "*_forecast.png", "*.md")
 
 
 def forecast_path(root: Path, subject: str, arm: str) -> Path:
-    """Where the probability map of `subject` (sub-...) under `arm` lies."""
+    """Return the path of the probability map of `subject` (sub-...) under `arm`."""
     stem = f"{subject}_ses-{SESSION}_space-orig_label-L_desc-forecastW096{_bids_label(arm)}_probseg"
     return root / subject / f"ses-{SESSION}" / "anat" / f"{stem}.nii.gz"
 
 
 def summary_path(root: Path, subject: str) -> Path:
-    """Where the numbers of `subject` lie."""
+    """Return the path of the summary of `subject`."""
     return root / subject / f"{subject}_forecast.json"
 
 
 def figure_path(root: Path, subject: str) -> Path:
-    """Where the picture of `subject` lies."""
+    """Return the path of the figure of `subject`."""
     return root / subject / f"{subject}_forecast.png"
 
 
 def _bids_label(arm: str) -> str:
-    """BIDS labels are alphanumeric: dimethyl_fumarate becomes DimethylFumarate."""
+    """Return an arm's name as a BIDS label, which is alphanumeric.
+
+    An example is DimethylFumarate for dimethyl_fumarate.
+    """
     return "".join(word[0].upper() + word[1:] for word in re.findall("[A-Za-z0-9]+", arm))
 
 
@@ -72,19 +75,19 @@ write_forecast_root = partial(
 
 @dataclass(frozen=True)
 class ProbabilityMap:
-    """A probability map as it was written: `image` on the source grid, and its `sidecar`."""
+    """A probability map read from disk: `image` on the source grid, and its BIDS `sidecar`."""
 
     image: nib.Nifti1Image
     sidecar: Mapping[str, Any]
 
 
 def forecast_subjects(root: Path) -> list[str]:
-    """The subjects that have a forecast there."""
+    """Return the subjects that have a forecast below `root`, sorted."""
     return sorted(path.parent.name for path in root.glob("sub-*/sub-*_forecast.json"))
 
 
 def read_maps(root: Path, subject: str) -> list[ProbabilityMap]:
-    """A subject's maps, one for each arm. Raises ForecastError where there are none."""
+    """Return a subject's maps, one for each arm. Raise ForecastError if there are none."""
     paths = sorted(forecast_path(root, subject, "*").parent.glob(f"{subject}_*_probseg.nii.gz"))
     if not paths:
         raise ForecastError(
@@ -116,7 +119,7 @@ def write_probability(
 def sidecar(
     ensemble: Ensemble, *, arm: str, subject: SubjectInfo, provenance: RunProvenance
 ) -> dict[str, Any]:
-    """What the map is, of whom, made with what, and what it is not."""
+    """Return the BIDS sidecar of a map: content, sources, provenance and disclaimers."""
     return {
         "Type": "Lesion",
         "Description": (

@@ -1,4 +1,4 @@
-"""A subject's forecast as the segments of a DICOM SEG, one for each arm."""
+"""Turn a subject's probability maps into a DICOM SEG with one segment for each arm."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ from storage.export.dicom_seg import Segment, Segmentation, binarise
 def forecast_segmentation(
     maps: Sequence[ProbabilityMap], *, threshold: float | None = None
 ) -> Segmentation:
-    """All maps of a subject in one file; what each says of itself comes from its sidecar.
+    """Return all maps of a subject as segments, described by their sidecars.
 
-    With a `threshold` masks of the voxels at or above that probability.
+    The segments hold probabilities or, with a `threshold`, masks of the voxels at or above it.
     """
     segments = tuple(
         Segment(
-            each.image,
-            f"NET2 w096 forecast, {each.sidecar['Arm']}"[:64],
-            str(each.sidecar["Description"]),
+            probability_map.image,
+            f"NET2 w096 forecast, {probability_map.sidecar['Arm']}"[:64],
+            str(probability_map.sidecar["Description"]),
         )
-        for each in maps
+        for probability_map in maps
     )
     bundle = str(maps[0].sidecar["BundleDigest"])
-    made = Segmentation(segments, "Forecast of new lesions", bundle, forecast=True)
-    return made if threshold is None else binarise(made, threshold)
+    segmentation = Segmentation(segments, "Forecast of new lesions", bundle, forecast=True)
+    return segmentation if threshold is None else binarise(segmentation, threshold)

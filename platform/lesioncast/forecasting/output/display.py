@@ -1,6 +1,7 @@
-"""What a figure shows of a forecast: images on one grid, brought to (s, h, w) and to display size.
+"""Prepare a forecast's images for a figure: one grid, axes (s, h, w), slices, crop and contrast.
 
-Axes after `view_of` are RAS+: s upwards, h to anterior, w to the patient's right.
+Axes after `make_view` are RAS+: s runs from inferior to superior, h to anterior, w to the patient's
+right.
 """
 
 from collections.abc import Mapping
@@ -15,17 +16,17 @@ from scipy import ndimage
 Floats = npt.NDArray[np.float32]
 
 SHOWN_MM = 0.6  # in-plane size of a displayed pixel
-APART_MM = 9.0  # slices nearer than this show the same thing
+APART_MM = 9.0  # distance of the displayed slices; nearer ones show the same lesions
 MARGIN_MM = 6.0
-STRAY_VOXELS = 100  # a head has more; smaller ones are cleared of specks no further
-HEAD_SHARE = 0.15  # of the 99th percentile: above is head, below is air
+STRAY_VOXELS = 100  # only head masks with more voxels are cleaned of isolated specks
+HEAD_SHARE = 0.15  # threshold of the head, between the 1st and the 99th percentile
 
 
 @dataclass(frozen=True)
 class View:
-    """FLAIR, probability by arm and observed lesions, all [s, h, w] with `spacing` (s, h, w) mm.
+    """Images of a forecast on one grid, all [s, h, w]: FLAIR, probability by arm, observed lesions.
 
-    `heights` [s] are the slices' positions in mm, superior positive.
+    `spacing` (s, h, w) is in mm. `heights` [s] are the slices' positions in mm, superior positive.
     """
 
     flair: Floats
@@ -40,7 +41,7 @@ def make_view(
     probability: Mapping[str, nib.Nifti1Image],
     observed: nib.Nifti1Image | None,
 ) -> View:
-    """The images as they lie in the files, which must share one grid. ValueError where not."""
+    """Bring the images of the files to RAS+ axes. Raise ValueError if their grids differ."""
     for name, image in {**probability, "the observed lesions": observed}.items():
         if image is not None and not _same_grid(image, flair):
             raise ValueError(
@@ -71,11 +72,13 @@ def _array(image: nib.Nifti1Image) -> Floats:
 
 
 def choose_slices(view: View, number: int) -> list[int]:
-    """The slices with most probability over all arms, a little apart, from superior down.
+    """Return the slices with the most probability over all arms, from superior to inferior.
 
-    Where nothing is forecast anywhere, the slices around the middle of the volume.
+    They are at least `APART_MM` apart. Where the probability is zero everywhere they are the slices
+    around the middle of the volume.
     """
-    mass = np.sum([each.sum(axis=(1, 2)) for each in view.probability.values()], axis=0)
+    maps = view.probability.values()
+    mass = np.sum([probability.sum(axis=(1, 2)) for probability in maps], axis=0)
     depth = len(mass)
     nearness = -np.abs(np.arange(depth) - (depth - 1) / 2)
     order = np.lexsort((nearness, mass))[::-1]
@@ -88,20 +91,20 @@ def choose_slices(view: View, number: int) -> list[int]:
 
 
 def intensity_window(view: View) -> tuple[float, float]:
-    """FLAIR intensities shown as black and as white."""
+    """Return the FLAIR intensities that are displayed as black and as white."""
     tissue = view.flair[head_mask(view.flair)]
     low, high = np.percentile(tissue, [1.0, 99.7]) if tissue.size else (0.0, 1.0)
     return float(low - 0.1 * (high - low)), float(high)
 
 
 def head_mask(flair: Floats) -> npt.NDArray[np.bool_]:
-    """Where there is no air."""
+    """Return the mask of the head, which excludes air."""
     low, high = (float(value) for value in np.percentile(flair, [1, 99]))
     return np.asarray(flair > low + HEAD_SHARE * (high - low))
 
 
 def crop(view: View, slices: list[int]) -> tuple[slice, slice]:
-    """The (h, w) window that holds the head in all of `slices`, with a margin."""
+    """Return the (h, w) window that contains the head in all of `slices`, with a margin."""
     shown = np.asarray(head_mask(view.flair[slices]).any(axis=0))
     if shown.sum() > STRAY_VOXELS:
         shown = ndimage.binary_opening(shown)
@@ -112,14 +115,14 @@ def crop(view: View, slices: list[int]) -> tuple[slice, slice]:
 
 
 def _bounds(occupied: npt.NDArray[np.bool_], margin: int) -> slice:
-    where = np.flatnonzero(occupied)
-    if not where.size:
+    indices = np.flatnonzero(occupied)
+    if not indices.size:
         return slice(0, len(occupied))
-    return slice(max(0, where[0] - margin), min(len(occupied), where[-1] + 1 + margin))
+    return slice(max(0, indices[0] - margin), min(len(occupied), indices[-1] + 1 + margin))
 
 
 def to_radiological(plane: Floats, spacing: tuple[float, float, float], *, order: int) -> Floats:
-    """A slice [h, w] on isotropic display pixels, in radiological convention.
+    """Resample a slice [h, w] to isotropic display pixels, in radiological convention.
 
     Rows run from anterior down, columns from the patient's right (shown on the left) to the left.
     """

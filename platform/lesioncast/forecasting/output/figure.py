@@ -1,4 +1,4 @@
-"""One subject under every arm, in the manner of the paper's figure 3."""
+"""Draw the forecast of one subject under every arm, in the manner of the paper's figure 3."""
 
 import math
 import textwrap
@@ -51,10 +51,10 @@ EFFICACY = {
 
 
 def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Figure:
-    """FLAIR at w048, then one column an arm: slices with the probability of a lesion in colour.
+    """Draw the FLAIR at w048, then one column for each arm with the lesion probability in colour.
 
-    `record` is the subject's summary. All columns show the same slices on one colour scale; the
-    observed lesions are outlined under the arm received, the only one they belong to.
+    All columns show the same slices on one colour scale. The observed lesions are outlined under
+    the arm received, because they were observed under that arm alone.
     """
     shown = choose_slices(view, slices)
     window_hw = crop(view, shown)
@@ -116,8 +116,8 @@ def _canvas(
 
 
 def _colour_scale_maximum(view: View, shown: list[int]) -> float:
-    """The upper end of the colour scale: the highest probability shown, to the next 10%."""
-    highest = max(float(each[shown].max()) for each in view.probability.values())
+    """Return the highest probability shown, rounded up to the next 10 %."""
+    highest = max(float(probability[shown].max()) for probability in view.probability.values())
     return min(1.0, max(LEAST_SCALE, math.ceil(highest * 10) / 10))
 
 
@@ -137,7 +137,7 @@ def _head_column(axes: Axes, *, seen: bool) -> None:
 
 
 def _arm_column(axes: Axes, arm: str, summary: ArmSummary) -> None:
-    """Name, P(active) as number and bar with the Wilson interval of a share, expected count."""
+    """Write an arm's name, its P(active) as a number and a bar, and its expected lesion count."""
     _bare(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     p_active, count = summary.p_active, summary.count
@@ -178,7 +178,7 @@ def _bar(axes: Axes, p_active: ActiveProbability) -> None:
 def draw_slice(
     figure: Figure, place: SubplotSpec, flair: npt.NDArray[np.float32], grey: Normalize
 ) -> Axes:
-    """FLAIR in grey, `flair` as `for_display` gives it."""
+    """Draw a FLAIR slice in grey; `flair` is the result of `to_radiological`."""
     axes = figure.add_subplot(place)
     _bare(axes)
     axes.imshow(flair, cmap=GREYS, norm=grey, interpolation="bilinear")
@@ -186,7 +186,7 @@ def draw_slice(
 
 
 def draw_heat(axes: Axes, plane: npt.NDArray[np.float32], view: View, scale: Normalize) -> None:
-    """Probability in heat colours; nothing is drawn where no sample has a lesion."""
+    """Draw the probability in heat colours, transparent where no sample has a lesion."""
     smooth = np.clip(to_radiological(plane, view.spacing, order=3), 0, 1)
     share = np.clip(np.asarray(scale(smooth), np.float32), 0, 1)
     colours = HEAT(share)
@@ -195,18 +195,18 @@ def draw_heat(axes: Axes, plane: npt.NDArray[np.float32], view: View, scale: Nor
 
 
 def draw_outline(axes: Axes, view: View, index: int, window_hw: tuple[slice, slice]) -> None:
-    """The observed lesions of slice `index`, where there are any."""
+    """Outline the observed lesions of slice `index`, if there are any."""
     if view.observed is None or not view.observed[index][window_hw].any():
         return
     plane = to_radiological(
         view.observed[index][window_hw].astype(np.float32), view.spacing, order=1
     )
-    smooth = ndimage.gaussian_filter(plane, 1.0)  # takes the stairs off; one voxel stays visible
+    smooth = ndimage.gaussian_filter(plane, 1.0)  # smooth outlines; a single voxel stays visible
     axes.contour(smooth, levels=[0.4 * smooth.max()], colors=OBSERVED, linewidths=1.1)
 
 
 def draw_orientation(axes: Axes, height: float) -> None:
-    """R and L as a radiologist expects them, and the slice's position."""
+    """Mark the patient's right and left and the position of the slice."""
     place: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": DIM}
     axes.text(0.02, 0.98, "R", va="top", ha="left", **place)
     axes.text(0.98, 0.98, "L", va="top", ha="right", **place)
@@ -214,14 +214,14 @@ def draw_orientation(axes: Axes, height: float) -> None:
 
 
 def _outline_legend(view: View, shown: list[int], summary: ForecastSummary) -> str:
-    """What the outline is, where there is something that it could enclose."""
+    """Return the legend of the outline, or nothing if there is no outcome to outline."""
     if view.observed is None or summary.received_arm is None:
         return ""
     number = summary.observed_lesions
     if not number:
         return "No lesion was observed at week 96. "
-    here = "" if view.observed[shown].any() else ", none in these slices"
-    return f"Outline: lesions observed at week 96 ({number} in the slab{here}). "
+    location = "" if view.observed[shown].any() else ", none in these slices"
+    return f"Outline: lesions observed at week 96 ({number} in the slab{location}). "
 
 
 def _draw_text(
@@ -264,7 +264,7 @@ def _footer(summary: ForecastSummary, outline: str) -> list[str]:
         f"Bundle {summary.bundle[:12]}.",
         f"{outline}Radiological convention: the patient's right is on the left. "
         + (
-            "P(active) and lesions expected as the networks state them; range and maps of samples."
+            "P(active) and lesions expected are exact; the range and the maps are of samples."
             if exact
             else "White whisker: 95% Wilson interval."
         ),

@@ -261,7 +261,7 @@ def arm_summary(
 ) -> ArmSummary:
     """Summarise one arm, also against the ensemble of the reference arm."""
     counts = ensemble.counts(opening=opening)
-    expected = ensemble.stated_of(opening=opening)
+    expected = ensemble.expected_outcomes(opening=opening)
     p_active = ensemble.p_active(opening=opening)
     low, high = (
         (p_active, p_active) if expected is not None else wilson_interval(p_active, len(counts))
@@ -303,8 +303,8 @@ def arm_difference(ensemble: Ensemble, reference: Ensemble, *, opening: bool) ->
     counts, reference_counts = ensemble.counts(opening=opening), reference.counts(opening=opening)
     active, active_error = paired_difference(counts > 0, reference_counts > 0)
     count, count_error = paired_difference(counts, reference_counts)
-    expected = ensemble.stated_of(opening=opening)
-    expected_of_reference = reference.stated_of(opening=opening)
+    expected = ensemble.expected_outcomes(opening=opening)
+    expected_of_reference = reference.expected_outcomes(opening=opening)
     expected_difference = None
     if expected is not None and expected_of_reference is not None:
         active, active_error = expected.p_active - expected_of_reference.p_active, 0.0
