@@ -1,4 +1,4 @@
-# Everything runs in an own virtual environment; only Python 3.11 and make are needed.
+# Everything runs in its own virtual environment; only Python 3.11 and make are needed.
 PYTHON ?= python3.11
 VENV := .venv
 PINNED := $(shell cat pyproject.toml .ci/constraints.txt | cksum | cut -d' ' -f1)
@@ -7,8 +7,8 @@ SERVED := $(VENV)/served-$(PINNED)
 DEVELOPED := $(VENV)/developed-$(PINNED)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
 	--no-compile --constraint .ci/constraints.txt
-# On all processors, while pip would compile on one; some files are for other versions of Python. Left
-# out is what nothing here imports.
+# Compiles on all processors, where pip would compile on one. It leaves out packages that nothing here
+# imports, and ignores errors, because some files are for other versions of Python.
 COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/(tests?|rllib|_inductor|networkx|pip|setuptools)/' \
 	$(VENV)/lib || true
 export LESIONCAST_ROOT ?= $(CURDIR)/out
@@ -42,9 +42,9 @@ manifests: develop  ## the Kubernetes manifests of each overlay, in out/k8s
 		$(VENV)/bin/kubectl kustomize k8s/overlays/$$overlay > out/k8s/$$(echo $$overlay | tr / -).yaml || exit 1; \
 	done
 
-install: $(INSTALLED)  ## what the jobs need
+install: $(INSTALLED)  ## install what the jobs need
 
-develop: $(DEVELOPED)  ## also what the tests need
+develop: $(DEVELOPED)  ## install what the tests need, too
 
 $(INSTALLED):
 	@echo "Setting up $(VENV) (about 2 minutes the first time) ..."

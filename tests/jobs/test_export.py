@@ -1,4 +1,4 @@
-"""The job that gives stores and forecasts back, as a user runs it."""
+"""The export job, as a user runs it."""
 
 from pathlib import Path
 
@@ -30,9 +30,9 @@ def run(store: Store, out: Path, *flags: str) -> int:
 
 
 def series_of(image: nib.Nifti1Image, folder: Path) -> Path:
-    """The DICOM series of a NIfTI image: slices along k, rows along j, columns along i.
+    """Write a DICOM series on the grid of an image: slices along k, rows along j, columns along i.
 
-    Its axes are the right-angled ones nearest to those of the image, whose affine is skewed.
+    DICOM has no skewed axes, so the series has the orthogonal axes nearest to those of the image.
     """
     axes, shape = image.affine[:3, 2::-1], np.array(image.shape[::-1])
     spacing = np.linalg.norm(axes, axis=0)
@@ -43,7 +43,7 @@ def series_of(image: nib.Nifti1Image, folder: Path) -> Path:
     return write_series(folder, affine, tuple(map(int, shape)))
 
 
-def test_a_subjects_masks_come_out_as_nifti_and_as_dicom_on_its_series(
+def test_masks_are_exported_as_nifti_and_as_dicom_seg_on_the_series(
     store: Store, tmp_path: Path
 ) -> None:
     case = store.case("sub-02")
@@ -67,7 +67,7 @@ def test_a_subjects_masks_come_out_as_nifti_and_as_dicom_on_its_series(
 
 @pytest.fixture
 def forecasts(store: Store, tmp_path: Path) -> Path:
-    """A forecast of sub-01 under two arms."""
+    """Write a forecast of sub-01 under two arms."""
     root = tmp_path / "forecasts"
     grid = store.case("sub-01").grid
     for arm, chance in (("avonex", 0.25), ("placebo", 0.75)):
@@ -81,7 +81,7 @@ def forecasts(store: Store, tmp_path: Path) -> Path:
     return root
 
 
-def test_a_forecast_comes_out_as_dicom_probabilities_or_masks(
+def test_forecasts_are_exported_as_dicom_probabilities_or_masks(
     store: Store, forecasts: Path, tmp_path: Path
 ) -> None:
     maps = [nib.load(forecast_path(forecasts, "sub-01", arm)) for arm in ("avonex", "placebo")]
@@ -98,7 +98,7 @@ def test_a_forecast_comes_out_as_dicom_probabilities_or_masks(
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
-def test_a_series_is_never_taken_for_that_of_another_subject(
+def test_a_series_is_used_for_its_own_subject_alone(
     store: Store, forecasts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     flair = nib.load(forecast_path(forecasts, "sub-01", "avonex"))
@@ -111,12 +111,10 @@ def test_a_series_is_never_taken_for_that_of_another_subject(
     assert run(store, tmp_path / "out", *given) == 0
 
 
-def test_what_cannot_be_exported_is_said(
+def test_an_impossible_export_ends_with_a_message(
     store: Store, forecasts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(SystemExit) as usage:
-        run(store, tmp_path / "out", "--forecasts", str(forecasts))
-    assert usage.value.code == 2
+    assert run(store, tmp_path / "out", "--forecasts", str(forecasts)) == 2
     other = write_series(tmp_path / "other", np.diag([3.0, 2.0, 2.0, 1.0]), (9, 18, 14))
     for flags, message in (
         (["--forecasts", str(forecasts), "--dicom", str(other)], "got an image that is rotated"),

@@ -1,7 +1,8 @@
-"""The two jobs end to end on a tiny store, with networks of random weights behind a real bundle."""
+"""The forecast and evaluation jobs end to end, on a small store and a bundle of random weights."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,8 +63,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def evaluated(ray_cluster: None, root: Path) -> Path:
+    """Evaluate copies of both bundles, and return the folder of the copies."""
+    folder = root / "evaluated"
+    for name in ("bundle", "baseline_only"):
+        shutil.copytree(root / name, folder / name)
+        paths = ["--bundle", str(folder / name), "--out", str(folder / f"evaluation_{name}")]
+        assert evaluate.main(given(root, *paths)) == 0
+    return folder
+
+
 def write_truth(bids: Path, subject: str) -> None:
-    """Two lesions of one voxel each, of which the arms let two, one and none arise."""
+    """Write ground truth with two lesions, of which the arms let two, one and none appear."""
     ranks = np.zeros(GEOMETRY.shape, np.uint8)
     middle = tuple(size // 2 for size in GEOMETRY.shape)
     ranks[middle], ranks[middle[0], middle[1], middle[2] + 3] = 1, 2
@@ -93,11 +105,8 @@ def test_the_forecast_job_writes_every_named_subject(ray_cluster: None, root: Pa
 
 
 @pytest.mark.ray
-def test_the_evaluation_job_writes_tables_that_can_be_made_again(
-    ray_cluster: None, root: Path
-) -> None:
-    out = root / "evaluation"
-    assert evaluate.main(given(root, "--out", str(out))) == 0
+def test_the_evaluation_job_writes_tables_that_follow_from_its_json(evaluated: Path) -> None:
+    out = evaluated / "evaluation_bundle"
     report = read_report(out / "metrics.json")
     assert (report.cases.train, report.cases.test) == (8, 4)
     assert report.variants["plain"].activity["pooled"].positives == 2
@@ -115,75 +124,74 @@ def test_the_evaluation_job_writes_tables_that_can_be_made_again(
     assert render_markdown(report) == (out / "tables.md").read_text()
     section = evaluation_section(report, heading="Evaluation", figure="evaluation.png")
     assert "4 held-out subjects, 2 of them active" in section
-    made = report.provenance
-    assert (made.store, made.configuration, made.seed) == ("inputs", "tiny", 0)
-    assert made.trained_on == "Trained on 8 training cases of a made-up trial."
+    provenance = report.provenance
+    assert (provenance.store, provenance.configuration, provenance.seed) == ("inputs", "tiny", 0)
+    assert provenance.trained_on == "Trained on 8 training cases of a made-up trial."
     page = (out / "report.html").read_text()
     assert page.count("<h1>") == 1
     assert page.count("data:image/png;base64,") >= 3  # both active subjects, a quiet one
 
 
 @pytest.mark.ray
-def test_arms_are_compared_from_before_treatment_where_the_bundle_was_trained_for_it(
-    ray_cluster: None, root: Path
+def test_arms_are_compared_on_baseline_images_if_the_bundle_was_trained_for_it(
+    evaluated: Path, root: Path
 ) -> None:
-    reports = {}
-    for name in ("bundle", "baseline_only"):
-        out = root / f"evaluation_{name}"
-        paths = ["--bundle", str(root / name), "--out", str(out)]
-        assert evaluate.main(given(root, *paths)) == 0
-        reports[name] = read_report(out / "metrics.json")
-    later, start = reports.values()
+    later, start = (
+        read_report(evaluated / f"evaluation_{name}/metrics.json")
+        for name in ("bundle", "baseline_only")
+    )
     sessions = (later.comparison_sessions, start.comparison_sessions)
     assert sessions == (("w000", "w048"), ("w000",))
-    assert later.variants == start.variants  # on its own arm a case is shown all its images
+    assert later.variants == start.variants  # a case under its own arm is forecast from all images
     sampler = build_sampler(root / "baseline_only", root / "store.zarr", device="cpu")
     every, alone = (
-        sampler((Sample(EnsembleRequest(1, 0, told), 7),)).masks() for told in (None, ("w000",))
+        sampler((Sample(EnsembleRequest(1, 0, sessions), 7),)).masks()
+        for sessions in (None, ("w000",))
     )
     assert (every != alone).any()
     assert "before any treatment: 3 samples" in render_markdown(start)
 
 
 @pytest.mark.ray
-def test_a_forecast_from_before_treatment_says_so_or_is_refused(
+def test_a_forecast_from_baseline_images_carries_a_note_or_is_rejected(
     ray_cluster: None, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = root / "compared"
-    asked = ["--set", "forecast.sessions=[w000]", "--out", str(out), "--subjects", "sub-03"]
-    assert forecast.main(given(root, *asked, "--bundle", str(root / "baseline_only"))) == 0
+    flags = ["--set", "forecast.sessions=[w000]", "--out", str(out), "--subjects", "sub-03"]
+    assert forecast.main(given(root, *flags, "--bundle", str(root / "baseline_only"))) == 0
     record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
     assert record["sessions"] == ["w000"]
     assert FROM_START in record["notes"]
-    (one, *_) = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
-    assert [source.split("/")[-1] for source in one["Sources"]] == ["sub-03_ses-w000_FLAIR.nii.gz"]
-    assert forecast.main(given(root, *asked)) == 1
+    (sidecar, *_) = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
+    assert [source.split("/")[-1] for source in sidecar["Sources"]] == [
+        "sub-03_ses-w000_FLAIR.nii.gz"
+    ]
+    assert forecast.main(given(root, *flags)) == 1
     assert "expected w000, w048, got w000; to show w000 alone, train" in caplog.text
 
 
 @pytest.mark.ray
-def test_a_forecast_after_the_evaluation_carries_what_it_found(
-    ray_cluster: None, root: Path
-) -> None:
-    digest = load_bundle(root / "bundle").digest
-    assert evaluate.main(given(root, "--out", str(root / "before"))) == 0
-    assert load_bundle(root / "bundle").digest == digest  # the card renames no weights
+def test_a_forecast_after_the_evaluation_carries_its_warnings(evaluated: Path, root: Path) -> None:
+    bundle = evaluated / "bundle"
+    # The evaluation's card lies beside the bundle's files and changes none of them.
+    assert load_bundle(bundle).digest == load_bundle(root / "bundle").digest
     out = root / "warned"
-    assert forecast.main(given(root, "--out", str(out), "--subjects", "sub-03")) == 0
+    flags = ["--bundle", str(bundle), "--out", str(out), "--subjects", "sub-03"]
+    assert forecast.main(given(root, *flags)) == 0
     record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
     (sentence,) = record["identifiability_warnings"]
     assert sentence.startswith("The data name no trial")
     sidecars = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
-    assert [each["Warnings"] for each in sidecars] == [[sentence]] * 3
-    assert sentence in (root / "bundle/EVALUATION.md").read_text()
+    assert [sidecar["IdentifiabilityWarnings"] for sidecar in sidecars] == [[sentence]] * 3
+    assert sentence in (bundle / "EVALUATION.md").read_text()
 
 
 def masks_of_16(root: Path) -> npt.NDArray[np.bool_]:
-    """Of every case, arms in turn, in one batch."""
+    """Sample all cases, with alternating arms, in one batch."""
     return build_sampler(root / "bundle", root / "store.zarr", device="cpu")(SIXTEEN).masks()
 
 
-def test_a_seed_names_a_mask_alone_in_a_batch_and_after_a_restart(
+def test_a_seed_gives_the_same_mask_alone_in_a_batch_and_after_a_restart(
     root: Path, tmp_path: Path
 ) -> None:
     together = masks_of_16(root)
@@ -193,8 +201,8 @@ def test_a_seed_names_a_mask_alone_in_a_batch_and_after_a_restart(
     alone = np.concatenate([sampler((sample,)).masks() for sample in SIXTEEN])
     assert np.array_equal(alone, together)
     code = (
-        "import sys, pathlib, numpy, tests.jobs.test_forecast_and_evaluate as here;"
-        "numpy.save(sys.argv[2], here.masks_of_16(pathlib.Path(sys.argv[1])))"
+        "import sys, pathlib, numpy, tests.jobs.test_forecast_and_evaluate as module;"
+        "numpy.save(sys.argv[2], module.masks_of_16(pathlib.Path(sys.argv[1])))"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(root), str(tmp_path / "masks.npy")],
@@ -204,7 +212,7 @@ def test_a_seed_names_a_mask_alone_in_a_batch_and_after_a_restart(
     assert np.array_equal(np.load(tmp_path / "masks.npy"), together)
 
 
-def test_a_sampler_refuses_a_store_that_was_converted_anew_meanwhile(root: Path) -> None:
+def test_a_sampler_rejects_a_store_that_was_converted_again_meanwhile(root: Path) -> None:
     paths = root / "bundle", root / "store.zarr"
     build_sampler(*paths, device="cpu", inputs=open_store(paths[1]).table.inputs)
     with pytest.raises(StoreError, match="it was converted anew meanwhile; run the same"):
@@ -212,7 +220,7 @@ def test_a_sampler_refuses_a_store_that_was_converted_anew_meanwhile(root: Path)
 
 
 @pytest.mark.parametrize("name", ["slab", "spacing", "arms"])
-def test_a_bundle_for_other_slabs_or_arms_is_refused(root: Path, name: str) -> None:
+def test_a_bundle_for_other_slabs_or_arms_is_rejected(root: Path, name: str) -> None:
     store = open_store(root / "store.zarr")
     bundle = load_bundle(root / "bundle")
     if name == "arms":
@@ -225,12 +233,10 @@ def test_a_bundle_for_other_slabs_or_arms_is_refused(root: Path, name: str) -> N
 
 
 def test_a_covariate_that_the_store_lacks_is_a_usage_error(root: Path) -> None:
-    with pytest.raises(SystemExit) as usage:
-        evaluate.main(given(root, "--set", "evaluation.covariates=[weight]"))
-    assert usage.value.code == 2
+    assert evaluate.main(given(root, "--set", "evaluation.covariates=[weight]")) == 2
 
 
-def test_what_is_missing_ends_a_job_with_a_sentence(
+def test_missing_input_ends_a_job_with_a_message(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert forecast.main(given(root, "--subjects", "sub-99")) == 1

@@ -1,4 +1,4 @@
-"""The jobs as a user submits them: a cluster of `ray start`, the working tree from the client."""
+"""Jobs submitted with `ray job submit` to a cluster that runs the client's working tree."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ class Submitter:
     environment: Mapping[str, str]
 
     def submit(self, *entrypoint: str) -> str:
-        """The output of a job that ends well."""
+        """Submit a job, expect that it succeeds, and return its output."""
         command = [RAY, "job", "submit", "--address", self.address]
         command += ["--runtime-env", "jobs/runtime_env.yaml", "--", *entrypoint]
         done = subprocess.run(

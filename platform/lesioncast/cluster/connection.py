@@ -1,9 +1,7 @@
-"""How every job begins: arguments, logging, and a Ray cluster to run on."""
+"""Connect to a Ray cluster, or start a local one, for the length of a block."""
 
-import argparse
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +13,9 @@ from storage import Location
 
 logger = logging.getLogger(__name__)
 
-# glibc returns every large tensor to the kernel and has its pages zeroed again for the next one;
-# kept in the process instead, a sample on a CPU took a fifth less time. jobs/runtime_env.yaml too.
+# By default glibc returns the memory of every large tensor to the kernel, which zeroes its pages
+# for the next one. With these settings the memory stays in the process, and a sample on a CPU takes
+# a fifth less time. jobs/runtime_env.yaml repeats them for submitted jobs.
 MALLOC_ENV = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
@@ -27,48 +26,25 @@ MALLOC_ENV = {
 
 @dataclass(frozen=True)
 class RaySettings:
-    """The local cluster a job starts when it finds none: CPUs and object store in MB."""
+    """Settings of the local cluster that a job starts if none is running."""
 
+    #: Number of CPUs.
     num_cpus: int = 2
+    #: Size of the object store, in MB.
     object_store_mb: int = 400
 
 
-def job_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with the flags every job takes; `doc` is the job's docstring."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="such as jobs/configs/demo.yaml")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key, such as --set pretrain.steps=50 (repeatable)",
-    )
-    return parser
-
-
-def configure_logging() -> None:
-    """Plain lines on standard output; only entry points call this."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-
-
 def source_tree() -> Path:
-    """The folder that `lesioncast`, `storage` and `serve` were imported from.
+    """Return the folder that `lesioncast`, `storage` and `serve` are imported from.
 
-    Raises RuntimeError where they come from different trees: a job would then silently mix an
-    installed copy with the submitted one.
+    Raise RuntimeError if they come from different trees: a job would then silently mix an installed
+    copy with the submitted one.
     """
     roots = {name: _root_of(name) for name in ("lesioncast", "storage", "serve")}
     if len(set(roots.values())) != 1:
-        found = ", ".join(f"{name} from {root}" for name, root in roots.items())
+        origins = ", ".join(f"{name} from {root}" for name, root in roots.items())
         raise RuntimeError(
-            f"expected lesioncast, storage and serve from one tree, got {found}; "
+            f"expected lesioncast, storage and serve from one tree, got {origins}; "
             "submit with --runtime-env jobs/runtime_env.yaml, or uninstall the stale wheel"
         )
     return roots["lesioncast"]
@@ -89,15 +65,16 @@ def _root_of(package: str) -> Path:
 def ray_cluster(
     settings: RaySettings, *, reads: Iterable[Location] = (), writes: Iterable[Location] = ()
 ) -> Iterator[None]:
-    """A connection to the running cluster, or a small local one for as long as the block lasts.
+    """Connect to the running cluster, or start a local one for the length of the block.
 
-    Raises StorageError where a node of the running one does not share the folders that the job
+    The running cluster is used under `ray job submit` and where RAY_ADDRESS names one. A block
+    inside another one uses the outer block's cluster. Local workers get this process's import path,
+    so that driver and workers run the same tree.
+
+    Raise StorageError if a node of the running cluster does not share the folders that the job
     `reads` or `writes`.
-
-    The running cluster is used under `ray job submit` or where RAY_ADDRESS names one; inside an
-    outer block this one joins it. Local workers get this process's import path, so that driver and
-    workers run the same tree.
     """
+    # Ray reads these when it is imported or started, so they are set before the import below.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")

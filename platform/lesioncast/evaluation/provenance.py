@@ -62,7 +62,9 @@ def provenance(command: Sequence[str], sources: EvaluationSources) -> Provenance
 
 
 def current_command() -> tuple[str, ...]:
-    """Return the command line of this process."""
+    """Return the command line of this process, without the folder of the console script."""
+    if Path(sys.argv[0]).name == "lesioncast":
+        return ("lesioncast", *sys.argv[1:])
     return ("python", *sys.argv)
 
 

@@ -1,18 +1,13 @@
-"""The whole system on one machine: simulate, convert, train both stages, forecast, evaluate.
+"""Job `demo`: run the whole pipeline on one machine, one job after the other."""
 
-    python jobs/demo.py --config jobs/configs/demo.yaml
-
-Each job is run as its own command would; run again, what is finished is kept.
-"""
-
+import argparse
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
-from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError
+from lesioncast.cluster.connection import ray_cluster
+from lesioncast.config import Config
 from lesioncast.evaluation.reporting.files import FIGURE, METRICS, REPORT
 from lesioncast.evaluation.reporting.json_io import read_report
 from lesioncast.evaluation.reporting.summary_page import (
@@ -25,6 +20,8 @@ from lesioncast.forecasting.output.bids import figure_path, summary_path
 from lesioncast.forecasting.output.summary import ForecastSummary, read_summary
 from lesioncast.forecasting.runtime import bundle_steps
 from lesioncast.jobs import convert, evaluate, finetune, forecast, pretrain, simulate
+from lesioncast.jobs.arguments import DEMO
+from lesioncast.jobs.runner import run_job
 from storage.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -32,42 +29,39 @@ Job = Callable[[Sequence[str] | None], int]
 
 
 def steps() -> Iterator[tuple[str, Job]]:
-    """Every step's title and job."""
+    """Yield the title and the main function of each step."""
     yield "simulate a trial", simulate.main
     yield "convert it to a store", convert.main
     yield "stage 1: pre-train the UNet", pretrain.main
     yield "stage 2: train the ControlNet", finetune.main
     yield "evaluate on held-out subjects", evaluate.main
-    # After the evaluation, whose warnings every forecast carries.
+    # Forecasts come after the evaluation because each of them carries its warnings.
     yield "forecast every arm for a few of them", forecast.main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run every step in one local cluster; stops at the first that fails."""
-    parser = job_parser(__doc__ or "")
-    args = parser.parse_args(argv)
-    configure_logging()
-    try:
-        config = load_config(args.config, args.overrides)
-    except ConfigError as error:
-        parser.error(str(error))
-    given = ["--config", str(args.config), *(f"--set={each}" for each in args.overrides)]
-    todo = list(steps())
+    """Run the job and return its exit code."""
+    return run_job(DEMO, run_all_steps, argv)
+
+
+def run_all_steps(config: Config, args: argparse.Namespace) -> int:
+    """Run every step in one local cluster and return the first exit code that is not 0."""
+    given = ["--config", str(args.config), *(f"--set={override}" for override in args.overrides)]
+    all_steps = list(steps())
     with ray_cluster(config.ray):
-        for number, (title, job) in enumerate(todo, start=1):
-            logger.info("[%d/%d] %s", number, len(todo), title)
+        for number, (title, job) in enumerate(all_steps, start=1):
+            logger.info("[%d/%d] %s", number, len(all_steps), title)
             start = time.monotonic()
-            code = job(given)
-            if code != 0:
+            if code := job(given):
                 return code
-            logger.info("[%d/%d] took %.0f s", number, len(todo), time.monotonic() - start)
-    for name, path in write_summary(config):
+            logger.info("[%d/%d] took %.0f s", number, len(all_steps), time.monotonic() - start)
+    for name, path in write_summary_page(config):
         logger.info("%s: %s", name, path)
     return 0
 
 
-def write_summary(config: Config) -> list[tuple[str, Path]]:
-    """The one-page summary; returns the figure, the report and the page by name."""
+def write_summary_page(config: Config) -> list[tuple[str, Path]]:
+    """Write the one-page summary; return the figure, the report and the page by name."""
     paths = config.paths
     evaluation = read_report(paths.evaluation / METRICS)
     subject = subject_with_most_lesions(paths.forecasts)

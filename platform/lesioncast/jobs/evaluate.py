@@ -1,11 +1,4 @@
-"""Evaluate the forecast on the test split, beside baselines fitted on the training split.
-
-    python jobs/evaluate.py --config jobs/configs/demo.yaml
-
-Writes report.html for readers, tables.md, metrics.json, estimates.csv, cases.csv and
-evaluation.png. Writes EVALUATION.md and evaluation.json beside the bundle; every later forecast
-carries their warnings.
-"""
+"""Job `evaluate`: score forecasts on the test split beside baselines, and write the report."""
 
 import argparse
 import logging
@@ -14,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
-from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
-from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError, LesioncastError
+from lesioncast.cluster.connection import ray_cluster
+from lesioncast.config import Config
 from lesioncast.evaluation.analysis.scoring import EvaluationContext, EvaluationInputs
 from lesioncast.evaluation.causal.identifiability import identifiability_warnings
 from lesioncast.evaluation.evaluate import evaluate
@@ -40,29 +32,16 @@ from lesioncast.forecasting.runtime import (
     supported_sessions,
     training_data_note,
 )
-from storage import StorageError, Store, open_store, parse_location
+from lesioncast.jobs.arguments import EVALUATE
+from lesioncast.jobs.runner import run_job
+from storage import Store, open_store
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code."""
-    parser = job_parser(__doc__ or "")
-    parser.add_argument(
-        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
-    )
-    parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
-    parser.add_argument("--out", type=Path, help="where files go (default: <root>/evaluation)")
-    args = parser.parse_args(argv)
-    configure_logging()
-    try:
-        run_evaluation(load_config(args.config, args.overrides), args)
-    except ConfigError as error:
-        parser.error(str(error))
-    except (StorageError, LesioncastError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+    return run_job(EVALUATE, run_evaluation, argv)
 
 
 def run_evaluation(config: Config, args: argparse.Namespace) -> None:

@@ -1,10 +1,4 @@
-"""Forecast subjects under every arm: probability maps, a summary and a figure for each.
-
-    python jobs/forecast.py --config jobs/configs/demo.yaml [--subjects sub-0001,sub-0002]
-
-Without --subjects: the first of the test split, or all of a store without outcomes. To compare arms
-as if taken from the start, show the images before treatment alone: --set forecast.sessions=[w000]
-"""
+"""Job `forecast`: probability maps, a summary and a figure of subjects under every arm."""
 
 import argparse
 import logging
@@ -12,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
-from lesioncast.config import Config, load_config
-from lesioncast.errors import ConfigError, LesioncastError
+from lesioncast.cluster.connection import ray_cluster
+from lesioncast.config import Config
 from lesioncast.forecasting.output.bids import figure_path, write_forecast_root
 from lesioncast.forecasting.pipeline import (
     ForecastRun,
@@ -25,32 +18,16 @@ from lesioncast.forecasting.pipeline import (
     write_forecasts,
 )
 from lesioncast.forecasting.runtime import check_compatible
-from storage import StorageError, open_store, parse_location
+from lesioncast.jobs.arguments import FORECAST
+from lesioncast.jobs.runner import run_job
+from storage import open_store
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns its exit code."""
-    parser = job_parser(__doc__ or "")
-    parser.add_argument(
-        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
-    )
-    parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
-    parser.add_argument("--bids", type=Path, help="the store's BIDS folder, where it has moved")
-    parser.add_argument("--mapping", type=Path, help="the file that the store was made with")
-    parser.add_argument("--out", type=Path, help="where forecasts go (default: <root>/forecasts)")
-    parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002")
-    args = parser.parse_args(argv)
-    configure_logging()
-    try:
-        forecast(load_config(args.config, args.overrides, mapping=args.mapping), args)
-    except ConfigError as error:
-        parser.error(str(error))
-    except (StorageError, LesioncastError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+    """Run the job and return its exit code."""
+    return run_job(FORECAST, forecast, argv)
 
 
 def forecast(config: Config, args: argparse.Namespace) -> None:

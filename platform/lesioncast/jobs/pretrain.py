@@ -1,49 +1,31 @@
-"""Stage 1: train the UNet on the store's training split, w096 FLAIR and NET2 given the arm.
+"""Job `pretrain`: train stage 1, the UNet, on the w096 FLAIR and NET2 given the arm."""
 
-    python jobs/pretrain.py --config jobs/configs/demo.yaml
-
-The same command again resumes from the last checkpoint, or says that the run is finished.
-"""
-
-import logging
+import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from lesioncast.cluster.connection import configure_logging, job_parser, ray_cluster
-from lesioncast.config import load_config
-from lesioncast.errors import ConfigError, LesioncastError
+from lesioncast.cluster.connection import ray_cluster
+from lesioncast.config import Config
+from lesioncast.jobs.arguments import PRETRAIN
+from lesioncast.jobs.runner import run_job
 from lesioncast.training.experiment import experiment_of, pretrain_stage
 from lesioncast.training.trainer import discard, train
-from storage import StorageError, open_store, parse_location
-
-logger = logging.getLogger(__name__)
+from storage import open_store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns its exit code."""
-    parser = job_parser(__doc__)
-    parser.add_argument(
-        "--store", type=parse_location, help="the Zarr store (default: <root>/store.zarr)"
+    """Run the job and return its exit code."""
+    return run_job(PRETRAIN, pretrain, argv)
+
+
+def pretrain(config: Config, args: argparse.Namespace) -> None:
+    """Train stage 1, or resume it from its last checkpoint."""
+    store = open_store(args.store or config.paths.store)
+    runs = (args.out or config.paths.runs).absolute()
+    experiment = experiment_of(
+        store, runs, model=config.model, covariates=config.covariates, seed=config.seed
     )
-    parser.add_argument("--out", type=Path, help="where runs are kept (default: <root>/runs)")
-    parser.add_argument("--fresh", action="store_true", help="discard this run and start over")
-    args = parser.parse_args(argv)
-    configure_logging()
-    try:
-        config = load_config(args.config, args.overrides)
-        store = open_store(args.store or config.paths.store)
-        runs = (args.out or config.paths.runs).absolute()
-        experiment = experiment_of(
-            store, runs, model=config.model, covariates=config.covariates, seed=config.seed
-        )
-        stage = pretrain_stage(config.pretrain, experiment)
-        if args.fresh:
-            discard(stage)
-        with ray_cluster(config.ray, reads=[store.path], writes=[runs]):
-            train(stage)
-    except ConfigError as error:
-        parser.error(str(error))
-    except (StorageError, LesioncastError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+    stage = pretrain_stage(config.pretrain, experiment)
+    if args.fresh:
+        discard(stage)
+    with ray_cluster(config.ray, reads=[store.path], writes=[runs]):
+        train(stage)

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from lesioncast.cluster.connection import MALLOC_ENV, RaySettings, job_parser, ray_cluster
+from lesioncast.cluster.connection import MALLOC_ENV, RaySettings, ray_cluster
 from lesioncast.config import load_config
 from lesioncast.jobs import convert, simulate
+from lesioncast.jobs.arguments import job_parser
 from storage import open_store
 from tests.benchmarks.data import data_loaders
 from tests.benchmarks.data.tables import table

@@ -16,10 +16,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from lesioncast.bundle.bundle import Bundle
-from lesioncast.cluster.connection import RaySettings, configure_logging, ray_cluster
+from lesioncast.cluster.connection import RaySettings, ray_cluster
 from lesioncast.diffusion.lesion_load import lesion_load_class
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput, seeds_of
+from lesioncast.jobs.runner import configure_logging
 from storage import Case, Store
 from tests.benchmarks.sampling.solvers import Masks, counted, draw, observed
 from tests.benchmarks.sampling.study_cli import chosen, study_parser

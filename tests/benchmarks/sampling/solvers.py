@@ -23,7 +23,7 @@ import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
-from lesioncast.cluster.connection import RaySettings, configure_logging, ray_cluster
+from lesioncast.cluster.connection import RaySettings, ray_cluster
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.evaluation.metrics.bootstrap import bootstrap_weights, resampled_mean
 from lesioncast.evaluation.metrics.scores import (
@@ -35,6 +35,7 @@ from lesioncast.forecasting.runtime import build_sampler
 from lesioncast.forecasting.sampling import EnsembleRequest, SampleBatch, plan_batches, seeds_of
 from lesioncast.imaging.channels import MASKS, SESSIONS
 from lesioncast.imaging.lesions import count_lesions
+from lesioncast.jobs.runner import configure_logging
 from storage import Case, Store
 from tests.benchmarks.sampling.study_cli import chosen, study_parser
 

@@ -19,10 +19,11 @@ import numpy as np
 
 from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
 from lesioncast.bundle.io import read_json
-from lesioncast.cluster.connection import configure_logging, ray_cluster
+from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import load_config
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
+from lesioncast.jobs.runner import configure_logging
 from storage import open_store
 from tests.benchmarks.studies.ablation_tables import STEERING, curves, table
 from tests.benchmarks.studies.image_information import nats

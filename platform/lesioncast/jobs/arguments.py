@@ -1,0 +1,268 @@
+"""Command lines of the jobs, built without their heavy imports so that `--help` answers at once."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from storage import Location
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In a wheel the configurations lie in the package; in the source tree they lie beside the jobs.
+CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parents[1] / "jobs" / "configs")
+
+
+@dataclass(frozen=True)
+class JobCommand:
+    """Command line of one job."""
+
+    #: Name of the subcommand and of the module in `lesioncast.jobs`.
+    name: str
+    #: One line in the list of subcommands.
+    summary: str
+    #: Text that `--help` prints below the usage.
+    description: str
+    #: Adds the job's own arguments to a parser.
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configurations that come with lesioncast, by name."""
+    for folder in CONFIG_FOLDERS:
+        if paths := sorted(folder.glob("*.yaml")):
+            return {path.stem: path for path in paths}
+    return {}
+
+
+def config_path(value: str) -> Path:
+    """Return the path of a configuration given as a file or as the name of a shipped one."""
+    path = Path(value)
+    if path.suffix or path.name != value or path.is_file():
+        return path
+    configs = shipped_configs()
+    if value not in configs:
+        raise argparse.ArgumentTypeError(
+            f"expected a file or one of {', '.join(configs)}, got {value}"
+        )
+    return configs[value]
+
+
+def store_location(value: str) -> "Location":
+    """Return the path or URL of a store."""
+    # Importing storage takes a second, and only this flag needs it.
+    from storage import parse_location
+
+    return parse_location(value)
+
+
+def job_parser(description: str, *, prog: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that every job takes."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common_arguments(parser)
+    return parser
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that every job takes."""
+    parser.add_argument(
+        "--config",
+        type=config_path,
+        required=True,
+        help="a file, or the name of a shipped configuration, such as demo",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, such as --set pretrain.steps=50 (repeatable)",
+    )
+
+
+def _no_arguments(_: argparse.ArgumentParser) -> None:
+    """Add nothing."""
+
+
+def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bids", type=Path, help="the trial (default: <root>/bids)")
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bids", type=Path, help="the trial (default: <root>/bids)")
+    _store_argument(parser)
+    parser.add_argument("--mapping", type=Path, help="layout of a trial that is not BIDS")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare every digest and convert nothing"
+    )
+
+
+def _qc_arguments(parser: argparse.ArgumentParser) -> None:
+    _store_argument(parser)
+    parser.add_argument("--out", type=Path, help="where the table goes (default: <root>/qc)")
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    _store_argument(parser)
+    parser.add_argument("--out", type=Path, help="where runs are kept (default: <root>/runs)")
+    parser.add_argument("--fresh", action="store_true", help="discard this run and start over")
+
+
+def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    _pretrain_arguments(parser)
+    _bundle_argument(parser)
+
+
+def _forecast_arguments(parser: argparse.ArgumentParser) -> None:
+    _store_argument(parser)
+    _bundle_argument(parser)
+    parser.add_argument("--bids", type=Path, help="the store's BIDS folder, where it has moved")
+    parser.add_argument("--mapping", type=Path, help="the layout that the store was made with")
+    parser.add_argument("--out", type=Path, help="where forecasts go (default: <root>/forecasts)")
+    parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002")
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    _store_argument(parser)
+    _bundle_argument(parser)
+    parser.add_argument("--out", type=Path, help="where files go (default: <root>/evaluation)")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
+    parser.add_argument("--forecasts", type=Path, help="export these instead of the store")
+    parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002 (default: all)")
+    parser.add_argument("--channels", default="", help="such as w096/net2,w048/parcellation")
+    parser.add_argument("--dicom", type=Path, help="the series of the w048 FLAIR")
+    parser.add_argument(
+        "--threshold", type=float, help="export masks of forecasts at this probability"
+    )
+    parser.add_argument("--out", type=Path, help="where files go (default: <root>/export)")
+
+
+def _store_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", type=store_location, help="the Zarr store (default: <root>/store.zarr)"
+    )
+
+
+def _bundle_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
+
+
+SIMULATE = JobCommand(
+    "simulate",
+    "simulate a trial with known counterfactuals",
+    """Simulate a trial on real anatomy, with known counterfactuals, as a BIDS dataset.
+
+    lesioncast simulate --config demo [--bids FOLDER]
+
+A second run of the same command does nothing. With more subjects (--set simulation.subjects=2131)
+only the missing ones are added. With other settings the folder is refused.""",
+    _simulate_arguments,
+)
+CONVERT = JobCommand(
+    "convert",
+    "convert a BIDS trial to a Zarr store",
+    """Convert a BIDS trial to the Zarr store that training and forecasting read.
+
+    lesioncast convert --config demo [--bids FOLDER] [--store FOLDER or URL] [--mapping FILE]
+
+For a trial that is not BIDS, --mapping names a file that describes its layout: storage/README.md.
+For a trial of other voxel sizes, add --set store.resample=true.
+
+The same command converts new and changed subjects only, also after it was killed. Exit code 0:
+every subject is in the store. 3: some subjects were excluded; the log and excluded.tsv give name
+and reason. 1: no store was made. With --verify nothing is converted: every digest of the sources
+and of the store is computed again, and files that differ are listed. The exit code is then 1 if
+there are any, else 0.""",
+    _convert_arguments,
+)
+QC = JobCommand(
+    "qc",
+    "write a quality control report of a store",
+    """Write a table and a page that show each subject of a store, to look at before training.
+
+    lesioncast qc --config demo [--store FOLDER] [--out FOLDER]
+
+Writes qc.html (self-contained) and qc.tsv to <root>/qc, flagged subjects first.""",
+    _qc_arguments,
+)
+PRETRAIN = JobCommand(
+    "pretrain",
+    "train stage 1, the UNet",
+    """Train stage 1, the UNet, on the store's training split: w096 FLAIR and NET2 given the arm.
+
+    lesioncast pretrain --config demo
+
+The same command resumes an interrupted run from its last checkpoint.""",
+    _pretrain_arguments,
+)
+FINETUNE = JobCommand(
+    "finetune",
+    "train stage 2, the ControlNet, and write the bundle",
+    """Train stage 2, the ControlNet on the frozen UNet of stage 1, then write the bundle.
+
+    lesioncast finetune --config demo
+
+The same command resumes an interrupted run from its last checkpoint. For a finished run it writes
+the bundle again.""",
+    _finetune_arguments,
+)
+FORECAST = JobCommand(
+    "forecast",
+    "forecast subjects under every arm",
+    """Forecast subjects under every arm: probability maps, a summary and a figure of each subject.
+
+    lesioncast forecast --config demo [--subjects sub-0001,sub-0002]
+
+Without --subjects: the first subjects of the test split, or all of a store without outcomes. To
+compare arms as if they were taken from the start, show the model the images from before treatment
+alone: --set forecast.sessions=[w000]""",
+    _forecast_arguments,
+)
+EVALUATE = JobCommand(
+    "evaluate",
+    "evaluate forecasts on the test split",
+    """Evaluate forecasts on the test split, beside baselines fitted on the training split.
+
+    lesioncast evaluate --config demo
+
+Writes report.html to read, tables.md, metrics.json, estimates.csv, cases.csv and evaluation.png,
+and beside the bundle EVALUATION.md and evaluation.json, whose warnings later forecasts carry.""",
+    _evaluate_arguments,
+)
+EXPORT = JobCommand(
+    "export",
+    "export a store or forecasts as NIfTI and DICOM SEG",
+    """Export what a store or forecasts hold, on the patients' own grids: NIfTI and DICOM SEG.
+
+    lesioncast export --config demo --subjects sub-0001 --channels w096/net2
+    lesioncast export --config demo --subjects sub-0001 --dicom SERIES
+    lesioncast export --config demo --forecasts FOLDER --dicom FOLDER
+
+From a store: a BIDS derivative of all images of the subjects, or of the --channels alone. --dicom
+adds their masks as DICOM SEG on the series of their w048 FLAIR. It names the folder of the series
+for one subject, or a folder with one series folder for each subject, named as the subject is. From
+--forecasts, whose maps are NIfTI files already: the maps as DICOM SEG, probabilities or, with
+--threshold, masks. DICOM needs the extra `dicom`.""",
+    _export_arguments,
+)
+DEMO = JobCommand(
+    "demo",
+    "run all jobs on this machine: simulate, convert, train, evaluate, forecast",
+    """Run the whole pipeline on one machine: simulate, convert, train, evaluate, forecast.
+
+    lesioncast demo --config demo
+
+Each step runs as its own command would. A second run keeps what is finished.""",
+    _no_arguments,
+)
+
+COMMANDS = (SIMULATE, CONVERT, QC, PRETRAIN, FINETUNE, FORECAST, EVALUATE, EXPORT, DEMO)

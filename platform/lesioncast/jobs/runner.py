@@ -1,0 +1,51 @@
+"""Run a job: parse its command line, configure logging, load the configuration, report errors."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from lesioncast.config import Config, load_config
+from lesioncast.errors import ConfigError, LesioncastError
+from lesioncast.jobs.arguments import JobCommand, job_parser
+from storage import StorageError
+
+logger = logging.getLogger(__name__)
+
+FAILED = 1
+USAGE_ERROR = 2
+
+
+def run_job(
+    command: JobCommand,
+    job: Callable[[Config, argparse.Namespace], int | None],
+    argv: Sequence[str] | None,
+) -> int:
+    """Run a job with the arguments in `argv` and return its exit code.
+
+    The code is 2 after a ConfigError, 1 after another error of lesioncast or of storage, and else
+    what the job returns, with None for 0. Other exceptions are bugs and pass through.
+    """
+    parser = job_parser(command.description, prog=f"lesioncast {command.name}")
+    command.add_arguments(parser)
+    args = parser.parse_args(argv)
+    configure_logging()
+    try:
+        config = load_config(args.config, args.overrides, mapping=getattr(args, "mapping", None))
+        return job(config, args) or 0
+    except ConfigError as error:
+        parser.print_usage(sys.stderr)
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except (LesioncastError, StorageError) as error:
+        # An error that a Ray task raised comes with the remote traceback; its cause does not.
+        logger.error("%s", getattr(error, "cause", error))
+        return FAILED
+
+
+def configure_logging() -> None:
+    """Log plain lines to standard output. Only entry points call this."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,0 +1,98 @@
+"""The console script: its commands, what it imports, and the configurations that it finds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lesioncast import cli
+from lesioncast.jobs.arguments import COMMANDS, config_path, shipped_configs
+from storage.version import installed_version
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "ray", "zarr", "numpy", "storage", "pydantic"}
+NAMES = [command.name for command in COMMANDS]
+
+
+def run_help(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the console script and print the heavy modules that it imported."""
+    script = (
+        "import sys; from lesioncast.cli import main\n"
+        f"try: main({[*arguments]!r})\n"
+        f"finally: print('HEAVY', {HEAVY!r} & set(sys.modules), file=sys.stderr)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("pretrain", "--help"), ("serve", "--help")])
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    done = run_help(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY set()" in done.stderr
+
+
+def test_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lesioncast {installed_version()}\n"
+
+
+def test_help_lists_every_job_and_the_service() -> None:
+    text = cli.build_parser().format_help()
+    assert all(f"\n    {name} " in text for name in [*NAMES, "serve"])
+
+
+def test_every_job_module_has_a_command_and_a_script() -> None:
+    modules = {path.stem for path in (ROOT / "platform/lesioncast/jobs").glob("*.py")}
+    assert modules - {"__init__", "arguments", "runner"} == set(NAMES)
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(NAMES)
+
+
+def test_a_subcommand_runs_its_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["simulate", "--config", "demo", "--set", "simulation.subject=4"]) == 2
+    assert "lesioncast simulate: error: " in (error := capsys.readouterr().err)
+    assert "unknown key simulation.subject; nearest: subjects" in error
+
+
+def test_a_shipped_configuration_is_found_by_name() -> None:
+    assert set(shipped_configs()) == {"counterfactual", "demo", "paper", "small"}
+    assert config_path("demo") == ROOT / "jobs/configs/demo.yaml"
+    assert config_path("some/demo") == Path("some/demo")
+    assert config_path("demo.yaml") == Path("demo.yaml")
+
+
+def test_an_unknown_configuration_names_the_shipped_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as usage:
+        cli.main(["convert", "--config", "tiny"])
+    assert usage.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "expected a file or one of counterfactual, demo, paper, small, got tiny" in error
+
+
+def test_serve_replaces_the_process_with_serve_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def execv(path: Path, arguments: list[str]) -> None:
+        started.append([str(path), *arguments[1:]])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execv", execv)
+    executable = str(Path(sys.executable).with_name("serve"))
+    for given, file in (([], ROOT / "serve/service.yaml"), ([__file__], __file__)):
+        with pytest.raises(SystemExit):
+            cli.main(["serve", *given])
+        assert started.pop() == [executable, "run", str(file)]
+
+
+def test_serve_says_which_extra_or_file_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"got .*absent\.yaml; name one"):
+        cli.main(["serve", str(tmp_path / "absent.yaml")])
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install 'lesioncast\[serve\]'"):
+        cli.main(["serve"])
