@@ -1,0 +1,204 @@
+"""The Python API: forecast one patient in this process, without a Ray cluster.
+
+    import lesioncast
+
+    model = lesioncast.load_bundle("out/demo/bundle")
+    forecast = model.forecast({"w000/flair": "week0.nii.gz", "w048/flair": "week48.nii.gz"})
+    forecast.arms["placebo"].p_active
+
+A seed names the same samples here, in the forecast job and in the service. Research use only; not a
+medical device.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lesioncast.bundle import bundle as bundles
+from lesioncast.bundle.bundle import Bundle
+from lesioncast.config import load_store_settings
+from lesioncast.errors import ForecastError
+from lesioncast.forecasting.output.summary import ForecastSummary
+from lesioncast.forecasting.pipeline import (
+    assemble_forecast,
+    check_reference_arm,
+    plan_forecast,
+    run_provenance,
+)
+from lesioncast.forecasting.runtime import bundle_sampler
+from lesioncast.forecasting.sampling import ensembles
+from lesioncast.forecasting.settings import ForecastSettings
+from storage import Location, Store, StoreSettings, open_store
+from storage.convert.patient import (
+    PATIENT_IMAGES,
+    convert_patient,
+    patient_image_path,
+    write_patient_table,
+)
+from storage.layout import CovariateValue
+
+DEFAULT_SETTINGS = ForecastSettings()
+
+
+@dataclass(frozen=True)
+class ArmForecast:
+    """Forecast of one patient under one arm."""
+
+    #: Probability of at least one new or enlarging T2 lesion.
+    p_active: float
+    #: Expected number of lesions: exact if the networks compute it, else the mean of the samples.
+    expected_count: float
+    #: Number of lesions in each sample [k].
+    lesion_counts: npt.NDArray[np.int64]
+    #: Share of samples with a lesion, in each voxel of the patient's own FLAIR at w048.
+    probability: nib.Nifti1Image
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecast of one patient under every arm, on the same seeds."""
+
+    #: Forecast under each arm, by its name.
+    arms: Mapping[str, ArmForecast]
+    #: All numbers with their intervals, disclaimers and warnings, as the job writes them.
+    summary: ForecastSummary
+
+
+class ForecastModel:
+    """A bundle whose networks are loaded; see `load_bundle`."""
+
+    def __init__(self, bundle: Bundle, *, device: str) -> None:
+        self.bundle = bundle
+        self.device = device
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Return the treatment arms that the model knows."""
+        return self.bundle.config.model.arms
+
+    def forecast(
+        self,
+        images: Mapping[str, str | Path],
+        *,
+        covariates: Mapping[str, CovariateValue] | None = None,
+        subject: str = "sub-patient",
+        config: str | Path | None = None,
+        settings: ForecastSettings = DEFAULT_SETTINGS,
+        seed: int = 0,
+    ) -> Forecast:
+        """Forecast a patient from NIfTI files.
+
+        `images` names files by session and channel: w000/flair and w048/flair are required, the
+        others in `PATIENT_IMAGES` are optional. `covariates` are values that the model knows by
+        these names. `subject` is a BIDS name, on which the seeds depend. `config` is a YAML file
+        with the preprocessing that the training store was converted with; the default resamples the
+        images to the bundle's voxel size.
+
+        Raise ForecastError for an unknown image, covariate, arm or session, and CaseError, which
+        names the file, for an image that cannot be used.
+        """
+        store_settings = self._store_settings(config)
+        layout = store_settings.layout
+        self._check_patient(images, covariates or {})
+        with TemporaryDirectory(prefix="lesioncast-") as folder:
+            bids = Path(folder) / "bids"
+            write_patient_table(bids, subject, covariates or {}, layout=layout)
+            for name, source in images.items():
+                target = bids / patient_image_path(name, subject, layout)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+            store = convert_patient(
+                bids, Path(folder) / "store.zarr", settings=store_settings, arms=self.arms
+            )
+            return self.forecast_case(store, subject, settings=settings, seed=seed)
+
+    def forecast_case(
+        self,
+        store: Store | Location,
+        subject: str,
+        *,
+        settings: ForecastSettings = DEFAULT_SETTINGS,
+        seed: int = 0,
+    ) -> Forecast:
+        """Forecast a subject of a store, given open or by its path or URL.
+
+        The numbers are those of the forecast job with the same settings and seed.
+
+        Raise ForecastError if the store does not fit the bundle, and StoreError if it does not hold
+        the subject.
+        """
+        store = store if isinstance(store, Store) else open_store(store)
+        check_reference_arm(settings.reference_arm, self.arms)
+        case = store.case(subject)
+        provenance = run_provenance(
+            self.bundle, seed=seed, sessions=settings.sessions, bids=Path(store.table.bids)
+        )
+        plan = plan_forecast(store, [case], settings=settings, seed=seed)
+        sampler = bundle_sampler(self.bundle, store, device=self.device)
+        with _one_thread(self.device):
+            drawn = map(sampler, plan.batches(settings.batch_size))
+            by_arm = dict(zip(self.arms, ensembles(plan.requests, plan.seeds, drawn), strict=True))
+        assembled = assemble_forecast(store, case, by_arm, settings=settings, provenance=provenance)
+        arms = {}
+        for arm, ensemble in by_arm.items():
+            summary = assembled.summary.arms[arm]
+            expected = summary.count.expected
+            arms[arm] = ArmForecast(
+                p_active=summary.p_active.value,
+                expected_count=summary.count.mean if expected is None else expected,
+                lesion_counts=ensemble.counts(opening=settings.apply_opening),
+                probability=assembled.probability[arm],
+            )
+        return Forecast(arms, assembled.summary)
+
+    def _store_settings(self, config: str | Path | None) -> StoreSettings:
+        slab, spacing = self.bundle.config.slab, self.bundle.config.spacing
+        if config is None:
+            return StoreSettings(slab=slab, spacing=spacing, resample=True)
+        return load_store_settings(Path(config), slab=slab, spacing=spacing)
+
+    def _check_patient(
+        self, images: Mapping[str, str | Path], covariates: Mapping[str, CovariateValue]
+    ) -> None:
+        """Raise ForecastError for names of images or covariates that would be ignored."""
+        if unknown := sorted(set(images) - set(PATIENT_IMAGES)):
+            raise ForecastError(
+                f"images: expected names among {', '.join(PATIENT_IMAGES)}, got {unknown[0]}"
+            )
+        known = {covariate.name: covariate for covariate in self.bundle.config.model.covariates}
+        for name, value in covariates.items():
+            if name not in known:
+                raise ForecastError(
+                    f"covariates: expected some of {', '.join(known) or 'none'}, got {name}"
+                )
+            if value is not None and not np.isfinite(known[name].encode(value)):
+                kind = " or ".join(known[name].levels) or "a finite number"
+                raise ForecastError(f"covariates.{name}: expected {kind}, got {value}")
+
+
+def load_bundle(path: str | Path, *, device: str = "cpu") -> ForecastModel:
+    """Load a bundle's networks onto a device, such as cuda.
+
+    Raise BundleError, naming the file, if one is missing, altered or not of a bundle.
+    """
+    return ForecastModel(bundles.load_bundle(Path(path), device=device), device=device)
+
+
+@contextmanager
+def _one_thread(device: str) -> Iterator[None]:
+    """Draw on one CPU thread: the last bits of a sum depend on the number of threads."""
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

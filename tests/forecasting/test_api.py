@@ -1,0 +1,175 @@
+"""The Python API: the numbers of the forecast job, without a Ray cluster."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import ray
+import torch
+import yaml
+
+import lesioncast
+from lesioncast import api
+from lesioncast.config import load_config
+from lesioncast.errors import BundleError, ForecastError
+from lesioncast.forecasting.output.bids import forecast_path, summary_path
+from lesioncast.forecasting.output.summary import read_summary
+from lesioncast.forecasting.pipeline import (
+    ForecastRun,
+    plan_forecast,
+    run_provenance,
+    stored_flair,
+    write_forecasts,
+)
+from lesioncast.forecasting.runtime import build_sampler
+from lesioncast.forecasting.settings import ForecastSettings
+from lesioncast.imaging.covariates import Covariate
+from storage import CaseError, StoreError, open_store
+from storage.convert.build_shard import build_shard
+from storage.convert.convert import convert
+from storage.convert.patient import PATIENT_IMAGES
+from storage.convert.plan import plan_conversion
+from tests.support.bids import ARMS, path_of, write_participants, write_trial
+from tests.support.forecast import GEOMETRY, SPEC, write_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+SUBJECT = "sub-03"
+SETTINGS = ForecastSettings(samples=4, batch_size=8)
+FLAIR = ("w000/flair", "w048/flair")
+IMAGES = [name for name in PATIENT_IMAGES if name != "w048/brain_mask"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a trial without w096, its configuration and store, and a bundle."""
+    folder = tmp_path_factory.mktemp("api")
+    bids = folder / "bids"
+    names = write_trial(bids, 3, geometry=GEOMETRY)
+    write_participants(bids, dict(zip(names, ARMS, strict=True)) | {SUBJECT: "n/a"})
+    for session in list(bids.rglob("ses-w096")):
+        shutil.rmtree(session)
+    raw = yaml.safe_load((ROOT / "jobs/configs/demo.yaml").read_text())
+    raw["store"] = {"slab": list(SPEC.slab), "spacing": list(SPEC.spacing), "resample": False}
+    (folder / "config.yaml").write_text(yaml.safe_dump(raw))
+    settings = load_config(folder / "config.yaml").store
+    plan = plan_conversion(bids, folder / "store.zarr", settings=settings, arms=ARMS, seed=0)
+    convert(plan, build=lambda tasks: map(build_shard, tasks))
+    write_bundle(folder / "bundle", covariates=(Covariate("age", 30, 10),))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(root: Path) -> api.ForecastModel:
+    return lesioncast.load_bundle(root / "bundle")
+
+
+@pytest.fixture(scope="module")
+def forecast(root: Path, model: api.ForecastModel) -> api.Forecast:
+    return model.forecast_case(root / "store.zarr", SUBJECT, settings=SETTINGS, seed=7)
+
+
+@pytest.fixture(autouse=True)
+def no_cluster() -> Iterator[None]:
+    """Fail a test that starts or needs Ray."""
+    before = ray.is_initialized()
+    yield
+    assert ray.is_initialized() == before
+
+
+def test_the_package_offers_the_api_without_importing_it() -> None:
+    script = "import sys, lesioncast; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    assert lesioncast.load_bundle is api.load_bundle
+    with pytest.raises(AttributeError, match="no attribute 'load_bundel'"):
+        _ = lesioncast.load_bundel
+
+
+def test_a_case_has_the_numbers_and_maps_of_the_forecast_job(
+    root: Path, model: api.ForecastModel, forecast: api.Forecast, tmp_path: Path
+) -> None:
+    store = open_store(root / "store.zarr")
+    cases = [store.case(SUBJECT)]
+    batches = plan_forecast(store, cases, settings=SETTINGS, seed=7).batches(3)
+    run = ForecastRun(
+        settings=SETTINGS,
+        provenance=run_provenance(model.bundle, seed=7, sessions=(), bids=Path(store.table.bids)),
+        out=tmp_path,
+        background=stored_flair(store),
+    )
+    sampler = build_sampler(root / "bundle", store.path, device="cpu")
+    (written,) = write_forecasts(store, cases, map(sampler, batches), run)
+    assert forecast.summary == written == read_summary(summary_path(tmp_path, SUBJECT))
+    for arm, found in forecast.arms.items():
+        image = nib.load(forecast_path(tmp_path, SUBJECT, arm))
+        assert np.array_equal(found.probability.get_fdata(), image.get_fdata())
+        assert np.allclose(found.probability.affine, image.affine)
+        summary = written.arms[arm]
+        assert found.p_active == summary.p_active.value
+        assert found.expected_count == summary.count.mean == found.lesion_counts.mean()
+        assert len(found.lesion_counts) == SETTINGS.samples
+
+
+def test_images_give_the_forecast_of_the_same_subject_in_the_store(
+    root: Path, model: api.ForecastModel, forecast: api.Forecast
+) -> None:
+    images = {name: path_of(root / "bids", SUBJECT, *name.split("/")) for name in IMAGES}
+    threads = torch.get_num_threads()
+    found = model.forecast(
+        images,
+        covariates={"age": 32},
+        subject=SUBJECT,
+        config=root / "config.yaml",
+        settings=SETTINGS,
+        seed=7,
+    )
+    assert torch.get_num_threads() == threads
+    assert found.summary == forecast.summary
+    for arm in ARMS:
+        assert np.array_equal(
+            found.arms[arm].probability.get_fdata(), forecast.arms[arm].probability.get_fdata()
+        )
+
+
+def test_images_need_no_configuration(root: Path, model: api.ForecastModel) -> None:
+    images = {name: str(path_of(root / "bids", SUBJECT, *name.split("/"))) for name in FLAIR}
+    found = model.forecast(images, settings=replace(SETTINGS, samples=2))
+    assert found.summary.subject == "sub-patient"
+    assert found.summary.covariates.missing == ("age",)
+    assert tuple(found.arms) == model.arms == ARMS
+
+
+@pytest.mark.parametrize(
+    ("images", "covariates", "message"),
+    [
+        ({"w024/flair": "x.nii"}, {}, "images: expected names among w000/flair, .* got w024/flair"),
+        ({}, {"weight": 70}, "covariates: expected some of age, got weight"),
+        ({}, {"age": "old"}, "covariates.age: expected a finite number, got old"),
+    ],
+)
+def test_unknown_images_and_covariates_are_rejected(
+    model: api.ForecastModel, images: dict, covariates: dict, message: str
+) -> None:
+    with pytest.raises(ForecastError, match=message):
+        model.forecast(images, covariates=covariates)
+
+
+def test_errors_name_what_is_missing(root: Path, model: api.ForecastModel) -> None:
+    flair = path_of(root / "bids", SUBJECT, "w048", "flair")
+    with pytest.raises(CaseError, match="w000"):
+        model.forecast({"w048/flair": flair})
+    with pytest.raises(StoreError, match="sub-77"):
+        model.forecast_case(root / "store.zarr", "sub-77")
+    with pytest.raises(ForecastError, match="reference_arm: expected one of .*, got aspirin"):
+        model.forecast_case(
+            root / "store.zarr", SUBJECT, settings=ForecastSettings(reference_arm="aspirin")
+        )
+    with pytest.raises(ForecastError, match="expected the configuration that the store was conv"):
+        model.forecast({}, config=ROOT / "jobs/configs/demo.yaml")
+    with pytest.raises(BundleError, match="expected a bundle"):
+        lesioncast.load_bundle(root / "nothing")
