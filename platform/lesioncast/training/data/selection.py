@@ -1,6 +1,5 @@
 """Select the cases of a run and describe what a node caches of them."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from lesioncast.imaging.channels import TARGET_CHANNELS
 from lesioncast.training.data.cache_location import cache_roots
 from lesioncast.training.data.dataset import VOLUMES
 from storage import SESSIONS, Case, Location, Store
+from storage.digest import sha256_bytes
 from storage.layout import array_specs
 
 
@@ -79,4 +79,4 @@ def training_cases(store: Store, arms: tuple[str, ...]) -> CaseSelection:
 def _digest(store: Store, cases: Iterable[Case]) -> str:
     """Return a digest of the store's inputs and the subjects."""
     content = json.dumps([store.table.inputs, [case.subject for case in cases]])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return sha256_bytes(content.encode())
