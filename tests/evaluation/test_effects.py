@@ -1,4 +1,4 @@
-"""Effects of arms by hand, by simulation with known effects, by SciPy and by EconML."""
+"""Effects of arms, checked by hand, by simulation with known effects, by SciPy and by EconML."""
 
 import warnings
 from collections.abc import Callable
@@ -39,7 +39,7 @@ BOOTSTRAP = Bootstrap(200, 0)
 
 
 def futures(cases: int, seed: int) -> np.ndarray:
-    """True lesions [arm, n]: each patient's own, thinned by the arm."""
+    """Simulate true lesions [arm, n]: each arm prevents a share of a patient's lesions."""
     rng = np.random.default_rng(seed)
     lesions = rng.poisson(rng.gamma(0.7, 4.0, cases))
     return np.stack([lesions, rng.binomial(lesions, 0.6), rng.binomial(lesions, 0.1)]) * 1.0
@@ -71,7 +71,7 @@ def test_an_oracle_has_the_true_effects_no_error_and_the_best_choice() -> None:
     assert [choice.best_single_arm for choice in effects.policies] == ["ocrelizumab", "avonex"]
 
 
-def test_arms_dealt_out_anew_to_each_patient_are_chance() -> None:
+def test_effects_of_shuffled_arms_are_chance() -> None:
     true = futures(400, 1)
     shuffled = np.random.default_rng(2).permuted(true, axis=0)
     effects = effects_of(np.repeat(shuffled[:, :, None], 2, axis=2), true)
@@ -84,7 +84,8 @@ def test_arms_dealt_out_anew_to_each_patient_are_chance() -> None:
 
 
 def test_the_error_of_individual_effects_by_hand() -> None:
-    """Effects told -1 and -1, true -3 and +1: errors 2 and -2, mean 0, root mean square 2."""
+    # Forecast effects -1 and -1, true effects -3 and +1: errors 2 and -2, mean 0, root mean
+    # square 2.
     sampled = np.array([[[2, 2], [1, 1]], [[1, 1], [0, 0]]], np.float64)
     true = np.array([[4, 0], [1, 1]], np.float64)
     training = arm_statistics(np.array([0, 1]), np.array([2.0, 1.0]), arms=2)
@@ -99,7 +100,7 @@ def test_the_error_of_individual_effects_by_hand() -> None:
     assert len(effects.policies) == 1  # with two arms there is nothing left without the best
 
 
-def test_without_a_truth_only_what_the_model_says_is_told() -> None:
+def test_without_a_truth_only_forecast_effects_are_reported() -> None:
     effects = effects_of(np.repeat(futures(30, 3)[:, :, None], 3, axis=2), None)
     row = effects.outcomes.activity["avonex"]
     assert row.forecast.value < 0
@@ -107,35 +108,37 @@ def test_without_a_truth_only_what_the_model_says_is_told() -> None:
     assert "No truth is known here" in effect_sections(effects, ("w000",))[0]
 
 
-def test_arms_expected_to_be_equal_are_drawn_by_lot() -> None:
+def test_arms_with_equal_expectation_are_averaged() -> None:
     expected = np.array([[1.0, 0.0], [1.0, 2.0]])
     assert policy_value(expected, np.array([[4.0, 7.0], [2.0, 9.0]])).tolist() == [3.0, 7.0]
 
 
-def test_rank_agreement_is_scipys_for_each_patient_and_undefined_without_an_order() -> None:
+def test_kendall_tau_equals_scipy_and_is_undefined_without_an_order() -> None:
     rng = np.random.default_rng(4)
-    told, true = rng.integers(0, 4, (5, 30)) * 1.0, rng.integers(0, 3, (5, 30)) * 1.0
-    told[:2], true[:2] = [[0.0], [3.0]], [[2.0], [0.0]]  # no patient has all arms alike
+    forecast, true = rng.integers(0, 4, (5, 30)) * 1.0, rng.integers(0, 3, (5, 30)) * 1.0
+    forecast[:2], true[:2] = [[0.0], [3.0]], [[2.0], [0.0]]  # no patient has all arms alike
     true[:, 0] = 1.0
-    found = kendall_tau_b(told, true)
-    assert np.isnan(found[0])
+    tau = kendall_tau_b(forecast, true)
+    assert np.isnan(tau[0])
     for case in range(1, 30):
-        assert found[case] == pytest.approx(kendalltau(told[:, case], true[:, case]).statistic)
+        assert tau[case] == pytest.approx(kendalltau(forecast[:, case], true[:, case]).statistic)
 
 
-def test_common_seeds_save_what_the_variances_say() -> None:
-    """Nested arms on common seeds against the spread of runs on seeds of their own."""
+def test_variance_reduction_by_common_seeds_equals_the_ratio_of_variances() -> None:
+    # Nested arms on common seeds against the spread of runs on independent seeds.
     rng = np.random.default_rng(5)
     luck = rng.random((3000, 16))
     other = rng.random((3000, 16))
     sampled = np.stack([luck < 0.5, luck < 0.4]).astype(np.float64)
-    apart, together = paired_and_independent_variance(sampled, 1, 0)
+    independent_variance, paired_variance = paired_and_independent_variance(sampled, 1, 0)
     independent = (other < 0.4).mean(axis=1) - (luck < 0.5).mean(axis=1)
     paired = (sampled[1] - sampled[0]).mean(axis=1)
-    assert apart.mean() / together.mean() == pytest.approx(
+    assert independent_variance.mean() / paired_variance.mean() == pytest.approx(
         independent.var() / paired.var(), rel=0.1
     )
-    assert apart.mean() / together.mean() == pytest.approx(0.49 / 0.09, rel=0.1)
+    assert independent_variance.mean() / paired_variance.mean() == pytest.approx(
+        0.49 / 0.09, rel=0.1
+    )
 
 
 TRIAL = ("a", "a", "b", "b", None)
@@ -143,7 +146,7 @@ TRIAL = ("a", "a", "b", "b", None)
 
 def test_only_arms_that_share_a_trial_are_compared() -> None:
     trial, arm = TRIAL * 12, np.array([0, 1, 1, 2, 2] * 12)
-    pairs = [(each.trial, each.arm, each.reference) for each in contrasts(trial, arm, 0)]
+    pairs = [(one.trial, one.arm, one.reference) for one in contrasts(trial, arm, 0)]
     assert pairs == [("a", 1, 0), ("b", 2, 1)]
     assert arms_without_common_trial(trial, arm, 3) == [(0, 2)]
     (first, _) = contrasts(trial, arm, 0)
@@ -162,7 +165,7 @@ def test_the_difference_of_means_by_hand() -> None:
     )
 
 
-def test_aipw_is_the_difference_of_means_where_nothing_is_known_of_the_patients() -> None:
+def test_aipw_without_covariates_is_the_difference_of_means() -> None:
     rng = np.random.default_rng(6)
     treated, outcome = rng.random(200) < 0.3, rng.normal(size=200)
     after, before = outcome[treated].mean(), outcome[~treated].mean()
@@ -174,7 +177,7 @@ def test_aipw_is_the_difference_of_means_where_nothing_is_known_of_the_patients(
 
 
 class OneOfEachArm(RegressorMixin, BaseEstimator):
-    """A line for each side of the last feature, as EconML hands treatment to a regression."""
+    """A linear regression for each treatment, which EconML passes as the last feature."""
 
     def fit(self, features: np.ndarray, outcome: np.ndarray) -> "OneOfEachArm":
         self.sides_ = [
@@ -188,7 +191,7 @@ class OneOfEachArm(RegressorMixin, BaseEstimator):
         return np.where(features[:, -1] == 1, treated, others)
 
 
-def test_cross_fitted_aipw_is_that_of_econml() -> None:
+def test_cross_fitted_aipw_equals_econml() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from econml.dr import LinearDRLearner
@@ -198,7 +201,9 @@ def test_cross_fitted_aipw_is_that_of_econml() -> None:
     count = rng.poisson(np.exp(0.3 * features[:, 0] - 0.5 * treated)).astype(float)
 
     def fit(rows: np.ndarray, lesions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        lines = [LinearRegression().fit(rows, each) for each in ((lesions > 0) * 1.0, lesions)]
+        lines = [
+            LinearRegression().fit(rows, outcome) for outcome in ((lesions > 0) * 1.0, lesions)
+        ]
         return lambda asked: np.stack([line.predict(asked) for line in lines])
 
     ours = cross_fitted_aipw(features, count, treated, fit=fit, seed=3)
@@ -213,8 +218,8 @@ def test_cross_fitted_aipw_is_that_of_econml() -> None:
         assert parts.mean() == pytest.approx(theirs.intercept_(T=1), abs=1e-12)
 
 
-def test_aipw_is_right_where_either_of_its_parts_is() -> None:
-    """Sicker patients are treated more often; the true effect is -1."""
+def test_aipw_is_doubly_robust() -> None:
+    # Sicker patients are treated more often. The true effect is -1.
     rng = np.random.default_rng(7)
     sick = rng.random(40000)
     treated = rng.random(40000) < 0.2 + 0.6 * sick
@@ -231,7 +236,7 @@ def test_aipw_is_right_where_either_of_its_parts_is() -> None:
     assert mean_difference(outcome, treated)(np.ones((1, 40000)))[0] > -0.5  # confounded
 
 
-def test_cross_fitting_finds_a_known_effect_with_less_spread_than_the_difference() -> None:
+def test_cross_fitting_recovers_a_known_effect_with_less_spread_than_the_difference() -> None:
     rng = np.random.default_rng(8)
     parts, gaps = [], []
     for seed in range(6):

@@ -1,4 +1,4 @@
-"""The report as a page: whole in itself, readable aloud, and in words that follow from numbers."""
+"""The HTML report: self-contained, accessible, and with verdicts that follow from the numbers."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ EXAMPLES = [ExampleCase("sub-1000", "why", "words", (Picture(b"\x89PNG", "an <al
 
 
 class Page(HTMLParser):
-    """Which tags and attributes a page holds, and that its tags are balanced."""
+    """The tags and attributes of a page, whose tags must be balanced."""
 
     VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -97,25 +97,27 @@ def text(result: EvaluationResult) -> str:
     return render_html(result.report, plots, EXAMPLES)
 
 
-def test_the_page_asks_for_nothing_outside_itself(text: str) -> None:
+def test_the_page_requests_nothing(text: str) -> None:
     page = Page(text)
     assert not page.all("script")
     assert not page.all("link")
     assert all(str(image["src"]).startswith("data:") for image in page.all("img"))
     assert not re.search(r"url\((?!#)|@import", text)
-    used = [each.get(key) for _, each in page.tags for key in ("href", "src", "xlink:href")]
-    assert all(value is None or value.startswith(("#", "data:")) for value in used)
+    links = [
+        attributes.get(key) for _, attributes in page.tags for key in ("href", "src", "xlink:href")
+    ]
+    assert all(value is None or value.startswith(("#", "data:")) for value in links)
 
 
-def test_the_page_can_be_read_aloud(text: str) -> None:
+def test_the_page_is_accessible_to_screen_readers(text: str) -> None:
     page = Page(text)
     assert len(page.all("h1")) == 1
     assert all(image["alt"] for image in page.all("img"))
-    drawings = [each for each in page.all("svg") if "role" in each]
+    drawings = [svg for svg in page.all("svg") if "role" in svg]
     assert len(drawings) == 3
-    assert all(each["aria-label"] for each in drawings)
+    assert all(svg["aria-label"] for svg in drawings)
     assert all(cell.get("scope") in ("col", "row") for cell in page.all("th"))
-    names = [each["id"] for _, each in page.tags if "id" in each]
+    names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(names) == len(set(names))
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
@@ -136,16 +138,16 @@ def test_every_table_of_the_markdown_is_in_the_page_with_its_numbers() -> None:
     assert 'aria-label="B"' in page
 
 
-def test_words_follow_from_the_numbers() -> None:
+def test_verdicts_follow_from_the_numbers() -> None:
     perfect = evaluated(TEST, certain(TEST, TEST.plain)).report
     mixed = np.random.default_rng(9).permutation(TEST.plain)
     chance = evaluated(TEST, certain(TEST, mixed)).report
-    who, _, count, where, treatments = (each.text for each in findings(perfect))
+    who, _, count, where, treatments = (finding.text for finding in findings(perfect))
     assert "100 (100 to 100) of 100 pairs. That is better than the rate of the treatment arm" in who
     assert "so it knows something of the patient beyond the treatment" in who
     assert "better than the rate of the treatment arm" in count
     assert where == treatments == "Not part of this evaluation."
-    who, said, count, *_ = (each.text for each in findings(chance))
+    who, said, count, *_ = (finding.text for finding in findings(chance))
     assert (
         "not distinguishable from a coin's 50. That is worse than the rate of the treatment arm"
         in who
@@ -188,7 +190,7 @@ def estimates(part: object) -> Iterator[Estimate]:
             yield from estimates(child)
 
 
-def test_the_tidy_table_holds_each_estimate_once(result: EvaluationResult) -> None:
+def test_estimates_csv_holds_each_estimate_once(result: EvaluationResult) -> None:
     rows = list(csv.DictReader(estimates_csv(result.report).splitlines()))
     assert tuple(rows[0]) == COLUMNS
     keys = [tuple(row[name] for name in COLUMNS[:4]) for row in rows]
@@ -204,20 +206,18 @@ def test_the_tidy_table_holds_each_estimate_once(result: EvaluationResult) -> No
     assert (row["n"], row["positives"]) == ("40", str(int((TEST.plain[TEST.arm == 2] > 0).sum())))
 
 
-def test_subjects_are_shown_by_rule() -> None:
+def test_examples_are_chosen_by_rule() -> None:
     count = np.array([0, 3, 0, 9, 1, 0.0])
     probability = np.array([0.1, 0.9, 0.8, 0.7, 0.2, 0.1])
-    shown = {each.row: each.rule for each in choose_examples(count, probability)}
-    assert list(shown) == [3, 1, 0, 4, 2]
-    assert shown[3].startswith("the most new lesions")
-    assert shown[1].startswith("the median")
-    assert "largest miss" in shown[4]
-    assert "worst alarm" in shown[2]
+    chosen = {one.row: one.rule for one in choose_examples(count, probability)}
+    assert list(chosen) == [3, 1, 0, 4, 2]
+    assert chosen[3].startswith("the most new lesions")
+    assert chosen[1].startswith("the median")
+    assert "largest miss" in chosen[4]
+    assert "worst alarm" in chosen[2]
 
 
-def test_a_bundle_that_may_not_be_written_to_is_named(
-    result: EvaluationResult, tmp_path: Path
-) -> None:
+def test_a_read_only_bundle_is_named_in_the_error(result: EvaluationResult, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir(mode=0o555)
     with (
@@ -230,13 +230,13 @@ def test_a_bundle_that_may_not_be_written_to_is_named(
     assert not list(bundle.iterdir())
 
 
-def test_a_subject_that_two_rules_choose_is_shown_once() -> None:
+def test_a_subject_chosen_by_two_rules_is_shown_once() -> None:
     (only,) = choose_examples(np.array([2.0]), np.array([0.5]))
     assert "the most new lesions of all; the median" in only.rule
     assert "miss" in only.rule
 
 
-def test_a_card_beside_the_bundle_gives_forecasts_their_warnings(
+def test_forecasts_take_their_warnings_from_the_evaluation_card(
     result: EvaluationResult, tmp_path: Path
 ) -> None:
     digest = result.report.bundle
@@ -284,7 +284,7 @@ def test_a_report_of_another_schema_or_with_a_wrong_value_is_refused(
         report_from_json(json.dumps(content | {"seed": float("nan")}), source="here.json")
 
 
-def test_a_figure_that_is_no_number_is_not_written(result: EvaluationResult) -> None:
+def test_a_figure_that_is_not_a_number_is_not_written(result: EvaluationResult) -> None:
     opening = replace(result.report.opening, in_plane_mm=float("nan"))
     with pytest.raises(ValueError, match="JSON"):
         report_to_json(replace(result.report, opening=opening))

@@ -1,4 +1,4 @@
-"""What the data cannot show of treatments is found and said, and not said where it is not so."""
+"""Warnings about treatments appear where the data call for them, and only there."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ CASES = 120
 
 
 def head(rng: np.random.Generator, *, scanner: int) -> np.ndarray:
-    """A ball of tissue in air; the second scanner has twice the noise and some shading."""
+    """Return a ball of tissue in air; scanner 1 has twice the noise and some shading."""
     axes = np.meshgrid(*[np.linspace(-1, 1, size) for size in SHAPE], indexing="ij")
     inside = sum(axis**2 for axis in axes) < 0.9
     noise = rng.normal(0, 0.04 * (1 + scanner), SHAPE)
@@ -30,7 +30,7 @@ def head(rng: np.random.Generator, *, scanner: int) -> np.ndarray:
 
 
 def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> OutcomeTable:
-    """Cases scanned at w000 and w048 by the same scanner; lesion scalars are of nobody."""
+    """Make cases with one scanner for both sessions; their lesion features are random."""
     rng = np.random.default_rng(seed)
     present = np.ones((3, 4), bool)
     appearance = [
@@ -56,7 +56,7 @@ def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> OutcomeT
     )
 
 
-def warned(
+def warnings_of(
     arm: np.ndarray, scanner: np.ndarray, trial: list[str | None]
 ) -> IdentifiabilityWarnings:
     parts = [outcomes(arm[half], scanner[half], seed=1 + half.start) for half in HALVES]
@@ -67,19 +67,19 @@ def warned(
 
 HALVES = (slice(0, CASES // 2), slice(CASES // 2, CASES))
 ARM = np.arange(CASES) % 3
-BY_LOT = np.random.default_rng(3).integers(0, 2, CASES)
+RANDOMISED = np.random.default_rng(3).integers(0, 2, CASES)
 
 
 @pytest.fixture(scope="module")
 def apart() -> IdentifiabilityWarnings:
-    """Placebo comes from a trial with a scanner of its own."""
-    return warned(ARM, (ARM > 0).astype(int), ["A" if arm == 0 else "B" for arm in ARM])
+    """Return the warnings where placebo comes from a trial with its own scanner."""
+    return warnings_of(ARM, (ARM > 0).astype(int), ["A" if arm == 0 else "B" for arm in ARM])
 
 
 @pytest.fixture(scope="module")
 def mixed() -> IdentifiabilityWarnings:
-    """Arms were drawn by lot in both trials, whose scanners are the same."""
-    return warned(ARM, np.zeros(CASES, int), [f"{'AB'[which]}" for which in BY_LOT])
+    """Return the warnings where both trials randomised the arms and used the same scanner."""
+    return warnings_of(ARM, np.zeros(CASES, int), [f"{'AB'[which]}" for which in RANDOMISED])
 
 
 def probe(
@@ -93,14 +93,14 @@ def probe(
     )
 
 
-def test_two_scanners_are_found_out(apart: IdentifiabilityWarnings) -> None:
+def test_two_scanners_are_detected(apart: IdentifiabilityWarnings) -> None:
     assert probe(apart, "trial").low > 0.95
     assert probe(apart, "arm").low > 0.6
-    told = "The trial can be told from the images of week 0 (AUC 1.00"
-    assert any(sentence.startswith(told) for sentence in apart.sentences)
+    opening = "The trial can be told from the images of week 0 (AUC 1.00"
+    assert any(sentence.startswith(opening) for sentence in apart.sentences)
 
 
-def test_a_scanner_says_nothing_of_arms_that_were_drawn_by_lot_within_its_trial(
+def test_a_scanner_does_not_predict_arms_randomised_within_its_trial(
     apart: IdentifiabilityWarnings,
 ) -> None:
     auc = probe(apart, "arm", within="B")
@@ -116,7 +116,7 @@ def test_exchangeable_images_are_chance(mixed: IdentifiabilityWarnings) -> None:
     assert not any("can be told" in sentence for sentence in mixed.sentences)
 
 
-def test_the_interval_covers_chance_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_chance_at_about_its_nominal_rate() -> None:
     rng = np.random.default_rng(5)
     covered = 0
     for run in range(40):
@@ -140,7 +140,7 @@ def test_arms_that_share_no_trial_are_named(apart: IdentifiabilityWarnings) -> N
     }  # fmt: skip
 
 
-def test_arms_that_were_apart_from_the_same_others_are_named_together() -> None:
+def test_arms_that_share_no_trial_with_the_same_others_are_named_together() -> None:
     trials = {"A": "S", "B": "S", "C": "T", "D": "U", "E": "T"}
     positive = positivity(list(trials), list(trials.values()), arms=tuple(trials))
     assert [words.split(":")[0] for words in warning_sentences([], positive)] == [
@@ -150,25 +150,25 @@ def test_arms_that_were_apart_from_the_same_others_are_named_together() -> None:
 
 
 def test_one_trial_an_arm_identifies_no_contrast() -> None:
-    warnings = warned(ARM, np.zeros(CASES, int), [f"T{arm}" for arm in ARM])
+    warnings = warnings_of(ARM, np.zeros(CASES, int), [f"T{arm}" for arm in ARM])
     assert "no contrast between arms is identified" in warnings.sentences[0]
     assert "placebo in T0, interferon in T1 and ocrelizumab in T2" in warnings.sentences[0]
     assert [row.within_trial for row in warnings.leakage_probes] == [None] * 4
 
 
-def test_arms_of_one_trial_are_not_warned_of(mixed: IdentifiabilityWarnings) -> None:
+def test_arms_of_one_trial_give_no_warning(mixed: IdentifiabilityWarnings) -> None:
     assert mixed.positivity.pairs_without_common_trial == ()
     assert not any("share" in sentence for sentence in mixed.sentences)
 
 
-def test_a_store_that_names_no_trial_is_said_to_identify_nothing() -> None:
-    warnings = warned(ARM, np.zeros(CASES, int), [None] * CASES)
+def test_a_store_without_trials_identifies_no_contrast() -> None:
+    warnings = warnings_of(ARM, np.zeros(CASES, int), [None] * CASES)
     assert "The data name no trial" in warnings.sentences[0]
     assert warnings.positivity.cases_without_trial == CASES
     assert probe(warnings, "trial") is None
 
 
-def test_support_is_common_only_where_patients_look_alike(
+def test_overlap_is_high_only_where_patients_look_alike(
     apart: IdentifiabilityWarnings, mixed: IdentifiabilityWarnings
 ) -> None:
     assert apart.positivity.arms["placebo"].overlap < 0.05
@@ -177,7 +177,7 @@ def test_support_is_common_only_where_patients_look_alike(
     assert apart.positivity.arms["placebo"].offered_share == pytest.approx(1 / 3)
 
 
-def test_an_arm_of_too_few_patients_is_left_out_by_name() -> None:
+def test_an_arm_with_too_few_patients_is_excluded_by_name() -> None:
     features = np.random.default_rng(0).normal(size=(43, 3))
     label = ["a"] * 20 + ["b"] * 20 + ["c"] * 3
     warnings = leakage_auc(features, label, BOOTSTRAP)
@@ -185,13 +185,13 @@ def test_an_arm_of_too_few_patients_is_left_out_by_name() -> None:
     assert overlap_by_arm(features, label, arms=("a", "b", "c"), seed=0)["c"] is None
 
 
-def test_an_arm_that_nobody_received_is_said_so() -> None:
+def test_an_arm_that_nobody_received_has_no_trial() -> None:
     table = positivity(["a", "a"], ["T", "T"], arms=("a", "b"))
     assert table.arms["b"] == ArmPositivity(cases=0, trials=(), overlap=None, offered_share=0.0)
     assert table.pairs_without_common_trial == ()
 
 
-def test_appearance_features_lack_what_the_images_lack() -> None:
+def test_appearance_features_of_a_missing_image_are_nan() -> None:
     present = np.ones((3, 4), bool)
     present[1, 0] = False
     flair = np.stack([head(np.random.default_rng(0), scanner=0)] * 3).astype(np.float16)

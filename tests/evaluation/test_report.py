@@ -1,4 +1,4 @@
-"""A whole evaluation on made-up outcomes: an oracle is perfect, a shuffled forecast is chance."""
+"""Whole evaluations on synthetic outcomes: an oracle is perfect, a shuffled forecast is chance."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ MM3 = (3.0, 3.0, 3.0)
 
 
 def outcomes(cases: int, *, seed: int, first: int = 0) -> OutcomeTable:
-    """Each patient has a burden, which one scalar shows and which decides activity with the arm."""
+    """Make cases whose burden decides activity with the arm; one image feature shows the burden."""
     rng = np.random.default_rng([seed, 7])
     arm = np.arange(cases) % len(ARMS)
     burden = rng.random(cases)
@@ -59,17 +59,18 @@ def outcomes(cases: int, *, seed: int, first: int = 0) -> OutcomeTable:
     )
 
 
-def covaried(given: OutcomeTable) -> OutcomeTable:
-    """Outcomes whose burden only a covariate shows; the scalar is of someone else."""
+def with_covariate(given: OutcomeTable) -> OutcomeTable:
+    """Let a covariate show the burden instead; the image feature becomes that of another case."""
     mixed = np.random.default_rng(4).permutation(given.image_features)
     return replace(given, image_features=mixed, covariates=given.image_features[:, :1])
 
 
 def certain(test: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], EnsembleSummary]:
-    """Every sample of a case says the same count; opening takes one lesion."""
+    """Return ensembles whose samples all have the same count; the opening removes one lesion."""
     return {
         (case, int(arm)): EnsembleSummary(
-            plain=np.full(SAMPLES, int(count)), opened=np.full(SAMPLES, max(int(count) - 1, 0))
+            plain=np.full(SAMPLES, int(count)),
+            opened=np.full(SAMPLES, max(int(count) - 1, 0)),
         )
         for case, arm, count in zip(test.case, test.arm, counts, strict=True)
     }
@@ -110,6 +111,11 @@ def shuffled() -> EvaluationReport:
     return evaluated(TEST, certain(TEST, mixed)).report
 
 
+def answer(report: EvaluationReport, title: str) -> str:
+    """Return the finding under `title`."""
+    return next(finding.text for finding in findings(report) if finding.title == title)
+
+
 def pooled(report: EvaluationReport, method: str, metric: str) -> Estimate:
     """Return one score of one method over all cases."""
     variant = report.variants["plain"]
@@ -147,7 +153,7 @@ def test_a_shuffled_forecast_is_chance_and_loses_to_the_arm_rate(
 
 
 def test_baselines_rank_as_they_must(oracle: EvaluationReport) -> None:
-    """Monte Carlo is below the arm's rate, which is below a scalar that shows the burden."""
+    # Monte Carlo is below the arm's rate, which is below a feature that shows the burden.
     aucs = [pooled(oracle, key, "auc").value for key in ("monte_carlo", "arm_rate", "regression")]
     assert aucs == sorted(aucs)
     assert pooled(oracle, "arm_rate", "auc_within_arm").value == pytest.approx(0.5)
@@ -165,8 +171,8 @@ def test_baselines_do_not_depend_on_the_forecast(
         assert pooled(oracle, key, "auc") == pooled(shuffled, key, "auc")
 
 
-def test_what_covariates_add_to_a_regression_is_reported_paired() -> None:
-    train, test = covaried(outcomes(600, seed=1)), covaried(TEST)
+def test_covariates_are_compared_with_the_regression_by_a_paired_difference() -> None:
+    train, test = with_covariate(outcomes(600, seed=1)), with_covariate(TEST)
     context = EvaluationContext(ARMS, MM3, "f" * 64, 0)
     counts = certain(test, test.plain)
     report = evaluate(EvaluationInputs(train, test, counts), context, SETTINGS).report
@@ -200,7 +206,7 @@ def test_an_arm_without_active_cases_is_undefined_and_says_how_many(
     assert f"| 0 of 40 | {DASH} |" in lines[0]
 
 
-def test_published_figures_stand_in_a_column_of_their_own(oracle: EvaluationReport) -> None:
+def test_published_figures_have_their_own_column(oracle: EvaluationReport) -> None:
     text = render_markdown(oracle)
     assert "published model, baseline (other data)" in text
     placebo = next(
@@ -209,16 +215,16 @@ def test_published_figures_stand_in_a_column_of_their_own(oracle: EvaluationRepo
     assert placebo.endswith("| 0.783, 0.513 |")
 
 
-def test_counts_are_reported_with_and_without_the_opening_where_it_does_something() -> None:
+def test_counts_are_reported_with_and_without_an_effective_opening() -> None:
     counts = certain(TEST, TEST.plain)
-    fine = evaluated(TEST, counts, spacing=MM1).report
-    assert list(fine.variants) == ["plain", "opened", "opened_forecast"]
+    opened_report = evaluated(TEST, counts, spacing=MM1).report
+    assert list(opened_report.variants) == ["plain", "opened", "opened_forecast"]
     means = {
         name: (
             variant.count["pooled"].observed_mean,
             variant.count["pooled"].methods["ensemble"].mean_count,
         )
-        for name, variant in fine.variants.items()
+        for name, variant in opened_report.variants.items()
     }
     plain, opened = TEST.plain.mean(), TEST.opened.mean()
     assert means["plain"] == pytest.approx((plain, plain))
@@ -229,9 +235,9 @@ def test_counts_are_reported_with_and_without_the_opening_where_it_does_somethin
     assert coarse.opening == OpeningReport(in_plane_mm=5.0, element=(1, 1, 1), no_op=True)
 
 
-def test_the_count_is_off_by_what_the_forecast_draws_too_many_or_too_few() -> None:
+def test_bias_is_the_mean_surplus_of_forecast_lesions() -> None:
     arm = TEST.arm == 0
-    for extra, said in ((2, "too many"), (0, "within what chance allows"), (-1, "too few")):
+    for extra, verdict in ((2, "too many"), (0, "within what chance allows"), (-1, "too few")):
         drawn = np.maximum(TEST.plain + extra, 0)
         report = evaluated(TEST, certain(TEST, drawn), spacing=MM1).report
         groups = report.variants["plain"].count
@@ -239,34 +245,34 @@ def test_the_count_is_off_by_what_the_forecast_draws_too_many_or_too_few() -> No
             bias = groups[name].methods["ensemble"].bias
             assert bias.value == pytest.approx((drawn - TEST.plain)[member].mean())
             assert bias.low <= bias.value <= bias.high
-        text = next(each.text for each in findings(report) if each.title == "How many new lesions?")
-        assert said in text
+        text = answer(report, "How many new lesions?")
+        assert verdict in text
         assert f"| {format_estimate(groups['pooled'].methods['ensemble'].bias, digits=2)} |" in (
             render_markdown(report)
         )
 
 
 def box_of(lesions: float) -> np.ndarray:
-    """A mask with that many lesions of 18 mm3 in a row along w."""
+    """Return a mask with that many lesions of 18 mm3 in a row along w."""
     mask = np.zeros((2, 4, 64), bool)
     mask[0, 1:3, : 4 * int(lesions) : 4] = mask[0, 1:3, 1 : 4 * int(lesions) : 4] = True
     return mask
 
 
-def laid_out(given: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], EnsembleSummary]:
-    """As `certain`, with masks; the first two lesions lie in white matter, others in cortex."""
+def with_masks(given: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], EnsembleSummary]:
+    """Add masks to `certain`: the first two lesions lie in white matter, others in cortex."""
     labels = np.full((2, 4, 64), 2, np.int16)
     labels[:, :, 8:] = 3
     return {
         key: replace(
-            tally,
+            summary,
             spatial=compare_masks(
                 np.stack([box_of(count)] * SAMPLES),
                 ObservedMask(box_of(true), labels),
                 (3.0, 1.5, 1.0),
             ),
         )
-        for (key, tally), count, true in zip(
+        for (key, summary), count, true in zip(
             certain(given, counts).items(), counts, given.plain, strict=True
         )
     }
@@ -275,9 +281,9 @@ def laid_out(given: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int], E
 VALIDATION = outcomes(120, seed=3, first=5000)
 
 
-def full(counts: np.ndarray) -> EvaluationResult:
-    """The test cases' masks show `counts`; of the validation cases the samples tell the truth."""
-    summaries = laid_out(TEST, counts) | certain(VALIDATION, VALIDATION.plain)
+def evaluated_with_validation(counts: np.ndarray) -> EvaluationResult:
+    """Evaluate test cases whose masks have `counts`, with a perfect forecast for validation."""
+    summaries = with_masks(TEST, counts) | certain(VALIDATION, VALIDATION.plain)
     context = EvaluationContext(ARMS, MM3, "f" * 64, 0)
     train = outcomes(600, seed=1)
     train = replace(train, trial=tuple("bravo" if arm < 2 else None for arm in train.arm))
@@ -287,7 +293,7 @@ def full(counts: np.ndarray) -> EvaluationResult:
 
 
 def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
-    report = full(TEST.plain).report
+    report = evaluated_with_validation(TEST.plain).report
     for region, positives in zip(("white_matter", "cortex"), TEST.regions.sum(axis=0), strict=True):
         group = report.regional.regions[region]
         assert group.positives == positives
@@ -298,12 +304,12 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     assert masks.f1_sample.value == masks.f1_majority.value == 1
     assert masks.energy_distance.value == masks.diversity.value == 0
     assert masks.lesion_free.empty_sample_share.value == 1
-    learned = report.calibration
-    assert learned.validation == ValidationCases(
+    calibration = report.calibration
+    assert calibration.validation == ValidationCases(
         cases=120, positives=int((VALIDATION.plain > 0).sum())
     )
-    assert [each.coverage.value for each in learned.count_intervals] == [1, 1]
-    assert [each.mean_width for each in learned.count_intervals] == [0, 0]
+    assert [one.coverage.value for one in calibration.count_intervals] == [1, 1]
+    assert [one.mean_width for one in calibration.count_intervals] == [0, 0]
     brier = report.probability_calibration["ensemble_recalibrated"]
     assert brier.brier.value < 0.01
     assert brier.resolution.value == pytest.approx(brier.uncertainty.value)
@@ -312,18 +318,16 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     assert (contrast.arm_cases, contrast.reference_cases) == (100, 100)
     assert ("placebo", "laquinimod") not in report.trial_contrasts.not_identified
     assert ("placebo", "ocrelizumab") in report.trial_contrasts.not_identified
-    where = next(each.text for each in findings(report) if each.title == "Where will they lie?")
+    where = answer(report, "Where will they lie?")
     assert "an F1 of 1.000 (1.000 to 1.000)" in where
     assert "the samples are closer to the observed masks than masks without" in where
     assert "cerebral white matter 1.000 (1.000 to 1.000), cerebral cortex 1.000" in where
     assert report_from_json(report_to_json(report), source="metrics.json") == report
 
 
-def test_a_shuffled_forecasts_masks_and_regions_are_chance_and_its_intervals_are_seen_to_fail() -> (
-    None
-):
+def test_a_shuffled_forecast_is_chance_by_mask_region_and_interval() -> None:
     mixed = np.random.default_rng(9).permutation(TEST.plain)
-    report = full(mixed).report
+    report = evaluated_with_validation(mixed).report
     for group in report.regional.regions.values():
         balanced = group.methods["ensemble"].balanced_accuracy
         assert balanced.value == pytest.approx(0.5, abs=0.12)
@@ -332,8 +336,8 @@ def test_a_shuffled_forecasts_masks_and_regions_are_chance_and_its_intervals_are
     assert report.calibration.count_intervals[1].coverage.high < 0.9
 
 
-def test_the_cohort_is_described_by_split_and_arm() -> None:
-    row = full(TEST.plain).report.baseline_characteristics
+def test_baseline_characteristics_are_by_split_and_arm() -> None:
+    row = evaluated_with_validation(TEST.plain).report.baseline_characteristics
     assert list(row) == ["train", "test", "validation"]
     avonex, of_arm = row["test"]["avonex"], TEST.arm == 2
     assert avonex.cases == 40
@@ -347,7 +351,7 @@ def test_the_cohort_is_described_by_split_and_arm() -> None:
 
 
 def counts_by_arm() -> tuple[dict, tuple[int, ...]]:
-    """Cases 1000 to 1011 under every arm: sample k is active where k / 8 is below the rate."""
+    """Sample cases 1000 to 1011 under every arm; sample k is active if k / 8 is below the rate."""
     counts = certain(TEST, TEST.plain)
     chosen = TEST.case[:12]
     for case in chosen:
@@ -357,27 +361,29 @@ def counts_by_arm() -> tuple[dict, tuple[int, ...]]:
     return counts, chosen
 
 
-def test_the_ladder_is_the_mean_p_active_of_the_same_cases_under_each_arm() -> None:
+def test_activity_by_arm_is_the_mean_p_active_of_the_same_cases() -> None:
     counts, chosen = counts_by_arm()
-    ladder = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm
-    rates = [row.p_active.value for row in ladder.arms.values()]
+    activity = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm
+    rates = [row.p_active.value for row in activity.arms.values()]
     assert rates == pytest.approx([1.0, 7 / 8, 5 / 8, 4 / 8, 2 / 8, 0.0])
-    assert ladder.falls_at_every_step
-    assert ladder.cases == 12
-    assert ladder.first_minus_last.value == pytest.approx(1.0)
+    assert activity.falls_at_every_step
+    assert activity.cases == 12
+    assert activity.first_minus_last.value == pytest.approx(1.0)
 
 
-def stated(p_active: float, lesions: float = 0.0) -> ExpectedOutcomes:
-    """As many lesions in every future."""
+def expected_outcomes(p_active: float, lesions: float = 0.0) -> ExpectedOutcomes:
+    """Return the expectations of a case with the same number of lesions in every sample."""
     return ExpectedOutcomes(p_active, lesions, float(np.log1p(lesions)))
 
 
-def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() -> None:
-    """As drawn: a stated chance says nothing of what the opening leaves."""
+def test_an_expected_p_active_is_scored_instead_of_the_share_of_samples() -> None:
+    # Only for lesions as drawn: the expectation does not describe lesions after the opening.
     counts, chosen = counts_by_arm()
     drawn = evaluated(TEST, counts, counterfactual_cases=chosen, spacing=(3.0, 1.0, 1.0)).report
-    for key, tally in counts.items():
-        counts[key] = replace(tally, expected=stated(0.9 if tally.plain.any() else 0.2))
+    for key, summary in counts.items():
+        counts[key] = replace(
+            summary, expected=expected_outcomes(0.9 if summary.plain.any() else 0.2)
+        )
     report = evaluated(TEST, counts, counterfactual_cases=chosen, spacing=(3.0, 1.0, 1.0)).report
     plain, opened = (
         report.variants[name].activity["pooled"].methods["ensemble"].mean_probability
@@ -391,12 +397,12 @@ def test_what_the_model_states_is_scored_in_place_of_the_share_of_its_samples() 
         assert pooled(report, name, "log_mse") == pooled(drawn, name, "log_mse")
 
 
-def test_the_stated_log_count_is_scored_in_place_of_the_mean_over_samples() -> None:
+def test_an_expected_log_count_is_scored_instead_of_the_mean_over_samples() -> None:
     counts = certain(TEST, np.random.default_rng(9).permutation(TEST.plain))
     assert pooled(evaluated(TEST, counts).report, "ensemble_log_mean", "log_mse").value > 0.1
-    for (case, arm), tally in counts.items():
+    for (case, arm), summary in counts.items():
         true = TEST.plain[TEST.case.index(case)]
-        counts[case, arm] = replace(tally, expected=stated(0.5, true))
+        counts[case, arm] = replace(summary, expected=expected_outcomes(0.5, true))
     report = evaluated(TEST, counts).report
     assert pooled(report, "ensemble_log_mean", "log_mse").value == pytest.approx(0)
     assert pooled(report, "ensemble", "log_mse").value > 0.1
@@ -405,43 +411,43 @@ def test_the_stated_log_count_is_scored_in_place_of_the_mean_over_samples() -> N
     )
     assert (gap.minus_method, gap.metric) == ("regression", "log_mse")
     assert gap.difference.value == -pooled(report, "regression", "log_mse").value
-    text = next(each.text for each in findings(report) if each.title == "How many new lesions?")
+    text = answer(report, "How many new lesions?")
     assert "By the mean of log counts it is 0.00, better than a regression" in text
 
 
-def test_the_ladder_of_what_is_stated_is_that_of_every_test_case() -> None:
+def test_expected_activity_by_arm_covers_every_test_case() -> None:
     counts, chosen = counts_by_arm()
     slopes = np.random.default_rng(3).random(len(TEST.case))
-    known = {
-        case: tuple(stated(slope * share) for share in np.linspace(1, 0, len(ARMS)))
+    expected = {
+        case: tuple(expected_outcomes(slope * share) for share in np.linspace(1, 0, len(ARMS)))
         for case, slope in zip(TEST.case, slopes, strict=True)
     }
     truth = {(case, arm): int(arm < 2) for case in TEST.case for arm in range(len(ARMS))}
     report = evaluated(
-        TEST, counts, counterfactual_cases=chosen, expected=known, truth=truth
+        TEST, counts, counterfactual_cases=chosen, expected=expected, truth=truth
     ).report
-    ladder, drawn = (
+    activity, drawn = (
         report.activity_by_arm,
         evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm,
     )
-    assert (ladder.cases, drawn.cases) == (len(TEST.case), 12)
-    rates = [row.p_active.value for row in ladder.arms.values()]
+    assert (activity.cases, drawn.cases) == (len(TEST.case), 12)
+    rates = [row.p_active.value for row in activity.arms.values()]
     assert rates == pytest.approx(slopes.mean() * np.linspace(1, 0, len(ARMS)))
-    assert [row.true_rate for row in ladder.arms.values()] == [1, 1, 0, 0, 0, 0]
-    assert all(row.monte_carlo_error is None for row in ladder.arms.values())
+    assert [row.true_rate for row in activity.arms.values()] == [1, 1, 0, 0, 0, 0]
+    assert all(row.monte_carlo_error is None for row in activity.arms.values())
     assert any(row.monte_carlo_error > 0 for row in drawn.arms.values())
     assert "as the networks predict it" in render_markdown(report)
-    assert evaluated(TEST, counts, expected=known).report.activity_by_arm.cases == len(TEST.case)
+    assert evaluated(TEST, counts, expected=expected).report.activity_by_arm.cases == len(TEST.case)
 
 
-def test_a_step_upwards_counts_only_where_chance_does_not_explain_it() -> None:
+def test_a_step_upwards_beyond_chance_names_the_arm() -> None:
     counts, chosen = counts_by_arm()
     for case in chosen:
         counts[case, 2], counts[case, 1] = counts[case, 1], counts[case, 2]
-    ladder = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm
-    assert not ladder.falls_at_every_step
-    assert ladder.arms_above_previous == ("avonex",)
-    assert describe_monotonicity(ladder) == "P(active) rises, by more than chance, to avonex."
+    activity = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm
+    assert not activity.falls_at_every_step
+    assert activity.arms_above_previous == ("avonex",)
+    assert describe_monotonicity(activity) == "P(active) rises, by more than chance, to avonex."
 
 
 def test_a_step_upwards_of_one_case_in_twelve_may_be_chance() -> None:
@@ -449,12 +455,12 @@ def test_a_step_upwards_of_one_case_in_twelve_may_be_chance() -> None:
     for case in chosen:
         counts[case, 2] = counts[case, 1]
     counts[chosen[0], 2] = counts[chosen[0], 0]
-    ladder = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm
-    assert not ladder.falls_at_every_step
-    assert ladder.arms_above_previous == ()
+    activity = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm
+    assert not activity.falls_at_every_step
+    assert activity.arms_above_previous == ()
 
 
-def test_the_truth_stands_beside_the_ladder_where_it_is_known() -> None:
+def test_true_activity_by_arm_is_reported_where_it_is_known() -> None:
     counts, chosen = counts_by_arm()
     truth = {
         (case, arm): 6 - arm - place % 2 for place, case in enumerate(chosen) for arm in range(6)
@@ -466,13 +472,13 @@ def test_the_truth_stands_beside_the_ladder_where_it_is_known() -> None:
     assert [row.true for row in means] == [5.5, 4.5, 3.5, 2.5, 1.5, 0.5]
     assert [row.forecast for row in means] == pytest.approx([1, 7 / 8, 5 / 8, 4 / 8, 2 / 8, 0])
     assert "truly active" in render_markdown(report)
-    unknown = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm.arms[
+    placebo = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm.arms[
         "placebo"
     ]
-    assert unknown.true_rate is None
+    assert placebo.true_rate is None
 
 
-def test_the_steps_of_the_ladder_are_paired_over_cases() -> None:
+def test_steps_between_arms_are_paired_over_cases() -> None:
     counts, chosen = counts_by_arm()
     rows = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm.arms
     assert rows["placebo"].minus_previous is None
@@ -480,7 +486,7 @@ def test_the_steps_of_the_ladder_are_paired_over_cases() -> None:
     assert (step.value, step.low, step.high) == pytest.approx((-1 / 8,) * 3)
 
 
-def test_the_ladders_error_shrinks_with_the_cases_since_each_has_its_own_draws() -> None:
+def test_the_monte_carlo_error_by_arm_shrinks_with_the_number_of_cases() -> None:
     draws = np.random.default_rng(0).random((500, 30, 4)) < 0.3  # 500 runs of 30 cases, 4 draws
     errors = [stratified_error(run.astype(np.float64)) for run in draws]
     assert np.mean(errors) == pytest.approx(draws.mean(axis=(1, 2)).std(), rel=0.1)
@@ -500,13 +506,13 @@ def test_reliability_keeps_equal_probabilities_together() -> None:
     assert [row[:2] for row in rows] == [(0.0, 0.0), (1.0, 1.0)]
 
 
-def test_an_interval_is_shown_only_where_there_is_one() -> None:
+def test_an_undefined_interval_is_not_shown() -> None:
     assert format_estimate(Estimate(0.81234, 0.7, 0.9)) == "0.812 (0.700 to 0.900)"
     assert format_estimate(Estimate(0.5)) == "0.500"
     assert format_estimate(Estimate(None)) == DASH
 
 
-def test_an_evaluation_is_written_whole(tmp_path: Path) -> None:
+def test_an_evaluation_is_written_as_six_files(tmp_path: Path) -> None:
     counts, chosen = counts_by_arm()
     result = evaluated(TEST, counts, counterfactual_cases=chosen)
     write_evaluation(result, tmp_path, counterfactual_cases=chosen, test_cases=TEST.case)

@@ -1,4 +1,4 @@
-"""Masks beside observed masks: detection worked by hand, distances against SciPy's."""
+"""Sampled against observed masks: detection worked by hand, distances equal to SciPy's."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ BOOTSTRAP = Bootstrap(100, 0)
 
 
 def boxes(*places: tuple[int, int]) -> np.ndarray:
-    """A mask with boxes of 10 rows from column `first` to `last`, which is not in it."""
+    """Return a mask with boxes of 10 rows, from column `first` up to but without `last`."""
     mask = np.zeros(SHAPE, bool)
     for first, last in places:
         mask[0, 1:11, first:last] = True
@@ -43,37 +43,37 @@ def lesion_counts(drawn: np.ndarray, observed: np.ndarray) -> tuple[int, int, in
     return seen.observed, seen.detected, seen.predicted, seen.correct
 
 
-def test_a_tenth_covered_is_not_enough_and_a_little_more_is() -> None:
+def test_detection_needs_more_than_a_tenth_covered() -> None:
     observed = boxes((10, 20))
     assert lesion_counts(boxes((9, 11)), observed) == (1, 0, 1, 0)  # 10 of 100 voxels
     assert lesion_counts(boxes((9, 12)), observed) == (1, 1, 1, 0)  # 20 of 100: 80 % lies outside
 
 
-def test_a_drawn_lesion_mostly_outside_detects_nothing() -> None:
-    """20 of 60 voxels inside: 67 % outside is let pass, 75 % is not (the limit is 70 %)."""
+def test_a_predicted_lesion_mostly_outside_detects_nothing() -> None:
+    # 20 of 60 voxels inside: 67 % outside is accepted, 75 % is not (the limit is 70 %).
     observed = boxes((10, 14))
     assert lesion_counts(boxes((12, 18)), observed)[1] == 1
     assert lesion_counts(boxes((12, 20)), observed)[1] == 0
 
 
-def test_the_largest_overlap_alone_decides_where_it_is_two_thirds_of_all() -> None:
-    """30 voxels of a good lesion make up 75 % of 40: the 10 of a sprawling one do not veto."""
+def test_overlaps_beyond_two_thirds_of_the_cover_are_ignored() -> None:
+    # 30 voxels of a good lesion make up 75 % of 40: the 10 of a large one do not count.
     observed = boxes((10, 20))
     assert lesion_counts(boxes((10, 13), (19, 30)), observed)[1] == 1
     assert lesion_counts(boxes((10, 11), (18, 30)), observed)[1] == 0
 
 
-def test_one_drawn_lesion_may_find_two() -> None:
+def test_one_predicted_lesion_may_detect_two() -> None:
     assert lesion_counts(boxes((4, 14)), boxes((4, 8), (10, 14))) == (2, 2, 1, 1)
 
 
-def test_f1_is_of_lesion_sensitivity_and_precision() -> None:
-    """One of two found, one of three right: 2 (1/3) (1/2) / (1/3 + 1/2) = 2/5."""
+def test_f1_combines_lesion_sensitivity_and_precision() -> None:
+    # One of two detected, one of three correct: 2 (1/3) (1/2) / (1/3 + 1/2) = 2/5.
     seen = match_lesions(boxes((2, 6), (20, 22), (30, 32)), boxes((2, 6), (10, 14)), MM)
     assert seen.f1 == pytest.approx(0.4)
 
 
-def test_without_an_observed_lesion_f1_is_undefined_and_the_volume_is_told() -> None:
+def test_without_an_observed_lesion_f1_is_undefined_and_the_volume_is_reported() -> None:
     seen = match_lesions(boxes((2, 4)), boxes(), MM)
     assert seen == Detection(observed=0, detected=0, predicted=1, correct=0, predicted_mm3=60.0)
     assert seen.f1 is None
@@ -97,7 +97,7 @@ def test_distances_are_one_minus_the_jaccard_index() -> None:
     assert mine[4, 5] == 0  # two empty masks agree
 
 
-def test_an_oracle_has_no_energy_distance_and_finds_every_lesion() -> None:
+def test_an_oracle_has_energy_distance_0_and_detects_every_lesion() -> None:
     mask = boxes((3, 6), (20, 24))
     seen = compare_masks(np.stack([mask] * 5), ObservedMask(mask), MM)
     assert (seen.energy, seen.diversity, f1_of_samples(seen), seen.majority.f1) == (0, 0, 1, 1)
@@ -105,14 +105,15 @@ def test_an_oracle_has_no_energy_distance_and_finds_every_lesion() -> None:
 
 
 def test_the_energy_distance_by_hand() -> None:
-    """Samples: truth and nothing. d to the truth 0 and 1, between them 1: 2 (1/2) - 1 = 0."""
+    # Samples: the truth, and an empty mask. Their distances to the truth are 0 and 1, that between
+    # them is 1: 2 (1/2) - 1 = 0.
     mask = boxes((3, 6))
     seen = compare_masks(np.stack([mask, boxes()]), ObservedMask(mask), MM)
     assert (seen.distance, seen.diversity, seen.energy) == (0.5, 1.0, 0.0)
     assert compare_masks(np.stack([boxes()] * 2), ObservedMask(mask), MM).energy == 2
 
 
-def test_the_energy_distance_is_least_for_the_distribution_that_the_truth_comes_from() -> None:
+def test_the_energy_distance_is_least_for_the_true_distribution() -> None:
     rng = np.random.default_rng(1)
 
     def masks(rate: float, number: int) -> np.ndarray:
@@ -133,8 +134,8 @@ def test_the_energy_distance_is_least_for_the_distribution_that_the_truth_comes_
     assert min(means, key=means.__getitem__) == 0.4
 
 
-def test_voxels_are_counted_by_the_samples_that_hold_them() -> None:
-    """A calibrated voxel forecast: of those that 1 of 2 samples holds, half are lesion."""
+def test_voxels_are_counted_by_the_number_of_samples_that_contain_them() -> None:
+    # A calibrated voxel forecast: half of the voxels in 1 of 2 samples are lesion.
     truth = boxes((0, 4))
     seen = compare_masks(np.stack([boxes((0, 2)), boxes((0, 2), (4, 6))]), ObservedMask(truth), MM)
     assert seen.voxels.tolist() == [2 * 12 * 40 - 40, 20, 20]
@@ -145,7 +146,7 @@ def test_voxels_are_counted_by_the_samples_that_hold_them() -> None:
     assert agreement.brier.value == pytest.approx(20 / 960)
 
 
-def test_the_brier_score_of_voxels_is_that_of_the_probability_whatever_the_samples() -> None:
+def test_the_voxel_brier_score_does_not_depend_on_the_number_of_samples() -> None:
     rng = np.random.default_rng(5)
     chance = rng.beta(0.5, 2, SHAPE)
 
@@ -163,7 +164,7 @@ def test_the_brier_score_of_voxels_is_that_of_the_probability_whatever_the_sampl
     assert mean_score(12) == pytest.approx(exact, rel=0.03)
 
 
-def test_many_samples_fall_into_ten_rows_and_nothing() -> None:
+def test_reliability_has_ten_rows_and_one_for_probability_0() -> None:
     masks = np.random.default_rng(0).random((40, *SHAPE)) < 0.3
     agreement = voxel_reliability(
         [compare_masks(masks, ObservedMask(boxes((0, 4))), MM)], np.ones((3, 1))
@@ -172,7 +173,7 @@ def test_many_samples_fall_into_ten_rows_and_nothing() -> None:
     assert sum(row.voxels for row in agreement.rows) == 960
 
 
-def test_cases_without_lesions_are_told_apart_from_those_with() -> None:
+def test_cases_without_lesions_are_reported_apart() -> None:
     full, empty = boxes((3, 6)), boxes()
     seen = [
         compare_masks(np.stack([full, full]), ObservedMask(full), MM),
@@ -195,11 +196,11 @@ def test_a_region_is_touched_by_any_lesion_voxel() -> None:
     assert lesions_in_regions(masks, labels).tolist() == [[1, 0], [1, 1], [0, 1], [0, 0]]
 
 
-def test_regional_scores_are_scikit_learns_on_the_repeated_cases() -> None:
+def test_regional_scores_equal_scikit_learn_on_repeated_cases() -> None:
     rng = np.random.default_rng(3)
-    true, said = rng.random(60) < 0.4, rng.random(60) < 0.5
+    true, predicted = rng.random(60) < 0.4, rng.random(60) < 0.5
     weights = bootstrap_weights(60, draws=10, seed=0)
-    mine = binary_scores(true, said[None], weights)
+    mine = binary_scores(true, predicted[None], weights)
     theirs = {
         "balanced_accuracy": balanced_accuracy_score, "precision": precision_score,
         "recall": recall_score, "f1": f1_score,
@@ -207,7 +208,7 @@ def test_regional_scores_are_scikit_learns_on_the_repeated_cases() -> None:
     for name, score in theirs.items():
         drawn = [np.repeat(np.arange(60), row.astype(int)) for row in weights]
         assert getattr(mine, name) == pytest.approx(
-            [score(true[rows], said[rows]) for rows in drawn]
+            [score(true[rows], predicted[rows]) for rows in drawn]
         )
 
 
@@ -218,6 +219,6 @@ def test_a_regional_oracle_is_perfect_and_a_coin_is_chance() -> None:
     assert [scores[0] for scores in vars(oracle).values()] == [1, 1, 1, 1]
     coins = np.random.default_rng(5).random((50, 400)) < 0.3
     assert binary_scores(true, coins, ones).balanced_accuracy[0] == pytest.approx(0.5, abs=0.02)
-    silent = binary_scores(true, np.zeros((1, 400), bool), ones)
-    assert np.isnan(silent.precision[0])
-    assert silent.recall[0] == 0
+    no_positive = binary_scores(true, np.zeros((1, 400), bool), ones)
+    assert np.isnan(no_positive.precision[0])
+    assert no_positive.recall[0] == 0
