@@ -125,11 +125,11 @@ def _format_difference(difference: Difference) -> str:
 
 
 def render_page(title: str, sections: Sequence[str], *, notices: Sequence[str]) -> str:
-    """The whole page as Markdown, notices first."""
+    """Return the whole page as Markdown, with the notices first."""
     warning = "\n".join(f"> {notice}" for notice in dict.fromkeys(notices))
     return "\n\n".join([f"# {title}", warning, *sections]) + "\n"
 
 
 def relative_path(path: Path, *, page_folder: Path) -> str:
-    """The link to a file from a page in `page_folder`."""
+    """Return the link to a file from a page in `page_folder`."""
     return Path(os.path.relpath(path, page_folder)).as_posix()
