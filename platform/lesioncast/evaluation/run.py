@@ -171,9 +171,9 @@ def sample_and_summarise(
     Masks are compared as they arrive and then discarded, one ensemble at a time, so that memory
     does not grow with the number of cases.
     """
-    compared = comparison_sessions(bundle)
+    sessions = comparison_sessions(bundle)
     factual = cases.factual_requests()
-    counterfactual = cases.counterfactual_requests(arms=len(store.spec.arms), sessions=compared)
+    counterfactual = cases.counterfactual_requests(arms=len(store.spec.arms), sessions=sessions)
     # Without sessions left out, both lists share requests; each is sampled once.
     requests = list(dict.fromkeys([*factual, *counterfactual]))
     seeds = seeds_of(cases.forecast, seed=seed, samples=settings.samples)
@@ -185,7 +185,7 @@ def sample_and_summarise(
         store.path,
         device=device_of(gpus),
         inputs=store.table.inputs,
-        comparison_sessions=compared,
+        comparison_sessions=sessions,
     )
     sampled = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     progress = with_progress(sampled, total=len(batches), label="batches sampled")
@@ -204,7 +204,7 @@ def sample_and_summarise(
         {
             model_input.case: outcomes
             for model_input, outcomes in expected.items()
-            if model_input.sessions == compared
+            if model_input.sessions == sessions
         },
     )
 
