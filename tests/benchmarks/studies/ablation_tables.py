@@ -69,7 +69,7 @@ def regression(run: Path) -> str:
     predicted = column(run, f"lesions_{REGRESSION}")
     error = log_count_errors(true, predicted).mean()
     return (
-        f"| regression on image scalars | | {area:.3f} | | {error:.3f} | | {predicted.mean():.2f} "
+        f"| regression on image features | | {area:.3f} | | {error:.3f} | | {predicted.mean():.2f} "
         f"(observed {true.mean():.2f}) | | | |"
     )
 

@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:platform python tests/benchmarks/studies/covariates.py --train 1216 --test 12000
 
-Lesion counts up to week 48 stand for the image scalars. Prints the AUC of activity at week 96
+Lesion counts up to week 48 stand for the image features. Prints the AUC of activity at week 96
 without the covariates, and the paired difference with them (95 % bootstrap over patients).
 """
 

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     model = fit_regression_baseline(train.scalars, train.arm, train.lesions, arms=len(config.arms))
     regression = [model.probability(each.scalars, each.arm) for each in asked]
-    print(line("regression on image scalars", [regression], asked))
+    print(line("regression on image features", [regression], asked))
     return 0
 
 
