@@ -23,7 +23,7 @@ from tests.support.forecast import SLAB, write_bundle, write_store
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tests.benchmarks.studies import ablation_tables, ablations, bayes_optimal, image_information
-from tests.benchmarks.studies.covariates import column
+from tests.benchmarks.studies.covariates import arm_index
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "platform" / "README.md"
@@ -36,7 +36,7 @@ HEADER = (
 )
 
 
-def written(
+def write_run(
     folder: Path, *, chance: tuple[float, ...], nats: float, losses: tuple[int, ...]
 ) -> Path:
     """Write a run of four cases whose counts are right."""
@@ -47,7 +47,7 @@ def written(
     ]
     (folder / CASES).write_text("\n".join([HEADER, *lines]) + "\n")
     own = np.full((2, 4), nats)
-    np.savez(folder / ablation_tables.STEERING, own=own, none=own + 0.5)
+    np.savez(folder / ablation_tables.NATS_FILE, own=own, none=own + 0.5)
     run = folder / "runs" / "finetune"
     run.mkdir(parents=True)
     reports = [{"step": 25 * (at + 1), "loss": loss / 1000} for at, loss in enumerate(losses)]
@@ -60,11 +60,13 @@ def folders(tmp_path: Path) -> dict[str, list[Path]]:
     """Return a recipe that ranks all pairs right and a variant that ranks half of them wrong."""
     return {
         "recipe": [
-            written(tmp_path / f"a{seed}", chance=(0.1, 0.2, 0.8, 0.7), nats=2.0, losses=(9, 7))
+            write_run(tmp_path / f"a{seed}", chance=(0.1, 0.2, 0.8, 0.7), nats=2.0, losses=(9, 7))
             for seed in range(2)
         ],
         "worse": [
-            written(tmp_path / f"b{seed}", chance=(0.1, 0.9, 0.8, 0.7), nats=3.0, losses=(10, 8, 6))
+            write_run(
+                tmp_path / f"b{seed}", chance=(0.1, 0.9, 0.8, 0.7), nats=3.0, losses=(10, 8, 6)
+            )
             for seed in range(2)
         ],
     }
@@ -102,13 +104,15 @@ def test_seeds_that_disagree_widen_the_interval(tmp_path: Path) -> None:
     """All cases of a run agree, so the interval is that of the seeds alone."""
     recipe, variant = (
         [
-            written(tmp_path / f"{name}{seed}", chance=(0.1, 0.2, 0.8, 0.7), nats=nats, losses=(1,))
+            write_run(
+                tmp_path / f"{name}{seed}", chance=(0.1, 0.2, 0.8, 0.7), nats=nats, losses=(1,)
+            )
             for seed, nats in enumerate(found)
         ]
         for name, found in (("a", (2.0, 2.0)), ("b", (2.0, 4.0)))
     )
     assert (
-        ablation_tables.difference(variant, recipe, ablation_tables.surprise)
+        ablation_tables.difference(variant, recipe, ablation_tables.mean_nats)
         == "+1.000 (+0.000 to +2.000)"
     )
 
@@ -125,7 +129,9 @@ def test_nats_are_those_of_the_voxels_together(told: float, expected: float) -> 
     model = SimpleNamespace(
         config=SimpleNamespace(unet=SimpleNamespace(lesion_load_thresholds=())), denoiser=denoiser
     )
-    found = image_information.surprise(model, x, torch.zeros(2), torch.zeros(2, 7, *SLAB), None)
+    found = image_information.negative_log_likelihood(
+        model, x, torch.zeros(2), torch.zeros(2, 7, *SLAB), None
+    )
     assert found.shape == (2, len(image_information.LOGSNR))
     assert found == pytest.approx(np.full_like(found, expected), rel=1e-5)
 
@@ -155,8 +161,8 @@ def test_lesions_beside_older_ones_save_nats_and_without_older_ones_nothing_does
 
     def saved(cases: list[tuple[np.ndarray, np.ndarray]]) -> float:
         spacing = (3.0, 1.5, 1.5)
-        learned = image_information.places(cases[:200], spacing)
-        return float(image_information.beside(learned, cases[200:], spacing).mean())
+        learned = image_information.estimate_locations(cases[:200], spacing)
+        return float(image_information.distance_gain(learned, cases[200:], spacing).mean())
 
     near, anywhere = ([outcome(beside=each) for _ in range(400)] for each in (True, False))
     assert saved(near) > 2
@@ -169,7 +175,7 @@ def test_the_exact_forecast_is_right_on_average_and_nearer_than_the_arms_law() -
     patients = [draw_patient(settings, index) for index in range(600)]
     law = np.stack([bayes_optimal.posterior(each, settings.predictability) for each in patients])
     arm = [np.diff(count_cdf(each.arm, 1), prepend=0.0) for each in patients]
-    true = np.array([each.counts[1, column(each)] for each in patients])
+    true = np.array([each.counts[1, arm_index(each)] for each in patients])
     np.testing.assert_allclose(law.sum(1), 1)
     assert law.min() >= 0
     for value in (bayes_optimal.COUNTS > 0, np.log1p(bayes_optimal.COUNTS)):
@@ -234,10 +240,11 @@ def test_the_readmes_table_of_presets_is_that_of_the_configurations() -> None:
         "yes" if each.finetune.balanced else "no" for each in configs
     ]
     assert told["weight of FLAIR in stage 1, stage 2"] == [
-        f"{weight(each, each.pretrain):g}, {weight(each, each.finetune):g}" for each in configs
+        f"{flair_weight(each, each.pretrain):g}, {flair_weight(each, each.finetune):g}"
+        for each in configs
     ]
 
 
-def weight(config: Config, stage: TrainSettings) -> float:
+def flair_weight(config: Config, stage: TrainSettings) -> float:
     """Return the weight of FLAIR in a stage's loss."""
     return config.objective.flair_weight if stage.flair_weight is None else stage.flair_weight

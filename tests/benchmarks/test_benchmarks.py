@@ -20,7 +20,7 @@ ABSENT = ("ray", "pydantic")
 NEEDLESS = ("zarr", "nibabel", "nilearn", "yaml", "scipy", "sklearn", "matplotlib", "safetensors")
 
 # A name that stands for None there cannot be imported.
-WITHOUT = """
+RUN_WITHOUT = """
 import runpy, sys
 sys.modules.update(dict.fromkeys({absent!r}))
 sys.path[:0] = {path!r}
@@ -32,7 +32,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def run_without(absent: tuple[str, ...], script: str, *arguments: str) -> str:
     """Run a benchmark in a Python without the `absent` modules; return its standard output."""
     path = [str(BENCHMARKS), *(str(ROOT / each) for each in ("", "platform"))]
-    code = WITHOUT.format(absent=absent, path=path, argv=[str(BENCHMARKS / script), *arguments])
+    code = RUN_WITHOUT.format(absent=absent, path=path, argv=[str(BENCHMARKS / script), *arguments])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -129,21 +129,21 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
         yield found
 
 
-def struck(trial: Trial, run: str, strike: Callable[[], None], *overrides: str) -> str:
+def disturbed_run(trial: Trial, run: str, strike: Callable[[], None], *overrides: str) -> str:
     """Disturb a run between its steps; return its output and the checkpoints it had before."""
     trial.join()
     driver = trial.cluster.start(*trial.command(run, *overrides))
-    wait(driver, lambda: reached(trial, run, SAVED_EVERY + SAVED_EVERY // 2))
+    wait_while_alive(driver, lambda: log_reached(trial, run, SAVED_EVERY + SAVED_EVERY // 2))
     strike()
-    return ended(driver)
+    return output_of(driver)
 
 
-def reached(trial: Trial, run: str, step: float) -> bool:
+def log_reached(trial: Trial, run: str, step: float) -> bool:
     """Return True once the log has reached the step."""
     return any(line["step"] >= step for line in trial.log(run))
 
 
-def wait(driver: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
+def wait_while_alive(driver: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
     """Wait until the condition holds while the driver lives."""
     until = time.monotonic() + 180
     while not holds():
@@ -154,7 +154,7 @@ def wait(driver: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def ended(driver: "subprocess.Popen[str]") -> str:
+def output_of(driver: "subprocess.Popen[str]") -> str:
     """Return the driver's output and how it ended."""
     output, _ = driver.communicate(timeout=300)
     return f"{output}\nexit code {driver.returncode}"
@@ -199,7 +199,7 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on_from_its_last_checkpoin
         kill(pid, SIGKILL)
         saved.append(checkpoints(trial.folder / "worker/pretrain")[-1].step)
 
-    output = struck(trial, "worker", strike)
+    output = disturbed_run(trial, "worker", strike)
     assert output.endswith("exit code 0"), output
     assert resumed_at(output) == [0, *saved], output
     assert_as_if_nothing_had_happened(trial, "worker")
@@ -210,7 +210,7 @@ def test_a_lost_node_is_done_without(trial: Trial) -> None:
         name, _ = trial.victim()
         trial.alive.pop(name).kill()
 
-    output = struck(trial, "node", strike)
+    output = disturbed_run(trial, "node", strike)
     assert output.endswith("exit code 0"), output
     assert resumed_at(output)[-1] >= SAVED_EVERY
     assert_as_if_nothing_had_happened(trial, "node")
@@ -223,16 +223,18 @@ def test_training_shrinks_with_the_cluster_and_grows_again(trial: Trial) -> None
     assert alone.returncode == 0, alone.stdout
     trial.join()
     driver = trial.cluster.start(*trial.command("elastic", *longer, "min_workers=2"))
-    wait(driver, lambda: reached(trial, "elastic", SAVED_EVERY + SAVED_EVERY // 2))
+    wait_while_alive(driver, lambda: log_reached(trial, "elastic", SAVED_EVERY + SAVED_EVERY // 2))
     assert trial.workers() == WORKERS
     for name in list(trial.alive)[:2]:
         trial.alive.pop(name).kill()
     struck_at = trial.log("elastic")[-1]["step"]
-    wait(driver, lambda: trial.workers() == 2 and reached(trial, "elastic", struck_at + 1))
+    wait_while_alive(
+        driver, lambda: trial.workers() == 2 and log_reached(trial, "elastic", struck_at + 1)
+    )
     trial.join()
-    wait(driver, lambda: trial.workers() == WORKERS)
+    wait_while_alive(driver, lambda: trial.workers() == WORKERS)
     grown_at = trial.log("elastic")[-1]["step"]
-    output = ended(driver)
+    output = output_of(driver)
     assert output.endswith("exit code 0"), output
     assert resumed_at(output)[-1] >= SAVED_EVERY
     assert SAVED_EVERY <= struck_at < grown_at
@@ -245,7 +247,7 @@ def kill_controller(trial: Trial) -> None:
 
 
 def test_a_lost_controller_is_replaced(trial: Trial) -> None:
-    output = struck(trial, "controller", lambda: kill_controller(trial))
+    output = disturbed_run(trial, "controller", lambda: kill_controller(trial))
     assert output.endswith("exit code 0"), output
     assert "pretrain: lost Ray Train's controller" in output
     assert resumed_at(output)[-1] >= SAVED_EVERY
@@ -253,7 +255,7 @@ def test_a_lost_controller_is_replaced(trial: Trial) -> None:
 
 
 def test_the_same_command_goes_on_where_a_lost_controller_ended_the_job(trial: Trial) -> None:
-    output = struck(trial, "command", lambda: kill_controller(trial), "max_failures=0")
+    output = disturbed_run(trial, "command", lambda: kill_controller(trial), "max_failures=0")
     assert output.endswith("exit code 1"), output
     assert "run the same command again: it resumes from the last checkpoint" in output
     done = trial.cluster.run(*trial.command("command", "max_failures=0"))
@@ -276,7 +278,7 @@ def test_a_node_that_is_to_go_leaves_a_checkpoint_first(trial: Trial) -> None:
         time.sleep(notice)
         trial.alive.pop(name).kill()
 
-    output = struck(trial, "preempted", strike, "max_failures=0")
+    output = disturbed_run(trial, "preempted", strike, "max_failures=0")
     assert output.endswith("exit code 0"), output
     (saved,) = set(
         map(int, re.findall(r"will be preempted; saving checkpoint at step (\d+)", output))

@@ -39,7 +39,7 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def inside(host: str) -> list[str]:
+def in_namespace(host: str) -> list[str]:
     """Return the command prefix for a network namespace in which `host` is the own address."""
     return ["ip", "netns", "exec", f"lc{host.replace('.', '-')}"]
 
@@ -47,7 +47,7 @@ def inside(host: str) -> list[str]:
 @contextmanager
 def network(*hosts: str) -> Iterator[None]:
     """Create a network namespace for each host, all on one bridge with this machine."""
-    names = [inside(host)[-1] for host in hosts]
+    names = [in_namespace(host)[-1] for host in hosts]
     try:
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("addr", "add", f"{REDIS}/24", "dev", BRIDGE)
@@ -101,7 +101,7 @@ def start_head(cluster: Nodes) -> Node:
     return cluster.head(
         "--num-cpus=0", f"--node-ip-address={HEAD}", "--dashboard-host=0.0.0.0",
         # It refuses to start where it sees a process that belongs to a cluster at its address.
-        host=HEAD, inside=[*inside(HEAD), "unshare", "--pid", "--fork", "--mount-proc"],
+        host=HEAD, inside=[*in_namespace(HEAD), "unshare", "--pid", "--fork", "--mount-proc"],
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with network(HEAD, NODE), redis(folder), nodes(**environment) as cluster:
         head = start_head(cluster)
         node = cluster.join(
-            "node", "--num-cpus=2", f"--node-ip-address={NODE}", inside=inside(NODE)
+            "node", "--num-cpus=2", f"--node-ip-address={NODE}", inside=in_namespace(NODE)
         )
         found = Site(cluster, head, node)
         deploy(cluster, folder, found.url)
@@ -168,14 +168,14 @@ def health(url: str) -> int:
 
 
 @dataclass
-class Knocking:
+class ReadinessProbe:
     """Thread that asks the service ten times a second whether it is ready."""
 
     url: str
     answers: list[int] = field(default_factory=list)
     over: Event = field(default_factory=Event)
 
-    def __enter__(self) -> "Knocking":
+    def __enter__(self) -> "ReadinessProbe":
         self._thread = Thread(target=self._run)
         self._thread.start()
         return self
@@ -195,7 +195,7 @@ def test_the_service_answers_while_the_head_is_gone_and_outlives_its_return(site
         assert not site.head.processes("ray::ServeReplica"), "the head has work to do"
         job = client.create_forecast("sub-02", samples=SAMPLES)
         until(lambda: client.status(job)["progress"]["done"] > 0, seconds=60)
-        with Knocking(site.url) as knocking:
+        with ReadinessProbe(site.url) as knocking:
             site.head.kill()
             assert client.status(job)["state"] == "running"
             while_gone = client.create_forecast("sub-02", samples=SAMPLES, seed=1)

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from serve.client import ApiError, Client
-from tests.cluster.test_head import KEY, Knocking, deploy, result
+from tests.cluster.test_head import KEY, ReadinessProbe, deploy, result
 from tests.support.forecast import write_bundle, write_store
 from tests.support.ray_clusters import ROOT, Nodes, free_ports, nodes
 from tests.support.service import key_line, until
@@ -49,7 +49,7 @@ def test_a_lost_ingress_behind_haproxy_costs_no_request(site: tuple[Nodes, str])
         job = client.create_forecast("sub-02", samples=20)
         before = head.processes(INGRESS)
         assert len(before) == 2
-        with Knocking(url) as knocking:
+        with ReadinessProbe(url) as knocking:
             kill(before[0], SIGKILL)
             until(lambda: set(head.processes(INGRESS)) - set(before) != set(), seconds=120)
             assert [status["state"] for status in client.stream_events(job)][-1] == "succeeded"

@@ -33,7 +33,7 @@ from storage import StoreSettings, pack_masks
 from storage.preprocess.prepare import preprocess_subject
 from storage.store.shards import CODECS
 from storage.trial.dataset import scan_trial
-from tests.benchmarks.data.simulated_cases import built, preset
+from tests.benchmarks.data.simulated_cases import from_section, load_sections
 from tests.benchmarks.data.tables import table
 
 Array = npt.NDArray[Any]
@@ -44,7 +44,7 @@ SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 CONFIGS = ("jobs/configs/demo.yaml=64", "jobs/configs/paper.yaml=8")
 
 
-def variants() -> dict[str, Codecs]:
+def codec_variants() -> dict[str, Codecs]:
     """Return the codecs by name. The checksum is measured separately."""
     named: dict[str, Codecs] = {"none": ()}
     named |= {f"zstd {level}": (ZstdCodec(level=level),) for level in (1, 3, 9)}
@@ -69,11 +69,11 @@ class Figures:
         return [f"{self.size / 1024:.1f}", f"{encode:.2f}", f"{decode:.2f}"]
 
 
-def simulated(config: Path, subjects: int) -> dict[str, Array]:
+def simulate_arrays(config: Path, subjects: int) -> dict[str, Array]:
     """Return the arrays of simulated cases in the form in which a store holds them."""
-    sections = preset(config)
-    cohort = replace(built(SimulationSettings, sections["simulation"]), subjects=subjects)
-    store = built(StoreSettings, sections["store"])
+    sections = load_sections(config)
+    cohort = replace(from_section(SimulationSettings, sections["simulation"]), subjects=subjects)
+    store = from_section(StoreSettings, sections["store"])
     with tempfile.TemporaryDirectory() as place:
         root = Path(place, "bids")
         write_subjects(root, cohort, initialise_dataset(root, cohort))
@@ -89,7 +89,7 @@ def simulated(config: Path, subjects: int) -> dict[str, Array]:
     }
 
 
-def shard(data: Array, codecs: Codecs, chunk: Sequence[int]) -> tuple[Any, int, float]:
+def write_shard(data: Array, codecs: Codecs, chunk: Sequence[int]) -> tuple[Any, int, float]:
     """Write `data` [case, ...] as one shard; return the array, its bytes and its seconds."""
     files: dict[str, Any] = {}
     array = zarr.create_array(
@@ -108,7 +108,7 @@ def shard(data: Array, codecs: Codecs, chunk: Sequence[int]) -> tuple[Any, int, 
     return array, sum(len(content.to_bytes()) for content in files.values()), taken
 
 
-def reading(array: Any, sessions: slice | None = None) -> float:
+def read_seconds(array: Any, sessions: slice | None = None) -> float:
     """Return the seconds it takes to read every case of an array, one after the other."""
     started = time.process_time()
     for case in range(array.shape[0]):
@@ -125,11 +125,11 @@ def compare(arrays: Mapping[str, Array], rounds: int) -> str:
         by_session = name != "parcellation"
         chunk = (1, *data.shape[2:]) if by_session else data.shape[1:]
         found: dict[str, Figures] = {}
-        for _, (variant, codecs) in itertools.product(range(rounds), variants().items()):
-            array, size, taken = shard(data, codecs, chunk)
+        for _, (variant, codecs) in itertools.product(range(rounds), codec_variants().items()):
+            array, size, taken = write_shard(data, codecs, chunk)
             each = found.setdefault(variant, Figures(size / len(data), [], []))
             each.encode.append(1e3 * taken / len(data))
-            each.decode.append(1e3 * reading(array) / len(data))
+            each.decode.append(1e3 * read_seconds(array) / len(data))
         rows = [[variant, *figures.row()] for variant, figures in found.items()]
         head = (f"{name}, {data.dtype}", "KiB a case", "write, ms", "read, ms")
         sections.append(table(head, rows))
@@ -145,13 +145,13 @@ def compare_chunks(flair: Array, rounds: int) -> str:
         "a case and session, crc32c": (CODECS, (1, *flair.shape[2:])),
     }
     ways: dict[str, Callable[[Any], float]] = {
-        "all": reading,
-        "w096": lambda array: reading(array, slice(2, 3)),
+        "all": read_seconds,
+        "w096": lambda array: read_seconds(array, slice(2, 3)),
     }
     times: dict[tuple[str, str], list[float]] = {}
     sizes: dict[str, float] = {}
     for _, (name, (codecs, chunk)) in itertools.product(range(rounds), layouts.items()):
-        array, size, taken = shard(flair, codecs, chunk)
+        array, size, taken = write_shard(flair, codecs, chunk)
         sizes[name] = size / len(flair) / 1024
         times.setdefault((name, "write"), []).append(1e3 * taken / len(flair))
         for way, read in ways.items():
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for text in args.config or CONFIGS:
         config, _, subjects = text.partition("=")
-        arrays = simulated(Path(config), int(subjects))
+        arrays = simulate_arrays(Path(config), int(subjects))
         shape = " x ".join(map(str, arrays["flair"].shape[2:]))
         print(f"### {subjects} cases of {shape}\n\n{compare(arrays, args.rounds)}\n", flush=True)
         print(f"{compare_chunks(arrays['flair'], args.rounds)}\n", flush=True)

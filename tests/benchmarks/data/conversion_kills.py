@@ -27,12 +27,12 @@ POLL = 0.05  # seconds
 Command = list[str]
 
 
-def job(name: str, *flags: str) -> Command:
+def job_command(name: str, *flags: str) -> Command:
     """Return the command line of a job."""
     return [sys.executable, str(JOBS / name), *flags]
 
 
-def timed(command: Command) -> tuple[bool, float]:
+def run_timed(command: Command) -> tuple[bool, float]:
     """Run a command; return whether it succeeded and its seconds. Print its output if it failed."""
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -101,12 +101,12 @@ def killed_run(command: Command, store: Path, planned: Sequence[Strike]) -> bool
 
 def strike(driver: "subprocess.Popen[bytes]", store: Path, planned: Strike) -> bool:
     """Wait for the moment, kill, and print the progress; return False if the run had ended."""
-    until(lambda: bool(workers_of(driver.pid)), driver)
+    wait_until(lambda: bool(workers_of(driver.pid)), driver)
     until_time = time.monotonic() + planned.seconds
-    until(lambda: time.monotonic() >= until_time, driver)
+    wait_until(lambda: time.monotonic() >= until_time, driver)
     if planned.writing:
         files = count(store, "shards/*/**/*")
-        until(lambda: count(store, "shards/*/**/*") > files, driver)
+        wait_until(lambda: count(store, "shards/*/**/*") > files, driver)
     victims = workers_of(driver.pid) if planned.victim == "worker" else [driver.pid]
     if driver.poll() is not None or not victims:
         print(f"expected a {planned.victim} to kill, got none: the run had ended")
@@ -117,13 +117,13 @@ def strike(driver: "subprocess.Popen[bytes]", store: Path, planned: Strike) -> b
     return True
 
 
-def until(reached: Callable[[], bool], driver: "subprocess.Popen[bytes]") -> None:
+def wait_until(reached: Callable[[], bool], driver: "subprocess.Popen[bytes]") -> None:
     """Wait until the condition holds or the driver has ended."""
     while driver.poll() is None and not reached():
         time.sleep(POLL)
 
 
-def differing(one: Path, other: Path) -> list[str]:
+def differing_files(one: Path, other: Path) -> list[str]:
     """Return the files that differ between two folders, byte for byte."""
     names = {p.relative_to(f) for f in (one, other) for p in f.rglob("*") if p.is_file()}
     return sorted(str(name) for name in names if not _same(one / name, other / name))
@@ -146,29 +146,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = ["--config", args.config, "--bids", str(args.folder / "bids")]
     flags += [f"--set={text}" for text in (f"simulation.subjects={args.subjects}", *args.overrides)]
     whole, killed = args.folder / "whole.zarr", args.folder / "killed.zarr"
-    commands = {path: job("convert.py", *flags, "--store", str(path)) for path in (whole, killed)}
+    commands = {
+        path: job_command("convert.py", *flags, "--store", str(path)) for path in (whole, killed)
+    }
 
-    ok = step(f"simulated {args.subjects} subjects", job("simulate.py", *flags))[0]
-    good, seconds = step("converted them undisturbed", commands[whole])
+    ok = run_step(f"simulated {args.subjects} subjects", job_command("simulate.py", *flags))[0]
+    good, seconds = run_step("converted them undisturbed", commands[whole])
     ok &= good
     planned = strikes(random.Random(args.seed), args.runs, within=seconds / (2 * args.runs))
     for pair in planned:
         ok &= killed_run(commands[killed], killed, pair)
-    ok &= step("went on to the end", commands[killed])[0]
-    apart = differing(whole, killed)
+    ok &= run_step("went on to the end", commands[killed])[0]
+    apart = differing_files(whole, killed)
     files = [path for path in killed.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
     print(f"{len(apart)} of {len(files)} files, {size:.0f} MiB, differ from the undisturbed store")
     print("\n".join(apart[:5]), end="")
     ok &= not apart
-    ok &= step("verified", [*commands[killed], "--verify"])[0]
-    ok &= step("a conversion with nothing to do", commands[killed])[0]
+    ok &= run_step("verified", [*commands[killed], "--verify"])[0]
+    ok &= run_step("a conversion with nothing to do", commands[killed])[0]
     return 0 if ok else 1
 
 
-def step(what: str, command: Command) -> tuple[bool, float]:
+def run_step(what: str, command: Command) -> tuple[bool, float]:
     """Run a command and print how long it took."""
-    good, seconds = timed(command)
+    good, seconds = run_timed(command)
     print(f"{what}: {seconds:.1f} s", flush=True)
     return good, seconds
 

@@ -36,12 +36,12 @@ RAY_DATA, STREAMED = "store, Ray Data", "store, by index"
 CHANNELS: Channels = (*TARGET_CHANNELS, *parse_channels(CONDITION))
 
 Order = npt.NDArray[Any]
-Way = Callable[[Order], Iterator[int]]
+Loader = Callable[[Order], Iterator[int]]
 
 
-def ways(
+def loaders(
     store: Store, folder: Path, *, bids: Path, layout: TrialLayout, batch: int
-) -> dict[str, Way]:
+) -> dict[str, Loader]:
     """Return the loaders by name. Each is called with an order of the cases."""
     cache = replace(training_cases(store, PAPER_ARM_NAMES), roots=(folder / "cache",))
     files = [_files(case, bids, layout) for case in store.cases]

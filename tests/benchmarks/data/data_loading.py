@@ -93,11 +93,11 @@ def measure(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     ):
         given += ["--set", override]
     require(simulate.main([*given, "--bids", str(out / "bids")]))
-    conversions = [converted(given, out, workers=workers) for workers in (1, 2)]
+    conversions = [time_conversion(given, out, workers=workers) for workers in (1, 2)]
     store = open_store(out / "store-2.zarr")
     config = load_config(args.config, given[3::2])
     with ray_cluster(RaySettings(num_cpus=2)):
-        ways = data_loaders.ways(
+        ways = data_loaders.loaders(
             store, out, bids=out / "bids", layout=config.store.layout, batch=BATCH
         )
         readings = read(ways, cases=len(store.cases), rounds=args.rounds)
@@ -120,7 +120,7 @@ def require(code: int) -> None:
         raise SystemExit(code)
 
 
-def converted(given: list[str], out: Path, *, workers: int) -> Conversion:
+def time_conversion(given: list[str], out: Path, *, workers: int) -> Conversion:
     """Convert the trial on a cluster of so many CPUs. Starting the cluster is not counted."""
     store = out / f"store-{workers}.zarr"
     shutil.rmtree(store, ignore_errors=True)

@@ -40,13 +40,13 @@ Built = TypeVar("Built")
 Row = dict[str, npt.NDArray[Any]]
 
 
-def preset(path: Path) -> dict[str, dict[str, Any]]:
+def load_sections(path: Path) -> dict[str, dict[str, Any]]:
     """Return the sections of a configuration. `lesioncast.config` would need pydantic and Ray."""
     raw: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())
     return raw
 
 
-def built(kind: type[Built], section: dict[str, Any]) -> Built:
+def from_section(kind: type[Built], section: dict[str, Any]) -> Built:
     """Return a section as its dataclass, with lists turned into tuples."""
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
 
@@ -71,10 +71,12 @@ def open_split(folder: Path) -> Split:
     return Split(CaseDataset.open(folder), outcomes)
 
 
-def make(folder: Path, sections: dict[str, dict[str, Any]], *, subjects: int, workers: int) -> None:
+def write_splits(
+    folder: Path, sections: dict[str, dict[str, Any]], *, subjects: int, workers: int
+) -> None:
     """Simulate `subjects` patients, cut their slabs and write `train` and `test` below `folder`."""
-    cohort = replace(built(SimulationSettings, sections["simulation"]), subjects=subjects)
-    store = replace(built(StoreSettings, sections["store"]), split_fractions=SPLIT)
+    cohort = replace(from_section(SimulationSettings, sections["simulation"]), subjects=subjects)
+    store = replace(from_section(StoreSettings, sections["store"]), split_fractions=SPLIT)
     with (
         tempfile.TemporaryDirectory() as place,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,

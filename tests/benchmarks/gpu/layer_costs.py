@@ -20,10 +20,10 @@ from tests.benchmarks.gpu.workloads import (
     Scale,
     Variant,
     autocast,
+    backend_switches,
     compiled,
     inputs,
-    placed,
-    switched,
+    place_on_device,
 )
 
 Row = dict[str, Any]
@@ -59,7 +59,7 @@ def convolution_shapes(scale: Scale) -> Counter[Shape]:
 def convolutions(scale: Scale, device: torch.device) -> list[Row]:
     """Time every convolution of the UNet in bfloat16, channels_last: a lower bound of a step."""
     rows = []
-    with switched(TUNED):
+    with backend_switches(TUNED):
         for shape, times in sorted(convolution_shapes(scale).items()):
             forward, backward = _convolution(shape, scale.batch, device)
             width_in, width_out, kernel, stride, size = shape
@@ -150,14 +150,14 @@ def last_layer(scale: Scale, device: torch.device) -> Iterator[Row]:
             channels_last=True,
         )
         out = UNet(_shallow(scale.model.unet)).out
-        placed(out, variant, device)
+        place_on_device(out, variant, device)
         x = _features(scale, device).to(memory_format=torch.channels_last)
 
         def run(x: Tensor, out: nn.Module = out, *, reduced: bool = reduced) -> Tensor:
             result: Tensor = out(x if reduced else x.float())
             return result
 
-        with switched(variant):
+        with backend_switches(variant):
             yield _timed(f"last layer in {name}", _both_ways(run, x, variant), device)
 
 
@@ -179,7 +179,7 @@ def attention(scale: Scale, device: torch.device) -> Iterator[Row]:
         x = torch.randn(scale.batch, width, size, size, device=device)
         x = x.bfloat16().to(memory_format=memory_format)
         row = _timed(f"attention block, {layout}", _both_ways(layer, x, TUNED), device)
-        yield row | {"backend": _chosen(layer, x)}
+        yield row | {"backend": _attention_backend(layer, x)}
     q, k, v = (
         torch.randn(
             scale.batch, width // config.head_dim, size**2, config.head_dim, device=device
@@ -206,7 +206,7 @@ def _backends(device: torch.device) -> list[SDPBackend]:
     ]
 
 
-def _chosen(layer: SelfAttention, x: Tensor) -> str:
+def _attention_backend(layer: SelfAttention, x: Tensor) -> str:
     """Return the backend that PyTorch chooses for the strides of q, k and v in this layout."""
     seen: list[str] = []
     original = functional.scaled_dot_product_attention
@@ -228,7 +228,7 @@ def bookkeeping(scale: Scale, device: torch.device) -> Iterator[Row]:
     """Time gradient clipping, Adam and the moving average of the weights."""
     with device:
         unet = UNet(scale.model.unet)
-    placed(unet, TUNED, device)
+    place_on_device(unet, TUNED, device)
     state = initial_state(unet, STAGE1)
     for parameter in unet.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -35,7 +35,7 @@ from tests.benchmarks.gpu.workloads import (
     SHIPPED,
     Scale,
     Variant,
-    switched,
+    backend_switches,
 )
 
 SCHEMA = 1
@@ -90,7 +90,7 @@ class Bench:
             "schema": SCHEMA,
             "date": datetime.now(UTC).isoformat(timespec="minutes"),
             "reduced": self.reduced,
-            "device": described(self.device),
+            "device": describe_device(self.device),
             "scale": {"size": self.scale.size, "batch": self.scale.batch},
             "paper": asdict(PAPER.model),
             "gmac_per_case": {
@@ -106,7 +106,7 @@ class Bench:
     def run(self, section: str) -> None:
         """Measure one section."""
         if section == "parts":
-            self.pieces()
+            self.measure_parts()
         elif section == "profile":
             if not self.reduced:
                 self.attempt({"section": section, "name": BEST.name}, self.kernels)
@@ -148,12 +148,12 @@ class Bench:
 
         def timed() -> None:
             self.ceiling.sample()
-            self.forget()
-            with switched(variant):
+            self.free_memory()
+            with backend_switches(variant):
                 call = build(scale, variant, self.device)
                 started = time.perf_counter()
                 call()
-                self.wait()
+                self.synchronise()
                 row["first_s"] = time.perf_counter() - started
                 if variant.compiled:
                     row["graph_breaks"] = sum(counters["graph_break"].values())
@@ -182,7 +182,7 @@ class Bench:
         if time.monotonic() > self.deadline:
             row["failed"] = "not begun: out of time"
             return
-        self.forget()
+        self.free_memory()
         try:
             measured()
         except RuntimeError as error:  # torch.OutOfMemoryError and compilers' errors are of it
@@ -195,7 +195,7 @@ class Bench:
         )
         print(f"{row['section']}: {row['name']}: {shown}", file=sys.stderr, flush=True)
 
-    def pieces(self) -> None:
+    def measure_parts(self) -> None:
         """Measure convolutions and other parts separately."""
 
         def alone() -> None:
@@ -212,21 +212,21 @@ class Bench:
 
     def kernels(self) -> None:
         """Record the kernels that take most of a step's time in the best variant."""
-        with switched(BEST):
+        with backend_switches(BEST):
             call = workloads.stage1(self.scale, BEST, self.device)
             for _ in range(3):
                 call()
-            self.wait()
+            self.synchronise()
             with profile(activities=[ProfilerActivity.CUDA]) as profiler:
                 call()
-                self.wait()
+                self.synchronise()
         spent = sorted(profiler.key_averages(), key=lambda each: -each.self_device_time_total)
         self.record["kernels"] = [
             {"kernel": each.key, "calls": each.count, "ms": each.self_device_time_total / 1e3}
             for each in spent[:25]
         ]
 
-    def forget(self) -> None:
+    def free_memory(self) -> None:
         """Free the memory and compiled code of the last row."""
         gc.collect()
         torch.compiler.reset()
@@ -235,7 +235,7 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
-    def wait(self) -> None:
+    def synchronise(self) -> None:
         """Wait until the device has finished all queued work."""
         if not self.reduced:
             torch.cuda.synchronize()
@@ -254,7 +254,7 @@ class Bench:
             (self.out / "paper.md").write_text(report(self.record))
 
 
-def described(device: torch.device) -> Record:
+def describe_device(device: torch.device) -> Record:
     """Describe the device and software that the figures were measured on."""
     on_gpu = device.type == "cuda"
     return {

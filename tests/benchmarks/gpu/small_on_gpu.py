@@ -53,7 +53,12 @@ from lesioncast.training.modules import (
 )
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import TrainState, initial_state
-from tests.benchmarks.data.simulated_cases import built, make, open_split, preset
+from tests.benchmarks.data.simulated_cases import (
+    from_section,
+    load_sections,
+    open_split,
+    write_splits,
+)
 
 SMALL = Path("jobs/configs/small.yaml")
 STAGE1_SHARE = 0.4  # of the minutes
@@ -74,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=SMALL)
     parser.add_argument("--out", type=Path, help="folder for small.json and small.md")
     args = parser.parse_args(argv)
-    sections = preset(args.config)
+    sections = load_sections(args.config)
     if not args.cases.exists():
-        make(args.cases, sections, subjects=args.subjects, workers=os.cpu_count() or 1)
-        say("cases simulated")
+        write_splits(args.cases, sections, subjects=args.subjects, workers=os.cpu_count() or 1)
+        print_progress("cases simulated")
     run = Run(sections, args.cases)
-    unet, stage1 = run.pretrained(60 * args.minutes * STAGE1_SHARE)
-    control, stage2 = run.finetuned(unet, 60 * args.minutes * (1 - STAGE1_SHARE))
-    report = run.evaluated(LesionDiffusion(unet, control, run.model), samples=args.samples)
+    unet, stage1 = run.pretrain(60 * args.minutes * STAGE1_SHARE)
+    control, stage2 = run.finetune(unet, 60 * args.minutes * (1 - STAGE1_SHARE))
+    report = run.evaluate(LesionDiffusion(unet, control, run.model), samples=args.samples)
     training = {"device": run.name, "stage1": asdict(stage1), "stage2": asdict(stage2)}
     text = f"{json.dumps(training)}\n\n{render_markdown(report)}"
     print(text)
@@ -94,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Trained:
+class StageResult:
     """A stage's result. `loss` is the mean over the last tenth of its steps."""
 
     steps: int
@@ -102,7 +107,7 @@ class Trained:
     loss: float
 
 
-class Resident:
+class DeviceCases:
     """The training or test cases on the device. float16 holds x and the condition without loss."""
 
     def __init__(self, cases: CaseDataset, device: torch.device) -> None:
@@ -136,33 +141,33 @@ class Run:
         torch.backends.cudnn.benchmark = True
         self.model = ModelConfig(
             PAPER_ARM_NAMES,
-            built(UNetConfig, sections["unet"]),
-            built(ControlConfig, sections["control"]),
-            built(ScheduleConfig, sections.get("schedule", {})),
-            built(ObjectiveConfig, sections["objective"]),
+            from_section(UNetConfig, sections["unet"]),
+            from_section(ControlConfig, sections["control"]),
+            from_section(ScheduleConfig, sections.get("schedule", {})),
+            from_section(ObjectiveConfig, sections["objective"]),
         )
         self.settings = {
-            name: built(TrainSettings, sections[name]) for name in ("pretrain", "finetune")
+            name: from_section(TrainSettings, sections[name]) for name in ("pretrain", "finetune")
         }
-        self.sampler = built(SamplerConfig, sections["sampler"])
+        self.sampler = from_section(SamplerConfig, sections["sampler"])
         if not self.on_gpu:
             self.sampler = replace(self.sampler, precision="float32")
         self.spacing = tuple(sections["store"]["spacing"])
         self.train, self.test = (open_split(folder / name) for name in ("train", "test"))
-        self.resident = Resident(self.train.cases, self.device)
-        say(f"{len(self.resident)} training cases on {self.name}")
+        self.resident = DeviceCases(self.train.cases, self.device)
+        print_progress(f"{len(self.resident)} training cases on {self.name}")
 
-    def pretrained(self, seconds: float) -> tuple[UNet, Trained]:
+    def pretrain(self, seconds: float) -> tuple[UNet, StageResult]:
         """Train stage 1 and return its averaged weights."""
         with self.device:
             unet = UNet(self.model.unet)
-        return unet, self.fitted("pretrain", PretrainModule(unet), seconds)
+        return unet, self.train_for("pretrain", PretrainModule(unet), seconds)
 
-    def finetuned(self, unet: UNet, seconds: float) -> tuple[ControlNet, Trained]:
+    def finetune(self, unet: UNet, seconds: float) -> tuple[ControlNet, StageResult]:
         """Train stage 2 on the frozen UNet and return its averaged weights."""
         with self.device:
             control = ControlNet.from_unet(self.model.control, unet)
-        trained = self.fitted("finetune", FinetuneModule(unet, control), seconds)
+        trained = self.train_for("finetune", FinetuneModule(unet, control), seconds)
         if control.lesion_load_prior is not None:
             patients, settings = self.patients(control), self.settings["finetune"]
             nats = fit_lesion_load_prior(
@@ -172,7 +177,7 @@ class Run:
                 seed=SEED,
                 post_baseline=LATER,
             )
-            say(f"lesion load: {nats:.3f} nats a case")
+            print_progress(f"lesion load: {nats:.3f} nats a case")
         return control, trained
 
     def patients(self, control: ControlNet) -> PriorTrainingData:
@@ -184,7 +189,7 @@ class Run:
         lesions = torch.from_numpy(self.train.outcomes.plain).float().to(self.device)
         return PriorTrainingData(torch.cat(burden), none, held.arm, load, lesions)
 
-    def fitted(self, stage: str, networks: nn.Module, seconds: float) -> Trained:
+    def train_for(self, stage: str, networks: nn.Module, seconds: float) -> StageResult:
         """Train the networks for the given seconds, as many steps as their measured pace allows."""
         compiled: Any = networks
         if self.on_gpu:
@@ -195,17 +200,17 @@ class Run:
         for _ in self.steps(stage, initial_state(networks, self.settings[stage]), compiled, before):
             pass
         pace = initial_state(networks, self.settings[stage])
-        self.wait()
+        self.synchronise()
         began = time.monotonic()
         for _ in self.steps(stage, pace, compiled, timed):
             pass
-        self.wait()
+        self.synchronise()
         each = (time.monotonic() - began) / timed
         networks.load_state_dict(start)
         steps = max(10, int(seconds / each))
         warmup = min(self.settings[stage].warmup, steps // 10)
         self.settings[stage] = replace(self.settings[stage], steps=steps, warmup=warmup)
-        say(f"{stage}: {steps} steps of {1e3 * each:.1f} ms")
+        print_progress(f"{stage}: {steps} steps of {1e3 * each:.1f} ms")
         state = initial_state(networks, self.settings[stage])
         losses = []
         began = time.monotonic()
@@ -213,10 +218,10 @@ class Run:
             losses.append(loss)
             if state.step % max(1, steps // 10) == 0:
                 self.report(stage, losses[-max(1, steps // 10) :], state.step)
-        self.wait()
+        self.synchronise()
         networks.load_state_dict({**networks.state_dict(), **state.ema})
         last = torch.stack(losses[-max(1, steps // 10) :]).mean()
-        return Trained(steps, 1e3 * (time.monotonic() - began) / steps, float(last))
+        return StageResult(steps, 1e3 * (time.monotonic() - began) / steps, float(last))
 
     def steps(
         self, stage: str, state: TrainState, networks: nn.Module, number: int
@@ -288,9 +293,9 @@ class Run:
         condition = self.resident.condition[chosen].float()
         return x, arm, condition.masked_fill(no_channel[:, :, None, None, None], 0)
 
-    def evaluated(self, model: LesionDiffusion, *, samples: int) -> EvaluationReport:
-        """Evaluate `samples` samples of each test case under its factual arm; return the record."""
-        held, arms = Resident(self.test.cases, self.device), self.test.outcomes.arm
+    def evaluate(self, model: LesionDiffusion, *, samples: int) -> EvaluationReport:
+        """Evaluate `samples` samples of each test case under its factual arm."""
+        held, arms = DeviceCases(self.test.cases, self.device), self.test.outcomes.arm
         seeds = [sample_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
         pieces = [
             (np.arange(first, min(first + 32, len(held))), k)
@@ -314,12 +319,12 @@ class Run:
         with ThreadPoolExecutor(8 if self.on_gpu else 1) as threads:
             found = [count for piece in threads.map(drawn, pieces) for count in piece]
         counts = np.array(found, np.int64).reshape(samples, len(held), 2).transpose(1, 2, 0)
-        say(f"{samples} samples of {len(held)} held-out cases drawn")
+        print_progress(f"{samples} samples of {len(held)} held-out cases drawn")
         summaries = {
             (case, int(arm)): EnsembleSummary(
                 plain=counts[case][0],
                 opened=counts[case][1],
-                stated=self.stated(model, held.condition[case].float(), int(arm)),
+                stated=self.expected_outcomes(model, held.condition[case].float(), int(arm)),
             )
             for case, arm in enumerate(arms)
         }
@@ -334,7 +339,7 @@ class Run:
         inputs = EvaluationInputs(self.train.outcomes, self.test.outcomes, summaries)
         return evaluate(inputs, context, settings).report
 
-    def stated(
+    def expected_outcomes(
         self, model: LesionDiffusion, condition: Tensor, arm: int
     ) -> ExpectedOutcomes | None:
         """Return the expected outcomes of one case under its factual arm."""
@@ -350,15 +355,15 @@ class Run:
         mean = float(torch.stack(losses).mean())
         if not np.isfinite(mean):
             raise FloatingPointError(f"{stage}: expected a finite loss by step {step}, got {mean}")
-        say(f"{stage}: step {step}, loss {mean:.4g}")
+        print_progress(f"{stage}: step {step}, loss {mean:.4g}")
 
-    def wait(self) -> None:
+    def synchronise(self) -> None:
         """Wait until the device has finished all queued work."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     """Print a line of progress."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 

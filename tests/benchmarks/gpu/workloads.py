@@ -102,7 +102,7 @@ AUTOTUNED = Variant(
 
 
 @contextmanager
-def switched(variant: Variant) -> Iterator[None]:
+def backend_switches(variant: Variant) -> Iterator[None]:
     """Set PyTorch's global switches for the variant, and restore them afterwards."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
@@ -146,7 +146,7 @@ def inputs(scale: Scale, *, batch: int, device: torch.device) -> Inputs:
     )
 
 
-def placed(module: nn.Module, variant: Variant, device: torch.device) -> None:
+def place_on_device(module: nn.Module, variant: Variant, device: torch.device) -> None:
     """Move a network to `device` in the variant's memory format; fill zero layers with noise."""
     for parameter in module.parameters():
         if not parameter.any():
@@ -170,7 +170,7 @@ def forward(scale: Scale, variant: Variant, device: torch.device) -> Call:
     """Return a forward pass of the UNet without gradients."""
     with device:
         unet = UNet(scale.model.unet).eval()
-    placed(unet, variant, device)
+    place_on_device(unet, variant, device)
     network, data = compiled(unet, variant, device), inputs(scale, batch=scale.batch, device=device)
 
     def call() -> None:
@@ -196,7 +196,7 @@ def stage1(scale: Scale, variant: Variant, device: torch.device) -> Call:
     """Return a step of stage 1 as in training/loop.py: passes, clipping, Adam and the average."""
     with device:
         unet = UNet(scale.model.unet)
-    placed(unet, variant, device)
+    place_on_device(unet, variant, device)
     network = compiled(unet, variant, device)
     data = inputs(scale, batch=scale.batch, device=device)
 
@@ -212,7 +212,7 @@ def stage2(scale: Scale, variant: Variant, device: torch.device) -> Call:
         unet = UNet(scale.model.unet).eval().requires_grad_(False)
         control = ControlNet.from_unet(scale.model.control, unet)
     for module in (unet, control):
-        placed(module, variant, device)
+        place_on_device(module, variant, device)
     network = compiled(_controlled(unet, control), variant, device)
     data = inputs(scale, batch=scale.batch, device=device)
 
@@ -257,7 +257,7 @@ def _model(scale: Scale, variant: Variant, device: torch.device) -> LesionDiffus
     with device:
         unet, control = UNet(scale.model.unet), ControlNet(scale.model.control, scale.model.unet)
     for module in (unet, control):
-        placed(module, variant, device)
+        place_on_device(module, variant, device)
         if variant.compiled and device.type == "cuda":
             module.compile(mode=variant.compiled)
         elif variant.compiled:

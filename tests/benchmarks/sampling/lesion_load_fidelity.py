@@ -22,8 +22,8 @@ from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput, seeds_of
 from lesioncast.jobs.runner import configure_logging
 from storage import Case, Store
-from tests.benchmarks.sampling.solvers import Masks, counted, draw, observed
-from tests.benchmarks.sampling.study_cli import chosen, study_parser
+from tests.benchmarks.sampling.solvers import Masks, draw, lesion_count, observed_mask
+from tests.benchmarks.sampling.study_cli import load_study, study_parser
 
 HEAD = (
     "| load | voxels at least | samples | empty | voxels | lesions | observed cases | voxels "
@@ -38,17 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=2, help="a case")
     args = parser.parse_args(argv)
     configure_logging()
-    store, bundle, cases = chosen(args)
+    store, bundle, cases = load_study(args)
     least = bundle.config.model.unet.lesion_load_thresholds
     if not least:
         parser.error(f"{args.bundle}: expected networks with unet.lesion_load_thresholds, got none")
-    truth = np.stack([observed(store, case) for case in cases])
+    truth = np.stack([observed_mask(store, case) for case in cases])
     with ray_cluster(RaySettings()):
         drawn = draw(
             store, cases, args.bundle.absolute(), bundle.config.sampler, samples=args.samples
         )
     masks = drawn.reshape(-1, *truth.shape[1:])
-    told, chance = told_loads(store, cases, bundle, samples=args.samples)
+    told, chance = sampled_lesion_loads(store, cases, bundle, samples=args.samples)
     true = lesion_load_class(torch.from_numpy(2.0 * truth - 1), least).numpy()
     print(HEAD, "|" + "---|" * 9, sep="\n")
     for load, voxels in enumerate((0, *least)):
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def told_loads(
+def sampled_lesion_loads(
     store: Store, cases: Sequence[Case], bundle: Bundle, *, samples: int
 ) -> tuple[Loads, npt.NDArray[np.float64]]:
     """Return the lesion load of every sample by case, and each case's probability of any lesion."""
@@ -86,7 +86,7 @@ def means(masks: Masks, store: Store) -> str:
     """Return the mean voxels and lesions of some masks."""
     if not len(masks):
         return " | "
-    lesions = np.mean([counted(mask, store) for mask in masks])
+    lesions = np.mean([lesion_count(mask, store) for mask in masks])
     return f"{masks.sum() / len(masks):.1f} | {lesions:.2f}"
 
 

@@ -24,7 +24,7 @@ from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.imaging.channels import TARGET_CHANNELS, encode_case
 from storage import Store
-from tests.benchmarks.sampling.study_cli import chosen, study_parser
+from tests.benchmarks.sampling.study_cli import load_study, study_parser
 
 LOGSNR = (-6, -4, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3)
 HEAD = (
@@ -38,9 +38,11 @@ Floats = npt.NDArray[np.float64]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per noise level: predicted lesion voxels per case."""
-    store, bundle, cases = chosen(study_parser(__doc__, cases=120, split="val").parse_args(argv))
+    store, bundle, cases = load_study(
+        study_parser(__doc__, cases=120, split="val").parse_args(argv)
+    )
     read = store_reader(store, bundle.config.model)
-    x = torch.from_numpy(np.stack([target(store, case.index) for case in cases]))
+    x = torch.from_numpy(np.stack([target_of_case(store, case.index) for case in cases]))
     given = torch.from_numpy(np.stack([read(ModelInput(case.index)).condition for case in cases]))
     arm = torch.tensor([case.arm_index for case in cases])
     volume = (x[:, 1] > 0).double().sum((1, 2, 3)).numpy()
@@ -49,20 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"| true | {volume.mean():.1f} | {volume[active].mean():.1f} | | 0 | | |")
     for logsnr in LOGSNR:
         drawn = [
-            told(bundle.model, x[rows], given[rows], arm[rows], logsnr=logsnr)
+            predict_lesions(bundle.model, x[rows], given[rows], arm[rows], logsnr=logsnr)
             for rows in torch.arange(len(cases)).split(BATCH)
         ]
         print(row(logsnr, np.concatenate(drawn), active))
     return 0
 
 
-def target(store: Store, index: int) -> npt.NDArray[np.float32]:
+def target_of_case(store: Store, index: int) -> npt.NDArray[np.float32]:
     """Return x of a case, [2, s, h, w]."""
     return encode_case(store.read(index), channels=TARGET_CHANNELS)
 
 
 @torch.no_grad()
-def told(
+def predict_lesions(
     model: LesionDiffusion, x: Tensor, condition: Tensor, arm: Tensor, *, logsnr: float
 ) -> Floats:
     """Return [n, 3] per case: predicted lesion voxels, those in true lesions, greatest P."""

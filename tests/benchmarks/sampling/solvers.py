@@ -37,7 +37,7 @@ from lesioncast.imaging.channels import MASKS, SESSIONS
 from lesioncast.imaging.lesions import count_lesions
 from lesioncast.jobs.runner import configure_logging
 from storage import Case, Store
-from tests.benchmarks.sampling.study_cli import chosen, study_parser
+from tests.benchmarks.sampling.study_cli import load_study, study_parser
 
 HEAD = (
     "| solver | from | to | eta | guidance | evaluations | s a sample | P(active) | count "
@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--guidances", default="1", help="1 is conditional")
     args = parser.parse_args(argv)
     configure_logging()
-    store, bundle, cases = chosen(args)
-    truth = np.stack([observed(store, case) for case in cases])
+    store, bundle, cases = load_study(args)
+    truth = np.stack([observed_mask(store, case) for case in cases])
     print(HEAD, "|" + "---|" * 15, observed_row(truth, store), sep="\n")
     with ray_cluster(RaySettings()):
-        for sampler in tried(args, bundle.config.sampler):
+        for sampler in sampler_configs(args, bundle.config.sampler):
             begun = time.monotonic()
             masks = draw(store, cases, args.bundle.absolute(), sampler, samples=args.samples)
             cost = 2 * (time.monotonic() - begun) / (len(cases) * args.samples)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def tried(args: argparse.Namespace, shipped: SamplerConfig) -> list[SamplerConfig]:
+def sampler_configs(args: argparse.Namespace, shipped: SamplerConfig) -> list[SamplerConfig]:
     """Return every combination. A solver without eta occurs once."""
     named = (args.solvers, args.starts, args.ends, args.steps, args.etas, args.guidances)
     listed = [each.split(",") for each in named]
@@ -94,7 +94,7 @@ def tried(args: argparse.Namespace, shipped: SamplerConfig) -> list[SamplerConfi
     return list(dict.fromkeys(found))
 
 
-def observed(store: Store, case: Case) -> Masks:
+def observed_mask(store: Store, case: Case) -> Masks:
     """Return the observed NET2 mask at w096, [s, h, w]."""
     return store.read(case.index).masks[SESSIONS.index("w096"), MASKS.index("net2")].astype(bool)
 
@@ -121,8 +121,8 @@ def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cos
 
     The evaluations are those of a sample that runs to the last step; guidance takes two a step.
     """
-    counts = np.array([[counted(mask, store) for mask in of_case] for of_case in masks], float)
-    true = np.array([counted(mask, store) for mask in truth], float)
+    counts = np.array([[lesion_count(mask, store) for mask in of_case] for of_case in masks], float)
+    true = np.array([lesion_count(mask, store) for mask in truth], float)
     active, chance = true > 0, (counts > 0).mean(axis=1)
     bias = counts.mean(axis=1) - true
     low, high = np.quantile(
@@ -144,14 +144,14 @@ def row(sampler: SamplerConfig, masks: Masks, truth: Masks, store: Store, *, cos
 
 def observed_row(truth: Masks, store: Store) -> str:
     """Return the line of the observed masks of the same cases."""
-    true = np.array([counted(mask, store) for mask in truth])
+    true = np.array([lesion_count(mask, store) for mask in truth])
     return (
         f"| observed | | | | | | | {(true > 0).mean():.3f} | {true.mean():.2f} "
         f"| | {truth.sum() / true.sum():.1f} | | | | |"
     )
 
 
-def counted(mask: Masks, store: Store) -> int:
+def lesion_count(mask: Masks, store: Store) -> int:
     """Count the lesions of a mask without opening."""
     return count_lesions(mask, store.spec.spacing).plain
 

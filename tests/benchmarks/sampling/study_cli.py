@@ -21,7 +21,7 @@ def study_parser(doc: str | None, *, cases: int, split: str) -> argparse.Argumen
     return parser
 
 
-def chosen(args: argparse.Namespace) -> tuple[Store, Bundle, list[Case]]:
+def load_study(args: argparse.Namespace) -> tuple[Store, Bundle, list[Case]]:
     """Open the store, load the bundle and select the requested number of evaluable cases."""
     store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
     return (

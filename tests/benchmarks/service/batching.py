@@ -48,7 +48,7 @@ Make = Callable[[SamplerConfig], ContinuousBatcher[SampleCondition]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class TimedRequest:
     """A request: its arrival time, its patient, and its calls as (arm, seeds)."""
 
     at: float
@@ -122,7 +122,7 @@ class ByRequest:
 
 
 @ray_serve.deployment(max_ongoing_requests=4096, ray_actor_options={"num_cpus": 1})
-class Replica:
+class BatchingReplica:
     """The service's sampler, which batches by step or by request."""
 
     def __init__(self, settings: ServiceSettings, *, by_step: bool, steps: int) -> None:
@@ -146,7 +146,7 @@ class Replica:
         return found
 
 
-def requests(patients: Sequence[str], number: int, *, rate: float, seed: int) -> list[Asked]:
+def requests(patients: Sequence[str], number: int, *, rate: float, seed: int) -> list[TimedRequest]:
     """Return `number` requests at `rate` per second. A rate of 0 sends all at once."""
     rng = random.Random(seed)
     asked, now = [], 0.0
@@ -156,22 +156,22 @@ def requests(patients: Sequence[str], number: int, *, rate: float, seed: int) ->
         seeds = sample_seeds(place, name, samples)
         blocks = [seeds[first : first + ROWS] for first in range(0, samples, ROWS)]
         calls = tuple((arm, block) for arm in rng.sample(range(6), arms) for block in blocks)
-        asked.append(Asked(now, PatientRef(name, None), calls))
+        asked.append(TimedRequest(now, PatientRef(name, None), calls))
         now += rng.expovariate(rate) if rate else 0.0
     return asked
 
 
 async def serve_all(
-    replica: DeploymentHandle[Any], asked: Sequence[Asked], *, together: bool
+    replica: DeploymentHandle[Any], asked: Sequence[TimedRequest], *, together: bool
 ) -> tuple[list[float], int, float]:
     """Return each request's seconds until its last sample, all lesions, and the total seconds."""
     began, alone = time.monotonic(), asyncio.Lock()
 
-    async def call(job: str, each: Asked) -> int:
+    async def call(job: str, each: TimedRequest) -> int:
         calls = (replica.draw.remote(job, each.patient, arm, seeds) for arm, seeds in each.calls)
         return sum(await asyncio.gather(*calls))
 
-    async def one(place: int, each: Asked) -> tuple[float, int]:
+    async def one(place: int, each: TimedRequest) -> tuple[float, int]:
         await asyncio.sleep(max(0.0, began + each.at - time.monotonic()))
         if together:
             lesions = await call(str(place), each)
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _started(
     name: str, *, settings: ServiceSettings, by_step: bool, steps: int
 ) -> DeploymentHandle[Any]:
-    deployment: Any = Replica
+    deployment: Any = BatchingReplica
     bound = deployment.bind(settings, by_step=by_step, steps=steps)
     replica = ray_serve.run(bound, name=name, route_prefix=None)
     patient = PatientRef(open_store(settings.store).select(split="test")[0].subject, None)
@@ -243,7 +243,7 @@ def _row(
     words: str,
     name: str,
     replica: DeploymentHandle[Any],
-    asked: Sequence[Asked],
+    asked: Sequence[TimedRequest],
     *,
     together: bool,
 ) -> tuple[int, str, float]:

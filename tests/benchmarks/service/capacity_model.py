@@ -35,7 +35,7 @@ Series = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Order:
+class ForecastOrder:
     """One forecast: `arms` x `samples` masks in a number of solver steps."""
 
     arms: int = 6
@@ -57,7 +57,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MonthResult:
     """One month's result: GPUs, their utilisation, and the seconds within which 50 % and 95 % of
     the forecasts were complete."""
 
@@ -77,9 +77,14 @@ def arrivals(monthly: int, rng: np.random.Generator, *, days: int) -> Series:
     return rng.poisson(monthly / HOURS / 3600 * TICK * rate).astype(np.float64)
 
 
-def month(
-    order: Order, arriving: Series, *, block_s: float, bounds: tuple[int, int], node_s: float
-) -> Outcome:
+def simulate_month(
+    order: ForecastOrder,
+    arriving: Series,
+    *,
+    block_s: float,
+    bounds: tuple[int, int],
+    node_s: float,
+) -> MonthResult:
     """Simulate blocks on replicas within `bounds`. A new node takes `node_s` seconds to start."""
     waiting, (least, greatest) = 0.0, bounds
     asked: list[float] = []  # when each new replica will be there
@@ -104,8 +109,8 @@ def month(
 
 
 def _outcome(
-    order: Order, arriving: Series, done: Series, there: Series, *, block_s: float
-) -> Outcome:
+    order: ForecastOrder, arriving: Series, done: Series, there: Series, *, block_s: float
+) -> MonthResult:
     """Summarise a month. A forecast is complete once all work up to its own is done."""
     came, ended = np.cumsum(arriving) * order.blocks, np.cumsum(done)
     whole = np.searchsorted(ended, came - 1e-6)
@@ -115,7 +120,7 @@ def _outcome(
     )
     p50, p95 = np.percentile(took, [50, 95])
     used = done.sum() * block_s / (there.sum() * TICK)
-    return Outcome(float(there.mean()), float(there.max()), float(used), float(p50), float(p95))
+    return MonthResult(float(there.mean()), float(there.max()), float(used), float(p50), float(p95))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
           " | p50 | p95 |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for monthly in SCALES:
         for steps in args.steps:
-            order = Order(steps=steps)
+            order = ForecastOrder(steps=steps)
             seconds = order.operations / (args.peak * 1e12 * args.share)
             full = monthly * seconds / (HOURS * 3600)
-            found = month(
+            found = simulate_month(
                 order,
                 arrivals(monthly, np.random.default_rng(0), days=args.days),
                 block_s=seconds / order.blocks,

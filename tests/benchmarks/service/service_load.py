@@ -64,7 +64,7 @@ async def one_round(url: str, number: int) -> list[tuple[str, float, float]]:
 
 
 @contextmanager
-def killing(every: float) -> Iterator[list[float]]:
+def kill_replicas(every: float) -> Iterator[list[float]]:
     """Kill the sampler replicas at an interval in seconds; yield the times of the kills."""
     over, kills = threading.Event(), list[float]()
 
@@ -130,7 +130,7 @@ def main() -> None:
         print(f"memory before: {memory_now():.0f} MiB\n{HEAD}", flush=True)
         for number in range(1, given.rounds + 1):
             began = time.monotonic()
-            with killing(given.kill_every) as kills:
+            with kill_replicas(given.kill_every) as kills:
                 ends = asyncio.run(one_round(f"http://127.0.0.1:{port}", given.requests))
             print(row(number, ends, time.monotonic() - began, len(kills)), flush=True)
             lost = [state for state, *_ in ends if state not in ("succeeded", "429")]

@@ -28,7 +28,7 @@ HEAD = "| load | batching | samples a pass | p50 | p95 | wasted rows |\n|---|---
 
 
 @dataclass(frozen=True)
-class Asked:
+class TimedRequest:
     """A request: its arrival time, and the steps after which each of its samples is settled."""
 
     at: float
@@ -36,23 +36,23 @@ class Asked:
 
 
 Ends = dict[int, float]  # when each request has its last sample
-Policy = Callable[[Sequence[Asked]], tuple[Ends, float]]
+Policy = Callable[[Sequence[TimedRequest]], tuple[Ends, float]]
 """requests in the order of arrival -> (ends, passes run)."""
 
 
-def requests(number: int, *, load: float, seed: int) -> list[Asked]:
+def requests(number: int, *, load: float, seed: int) -> list[TimedRequest]:
     """Return Poisson arrivals at `load` times the capacity without waste. 0 means all at once."""
     rng = random.Random(seed)
     asked, now = [], 0.0
     for _ in range(number):
         steps = tuple(rng.randint(STEPS // 3, STEPS) for _ in range(rng.choice(SIZES)))
-        asked.append(Asked(now, steps))
+        asked.append(TimedRequest(now, steps))
         mean = sum(SIZES) / len(SIZES) * (STEPS / 3 + STEPS) / 2 / ROWS
         now += rng.expovariate(load / mean) if load else 0.0
     return asked
 
 
-def by_step(asked: Sequence[Asked]) -> tuple[Ends, float]:
+def by_step(asked: Sequence[TimedRequest]) -> tuple[Ends, float]:
     """Batch with the engine: a sample enters and leaves at any step."""
 
     def denoiser(left: Sequence[list[int]]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -84,7 +84,7 @@ def by_step(asked: Sequence[Asked]) -> tuple[Ends, float]:
     return ends, passes
 
 
-def by_batch(asked: Sequence[Asked], *, mixed: bool = True) -> tuple[Ends, float]:
+def by_batch(asked: Sequence[TimedRequest], *, mixed: bool = True) -> tuple[Ends, float]:
     """Run eight samples together until the last is done; `mixed` allows several requests."""
     now, passes, ends = 0.0, 0, Ends()
     coming = [(each.at, number, steps) for number, each in enumerate(asked) for steps in each.steps]
@@ -100,7 +100,7 @@ def by_batch(asked: Sequence[Asked], *, mixed: bool = True) -> tuple[Ends, float
     return ends, passes
 
 
-def one_at_a_time(asked: Sequence[Asked]) -> tuple[Ends, float]:
+def one_at_a_time(asked: Sequence[TimedRequest]) -> tuple[Ends, float]:
     """Run one request at a time."""
     return by_batch(asked, mixed=False)
 
@@ -112,7 +112,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def row(name: str, policy: Policy, asked: Sequence[Asked], *, load: float) -> str:
+def row(name: str, policy: Policy, asked: Sequence[TimedRequest], *, load: float) -> str:
     """Return one line of the table."""
     ends, passes = policy(asked)
     waits = [ends[number] - each.at for number, each in enumerate(asked)]

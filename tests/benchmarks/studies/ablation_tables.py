@@ -24,7 +24,7 @@ from lesioncast.evaluation.metrics.scores import (
 from lesioncast.evaluation.reporting.files import CASES
 from lesioncast.training.progress import read_metrics
 
-STEERING = "steering.npz"
+NATS_FILE = "nats.npz"
 DRAWS = 1000
 HEAD = (
     "| variant | seeds | AUC | minus recipe | log-count MSE | minus recipe | count "
@@ -46,17 +46,22 @@ def table(folders: Folders) -> Iterator[str]:
     for name, runs in folders.items():
         against = [
             "" if runs == recipe else difference(runs, recipe, score)
-            for score in (auc, log_count_error, surprise)
+            for score in (auc, log_count_error, mean_nats)
         ]
         cells = (
-            spread([auc(run, whole(run)) for run in runs]),
+            mean_and_range([auc(run, unit_weights(run)) for run in runs]),
             against[0],
-            spread([log_count_error(run, whole(run)) for run in runs]),
+            mean_and_range([log_count_error(run, unit_weights(run)) for run in runs]),
             against[1],
-            spread([np.mean(column(run, f"lesions_{ENSEMBLE}")) for run in runs], digits=2),
-            spread([surprise(run, np.ones((1, len(own(run))))) for run in runs], digits=2),
+            mean_and_range([np.mean(column(run, f"lesions_{ENSEMBLE}")) for run in runs], digits=2),
+            mean_and_range(
+                [mean_nats(run, np.ones((1, len(nats_with_images(run))))) for run in runs], digits=2
+            ),
             against[2],
-            spread([np.mean(none(run) - own(run)) for run in runs], digits=2),
+            mean_and_range(
+                [np.mean(nats_without_images(run) - nats_with_images(run)) for run in runs],
+                digits=2,
+            ),
         )
         yield f"| {name} | {len(runs)} | " + " | ".join(cells) + " |"
     yield regression(recipe[0])
@@ -103,14 +108,18 @@ def log_count_error(run: Path, weights: Floats) -> Floats:
     return resampled_mean(errors, weights)
 
 
-def surprise(run: Path, weights: Floats) -> Floats:
+def mean_nats(run: Path, weights: Floats) -> Floats:
     """Return the nats per case with the patient's images, averaged over noise levels."""
-    return resampled_mean(own(run), weights)
+    return resampled_mean(nats_with_images(run), weights)
 
 
 def difference(runs: Sequence[Path], recipe: Sequence[Path], score: Resampled) -> str:
     """Return the mean difference over the seeds with its interval."""
-    cases = len(own(recipe[0])) if score is surprise else len(column(recipe[0], "lesions"))
+    cases = (
+        len(nats_with_images(recipe[0]))
+        if score is mean_nats
+        else len(column(recipe[0], "lesions"))
+    )
     weights = np.concatenate([np.ones((1, cases)), bootstrap_weights(cases, draws=DRAWS, seed=0)])
     gaps = np.stack(
         [score(a, weights) - score(b, weights) for a, b in zip(runs, recipe, strict=True)]
@@ -121,7 +130,7 @@ def difference(runs: Sequence[Path], recipe: Sequence[Path], score: Resampled) -
     return f"{gaps[:, 0].mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def spread(values: Sequence[Floats | np.floating[npt.NBitBase]], *, digits: int = 3) -> str:
+def mean_and_range(values: Sequence[Floats | np.floating[npt.NBitBase]], *, digits: int = 3) -> str:
     """Return the mean, with minimum and maximum if there are several values."""
     found = np.array([float(np.squeeze(value)) for value in values])
     mean = f"{found.mean():.{digits}f}"
@@ -130,7 +139,7 @@ def spread(values: Sequence[Floats | np.floating[npt.NBitBase]], *, digits: int 
     )
 
 
-def whole(run: Path) -> Floats:
+def unit_weights(run: Path) -> Floats:
     """Return unit weights [1, n]: the cases without resampling."""
     return np.ones((1, len(column(run, "lesions"))))
 
@@ -147,11 +156,11 @@ def column(run: Path, name: str) -> Floats:
     return np.array([float(row[name]) for row in rows(run)])
 
 
-def own(run: Path) -> Floats:
+def nats_with_images(run: Path) -> Floats:
     """Return the nats with the patient's images, [n], averaged over noise levels."""
-    return np.asarray(np.load(run / STEERING)["own"].mean(axis=1))
+    return np.asarray(np.load(run / NATS_FILE)["own"].mean(axis=1))
 
 
-def none(run: Path) -> Floats:
+def nats_without_images(run: Path) -> Floats:
     """Return the nats without images, [n], averaged over noise levels."""
-    return np.asarray(np.load(run / STEERING)["none"].mean(axis=1))
+    return np.asarray(np.load(run / NATS_FILE)["none"].mean(axis=1))

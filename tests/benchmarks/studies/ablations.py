@@ -25,7 +25,7 @@ from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
 from lesioncast.jobs.runner import configure_logging
 from storage import open_store
-from tests.benchmarks.studies.ablation_tables import STEERING, curves, table
+from tests.benchmarks.studies.ablation_tables import NATS_FILE, curves, table
 from tests.benchmarks.studies.image_information import nats
 
 logger = logging.getLogger(__name__)
@@ -84,39 +84,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = list(dict.fromkeys([RECIPE, *args.variants.split(",")]))
     with ray_cluster(config.ray):
         for job in (simulate, convert):
-            done(job.main(study.flags), "the trial", job.__name__)
+            require_success(job.main(study.flags), "the trial", job.__name__)
         for name in names:
             for seed in seeds:
-                run(name, seed, study, store=config.paths.store)
-    folders = {name: [folder(study, name, seed) for seed in seeds] for name in names}
+                run_variant(name, seed, study, store=config.paths.store)
+    folders = {name: [run_folder(study, name, seed) for seed in seeds] for name in names}
     print("\n".join((*table(folders), "", *curves(folders))))
     return 0
 
 
-def folder(study: Study, name: str, seed: int) -> Path:
+def run_folder(study: Study, name: str, seed: int) -> Path:
     """Return the folder of one variant's run with one seed."""
     return study.out / f"{name.replace(' ', '-')}-{seed}"
 
 
-def run(name: str, seed: int, study: Study, *, store: Path) -> None:
+def run_variant(name: str, seed: int, study: Study, *, store: Path) -> None:
     """Run both stages and the evaluation of one variant."""
-    out = folder(study, name, seed)
-    if (out / STEERING).is_file():
+    out = run_folder(study, name, seed)
+    if (out / NATS_FILE).is_file():
         return
     logger.info("%s, seed %d", name, seed)
     changes = VARIANTS[name]
     flags = (*study.flags, *overrides(seed, (*changes, *EVALUATION)))
     bundle = ("--bundle", str(out / "bundle"))
     if name == UNCORRECTED:
-        run(WEIGHTED, seed, study, store=store)
-        borrow(folder(study, WEIGHTED, seed) / "runs", out)
-        save_uncorrected(folder(study, WEIGHTED, seed) / "bundle", out / "bundle")
+        run_variant(WEIGHTED, seed, study, store=store)
+        link_training(run_folder(study, WEIGHTED, seed) / "runs", out)
+        save_uncorrected(run_folder(study, WEIGHTED, seed) / "bundle", out / "bundle")
     else:
-        earlier = [each for each in changes if seen_by_stage_1(each)]
-        borrow(pretrained(earlier, seed, study), out / "runs")
+        earlier = [each for each in changes if changes_stage_1(each)]
+        link_training(pretrain_once(earlier, seed, study), out / "runs")
         places = ("--out", str(out / "runs"), *bundle)
-        done(finetune.main((*flags, *places)), f"{name}, seed {seed}", finetune.__name__)
-    done(
+        require_success(finetune.main((*flags, *places)), f"{name}, seed {seed}", finetune.__name__)
+    require_success(
         evaluate.main((*flags, *bundle, "--out", str(out))),
         f"{name}, seed {seed}",
         evaluate.__name__,
@@ -124,23 +124,23 @@ def run(name: str, seed: int, study: Study, *, store: Path) -> None:
     opened = open_store(store)
     cases = cases_with_outcome(opened.select(split="test"))
     own, none = nats(opened, load_bundle(out / "bundle"), cases)
-    np.savez(out / STEERING, own=own, none=none)
+    np.savez(out / NATS_FILE, own=own, none=none)
 
 
-def seen_by_stage_1(change: str) -> bool:
+def changes_stage_1(change: str) -> bool:
     """Return True if a changed key affects stage 1."""
     return not change.startswith(STAGE_2_ALONE)
 
 
-def pretrained(changes: Sequence[str], seed: int, study: Study) -> Path:
+def pretrain_once(changes: Sequence[str], seed: int, study: Study) -> Path:
     """Return the folder of stage 1 with these changes; train it if it is missing."""
     runs = study.out / "stage-1" / "-".join([*(changes or [RECIPE]), str(seed)])
     flags = (*study.flags, *overrides(seed, changes), "--out", str(runs))
-    done(pretrain.main(flags), f"stage 1 of {runs.name}", pretrain.__name__)
+    require_success(pretrain.main(flags), f"stage 1 of {runs.name}", pretrain.__name__)
     return runs / "pretrain"
 
 
-def borrow(trained: Path, into: Path) -> None:
+def link_training(trained: Path, into: Path) -> None:
     """Link another run's training into `into`: stage 2 looks for stage 1 beside itself."""
     place = into / trained.name
     if not place.exists():
@@ -167,7 +167,7 @@ def overrides(seed: int, changes: Sequence[str]) -> tuple[str, ...]:
     return (f"--set=seed={seed}", *(f"--set={each}" for each in changes))
 
 
-def done(code: int, what: str, job: str) -> None:
+def require_success(code: int, what: str, job: str) -> None:
     """Raise SystemExit if a job failed."""
     if code != 0:
         raise SystemExit(f"{what}: {job} failed; its log says why")

@@ -36,7 +36,13 @@ from lesioncast.evaluation.metrics.scores import (
 from lesioncast.simulation import disease
 from lesioncast.simulation.disease import Patient
 from lesioncast.simulation.settings import SimulationSettings
-from tests.benchmarks.studies.covariates import column, counts, covariates, parsed, patients_of
+from tests.benchmarks.studies.covariates import (
+    arm_index,
+    draw_patients,
+    encode_covariates,
+    log_lesion_counts,
+    parse_study,
+)
 
 EARLIER, ASKED = 0, 1  # periods
 FRAILTY = np.linspace(-5, 5, 81)[:, None]
@@ -55,10 +61,10 @@ class Forecast(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the patients, forecast them in each way and print both tables."""
-    args = parsed(__doc__, argv, train=1739, test=20000)
-    patients = patients_of(args)
-    known = counts(patients)
-    told = np.column_stack([known, covariates(patients, args.train)])
+    args = parse_study(__doc__, argv, train=1739, test=20000)
+    patients = draw_patients(args)
+    known = log_lesion_counts(patients)
+    told = np.column_stack([known, encode_covariates(patients, args.train)])
     test = patients[args.train :]
     law = np.stack([posterior(each, SimulationSettings.predictability) for each in test])
     forecasts = {
@@ -66,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "regression on the counts and the record": regression(told, patients, args.train),
         "exact": Forecast(1 - law[:, 0], np.expm1(law @ np.log1p(COUNTS))),
     }
-    true = np.array([each.counts[ASKED, column(each)] for each in test], np.float64)
+    true = np.array([each.counts[ASKED, arm_index(each)] for each in test], np.float64)
     weights = bootstrap_weights(len(test), draws=BOOTSTRAP, seed=0)
     print("\n".join((*scores(forecasts, true), "", *gains(forecasts, true, weights))))
     paper = log_count_errors(true, law @ COUNTS).mean()
@@ -90,7 +96,7 @@ def posterior(patient: Patient, h: float) -> Floats:
         bound = np.append(ndtri(disease.count_cdf(arm, period)[:-1]), np.inf)
         return np.asarray(ndtr((bound - centre[..., None]) / spread))
 
-    seen = int(patient.counts[EARLIER, column(patient)])
+    seen = int(patient.counts[EARLIER, arm_index(patient)])
     earlier = at_most(EARLIER)[..., seen] - (at_most(EARLIER)[..., seen - 1] if seen else 0.0)
     belief = (norm.pdf(RESPONSE) * baseline(patient, age) * earlier)[..., None]
     below = (belief * at_most(ASKED)).sum(axis=(0, 1)) / belief.sum()
@@ -121,8 +127,8 @@ def baseline(patient: Patient, age: float) -> Floats:
 
 def regression(features: Floats, patients: Sequence[Patient], train: int) -> Forecast:
     """Fit a regression on the first `train` patients and forecast the others."""
-    arm = np.array([column(each) for each in patients])
-    count = np.array([each.counts[ASKED, column(each)] for each in patients], np.float64)
+    arm = np.array([arm_index(each) for each in patients])
+    count = np.array([each.counts[ASKED, arm_index(each)] for each in patients], np.float64)
     model = fit_regression_baseline(
         features[:train], arm[:train], count[:train], arms=len(PAPER_ARM_NAMES)
     )

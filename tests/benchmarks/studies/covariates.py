@@ -33,9 +33,9 @@ BOOTSTRAP = 500
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the patients and fit each regression with and without the covariates."""
-    args = parsed(__doc__, argv, train=1216, test=12000)
-    patients = patients_of(args)
-    told = covariates(patients, args.train)
+    args = parse_study(__doc__, argv, train=1216, test=12000)
+    patients = draw_patients(args)
+    told = encode_covariates(patients, args.train)
     weights = bootstrap_weights(args.test, draws=BOOTSTRAP, seed=0)
     print(
         "| regression on | test cases | AUC without | covariates add |",
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sep="\n",
     )
     for name, known in (
-        ("arm and true lesion counts up to week 48", counts(patients)),
+        ("arm and true lesion counts up to week 48", log_lesion_counts(patients)),
         ("arm alone", np.zeros((len(patients), 1))),
     ):
         without = auc_of(known, patients, train=args.train)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parsed(
+def parse_study(
     doc: str | None, argv: Sequence[str] | None, *, train: int, test: int
 ) -> argparse.Namespace:
     """Parse the numbers of patients and the seed. `doc` is the script's docstring."""
@@ -69,25 +69,25 @@ def parsed(
     return parser.parse_args(argv)
 
 
-def patients_of(args: argparse.Namespace) -> list[Patient]:
+def draw_patients(args: argparse.Namespace) -> list[Patient]:
     """Draw all patients, the training patients first."""
     settings = SimulationSettings(subjects=args.train + args.test, seed=args.seed)
     return [draw_patient(settings, index) for index in range(settings.subjects)]
 
 
-def column(patient: Patient) -> int:
+def arm_index(patient: Patient) -> int:
     """Return the index of the patient's arm."""
     return PAPER_ARM_NAMES.index(patient.arm)
 
 
-def counts(patients: Sequence[Patient]) -> Floats:
+def log_lesion_counts(patients: Sequence[Patient]) -> Floats:
     """Return log(1 + n) of gadolinium and T2 lesions at w000 and of NET2 at w048, [n, 3]."""
     return np.log1p(
-        [[each.gad_count, each.t2_count, each.counts[0, column(each)]] for each in patients]
+        [[each.gad_count, each.t2_count, each.counts[0, arm_index(each)]] for each in patients]
     )
 
 
-def covariates(patients: Sequence[Patient], train: int) -> Floats:
+def encode_covariates(patients: Sequence[Patient], train: int) -> Floats:
     """Encode covariates as for the networks, standardised on the first `train` patients."""
     rows = [patient.covariates() for patient in patients]
     kinds = [Covariate("sex", levels=("F", "M"))]
@@ -100,8 +100,8 @@ def covariates(patients: Sequence[Patient], train: int) -> Floats:
 
 def auc_of(features: Floats, patients: Sequence[Patient], *, train: int) -> ResampledScore:
     """Return a function that resamples the AUC of activity at w096 of the test patients."""
-    arm = np.array([column(each) for each in patients])
-    outcome = np.array([each.counts[1, column(each)] for each in patients], np.float64)
+    arm = np.array([arm_index(each) for each in patients])
+    outcome = np.array([each.counts[1, arm_index(each)] for each in patients], np.float64)
     model = fit_regression_baseline(
         features[:train], arm[:train], outcome[:train], arms=len(PAPER_ARM_NAMES)
     )

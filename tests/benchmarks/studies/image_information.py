@@ -29,8 +29,8 @@ from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.imaging.channels import MASKS
 from storage import Case, Store
-from tests.benchmarks.sampling.one_step_predictions import BATCH, target
-from tests.benchmarks.sampling.study_cli import chosen, study_parser
+from tests.benchmarks.sampling.one_step_predictions import BATCH, target_of_case
+from tests.benchmarks.sampling.study_cli import load_study, study_parser
 
 LOGSNR = (-4.0, -2.0, 0.0, 2.0)
 RINGS = (0.0, 0.1, 3.1, 4.5, 6.5, 9, 12, 16, 22, 30)  # mm from older lesions
@@ -46,7 +46,9 @@ Outcome = tuple[Mask, Mask]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per noise level: means over the cases."""
-    store, bundle, cases = chosen(study_parser(__doc__, cases=400, split="test").parse_args(argv))
+    store, bundle, cases = load_study(
+        study_parser(__doc__, cases=400, split="test").parse_args(argv)
+    )
     own, none = nats(store, bundle, cases)
     print(HEAD, "|" + "---|" * 4, sep="\n")
     for level, logsnr in enumerate(LOGSNR):
@@ -56,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"| {mean_and_error(without - with_images)} |"
         )
     known = cases_with_outcome(store.select(split="train"))
-    learned = places(outcomes(store, known), store.spec.spacing)
+    learned = estimate_locations(outcomes(store, known), store.spec.spacing)
     print("", "| mm from older lesions | lesions, times the map's |", "|---|---|", sep="\n")
     for least, lift in zip(RINGS, learned.lift, strict=True):
         print(f"| {least:g} or more | {lift:.2f} |")
-    saved = beside(learned, outcomes(store, cases), store.spec.spacing)
+    saved = distance_gain(learned, outcomes(store, cases), store.spec.spacing)
     print(f"\nThat table saves {mean_and_error(saved)} over the map in {len(saved)} cases.")
     return 0
 
@@ -71,7 +73,7 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
     own, none = [], []
     for first in range(0, len(cases), BATCH):
         few = cases[first : first + BATCH]
-        x = torch.from_numpy(np.stack([target(store, case.index) for case in few]))
+        x = torch.from_numpy(np.stack([target_of_case(store, case.index) for case in few]))
         rows = torch.nonzero((x[:, NET2] > 0).flatten(1).any(1)).flatten()
         if not len(rows):
             continue
@@ -79,8 +81,10 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
         arm = torch.tensor([case.arm_index for case in few])
         given = zip(*(read(ModelInput(case.index)) for case in few), strict=True)
         condition, covariates = (torch.from_numpy(np.stack(each)) for each in given)
-        own.append(surprise(bundle.model, x, arm, condition, covariates))
-        none.append(surprise(bundle.model, x, arm, torch.zeros_like(condition), None))
+        own.append(negative_log_likelihood(bundle.model, x, arm, condition, covariates))
+        none.append(
+            negative_log_likelihood(bundle.model, x, arm, torch.zeros_like(condition), None)
+        )
     return np.concatenate(own), np.concatenate(none)
 
 
@@ -91,7 +95,7 @@ def outcomes(store: Store, cases: Sequence[Case]) -> list[Outcome]:
     return [(new, old) for new, old in found if new.any()]
 
 
-class Places(NamedTuple):
+class LesionLocations(NamedTuple):
     """Lesion locations.
 
     `share` [s, h, w] is the share of lesions at each voxel. `lift` [ring] is the observed number
@@ -102,30 +106,30 @@ class Places(NamedTuple):
     lift: Floats
 
 
-def places(known: Sequence[Outcome], spacing: Spacing) -> Places:
+def estimate_locations(known: Sequence[Outcome], spacing: Spacing) -> LesionLocations:
     """Estimate lesion locations from the training cases."""
     share = gaussian_filter(np.sum([new for new, _ in known], axis=0, dtype=float), SMOOTH) + 1e-6
     share /= share.sum()
     found, expected = np.zeros((2, len(RINGS)))
     for new, old in known:
-        at = ring(old, spacing)
+        at = distance_bins(old, spacing)
         found += np.bincount(at[new], minlength=len(RINGS))
         expected += np.bincount(at.ravel(), (share * new.sum()).ravel(), minlength=len(RINGS))
-    return Places(share, (found + 1e-6) / (expected + 1e-6))
+    return LesionLocations(share, (found + 1e-6) / (expected + 1e-6))
 
 
-def ring(old: Mask, spacing: Spacing) -> npt.NDArray[np.int64]:
+def distance_bins(old: Mask, spacing: Spacing) -> npt.NDArray[np.int64]:
     """Return each voxel's distance bin from older lesions; the last bin if there are none."""
     if not old.any():
         return np.full(old.shape, len(RINGS) - 1)
     return np.asarray(np.digitize(distance_transform_edt(~old, sampling=spacing), RINGS) - 1)
 
 
-def beside(learned: Places, asked: Sequence[Outcome], spacing: Spacing) -> Floats:
+def distance_gain(learned: LesionLocations, asked: Sequence[Outcome], spacing: Spacing) -> Floats:
     """Return the nats per case [n] that the distance to older lesions saves over the map."""
     saved = []
     for new, old in asked:
-        told = learned.share * learned.lift[ring(old, spacing)]
+        told = learned.share * learned.lift[distance_bins(old, spacing)]
         saved.append(np.log(told[new] / told.sum() / learned.share[new]).sum())
     return np.array(saved)
 
@@ -136,7 +140,7 @@ def mean_and_error(values: Floats) -> str:
 
 
 @torch.no_grad()
-def surprise(
+def negative_log_likelihood(
     model: LesionDiffusion, x: Tensor, arm: Tensor, condition: Tensor, covariates: Tensor | None
 ) -> Floats:
     """Return -log P of the NET2 voxels in x [n, 2, s, h, w], summed, per level [n, level]."""

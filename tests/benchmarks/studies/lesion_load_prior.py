@@ -38,7 +38,7 @@ from storage import Case, Store, open_store
 NUMBER = 2  # place among the numbers of a channel
 
 
-class Known(NamedTuple):
+class StudyCases(NamedTuple):
     """Cases of a store as input of the prior and of a regression [n, feature]."""
 
     patients: PriorTrainingData
@@ -54,12 +54,12 @@ class Known(NamedTuple):
         """The lesions at w096, [n]."""
         return self.patients.lesions.double().numpy()
 
-    def first(self, number: int) -> "Known":
+    def first(self, number: int) -> "StudyCases":
         """Return the first `number` cases."""
         parts = (getattr(self.patients, each.name)[:number] for each in fields(PriorTrainingData))
-        return Known(PriorTrainingData(*parts), self.scalars[:number])
+        return StudyCases(PriorTrainingData(*parts), self.scalars[:number])
 
-    def limited(self, *, numbers: bool) -> "Known":
+    def limited(self, *, numbers: bool) -> "StudyCases":
         """Return the cases with or without the numbers of lesions."""
         burden = self.patients.burden.clone()
         burden[:, :, NUMBER] *= numbers
@@ -78,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = load_config(args.config, [])
     first, *others = (open_store(path.absolute()) for path in args.stores)
-    train = told(cases_with_outcome(first.select(split="train")), first, config)
-    asked = [told(cases_with_outcome(first.select(split="test")), first, config)]
-    asked += [told(cases_with_outcome(each.cases), each, config) for each in others]
+    train = load_cases(cases_with_outcome(first.select(split="train")), first, config)
+    asked = [load_cases(cases_with_outcome(first.select(split="test")), first, config)]
+    asked += [load_cases(cases_with_outcome(each.cases), each, config) for each in others]
     sizes = [len(each.scalars) for each in asked]
     print("| P(active) by | " + " | ".join(f"AUC, {n} | AP, {n}" for n in sizes) + " |")
     print("|" + "---|" * (1 + 2 * len(asked)))
@@ -98,26 +98,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         tried.append((f"{number} training cases", train.first(number), True, ROWS))
     for name, known, numbers, rows in tried:
         few = [each.limited(numbers=numbers) for each in (known, *asked)]
-        priors = [fitted(few[0], config, seed, rows=rows) for seed in range(args.seeds)]
+        priors = [fit_prior(few[0], config, seed, rows=rows) for seed in range(args.seeds)]
         print(
-            line(
-                f"prior, {name}", [[chances(each, of) for of in few[1:]] for each in priors], asked
+            table_row(
+                f"prior, {name}",
+                [[activity_probability(each, of) for of in few[1:]] for each in priors],
+                asked,
             ),
             flush=True,
         )
     model = fit_regression_baseline(train.scalars, train.arm, train.lesions, arms=len(config.arms))
     regression = [model.probability(each.scalars, each.arm) for each in asked]
-    print(line("regression on image features", [regression], asked))
+    print(table_row("regression on image scalars", [regression], asked))
     return 0
 
 
-def told(cases: Sequence[Case], store: Store, config: Config) -> Known:
+def load_cases(cases: Sequence[Case], store: Store, config: Config) -> StudyCases:
     """Read the cases from the store."""
     scalars = [image_features(store.read(case.index), store.spec.spacing) for case in cases]
-    return Known(load_prior_data(cases, store, config.model), np.array(scalars))
+    return StudyCases(load_prior_data(cases, store, config.model), np.array(scalars))
 
 
-def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LesionLoadPrior:
+def fit_prior(known: StudyCases, config: Config, seed: int, *, rows: int) -> LesionLoadPrior:
     """Fit the prior of the configuration's networks."""
     torch.manual_seed(seed)
     channels, unet = config.model.control.channels, config.model.unet
@@ -142,14 +144,14 @@ def fitted(known: Known, config: Config, seed: int, *, rows: int) -> LesionLoadP
 
 
 @torch.no_grad()
-def chances(prior: LesionLoadPrior, of: Known) -> Floats:
+def activity_probability(prior: LesionLoadPrior, of: StudyCases) -> Floats:
     """Return P(active) [n]."""
     patient = prior.patient_features(of.patients.burden, of.patients.covariates)
     chance: Floats = 1 - prior(patient, of.patients.arm).double().softmax(1)[:, 0].numpy()
     return chance
 
 
-def line(name: str, runs: Sequence[Sequence[Floats]], asked: Sequence[Known]) -> str:
+def table_row(name: str, runs: Sequence[Sequence[Floats]], asked: Sequence[StudyCases]) -> str:
     """Return AUC and average precision of P(active) on each store: means over the runs, with their
     range if there are several."""
     cells = []
