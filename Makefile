@@ -14,7 +14,7 @@ COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/(tests?|rllib|_inducto
 export LESIONCAST_ROOT ?= $(CURDIR)/out
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo serve test faults observe lint manifests install develop clean
+.PHONY: demo serve test pytest faults observe lint style types manifests install develop clean
 
 demo: install  ## simulate, convert, train both stages, forecast, evaluate
 	$(VENV)/bin/python jobs/demo.py --config jobs/configs/demo.yaml
@@ -22,7 +22,10 @@ demo: install  ## simulate, convert, train both stages, forecast, evaluate
 serve: $(SERVED)  ## forecasts over HTTP from the demo's bundle, for this machine alone
 	$(VENV)/bin/serve run serve/service.yaml
 
-test: lint  ## lint, types, tests in two processes, a file at a time
+test: style  ## lint, types, tests; types are checked while tests wait for processes
+	$(MAKE) --no-print-directory --jobs 2 types pytest
+
+pytest: develop  # in two processes, a file at a time
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 faults: develop  ## clusters of several nodes, some of which are killed; many minutes
@@ -31,9 +34,13 @@ faults: develop  ## clusters of several nodes, some of which are killed; many mi
 observe: install  ## Prometheus on the cluster that `ray start` began here, with our alerts
 	$(VENV)/bin/python k8s/monitoring/observe.py --out out/observe
 
-lint: develop
+lint: style types
+
+style: develop
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: develop
 	$(VENV)/bin/mypy
 
 manifests: develop  ## the Kubernetes manifests of each overlay, in out/k8s
