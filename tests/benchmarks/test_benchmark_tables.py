@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +17,9 @@ from lesioncast.simulation.disease import count_cdf, draw_patient
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.progress import METRICS
 from lesioncast.training.settings import TrainSettings
-from tests.support.forecast import SLAB, write_bundle, write_store
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from tests.benchmarks.studies import ablation_tables, ablations, bayes_optimal, image_information
 from tests.benchmarks.studies.covariates import arm_index
+from tests.support.forecast import SLAB, write_bundle, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "platform" / "README.md"

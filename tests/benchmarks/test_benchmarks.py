@@ -1,9 +1,11 @@
 """Reduced runs of the benchmarks: what those for a GPU count and need, and that the others run."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,19 +33,26 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_without(absent: tuple[str, ...], script: str, *arguments: str) -> str:
     """Run a benchmark in a Python without the `absent` modules; return its standard output."""
-    path = [str(BENCHMARKS), *(str(ROOT / each) for each in ("", "platform"))]
+    path = [str(ROOT), str(ROOT / "platform")]
     code = RUN_WITHOUT.format(absent=absent, path=path, argv=[str(BENCHMARKS / script), *arguments])
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*/*.py")), ids=lambda path: path.stem)
+def test_every_script_imports_names_that_exist(script: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI's own
+        importlib.import_module(f"tests.benchmarks.{script.parent.name}.{script.stem}")
 
 
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the record of the reduced check, run with torch and numpy alone."""
     out = tmp_path_factory.mktemp("paper")
-    shown = run_without((*ABSENT, *NEEDLESS), "paper_on_gpu.py", "--out", str(out))
-    assert "reduced check" in shown
+    output = run_without((*ABSENT, *NEEDLESS), "gpu/paper_on_gpu.py", "--out", str(out))
+    assert "reduced check" in output
     record: dict[str, Any] = json.loads((out / "paper.json").read_text())
     return record
 
@@ -88,8 +97,8 @@ def test_every_row_of_the_reduced_check_is_measured(reduced: dict[str, Any]) -> 
 
 
 def test_a_run_out_of_time_says_so_in_every_row(tmp_path: Path) -> None:
-    shown = run_without(ABSENT, "paper_on_gpu.py", "--minutes", "0", "--only", "stage1,parts")
-    assert shown.count("not begun: out of time") > 2
+    output = run_without(ABSENT, "gpu/paper_on_gpu.py", "--minutes", "0", "--only", "stage1,parts")
+    assert output.count("not begun: out of time") > 2
 
 
 @pytest.mark.slow
@@ -103,10 +112,10 @@ def test_the_middle_sized_run_ends_in_table_3_without_ray(tmp_path: Path) -> Non
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     arguments = ["--cases", str(tmp_path / "cases"), "--out", str(tmp_path / "out")]
     arguments += ["--config", str(tmp_path / "tiny.yaml"), "--subjects", "60"]
-    shown = run_without(
-        ABSENT, "small_on_gpu.py", *arguments, "--minutes", "0.02", "--samples", "2"
+    output = run_without(
+        ABSENT, "gpu/small_on_gpu.py", *arguments, "--minutes", "0.02", "--samples", "2"
     )
-    assert "### AUC by arm" in shown
+    assert "### AUC by arm" in output
     record = json.loads((tmp_path / "out" / "small.json").read_text())
     assert record["cases"]["train"] + record["cases"]["test"] == 60
     activity = record["variants"]["plain"]["activity"]["pooled"]["methods"]
@@ -119,23 +128,23 @@ def test_loading_is_measured_in_every_way_and_conversion_on_one_and_two_workers(
 ) -> None:
     config = str(ROOT / "jobs" / "configs" / "demo.yaml")
     arguments = ["--config", config, "--out", str(tmp_path), "--subjects", "6", "--rounds", "1"]
-    shown = run_without((), "data_loading.py", *arguments)
+    output = run_without((), "data/data_loading.py", *arguments)
     record = json.loads((tmp_path / "loading.json").read_text())
-    assert [each["workers"] for each in record["conversions"]] == [1, 2]
-    assert all(each["worker_mib"] > 10 for each in record["conversions"])
+    assert [conversion["workers"] for conversion in record["conversions"]] == [1, 2]
+    assert all(conversion["worker_mib"] > 10 for conversion in record["conversions"])
     assert record["ray_data_worker_mib"] > 10
-    names = [each["name"] for each in record["readings"]]
+    names = [reading["name"] for reading in record["readings"]]
     assert len(names) == 6
-    assert all(name in shown for name in names)
-    assert all(min(each["rounds"]) > 0 for each in record["readings"])
+    assert all(name in output for name in names)
+    assert all(min(reading["rounds"]) > 0 for reading in record["readings"])
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_many_requests_at_once_end_in_a_result_or_a_429_and_memory_stays() -> None:
     """Run the load test in small. The script itself fails if a request ends otherwise."""
-    shown = run_without((), "service_load.py", "--requests", "24", "--rounds", "3")
-    rounds = [line.split("|")[2:-1] for line in shown.splitlines() if re.match(r"\| \d", line)]
+    output = run_without((), "service/service_load.py", "--requests", "24", "--rounds", "3")
+    rounds = [line.split("|")[2:-1] for line in output.splitlines() if re.match(r"\| \d", line)]
     ended = [re.findall(r"(\d+) (succeeded|429)", each[0]) for each in rounds]
     assert [sum(int(number) for number, _ in each) for each in ended] == [24] * 3
     memory = [float(each[4].split()[0]) for each in rounds]

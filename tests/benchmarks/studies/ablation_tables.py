@@ -15,9 +15,8 @@ import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
 from lesioncast.evaluation.baselines.methods import ENSEMBLE, REGRESSION
-from lesioncast.evaluation.metrics.bootstrap import bootstrap_weights, resampled_mean
+from lesioncast.evaluation.metrics.bootstrap import LEVEL, bootstrap_weights, resampled_mean
 from lesioncast.evaluation.metrics.scores import (
-    LEVEL,
     log_count_errors,
     resampled_auc,
 )
