@@ -97,14 +97,14 @@ def names_in(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", OURS)
 def test_function_docstrings_open_with_a_verb(folder: str) -> None:
-    found = [text for text in function_docstrings(folder) if text.opening in FORBIDDEN_OPENINGS]
-    assert [f"{text.place}: {text.first_line}" for text in found] == []
+    faulty = [text for text in function_docstrings(folder) if text.opening in FORBIDDEN_OPENINGS]
+    assert [f"{text.place}: {text.first_line}" for text in faulty] == []
 
 
 def test_few_docstrings_of_tests_open_with_an_article_or_a_question_word() -> None:
     texts = list(function_docstrings("tests", "k8s"))
-    found = [text for text in texts if text.opening in WIDESPREAD_OPENINGS]
-    assert len(found) < len(texts) / 10, [text.place for text in found]
+    faulty = [text for text in texts if text.opening in WIDESPREAD_OPENINGS]
+    assert len(faulty) < len(texts) / 10, [text.place for text in faulty]
 
 
 def test_no_name_of_an_earlier_version_is_left() -> None:

@@ -22,7 +22,7 @@ from tests.benchmarks.studies.covariates import arm_index
 from tests.support.forecast import SLAB, write_bundle, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "platform" / "README.md"
+METHOD, RESULTS = (ROOT / "platform" / name for name in ("METHOD.md", "RESULTS.md"))
 CONFIGS = ROOT / "jobs" / "configs"
 LAST = "covariate"  # none of the presets has covariates
 LESIONS = (0, 0, 3, 1)
@@ -103,9 +103,9 @@ def test_seeds_that_disagree_widen_the_interval(tmp_path: Path) -> None:
             write_run(
                 tmp_path / f"{name}{seed}", chance=(0.1, 0.2, 0.8, 0.7), nats=nats, losses=(1,)
             )
-            for seed, nats in enumerate(found)
+            for seed, nats in enumerate(nats_by_seed)
         ]
-        for name, found in (("a", (2.0, 2.0)), ("b", (2.0, 4.0)))
+        for name, nats_by_seed in (("a", (2.0, 2.0)), ("b", (2.0, 4.0)))
     )
     assert (
         ablation_tables.difference(variant, recipe, ablation_tables.mean_nats)
@@ -113,23 +113,23 @@ def test_seeds_that_disagree_widen_the_interval(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("told", "expected"), [(0.0, np.prod(SLAB) * np.log(2)), (1.0, 0.0)])
-def test_nats_are_those_of_the_voxels_together(told: float, expected: float) -> None:
+@pytest.mark.parametrize(("knowledge", "expected"), [(0.0, np.prod(SLAB) * np.log(2)), (1.0, 0.0)])
+def test_nats_are_those_of_the_voxels_together(knowledge: float, expected: float) -> None:
     """Of a model that knows nothing, P = 0.5 everywhere, and of one that knows all."""
     x = torch.full((2, 2, *SLAB), -1.0)
     x[:, 1, 2, 3:5] = 1.0
 
     def denoiser(*_: object, **__: object) -> object:
-        return lambda *_: told * x
+        return lambda *_: knowledge * x
 
     model = SimpleNamespace(
         config=SimpleNamespace(unet=SimpleNamespace(lesion_load_thresholds=())), denoiser=denoiser
     )
-    found = image_information.negative_log_likelihood(
+    likelihoods = image_information.negative_log_likelihood(
         model, x, torch.zeros(2), torch.zeros(2, 7, *SLAB), None
     )
-    assert found.shape == (2, len(image_information.LOGSNR))
-    assert found == pytest.approx(np.full_like(found, expected), rel=1e-5)
+    assert likelihoods.shape == (2, len(image_information.LOGSNR))
+    assert likelihoods == pytest.approx(np.full_like(likelihoods, expected), rel=1e-5)
 
 
 def test_nats_are_asked_of_the_cases_with_lesions_with_and_without_their_images(
@@ -198,46 +198,48 @@ def test_a_gain_says_how_many_patients_it_takes_to_see_it() -> None:
     )
 
 
-def test_every_variant_that_the_readme_speaks_of_is_one() -> None:
-    text = README.read_text()
-    asked = [each for line in re.findall(r'--variants "(.*)"', text) for each in line.split(",")]
+def test_every_variant_that_the_documents_name_exists() -> None:
+    text = METHOD.read_text() + RESULTS.read_text()
+    in_commands = [
+        name for line in re.findall(r'--variants "(.*)"', text) for name in line.split(",")
+    ]
     causes = text.split("| cause | remedy in `demo` and `small` | variant |")[1].split("\n\n")[0]
-    named = [line.split("|")[-2].strip() for line in causes.splitlines()[2:]]
-    assert len(asked) > 3
-    assert len([each for each in named if each]) > 3
-    assert {*asked, *named} - {""} <= ablations.VARIANTS.keys()
+    in_table = [line.split("|")[-2].strip() for line in causes.splitlines()[2:]]
+    assert len(in_commands) > 3
+    assert len([name for name in in_table if name]) > 3
+    assert {*in_commands, *in_table} - {""} <= ablations.VARIANTS.keys()
 
 
-def test_the_readmes_table_of_presets_is_that_of_the_configurations() -> None:
-    table = README.read_text().split("## Presets")[1].split("\n\n")[1]
+def test_the_table_of_presets_holds_the_values_of_the_configurations() -> None:
+    table = METHOD.read_text().split("## Presets")[1].split("\n\n")[1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    told = {row[0]: row[1:] for row in rows}
-    configs = [load_config(CONFIGS / f"{each.strip('`')}.yaml") for each in rows[0][1:]]
-    assert told["widths"] == [" ".join(map(str, each.unet.widths)) for each in configs]
-    assert told["folded patch"] == [str(each.unet.patch) for each in configs]
-    assert told["guidance"] == [f"{each.sampler.guidance:g}" for each in configs]
-    for cell, each in zip(told["sampler"], configs, strict=True):
-        assert f" {each.sampler.num_steps}" in cell
-    for cell, each in zip(told["slab (s, h, w)"], configs, strict=True):
-        assert cell.startswith(" x ".join(map(str, each.store.slab)) + ",")
-    assert told["weight of a lesion voxel"] == [
-        f"{each.objective.lesion_weight:g}" for each in configs
+    presets = {row[0]: row[1:] for row in rows}
+    configs = [load_config(CONFIGS / f"{config.strip('`')}.yaml") for config in rows[0][1:]]
+    assert presets["widths"] == [" ".join(map(str, config.unet.widths)) for config in configs]
+    assert presets["folded patch"] == [str(config.unet.patch) for config in configs]
+    assert presets["guidance"] == [f"{config.sampler.guidance:g}" for config in configs]
+    for cell, config in zip(presets["sampler"], configs, strict=True):
+        assert f" {config.sampler.num_steps}" in cell
+    for cell, config in zip(presets["slab (s, h, w)"], configs, strict=True):
+        assert cell.startswith(" x ".join(map(str, config.store.slab)) + ",")
+    assert presets["weight of a lesion voxel"] == [
+        f"{config.objective.lesion_weight:g}" for config in configs
     ]
     stages = "stage 2 loses arm, images, one channel, w048"
-    assert told[stages] == [
+    assert presets[stages] == [
         ", ".join(
             f"{rate:g}"
-            for name, rate in asdict(each.finetune.dropout_rates).items()
+            for name, rate in asdict(config.finetune.dropout_rates).items()
             if name != LAST
         )
-        for each in configs
+        for config in configs
     ]
-    assert told["stage 2 balanced"] == [
-        "yes" if each.finetune.balanced else "no" for each in configs
+    assert presets["stage 2 balanced"] == [
+        "yes" if config.finetune.balanced else "no" for config in configs
     ]
-    assert told["weight of FLAIR in stage 1, stage 2"] == [
-        f"{flair_weight(each, each.pretrain):g}, {flair_weight(each, each.finetune):g}"
-        for each in configs
+    assert presets["weight of FLAIR in stage 1, stage 2"] == [
+        f"{flair_weight(config, config.pretrain):g}, {flair_weight(config, config.finetune):g}"
+        for config in configs
     ]
 
 

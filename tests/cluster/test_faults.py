@@ -79,14 +79,14 @@ class Trial:
 
     def node_ids(self) -> dict[str, str]:
         """Return Ray's id of each living node."""
-        found = list_nodes(
+        living = list_nodes(
             address=self.cluster.dashboard,
             filters=[("state", "=", "ALIVE")],
             raise_on_missing_output=False,  # dead nodes count as missing
         )
         return {
             next(n for n in node.resources_total if re.fullmatch(r"node\d+", n)): node.node_id
-            for node in found
+            for node in living
             if not node.is_head_node
         }
 
@@ -110,8 +110,8 @@ class Trial:
     def victim(self, title: str = "ray::RayTrainWorker") -> tuple[str, int]:
         """Return a process of the cluster, with its node."""
         for name, node in {**self.alive, "head": self.cluster.started[0]}.items():
-            if found := node.processes(title):
-                return name, found[0]
+            if processes := node.processes(title):
+                return name, processes[0]
         raise AssertionError(f"no process {title}")
 
 
@@ -122,11 +122,11 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     with nodes(**ENVIRONMENT, LESIONCAST_CACHE=str(folder / "cache")) as cluster:
         cluster.head("--num-cpus=0")
-        found = Trial(cluster, folder, {})
-        found.join()
-        done = cluster.run(*found.command("whole"))
+        site = Trial(cluster, folder, {})
+        site.join()
+        done = cluster.run(*site.command("whole"))
         assert done.returncode == 0, done.stdout
-        yield found
+        yield site
 
 
 def disturbed_run(trial: Trial, run: str, strike: Callable[[], None], *overrides: str) -> str:

@@ -34,11 +34,11 @@ can_hide = subprocess.run(["unshare", "--mount", "true"], capture_output=True).r
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Nodes]:
     """Start a head without CPUs and two nodes, neither of which has CPUs for all workers."""
-    with nodes(PYTHONPATH=f"{ROOT}:{ROOT}/platform", OMP_NUM_THREADS="1") as found:
-        found.head("--num-cpus=0")
+    with nodes(PYTHONPATH=f"{ROOT}:{ROOT}/platform", OMP_NUM_THREADS="1") as nodes_of_cluster:
+        nodes_of_cluster.head("--num-cpus=0")
         for name in ("a", "b"):
-            found.join(name, "--num-cpus=3")
-        yield found
+            nodes_of_cluster.join(name, "--num-cpus=3")
+        yield nodes_of_cluster
 
 
 def job(cluster: Nodes, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -51,14 +51,14 @@ def places(cluster: Nodes) -> dict[str, set[str]]:
         node.node_id: next((n for n in ("a", "b") if n in node.resources_total), "head")
         for node in list_nodes(address=cluster.dashboard, raise_on_missing_output=False)
     }
-    found: dict[str, set[str]] = {}
+    names_by_kind: dict[str, set[str]] = {}
     tasks = list_tasks(address=cluster.dashboard, limit=10_000)
     actors = list_actors(address=cluster.dashboard, limit=1000)
     pairs = [(task.name, task.node_id) for task in tasks if task.type == "NORMAL_TASK"]
     pairs += [(actor.class_name, actor.node_id) for actor in actors]
     for name, node in pairs:
-        found.setdefault(name, set()).add(names.get(node, "nowhere"))
-    return found
+        names_by_kind.setdefault(name, set()).add(names.get(node, "nowhere"))
+    return names_by_kind
 
 
 def test_a_head_without_cpus_does_no_work_and_four_workers_span_two_nodes(

@@ -16,10 +16,10 @@ def faults(manifest: Manifest) -> list[str]:
     cluster = cluster_of(manifest)
     if cluster is None:
         return []
-    found = [*_name(manifest), *_cluster(cluster), *_autoscaling(cluster), *_redis(cluster)]
+    sentences = [*_name(manifest), *_cluster(cluster), *_autoscaling(cluster), *_redis(cluster)]
     if manifest["kind"] == "RayJob":
-        found += _job(manifest["spec"])
-    return found
+        sentences += _job(manifest["spec"])
+    return sentences
 
 
 def _name(manifest: Manifest) -> Iterator[str]:

@@ -46,12 +46,12 @@ def everything() -> Iterator[tuple[str, Manifest]]:
 
 def one(overlay: str, kind: str, name: str) -> Manifest:
     """Return the one manifest of this kind and name."""
-    (found,) = [
+    (match,) = [
         each
         for each in rendered(overlay)
         if (each["kind"], each["metadata"]["name"]) == (kind, name)
     ]
-    return found
+    return match
 
 
 def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
@@ -74,8 +74,8 @@ def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
 def cluster_of(manifest: Manifest) -> Manifest | None:
     """Return the Ray cluster that a RayJob or a RayService describes."""
     spec = manifest.get("spec", {})
-    found: Manifest | None = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
-    return found
+    cluster: Manifest | None = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
+    return cluster
 
 
 def pods(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:

@@ -134,18 +134,18 @@ def nodes(**environment: str) -> Iterator[Nodes]:
         home = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="lc-", dir="/tmp", ignore_cleanup_errors=True)
         )
-        known = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
         path = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"
         ours = {"HOME": home, "PATH": path, "RAY_raylet_start_wait_time_s": "300"}
-        found = Nodes(Path(home), known | ours | environment)
-        stack.callback(lambda: [node.kill() for node in reversed(found.started)])
-        yield found
+        cluster = Nodes(Path(home), inherited | ours | environment)
+        stack.callback(lambda: [node.kill() for node in reversed(cluster.started)])
+        yield cluster
 
 
 def free_ports(count: int) -> list[int]:
     """Return ports on which nothing listens now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]

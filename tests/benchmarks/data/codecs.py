@@ -124,13 +124,13 @@ def compare(arrays: Mapping[str, Array], rounds: int) -> str:
         data = arrays[name]
         by_session = name != "parcellation"
         chunk = (1, *data.shape[2:]) if by_session else data.shape[1:]
-        found: dict[str, Figures] = {}
+        by_variant: dict[str, Figures] = {}
         for _, (variant, codecs) in itertools.product(range(rounds), codec_variants().items()):
             array, size, taken = write_shard(data, codecs, chunk)
-            each = found.setdefault(variant, Figures(size / len(data), [], []))
-            each.encode.append(1e3 * taken / len(data))
-            each.decode.append(1e3 * read_seconds(array) / len(data))
-        rows = [[variant, *figures.row()] for variant, figures in found.items()]
+            entry = by_variant.setdefault(variant, Figures(size / len(data), [], []))
+            entry.encode.append(1e3 * taken / len(data))
+            entry.decode.append(1e3 * read_seconds(array) / len(data))
+        rows = [[variant, *figures.row()] for variant, figures in by_variant.items()]
         head = (f"{name}, {data.dtype}", "KiB a case", "write, ms", "read, ms")
         sections.append(table(head, rows))
     return "\n\n".join(sections)

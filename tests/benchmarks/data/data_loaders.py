@@ -1,6 +1,6 @@
 """Loaders that bring all cases of a trial to a training step as tensors, in a given order.
 
-Each yields how many cases every batch holds, once it has x and c_f of all of them.
+Each yields the number of cases of every batch once it has x and the condition of all of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,10 +63,10 @@ def by_index(cases: CaseDataset, order: Order, *, batch: int) -> Iterator[int]:
     """Read the node cache by index, as the training loop does."""
     parts = np.array_split(order, range(batch, len(order), batch))
     depth = 4 if cases.streamed else 1
-    for _, made in prefetch(
+    for _, prepared in prefetch(
         lambda step: _batch(cases, parts[step]), range(len(parts)), depth=depth
     ):
-        yield _held(made)
+        yield _held(prepared)
 
 
 def through_ray_data(cache: CaseSelection, order: Order, *, batch: int) -> Iterator[int]:
@@ -146,8 +146,8 @@ def with_monai(
     data = [files[place] for place in order]
     dataset = PersistentDataset(data, Compose([Read()]), cache_dir=folder, hash_func=_name)
     sampler = SequentialSampler(dataset)  # the order is the shuffle
-    for made in DataLoader(dataset, batch_size=batch, sampler=sampler, num_workers=workers):
-        yield len(made)
+    for tensors in DataLoader(dataset, batch_size=batch, sampler=sampler, num_workers=workers):
+        yield len(tensors)
 
 
 def _name(files: Files) -> bytes:

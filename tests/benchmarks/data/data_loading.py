@@ -3,9 +3,9 @@
     PYTHONPATH=.:platform python tests/benchmarks/data/data_loading.py --out OUT \
         --config jobs/configs/paper.yaml --subjects 64 --set 'simulation.shape=[21, 256, 256]'
 
-Simulates the trial below OUT once, converts it with one and two workers, then reads all cases in
-random order in one way after the other, `--rounds` times, with the allocator set as jobs set it for
-Ray's workers. Prints medians over the rounds, of ratios those within a round, and the range.
+Simulate the trial below OUT once and convert it with one and two workers. Then read all cases in
+random order with one loader after the other, `--rounds` times, with the allocator settings of Ray's
+workers. Print medians and ranges over the rounds; ratios are taken within a round.
 """
 
 import argparse
@@ -85,17 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Return the whole benchmark as plain numbers."""
     begun = os.getloadavg()
-    given = ["--config", str(args.config), "--set", f"simulation.subjects={args.subjects}"]
+    flags = ["--config", str(args.config), "--set", f"simulation.subjects={args.subjects}"]
     for override in (
         *args.overrides,
         "store.split_fractions=[1.0, 0.0, 0.0]",
         "store.cases_per_shard=16",
     ):
-        given += ["--set", override]
-    require(simulate.main([*given, "--bids", str(out / "bids")]))
-    conversions = [time_conversion(given, out, workers=workers) for workers in (1, 2)]
+        flags += ["--set", override]
+    require(simulate.main([*flags, "--bids", str(out / "bids")]))
+    conversions = [time_conversion(flags, out, workers=workers) for workers in (1, 2)]
     store = open_store(out / "store-2.zarr")
-    config = load_config(args.config, given[3::2])
+    config = load_config(args.config, flags[3::2])
     with ray_cluster(RaySettings(num_cpus=2)):
         ways = data_loaders.loaders(
             store, out, bids=out / "bids", layout=config.store.layout, batch=BATCH
@@ -120,13 +120,13 @@ def require(code: int) -> None:
         raise SystemExit(code)
 
 
-def time_conversion(given: list[str], out: Path, *, workers: int) -> Conversion:
+def time_conversion(flags: list[str], out: Path, *, workers: int) -> Conversion:
     """Convert the trial on a cluster of so many CPUs. Starting the cluster is not counted."""
     store = out / f"store-{workers}.zarr"
     shutil.rmtree(store, ignore_errors=True)
     with ray_cluster(RaySettings(num_cpus=workers)):
         started = time.perf_counter()
-        require(convert.main([*given, "--bids", str(out / "bids"), "--store", str(store)]))
+        require(convert.main([*flags, "--bids", str(out / "bids"), "--store", str(store)]))
         seconds = time.perf_counter() - started
         peak = max(peaks_of_workers(), default=0.0)
     return Conversion(workers, seconds, len(open_store(store).cases) / seconds, peak)
@@ -140,15 +140,15 @@ def read(ways: dict[str, Way], *, cases: int, rounds: int) -> list[Reading]:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         order = np.random.default_rng((SEED, turn)).permutation(cases)
-        for name, way in ways.items():
+        for name, loader in ways.items():
             started = time.perf_counter()
-            seen = sum(way(order))
+            seen = sum(loader(order))
             seconds = time.perf_counter() - started
             if seen != cases:
                 raise SystemExit(f"{name}: expected {cases} cases, got {seen}")
             if turn:
                 rates[name].append(seen / seconds)
-    return [Reading(name, tuple(found)) for name, found in rates.items()]
+    return [Reading(name, tuple(values)) for name, values in rates.items()]
 
 
 def report(record: dict[str, Any]) -> str:

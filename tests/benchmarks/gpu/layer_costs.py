@@ -89,10 +89,10 @@ def _convolution(shape: Shape, batch: int, device: torch.device) -> tuple[Timing
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     out = layer(x)
     gradient = torch.randn_like(out)
-    asked = [x, *layer.parameters()]
+    inputs_and_weights = [x, *layer.parameters()]
 
     def backward() -> None:
-        torch.autograd.grad(out, asked, gradient, retain_graph=True)
+        torch.autograd.grad(out, inputs_and_weights, gradient, retain_graph=True)
 
     return measure(lambda: layer(x), device=device), measure(backward, device=device)
 

@@ -60,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no row after these")
     parser.add_argument("--batch", type=int, help="cases a step (default: the paper's 16)")
     args = parser.parse_args(argv)
-    asked = args.only.split(",")
-    if unknown := set(asked) - set(SECTIONS):
+    requested = args.only.split(",")
+    if unknown := set(requested) - set(SECTIONS):
         parser.error(f"--only takes {', '.join(SECTIONS)}; got {', '.join(sorted(unknown))}")
     bench = Bench(args.batch, minutes=args.minutes, out=args.out)
-    for section in (section for section in SECTIONS if section in asked):
+    for section in (section for section in SECTIONS if section in requested):
         bench.run(section)
     bench.save()
     print(report(bench.record))
@@ -188,12 +188,12 @@ class Bench:
         except RuntimeError as error:  # torch.OutOfMemoryError and compilers' errors are of it
             row["failed"] = str(error).strip().splitlines()[0][:160]
         self.save()
-        shown = row.get("failed") or ", ".join(
+        summary = row.get("failed") or ", ".join(
             f"{key} {row[key]:.3g}"
             for key in ("median", "tflops", "share", "first_s")
             if key in row
         )
-        print(f"{row['section']}: {row['name']}: {shown}", file=sys.stderr, flush=True)
+        print(f"{row['section']}: {row['name']}: {summary}", file=sys.stderr, flush=True)
 
     def measure_parts(self) -> None:
         """Measure convolutions and other parts separately."""

@@ -182,12 +182,12 @@ class Run:
 
     def patients(self, control: ControlNet) -> PriorTrainingData:
         """Return the data that the lesion-load prior is fitted to."""
-        held = self.resident
-        burden = [control.encode_burden(some.float()) for some in held.condition.split(32)]
-        load = lesion_load_class(held.x[:, NET2], self.model.unet.lesion_load_thresholds)
-        none = torch.empty(len(held), 0, device=self.device)
+        resident = self.resident
+        burden = [control.encode_burden(some.float()) for some in resident.condition.split(32)]
+        load = lesion_load_class(resident.x[:, NET2], self.model.unet.lesion_load_thresholds)
+        none = torch.empty(len(resident), 0, device=self.device)
         lesions = torch.from_numpy(self.train.outcomes.plain).float().to(self.device)
-        return PriorTrainingData(torch.cat(burden), none, held.arm, load, lesions)
+        return PriorTrainingData(torch.cat(burden), none, resident.arm, load, lesions)
 
     def train_for(self, stage: str, networks: nn.Module, seconds: float) -> StageResult:
         """Train the networks for the given seconds, as many steps as their measured pace allows."""
@@ -295,36 +295,36 @@ class Run:
 
     def evaluate(self, model: LesionDiffusion, *, samples: int) -> EvaluationReport:
         """Evaluate `samples` samples of each test case under its factual arm."""
-        held, arms = DeviceCases(self.test.cases, self.device), self.test.outcomes.arm
+        test_cases, arms = DeviceCases(self.test.cases, self.device), self.test.outcomes.arm
         seeds = [sample_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
         pieces = [
-            (np.arange(first, min(first + 32, len(held))), k)
+            (np.arange(first, min(first + 32, len(test_cases))), k)
             for k in range(samples)
-            for first in range(0, len(held), 32)
+            for first in range(0, len(test_cases), 32)
         ]
 
         def drawn(piece: tuple[Rows, int]) -> list[tuple[int, int]]:
             rows, k = piece
             chosen = torch.from_numpy(rows).to(self.device)
             masks = model.sample_masks(
-                held.condition[chosen].float(),
-                held.arm[chosen],
+                test_cases.condition[chosen].float(),
+                test_cases.arm[chosen],
                 [seeds[row][k] for row in rows],
                 self.sampler,
             )
             lesions = [count_lesions(mask, self.spacing) for mask in masks.cpu().numpy()]
-            return [(found.plain, found.opened) for found in lesions]
+            return [(lesion_counts.plain, lesion_counts.opened) for lesion_counts in lesions]
 
         # Noise comes from the CPU, one thread a sample's generator: several batches at once.
         with ThreadPoolExecutor(8 if self.on_gpu else 1) as threads:
-            found = [count for piece in threads.map(drawn, pieces) for count in piece]
-        counts = np.array(found, np.int64).reshape(samples, len(held), 2).transpose(1, 2, 0)
-        print_progress(f"{samples} samples of {len(held)} held-out cases drawn")
+            pairs = [count for piece in threads.map(drawn, pieces) for count in piece]
+        counts = np.array(pairs, np.int64).reshape(samples, len(test_cases), 2).transpose(1, 2, 0)
+        print_progress(f"{samples} samples of {len(test_cases)} held-out cases drawn")
         summaries = {
             (case, int(arm)): EnsembleSummary(
                 plain=counts[case][0],
                 opened=counts[case][1],
-                stated=self.expected_outcomes(model, held.condition[case].float(), int(arm)),
+                stated=self.expected_outcomes(model, test_cases.condition[case].float(), int(arm)),
             )
             for case, arm in enumerate(arms)
         }

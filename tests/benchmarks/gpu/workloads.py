@@ -1,7 +1,7 @@
 """Measured workloads: passes and steps of the networks, and the operations each needs.
 
-Needs torch and the two rooms of lesioncast that need nothing else: `diffusion`, and of `training`
-the optimiser's state.
+Requires torch and the two parts of lesioncast that need nothing else: `diffusion`, and the
+optimiser's state in `training`.
 """
 
 from collections.abc import Callable, Iterator

@@ -3,8 +3,8 @@
     PYTHONPATH=.:platform python tests/benchmarks/sampling/lesion_load_fidelity.py \
         --bundle out/demo/bundle --store STORE
 
-The cases are drawn under the arm that they received. The last line is what the networks make of
-them before anything is drawn.
+The cases are sampled under the arm that they received. The last line shows the probabilities before
+sampling.
 """
 
 import sys
@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             store, cases, args.bundle.absolute(), bundle.config.sampler, samples=args.samples
         )
     masks = drawn.reshape(-1, *truth.shape[1:])
-    told, chance = sampled_lesion_loads(store, cases, bundle, samples=args.samples)
+    sampled_load, chance = sampled_lesion_loads(store, cases, bundle, samples=args.samples)
     true = lesion_load_class(torch.from_numpy(2.0 * truth - 1), least).numpy()
     print(HEAD, "|" + "---|" * 9, sep="\n")
     for load, voxels in enumerate((0, *least)):
-        of_load, seen = masks[told == load], truth[true == load]
+        of_load, seen = masks[sampled_load == load], truth[true == load]
         empty = np.mean([not mask.any() for mask in of_load]) if len(of_load) else np.nan
         print(
             f"| {load} | {voxels} | {len(of_load)} | {empty:.2f} | {means(of_load, store)} "
@@ -72,8 +72,8 @@ def sampled_lesion_loads(
     read = store_reader(store, bundle.config.model)
     loads, chance = [], []
     for case in cases:
-        given = map(torch.from_numpy, read(ModelInput(case.index)))
-        hint = bundle.model.encode_patient(*given, bundle.config.sampler)
+        inputs = map(torch.from_numpy, read(ModelInput(case.index)))
+        hint = bundle.model.encode_patient(*inputs, bundle.config.sampler)
         drawn = bundle.model.sample_conditions(hint, case.arm_index, seeds[case.index])
         loads += [each.lesion_load for each in drawn]
         logits = bundle.model.lesion_load_logits(hint, case.arm_index)

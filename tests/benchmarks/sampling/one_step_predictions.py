@@ -3,9 +3,9 @@
     PYTHONPATH=.:platform python tests/benchmarks/sampling/one_step_predictions.py \
         --bundle out/demo/bundle --store STORE
 
-What is wrong here the networks learned wrong; what is right here and wrong in samples arises on the
-way (`solvers.py`). Where the AUC rises, presence is decided; networks that are told the lesion load
-are told the true one. The cases are told under the arm that they received.
+An error seen here was learned by the networks. An error seen only in samples arises during sampling
+(`solvers.py`). The noise level at which the AUC rises is the one that decides whether a mask has
+lesions. Networks with a lesion load get the true one. The arm is the one received.
 """
 
 import sys
@@ -43,18 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     read = store_reader(store, bundle.config.model)
     x = torch.from_numpy(np.stack([target_of_case(store, case.index) for case in cases]))
-    given = torch.from_numpy(np.stack([read(ModelInput(case.index)).condition for case in cases]))
+    condition = torch.from_numpy(
+        np.stack([read(ModelInput(case.index)).condition for case in cases])
+    )
     arm = torch.tensor([case.arm_index for case in cases])
     volume = (x[:, 1] > 0).double().sum((1, 2, 3)).numpy()
     active = volume > 0
     print(HEAD, "|" + "---|" * 7, sep="\n")
     print(f"| true | {volume.mean():.1f} | {volume[active].mean():.1f} | | 0 | | |")
     for logsnr in LOGSNR:
-        drawn = [
-            predict_lesions(bundle.model, x[rows], given[rows], arm[rows], logsnr=logsnr)
+        predicted = [
+            predict_lesions(bundle.model, x[rows], condition[rows], arm[rows], logsnr=logsnr)
             for rows in torch.arange(len(cases)).split(BATCH)
         ]
-        print(row(logsnr, np.concatenate(drawn), active))
+        print(row(logsnr, np.concatenate(predicted), active))
     return 0
 
 
@@ -76,13 +78,13 @@ def predict_lesions(
     x_hat = denoise(add_noise(x, noise, at), at)
     chance, lesion = (x_hat[:, 1] + 1) / 2, (x[:, 1] > 0).float()
     axes = (1, 2, 3)
-    found = [chance.sum(axes), (chance * lesion).sum(axes), chance.amax(axes)]
-    return torch.stack(found, dim=1).double().numpy()
+    measures = [chance.sum(axes), (chance * lesion).sum(axes), chance.amax(axes)]
+    return torch.stack(measures, dim=1).double().numpy()
 
 
-def row(logsnr: float, found: Floats, active: npt.NDArray[np.bool_]) -> str:
+def row(logsnr: float, measures: Floats, active: npt.NDArray[np.bool_]) -> str:
     """Return one line of the table."""
-    volume, inside, greatest = found.T
+    volume, inside, greatest = measures.T
     return (
         f"| {logsnr} | {volume.mean():.1f} | {volume[active].mean():.1f} "
         f"| {inside[active].mean():.1f} | {volume[~active].mean():.2f} "

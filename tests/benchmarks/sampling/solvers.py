@@ -76,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sampler_configs(args: argparse.Namespace, shipped: SamplerConfig) -> list[SamplerConfig]:
     """Return every combination. A solver without eta occurs once."""
-    named = (args.solvers, args.starts, args.ends, args.steps, args.etas, args.guidances)
-    listed = [each.split(",") for each in named]
-    found = [
+    options = (args.solvers, args.starts, args.ends, args.steps, args.etas, args.guidances)
+    choices = [option.split(",") for option in options]
+    configs = [
         replace(
             shipped,
             solver=solver,
@@ -88,9 +88,9 @@ def sampler_configs(args: argparse.Namespace, shipped: SamplerConfig) -> list[Sa
             eta=float(eta) if solver == "sde-dpmsolver++" else shipped.eta,
             guidance=float(guidance),
         )
-        for solver, start, end, steps, eta, guidance in product(*listed)
+        for solver, start, end, steps, eta, guidance in product(*choices)
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(configs))
 
 
 def observed_mask(store: Store, case: Case) -> Masks:

@@ -3,10 +3,12 @@
     PYTHONPATH=.:platform python tests/benchmarks/service/batching.py \
         --bundle out/demo/bundle --store STORE
 
-By step is the service's own sampler replica; by request is @serve.batch, eight samples that go
-together until the last is done; one at a time is the first with a queue before it. Each has one
-replica, the same networks, patients' hints computed once, and the same requests: all at once, then
-with Poisson arrivals at `--load` of the rate that batching by step had reached.
+- By step: the sampler replica of the service.
+- By request: @serve.batch, eight samples that run together until the last is done.
+- One at a time: the sampler of the service with a queue before it.
+
+Each has one replica, the same networks, patients encoded once, and the same requests: all at once,
+then with Poisson arrivals at `--load` times the rate that batching by step reached.
 """
 
 import argparse
@@ -149,20 +151,20 @@ class BatchingReplica:
 def requests(patients: Sequence[str], number: int, *, rate: float, seed: int) -> list[TimedRequest]:
     """Return `number` requests at `rate` per second. A rate of 0 sends all at once."""
     rng = random.Random(seed)
-    asked, now = [], 0.0
+    requested, now = [], 0.0
     for place in range(number):
         arms, samples = rng.choice(ARMS_AND_SAMPLES)
         name = rng.choice(patients)
         seeds = sample_seeds(place, name, samples)
         blocks = [seeds[first : first + ROWS] for first in range(0, samples, ROWS)]
         calls = tuple((arm, block) for arm in rng.sample(range(6), arms) for block in blocks)
-        asked.append(TimedRequest(now, PatientRef(name, None), calls))
+        requested.append(TimedRequest(now, PatientRef(name, None), calls))
         now += rng.expovariate(rate) if rate else 0.0
-    return asked
+    return requested
 
 
 async def serve_all(
-    replica: DeploymentHandle[Any], asked: Sequence[TimedRequest], *, together: bool
+    replica: DeploymentHandle[Any], requested: Sequence[TimedRequest], *, together: bool
 ) -> tuple[list[float], int, float]:
     """Return each request's seconds until its last sample, all lesions, and the total seconds."""
     began, alone = time.monotonic(), asyncio.Lock()
@@ -171,16 +173,16 @@ async def serve_all(
         calls = (replica.draw.remote(job, each.patient, arm, seeds) for arm, seeds in each.calls)
         return sum(await asyncio.gather(*calls))
 
-    async def one(place: int, each: TimedRequest) -> tuple[float, int]:
+    async def one(index: int, each: TimedRequest) -> tuple[float, int]:
         await asyncio.sleep(max(0.0, began + each.at - time.monotonic()))
         if together:
-            lesions = await call(str(place), each)
+            lesions = await call(str(index), each)
         else:
             async with alone:
-                lesions = await call(str(place), each)
+                lesions = await call(str(index), each)
         return time.monotonic() - began - each.at, lesions
 
-    ends = await asyncio.gather(*(one(place, each) for place, each in enumerate(asked)))
+    ends = await asyncio.gather(*(one(index, each) for index, each in enumerate(requested)))
     waits, lesions = zip(*ends, strict=True)
     return list(waits), sum(lesions), time.monotonic() - began
 
@@ -195,15 +197,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--steps", type=int, default=28, help="of a sample")
     parser.add_argument("--load", type=float, default=0.7)
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     torch.set_num_threads(1)
-    settings = ServiceSettings(bundle=given.bundle, store=given.store, demo=True).absolute()
+    settings = ServiceSettings(bundle=args.bundle, store=args.store, demo=True).absolute()
     patients = [
         case.subject for case in cases_with_outcome(open_store(settings.store).select(split="test"))
     ]
     with ray_cluster(RaySettings(num_cpus=3)):
-        start = partial(_started, settings=settings, steps=given.steps)
+        start = partial(_started, settings=settings, steps=args.steps)
         ways = {
             "by step": (start("step", by_step=True), True),
             "by request, @serve.batch": (start("request", by_step=False), True),
@@ -211,18 +213,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         print(HEAD, flush=True)
         rate = 0.0
-        for words in ("all at once", f"{given.load:.0%} of that"):
-            asked = requests(patients, given.requests, rate=rate, seed=0)
+        for words in ("all at once", f"{args.load:.0%} of that"):
+            requested = requests(patients, args.requests, rate=rate, seed=0)
             drawn = set()
             for name, (replica, together) in ways.items():
-                lesions, row, seconds = _row(words, name, replica, asked, together=together)
+                lesions, row, seconds = _row(words, name, replica, requested, together=together)
                 print(row, flush=True)
                 drawn.add(lesions)
                 if name == "by step":
-                    fastest = len(asked) / seconds
+                    fastest = len(requested) / seconds
             if len(drawn) > 1:
                 raise AssertionError(f"expected the same lesions however drawn, got {drawn}")
-            rate = given.load * fastest
+            rate = args.load * fastest
         ray_serve.shutdown()
     return 0
 
@@ -243,14 +245,14 @@ def _row(
     words: str,
     name: str,
     replica: DeploymentHandle[Any],
-    asked: Sequence[TimedRequest],
+    requested: Sequence[TimedRequest],
     *,
     together: bool,
 ) -> tuple[int, str, float]:
-    waits, lesions, seconds = asyncio.run(serve_all(replica, asked, together=together))
+    waits, lesions, seconds = asyncio.run(serve_all(replica, requested, together=together))
     passes, rows = replica.passes.remote().result()
     cuts = quantiles(waits, n=20)
-    rate = sum(each.samples for each in asked) / seconds
+    rate = sum(request.samples for request in requested) / seconds
     line = (
         f"| {words} | {name} | {rate:.2f} | {cuts[9]:.1f} s | {cuts[18]:.1f} s | {passes} "
         f"| {1 - rows / (ROWS * passes):.0%} |"

@@ -3,12 +3,12 @@
     PYTHONPATH=.:platform python tests/benchmarks/service/capacity_model.py \
         --share 0.35 --peak 312
 
-Nothing here was measured but the operations of a step, which are counted. `--peak` is what the
-card's maker states of bfloat16 matrix products in TFLOPS (312: A100) and `--share` how much of that
-a step reaches, an ASSUMPTION until tests/benchmarks/gpu/paper_on_gpu.py has run on a card.
+The operations of a step are counted; everything else is modelled. `--peak` is the vendor's bfloat16
+matrix throughput in TFLOPS (312: A100). `--share` is the part of it that a step reaches, an
+ASSUMPTION until tests/benchmarks/gpu/paper_on_gpu.py has run on a card.
 
-Work flows in blocks of samples, first come first served. A replica takes `SLOTS` samples at a time,
-whatever forecast they are of, which is what batching by step comes to when it is always full.
+Work arrives in blocks of samples and is served in order. A replica takes `SLOTS` samples at a time
+of any forecasts, which describes batching by step with all slots in use.
 """
 
 import argparse
@@ -87,21 +87,21 @@ def simulate_month(
 ) -> MonthResult:
     """Simulate blocks on replicas within `bounds`. A new node takes `node_s` seconds to start."""
     waiting, (least, greatest) = 0.0, bounds
-    asked: list[float] = []  # when each new replica will be there
+    starting: list[float] = []  # when each new replica will be there
     replicas = float(least)
     done, there = np.zeros_like(arriving), np.zeros_like(arriving)
     above = below = 0.0
     for tick, new in enumerate(arriving):
         waiting += new * order.blocks
-        wanted = min(max(least, math.ceil(waiting / TARGET)), greatest)
-        above = above + TICK if wanted > replicas + len(asked) else 0.0
-        below = below + TICK if wanted < replicas else 0.0
+        target_replicas = min(max(least, math.ceil(waiting / TARGET)), greatest)
+        above = above + TICK if target_replicas > replicas + len(starting) else 0.0
+        below = below + TICK if target_replicas < replicas else 0.0
         if above >= UP_S:
-            asked += [tick * TICK + node_s] * int(wanted - replicas - len(asked))
+            starting += [tick * TICK + node_s] * int(target_replicas - replicas - len(starting))
         if below >= DOWN_S:
-            replicas, asked, below = float(wanted), [], 0.0
-        arrived = sum(1 for at in asked if at <= tick * TICK)
-        replicas, asked = replicas + arrived, asked[arrived:]
+            replicas, starting, below = float(target_replicas), [], 0.0
+        arrived = sum(1 for at in starting if at <= tick * TICK)
+        replicas, starting = replicas + arrived, starting[arrived:]
         done[tick] = min(waiting, replicas * TICK / block_s)
         waiting -= done[tick]
         there[tick] = replicas
@@ -140,17 +140,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             order = ForecastOrder(steps=steps)
             seconds = order.operations / (args.peak * 1e12 * args.share)
             full = monthly * seconds / (HOURS * 3600)
-            found = simulate_month(
+            result = simulate_month(
                 order,
                 arrivals(monthly, np.random.default_rng(0), days=args.days),
                 block_s=seconds / order.blocks,
                 bounds=(max(1, round(full / 4)), max(2, round(ROOM * full))),
                 node_s=NODE_S,
             )
-            minutes = f"{found.p50 / 60:.1f} min | {found.p95 / 60:.1f} min"
+            minutes = f"{result.p50 / 60:.1f} min | {result.p95 / 60:.1f} min"
             print(
-                f"| {monthly:,} | {steps} | {seconds / 60:.1f} | {full:,.1f} | {found.mean:,.1f} "
-                f"| {found.most:,.0f} | {found.used:.0%} | {minutes} |",
+                f"| {monthly:,} | {steps} | {seconds / 60:.1f} | {full:,.1f} | {result.mean:,.1f} "
+                f"| {result.most:,.0f} | {result.used:.0%} | {minutes} |",
                 flush=True,
             )
     return 0

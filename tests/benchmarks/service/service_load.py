@@ -3,9 +3,8 @@
     PYTHONPATH=.:platform python tests/benchmarks/service/service_load.py \
         --requests 200 --rounds 3
 
-With `--kill-every` seconds the sampler's replica is killed so often while requests are drawn, and
-no accepted request may fail. Networks of a few thousand weights, so that what is measured is the
-service and not the drawing.
+`--kill-every` kills the sampler replica at that interval in seconds; no accepted request may fail.
+The networks have a few thousand weights, so that the service is measured and not the sampling.
 """
 
 import argparse
@@ -110,7 +109,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kill-every", type=float, default=0.0, help="seconds; 0 kills nothing")
-    given = parser.parse_args()
+    args = parser.parse_args()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as name, ray_cluster(RaySettings(num_cpus=2)):
         folder = Path(name)
@@ -128,10 +127,10 @@ def main() -> None:
         )
         ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
         print(f"memory before: {memory_now():.0f} MiB\n{HEAD}", flush=True)
-        for number in range(1, given.rounds + 1):
+        for number in range(1, args.rounds + 1):
             began = time.monotonic()
-            with kill_replicas(given.kill_every) as kills:
-                ends = asyncio.run(one_round(f"http://127.0.0.1:{port}", given.requests))
+            with kill_replicas(args.kill_every) as kills:
+                ends = asyncio.run(one_round(f"http://127.0.0.1:{port}", args.requests))
             print(row(number, ends, time.monotonic() - began, len(kills)), flush=True)
             lost = [state for state, *_ in ends if state not in ("succeeded", "429")]
             if lost:

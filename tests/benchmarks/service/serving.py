@@ -2,9 +2,9 @@
 
     PYTHONPATH=.:platform python tests/benchmarks/service/serving.py
 
-The networks are left out: on a CPU a pass of eight rows takes the same time whatever is in them, so
-that waiting and waste can be counted exactly, and on a busy machine too. Real requests, real
-arrivals, the real engine; what batching costs beside the passes is not in it.
+The networks are left out: on a CPU a pass of eight rows takes the same time whatever the rows hold,
+so waiting and waste can be counted exactly, even on a busy machine. The engine is the real one. The
+costs of batching beside the passes are not included.
 """
 
 import random
@@ -43,16 +43,16 @@ Policy = Callable[[Sequence[TimedRequest]], tuple[Ends, float]]
 def requests(number: int, *, load: float, seed: int) -> list[TimedRequest]:
     """Return Poisson arrivals at `load` times the capacity without waste. 0 means all at once."""
     rng = random.Random(seed)
-    asked, now = [], 0.0
+    requested, now = [], 0.0
     for _ in range(number):
         steps = tuple(rng.randint(STEPS // 3, STEPS) for _ in range(rng.choice(SIZES)))
-        asked.append(TimedRequest(now, steps))
+        requested.append(TimedRequest(now, steps))
         mean = sum(SIZES) / len(SIZES) * (STEPS / 3 + STEPS) / 2 / ROWS
         now += rng.expovariate(load / mean) if load else 0.0
-    return asked
+    return requested
 
 
-def by_step(asked: Sequence[TimedRequest]) -> tuple[Ends, float]:
+def by_step(requested: Sequence[TimedRequest]) -> tuple[Ends, float]:
     """Batch with the engine: a sample enters and leaves at any step."""
 
     def denoiser(left: Sequence[list[int]]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -72,37 +72,39 @@ def by_step(asked: Sequence[TimedRequest]) -> tuple[Ends, float]:
     )
     engine = ContinuousBatcher(process, slots=ROWS)
     now, passes, ends = 0.0, 0, Ends()
-    coming = list(enumerate(asked))
-    while coming or engine.busy:
+    arriving = list(enumerate(requested))
+    while arriving or engine.busy:
         if not engine.busy:
-            now = max(now, coming[0][1].at)
-        while coming and coming[0][1].at <= now:
-            number, each = coming.pop(0)
+            now = max(now, arriving[0][1].at)
+        while arriving and arriving[0][1].at <= now:
+            number, each = arriving.pop(0)
             engine.add(SampleRequest(number, k, [steps], k) for k, steps in enumerate(each.steps))
         now, passes = now + 1, passes + 1
-        ends |= {int(str(wanted.request)): now for wanted, _ in engine.step()}
+        ends |= {int(str(sample.request)): now for sample, _ in engine.step()}
     return ends, passes
 
 
-def by_batch(asked: Sequence[TimedRequest], *, mixed: bool = True) -> tuple[Ends, float]:
+def by_batch(requested: Sequence[TimedRequest], *, mixed: bool = True) -> tuple[Ends, float]:
     """Run eight samples together until the last is done; `mixed` allows several requests."""
     now, passes, ends = 0.0, 0, Ends()
-    coming = [(each.at, number, steps) for number, each in enumerate(asked) for steps in each.steps]
-    while coming:
-        now = max(now, coming[0][0])
+    arriving = [
+        (each.at, number, steps) for number, each in enumerate(requested) for steps in each.steps
+    ]
+    while arriving:
+        now = max(now, arriving[0][0])
         batch = [
-            one for one in coming[:ROWS] if one[0] <= now and (mixed or one[1] == coming[0][1])
+            one for one in arriving[:ROWS] if one[0] <= now and (mixed or one[1] == arriving[0][1])
         ]
-        coming = coming[len(batch) :]
+        arriving = arriving[len(batch) :]
         taken = max(steps for _, _, steps in batch)
         now, passes = now + taken, passes + taken
         ends |= {number: now for _, number, _ in batch}
     return ends, passes
 
 
-def one_at_a_time(asked: Sequence[TimedRequest]) -> tuple[Ends, float]:
+def one_at_a_time(requested: Sequence[TimedRequest]) -> tuple[Ends, float]:
     """Run one request at a time."""
-    return by_batch(asked, mixed=False)
+    return by_batch(requested, mixed=False)
 
 
 POLICIES: dict[str, Policy] = {
@@ -112,13 +114,13 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def row(name: str, policy: Policy, asked: Sequence[TimedRequest], *, load: float) -> str:
+def row(name: str, policy: Policy, requested: Sequence[TimedRequest], *, load: float) -> str:
     """Return one line of the table."""
-    ends, passes = policy(asked)
-    waits = [ends[number] - each.at for number, each in enumerate(asked)]
+    ends, passes = policy(requested)
+    waits = [ends[number] - request.at for number, request in enumerate(requested)]
     cuts = quantiles(waits, n=20)
-    useful = sum(sum(each.steps) for each in asked)
-    samples = sum(len(each.steps) for each in asked)
+    useful = sum(sum(request.steps) for request in requested)
+    samples = sum(len(request.steps) for request in requested)
     wasted = 1 - useful / (ROWS * passes)
     rate = f"{samples / passes:.3f}"
     words = "all at once" if load == 0 else f"{load:.0%}"
@@ -129,9 +131,9 @@ def main() -> None:
     """Print the table. Times are in passes."""
     print(HEAD)
     for load in (0.0, 0.6):
-        asked = requests(60, load=load, seed=0)
+        requested = requests(60, load=load, seed=0)
         for name, policy in POLICIES.items():
-            print(row(name, policy, asked, load=load), flush=True)
+            print(row(name, policy, requested, load=load), flush=True)
 
 
 if __name__ == "__main__":

@@ -131,10 +131,12 @@ def difference(runs: Sequence[Path], recipe: Sequence[Path], score: Resampled) -
 
 def mean_and_range(values: Sequence[Floats | np.floating[npt.NBitBase]], *, digits: int = 3) -> str:
     """Return the mean, with minimum and maximum if there are several values."""
-    found = np.array([float(np.squeeze(value)) for value in values])
-    mean = f"{found.mean():.{digits}f}"
+    numbers = np.array([float(np.squeeze(value)) for value in values])
+    mean = f"{numbers.mean():.{digits}f}"
     return (
-        f"{mean} ({found.min():.{digits}f} to {found.max():.{digits}f})" if found.size > 1 else mean
+        f"{mean} ({numbers.min():.{digits}f} to {numbers.max():.{digits}f})"
+        if numbers.size > 1
+        else mean
     )
 
 

@@ -3,12 +3,12 @@
     PYTHONPATH=.:platform python tests/benchmarks/studies/bayes_optimal.py \
         --train 1739 --test 20000
 
-The exact forecast knows the law by which patients are simulated (`lesioncast.simulation.disease`),
-the true number of every kind of lesion that the images up to week 48 show, and the clinical record;
-the count at week 96 then follows by Bayes' rule, and nothing told the same can better it on
-average. The regressions are fitted on the first patients. Prints their scores on the others, and
-the exact forecast's gain over each with its 95 % paired bootstrap, and the patients with which that
-interval would just leave 0.
+The exact forecast knows the distribution from which patients are simulated
+(`lesioncast.simulation.disease`), the true number of each kind of lesion up to week 48, and the
+clinical covariates. The count at week 96 follows by Bayes' rule; no forecast from the same data is
+better on average. The regressions are fitted on the first patients. Print their scores on the
+others, the gain of the exact forecast over each with its 95 % paired bootstrap interval, and the
+number of patients at which that interval would just exclude 0.
 """
 
 import sys
@@ -63,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw the patients, forecast them in each way and print both tables."""
     args = parse_study(__doc__, argv, train=1739, test=20000)
     patients = draw_patients(args)
-    known = log_lesion_counts(patients)
-    told = np.column_stack([known, encode_covariates(patients, args.train)])
+    lesion_counts = log_lesion_counts(patients)
+    features = np.column_stack([lesion_counts, encode_covariates(patients, args.train)])
     test = patients[args.train :]
     law = np.stack([posterior(each, SimulationSettings.predictability) for each in test])
     forecasts = {
-        "regression on the counts": regression(known, patients, args.train),
-        "regression on the counts and the record": regression(told, patients, args.train),
+        "regression on the counts": regression(lesion_counts, patients, args.train),
+        "regression on the counts and the record": regression(features, patients, args.train),
         "exact": Forecast(1 - law[:, 0], np.expm1(law @ np.log1p(COUNTS))),
     }
     true = np.array([each.counts[ASKED, arm_index(each)] for each in test], np.float64)
@@ -132,8 +132,8 @@ def regression(features: Floats, patients: Sequence[Patient], train: int) -> For
     model = fit_regression_baseline(
         features[:train], arm[:train], count[:train], arms=len(PAPER_ARM_NAMES)
     )
-    asked = features[train:], arm[train:]
-    return Forecast(model.probability(*asked), model.count(*asked))
+    test_rows = features[train:], arm[train:]
+    return Forecast(model.probability(*test_rows), model.count(*test_rows))
 
 
 def resampled(forecast: Forecast, true: Floats) -> tuple[ResampledScore, ...]:

@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:platform python tests/benchmarks/studies/covariates.py --train 1216 --test 12000
 
-Lesion counts up to week 48 stand for the image features. Prints the AUC of activity at week 96
-without the covariates, and the paired difference with them (95 % bootstrap over patients).
+Lesion counts up to week 48 replace the image features. Print the AUC of activity at week 96 without
+the covariates, and the paired difference with them (95 % bootstrap over patients).
 """
 
 import argparse
@@ -35,19 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw the patients and fit each regression with and without the covariates."""
     args = parse_study(__doc__, argv, train=1216, test=12000)
     patients = draw_patients(args)
-    told = encode_covariates(patients, args.train)
+    covariates = encode_covariates(patients, args.train)
     weights = bootstrap_weights(args.test, draws=BOOTSTRAP, seed=0)
     print(
         "| regression on | test cases | AUC without | covariates add |",
         "|---|---|---|---|",
         sep="\n",
     )
-    for name, known in (
+    for name, features in (
         ("arm and true lesion counts up to week 48", log_lesion_counts(patients)),
         ("arm alone", np.zeros((len(patients), 1))),
     ):
-        without = auc_of(known, patients, train=args.train)
-        added = auc_of(np.column_stack([known, told]), patients, train=args.train)
+        without = auc_of(features, patients, train=args.train)
+        added = auc_of(np.column_stack([features, covariates]), patients, train=args.train)
         gain = estimate_difference(added, without, weights)
         print(
             f"| {name} | {args.test} | {point_estimate(without, args.test):.3f} "
@@ -83,7 +83,10 @@ def arm_index(patient: Patient) -> int:
 def log_lesion_counts(patients: Sequence[Patient]) -> Floats:
     """Return log(1 + n) of gadolinium and T2 lesions at w000 and of NET2 at w048, [n, 3]."""
     return np.log1p(
-        [[each.gad_count, each.t2_count, each.counts[0, arm_index(each)]] for each in patients]
+        [
+            [patient.gad_count, patient.t2_count, patient.counts[0, arm_index(patient)]]
+            for patient in patients
+        ]
     )
 
 
@@ -100,8 +103,8 @@ def encode_covariates(patients: Sequence[Patient], train: int) -> Floats:
 
 def auc_of(features: Floats, patients: Sequence[Patient], *, train: int) -> ResampledScore:
     """Return a function that resamples the AUC of activity at w096 of the test patients."""
-    arm = np.array([arm_index(each) for each in patients])
-    outcome = np.array([each.counts[1, arm_index(each)] for each in patients], np.float64)
+    arm = np.array([arm_index(patient) for patient in patients])
+    outcome = np.array([patient.counts[1, arm_index(patient)] for patient in patients], np.float64)
     model = fit_regression_baseline(
         features[:train], arm[:train], outcome[:train], arms=len(PAPER_ARM_NAMES)
     )

@@ -57,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"| {logsnr:g} | {with_images.mean():.2f} | {without.mean():.2f} "
             f"| {mean_and_error(without - with_images)} |"
         )
-    known = cases_with_outcome(store.select(split="train"))
-    learned = estimate_locations(outcomes(store, known), store.spec.spacing)
+    train_cases = cases_with_outcome(store.select(split="train"))
+    locations = estimate_locations(outcomes(store, train_cases), store.spec.spacing)
     print("", "| mm from older lesions | lesions, times the map's |", "|---|---|", sep="\n")
-    for least, lift in zip(RINGS, learned.lift, strict=True):
+    for least, lift in zip(RINGS, locations.lift, strict=True):
         print(f"| {least:g} or more | {lift:.2f} |")
-    saved = distance_gain(learned, outcomes(store, cases), store.spec.spacing)
+    saved = distance_gain(locations, outcomes(store, cases), store.spec.spacing)
     print(f"\nThat table saves {mean_and_error(saved)} over the map in {len(saved)} cases.")
     return 0
 
@@ -72,15 +72,15 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
     read = store_reader(store, bundle.config.model)
     own, none = [], []
     for first in range(0, len(cases), BATCH):
-        few = cases[first : first + BATCH]
-        x = torch.from_numpy(np.stack([target_of_case(store, case.index) for case in few]))
+        batch = cases[first : first + BATCH]
+        x = torch.from_numpy(np.stack([target_of_case(store, case.index) for case in batch]))
         rows = torch.nonzero((x[:, NET2] > 0).flatten(1).any(1)).flatten()
         if not len(rows):
             continue
-        few, x = [few[row] for row in rows.tolist()], x[rows]
-        arm = torch.tensor([case.arm_index for case in few])
-        given = zip(*(read(ModelInput(case.index)) for case in few), strict=True)
-        condition, covariates = (torch.from_numpy(np.stack(each)) for each in given)
+        batch, x = [batch[row] for row in rows.tolist()], x[rows]
+        arm = torch.tensor([case.arm_index for case in batch])
+        inputs = zip(*(read(ModelInput(case.index)) for case in batch), strict=True)
+        condition, covariates = (torch.from_numpy(np.stack(arrays)) for arrays in inputs)
         own.append(negative_log_likelihood(bundle.model, x, arm, condition, covariates))
         none.append(
             negative_log_likelihood(bundle.model, x, arm, torch.zeros_like(condition), None)
@@ -91,8 +91,8 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
 def outcomes(store: Store, cases: Sequence[Case]) -> list[Outcome]:
     """Return the outcomes of the cases that have lesions at w096."""
     read = (store.read(case.index).masks.astype(bool) for case in cases)
-    found = [(masks[-1, MASKS.index("net2")], masks[:-1].any((0, 1))) for masks in read]
-    return [(new, old) for new, old in found if new.any()]
+    pairs = [(masks[-1, MASKS.index("net2")], masks[:-1].any((0, 1))) for masks in read]
+    return [(new, old) for new, old in pairs if new.any()]
 
 
 class LesionLocations(NamedTuple):
@@ -106,16 +106,18 @@ class LesionLocations(NamedTuple):
     lift: Floats
 
 
-def estimate_locations(known: Sequence[Outcome], spacing: Spacing) -> LesionLocations:
+def estimate_locations(training: Sequence[Outcome], spacing: Spacing) -> LesionLocations:
     """Estimate lesion locations from the training cases."""
-    share = gaussian_filter(np.sum([new for new, _ in known], axis=0, dtype=float), SMOOTH) + 1e-6
+    share = (
+        gaussian_filter(np.sum([new for new, _ in training], axis=0, dtype=float), SMOOTH) + 1e-6
+    )
     share /= share.sum()
-    found, expected = np.zeros((2, len(RINGS)))
-    for new, old in known:
+    observed, expected = np.zeros((2, len(RINGS)))
+    for new, old in training:
         at = distance_bins(old, spacing)
-        found += np.bincount(at[new], minlength=len(RINGS))
+        observed += np.bincount(at[new], minlength=len(RINGS))
         expected += np.bincount(at.ravel(), (share * new.sum()).ravel(), minlength=len(RINGS))
-    return LesionLocations(share, (found + 1e-6) / (expected + 1e-6))
+    return LesionLocations(share, (observed + 1e-6) / (expected + 1e-6))
 
 
 def distance_bins(old: Mask, spacing: Spacing) -> npt.NDArray[np.int64]:
@@ -125,12 +127,14 @@ def distance_bins(old: Mask, spacing: Spacing) -> npt.NDArray[np.int64]:
     return np.asarray(np.digitize(distance_transform_edt(~old, sampling=spacing), RINGS) - 1)
 
 
-def distance_gain(learned: LesionLocations, asked: Sequence[Outcome], spacing: Spacing) -> Floats:
+def distance_gain(
+    locations: LesionLocations, evaluated: Sequence[Outcome], spacing: Spacing
+) -> Floats:
     """Return the nats per case [n] that the distance to older lesions saves over the map."""
     saved = []
-    for new, old in asked:
-        told = learned.share * learned.lift[distance_bins(old, spacing)]
-        saved.append(np.log(told[new] / told.sum() / learned.share[new]).sum())
+    for new, old in evaluated:
+        density = locations.share * locations.lift[distance_bins(old, spacing)]
+        saved.append(np.log(density[new] / density.sum() / locations.share[new]).sum())
     return np.array(saved)
 
 
@@ -148,13 +152,13 @@ def negative_log_likelihood(
     load = lesion_load_class(x[:, NET2], least) if least else None
     denoise = model.denoiser(condition, arm, guidance=1.0, covariates=covariates, lesion_load=load)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    found = []
+    by_level = []
     for logsnr in LOGSNR:
         at = torch.full((len(x),), logsnr)
         chance = (denoise(add_noise(x, noise, at), at)[:, NET2] + 1) / 2
         right = torch.where(x[:, NET2] > 0, chance, 1 - chance).double().clamp(min=MIN_PROBABILITY)
-        found.append(-right.log().flatten(1).sum(1))
-    return torch.stack(found, dim=1).numpy()
+        by_level.append(-right.log().flatten(1).sum(1))
+    return torch.stack(by_level, dim=1).numpy()
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(args.config, [])
     first, *others = (open_store(path.absolute()) for path in args.stores)
     train = load_cases(cases_with_outcome(first.select(split="train")), first, config)
-    asked = [load_cases(cases_with_outcome(first.select(split="test")), first, config)]
-    asked += [load_cases(cases_with_outcome(each.cases), each, config) for each in others]
-    sizes = [len(each.scalars) for each in asked]
+    evaluated = [load_cases(cases_with_outcome(first.select(split="test")), first, config)]
+    evaluated += [load_cases(cases_with_outcome(each.cases), each, config) for each in others]
+    sizes = [len(each.scalars) for each in evaluated]
     print("| P(active) by | " + " | ".join(f"AUC, {n} | AP, {n}" for n in sizes) + " |")
-    print("|" + "---|" * (1 + 2 * len(asked)))
+    print("|" + "---|" * (1 + 2 * len(evaluated)))
     tried = [
         (
             f"{'shares and numbers' if numbers else 'shares'}, {rows} rows a step",
@@ -96,20 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     for number in map(int, args.cases.split(",")):
         tried.append((f"{number} training cases", train.first(number), True, ROWS))
-    for name, known, numbers, rows in tried:
-        few = [each.limited(numbers=numbers) for each in (known, *asked)]
-        priors = [fit_prior(few[0], config, seed, rows=rows) for seed in range(args.seeds)]
+    for name, training_cases, numbers, rows in tried:
+        limited = [each.limited(numbers=numbers) for each in (training_cases, *evaluated)]
+        priors = [fit_prior(limited[0], config, seed, rows=rows) for seed in range(args.seeds)]
         print(
             table_row(
                 f"prior, {name}",
-                [[activity_probability(each, of) for of in few[1:]] for each in priors],
-                asked,
+                [[activity_probability(each, of) for of in limited[1:]] for each in priors],
+                evaluated,
             ),
             flush=True,
         )
     model = fit_regression_baseline(train.scalars, train.arm, train.lesions, arms=len(config.arms))
-    regression = [model.probability(each.scalars, each.arm) for each in asked]
-    print(table_row("regression on image scalars", [regression], asked))
+    regression = [model.probability(each.scalars, each.arm) for each in evaluated]
+    print(table_row("regression on image features", [regression], evaluated))
     return 0
 
 
@@ -119,7 +119,9 @@ def load_cases(cases: Sequence[Case], store: Store, config: Config) -> StudyCase
     return StudyCases(load_prior_data(cases, store, config.model), np.array(scalars))
 
 
-def fit_prior(known: StudyCases, config: Config, seed: int, *, rows: int) -> LesionLoadPrior:
+def fit_prior(
+    training_cases: StudyCases, config: Config, seed: int, *, rows: int
+) -> LesionLoadPrior:
     """Fit the prior of the configuration's networks."""
     torch.manual_seed(seed)
     channels, unet = config.model.control.channels, config.model.unet
@@ -134,7 +136,7 @@ def fit_prior(known: StudyCases, config: Config, seed: int, *, rows: int) -> Les
     )
     fit_lesion_load_prior(
         prior,
-        known.patients,
+        training_cases.patients,
         config.finetune.dropout_rates,
         seed=seed,
         post_baseline=post_baseline,
@@ -151,15 +153,15 @@ def activity_probability(prior: LesionLoadPrior, of: StudyCases) -> Floats:
     return chance
 
 
-def table_row(name: str, runs: Sequence[Sequence[Floats]], asked: Sequence[StudyCases]) -> str:
+def table_row(name: str, runs: Sequence[Sequence[Floats]], evaluated: Sequence[StudyCases]) -> str:
     """Return AUC and average precision of P(active) on each store: means over the runs, with their
     range if there are several."""
     cells = []
-    for place, of in enumerate(asked):
+    for index, of in enumerate(evaluated):
         for score in (roc_auc_score, average_precision_score):
-            found = np.array([score(of.lesions > 0, run[place]) for run in runs])
-            spread = f" ({found.min():.3f} to {found.max():.3f})" if len(runs) > 1 else ""
-            cells.append(f"{found.mean():.3f}{spread}")
+            scores = np.array([score(of.lesions > 0, run[index]) for run in runs])
+            spread = f" ({scores.min():.3f} to {scores.max():.3f})" if len(runs) > 1 else ""
+            cells.append(f"{scores.mean():.3f}{spread}")
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
