@@ -98,8 +98,9 @@ def test_mapping_file_sets_the_layout_of_a_configuration(trial: Path) -> None:
     assert "scans/PAT-007_12/month 12/lesions/new-lesions.nii.gz" in metadata.digests
 
 
-def test_mapping_in_the_readme_is_valid(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "storage" / "README.md").read_text(), re.S)
+def test_mapping_in_the_trial_guide_is_valid(tmp_path: Path) -> None:
+    guide = (ROOT / "storage" / "TRIAL_GUIDE.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", guide, re.S)
     (tmp_path / "mapping.yaml").write_text(block)
     layout = load_config(DEMO, mapping=tmp_path / "mapping.yaml").store.layout
     assert layout.flair != TrialLayout().flair
