@@ -70,7 +70,7 @@ def test_prior_recovers_the_distribution_of_the_lesion_load() -> None:
 
 def test_class_without_cases_takes_the_lesion_count_of_the_class_below() -> None:
     data = patients(3, seed=1)
-    data = replace(data, load=torch.tensor([0, 1, 1]), lesions=torch.tensor([0.0, 1.0, 3.0]))
+    data = replace(data, lesion_load=torch.tensor([0, 1, 1]), lesions=torch.tensor([0.0, 1.0, 3.0]))
     prior = fitted(data, classes=3)
     assert prior.lesions.tolist() == [0, 2, 2]
     expected = [0, np.log(8) / 2, np.log(8) / 2]
@@ -106,7 +106,7 @@ def test_prior_fitted_with_session_dropout_predicts_from_baseline() -> None:
 def test_prior_uses_a_covariate_and_predicts_without_it() -> None:
     data = patients(2000, seed=1)
     age = torch.randn(2000, 1, generator=torch.Generator().manual_seed(3))
-    data = replace(data, covariates=age, load=(age[:, 0] > 0).long())
+    data = replace(data, covariates=age, lesion_load=(age[:, 0] > 0).long())
     prior = fitted(data, DropoutRates(covariate=0.3), covariates=AGE)
     assert alike(predicted(prior, data), data.lesion_load.float(), within=0.1)
     missing = predicted(prior, replace(data, covariates=torch.full_like(age, torch.nan)))
