@@ -46,7 +46,7 @@ REMOVED_NAMES = words(
     image_looks image_scalars known_covariates lay_onto likely_coverage load_of make_api
     masks_record open_desk order_remarks own_tallies read_sentences sessions_seen settled_splits
     shown_remark spread_out spread_t stated_of thresholded tidy_csv told_words upload_folder
-    wake_forecaster warnings_record whole_folder with_lesion working_nodes write_assessment
+    wake_forecaster warnings_record whole_folder working_nodes write_assessment
     """
 )
 MAY_NAME_THEM = {Path("CHANGELOG.md"), Path("platform/lesioncast/config.py")}

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lesioncast.bundle.io import Weights
 from lesioncast.training.settings import TrainSettings
+
+if TYPE_CHECKING:  # which needs safetensors: GPU benchmarks train without it
+    from lesioncast.bundle.io import Weights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -23,7 +26,7 @@ class TrainState:
     #: Trained parameters of the networks, by name.
     parameters: Parameters
     #: Exponential moving average of the parameters, by name.
-    ema: Weights
+    ema: "Weights"
     optimizer: torch.optim.Adam
     step: int = 0
 
@@ -44,7 +47,7 @@ class TrainState:
         }
         return {"weights": self.parameters, "ema": self.ema, **moments}
 
-    def restore(self, step: int, read: Callable[[str], Weights]) -> None:
+    def restore(self, step: int, read: Callable[[str], "Weights"]) -> None:
         """Restore `step` and the groups that `tensors` gave; `read` returns a group by name."""
         self.step = step
         _copy(read("weights"), self.parameters)

@@ -31,10 +31,9 @@ from storage.trial.dataset import TrialSubject, scan_trial
 
 SPLIT = (0.8, 0.0, 0.2)  # nothing is chosen on a validation split here
 BLOCK = 8
-ARRAYS = (
-    "flair", "masks", "present", "arm", "active", "scalars", "plain", "opened", "earlier",
-    "regions",
-)  # fmt: skip
+# Fields of an OutcomeTable, beside the arrays of a node cache.
+OUTCOMES = ("image_features", "plain", "opened", "net2_count_w048", "regions")
+ARRAYS = ("flair", "masks", "present", "arm", "active", *OUTCOMES)
 
 Built = TypeVar("Built")
 Row = dict[str, npt.NDArray[Any]]
@@ -60,8 +59,8 @@ class Split:
 
 
 def open_split(folder: Path) -> Split:
-    """Open a folder that `make` wrote."""
-    names = ("arm", "scalars", "plain", "opened", "earlier", "regions")
+    """Open a folder that `write_splits` wrote."""
+    names = ("arm", *OUTCOMES)
     rest = {name: np.load(folder / f"{name}.npy") for name in names}
     subjects = tuple(json.loads((folder / "subjects.json").read_text()))
     trial = (None,) * len(subjects)
@@ -106,10 +105,10 @@ def _row(subject: TrialSubject, *, root: Path, store: StoreSettings) -> Row:
         "present": arrays.present,
         "arm": PAPER_ARM_NAMES.index(facts.arm),
         "active": measured.outcome.plain > 0,
-        "scalars": measured.image_features,
+        "image_features": measured.image_features,
         "plain": float(measured.outcome.plain),
         "opened": float(measured.outcome.opened),
-        "earlier": net2_counts_w048([measured])[0],
+        "net2_count_w048": net2_counts_w048([measured])[0],
         "regions": observed_regions([measured])[0],
     }
     return {name: np.asarray(value) for name, value in values.items()}
