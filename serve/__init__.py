@@ -1,1 +1,1 @@
-"""The forecast service on Ray Serve. Not here yet: see serve/README.md."""
+"""The forecast service: an HTTP API on Ray Serve."""

@@ -3,13 +3,12 @@
     serve run serve.app:build bundle=out/demo/bundle store=out/demo/store.zarr demo=true
     serve run serve/service.yaml
 
-An ingress takes requests into the records, one forecaster runs what they hold, and sampler replicas
-draw. Whichever dies is started again by Serve and goes on from the records.
+HTTP replicas (`Ingress`) store requests in the database, one forecast worker runs the jobs, and
+sampler replicas draw. Ray Serve restarts whichever dies, and it continues from the database.
 """
 
 import asyncio
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,15 +25,18 @@ from lesioncast.forecasting.adaptive import SampleBlock
 from lesioncast.forecasting.sampling import SampleBatch
 from serve.api.app import create_app
 from serve.api.dependencies import create_context
-from serve.api.schemas import PatientRef
+from serve.api.schemas import SamplerOverrides
 from serve.db.models import ForecastJob
 from serve.db.repository import JobRepository
-from serve.inference.sampler import EngineStoppedError, SamplerWorker
+from serve.inference.engine_thread import EngineStoppedError
+from serve.inference.sampler import SamplerWorker
 from serve.log import JSON_LOGGING_CONFIG
 from serve.metrics import EngineMetrics, ForecastMetrics, RequestMetrics
+from serve.patients import PatientRef
 from serve.settings import ServiceSettings
+from serve.worker.loaded_model import load_model_and_store, patient_for_job
 from serve.worker.retry import SamplersUnavailableError
-from serve.worker.worker import ForecastWorker, load_model_and_store, patient_for_job
+from serve.worker.worker import ForecastWorker
 from storage import open_store
 
 UNAVAILABLE_ERRORS = (
@@ -45,12 +47,10 @@ UNAVAILABLE_ERRORS = (
 )
 MAX_ATTEMPTS, INITIAL_BACKOFF_S, MAX_BACKOFF_S = 20, 0.5, 10.0
 READY_TIMEOUT_S = 5.0
-LIGHTWEIGHT_ACTOR_OPTIONS = {
-    "num_cpus": 0.1
-}  # above 0, so that a head without CPUs is left in peace
-MAX_ONGOING_DRAWS = (
-    4096  # above any peak: what really runs at a time is bounded by the engine's slots
-)
+# Above 0 CPUs: Ray puts actors of 0 CPUs on a head that has none, which should only coordinate.
+LIGHTWEIGHT_ACTOR_OPTIONS = {"num_cpus": 0.1}
+# Above any peak: the engine's slots bound how many calls really run at a time.
+MAX_ONGOING_DRAWS = 4096
 
 
 @ray_serve.deployment(
@@ -59,7 +59,7 @@ MAX_ONGOING_DRAWS = (
     logging_config=JSON_LOGGING_CONFIG,
 )
 class SamplerDeployment:
-    """`serve.inference.sampler.Sampler` behind a handle."""
+    """Ray Serve deployment of `serve.inference.sampler.SamplerWorker`."""
 
     def __init__(self, settings: ServiceSettings) -> None:
         metrics = EngineMetrics(open_store(settings.store).spec.arms)
@@ -67,87 +67,92 @@ class SamplerDeployment:
 
     async def draw(
         self,
-        job: str,
+        job_id: str,
         patient: PatientRef,
         arm: int,
         seeds: tuple[int, ...],
-        changes: Mapping[str, Any],
+        overrides: SamplerOverrides,
     ) -> SampleBatch:
-        """See `Sampler.draw`."""
-        return await self._sampler.draw(job, patient, arm, seeds, changes)
+        """Draw a patient's samples under an arm; see `SamplerWorker.draw`."""
+        return await self._sampler.draw(job_id, patient, arm, seeds, overrides)
 
     async def ready(self) -> bool:
-        """Whether it can draw."""
+        """Return True if the replica can draw."""
         return self._sampler.alive
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose engine has stopped."""
+        """Raise EngineStoppedError if the engine has stopped; Serve then replaces the replica."""
         if not self._sampler.alive:
             raise EngineStoppedError("the engine has stopped")
 
 
 @ray_serve.deployment(num_replicas=1, max_ongoing_requests=1000, logging_config=JSON_LOGGING_CONFIG)
 class ForecastWorkerDeployment:
-    """`serve.worker.worker.Forecaster` behind a handle; the only one."""
+    """Ray Serve deployment of `serve.worker.worker.ForecastWorker`, with a single replica.
+
+    Two workers would draw each job twice.
+    """
 
     def __init__(self, settings: ServiceSettings, sampler: DeploymentHandle[Any]) -> None:
-        study = load_model_and_store(settings)
-        arms = study.store.spec.arms
+        loaded = load_model_and_store(settings)
+        arms = loaded.store.spec.arms
 
         async def draw(job: ForecastJob, block: SampleBlock) -> SampleBatch:
-            arm = arms.index(block.arm)
-            changes = job.order.get("sampler", {})
+            arm, overrides = arms.index(block.arm), job.request.sampler
             return await draw_with_retries(
-                sampler, job.id, patient_for_job(job), arm, block.seeds, changes
+                sampler, job.id, patient_for_job(job), arm, block.seeds, overrides
             )
 
-        records = JobRepository(settings.database_url)
-        self._forecaster = ForecastWorker(records, study, draw, ForecastMetrics())
+        jobs = JobRepository(settings.database_url)
+        self._worker = ForecastWorker(jobs, loaded, draw, ForecastMetrics())
         self._sampler = sampler
-        self._running = asyncio.get_running_loop().create_task(self._forecaster.run())
+        self._task = asyncio.get_running_loop().create_task(self._worker.run())
 
     async def wake(self) -> None:
-        """There is something new."""
-        self._forecaster.wake()
+        """Look at the jobs now rather than at the next poll."""
+        self._worker.wake()
 
     async def ready(self) -> bool:
-        """Whether it follows the records, and a sampler answers that it can draw."""
-        return not self._running.done() and await is_ready(self._sampler)
+        """Return True if the worker runs and a sampler is ready."""
+        return not self._task.done() and await is_ready(self._sampler)
 
     def check_health(self) -> None:
-        """Serve replaces it once it has stopped looking into the records."""
-        if self._running.done():
-            raise RuntimeError("the forecaster has stopped")
+        """Raise RuntimeError if the worker has stopped; Serve then replaces the replica."""
+        if self._task.done():
+            raise RuntimeError("the forecast worker has stopped")
 
 
 async def is_ready(replicas: DeploymentHandle[Any]) -> bool:
-    """Whether one of them says before long that it is ready."""
+    """Return True if a replica answers within `READY_TIMEOUT_S` that it is ready."""
     try:
         return bool(await asyncio.wait_for(replicas.ready.remote(), READY_TIMEOUT_S))
     except (TimeoutError, *UNAVAILABLE_ERRORS):
         return False
 
 
-async def draw_with_retries(sampler: DeploymentHandle[Any], *call: Any) -> SampleBatch:
-    """One call of a sampler, again while replicas are gone: seeds name samples, so it may repeat.
+async def draw_with_retries(sampler: DeploymentHandle[Any], *arguments: Any) -> SampleBatch:
+    """Call a sampler, retrying while replicas are unavailable.
 
-    Serve itself never repeats a call in flight.
+    Retrying is safe because a seed determines its sample. Ray Serve itself does not repeat a call
+    whose replica died. Raises SamplersUnavailableError after `MAX_ATTEMPTS` attempts.
     """
     for attempt in range(MAX_ATTEMPTS):
-        response = sampler.draw.remote(*call)
+        response = sampler.draw.remote(*arguments)
         try:
             drawn: SampleBatch = await response
             return drawn
         except asyncio.CancelledError:
+            # Awaiting a response does not cancel the call when the awaiting task is cancelled.
             response.cancel()  # type: ignore[no-untyped-call]
             raise
-        except EngineStoppedError:  # perhaps by what it was to draw
+        except EngineStoppedError:
+            # This very draw may be what stops engines, so the last error is that of the job.
             if attempt == MAX_ATTEMPTS - 1:
                 raise
         except UNAVAILABLE_ERRORS as error:
             if attempt == MAX_ATTEMPTS - 1:
                 raise SamplersUnavailableError(
-                    f"no sampler answered {MAX_ATTEMPTS} times"
+                    f"expected a sampler to answer, got none in {MAX_ATTEMPTS} attempts"
                 ) from error
         await asyncio.sleep(min(INITIAL_BACKOFF_S * 2**attempt, MAX_BACKOFF_S))
     raise AssertionError("unreachable")
@@ -156,35 +161,35 @@ async def draw_with_retries(sampler: DeploymentHandle[Any], *call: Any) -> Sampl
 @ray_serve.deployment(max_ongoing_requests=1000, logging_config=JSON_LOGGING_CONFIG)
 @ray_serve.ingress()
 class Ingress:
-    """The HTTP interface; it holds nothing that is not in the records."""
+    """The HTTP API. It keeps no state of its own, so that any replica can answer any request."""
 
-    def __init__(self, settings: ServiceSettings, forecaster: DeploymentHandle[Any]) -> None:
-        self._settings, self._forecaster = settings, forecaster
+    def __init__(self, settings: ServiceSettings, worker: DeploymentHandle[Any]) -> None:
+        self._settings, self._worker = settings, worker
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807, Serve's name
-        forecaster = self._forecaster
+    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807, the name that Ray Serve calls
+        worker = self._worker
 
         async def wake() -> None:
-            forecaster.wake.remote()  # not awaited: it looks for itself before long
+            worker.wake.remote()  # not awaited: a worker that is away polls when it is back
 
         async def ready() -> bool:
-            return await is_ready(forecaster)
+            return await is_ready(worker)
 
-        study, watch = load_model_and_store(self._settings), RequestMetrics()
-        desk = create_context(study, wake=wake, ready=ready, watch=watch)
-        return create_app(desk)
+        loaded = load_model_and_store(self._settings)
+        context = create_context(loaded, wake=wake, ready=ready, observer=RequestMetrics())
+        return create_app(context)
 
 
 def as_deployment(decorated: Any) -> ray_serve.Deployment:
-    """What the decorator made of a class, which type checkers still take for the class."""
-    made: ray_serve.Deployment = decorated
-    return made
+    """Return a decorated class as the deployment that it is; type checkers still see the class."""
+    deployment: ray_serve.Deployment = decorated
+    return deployment
 
 
 def build(args: ServiceSettings) -> ray_serve.Application:
-    """The application; see `Settings` for what it may be told.
+    """Build the application from its settings.
 
-    Raises ValueError in demo mode behind HAProxy, from which every client looks local.
+    Raises ValueError in demo mode behind HAProxy, from which every client seems to be local.
     """
     if args.demo and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         raise ValueError(
@@ -208,15 +213,15 @@ def build(args: ServiceSettings) -> ray_serve.Application:
         )
         .bind(settings)
     )
+    worker = (
+        as_deployment(ForecastWorkerDeployment)
+        .options(ray_actor_options=LIGHTWEIGHT_ACTOR_OPTIONS)
+        .bind(settings, sampler)
+    )
     return (
         as_deployment(Ingress)
         .options(
             ray_actor_options=LIGHTWEIGHT_ACTOR_OPTIONS, num_replicas=settings.ingress_replicas
         )
-        .bind(
-            settings,
-            as_deployment(ForecastWorkerDeployment)
-            .options(ray_actor_options=LIGHTWEIGHT_ACTOR_OPTIONS)
-            .bind(settings, sampler),
-        )
+        .bind(settings, worker)
     )

@@ -1,7 +1,7 @@
-"""Where the files of a forecast lie, by the id that the service gave it, and their end.
+"""Files of forecasts, by the id that the service gave each forecast.
 
-<id>/            what came of it, a BIDS derivative of its own
-uploads/<id>/    what was uploaded for it
+<id>/            the result, a BIDS derivative of its own
+uploads/<id>/    the images that the client uploaded, and the store made from them
 """
 
 import shutil
@@ -11,41 +11,44 @@ from pathlib import Path
 ORPHAN_AGE_SECONDS = 3600.0
 
 
-def result_dir(artifacts: Path, job: str) -> Path:
-    """Where the result of a forecast lies."""
-    return artifacts / job
+def result_dir(artifacts: Path, job_id: str) -> Path:
+    """Return the folder of a forecast's result."""
+    return artifacts / job_id
 
 
-def upload_dir(artifacts: Path, job: str) -> Path:
-    """Where what was uploaded for a forecast lies."""
-    return artifacts / "uploads" / job
+def upload_dir(artifacts: Path, job_id: str) -> Path:
+    """Return the folder of the images that were uploaded for a forecast."""
+    return artifacts / "uploads" / job_id
 
 
-def remove_upload(artifacts: Path, job: str) -> None:
-    """Of what was uploaded nothing stays."""
-    shutil.rmtree(upload_dir(artifacts, job), ignore_errors=True)
+def remove_upload(artifacts: Path, job_id: str) -> None:
+    """Delete a forecast's uploaded files."""
+    shutil.rmtree(upload_dir(artifacts, job_id), ignore_errors=True)
 
 
-def remove_artifacts(artifacts: Path, job: str) -> None:
-    """Nor does what came of it, if anything did."""
-    remove_upload(artifacts, job)
-    shutil.rmtree(result_dir(artifacts, job), ignore_errors=True)
+def remove_artifacts(artifacts: Path, job_id: str) -> None:
+    """Delete a forecast's uploaded files and its result."""
+    remove_upload(artifacts, job_id)
+    shutil.rmtree(result_dir(artifacts, job_id), ignore_errors=True)
 
 
 def jobs_with_artifacts(artifacts: Path) -> set[str]:
-    """The ids of forecasts of which something lies there."""
-    return {folder.name for place in ("*", "uploads/*") for folder in artifacts.glob(place)}
+    """Return the ids of the forecasts that have any file."""
+    return {folder.name for pattern in ("*", "uploads/*") for folder in artifacts.glob(pattern)}
 
 
 def stale_uploads(artifacts: Path) -> list[str]:
-    """The ids of uploads that have lain there for an hour. A process can die between an upload and
-    the acceptance of its forecast, which then never comes."""
+    """Return the ids of uploads that are older than `ORPHAN_AGE_SECONDS`.
+
+    A process can die after it has received an upload and before it has committed the forecast. No
+    forecast of that id ever appears then, and its files have to be found by their age.
+    """
     uploads = (artifacts / "uploads").glob("*")
-    return [folder.name for folder in uploads if _age(folder) > ORPHAN_AGE_SECONDS]
+    return [folder.name for folder in uploads if _age_seconds(folder) > ORPHAN_AGE_SECONDS]
 
 
-def _age(folder: Path) -> float:
-    """In seconds; 0 of one that was removed meanwhile."""
+def _age_seconds(folder: Path) -> float:
+    """Return the seconds since a folder was modified, 0 if another process has just removed it."""
     try:
         return time.time() - folder.stat().st_mtime
     except FileNotFoundError:

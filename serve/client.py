@@ -1,10 +1,10 @@
-"""The service from Python: ask, follow, fetch.
+"""Python client of the service: request, follow and download forecasts.
 
 with Client("http://127.0.0.1:8000", key="...") as client:
-    job = client.ask("sub-0001", samples=32)
-    for status in client.follow(job):
+    forecast_id = client.create_forecast("sub-0001", samples=32)
+    for status in client.stream_events(forecast_id):
         print(status["progress"])
-    record = client.result(job)
+    result = client.result(forecast_id)
 """
 
 import json
@@ -13,17 +13,35 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import httpx2
 
-PROBLEM = "application/problem+json"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 Json = dict[str, Any]
 
 
+class ForecastOptions(TypedDict, total=False):
+    """Optional parameters of a forecast, with the names of the HTTP API.
+
+    `samples` of each arm are drawn, 16 by default. With `tolerance`, sampling stops once the
+    half-width of the 95 % interval of the active fraction is at most this value for every arm, and
+    `samples` is the maximum. `sampler` replaces settings of the bundle: `num_steps`, `guidance` and
+    `eta`. The model sees images of `sessions` only, of all sessions by default.
+    """
+
+    arms: Sequence[str] | None
+    samples: int
+    tolerance: float | None
+    seed: int
+    sampler: Mapping[str, float] | None
+    reference_arm: str | None
+    sessions: Sequence[str] | None
+
+
 class ApiError(Exception):
-    """The service's answer to a request that it does not fulfil; `problem` is the document."""
+    """An error answer of the service; `problem` is the problem document."""
 
     def __init__(self, problem: Json) -> None:
         super().__init__(f"{problem['status']} {problem['title']}: {problem['detail']}")
@@ -31,7 +49,10 @@ class ApiError(Exception):
 
 
 class Client:
-    """One connection. Methods raise RefusedError, and httpx2's errors where nobody answers."""
+    """A connection to the service.
+
+    Methods raise ApiError for error answers, and httpx2's errors if the service does not answer.
+    """
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 60.0) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -54,104 +75,100 @@ class Client:
         *,
         images: Mapping[str, Path] | None = None,
         covariates: Mapping[str, str | float | None] | None = None,
-        arms: Sequence[str] | None = None,
-        samples: int = 16,
-        error: float | None = None,
-        seed: int = 0,
-        sampler: Mapping[str, float] | None = None,
-        reference_arm: str | None = None,
-        sessions: Sequence[str] | None = None,
         patience: float = 60.0,
+        **options: Unpack[ForecastOptions],
     ) -> str:
-        """Ask for a forecast of a subject of the store, or of a patient with these `images`.
+        """Request a forecast of a subject of the store, or of a patient with `images`.
 
-        Images are NIfTI files by name, such as w048/flair; `subject` and `covariates` are then what
-        the order of an upload says. With `error` sampling stops when the share of samples with
-        lesions is known to it; `sampler` are changes to the bundle's own; of the `sessions` named
-        alone images are shown. Returns the id.
+        `images` are NIfTI files by field, such as `w048/flair`. With them, `subject` names the
+        patient, and `covariates` are what is known of the patient. Returns the forecast's id.
 
-        While the queue is full, asks again for `patience` seconds, always with one idempotency key.
+        While the queue is full, the request is repeated for `patience` seconds, always with the
+        same idempotency key, so that it creates only one forecast.
         """
-        order = {
-            "subject": subject, "arms": None if arms is None else list(arms), "samples": samples,
-            "error": error, "seed": seed, "reference_arm": reference_arm, "sampler": sampler,
-            "sessions": None if sessions is None else list(sessions),
-            "covariates": None if covariates is None else dict(covariates),
-        }  # fmt: skip
-        sent = _request_kwargs(
-            {name: value for name, value in order.items() if value is not None}, images
-        )
-        headers, until = {"Idempotency-Key": uuid.uuid4().hex}, time.monotonic() + patience
+        request: Json = {"subject": subject, "covariates": covariates, **options}
+        request = {name: _to_json(value) for name, value in request.items() if value is not None}
+        body = _request_kwargs(request, images)
+        headers, give_up = {"Idempotency-Key": uuid.uuid4().hex}, time.monotonic() + patience
         while True:
-            answer = self._http.post("/v1/forecasts", headers=headers, **sent)
-            if answer.status_code != 429 or time.monotonic() > until:
-                return str(_raise_for_problem(answer).json()["id"])
-            time.sleep(float(answer.headers["Retry-After"]))
+            response = self._http.post("/v1/forecasts", headers=headers, **body)
+            if response.status_code != 429 or time.monotonic() > give_up:
+                return str(_raise_for_problem(response).json()["id"])
+            time.sleep(float(response.headers["Retry-After"]))
 
-    def status(self, job: str) -> Json:
-        """How far it is, and what its samples say so far."""
-        return dict(_raise_for_problem(self._http.get(f"/v1/forecasts/{job}")).json())
+    def status(self, forecast_id: str) -> Json:
+        """Return state, progress and partial results of a forecast."""
+        return dict(self._get(f"/v1/forecasts/{forecast_id}").json())
 
-    def stream_events(self, job: str) -> Iterator[Json]:
-        """Its status at every change, until it has ended."""
-        with self._http.stream("GET", f"/v1/forecasts/{job}/events") as answer:
-            if answer.is_error:
-                answer.read()
-            for line in _raise_for_problem(answer).iter_lines():
+    def stream_events(self, forecast_id: str) -> Iterator[Json]:
+        """Yield the status of a forecast at every change, until it has finished."""
+        with self._http.stream("GET", f"/v1/forecasts/{forecast_id}/events") as response:
+            if response.is_error:
+                response.read()
+            for line in _raise_for_problem(response).iter_lines():
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
 
-    def result(self, job: str) -> Json:
-        """The numbers of a forecast that has succeeded, as jobs/forecast.py writes them."""
-        return dict(_raise_for_problem(self._http.get(f"/v1/forecasts/{job}/result")).json())
+    def result(self, forecast_id: str) -> Json:
+        """Return the numbers of a succeeded forecast, as jobs/forecast.py writes them."""
+        return dict(self._get(f"/v1/forecasts/{forecast_id}/result").json())
 
-    def download_probability_map(self, job: str, arm: str, path: Path) -> None:
-        """Write the probability map under an arm as NIfTI to `path` (.nii.gz)."""
-        path.write_bytes(
-            _raise_for_problem(self._http.get(f"/v1/forecasts/{job}/arms/{arm}")).content
-        )
+    def download_probability_map(self, forecast_id: str, arm: str, path: Path) -> None:
+        """Write the probability map under an arm to `path`, as NIfTI (.nii.gz)."""
+        path.write_bytes(self._get(f"/v1/forecasts/{forecast_id}/arms/{arm}").content)
 
-    def download_derivative(self, job: str, path: Path) -> None:
-        """Write all of a result, a BIDS derivative, as a zip to `path`."""
-        path.write_bytes(
-            _raise_for_problem(self._http.get(f"/v1/forecasts/{job}/derivative")).content
-        )
+    def download_derivative(self, forecast_id: str, path: Path) -> None:
+        """Write all files of a result, a BIDS derivative, to `path` as a zip."""
+        path.write_bytes(self._get(f"/v1/forecasts/{forecast_id}/derivative").content)
 
     def download_segmentation(
-        self, job: str, series: Path, path: Path, *, threshold: float | None = None
+        self, forecast_id: str, series: Path, path: Path, *, threshold: float | None = None
     ) -> None:
-        """Write a result as DICOM SEG to `path`: a segment of probabilities for each arm or, with a
-        `threshold`, of the voxels at or above it. `series` is the folder with the DICOM images of
-        the FLAIR of week 48."""
-        images = sorted(each for each in series.rglob("*") if each.is_file())
-        sent = [("series", (each.name, each.read_bytes())) for each in images]
-        asked = {} if threshold is None else {"threshold": threshold}
-        here = f"/v1/forecasts/{job}/segmentation"
-        path.write_bytes(
-            _raise_for_problem(self._http.post(here, params=asked, files=sent)).content
-        )
+        """Write a result to `path` as DICOM SEG on the series of the w048 FLAIR.
 
-    def delete(self, job: str) -> None:
-        """Stop a forecast that has not ended; of one that has, remove all that was kept."""
-        _raise_for_problem(self._http.delete(f"/v1/forecasts/{job}"))
+        `series` is the folder of that series. There is one segment for each arm: probabilities or,
+        with `threshold`, the voxels at or above it.
+        """
+        images = sorted(file for file in series.rglob("*") if file.is_file())
+        files = [("series", (image.name, image.read_bytes())) for image in images]
+        params = {} if threshold is None else {"threshold": threshold}
+        url = f"/v1/forecasts/{forecast_id}/segmentation"
+        response = self._http.post(url, params=params, files=files)
+        path.write_bytes(_raise_for_problem(response).content)
+
+    def delete(self, forecast_id: str) -> None:
+        """Cancel an unfinished forecast, or delete all files of a finished one."""
+        _raise_for_problem(self._http.delete(f"/v1/forecasts/{forecast_id}"))
+
+    def _get(self, url: str) -> httpx2.Response:
+        return _raise_for_problem(self._http.get(url))
 
 
-def _request_kwargs(order: Json, images: Mapping[str, Path] | None) -> Json:
-    """The body of a request: JSON, or a form with files."""
+def _to_json(value: object) -> object:
+    """Return a mapping as a dict and a sequence as a list, which JSON can encode."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _request_kwargs(request: Json, images: Mapping[str, Path] | None) -> Json:
+    """Return the arguments of a POST: a JSON body, or a form if there are images."""
     if images is None:
-        return {"json": order}
+        return {"json": request}
     files = {name: (name, path.read_bytes()) for name, path in images.items()}
-    return {"data": {"order": json.dumps(order)}, "files": files}
+    return {"data": {"request": json.dumps(request)}, "files": files}
 
 
-def _raise_for_problem(answer: httpx2.Response) -> httpx2.Response:
-    if answer.is_error:
-        raise ApiError(_parse_problem(answer))
-    return answer
+def _raise_for_problem(response: httpx2.Response) -> httpx2.Response:
+    if response.is_error:
+        raise ApiError(_parse_problem(response))
+    return response
 
 
-def _parse_problem(answer: httpx2.Response) -> Json:
-    """What the service says is wrong; a proxy before it, Serve's too, says it as text."""
-    if answer.headers.get("Content-Type") == PROBLEM:
-        return dict(answer.json())
-    return {"status": answer.status_code, "title": answer.reason_phrase, "detail": answer.text}
+def _parse_problem(response: httpx2.Response) -> Json:
+    """Return the problem document of an error; proxies, Ray Serve's too, answer with plain text."""
+    if response.headers.get("Content-Type") == PROBLEM_MEDIA_TYPE:
+        return dict(response.json())
+    return {
+        "status": response.status_code, "title": response.reason_phrase, "detail": response.text,
+    }  # fmt: skip

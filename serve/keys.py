@@ -1,14 +1,19 @@
-"""API keys, kept as hashes in a file that is read again whenever it changes.
+"""API keys, stored as hashes in a file that is read again whenever it changes.
 
-A line of the file is a client's name, the sha256 of a key, what the key may do, and the last day on
-which it may, as `python -m serve.api.middleware` prints it. Keys are 256 random bits, so a fast
-hash is enough; its first eight letters are the key's id. Several lines of one name are one client
-with several keys: a key is rotated by adding a line, and later taking the old one out.
+    python -m serve.keys create hospital-a >> keys.txt    # the key itself goes to standard error
+
+A line of the file holds a client's name, the sha256 of a key, the key's scopes and the last day on
+which the key is valid. Keys are 256 random bits, so that a fast hash is enough. The first eight
+digits of the hash are the key's id. Several lines with one name are one client with several keys:
+to rotate a key, add a line, and remove the old line later.
 """
 
+import argparse
 import hmac
 import re
 import secrets
+import sys
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +23,7 @@ from storage.digest import sha256_bytes
 
 READ, FORECAST = "read", "forecast"
 SCOPES = (READ, FORECAST)
+CREATE_COMMAND = "python -m serve.keys create NAME"
 
 
 class ApiKey(NamedTuple):
@@ -30,82 +36,127 @@ class ApiKey(NamedTuple):
 
     @property
     def id(self) -> str:
-        """What it is called where it is not to be known."""
+        """Return a short public identifier for logs and the audit; it does not reveal the key."""
         return self.digest[:8]
 
     @property
     def line(self) -> str:
-        """As it stands in the file."""
+        """Return the key's line of the key file."""
         return f"{self.name} {self.digest} {','.join(self.scopes)} {self.until.isoformat()}"
 
 
 def hash_key(key: str) -> str:
-    """What is kept of a key."""
+    """Return the hash of a key as hexadecimal digits."""
     return sha256_bytes(key.encode())
 
 
 def generate_key(name: str, *, scopes: tuple[str, ...], days: int) -> tuple[str, ApiKey]:
-    """A key and what is kept of it."""
+    """Generate a random key for a client. Returns the secret and the entry of the key file."""
     key = secrets.token_urlsafe(32)
     until = datetime.now(UTC).date() + timedelta(days=days)
     return key, ApiKey(name, hash_key(key), scopes, until)
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """All keys of a file, expired ones too. Raises ValueError, naming the line."""
+    """Read all keys of a file, including expired ones. Raises ValueError that names the line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _parse(path: Path, number: int, line: str) -> ApiKey:
-    words = line.split()
+    fields = line.split()
     try:
-        name, digest, scopes, until = words
+        name, digest, scopes, until = fields
         key = ApiKey(name, digest, tuple(scopes.split(",")), date.fromisoformat(until))
         if not re.fullmatch("[0-9a-f]{64}", digest) or not set(key.scopes) <= set(SCOPES):
             raise ValueError(line)
     except ValueError as error:
+        # The line itself is not repeated: it may hold a key that was pasted by mistake.
         raise ValueError(
             f"{path}, line {number}: expected a name, a sha256, some of {','.join(SCOPES)} and a "
-            f"day, got {len(words)} words that are not; make it with python -m serve.api.middleware"
+            f"day such as 2030-01-31, got {len(fields)} fields; make the line with {CREATE_COMMAND}"
         ) from error
     return key
 
 
 class ApiKeyFile:
-    """The keys that count now. While a changed file cannot be read, or changes as it is read, those
-    before it count; one that was emptied takes all keys back.
+    """The currently valid keys.
 
-    Raises ValueError where there is none to begin with.
+    The file is read again when it changes. If reading fails, the previous keys stay valid; an
+    empty file revokes all keys. Raises ValueError if the file holds no key at the start.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._state = path, _file_signature(path)
+        self._path, self._signature = path, _file_signature(path)
         self._keys = read_keys(path)
         if not self._keys:
             raise ValueError(
-                f"{path}: expected a key or more; make one with python -m serve.api.middleware"
+                f"{path}: expected at least one key, got an empty file; add one with "
+                f"{CREATE_COMMAND} >> {path}"
             )
 
     def find(self, key: str) -> ApiKey | None:
-        """What is known of a key, None where it is unknown or has expired."""
-        self._refresh()
+        """Return the entry of a key, None if the key is unknown or has expired."""
+        self._reload_if_changed()
         digest, today = hash_key(key), datetime.now(UTC).date()
-        known = [each for each in self._keys if hmac.compare_digest(each.digest, digest)]
-        return next((each for each in known if today <= each.until), None)
+        # compare_digest takes the same time however many digits agree.
+        matching = [entry for entry in self._keys if hmac.compare_digest(entry.digest, digest)]
+        return next((entry for entry in matching if today <= entry.until), None)
 
-    def _refresh(self) -> None:
+    def _reload_if_changed(self) -> None:
         try:
-            state = _file_signature(self._path)
-            if state != self._state:
-                self._state = state
+            signature = _file_signature(self._path)
+            if signature != self._signature:
+                self._signature = signature
                 keys = read_keys(self._path)
-                if _file_signature(self._path) == state:
+                # A file that was written while it was read may be torn. Its signature differs, so
+                # that the next request reads it again.
+                if _file_signature(self._path) == signature:
                     self._keys = keys
         except (OSError, ValueError):
-            logger.exception("the keys stay as they were")
+            # The previous keys stay valid: a typing error must not lock every client out.
+            logger.exception("keys.reload_failed", extra={"path": str(self._path)})
 
 
 def _file_signature(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def main(argv: Sequence[str]) -> int:
+    """Create a key: print its line of the key file, and the key itself on standard error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serve.keys", description="Manage the API keys of the forecast service."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    create = commands.add_parser(
+        "create",
+        help="create a key",
+        description="Create an API key. The line for the key file goes to standard output and "
+        "holds a hash of the key. The key itself goes to standard error and is shown only once.",
+        epilog="example: python -m serve.keys create hospital-a --days 90 >> keys.txt",
+    )
+    create.add_argument("name", help="the client's name without spaces, such as hospital-a")
+    create.add_argument(
+        "--scopes",
+        default=",".join(SCOPES),
+        help="comma-separated permissions: read (status and results), forecast (request and "
+        "delete); default: %(default)s",
+    )
+    create.add_argument(
+        "--days", type=int, default=365, help="days until the key expires; default: %(default)s"
+    )
+    args = parser.parse_args(argv)
+    if not args.name.isprintable() or len(args.name.split()) != 1:
+        create.error("expected a name without spaces")
+    scopes = tuple(args.scopes.split(","))
+    if unknown := set(scopes) - set(SCOPES):
+        create.error(f"expected scopes of {','.join(SCOPES)}, got {','.join(sorted(unknown))}")
+    key, entry = generate_key(args.name, scopes=scopes, days=args.days)
+    sys.stderr.write(f"key {entry.id} of {entry.name}, shown once: {key}\n")
+    sys.stdout.write(f"{entry.line}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,21 +1,25 @@
-"""What the service writes of itself: lines of Serve's own log, as JSON with the request's id.
+"""The service's log: lines of Ray Serve's own log as JSON, with the id of the request.
 
-Each names the forecast that it is about as `forecast`, which ties a request to what came of it. No
-line names a subject, though the paths in tracebacks would.
+Messages are event names such as `forecast.accepted`, so that they can be searched. The field
+`forecast` holds the id of the forecast and ties a request to what became of it. No line names a
+subject; paths in tracebacks would, so subject ids in tracebacks are replaced by `sub-*`.
 """
 
 import logging
 import re
 import traceback
 
-JSON_LOGGING_CONFIG = {"encoding": "JSON"}  # Serve's logging_config of a deployment
+JSON_LOGGING_CONFIG = {"encoding": "JSON"}  # the `logging_config` of a Ray Serve deployment
 
 _SUBJECT = re.compile("sub-[A-Za-z0-9]+")
 
 
 def _redact_subjects(record: logging.LogRecord) -> bool:
-    """A filter that lets everything pass, tracebacks without names: formatters take the text of
-    one that is there."""
+    """Replace subject ids in a record's traceback; as a logging filter, drop no record.
+
+    Formatters use `exc_text` where it is set, and render `exc_info` themselves only where it is
+    not.
+    """
     if record.exc_info and record.exc_info[1]:
         text = "".join(traceback.format_exception(record.exc_info[1])).rstrip()
         record.exc_text = _SUBJECT.sub("sub-*", text)

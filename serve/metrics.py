@@ -1,8 +1,8 @@
-"""What the service measures, in Prometheus form: every metric is declared here.
+"""Prometheus metrics of the service; every metric is declared here.
 
-Ray exports them per node under the prefix `ray_` with deployment and replica as labels. None is
-labelled by subject, seed or request. Ray's histograms have no exact sum, so that seconds are also
-counted.
+Ray exports them per node. It puts `ray_` before each name, appends `_total` to counters, and adds
+the labels of deployment and replica. No metric is labelled by subject, seed or request. Ray's
+histograms have no exact sum, so that seconds are also counted.
 """
 
 from collections import Counter
@@ -10,107 +10,119 @@ from collections.abc import Sequence
 
 from ray.serve import metrics
 
-from serve.inference.sampler import StepStats
+from serve.inference.engine_thread import StepStats
 
-LATENCY_BUCKETS_S = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]  # seconds
-STEP_BUCKETS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
+LATENCY_BUCKETS_S = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]
+STEP_BUCKETS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
 
 
 class EngineMetrics:
-    """Of one sampler replica; `arms` are the names of those that a step tells by number."""
+    """Metrics of one sampler replica. `arms` are the arm names, by index."""
 
     def __init__(self, arms: Sequence[str]) -> None:
         self._arms = arms
         self._running = metrics.Gauge("lesioncast_slots_in_use", "Samples in the running batch.")
-        self._waiting = metrics.Gauge("lesioncast_samples_waiting", "Samples without a slot.")
+        self._waiting = metrics.Gauge(
+            "lesioncast_samples_waiting", "Samples that wait for a slot in the running batch."
+        )
         self._steps = metrics.Counter("lesioncast_steps", "Forward passes of the running batch.")
         self._rows = metrics.Counter(
-            "lesioncast_rows", "Samples in those; by the passes, the mean size of a batch."
+            "lesioncast_batch_rows",
+            "Samples in all forward passes; divided by the passes, the mean batch size.",
         )
-        self._seconds = metrics.Counter("lesioncast_step_seconds", "Seconds in those.")
+        self._seconds = metrics.Counter("lesioncast_step_seconds", "Seconds in forward passes.")
         self._durations = metrics.Histogram(
             "lesioncast_step_duration_seconds",
-            "Seconds of each of those.",
+            "Duration of a forward pass in seconds.",
             boundaries=STEP_BUCKETS_S,
         )
         self._samples = metrics.Counter("lesioncast_samples", "Samples drawn.", tag_keys=("arm",))
 
     def on_step(self, step: StepStats) -> None:
-        """After each step."""
+        """Record one step of the engine."""
         self._running.set(step.running)
         self._waiting.set(step.waiting)
         if step.rows:
             self._steps.inc()
             self._rows.inc(step.rows)
+            # Ray refuses to increase a counter by 0, which a coarse clock can measure.
             self._seconds.inc(max(step.seconds, 1e-9))
             self._durations.observe(step.seconds)
-        for arm, number in Counter(step.finished).items():
-            self._samples.inc(number, tags={"arm": self._arms[arm]})
+        for arm, samples in Counter(step.finished).items():
+            self._samples.inc(samples, tags={"arm": self._arms[arm]})
 
 
 class ForecastMetrics:
-    """Of the forecaster."""
+    """Metrics of the forecast worker."""
 
     def __init__(self) -> None:
-        self._unfinished = metrics.Gauge("lesioncast_unfinished", "Forecasts accepted, not ended.")
+        self._pending = metrics.Gauge(
+            "lesioncast_forecasts_pending", "Forecasts that are accepted and not finished."
+        )
         self._oldest = metrics.Gauge(
-            "lesioncast_oldest_seconds", "Since the oldest of them was accepted; 0 without any."
+            "lesioncast_oldest_pending_seconds",
+            "Seconds since the oldest pending forecast was accepted; 0 without any.",
         )
         self._first = metrics.Histogram(
             "lesioncast_first_samples_seconds",
-            "From acceptance to the first partial result.",
+            "Seconds from acceptance to the first partial result.",
             boundaries=LATENCY_BUCKETS_S,
         )
         self._latency = metrics.Histogram(
             "lesioncast_forecast_seconds",
-            "From acceptance to result.",
+            "Seconds from acceptance to the result.",
             boundaries=LATENCY_BUCKETS_S,
         )
-        self._ended = _finished_counter()
+        self._finished = _finished_counter()
         self._errors = metrics.Counter(
             "lesioncast_errors",
-            "Errors that failed a forecast or postponed it, by their type.",
-            tag_keys=("error", "outcome"),  # type: ignore[arg-type]  # any number, not one
+            "Errors that failed or postponed a forecast, by type.",
+            tag_keys=("error", "outcome"),  # type: ignore[arg-type]  # Ray's stub allows only one
         )
 
-    def set_backlog(self, number: int, oldest: float) -> None:
-        """As the records say: how many, and the age of the oldest in seconds."""
-        self._unfinished.set(number)
-        self._oldest.set(oldest)
+    def set_backlog(self, pending: int, oldest_seconds: float) -> None:
+        """Set the number of pending forecasts and the age of the oldest."""
+        self._pending.set(pending)
+        self._oldest.set(oldest_seconds)
 
     def observe_first_samples(self, seconds: float) -> None:
-        """The first samples of a forecast are there."""
+        """Record the time from acceptance to the first samples of a forecast."""
         self._first.observe(seconds)
 
     def observe_finished(self, state: str, seconds: float) -> None:
-        """One forecast that came to an end."""
-        self._ended.inc(tags={"state": state})
+        """Count a finished forecast, and record the latency of one that succeeded."""
+        self._finished.inc(tags={"state": state})
         if state == "succeeded":
             self._latency.observe(seconds)
 
     def count_error(self, error: str, outcome: str) -> None:
-        """An error of that type made a forecast `failed` or `postponed`."""
+        """Count an error of type `error`; `outcome` is `failed` or `postponed`."""
         self._errors.inc(tags={"error": error, "outcome": outcome})
 
 
 class RequestMetrics:
-    """Of one ingress replica."""
+    """Metrics of one HTTP replica."""
 
     def __init__(self) -> None:
         self._problems = metrics.Counter(
-            "lesioncast_problems", "Problems answered, by their status.", tag_keys=("status",)
+            "lesioncast_http_problems",
+            "Requests answered by a problem document, by status.",
+            tag_keys=("status",),
         )
-        self._ended = _finished_counter()
+        self._finished = _finished_counter()
 
     def count_problem(self, status: int) -> None:
-        """A request was answered by a problem."""
+        """Count a request that was answered by a problem document."""
         self._problems.inc(tags={"status": str(status)})
 
-    def cancelled(self) -> None:
-        """A client ended a forecast."""
-        self._ended.inc(tags={"state": "cancelled"})
+    def count_cancelled(self) -> None:
+        """Count a forecast that its client cancelled."""
+        self._finished.inc(tags={"state": "cancelled"})
 
 
 def _finished_counter() -> metrics.Counter:
-    """Cancelled ones are counted by the ingress, the others by the forecaster."""
-    return metrics.Counter("lesioncast_forecasts", "Forecasts ended.", tag_keys=("state",))
+    """Declare the counter of finished forecasts.
+
+    HTTP replicas count the cancelled ones, the forecast worker counts all others.
+    """
+    return metrics.Counter("lesioncast_forecasts", "Finished forecasts.", tag_keys=("state",))

@@ -1,60 +1,125 @@
-"""What the service is told when it starts."""
+"""Settings of the service."""
 
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lesioncast.parsing import RemovedKeys, refuse_removed
 
-def _twice_the_slots(given: dict[str, Any]) -> int:
-    """Calls that fill a replica's slots, and as many that wait for them."""
-    return 2 * max(1, int(given["slots"]) // int(given["seeds_per_block"]))
+REMOVED_SETTINGS = RemovedKeys(
+    {
+        "running": "max_concurrent_forecasts",
+        "unfinished": "max_unfinished_forecasts",
+        "samplers": "max_samplers",
+        "cpus": "cpus_per_sampler",
+        "gpus": "gpus_per_sampler",
+        "block": "seeds_per_block",
+        "target": "target_ongoing_requests",
+        "ingresses": "ingress_replicas",
+        "opening": "apply_opening",
+    }
+)
+"""Keys of earlier versions, and the keys that replace them."""
+
+
+def _twice_the_slots(values: dict[str, Any]) -> int:
+    """Return the number of calls that fill a replica's slots, plus as many that wait for them."""
+    return 2 * max(1, int(values["slots"]) // int(values["seeds_per_block"]))
 
 
 class ServiceSettings(BaseModel):
-    """Arguments of `serve.app:build`.
-
-    `artifacts` holds uploads, results and, unless `database` is another SQLAlchemy URL, the SQLite
-    file of the forecasts. `keys` is a file of hashed API keys (`serve.api.middleware`); `demo`
-    needs none and answers this machine alone. `ingresses` replicas answer requests: with two, the
-    loss of one costs none. Between `min_samplers` and `samplers` replicas draw, each on `cpus` or
-    `gpus` and with `slots` samples in a batch; one handle call draws `block` seeds of an arm, and
-    there are as many replicas as make `target` calls for each. `running` forecasts are drawn at a
-    time, and beyond `unfinished` ones a request is refused with 429. A request may ask for
-    `max_samples`, `max_steps` of the sampler and `max_guidance`. `opening` as in
-    `ForecastSettings`. Patients' images are taken where `config` is the configuration that the
-    store was converted with. Files of one request have at most `max_upload` bytes together; a
-    patient's image has at most `max_file`, and `max_voxels` unpacked.
-    """
+    """Arguments of `serve.app:build`, given as `key=value` to `serve run` or in service.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundle: Path
-    store: Path
-    config: Path | None = None
-    artifacts: Path = Path("out/serve")
-    database: str = ""
-    keys: Path | None = None
-    demo: bool = False
-    ingress_replicas: int = Field(default=1, ge=1)
-    max_samplers: int = Field(default=1, ge=1)
-    min_samplers: int = Field(default=1, ge=1)
-    cpus_per_sampler: float = Field(default=1.0, ge=0)
-    gpus_per_sampler: float = Field(default=0.0, ge=0)
-    slots: int = Field(default=8, ge=1)
-    seeds_per_block: int = Field(default=8, ge=1)
-    target_ongoing_requests: int = Field(default_factory=_twice_the_slots, ge=1)
-    max_concurrent_forecasts: int = Field(default=16, ge=1)
-    max_unfinished_forecasts: int = Field(default=64, ge=1)
-    max_samples: int = Field(default=256, ge=2)
-    max_steps: int = Field(default=512, ge=1)
-    max_guidance: float = Field(default=5.0, ge=0)
-    max_body: int = Field(default=65_536, ge=1)
-    max_file: int = Field(default=2**26, ge=1)
-    max_upload: int = Field(default=2**28, ge=1)
-    max_voxels: int = Field(default=2**28, ge=1)
-    retry_after: int = Field(default=2, ge=1)
-    apply_opening: bool = False
+    bundle: Path = Field(description="Folder of the bundle with the networks.")
+    store: Path = Field(description="Store of the subjects that can be forecast by name.")
+    config: Path | None = Field(
+        default=None,
+        description="Configuration that the store was converted with. Clients may upload images "
+        "only if it is given.",
+    )
+    artifacts: Path = Field(
+        default=Path("out/serve"),
+        description="Folder of uploads, results and, by default, the database.",
+    )
+    database: str = Field(
+        default="",
+        description="SQLAlchemy URL of the database; empty for a SQLite file in `artifacts`.",
+    )
+    keys: Path | None = Field(
+        default=None,
+        description="File of hashed API keys (`python -m serve.keys create NAME`).",
+    )
+    demo: bool = Field(
+        default=False,
+        description="Demo mode: needs no key and answers only requests from this machine.",
+    )
+    ingress_replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Number of HTTP replicas. With two or more, requests survive the loss of one.",
+    )
+    max_samplers: int = Field(default=1, ge=1, description="Largest number of sampler replicas.")
+    min_samplers: int = Field(default=1, ge=1, description="Smallest number of sampler replicas.")
+    cpus_per_sampler: float = Field(
+        default=1.0, ge=0, description="CPUs that Ray reserves for each sampler replica."
+    )
+    gpus_per_sampler: float = Field(
+        default=0.0, ge=0, description="GPUs of each sampler replica; above 0, it draws on a GPU."
+    )
+    slots: int = Field(
+        default=8, ge=1, description="Samples in the running batch of a sampler replica."
+    )
+    seeds_per_block: int = Field(
+        default=8, ge=1, description="Seeds of one arm that one call to a sampler draws."
+    )
+    target_ongoing_requests: int = Field(
+        default_factory=_twice_the_slots,
+        ge=1,
+        description="Calls per sampler replica that autoscaling aims for. By default twice as many "
+        "as fill the slots.",
+    )
+    max_concurrent_forecasts: int = Field(
+        default=16, ge=1, description="Forecasts that are drawn at the same time."
+    )
+    max_unfinished_forecasts: int = Field(
+        default=64,
+        ge=1,
+        description="Accepted forecasts that may be unfinished. Further requests are answered 429.",
+    )
+    max_samples: int = Field(default=256, ge=2, description="Largest `samples` of a request.")
+    max_steps: int = Field(
+        default=512, ge=1, description="Largest `sampler.num_steps` of a request."
+    )
+    max_guidance: float = Field(
+        default=5.0, ge=0, description="Largest `sampler.guidance` of a request."
+    )
+    max_body: int = Field(default=65_536, ge=1, description="Largest JSON body, in bytes.")
+    max_file: int = Field(default=2**26, ge=1, description="Largest uploaded file, in bytes.")
+    max_upload: int = Field(
+        default=2**28, ge=1, description="Largest multipart form with all its files, in bytes."
+    )
+    max_voxels: int = Field(
+        default=2**28,
+        ge=1,
+        description="Largest unpacked image, in bytes of voxels, as its header states.",
+    )
+    retry_after: int = Field(
+        default=2, ge=1, description="Value of the header Retry-After, in seconds."
+    )
+    apply_opening: bool = Field(
+        default=False,
+        description="Count lesions after a morphological opening, as `forecast.apply_opening`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_removed(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            refuse_removed(values, REMOVED_SETTINGS, source="settings of the service")
+        return values
 
     @model_validator(mode="after")
     def _check_auth_mode(self) -> "ServiceSettings":
@@ -73,11 +138,11 @@ class ServiceSettings(BaseModel):
 
     @property
     def database_url(self) -> str:
-        """Where forecasts are recorded."""
+        """Return the SQLAlchemy URL of the database."""
         return self.database or f"sqlite:///{self.artifacts.absolute() / 'forecasts.sqlite'}"
 
     def absolute(self) -> "ServiceSettings":
-        """The same for a process with another working directory."""
+        """Return a copy with absolute paths, for processes with another working directory."""
         paths = {
             name: value.absolute()
             for name in ("bundle", "store", "config", "artifacts", "keys")

@@ -1,9 +1,10 @@
-"""A patient's images as a client sends them, made a store of one case by the conversion itself.
+"""Uploaded images of a patient: the conversion itself makes them a store of one case.
 
-    uploads/<id of the forecast>/bids  store.zarr
+    uploads/<id of the forecast>/bids          the images, in the default layout
+    uploads/<id of the forecast>/store.zarr    the store
 
-So an uploaded subject's samples are those of the same subject in the mounted store. Names and
-folders are the service's own: of what a client calls its files nothing is used.
+So the samples of an uploaded subject are those of the same subject in the mounted store. Names of
+files and folders are the service's own; the file names that a client sends are never used.
 """
 
 import math
@@ -11,16 +12,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from lesioncast.config import load_config
 from lesioncast.errors import ForecastError
 from lesioncast.imaging.covariates import Covariate
 from serve.api.problems import ApiProblemError
-from serve.api.schemas import PatientRef, UploadForecastRequest
-from serve.artifacts import upload_dir
+from serve.api.schemas import UploadForecastRequest
 from serve.settings import ServiceSettings
-from storage import CaseError, Exclusion, Store, StoreSettings, StoreSpec, TrialLayout, open_store
+from storage import CaseError, Exclusion, StoreSettings, StoreSpec, TrialLayout
 from storage.backends.open import open_backend
 from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
@@ -34,51 +34,46 @@ UPLOAD_FIELDS = (
     "w000/flair", "w000/t2", "w000/gad",
     "w048/flair", "w048/t2", "w048/gad", "w048/net2", "w048/parcellation", "w048/brain_mask",
 )  # fmt: skip
-MAX_STANDARDISED_COVARIATE = (
-    1e6  # of a covariate from its centre, in scales: far beyond, networks would overflow
-)
+REQUIRED_UPLOAD_FIELDS = ("w000/flair", "w048/flair")
+MAX_STANDARDISED_COVARIATE = 1e6
+"""Largest distance of a covariate from its centre, in scales; networks overflow far beyond it."""
 
 
 def upload_settings(settings: ServiceSettings, spec: StoreSpec) -> StoreSettings | None:
-    """How uploads are prepared: as the mounted store was, if `settings.config` says how.
+    """Return the settings that uploads are prepared with, None if uploads are off.
 
-    Raises ForecastError where that made another store.
+    They are those of the mounted store, from the configuration that it was converted with. Raises
+    ForecastError if that configuration gives slabs of another shape or spacing.
     """
     if settings.config is None:
         return None
-    made = load_config(settings.config).store
-    if (made.slab, made.spacing) != (spec.slab, spec.spacing):
+    configured = load_config(settings.config).store
+    if (configured.slab, configured.spacing) != (spec.slab, spec.spacing):
         raise ForecastError(
             f"{settings.config}: expected the configuration that the store was converted with, of "
-            f"slabs {spec.slab} of {spec.spacing} mm, got {made.slab} of {made.spacing} mm"
+            f"slabs {spec.slab} of {spec.spacing} mm, got {configured.slab} of "
+            f"{configured.spacing} mm"
         )
-    return replace(made, layout=TrialLayout())
-
-
-def store_for_patient(patient: PatientRef, mounted: Store, artifacts: Path) -> Store:
-    """The store that holds a patient."""
-    if patient.upload is None:
-        return mounted
-    return open_store(upload_dir(artifacts, patient.upload) / "store.zarr")
+    return replace(configured, layout=TrialLayout())
 
 
 def prepare_upload(
     folder: Path,
     images: Mapping[str, BinaryIO],
-    order: UploadForecastRequest,
+    request: UploadForecastRequest,
     *,
-    made: StoreSettings,
+    settings: StoreSettings,
     arms: Sequence[str],
     max_voxels: int,
 ) -> str:
-    """Make the store of one case in `folder`; returns the digest that names the case.
+    """Make a store of one case in `folder`. Returns the digest that names the case.
 
-    Raises RequestError, naming the field, for an image that cannot be used: first of all where its
-    header claims more than `max_voxels` bytes, which are not unpacked then.
+    Raises ApiProblemError that names the field for an image that cannot be used. Headers are
+    checked first: an image whose header states more than `max_voxels` bytes is not unpacked.
     """
     bids = folder / "bids"
-    paths = {name: _path(name, order.subject, made.layout) for name in images}
-    _write_participants(bids, order, made.layout)
+    paths = {name: _path(name, request.subject, settings.layout) for name in images}
+    _write_participants(bids, request, settings.layout)
     for name, image in images.items():
         target = bids / paths[name]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,25 +83,26 @@ def prepare_upload(
         for name, path in paths.items():
             _check_unpacked_size(name, bids / path, max_voxels)
         conversion = plan_conversion(
-            bids, folder / "store.zarr", settings=made, arms=tuple(arms), seed=0
+            bids, folder / "store.zarr", settings=settings, arms=tuple(arms), seed=0
         )
         store = convert(conversion, build=_build_in_process)
     except CaseError as error:
         raise _to_problem(error.exclusion, bids, paths) from error
-    return store.case(order.subject).digest
+    return store.case(request.subject).digest
 
 
 def _path(name: str, subject: str, layout: TrialLayout) -> str:
-    """Below the BIDS folder, such as sub-1/ses-w000/anat/sub-1_ses-w000_FLAIR.nii.gz."""
+    """Return a path below the BIDS folder, sub-1/ses-w000/anat/sub-1_ses-w000_FLAIR.nii.gz."""
     session, channel = name.split("/")
     pattern: str = getattr(layout, channel)
-    named = pattern.format(subject=subject.removeprefix("sub-"), session=session)
+    path = pattern.format(subject=subject.removeprefix("sub-"), session=session)
+    # Patterns have wildcards, which are filled with what the default layout suggests.
     space = "" if channel == "flair" else "_space-orig"
-    return named.replace(".nii*", ".nii.gz").replace("*", space)
+    return path.replace(".nii*", ".nii.gz").replace("*", space)
 
 
-def _write_participants(bids: Path, order: UploadForecastRequest, layout: TrialLayout) -> None:
-    row = {layout.subject_column: order.subject, layout.arm_column: None} | order.covariates
+def _write_participants(bids: Path, request: UploadForecastRequest, layout: TrialLayout) -> None:
+    row = {layout.subject_column: request.subject, layout.arm_column: None} | request.covariates
     cells = ("n/a" if value is None else str(value) for value in row.values())
     lines = ("\t".join(row), "\t".join(cells))
     bids.mkdir(parents=True)
@@ -118,59 +114,55 @@ def _check_unpacked_size(name: str, path: Path, max_voxels: int) -> None:
     voxels = open_nifti(SourceFile("upload", session, channel, path)).voxels
     size = math.prod(voxels.shape) * voxels.dtype.itemsize
     if size > max_voxels:
-        reason = f"{name}: expected at most {max_voxels} bytes of voxels, its header claims {size}."
-        raise ApiProblemError(413, reason, field=name)
+        detail = f"{name}: expected at most {max_voxels} bytes of voxels, its header claims {size}."
+        raise ApiProblemError(413, detail, field=name)
 
 
-def _build_in_process(builds: Sequence[ShardTask]) -> Iterator[int]:
-    """In this process. Raises CaseError for the first subject that is refused."""
-    for build in builds:
-        done = build_shard(build)
-        record = decode_record(open_backend(build.path).read(shard_record_path(build.shard.name)))
+def _build_in_process(tasks: Sequence[ShardTask]) -> Iterator[int]:
+    """Build shards in this process. Raises CaseError for the first subject that is excluded."""
+    for task in tasks:
+        done = build_shard(task)
+        record = decode_record(open_backend(task.path).read(shard_record_path(task.shard.name)))
         for outcome in record.outcomes:
             if isinstance(outcome.result, Exclusion):
                 raise CaseError(outcome.result)
         yield done
 
 
-def _to_problem(refusal: Exclusion, bids: Path, paths: Mapping[str, str]) -> ApiProblemError:
-    """What conversion says of a file, by the name of the field that it came in."""
-    path = Path(refusal.path)
+def _to_problem(exclusion: Exclusion, bids: Path, paths: Mapping[str, str]) -> ApiProblemError:
+    """Convert an exclusion to a problem that names the field of the file at fault."""
+    path = Path(exclusion.path)
     path = path.relative_to(bids) if path.is_relative_to(bids) else path
-    by_path = {Path(path): name for name, path in paths.items()}
-    missing = f"{refusal.session}/flair" if refusal.session else "subject"
-    field = by_path.get(path, missing)
-    return ApiProblemError(422, f"{field}: {refusal.reason}.", field=field)
+    field_by_path = {Path(path): name for name, path in paths.items()}
+    # An exclusion that names none of the files is about a FLAIR that is missing.
+    missing = f"{exclusion.session}/flair" if exclusion.session else "subject"
+    field = field_by_path.get(path, missing)
+    return ApiProblemError(422, f"{field}: {exclusion.reason}.", field=field)
 
 
 def validate_covariates(
-    covariates: Mapping[str, str | float | None], known: Sequence[Covariate]
+    values: Mapping[str, str | float | None], accepted: Sequence[Covariate]
 ) -> None:
-    """Raises RequestError for a covariate that the bundle's model is not told of, or one of a value
-    that it could not be told; None says that it is missing."""
-    by_name = {each.name: each for each in known}
-    for name, value in covariates.items():
-        if name not in by_name:
-            wanted, got = f"some of {', '.join(by_name) or 'none, for this model knows none'}", name
-        elif (
-            value is not None and not abs(by_name[name].encode(value)) <= MAX_STANDARDISED_COVARIATE
-        ):  # or is NaN
-            wanted, got = _expected_values(by_name[name]), str(value)
-        else:
-            continue
+    """Raise ApiProblemError for a covariate or a value that the model does not take.
+
+    None means that a covariate is unknown and is always accepted.
+    """
+    by_name = {covariate.name: covariate for covariate in accepted}
+    for name, value in values.items():
         field = f"covariates.{name}"
-        raise ApiProblemError(422, f"{field}: expected {wanted}, got {got}.", field=field)
+        if name not in by_name:
+            expected = f"some of {', '.join(by_name) or 'none, for this model knows none'}"
+            raise ApiProblemError(422, f"{field}: expected {expected}, got {name}.", field=field)
+        # "not <=" rather than ">" also catches NaN, the encoding of a value that is unusable.
+        if value is not None and not abs(by_name[name].encode(value)) <= MAX_STANDARDISED_COVARIATE:
+            expected = _expected_values(by_name[name])
+            raise ApiProblemError(422, f"{field}: expected {expected}, got {value}.", field=field)
 
 
 def _expected_values(covariate: Covariate) -> str:
-    """What a model can be told of it."""
+    """Describe the values of a covariate that the model takes."""
     if covariate.levels:
         return f"one of {', '.join(covariate.levels)}"
-    far = MAX_STANDARDISED_COVARIATE * covariate.scale
-    return f"a finite number from {covariate.centre - far:.3g} to {covariate.centre + far:.3g}"
-
-
-def image_schema() -> dict[str, Any]:
-    """The fields of the images, for OpenAPI."""
-    file = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
-    return {name: file | {"description": "NIfTI, .nii or .nii.gz"} for name in UPLOAD_FIELDS}
+    distance = MAX_STANDARDISED_COVARIATE * covariate.scale
+    low, high = covariate.centre - distance, covariate.centre + distance
+    return f"a finite number from {low:.3g} to {high:.3g}"

@@ -1,19 +1,20 @@
-"""The Grafana dashboard: what conversion, training and the service are at, panel by panel.
+"""The Grafana dashboard: panels for training, conversion and the forecast service.
 
 python k8s/monitoring/dashboard.py > k8s/monitoring/dashboard.json
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH, HEIGHT = 8, 7  # of a panel, three to a row of Grafana's 24 columns
+WIDTH, HEIGHT = 8, 7  # of a panel: three fill a row of Grafana's 24 columns
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A curve for each value of the labels in `legend`; `unit` by Grafana's name of it."""
+    """A panel with a curve for each value of the labels in `legend`; `unit` is Grafana's name."""
 
     title: str
     query: str
@@ -26,7 +27,7 @@ ROWS = {
     "Training": (
         Panel("Loss", f"{TRAIN} (ray_lesioncast_train_loss)", "{{run}}"),
         Panel("Steps", f"{TRAIN} (ray_lesioncast_train_step)", "{{run}}"),
-        Panel("Steps a second", f"{TRAIN} (ray_lesioncast_train_steps_per_second)", "{{run}}"),
+        Panel("Steps per second", f"{TRAIN} (ray_lesioncast_train_steps_per_second)", "{{run}}"),
         Panel(
             "Time spent waiting for cases",
             f"{TRAIN} (ray_lesioncast_train_data_wait)",
@@ -34,7 +35,7 @@ ROWS = {
             "percentunit",
         ),
         Panel(
-            "Seconds a checkpoint",
+            "Time per checkpoint",
             "sum by (run) (rate(ray_lesioncast_train_checkpoint_seconds_total[1h]))"
             " / sum by (run) (rate(ray_lesioncast_train_checkpoints_total[1h]))",
             "{{run}}",
@@ -44,71 +45,76 @@ ROWS = {
     ),
     "Conversion": (
         Panel(
-            "Subjects a second",
+            "Subjects per second",
             "sum(rate(ray_lesioncast_converted_subjects_total[1m]))",
             unit="ops",
         ),
         Panel(
-            "Ray's objects",
+            "Ray object store",
             "sum by (Location) (ray_object_store_memory)",
             "{{Location}}",
             "bytes",
         ),
     ),
     "Forecasts": (
-        Panel("Forecasts not ended", "sum(ray_lesioncast_unfinished)"),
-        Panel("Age of the oldest", "max(ray_lesioncast_oldest_seconds)", unit="s"),
+        Panel("Pending forecasts", "sum(ray_lesioncast_forecasts_pending)"),
         Panel(
-            "Forecasts ended",
+            "Age of the oldest pending forecast",
+            "max(ray_lesioncast_oldest_pending_seconds)",
+            unit="s",
+        ),
+        Panel(
+            "Finished forecasts",
             "sum by (state) (rate(ray_lesioncast_forecasts_total[5m]))",
             "{{state}}",
             "ops",
         ),
         Panel(
-            "Half of the forecasts take at most",
+            "Time to the result, median",
             "histogram_quantile(0.5, "
             "sum by (le) (rate(ray_lesioncast_forecast_seconds_bucket[15m])))",
             unit="s",
         ),
         Panel(
-            "Half of the first samples are there after",
+            "Time to the first samples, median",
             "histogram_quantile(0.5, "
             "sum by (le) (rate(ray_lesioncast_first_samples_seconds_bucket[15m])))",
             unit="s",
         ),
         Panel(
-            "Samples a second",
+            "Samples per second",
             "sum by (arm) (rate(ray_lesioncast_samples_total[1m]))",
             "{{arm}}",
             "ops",
         ),
         Panel(
-            "Seconds a step of the batch",
+            "Step of the batch, mean",
             "sum(rate(ray_lesioncast_step_seconds_total[1m]))"
             " / sum(rate(ray_lesioncast_steps_total[1m]))",
             unit="s",
         ),
         Panel(
-            "95 % of the steps take at most",
+            "Step of the batch, 95th percentile",
             "histogram_quantile(0.95, "
             "sum by (le) (rate(ray_lesioncast_step_duration_seconds_bucket[5m])))",
             unit="s",
         ),
         Panel(
-            "Samples in a batch",
-            "sum(rate(ray_lesioncast_rows_total[1m])) / sum(rate(ray_lesioncast_steps_total[1m]))",
+            "Mean batch size",
+            "sum(rate(ray_lesioncast_batch_rows_total[1m]))"
+            " / sum(rate(ray_lesioncast_steps_total[1m]))",
         ),
         Panel("Slots in use", "sum(ray_lesioncast_slots_in_use)"),
-        Panel("Samples without a slot", "sum(ray_lesioncast_samples_waiting)"),
+        Panel("Samples waiting for a slot", "sum(ray_lesioncast_samples_waiting)"),
         Panel(
-            "Errors of forecasts",
+            "Forecast errors",
             "sum by (error, outcome) (rate(ray_lesioncast_errors_total[5m]))",
             "{{error}}, {{outcome}}",
             "ops",
         ),
         Panel(
-            "Problems answered",
-            "sum by (status) (rate(ray_lesioncast_problems_total[5m]))",
+            "HTTP problems",
+            "sum by (status) (rate(ray_lesioncast_http_problems_total[5m]))",
             "{{status}}",
             "ops",
         ),
@@ -117,7 +123,7 @@ ROWS = {
 
 
 def dashboard() -> dict[str, Any]:
-    """As Grafana imports it."""
+    """Return the dashboard in the form that Grafana imports."""
     panels: list[dict[str, Any]] = []
     top = 0
     for title, row in ROWS.items():
@@ -125,10 +131,10 @@ def dashboard() -> dict[str, Any]:
             {"type": "row", "title": title, "gridPos": {"x": 0, "y": top, "w": 24, "h": 1}}
         )
         top += 1
-        for place, panel in enumerate(row):
-            left, down = place % 3 * WIDTH, place // 3 * HEIGHT
-            panels.append(_drawn(panel, {"x": left, "y": top + down, "w": WIDTH, "h": HEIGHT}))
-        top += -(-len(row) // 3) * HEIGHT
+        for index, panel in enumerate(row):
+            left, down = index % 3 * WIDTH, index // 3 * HEIGHT
+            panels.append(_panel_json(panel, {"x": left, "y": top + down, "w": WIDTH, "h": HEIGHT}))
+        top += math.ceil(len(row) / 3) * HEIGHT
     return {
         "title": "lesioncast",
         "uid": "lesioncast",
@@ -140,12 +146,12 @@ def dashboard() -> dict[str, Any]:
     }
 
 
-def _drawn(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
+def _panel_json(panel: Panel, position: dict[str, int]) -> dict[str, Any]:
     return {
         "type": "timeseries",
         "title": panel.title,
         "datasource": SOURCE,
-        "gridPos": place,
+        "gridPos": position,
         "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
         "targets": [
             {

@@ -1,45 +1,44 @@
-"""The HTTP interface: forecasts under /v1, health and model under /v2 as in the Open Inference
-Protocol."""
+"""The FastAPI application: forecasts under /v1, health and model under /v2.
+
+The routes under /v2 follow the Open Inference Protocol.
+"""
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from serve.api.dependencies import ServiceContext
-from serve.api.middleware import AuthMiddleware
+from serve.api.middleware import AuthMiddleware, BodySizeLimitMiddleware
 from serve.api.openapi import customize_openapi
 from serve.api.problems import ProblemCounterMiddleware, install_problem_handlers
-from serve.api.routes.asking import add_asking
-from serve.api.routes.following import add_following
-from serve.api.routes.models import add_models
-from serve.api.routes.results import add_results
-from serve.api.routes.segmentation import add_segmentation
+from serve.api.routes import forecasts, health, models, results, segmentation
+
+ROUTERS = (health.router, models.router, forecasts.router, results.router, segmentation.router)
 
 
-def create_app(desk: ServiceContext) -> FastAPI:
-    """The application, open to whom `desk.keys` names."""
-    api = FastAPI(title="lesioncast", version="1", docs_url=None, redoc_url=None)
-    settings = desk.settings
-    api.add_middleware(
-        AuthMiddleware, keys=desk.keys, max_body=settings.max_body, max_form=settings.max_upload
+def create_app(context: ServiceContext) -> FastAPI:
+    """Create the application; only clients with one of `context.keys` may use it."""
+    app = FastAPI(
+        title="lesioncast",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
     )
-    api.add_middleware(ProblemCounterMiddleware, told=desk.watch.count_problem)
-    install_problem_handlers(api)
-    _add_health(api, desk)
-    add_models(api, desk.model, desk.ready)
-    add_asking(api, desk)
-    add_following(api, desk)
-    add_results(api, desk)
-    add_segmentation(api, desk)
-    customize_openapi(api, keys=desk.keys is not None)
-    return api
+    app.state.context = context
+    settings = context.settings
+    # Starlette calls the middleware that was added last first: count problems, authenticate, then
+    # limit the body.
+    app.add_middleware(
+        BodySizeLimitMiddleware, max_body=settings.max_body, max_form=settings.max_upload
+    )
+    app.add_middleware(AuthMiddleware, keys=context.keys)
+    app.add_middleware(ProblemCounterMiddleware, count=context.observer.count_problem)
+    install_problem_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    customize_openapi(app, keys=context.keys is not None, uploads=context.upload is not None)
+    return app
 
 
-def _add_health(api: FastAPI, desk: ServiceContext) -> None:
-    @api.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @api.get("/v2/health/ready")
-    async def ready() -> JSONResponse:
-        able = await desk.ready()
-        return JSONResponse({"ready": able}, status_code=200 if able else 503)
+def _operation_id(route: APIRoute) -> str:
+    return route.name

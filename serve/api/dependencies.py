@@ -1,43 +1,49 @@
-"""What the routes share: what may be asked for, where it is kept, and who is told of it."""
+"""FastAPI dependencies of the routes: the service's context, the caller and the forecast."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol
 
-import numpy as np
-from fastapi import Request
+from fastapi import Depends, Path, Request
 
-from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
 from serve.api.multipart import FormReceiver
 from serve.api.problems import ApiProblemError
-from serve.api.routes.models import ModelInfo, model_info
 from serve.db.models import UNFINISHED, ForecastJob
 from serve.db.repository import JobRepository
 from serve.keys import ApiKeyFile
 from serve.log import logger
+from serve.model_info import ModelInfo, model_info
 from serve.settings import ServiceSettings
 from serve.uploads import upload_settings
-from serve.worker.worker import LoadedModel
+from serve.worker.loaded_model import LoadedModel
 from storage import StoreSettings
+
+MAX_CONCURRENT_PREPARATIONS = 2  # each holds the voxels of one image in memory
 
 
 class RequestObserver(Protocol):
-    """Who is told what became of requests; see `serve.metrics.RequestMetrics`."""
+    """Receives what happens to requests; see `serve.metrics.RequestMetrics`."""
 
     def count_problem(self, status: int) -> None:
-        """A request was answered by a problem."""
+        """Count a request that was answered by a problem document."""
 
-    def cancelled(self) -> None:
-        """A client ended a forecast."""
+    def count_cancelled(self) -> None:
+        """Count a forecast that its client cancelled."""
 
 
 @dataclass(frozen=True)
 class ServiceContext:
-    """See `open_desk`; `upload` says how uploads are prepared, None where there are none."""
+    """Objects that all routes use.
+
+    `upload` holds the settings that uploads are prepared with, None if uploads are off. `keys` is
+    None in demo mode. `wake` tells the forecast worker that the jobs have changed; `ready` asks
+    whether forecasts can be drawn.
+    """
 
     settings: ServiceSettings
-    records: JobRepository
+    jobs: JobRepository
     subjects: Sequence[str]
     model: ModelInfo
     upload: StoreSettings | None
@@ -45,96 +51,107 @@ class ServiceContext:
     forms: FormReceiver
     wake: Callable[[], Awaitable[None]]
     ready: Callable[[], Awaitable[bool]]
-    watch: RequestObserver
+    observer: RequestObserver
+    preparing: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT_PREPARATIONS)
+    )
+    # A segmentation holds the maps of all arms in memory: one at a time.
+    segmenting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @property
     def retry_after_headers(self) -> dict[str, str]:
-        """The header that says when to ask again."""
+        """Return the header that says when to ask again."""
         return retry_after_headers(self.settings)
 
 
 def retry_after_headers(settings: ServiceSettings) -> dict[str, str]:
-    """See `Desk.wait`."""
+    """Return the header that says when to ask again."""
     return {"Retry-After": str(settings.retry_after)}
 
 
 def create_context(
-    study: LoadedModel,
+    loaded: LoadedModel,
     *,
     wake: Callable[[], Awaitable[None]],
     ready: Callable[[], Awaitable[bool]],
-    watch: RequestObserver,
+    observer: RequestObserver,
 ) -> ServiceContext:
-    """The desk of a study; keeps nothing of the bundle's weights."""
-    settings = study.settings
+    """Create the context for a bundle and a store, without a reference to the bundle's weights."""
+    settings = loaded.settings
     return ServiceContext(
         settings=settings,
-        records=JobRepository(settings.database_url),
-        subjects=[case.subject for case in study.store.cases],
-        model=model_info(study.bundle),
-        upload=upload_settings(settings, study.store.spec),
+        jobs=JobRepository(settings.database_url),
+        subjects=[case.subject for case in loaded.store.cases],
+        model=model_info(loaded.bundle),
+        upload=upload_settings(settings, loaded.store.spec),
         keys=None if settings.keys is None else ApiKeyFile(settings.keys),
         forms=FormReceiver(retry_after_headers(settings)),
         wake=wake,
         ready=ready,
-        watch=watch,
+        observer=observer,
     )
 
 
-async def notify_worker(desk: ServiceContext) -> None:
-    """Has it look into the records now. Where it is away it will do so of itself."""
-    try:
-        await desk.wake()
-    except Exception:
-        logger.warning("the forecaster is away", exc_info=True)
+@dataclass(frozen=True)
+class Caller:
+    """The client that sent a request: its name and the id of its API key."""
+
+    owner: str
+    key_id: str
 
 
-def get_job_or_404(desk: ServiceContext, job: str, request: Request) -> ForecastJob:
-    """The forecast with that id, if it is the asking client's. What is no id never reaches the
-    database, which may not even hold it as text."""
-    is_id = re.fullmatch("[0-9a-f]{32}", job) is not None
-    found = desk.records.get(job, owner=request.state.owner) if is_id else None
-    if found is None:
-        raise ApiProblemError(404, "No forecast has this id.", field="id")
-    return found
+# FastAPI runs synchronous dependencies in a thread. These two only read attributes, so they are
+# coroutines; `get_job_or_404` reads the database and stays in a thread.
 
 
-def job_status(desk: ServiceContext, job: ForecastJob) -> dict[str, Any]:
-    """How far a forecast is by now, and what its samples say so far.
+async def get_context(request: Request) -> ServiceContext:
+    """Return the context that `create_app` stored with the application."""
+    context: ServiceContext = request.app.state.context
+    return context
 
-    Its state is read after its samples, which are dropped at its end: a running one never seems to
-    have fewer than before.
+
+async def get_caller(request: Request) -> Caller:
+    """Return the client that `AuthMiddleware` authenticated."""
+    return Caller(request.state.owner, request.state.key)
+
+
+Context = Annotated[ServiceContext, Depends(get_context)]
+CurrentCaller = Annotated[Caller, Depends(get_caller)]
+ForecastId = Annotated[str, Path(description="Id of the forecast: 32 hexadecimal digits.")]
+
+
+def get_job_or_404(forecast_id: ForecastId, context: Context, caller: CurrentCaller) -> ForecastJob:
+    """Return the caller's forecast. Raises ApiProblemError if the caller has none of this id.
+
+    Malformed ids are rejected before the query: PostgreSQL cannot store some of them, such as NUL
+    bytes, and would raise.
     """
-    lesions: dict[str, list[Any]] = {arm: [] for arm in job.order["arms"]}
-    for arm, some in desk.records.lesion_counts(job.id, desk.model.digest):
-        lesions[arm] += some
-    job = desk.records.get(job.id) or job
-    if job.state not in UNFINISHED:
-        lesions.clear()
-    done = sum(map(len, lesions.values()))
-    here = f"/v1/forecasts/{job.id}"
-    column = 1 if desk.settings.apply_opening else 0
-    links = {name: f"{here}/{name}" for name in ("events", "result", "derivative")}
-    return {
-        "id": job.id,
-        "state": job.state,
-        "order": job.order,
-        "progress": {"done": job.total if job.state == "succeeded" else done, "total": job.total},
-        "partial": {
-            arm: _partial_estimate(np.array([each[column] for each in some]))
-            for arm, some in lesions.items()
-            if some
-        },
-        "error": job.error,
-        "links": {"self": here, **links},
-    }
+    well_formed = re.fullmatch("[0-9a-f]{32}", forecast_id) is not None
+    job = context.jobs.get(forecast_id, owner=caller.owner) if well_formed else None
+    if job is None:
+        raise ApiProblemError(404, "No forecast has this id.", field="id")
+    return job
 
 
-def _partial_estimate(counts: np.ndarray[Any, Any]) -> dict[str, Any]:
-    share = active_fraction(counts)
-    low, high = wilson_interval(share, len(counts))
-    return {
-        "samples": len(counts),
-        "p_active": {"value": share, "low": low, "high": high},
-        "count_mean": float(counts.mean()),
-    }
+def get_succeeded_or_409(
+    forecast_id: ForecastId, context: Context, caller: CurrentCaller
+) -> ForecastJob:
+    """Return the caller's forecast. Raises ApiProblemError if it has no result."""
+    job = get_job_or_404(forecast_id, context, caller)
+    if job.state == "succeeded":
+        return job
+    headers = context.retry_after_headers if job.state in UNFINISHED else None
+    raise ApiProblemError(409, f"The forecast is {job.state}: it has no result.", headers=headers)
+
+
+OwnedJob = Annotated[ForecastJob, Depends(get_job_or_404)]
+SucceededJob = Annotated[ForecastJob, Depends(get_succeeded_or_409)]
+
+
+async def notify_worker(context: ServiceContext) -> None:
+    """Tell the forecast worker to look at the jobs now."""
+    try:
+        await context.wake()
+    except Exception:
+        # No error for the client: the worker polls the database and finds the change itself.
+        logger.warning("worker.unreachable", exc_info=True)

@@ -1,4 +1,4 @@
-"""Forms as they come in: a few at a time, each within a bounded time, and text as UTF-8 alone."""
+"""Multipart forms: a few at a time, each within a bounded time, and text in UTF-8 only."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -10,26 +10,30 @@ from starlette.datastructures import FormData, Headers
 
 from serve.api.problems import ApiProblemError
 
-MAX_CONCURRENT_FORMS = 8  # each may lie in the temporary folder with `max_upload` bytes
-FORM_TIMEOUT_S = 600.0  # for one to come in: a client that fell silent must not keep its place
+MAX_CONCURRENT_FORMS = 8  # each may take up to `max_upload` bytes of the temporary folder
+FORM_TIMEOUT_S = 600.0  # a client that stalls must not keep its place forever
 
 
 class FormReceiver:
-    """Receives forms, at most `TOGETHER` at a time; `wait` are the headers that say when to ask
-    again."""
+    """Receive at most `MAX_CONCURRENT_FORMS` forms at a time.
 
-    def __init__(self, wait: Mapping[str, str]) -> None:
-        self._wait, self._open = wait, 0
+    `retry_headers` are the headers of a 429, which say when to try again.
+    """
+
+    def __init__(self, retry_headers: Mapping[str, str]) -> None:
+        self._retry_headers, self._open = retry_headers, 0
 
     @asynccontextmanager
     async def receive(self, request: Request, **limits: int) -> AsyncIterator[FormData]:
-        """The form that comes with a request, whose files are gone afterwards; `limits` are those
-        of Starlette. Raises RequestError where there is no room, and for one that cannot be read.
+        """Receive the form of a request, and delete its temporary files afterwards.
+
+        `limits` are arguments of Starlette's `Request.form`. Raises ApiProblemError if too many
+        forms are open, and for a form that is too slow or not in UTF-8.
         """
         _require_utf8(request.headers)
         if self._open >= MAX_CONCURRENT_FORMS:
             detail = f"{MAX_CONCURRENT_FORMS} forms are being received; try again later."
-            raise ApiProblemError(429, detail, headers=self._wait)
+            raise ApiProblemError(429, detail, headers=self._retry_headers)
         self._open += 1
         try:
             form = await _read_form(request, limits)
@@ -52,7 +56,10 @@ async def _read_form(request: Request, limits: Mapping[str, int]) -> FormData:
 
 
 def _require_utf8(headers: Headers) -> None:
-    """Others would give names that no answer can hold, or are no encodings of text at all."""
+    """Reject other charsets.
+
+    They can produce field names that JSON cannot represent, or are not text encodings.
+    """
     _, parameters = parse_options_header(headers.get("content-type"))
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in ("utf-8", "utf8"):

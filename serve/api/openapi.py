@@ -1,78 +1,147 @@
-"""What /openapi.json says beside what FastAPI reads from the routes.
+"""The OpenAPI document, completed with what FastAPI cannot read from the routes.
 
-The problems that each may answer with, what it gives where that is not JSON, the key that it wants.
+That is the request bodies that are read by hand, the schema of problems, the problems that every
+route may answer with, and authentication.
 """
 
-from collections.abc import Iterator, Mapping
-from http import HTTPStatus
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
 
-from serve.api.middleware import HEALTH_PREFIX
-from serve.api.problems import MEDIA_TYPE, SCHEMA
+from serve.api.middleware import HEALTH_PREFIX, MULTIPART_FORM
+from serve.api.problems import Problem, problem_responses
+from serve.api.requests import REQUEST_FIELD
+from serve.api.routes.segmentation import DICOM, MAX_FILES, SERIES_FIELD
+from serve.api.schemas import (
+    ForecastRequest,
+    ForecastState,
+    ForecastStatus,
+    UploadForecastRequest,
+)
+from serve.db.models import UNFINISHED
+from serve.keys import CREATE_COMMAND
+from serve.uploads import REQUIRED_UPLOAD_FIELDS, UPLOAD_FIELDS
 
 Document = dict[str, Any]
 
-_FORECAST_PATH = "/v1/forecasts/{job}"
-_FORM_STATUSES = (400, 408, 415, 422, 429)
-_PROBLEM_STATUSES: Mapping[str, tuple[int, ...]] = {
-    "post /v1/forecasts": _FORM_STATUSES,
-    f"get {_FORECAST_PATH}": (404,),
-    f"delete {_FORECAST_PATH}": (404,),
-    f"get {_FORECAST_PATH}/events": (404,),
-    f"get {_FORECAST_PATH}/result": (404, 409, 410),
-    f"get {_FORECAST_PATH}/arms/{{arm}}": (404, 409, 410),
-    f"get {_FORECAST_PATH}/derivative": (404, 409, 410),
-    f"post {_FORECAST_PATH}/segmentation": (404, 409, 410, *_FORM_STATUSES, 501),
-    "get /v2": (),
-    "get /v2/models/{name}": (404,),
-    "get /v2/models/{name}/ready": (404,),
-    f"get {HEALTH_PREFIX}live": (),
-    f"get {HEALTH_PREFIX}ready": (),
-}
-_RESPONSE_MEDIA_TYPES = {
-    f"get {_FORECAST_PATH}/events": "text/event-stream",
-    f"get {_FORECAST_PATH}/arms/{{arm}}": "application/gzip",
-    f"get {_FORECAST_PATH}/derivative": "application/zip",
-    f"post {_FORECAST_PATH}/segmentation": "application/dicom",
-}
+JSON = "application/json"
+_REFERENCE = "#/components/schemas/{model}"
 _BEARER = {
     "type": "http",
     "scheme": "bearer",
-    "description": "A key of python -m serve.api.middleware",
+    "description": f"An API key, made with {CREATE_COMMAND}",
 }
 
 
-def customize_openapi(api: FastAPI, *, keys: bool) -> None:
-    """Let `api` say it, when all its routes are there; `keys` says whether it wants one."""
-    document = api.openapi()
-    document["components"] = {"schemas": {"Problem": SCHEMA}}
+def customize_openapi(app: FastAPI, *, keys: bool, uploads: bool) -> None:
+    """Complete the document of `app`, after all routes are added.
+
+    `keys` says whether requests need an API key, `uploads` whether images can be uploaded.
+    """
+    document = app.openapi()  # FastAPI keeps this object and serves it
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):  # every 422 is a problem document
+        schemas.pop(name, None)
+    models = (Problem, ForecastRequest, UploadForecastRequest)
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in models], ref_template=_REFERENCE
+    )
+    for name, schema in definitions["$defs"].items():
+        schemas.setdefault(name, schema)
     if keys:
-        document["components"]["securitySchemes"] = {"bearer": _BEARER}
-    for name, operation in _operations(document):
-        inside = not name.partition(" ")[2].startswith(HEALTH_PREFIX)
-        if keys and inside:
-            operation["security"] = [{"bearer": []}]
-        responses = operation["responses"]
-        responses.pop("422", None)  # FastAPI's own, in another form
-        if name in _RESPONSE_MEDIA_TYPES:
-            responses["200"]["content"] = {_RESPONSE_MEDIA_TYPES[name]: {}}
-        if name.endswith("/ready"):
-            content = responses["200"]["content"]
-            responses["503"] = {"description": "It cannot draw now", "content": content}
-        everywhere = ((401,) if keys else ()) + (403, 413) if inside else ()
-        for status in (*everywhere, *_PROBLEM_STATUSES[name], 500):
-            responses[str(status)] = _problem(status)
+        components["securitySchemes"] = {"bearer": _BEARER}
+    for path, operation in _operations(document):
+        _describe_common_answers(path, operation, keys=keys)
+    forecasts = document["paths"]["/v1/forecasts"]["post"]
+    forecasts["requestBody"] = _forecast_body(uploads=uploads)
+    events = document["paths"]["/v1/forecasts/{forecast_id}/events"]["get"]["responses"]["200"]
+    events["content"]["text/event-stream"]["schema"] = _event()
+    segmentation = document["paths"]["/v1/forecasts/{forecast_id}/segmentation"]["post"]
+    segmentation["requestBody"] = _series_body()
 
 
 def _operations(document: Document) -> Iterator[tuple[str, Document]]:
-    """Each with its name, such as `get /v2`."""
+    """Yield every operation with its path."""
     for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            yield f"{method} {path}", operation
+        for operation in methods.values():
+            yield path, operation
 
 
-def _problem(status: int) -> Document:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+def _describe_common_answers(path: str, operation: Document, *, keys: bool) -> None:
+    """Add the problems that middleware answers with, and remove FastAPI's own form of a 422."""
+    responses = operation["responses"]
+    if JSON in responses.get("422", {}).get("content", {}):
+        del responses["422"]
+    common = [500]
+    if not path.startswith(HEALTH_PREFIX):
+        common += [403, 413]
+        if keys:
+            common.append(401)
+            operation["security"] = [{"bearer": []}]
+    for status, response in problem_responses(*common).items():
+        responses[str(status)] = response
+
+
+def _forecast_body(*, uploads: bool) -> Document:
+    content: Document = {JSON: {"schema": _reference(ForecastRequest)}}
+    if uploads:
+        file = {
+            "type": "string",
+            "contentMediaType": "application/octet-stream",
+            "format": "binary",
+            "description": "NIfTI, .nii or .nii.gz",
+        }
+        request = {
+            "type": "string",
+            "contentMediaType": JSON,
+            "contentSchema": _reference(UploadForecastRequest),
+        }
+        schema = {
+            "type": "object",
+            "properties": {REQUEST_FIELD: request, **dict.fromkeys(UPLOAD_FIELDS, file)},
+            "required": list(REQUIRED_UPLOAD_FIELDS),
+            "additionalProperties": False,
+        }
+        content[MULTIPART_FORM] = {"schema": schema}
+    return {"required": True, "content": content}
+
+
+def _event() -> Document:
+    """Describe one server-sent event: before OpenAPI 3.2, a schema is that of an event."""
+    data = {
+        "type": "string",
+        "contentMediaType": JSON,
+        "contentSchema": _reference(ForecastStatus),
+    }
+    states = get_args(ForecastState)
+    name = {"enum": ["progress", *(state for state in states if state not in UNFINISHED)]}
+    return {
+        "type": "object",
+        "properties": {"event": name, "data": data},
+        "required": ["event", "data"],
+    }
+
+
+def _series_body() -> Document:
+    file = {"type": "string", "contentMediaType": DICOM, "format": "binary"}
+    series = {
+        "type": "array",
+        "description": "DICOM, one image a file; pixels may be left out",
+        "items": file,
+        "minItems": 1,
+        "maxItems": MAX_FILES,
+    }
+    schema = {
+        "type": "object",
+        "properties": {SERIES_FIELD: series},
+        "required": [SERIES_FIELD],
+        "additionalProperties": False,
+    }
+    return {"required": True, "content": {MULTIPART_FORM: {"schema": schema}}}
+
+
+def _reference(model: type) -> Document:
+    return {"$ref": _REFERENCE.format(model=model.__name__)}

@@ -1,39 +1,40 @@
-"""What is wrong with a request, as RFC 9457 problem JSON that names the field."""
+"""Errors as problem documents (RFC 9457) that name the field."""
 
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MEDIA_TYPE = "application/problem+json"
-_TEXT = {"type": "string"}
-SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {
-        "type": {"const": "about:blank"},
-        "title": _TEXT,
-        "status": {"type": "integer"},
-        "detail": _TEXT,
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"field": _TEXT, "detail": _TEXT},
-                "required": ["field", "detail"],
-            },
-        },
-    },
-    "required": ["type", "title", "status", "detail"],
-}
+
+
+class FieldProblem(BaseModel):
+    """A field of the request and what is wrong with it."""
+
+    field: str = Field(description="Path of the field, such as `arms.1` or `Authorization`.")
+    detail: str
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    type: Literal["about:blank"]
+    title: str = Field(description="Phrase of the HTTP status.")
+    status: int
+    detail: str = Field(description="A sentence that says what is wrong and what to do.")
+    errors: list[FieldProblem] = Field(
+        default_factory=list, description="Fields at fault; absent if none is."
+    )
 
 
 class ApiProblemError(Exception):
-    """A refusal with its HTTP status, a sentence, and the field that is at fault, if one is."""
+    """An error with its HTTP status, a sentence, and the field at fault, if there is one."""
 
     def __init__(
         self,
@@ -47,8 +48,8 @@ class ApiProblemError(Exception):
         self.status, self.detail, self.field, self.headers = status, detail, field, headers
 
     def response(self) -> JSONResponse:
-        """As HTTP."""
-        fields = [] if self.field is None else [(self.field, self.detail)]
+        """Return the error as an HTTP response."""
+        fields = [] if self.field is None else [FieldProblem(field=self.field, detail=self.detail)]
         return problem_response(self.status, self.detail, fields=fields, headers=self.headers)
 
 
@@ -56,63 +57,83 @@ def problem_response(
     status: int,
     detail: str,
     *,
-    fields: Sequence[tuple[str, str]] = (),
+    fields: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """A problem document; `fields` are pairs of a field's path and what is wrong with it."""
-    content: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-    }
+    """Return a problem document as an HTTP response."""
+    problem = Problem(
+        type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail
+    )
     if fields:
-        content["errors"] = [{"field": field, "detail": wrong} for field, wrong in fields]
-    sent = dict(headers) if headers else None
-    return JSONResponse(content, status_code=status, headers=sent, media_type=MEDIA_TYPE)
+        problem.errors = list(fields)
+    return JSONResponse(
+        problem.model_dump(exclude_unset=True),
+        status_code=status,
+        headers=dict(headers) if headers else None,
+        media_type=MEDIA_TYPE,
+    )
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that answers with problems of these statuses.
+
+    `serve.api.openapi` adds the schema that they refer to. FastAPI's own `model` key would declare
+    the media type application/json.
+    """
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
+        for status in statuses
+    }
 
 
 class ProblemCounterMiddleware:
-    """ASGI middleware: `told` gets the status of every problem, and of what is answered 500."""
+    """ASGI middleware that calls `count` with the status of each problem, and 500 for a crash."""
 
-    def __init__(self, app: ASGIApp, told: Callable[[int], None]) -> None:
-        self._app, self._told = app, told
+    def __init__(self, app: ASGIApp, count: Callable[[int], None]) -> None:
+        self._app, self._count = app, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes everything on."""
+        """Pass the request on, and look at the headers of its response."""
 
-        async def sending(message: Message) -> None:
+        async def count_and_send(message: Message) -> None:
             if (b"content-type", MEDIA_TYPE.encode()) in message.get("headers", ()):
-                self._told(message["status"])
+                self._count(message["status"])
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, count_and_send)
         except Exception:
-            self._told(500)
+            # Starlette answers an unhandled error outside of this middleware.
+            self._count(500)
             raise
 
 
-def install_problem_handlers(api: FastAPI) -> None:
-    """Every error of `api` leaves as a problem."""
+def install_problem_handlers(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem document."""
 
-    @api.exception_handler(ApiProblemError)
-    async def refused(_: Request, error: ApiProblemError) -> JSONResponse:
+    @app.exception_handler(ApiProblemError)
+    async def answer_api_problem(_: Request, error: ApiProblemError) -> JSONResponse:
         return error.response()
 
-    @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    @app.exception_handler(RequestValidationError)
+    async def answer_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        # The first part of `loc` is where the field is: body, query or header.
         fields = [
-            (".".join(map(str, each["loc"][1:])) or "body", each["msg"]) for each in error.errors()
+            FieldProblem(field=".".join(map(str, each["loc"][1:])) or "body", detail=each["msg"])
+            for each in error.errors()
         ]
-        detail = "; ".join(f"{field}: {wrong}" for field, wrong in fields)
+        detail = "; ".join(f"{each.field}: {each.detail}" for each in fields)
         return problem_response(422, detail, fields=fields)
 
-    @api.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> JSONResponse:
+    @app.exception_handler(HTTPException)
+    async def answer_http_exception(_: Request, error: HTTPException) -> JSONResponse:
         return problem_response(error.status_code, str(error.detail), headers=error.headers)
 
-    @api.exception_handler(Exception)
-    async def broken(_: Request, __: Exception) -> JSONResponse:
-        """Starlette raises it again afterwards, so that the server logs the traceback."""
+    @app.exception_handler(Exception)
+    async def answer_unexpected_error(_: Request, __: Exception) -> JSONResponse:
+        # Starlette raises the error again afterwards, so that the server logs the traceback.
         return problem_response(500, "The service failed at this request; its log says why.")

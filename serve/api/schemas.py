@@ -1,7 +1,6 @@
-"""What a client may ask for, and what of it is drawn in one go."""
+"""Bodies of requests and responses, as pydantic models."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,24 +12,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lesioncast.forecasting.runtime import format_choices
-from lesioncast.imaging.channels import Sessions
-from serve.api.problems import ApiProblemError
-from serve.api.routes.models import ModelInfo
-from serve.settings import ServiceSettings
+from lesioncast.forecasting.adaptive import SamplingRequest
 
-INT64_MAX_EXCLUSIVE = (
-    2**63
-)  # an integer has less, which every database and every format string can hold
+INT64_MAX_EXCLUSIVE = 2**63  # every database column and every format string holds smaller integers
+
+ForecastState = Literal["accepted", "running", "succeeded", "failed", "cancelled", "deleted"]
 
 
 def _single_error(value: object, parse: ValidatorFunctionWrapHandler) -> object:
-    """What is wrong with a covariate, once: a union says it for each of its kinds."""
+    """Parse a covariate with one error message; a union reports one for each of its types."""
     try:
         return parse(value)
     except ValidationError:
-        wrong = "Input should be a word of at most 64 letters, a finite number or null"
-        raise PydanticCustomError("covariate", wrong) from None
+        message = "Input should be a word of at most 64 letters, a finite number or null"
+        raise PydanticCustomError("covariate", message) from None
 
 
 CovariateValue = Annotated[
@@ -43,111 +38,216 @@ CovariateValue = Annotated[
 
 
 class SamplerOverrides(BaseModel):
-    """How samples are drawn, where that is not to be as the bundle was shipped to.
+    """Sampler settings that replace those of the bundle; null keeps the bundle's own value."""
 
-    As in `SamplerConfig`: `eta` counts with the solver sde-dpmsolver++ alone.
-    """
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    num_steps: int | None = Field(default=None, ge=1, lt=INT64_MAX_EXCLUSIVE)
-    eta: float | None = Field(default=None, ge=0, le=1)
-    guidance: float | None = Field(default=None, ge=0)
+    num_steps: int | None = Field(
+        default=None, ge=1, lt=INT64_MAX_EXCLUSIVE, description="Denoising steps of each sample."
+    )
+    eta: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of noise that is added at each step; only for sde-dpmsolver++.",
+    )
+    guidance: float | None = Field(
+        default=None,
+        ge=0,
+        description="Guidance scale: 0 ignores the images, 1 is the conditional model.",
+    )
 
 
 class ForecastParameters(BaseModel):
-    """A forecast under some arms or all of them.
-
-    The same seed names the same samples, whatever else is asked for; arms share them. With `error`
-    sampling stops as soon as the 95 % interval of the share of samples with lesions reaches no
-    further than that to either side, on average, under every arm; `samples` are the most then.
-    `sessions` are those whose images are shown, all where none is named: w000 alone asks what each
-    arm would have done from the start.
-    """
+    """Parameters of a forecast. The same seed names the same samples in every request."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    arms: list[str] | None = Field(default=None, min_length=1, max_length=64)
-    samples: int = Field(default=16, ge=2, lt=INT64_MAX_EXCLUSIVE)
-    error: float | None = Field(default=None, gt=0, lt=0.5)
-    seed: int = Field(default=0, ge=0, lt=INT64_MAX_EXCLUSIVE)
+    arms: list[str] | None = Field(
+        default=None, min_length=1, max_length=64, description="Treatment arms; all by default."
+    )
+    samples: int = Field(
+        default=16,
+        ge=2,
+        lt=INT64_MAX_EXCLUSIVE,
+        description="Samples of each arm; with `tolerance`, the maximum.",
+    )
+    tolerance: float | None = Field(
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="Stop sampling once the half-width of the 95 % interval of the active fraction "
+        "is at most this value for every arm.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=INT64_MAX_EXCLUSIVE, description="Seed of the samples; arms share it."
+    )
     sampler: SamplerOverrides = Field(default_factory=SamplerOverrides)
-    reference_arm: str | None = Field(default=None, max_length=64)
-    sessions: list[str] | None = Field(default=None, min_length=1, max_length=2)
+    reference_arm: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Arm that the others are compared with; the first of `arms` by default.",
+    )
+    sessions: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=2,
+        description="Sessions whose images the model sees; all by default. With `w000` alone, the "
+        "arms are compared from the images before treatment.",
+    )
 
 
 class ForecastRequest(ForecastParameters):
-    """A forecast of one subject of the mounted store."""
+    """Request a forecast of a subject of the mounted store."""
 
-    subject: str = Field(max_length=64, examples=["sub-0001"])
+    subject: str = Field(
+        max_length=64, examples=["sub-0001"], description="Subject of the mounted store."
+    )
 
 
 class UploadForecastRequest(ForecastParameters):
-    """A forecast of the patient whose images come with it.
+    """Request a forecast of a patient whose images are in the same form."""
 
-    `subject` names the results, and the samples with the seed, as it would in a store;
-    `covariates` are those that the bundle's model is told of: null, like those left out, says that
-    one is not known.
-    """
-
-    subject: str = Field(default="sub-upload", pattern="^sub-[A-Za-z0-9]{1,58}$")
-    covariates: dict[str, CovariateValue] = Field(default_factory=dict, max_length=64)
-
-
-class PatientRef(NamedTuple):
-    """Who is forecast: a subject of the mounted store, or of what was uploaded for a forecast; and
-    the sessions whose images are shown, None for all."""
-
-    subject: str
-    upload: str | None  # the forecast's id
-    sessions: Sessions | None = None
+    subject: str = Field(
+        default="sub-upload",
+        pattern="^sub-[A-Za-z0-9]{1,58}$",
+        description="Name of the patient in the results. Samples depend on it and on the seed, as "
+        "for a subject of a store.",
+    )
+    covariates: dict[str, CovariateValue] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Covariates that the model takes; null, or leaving one out, means unknown.",
+    )
 
 
-def check_subject(order: ForecastRequest, subjects: Sequence[str]) -> None:
-    """Raises RequestError for a subject that the store does not hold."""
-    if order.subject not in subjects:
-        raise ApiProblemError(
-            422, f"subject: expected a subject of the store, got {order.subject}.", field="subject"
+class ResolvedRequest(BaseModel):
+    """A request with every default made explicit, as the service stores it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subject: str = Field(description="Name of the patient.")
+    arms: tuple[str, ...] = Field(description="Treatment arms.")
+    reference_arm: str = Field(description="Arm that the others are compared with.")
+    sessions: tuple[str, ...] = Field(description="Sessions whose images the model sees.")
+    samples: int = Field(description="Samples of each arm; with `tolerance`, the maximum.")
+    tolerance: float | None = Field(
+        default=None,
+        description="Half-width of the 95 % interval of the active fraction at which sampling "
+        "stops.",
+    )
+    seed: int = Field(description="Seed of the samples.")
+    sampler: SamplerOverrides = Field(default_factory=SamplerOverrides)
+    covariates: dict[str, CovariateValue] = Field(
+        default_factory=dict, description="Covariates that came with an upload."
+    )
+    upload: str | None = Field(
+        default=None, description="Digest of the uploaded images; null for a subject of the store."
+    )
+
+    @property
+    def sampling_request(self) -> SamplingRequest:
+        """Return the samples that the request asks for."""
+        return SamplingRequest(
+            subject=self.subject,
+            arms=self.arms,
+            seed=self.seed,
+            samples=self.samples,
+            tolerance=self.tolerance,
+            sampler_overrides=self.sampler.model_dump(exclude_none=True),
         )
 
 
-def resolve_request(
-    wishes: ForecastParameters, *, model: ModelInfo, settings: ServiceSettings
-) -> dict[str, Any]:
-    """The wishes with every default made explicit, as they are recorded. Raises RequestError."""
-    arms = model.arms
-    wanted = list(arms) if wishes.arms is None else wishes.arms
-    for number, arm in enumerate(wanted):
-        if arm not in arms or arm in wanted[:number]:
-            raise ApiProblemError(
-                422,
-                f"arms.{number}: expected each once of {', '.join(arms)}; got {arm}.",
-                field=f"arms.{number}",
-            )
-    reference = wanted[0] if wishes.reference_arm is None else wishes.reference_arm
-    if reference not in wanted:
-        raise ApiProblemError(
-            422,
-            f"reference_arm: expected one of {', '.join(wanted)}, got {reference}.",
-            field="reference_arm",
-        )
-    sessions = model.sessions[0] if wishes.sessions is None else tuple(wishes.sessions)
-    if sessions not in model.sessions:
-        detail = (
-            f"sessions: expected {format_choices(model.sessions)}, got {', '.join(sessions)[:80]}."
-        )
-        raise ApiProblemError(422, detail, field="sessions")
-    own = wishes.sampler
-    _check_maximum("samples", wishes.samples, settings.max_samples)
-    _check_maximum("sampler.num_steps", own.num_steps, settings.max_steps)
-    _check_maximum("sampler.guidance", own.guidance, settings.max_guidance)
-    if own.eta is not None and model.sampler.solver != "sde-dpmsolver++":
-        detail = f"sampler.eta: expected none, for this bundle's solver is {model.sampler.solver}."
-        raise ApiProblemError(422, detail, field="sampler.eta")
-    explicit = {"arms": wanted, "reference_arm": reference, "sessions": list(sessions)}
-    return wishes.model_dump() | explicit | {"sampler": own.model_dump(exclude_none=True)}
+class Progress(BaseModel):
+    """Number of samples drawn so far, over all arms."""
+
+    done: int
+    total: int
 
 
-def _check_maximum(field: str, got: float | None, most: float) -> None:
-    if got is not None and got > most:
-        raise ApiProblemError(422, f"{field}: expected at most {most:g}, got {got:g}.", field=field)
+class Interval(BaseModel):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class PartialEstimate(BaseModel):
+    """Estimates from the samples of one arm that are drawn so far."""
+
+    samples: int
+    active_fraction: Interval = Field(description="Share of samples with at least one lesion.")
+    count_mean: float = Field(description="Mean number of lesions of a sample.")
+
+
+class ForecastLinks(BaseModel):
+    """Paths of the routes of a forecast."""
+
+    self_link: str = Field(alias="self")
+    events: str
+    result: str
+    derivative: str
+
+
+class ForecastStatus(BaseModel):
+    """State of a forecast, its progress and partial results."""
+
+    id: str
+    state: ForecastState
+    request: ResolvedRequest
+    progress: Progress
+    partial: dict[str, PartialEstimate] = Field(
+        description="Estimates by arm while the forecast runs; empty once it has finished."
+    )
+    error: str | None = Field(description="Why the forecast failed; null otherwise.")
+    links: ForecastLinks
+
+
+class ServerLive(BaseModel):
+    """Answer of the liveness probe."""
+
+    live: bool
+
+
+class ServerReady(BaseModel):
+    """Answer of the readiness probe."""
+
+    ready: bool
+
+
+class ServerMetadata(BaseModel):
+    """Server metadata of the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """Name, data type and shape of an input or output."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """Model metadata of the Open Inference Protocol, with the arms and sessions of the bundle."""
+
+    name: str
+    versions: list[str] = Field(description="Digest of the mounted bundle.")
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+    arms: list[str]
+    sessions: list[list[str]] = Field(
+        description="Combinations of sessions that a request may name; the first is the default."
+    )
+
+
+class ModelReady(BaseModel):
+    """Readiness of the model in the Open Inference Protocol."""
+
+    name: str
+    ready: bool

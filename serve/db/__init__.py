@@ -1,0 +1,1 @@
+"""The database of the service: forecast jobs, drawn samples and the audit."""

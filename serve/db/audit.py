@@ -1,10 +1,11 @@
-"""Who asked for which forecast, and how it ended, in a chain that shows what was changed later.
+"""The audit: who requested which forecast and how it ended, in a hash chain that shows tampering.
 
     python -m serve.db.audit sqlite:///out/serve/forecasts.sqlite [--head DIGEST]
 
-Each entry holds the sha256 of the one before, so that none can be changed, added or taken out
-between others unnoticed. That the last ones are missing shows only beside a digest that was kept
-elsewhere: the command prints it, and compares it when it is given. No entry names a patient.
+Each entry holds the sha256 of the previous entry, so that no entry can be changed, inserted or
+removed between others without breaking the chain. Missing entries at the end show only by
+comparison with a digest that was kept elsewhere: the command prints the last digest, and compares
+it if it is given. No entry names a patient.
 """
 
 import argparse
@@ -19,66 +20,89 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session
 
 from serve.db.models import AuditEntry
+from serve.db.schema import DatabaseSchemaError, check_schema
 
-GENESIS_DIGEST = "0" * 64  # before the first entry
-_LOCK = 960_048  # of PostgreSQL's advisory locks; SQLite has one writer at a time anyway
+GENESIS_DIGEST = "0" * 64
+"""The `previous_digest` of the first entry."""
+_ADVISORY_LOCK = 960_048  # any number that no other program locks
 
 
 def append_entry(session: Session, record: Mapping[str, Any]) -> None:
-    """Add an entry in the session's transaction, in which something was written already."""
+    """Append an entry within the session's transaction.
+
+    The session must have written something before: on SQLite that takes the write lock, without
+    which two transactions would read the same last entry. PostgreSQL takes an advisory lock here,
+    which the end of the transaction releases.
+    """
     if session.get_bind().dialect.name == "postgresql":
-        session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
     last = session.scalars(
-        select(AuditEntry).order_by(AuditEntry.number.desc()).limit(1)
+        select(AuditEntry).order_by(AuditEntry.sequence.desc()).limit(1)
     ).one_or_none()
-    before = GENESIS_DIGEST if last is None else last.digest
+    previous = GENESIS_DIGEST if last is None else last.digest
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"at": at, **record}, sort_keys=True)
-    number = 1 if last is None else last.number + 1
-    session.add(AuditEntry(number=number, record=line, before=before, digest=_digest(before, line)))
+    entry = AuditEntry(
+        sequence=1 if last is None else last.sequence + 1,
+        record=line,
+        previous_digest=previous,
+        digest=_digest(previous, line),
+    )
+    session.add(entry)
     session.flush()
 
 
-def _digest(before: str, record: str) -> str:
-    return hashlib.sha256(f"{before}\n{record}".encode()).hexdigest()
+def _digest(previous: str, record: str) -> str:
+    return hashlib.sha256(f"{previous}\n{record}".encode()).hexdigest()
 
 
 def verify_chain(entries: Sequence[AuditEntry], *, head: str | None = None) -> Iterator[str]:
-    """A sentence for each entry, in order, that is not as it was written."""
-    before = GENESIS_DIGEST
-    for number, entry in enumerate(entries, 1):
-        if entry.number != number:
-            yield f"entry {number}: expected it, got entry {entry.number}: some were taken out."
+    """Yield a sentence for each entry that was changed, in order.
+
+    With `head`, the digest of an entry that must exist, missing entries at the end are found too.
+    """
+    previous = GENESIS_DIGEST
+    for sequence, entry in enumerate(entries, 1):
+        if entry.sequence != sequence:
+            yield f"entry {sequence} is missing: expected it next, got entry {entry.sequence}"
             return
-        if entry.before != before or entry.digest != _digest(entry.before, entry.record):
-            yield f"entry {number}: expected what was written, got something else."
-        before = entry.digest
+        intact = entry.digest == _digest(entry.previous_digest, entry.record)
+        if entry.previous_digest != previous or not intact:
+            yield f"entry {sequence} was changed: expected the digest of its record, got another"
+        previous = entry.digest
     if head is not None and head not in {entry.digest for entry in entries}:
-        yield f"expected an entry with the digest {head[:12]}, got none: the last were taken out."
+        yield (
+            f"the last entries are missing: expected an entry with the digest {head[:12]}, got none"
+        )
 
 
 def read_entries(url: str) -> list[AuditEntry]:
-    """All entries of the database at `url`, in order."""
+    """Read all entries of a database in order. Raises DatabaseSchemaError for another schema."""
     engine = create_engine(url)
     try:
+        check_schema(engine)
         with Session(engine) as session:
-            return list(session.scalars(select(AuditEntry).order_by(AuditEntry.number)))
+            return list(session.scalars(select(AuditEntry).order_by(AuditEntry.sequence)))
     finally:
         engine.dispose()
 
 
 def main(argv: Sequence[str]) -> int:
-    """Verify the chain; 1 where it was broken."""
+    """Verify the chain. Returns 1 if it is broken or the database has another schema."""
     parser = argparse.ArgumentParser(description="Verify the audit of a service's database.")
     parser.add_argument("url", help="the database, such as sqlite:///out/serve/forecasts.sqlite")
-    parser.add_argument("--head", help="the digest that this command printed before")
-    given = parser.parse_args(argv)
-    entries = read_entries(given.url)
-    found = list(verify_chain(entries, head=given.head))
+    parser.add_argument("--head", help="the last digest that this command printed before")
+    args = parser.parse_args(argv)
+    try:
+        entries = read_entries(args.url)
+    except DatabaseSchemaError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    faults = list(verify_chain(entries, head=args.head))
     last = entries[-1].digest if entries else GENESIS_DIGEST
-    lines = found or [f"{len(entries)} entries, as they were written; the last is {last}"]
+    lines = faults or [f"{len(entries)} entries, as they were written; the last digest is {last}"]
     sys.stdout.write("\n".join(lines) + "\n")
-    return 1 if found else 0
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

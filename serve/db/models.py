@@ -1,28 +1,58 @@
-"""The tables of the service's database."""
+"""Tables of the service's database, as SQLAlchemy models."""
 
 import zlib
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from sqlalchemy import JSON, ForeignKey, LargeBinary, UniqueConstraint
+from sqlalchemy import JSON, Dialect, ForeignKey, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
 
 from lesioncast.forecasting.sampling import SampleBatch
 from lesioncast.imaging.lesions import LesionCounts
+from serve.api.schemas import ForecastState, ResolvedRequest
 
-State = Literal["accepted", "running", "succeeded", "failed", "cancelled", "deleted"]
-UNFINISHED: tuple[State, ...] = ("accepted", "running")
-DISCARDED_STATES: tuple[State, ...] = ("cancelled", "deleted")  # nothing is kept of them
+UNFINISHED: tuple[ForecastState, ...] = ("accepted", "running")
+DISCARDED_STATES: tuple[ForecastState, ...] = ("cancelled", "deleted")
+"""States of forecasts whose files and samples are removed."""
+
+
+class RequestJson(TypeDecorator[ResolvedRequest]):
+    """A column type that stores a `ResolvedRequest` as JSON."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: ResolvedRequest | None, dialect: Dialect) -> Any:
+        """Return the request as JSON values."""
+        return None if value is None else value.model_dump(mode="json")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> ResolvedRequest | None:
+        """Parse a stored request."""
+        return None if value is None else ResolvedRequest.model_validate(value)
 
 
 class Base(DeclarativeBase):
-    """The tables below."""
+    """Base of the tables below."""
 
-    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}
+    type_annotation_map = {list[Any]: JSON, ResolvedRequest: RequestJson}
+
+
+class SchemaVersion(Base):
+    """The version of the tables, one row; see `serve.db.schema`."""
+
+    __tablename__ = "schema_version"
+
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
 class ForecastJob(Base):
-    """One forecast asked for: whose, what, and how far it is."""
+    """One requested forecast: its owner, its request and its state.
+
+    `total` is the number of samples over all arms. `block_size` is the number of seeds in a block;
+    it is stored so that a job keeps its blocks when the setting changes. `created` and `finished`
+    are seconds since the epoch.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (UniqueConstraint("owner", "idempotency_key"),)
@@ -30,55 +60,71 @@ class ForecastJob(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     owner: Mapped[str]
     idempotency_key: Mapped[str | None]
-    order: Mapped[dict[str, Any]]
+    request: Mapped[ResolvedRequest]
     total: Mapped[int]
-    block: Mapped[int]
-    state: Mapped[str] = mapped_column(index=True)
+    block_size: Mapped[int]
+    state: Mapped[ForecastState] = mapped_column(String, index=True)
     error: Mapped[str | None]
     created: Mapped[float]
     finished: Mapped[float | None]
 
 
 class DrawnBlock(Base):
-    """The samples of one block of seeds under one arm, drawn with the bundle of that digest.
+    """The samples of one block of seeds under one arm, drawn with one bundle.
 
-    So two bundles that draw for one job, as while one is exchanged for the other, do so side by
-    side. `lesions` are (plain, opened, volume).
+    The bundle's digest is part of the key: while a bundle is being replaced, samples of the old and
+    of the new one exist side by side and do not mix. `lesions` holds (plain, opened, volume) of
+    each sample. `masks_zlib` holds the masks packed along the last axis, as `shape`; `mask_width`
+    is that axis' length before packing.
     """
 
-    __tablename__ = "drawn"  # "parts" in older databases, whose key lacks the bundle
+    __tablename__ = "blocks"
 
     job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     bundle: Mapped[str] = mapped_column(primary_key=True)
     arm: Mapped[str] = mapped_column(primary_key=True)
-    first: Mapped[int] = mapped_column(primary_key=True)
+    first_seed_index: Mapped[int] = mapped_column(primary_key=True)
     lesions: Mapped[list[Any]]
     shape: Mapped[list[Any]]
-    width: Mapped[int]
-    packed: Mapped[bytes] = mapped_column(LargeBinary)
+    mask_width: Mapped[int]
+    masks_zlib: Mapped[bytes] = mapped_column(LargeBinary)
 
-    def drawn(self) -> SampleBatch:
-        """As it was drawn."""
-        flat = np.frombuffer(zlib.decompress(self.packed), np.uint8)
-        found = tuple(LesionCounts(*each) for each in self.lesions)
-        return SampleBatch(flat.reshape(self.shape), self.width, found)
+    def to_batch(self) -> SampleBatch:
+        """Return the samples as they were drawn."""
+        packed = np.frombuffer(zlib.decompress(self.masks_zlib), np.uint8).reshape(self.shape)
+        return SampleBatch(packed, self.mask_width, self.lesion_counts())
+
+    def lesion_counts(self) -> tuple[LesionCounts, ...]:
+        """Return the lesions of each sample."""
+        return tuple(LesionCounts(*row) for row in self.lesions)
 
 
 class AuditEntry(Base):
-    """One line of the audit, see `serve.db.audit`: `record` is JSON, `before` a digest."""
+    """One line of the audit: `record` is JSON, `previous_digest` chains it to the entry before.
+
+    See `serve.db.audit`.
+    """
 
     __tablename__ = "audit"
 
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     record: Mapped[str]
-    before: Mapped[str]
+    previous_digest: Mapped[str]
     digest: Mapped[str]
 
 
-def to_drawn_block(job: str, bundle: str, arm: str, first: int, drawn: SampleBatch) -> DrawnBlock:
-    """A block that was drawn, as it is kept."""
+def to_drawn_block(
+    job_id: str, bundle: str, arm: str, first_seed_index: int, drawn: SampleBatch
+) -> DrawnBlock:
+    """Convert a batch of samples to a row."""
     return DrawnBlock(
-        job=job, arm=arm, first=first, bundle=bundle, width=drawn.width,
-        lesions=[[each.plain, each.opened, each.volume] for each in drawn.lesions],
-        shape=list(drawn.packed.shape), packed=zlib.compress(drawn.packed.tobytes(), 1),
-    )  # fmt: skip
+        job=job_id,
+        bundle=bundle,
+        arm=arm,
+        first_seed_index=first_seed_index,
+        lesions=[[sample.plain, sample.opened, sample.volume] for sample in drawn.lesions],
+        shape=list(drawn.packed.shape),
+        mask_width=drawn.width,
+        # Level 1: masks are mostly zeros, and higher levels cost more time than they save space.
+        masks_zlib=zlib.compress(drawn.packed.tobytes(), 1),
+    )

@@ -1,45 +1,66 @@
-"""Forecasts that were accepted, and the samples drawn of each so far, in a database.
+"""Accepted forecasts and their samples in a database, SQLite or PostgreSQL.
 
-SQLite or PostgreSQL. What is committed here survives any process: an unfinished forecast goes on
-with the parts that it lacks.
+Committed rows survive the end of any process: an unfinished forecast continues with the blocks that
+are missing.
 """
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import create_engine, delete, event, func, select, update
 from sqlalchemy.engine import CursorResult
-from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from lesioncast.imaging.lesions import LesionCounts
+from serve.api.schemas import ForecastState, ResolvedRequest
 from serve.db.audit import append_entry
-from serve.db.models import DISCARDED_STATES, UNFINISHED, Base, DrawnBlock, ForecastJob, State
+from serve.db.models import DISCARDED_STATES, UNFINISHED, DrawnBlock, ForecastJob
+from serve.db.schema import create_tables
 
 
 class QueueFullError(Exception):
-    """As many forecasts are unfinished as may be."""
+    """The number of unfinished forecasts has reached its limit."""
 
 
 class IdempotencyConflictError(Exception):
-    """An idempotency key came with another order than before."""
+    """An idempotency key came with another request than before."""
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A forecast to enqueue.
+
+    `requested_by` is the id of the API key; `block_size` is the number of seeds in a block.
+    """
+
+    id: str
+    owner: str
+    request: ResolvedRequest
+    block_size: int
+    requested_by: str
+    idempotency_key: str | None = None
+
+    @property
+    def total(self) -> int:
+        """Return the number of samples over all arms."""
+        return len(self.request.arms) * self.request.samples
 
 
 class JobRepository:
-    """The database at `url`."""
+    """The jobs of the database at `url`. Raises DatabaseSchemaError for another schema."""
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url, pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _durable_sqlite)
-        try:
-            Base.metadata.create_all(self._engine)
-        except DatabaseError:  # another process made them at the same time
-            Base.metadata.create_all(self._engine)
+            event.listen(self._engine, "connect", _make_sqlite_durable)
+        create_tables(self._engine)
 
     def close(self) -> None:
-        """Its connections."""
+        """Close all connections."""
         self._engine.dispose()
 
     @contextmanager
@@ -47,163 +68,172 @@ class JobRepository:
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def enqueue(
-        self,
-        job: str,
-        owner: str,
-        order: dict[str, Any],
-        *,
-        total: int,
-        block: int,
-        key: str | None,
-        limit: int,
-        by: str,
-    ) -> ForecastJob:
-        """A new job of that id, committed; or the one that the idempotency `key` of `owner` names
-        already.
+    def enqueue(self, new: NewJob, *, limit: int) -> ForecastJob:
+        """Create and commit a job, or return the job of this owner and idempotency key.
 
-        Raises QueueFullError at `limit` unfinished jobs, KeyReusedError where the key came with
-        another order. Requests that arrive together may pass the limit by their number. `by` is
-        the id of the API key that asked.
+        Raises QueueFullError at `limit` unfinished jobs, and IdempotencyConflictError if the key
+        came with another request before. Requests that arrive at the same instant may together
+        exceed the limit: counting under a lock would serialise all of them.
         """
-        new = ForecastJob(
-            id=job, owner=owner, idempotency_key=key, order=order, total=total,
-            block=block, state="accepted", created=time.time(),
+        job = ForecastJob(
+            id=new.id, owner=new.owner, idempotency_key=new.idempotency_key, request=new.request,
+            total=new.total, block_size=new.block_size, state="accepted", created=time.time(),
         )  # fmt: skip
+        request = new.request
         try:
             with self._session() as session:
-                if self._is_full(session, limit, owner, key):
+                if self._is_full(session, limit, new.owner, new.idempotency_key):
                     raise QueueFullError
-                session.add(new)
+                session.add(job)
+                # The insert fails here if the key exists, and takes the write lock of SQLite that
+                # the audit needs.
                 session.flush()
-                asked = {"arms": order["arms"], "samples": order["samples"], "by": by}
-                _append_audit(session, new, asked | {"uploaded": "upload" in order})
-        except IntegrityError:  # the key is known
+                facts = {
+                    "arms": request.arms,
+                    "samples": request.samples,
+                    "by": new.requested_by,
+                    "uploaded": request.upload is not None,
+                }
+                _append_audit(session, job, facts)
+        except IntegrityError:
             with self._session() as session:
-                named = self._find_by_idempotency_key(session, owner, str(key))
-            if named is None or named.order != order:
+                existing = self._find_by_idempotency_key(
+                    session, new.owner, str(new.idempotency_key)
+                )
+            if existing is None or existing.request != request:
                 raise IdempotencyConflictError from None
-            return named
-        return new
+            return existing
+        return job
 
-    def is_full(self, limit: int, *, owner: str, key: str | None) -> bool:
-        """Whether `accept` would refuse a job: one that the key names already it does not."""
+    def is_full(self, limit: int, *, owner: str, idempotency_key: str | None) -> bool:
+        """Return True if `enqueue` would refuse a job; it accepts a key that it knows already."""
         with self._session() as session:
-            return self._is_full(session, limit, owner, key)
+            return self._is_full(session, limit, owner, idempotency_key)
 
     def _is_full(self, session: Session, limit: int, owner: str, key: str | None) -> bool:
-        known = key is not None and self._find_by_idempotency_key(session, owner, key) is not None
-        return not known and _count_unfinished(session) >= limit
+        exists = key is not None and self._find_by_idempotency_key(session, owner, key) is not None
+        return not exists and _count_unfinished(session) >= limit
 
     def _find_by_idempotency_key(
         self, session: Session, owner: str, key: str
     ) -> ForecastJob | None:
-        named = select(ForecastJob).where(
+        query = select(ForecastJob).where(
             ForecastJob.owner == owner, ForecastJob.idempotency_key == key
         )
-        return session.scalars(named).one_or_none()
+        return session.scalars(query).one_or_none()
 
-    def get(self, job: str, *, owner: str | None = None) -> ForecastJob | None:
-        """The job with that id, if it is the owner's."""
+    def get(self, job_id: str, *, owner: str | None = None) -> ForecastJob | None:
+        """Return a job, None if it does not exist or belongs to another owner."""
         with self._session() as session:
-            found = session.get(ForecastJob, job)
-        return found if found is not None and owner in (None, found.owner) else None
+            job = session.get(ForecastJob, job_id)
+        return job if job is not None and owner in (None, job.owner) else None
 
     def unfinished(self) -> list[ForecastJob]:
-        """What was accepted and has not ended, oldest first."""
+        """Return the jobs that are accepted and not finished, oldest first."""
         with self._session() as session:
-            wanted = (
+            query = (
                 select(ForecastJob)
                 .where(ForecastJob.state.in_(UNFINISHED))
                 .order_by(ForecastJob.created)
             )
-            return list(session.scalars(wanted))
+            return list(session.scalars(query))
 
     def removed_job_ids(self) -> set[str]:
-        """The jobs of which nothing is kept."""
+        """Return the ids of cancelled and deleted jobs, whose files are to be removed."""
+        query = select(ForecastJob.id).where(ForecastJob.state.in_(DISCARDED_STATES))
         with self._session() as session:
-            return set(
-                session.scalars(
-                    select(ForecastJob.id).where(ForecastJob.state.in_(DISCARDED_STATES))
-                )
-            )
+            return set(session.scalars(query))
 
-    def save_block(self, part: DrawnBlock) -> None:
-        """Keep a block; one that is there already is the same, since seeds name samples."""
+    def save_block(self, block: DrawnBlock) -> None:
+        """Save a block. A block that exists already is equal, since seeds determine samples."""
         with self._session() as session:
-            session.merge(part)
+            session.merge(block)
 
-    def load_blocks(self, job: str, bundle: str) -> list[DrawnBlock]:
-        """What has been drawn of a job with that bundle; another's samples do not mix with it."""
+    def load_blocks(self, job_id: str, bundle: str) -> list[DrawnBlock]:
+        """Return the blocks of a job that were drawn with the bundle of digest `bundle`."""
+        query = select(DrawnBlock).where(DrawnBlock.job == job_id, DrawnBlock.bundle == bundle)
         with self._session() as session:
-            return list(
-                session.scalars(
-                    select(DrawnBlock).where(DrawnBlock.job == job, DrawnBlock.bundle == bundle)
-                )
-            )
+            return list(session.scalars(query))
 
-    def lesion_counts(self, job: str, bundle: str) -> list[tuple[str, list[Any]]]:
-        """Of each block drawn with that bundle its arm and its lesions."""
+    def lesion_counts(self, job_id: str, bundle: str) -> dict[str, list[LesionCounts]]:
+        """Return the lesions of each sample by arm, without loading any mask."""
+        query = select(DrawnBlock.arm, DrawnBlock.lesions).where(
+            DrawnBlock.job == job_id, DrawnBlock.bundle == bundle
+        )
+        counts: dict[str, list[LesionCounts]] = {}
         with self._session() as session:
-            wanted = select(DrawnBlock.arm, DrawnBlock.lesions).where(
-                DrawnBlock.job == job, DrawnBlock.bundle == bundle
-            )
-            return [(arm, lesions) for arm, lesions in session.execute(wanted)]
+            for arm, lesions in session.execute(query):
+                counts.setdefault(arm, []).extend(LesionCounts(*row) for row in lesions)
+        return counts
 
-    def mark_running(self, job: str) -> bool:
-        """Whether the job may run; a cancelled one may not."""
-        return self._transition(job, UNFINISHED, state="running")
+    def mark_running(self, job_id: str) -> bool:
+        """Mark an unfinished job as running. Returns False if the job has finished."""
+        return self._transition(job_id, UNFINISHED, {"state": "running"})
 
     def finish(
-        self, job: str, state: State, *, facts: Mapping[str, Any] | None = None, **values: Any
+        self,
+        job_id: str,
+        state: ForecastState,
+        *,
+        error: str | None = None,
+        total: int | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Whether this call ended the job: an end is final. Its parts are no longer needed.
+        """Finish a job and delete its blocks. Returns False if it had finished before.
 
-        `facts` are for the audit, `values` are other columns that the end sets.
+        `error` and `total` are stored with the job if they are given; `facts` go into the audit.
         """
-        ended = self._transition(
-            job, UNFINISHED, note=facts or {}, state=state, finished=time.time(), **values
+        columns: dict[str, Any] = {"state": state, "finished": time.time()}
+        if error is not None:
+            columns["error"] = error
+        if total is not None:
+            columns["total"] = total
+        finished = self._transition(job_id, UNFINISHED, columns, facts=facts or {})
+        self.delete_blocks(job_id)
+        return finished
+
+    def mark_deleted(self, job_id: str, *, by: str) -> bool:
+        """Mark a finished job as deleted. Returns False if it was deleted already."""
+        return self._transition(
+            job_id, ("succeeded", "failed"), {"state": "deleted"}, facts={"by": by}
         )
-        self.delete_blocks(job)
-        return ended
 
-    def mark_deleted(self, job: str, *, by: str) -> bool:
-        """Whether this call took from a job that has ended what it had kept."""
-        return self._transition(job, ("succeeded", "failed"), note={"by": by}, state="deleted")
-
-    def delete_blocks(self, job: str) -> None:
-        """Drops the parts of a job that has ended."""
-        ended = select(ForecastJob.id).where(
-            ForecastJob.id == job, ForecastJob.state.not_in(UNFINISHED)
+    def delete_blocks(self, job_id: str) -> None:
+        """Delete the blocks of a job, unless the job is unfinished."""
+        finished = select(ForecastJob.id).where(
+            ForecastJob.id == job_id, ForecastJob.state.not_in(UNFINISHED)
         )
         with self._session() as session:
-            session.execute(delete(DrawnBlock).where(DrawnBlock.job.in_(ended)))
+            session.execute(delete(DrawnBlock).where(DrawnBlock.job.in_(finished)))
 
     def _transition(
         self,
-        job: str,
-        of: tuple[State, ...],
+        job_id: str,
+        allowed: tuple[ForecastState, ...],
+        columns: Mapping[str, Any],
         *,
-        note: Mapping[str, Any] | None = None,
-        **values: Any,
+        facts: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Whether a job was in one of the states `of` and is now in another; with a `note`, that
-        stands in the audit."""
-        moved = (
+        """Update a job if its state is one of `allowed`. Returns True if the job was updated.
+
+        Condition and update are one statement, so that of several processes only one succeeds.
+        With `facts`, the change is written to the audit in the same transaction.
+        """
+        statement = (
             update(ForecastJob)
-            .where(ForecastJob.id == job, ForecastJob.state.in_(of))
-            .values(**values)
+            .where(ForecastJob.id == job_id, ForecastJob.state.in_(allowed))
+            .values(**columns)
         )
         with self._session() as session:
-            if cast("CursorResult[Any]", session.execute(moved)).rowcount != 1:
+            if cast("CursorResult[Any]", session.execute(statement)).rowcount != 1:
                 return False
-            if note is not None:
-                _append_audit(session, session.get_one(ForecastJob, job), note)
+            if facts is not None:
+                _append_audit(session, session.get_one(ForecastJob, job_id), facts)
             return True
 
 
 def _append_audit(session: Session, job: ForecastJob, facts: Mapping[str, Any]) -> None:
-    """What of a job goes into the audit: nothing that says whose images they are."""
+    """Write a job's state to the audit, without anything that identifies the patient."""
     append_entry(session, {"forecast": job.id, "client": job.owner, "event": job.state, **facts})
 
 
@@ -211,6 +241,8 @@ def _count_unfinished(session: Session) -> int:
     return session.scalars(select(func.count()).where(ForecastJob.state.in_(UNFINISHED))).one()
 
 
-def _durable_sqlite(connection: Any, _: object) -> None:
+def _make_sqlite_durable(connection: Any, _: object) -> None:
+    # WAL lets readers go on while one process writes, FULL makes a commit survive a power cut, and
+    # the timeout makes a second writer wait rather than fail.
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=20000"):
         connection.execute(f"PRAGMA {pragma}")

@@ -1,0 +1,1 @@
+"""Sampler replicas: an engine in a thread of its own, and the sampler that uses it."""

@@ -1,0 +1,1 @@
+"""The forecast worker: it runs the jobs of the database."""

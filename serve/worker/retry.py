@@ -1,10 +1,14 @@
-"""Errors that are nobody's forecast's own and pass: a database, a disk or all samplers away."""
+"""Classify errors as transient or permanent, and yield the delays between retries.
+
+Transient errors do not depend on the forecast: the database, a disk or all samplers are
+unavailable for a while.
+"""
 
 from collections.abc import Iterator
 
 from sqlalchemy.exc import OperationalError, TimeoutError
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
+INITIAL_DELAY_S, MAX_DELAY_S = 0.5, 60.0
 
 
 class SamplersUnavailableError(Exception):
@@ -12,29 +16,32 @@ class SamplersUnavailableError(Exception):
 
 
 TRANSIENT_ERRORS = (OperationalError, TimeoutError, OSError, SamplersUnavailableError)
-PERMANENT_ERRORS = (FileNotFoundError,)  # what was removed does not come back
+PERMANENT_ERRORS = (FileNotFoundError,)  # an OSError, but a file that was removed stays away
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same may succeed when it is tried again later."""
+    """Return True if the same work may succeed when it is tried again later.
+
+    A group of errors is transient if every error in it is.
+    """
     return all(
-        isinstance(each, TRANSIENT_ERRORS) and not isinstance(each, PERMANENT_ERRORS)
-        for each in leaf_exceptions(error)
+        isinstance(leaf, TRANSIENT_ERRORS) and not isinstance(leaf, PERMANENT_ERRORS)
+        for leaf in leaf_exceptions(error)
     )
 
 
 def leaf_exceptions(error: Exception) -> Iterator[Exception]:
-    """The errors of a group, or the one that it is."""
+    """Yield the errors of an exception group at any depth, or the error itself."""
     if isinstance(error, ExceptionGroup):
-        for each in error.exceptions:
-            yield from leaf_exceptions(each)
+        for member in error.exceptions:
+            yield from leaf_exceptions(member)
     else:
         yield error
 
 
 def backoff_delays() -> Iterator[float]:
-    """Seconds to wait before each new try: twice as long every time, up to a bound."""
-    wait = FIRST_WAIT
+    """Yield the seconds to wait before each retry: doubled every time, up to a maximum."""
+    delay = INITIAL_DELAY_S
     while True:
-        yield wait
-        wait = min(2 * wait, LONGEST_WAIT)
+        yield delay
+        delay = min(2 * delay, MAX_DELAY_S)

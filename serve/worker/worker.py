@@ -1,325 +1,252 @@
-"""Runs what was accepted: fans a forecast out as arms x blocks of seeds, gathers, writes."""
+"""The forecast worker: draw the samples of each job in blocks, and write the result."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.forecasting.adaptive import (
     SampleBlock,
-    SamplingRequest,
     is_precise_enough,
-    sampling_notes,
     sampling_rounds,
     split_into_blocks,
 )
-from lesioncast.forecasting.output.bids import write_forecast_root
-from lesioncast.forecasting.pipeline import (
-    ForecastRun,
-    run_provenance,
-    stored_flair,
-    write_forecasts,
-)
-from lesioncast.forecasting.runtime import check_compatible, expected_outcomes_of
-from lesioncast.forecasting.sampling import ModelInput, SampleBatch
-from lesioncast.forecasting.settings import ForecastSettings
-from serve.api.schemas import PatientRef
-from serve.artifacts import (
-    jobs_with_artifacts,
-    remove_artifacts,
-    remove_upload,
-    result_dir,
-    stale_uploads,
-)
-from serve.db.models import DISCARDED_STATES, DrawnBlock, ForecastJob, State, to_drawn_block
+from lesioncast.forecasting.sampling import SampleBatch
+from serve.api.schemas import ForecastState
+from serve.artifacts import jobs_with_artifacts, remove_artifacts, remove_upload, stale_uploads
+from serve.db.models import DISCARDED_STATES, DrawnBlock, ForecastJob, to_drawn_block
 from serve.db.repository import JobRepository
 from serve.log import logger
-from serve.settings import ServiceSettings
-from serve.uploads import store_for_patient
+from serve.worker.loaded_model import LoadedModel, samples_per_arm
 from serve.worker.retry import backoff_delays, is_transient, leaf_exceptions
-from storage import Store, open_store
-
-
-class WorkerObserver(Protocol):
-    """Who is told how it goes; see `serve.metrics.ForecastMetrics`."""
-
-    def set_backlog(self, number: int, oldest: float) -> None:
-        """As the records say: how many, and the age of the oldest in seconds."""
-
-    def observe_first_samples(self, seconds: float) -> None:
-        """The first samples of a forecast are there."""
-
-    def observe_finished(self, state: str, seconds: float) -> None:
-        """One forecast that came to an end."""
-
-    def count_error(self, error: str, outcome: str) -> None:
-        """An error of that type made a forecast `failed` or `postponed`."""
-
 
 DrawBlock = Callable[[ForecastJob, SampleBlock], Awaitable[SampleBatch]]
 POLL_SECONDS = 1.0
 CLEANUP_INTERVAL_S = 600.0
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """What the service has mounted: a bundle and a store that fit, and where results go."""
+class WorkerObserver(Protocol):
+    """Receives what happens to forecasts; see `serve.metrics.ForecastMetrics`."""
 
-    bundle: Bundle
-    store: Store
-    settings: ServiceSettings
+    def set_backlog(self, pending: int, oldest_seconds: float) -> None:
+        """Set the number of pending forecasts and the age of the oldest."""
 
-    def write(self, job: ForecastJob, parts: Sequence[DrawnBlock]) -> Path:
-        """The result of a job from its samples, just as jobs/forecast.py writes it.
+    def observe_first_samples(self, seconds: float) -> None:
+        """Record the time from acceptance to the first samples of a forecast."""
 
-        `parts` are as many blocks of every arm, in the order of `serve.api.schemas.blocks`.
-        """
-        order, patient = job.order, patient_for_job(job)
-        store = store_for_patient(patient, self.store, self.settings.artifacts)
-        case, bids = store.case(patient.subject), Path(store.table.bids)
-        expected = expected_outcomes_of(
-            self.bundle, store, ModelInput(case.index, patient.sessions)
-        )
-        drawn = [
-            replace(part.drawn(), expected=expected)
-            for arm in order["arms"]
-            for part in parts
-            if part.arm == arm
-        ]
-        sessions = patient.sessions or ()
-        run = ForecastRun(
-            settings=ForecastSettings(
-                samples=samples_per_arm(parts, order),
-                reference_arm=order["reference_arm"],
-                apply_opening=self.settings.apply_opening,
-                sessions=sessions,
-            ),
-            provenance=run_provenance(
-                self.bundle,
-                seed=order["seed"],
-                sessions=sessions,
-                bids=bids,
-                notes=sampling_notes(sampling_request(order)),
-            ),
-            out=result_dir(self.settings.artifacts, job.id),
-            background=stored_flair(store),
-        )
-        write_forecast_root(run.out, source=bids)
-        for _ in write_forecasts(store, [case], drawn, run, arms=order["arms"]):
-            pass  # the one case is written as it is yielded
-        return run.out
+    def observe_finished(self, state: str, seconds: float) -> None:
+        """Record a finished forecast and the time since its acceptance."""
 
-
-def load_model_and_store(settings: ServiceSettings) -> LoadedModel:
-    """Opens both. Raises ForecastError where they do not fit."""
-    bundle, store = load_bundle(settings.bundle), open_store(settings.store)
-    check_compatible(bundle, store)
-    return LoadedModel(bundle, store, settings)
-
-
-def samples_per_arm(parts: Sequence[DrawnBlock], order: Mapping[str, Any]) -> int:
-    """How many samples of each arm there are; all have as many."""
-    return sum(len(part.lesions) for part in parts if part.arm == order["arms"][0])
-
-
-def sampling_request(order: Mapping[str, Any]) -> SamplingRequest:
-    """Return the samples that an order asks for."""
-    return SamplingRequest(
-        subject=order["subject"],
-        arms=tuple(order["arms"]),
-        seed=order["seed"],
-        samples=order["samples"],
-        tolerance=order.get("error"),
-        sampler_overrides=order.get("sampler", {}),
-    )
-
-
-def patient_for_job(job: ForecastJob) -> PatientRef:
-    """Who a job is about, and by what."""
-    order = job.order
-    sessions = order.get("sessions")
-    return PatientRef(
-        order["subject"],
-        job.id if order.get("upload") else None,
-        None if sessions is None else tuple(sessions),
-    )
+    def count_error(self, error: str, outcome: str) -> None:
+        """Count an error of type `error`; `outcome` is `failed` or `postponed`."""
 
 
 class ForecastWorker:
-    """Takes up every unfinished job of the records, draws for at most `running` of them at a time,
-    and stops when a job has ended: the records alone say what there is to do.
+    """Run every unfinished job of the database, and stop jobs that were cancelled.
 
-    What happens to one job stays with it. `draw` draws one block, and is asked only for blocks that
-    the records lack: a job that was interrupted goes on where it was.
+    The database alone says what there is to do, so that a restarted worker continues where the
+    last one stopped. At most `max_concurrent_forecasts` jobs are drawn at a time. An error of one
+    job does not affect the others. `draw` draws one block; it is called only for blocks that the
+    database lacks.
     """
 
     def __init__(
-        self, records: JobRepository, study: LoadedModel, draw: DrawBlock, watch: WorkerObserver
+        self, jobs: JobRepository, loaded: LoadedModel, draw: DrawBlock, observer: WorkerObserver
     ) -> None:
-        self._records, self._study, self._draw, self._watch = records, study, draw, watch
+        self._jobs, self._loaded, self._draw, self._observer = jobs, loaded, draw, observer
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._begun: set[str] = set()  # of those, the ones that have samples
-        self._places = asyncio.Semaphore(study.settings.max_concurrent_forecasts)
+        self._with_samples: set[str] = set()  # the running jobs that have at least one block
+        self._slots = asyncio.Semaphore(loaded.settings.max_concurrent_forecasts)
         self._woken = asyncio.Event()
-        self._tidied = -CLEANUP_INTERVAL_S
+        self._last_cleanup = -CLEANUP_INTERVAL_S
 
     def wake(self) -> None:
-        """There is something new in the records."""
+        """Look at the jobs now rather than at the next poll."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Never returns; looks into the records when woken, and now and then."""
+        """Look at the jobs when woken, and every `POLL_SECONDS`. Never returns."""
         while True:
+            # Clear before polling: a wake during the poll must lead to another poll.
             self._woken.clear()
             try:
                 await self._poll()
             except Exception:
-                logger.exception("the records could not be followed; they will be")
+                # The database may be unavailable; the next poll tries again.
+                logger.exception("worker.poll_failed")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
 
     async def _poll(self) -> None:
-        """Takes up what is unfinished, and stops what no longer is."""
-        if time.monotonic() - self._tidied > CLEANUP_INTERVAL_S:
-            self._tidied = time.monotonic()
+        """Start a task for each new job, and cancel the tasks of jobs that have finished."""
+        if time.monotonic() - self._last_cleanup > CLEANUP_INTERVAL_S:
+            self._last_cleanup = time.monotonic()
             await asyncio.to_thread(self._clean_up_orphans)
-        unfinished = {job.id: job for job in await asyncio.to_thread(self._records.unfinished)}
+        unfinished = {job.id: job for job in await asyncio.to_thread(self._jobs.unfinished)}
         oldest = max((time.time() - job.created for job in unfinished.values()), default=0.0)
-        self._watch.set_backlog(len(unfinished), oldest)
-        for name, task in self._tasks.items():
-            if name not in unfinished and not task.cancelling():
+        self._observer.set_backlog(len(unfinished), oldest)
+        for job_id, task in self._tasks.items():
+            # A task that is being cancelled may still clean up; a second cancel would interrupt it.
+            if job_id not in unfinished and not task.cancelling():
                 task.cancel()
-        for name, job in unfinished.items():
-            if name not in self._tasks:
-                self._tasks[name] = asyncio.create_task(self._run_with_retries(job))
+        for job_id, job in unfinished.items():
+            if job_id not in self._tasks:
+                self._tasks[job_id] = asyncio.create_task(self._run_with_retries(job))
 
     async def _run_with_retries(self, job: ForecastJob) -> None:
-        """One job to its end, in as many tries as that takes."""
+        """Run one job, retrying after transient errors until it has finished."""
         try:
-            for wait in backoff_delays():
-                async with self._places:
+            for delay in backoff_delays():
+                # The slot is given back during the delay, so that other jobs can run.
+                async with self._slots:
                     if await self._try_once(job):
                         return
-                await asyncio.sleep(wait)
-        except asyncio.CancelledError:  # it has ended; or by a stop, to be resumed
+                await asyncio.sleep(delay)
+        except asyncio.CancelledError:
+            # Either the job was cancelled, or the worker stops and the job is resumed later.
             await asyncio.to_thread(self._clean_up_job, job.id)
         finally:
             del self._tasks[job.id]
-            self._begun.discard(job.id)
+            self._with_samples.discard(job.id)
+            # The backlog has changed: poll again rather than wait.
             self.wake()
 
     async def _try_once(self, job: ForecastJob) -> bool:
-        """Whether the job has ended by then; else it is not its own fault, see
-        `serve.worker.retry`.
-        """
+        """Run one job. Returns False after a transient error; see `serve.worker.retry`."""
         try:
-            if await asyncio.to_thread(self._records.mark_running, job.id):
+            if await asyncio.to_thread(self._jobs.mark_running, job.id):
                 await self._run_job(job)
-            else:  # it has ended, perhaps by a try whose answer was lost
+            else:
+                # The job has finished, perhaps in an attempt whose commit succeeded although its
+                # answer was lost.
                 await asyncio.to_thread(self._clean_up_job, job.id)
         except Exception as error:
-            logger.warning("postponed", exc_info=True, extra={"forecast": job.id})
+            logger.warning("forecast.postponed", exc_info=True, extra={"forecast": job.id})
             self._count_errors(error, "postponed")
             return False
         return True
 
     async def _run_job(self, job: ForecastJob) -> None:
+        """Draw and write a job, and record how it finished. Raises transient errors only."""
         try:
             samples = await self._draw_and_write(job)
         except Exception as error:
             if is_transient(error):
                 raise
-            logger.exception("failed", extra={"forecast": job.id})
-            said = f"The forecast failed; the service's log says why, under {job.id}."
-            await _run_to_completion(self._finish_job(job, "failed", error=said))
+            logger.exception("forecast.failed", extra={"forecast": job.id})
+            # The client sees no details: a traceback may name files and subjects.
+            reason = f"The forecast failed; the service's log says why, under {job.id}."
+            await _run_to_completion(self._finish_job(job, "failed", error=reason))
             self._count_errors(error, "failed")
         else:
-            total = samples * len(job.order["arms"])
+            total = samples * len(job.request.arms)
             await _run_to_completion(self._finish_job(job, "succeeded", total=total))
 
     def _count_errors(self, error: Exception, outcome: str) -> None:
-        for name in {type(each).__name__ for each in leaf_exceptions(error)}:
-            self._watch.count_error(name, outcome)
+        for name in {type(leaf).__name__ for leaf in leaf_exceptions(error)}:
+            self._observer.count_error(name, outcome)
 
-    async def _finish_job(self, job: ForecastJob, state: State, **values: Any) -> None:
-        facts = {"bundle": self._study.bundle.digest}
-        if await asyncio.to_thread(self._records.finish, job.id, state, facts=facts, **values):
+    async def _finish_job(
+        self,
+        job: ForecastJob,
+        state: ForecastState,
+        *,
+        error: str | None = None,
+        total: int | None = None,
+    ) -> None:
+        facts = {"bundle": self._loaded.bundle.digest}
+        finished = await asyncio.to_thread(
+            self._jobs.finish, job.id, state, error=error, total=total, facts=facts
+        )
+        if finished:
             seconds = time.time() - job.created
-            logger.info("ended", extra={"forecast": job.id, "state": state, "seconds": seconds})
-            self._watch.observe_finished(state, seconds)
-        else:  # somebody else ended it
+            logger.info(
+                "forecast.finished", extra={"forecast": job.id, "state": state, "seconds": seconds}
+            )
+            self._observer.observe_finished(state, seconds)
+        else:  # the client or another worker finished it first
             await asyncio.to_thread(self._clean_up_job, job.id)
 
     async def _draw_and_write(self, job: ForecastJob) -> int:
-        """Draws and writes; how many samples of each arm that took."""
-        used: list[SampleBlock] = []
-        request = sampling_request(job.order)
-        blocks = split_into_blocks(request, size=job.block)
-        for round_blocks in sampling_rounds(blocks, tolerance=request.tolerance):
-            used += round_blocks
-            parts = await self._collect_blocks(job, used)
-            if is_precise_enough(self._counts(job, parts), tolerance=request.tolerance):
+        """Draw the samples and write the result. Returns the number of samples of each arm."""
+        request, requested = job.request.sampling_request, list[SampleBlock]()
+        all_blocks = split_into_blocks(request, size=job.block_size)
+        for round_blocks in sampling_rounds(all_blocks, tolerance=request.tolerance):
+            requested += round_blocks
+            blocks = await self._collect_blocks(job, requested)
+            if is_precise_enough(self._lesion_counts(job, blocks), tolerance=request.tolerance):
                 break
-        await _run_to_completion(asyncio.to_thread(self._study.write, job, parts))
-        return samples_per_arm(parts, job.order)
+        await _run_to_completion(asyncio.to_thread(self._loaded.write_result, job, blocks))
+        return samples_per_arm(blocks, job.request)
 
     async def _collect_blocks(
-        self, job: ForecastJob, wanted: Sequence[SampleBlock]
+        self, job: ForecastJob, requested: Sequence[SampleBlock]
     ) -> list[DrawnBlock]:
-        """The samples of each block wanted, in order; those that the records lack are drawn."""
+        """Return the requested blocks in order, drawing those that the database lacks.
+
+        The loop reads the blocks back from the database, so that a restarted job and an
+        uninterrupted one continue from the same rows.
+        """
         while True:
-            kept = await asyncio.to_thread(
-                self._records.load_blocks, job.id, self._study.bundle.digest
+            stored = await asyncio.to_thread(
+                self._jobs.load_blocks, job.id, self._loaded.bundle.digest
             )
-            by_place = {(part.arm, part.first): part for part in kept}
-            missing = [block for block in wanted if (block.arm, block.first) not in by_place]
-            if kept:
-                self._begun.add(job.id)
+            by_place = {(block.arm, block.first_seed_index): block for block in stored}
+            missing = [block for block in requested if (block.arm, block.first) not in by_place]
+            if stored:
+                self._with_samples.add(job.id)
             if not missing:
-                return [by_place[block.arm, block.first] for block in wanted]
+                return [by_place[block.arm, block.first] for block in requested]
             async with asyncio.TaskGroup() as group:
                 for block in missing:
                     group.create_task(self._draw_and_save_block(job, block))
 
-    def _counts(self, job: ForecastJob, parts: Sequence[DrawnBlock]) -> dict[str, list[int]]:
-        """Lesions of each sample so far, by arm."""
-        column = 1 if self._study.settings.apply_opening else 0
-        counts: dict[str, list[int]] = {arm: [] for arm in job.order["arms"]}
-        for part in parts:
-            counts[part.arm] += [each[column] for each in part.lesions]
+    async def _draw_and_save_block(self, job: ForecastJob, block: SampleBlock) -> None:
+        batch = await self._draw(job, block)
+        drawn = to_drawn_block(job.id, self._loaded.bundle.digest, block.arm, block.first, batch)
+        await _run_to_completion(asyncio.to_thread(self._jobs.save_block, drawn))
+        if job.id not in self._with_samples:
+            self._with_samples.add(job.id)
+            self._observer.observe_first_samples(time.time() - job.created)
+
+    def _lesion_counts(
+        self, job: ForecastJob, blocks: Sequence[DrawnBlock]
+    ) -> dict[str, list[int]]:
+        """Return the number of lesions of each sample so far, by arm."""
+        opening = self._loaded.settings.apply_opening
+        counts: dict[str, list[int]] = {arm: [] for arm in job.request.arms}
+        for block in blocks:
+            counts[block.arm] += [
+                sample.opened if opening else sample.plain for sample in block.lesion_counts()
+            ]
         return counts
 
-    def _clean_up_job(self, job: str) -> None:
-        self._records.delete_blocks(job)
-        found = self._records.get(job)
-        if found is not None and found.state in DISCARDED_STATES:
-            remove_artifacts(self._study.settings.artifacts, job)
+    def _clean_up_job(self, job_id: str) -> None:
+        """Delete the samples of a finished job, and the files of a cancelled or deleted one."""
+        self._jobs.delete_blocks(job_id)
+        job = self._jobs.get(job_id)
+        if job is not None and job.state in DISCARDED_STATES:
+            remove_artifacts(self._loaded.settings.artifacts, job_id)
 
     def _clean_up_orphans(self) -> None:
-        """What a process left that died before it could remove it."""
-        artifacts = self._study.settings.artifacts
+        """Delete files that a process left when it died before it could delete them."""
+        artifacts = self._loaded.settings.artifacts
         for upload in stale_uploads(artifacts):
-            if self._records.get(upload) is None:
+            if self._jobs.get(upload) is None:
                 remove_upload(artifacts, upload)
-        for job in jobs_with_artifacts(artifacts) & self._records.removed_job_ids():
-            remove_artifacts(artifacts, job)
-
-    async def _draw_and_save_block(self, job: ForecastJob, block: SampleBlock) -> None:
-        drawn = await self._draw(job, block)
-        part = to_drawn_block(job.id, self._study.bundle.digest, block.arm, block.first, drawn)
-        await _run_to_completion(asyncio.to_thread(self._records.save_block, part))
-        if job.id not in self._begun:
-            self._begun.add(job.id)
-            self._watch.observe_first_samples(time.time() - job.created)
+        for job_id in jobs_with_artifacts(artifacts) & self._jobs.removed_job_ids():
+            remove_artifacts(artifacts, job_id)
 
 
-async def _run_to_completion(doing: Coroutine[Any, Any, None | Path]) -> None:
-    """To its end even where who waits for it is cancelled, who may then remove what it wrote."""
-    task = asyncio.create_task(doing)
+async def _run_to_completion(coroutine: Coroutine[Any, Any, None | Path]) -> None:
+    """Run the coroutine to completion even if the caller is cancelled.
+
+    So the caller can clean up its output safely: a thread that writes files cannot be cancelled,
+    and would write after the clean-up.
+    """
+    task = asyncio.create_task(coroutine)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

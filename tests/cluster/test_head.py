@@ -1,6 +1,6 @@
-"""The service while the head of its cluster is lost and comes back: GCS fault tolerance on Redis.
+"""The service keeps serving while the head of its cluster is lost: GCS fault tolerance on Redis.
 
-Head and worker node have an address each, in network namespaces of their own, as machines have.
+Head and worker node have their own addresses, in network namespaces, as separate machines have.
 """
 
 import json
@@ -21,7 +21,7 @@ import pytest
 from serve.client import Client
 from tests.support.forecast import write_bundle, write_store
 from tests.support.ray_clusters import ROOT, Node, Nodes, nodes
-from tests.support.service import key_line, result, until
+from tests.support.service import key_line, wait_for_result, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 BRIDGE, NET = "lcbridge", "10.77.7"
@@ -40,7 +40,7 @@ def ip(*arguments: str) -> None:
 
 
 def in_namespace(host: str) -> list[str]:
-    """Return the command prefix for a network namespace in which `host` is the own address."""
+    """Return the prefix that runs a command in the network namespace of `host`."""
     return ["ip", "netns", "exec", f"lc{host.replace('.', '-')}"]
 
 
@@ -69,7 +69,7 @@ def network(*hosts: str) -> Iterator[None]:
 
 @contextmanager
 def redis(folder: Path) -> Iterator[None]:
-    """Run a Redis server that both nodes can reach."""
+    """Run a Redis server that both nodes reach."""
     command = ["redis-server", "--bind", REDIS, "--protected-mode", "no", "--dir", str(folder)]
     process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
     try:
@@ -89,12 +89,12 @@ class Site:
     url: str = f"http://{NODE}:8000"
 
     def restart_head(self) -> None:
-        """Bring a killed head back."""
+        """Start the head again after it was killed."""
         self.head = start_head(self.cluster)
 
     def replicas(self) -> list[int]:
-        """Return the sampler's processes on the node."""
-        return self.node.processes("ray::ServeReplica:lesioncast:SamplerReplica")
+        """Return the ids of the sampler's processes on the node."""
+        return self.node.processes("ray::ServeReplica:lesioncast:SamplerDeployment")
 
 
 def start_head(cluster: Nodes) -> Node:
@@ -108,7 +108,7 @@ def start_head(cluster: Nodes) -> Node:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if not can_separate:
-        pytest.skip("NO NETWORK NAMESPACES OR NO REDIS HERE: the loss of a head was not tried")
+        pytest.skip("no network namespaces or no Redis: the loss of a head was not tested")
     folder = tmp_path_factory.mktemp("head")
     write_store(folder / "store.zarr", folder / "bids", test=4)
     write_bundle(folder / "bundle", num_steps=60)
@@ -124,13 +124,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         node = cluster.join(
             "node", "--num-cpus=2", f"--node-ip-address={NODE}", inside=in_namespace(NODE)
         )
-        found = Site(cluster, head, node)
-        deploy(cluster, folder, found.url)
-        yield found
+        service_site = Site(cluster, head, node)
+        deploy(cluster, folder, service_site.url)
+        yield service_site
 
 
 def deploy(cluster: Nodes, folder: Path, url: str, **settings: object) -> None:
-    """Deploy the service as an operator does: with a configuration sent to the head."""
+    """Deploy the service as its operator does: send a configuration to the head."""
     application = {
         "name": "lesioncast",
         "import_path": "serve.app:build",
@@ -157,7 +157,7 @@ def deploy(cluster: Nodes, folder: Path, url: str, **settings: object) -> None:
         method="PUT",
     )
     with urllib.request.urlopen(request, timeout=60):
-        until(lambda: health(url) == 200, seconds=180)
+        wait_until(lambda: health(url) == 200, seconds=180)
 
 
 def health(url: str) -> int:
@@ -169,7 +169,7 @@ def health(url: str) -> int:
 
 @dataclass
 class ReadinessProbe:
-    """Thread that asks the service ten times a second whether it is ready."""
+    """A thread that probes ten times a second whether the service is ready."""
 
     url: str
     answers: list[int] = field(default_factory=list)
@@ -189,25 +189,26 @@ class ReadinessProbe:
             self.answers.append(health(self.url))
 
 
-def test_the_service_answers_while_the_head_is_gone_and_outlives_its_return(site: Site) -> None:
+def test_the_service_answers_while_the_head_is_lost_and_after_its_return(site: Site) -> None:
     with Client(site.url, key=KEY, timeout=60) as client:
-        undisturbed = result(client, client.create_forecast("sub-02", samples=SAMPLES))
+        undisturbed = wait_for_result(client, client.create_forecast("sub-02", samples=SAMPLES))
         assert not site.head.processes("ray::ServeReplica"), "the head has work to do"
         job = client.create_forecast("sub-02", samples=SAMPLES)
-        until(lambda: client.status(job)["progress"]["done"] > 0, seconds=60)
-        with ReadinessProbe(site.url) as knocking:
+        wait_until(lambda: client.status(job)["progress"]["done"] > 0, seconds=60)
+        with ReadinessProbe(site.url) as probe:
             site.head.kill()
             assert client.status(job)["state"] == "running"
             while_gone = client.create_forecast("sub-02", samples=SAMPLES, seed=1)
-            assert result(client, job) == undisturbed
+            assert wait_for_result(client, job) == undisturbed
             assert client.status(while_gone)["state"] in ("accepted", "running", "succeeded")
             site.restart_head()
-            assert result(client, while_gone)["seed"] == 1
-        assert set(knocking.answers) == {200}, knocking.answers
-        assert len(knocking.answers) > 20
+            assert wait_for_result(client, while_gone)["seed"] == 1
+        assert set(probe.answers) == {200}, probe.answers
+        assert len(probe.answers) > 20
         # The controller, which died with the head, is back as well: it replaces what is lost.
         before = site.replicas()
         for pid in before:
             kill(pid, SIGKILL)
-        until(lambda: set(site.replicas()) - set(before) != set(), seconds=120)
-        assert result(client, client.create_forecast("sub-02", samples=SAMPLES)) == undisturbed
+        wait_until(lambda: set(site.replicas()) - set(before) != set(), seconds=120)
+        job = client.create_forecast("sub-02", samples=SAMPLES)
+        assert wait_for_result(client, job) == undisturbed

@@ -8,10 +8,10 @@ import httpx2
 import pytest
 
 from serve.client import ApiError, Client
-from tests.cluster.test_head import KEY, ReadinessProbe, deploy, result
+from tests.cluster.test_head import KEY, ReadinessProbe, deploy
 from tests.support.forecast import write_bundle, write_store
 from tests.support.ray_clusters import ROOT, Nodes, free_ports, nodes
-from tests.support.service import key_line, until
+from tests.support.service import key_line, wait_for_result, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 INGRESS = "ray::ServeReplica:lesioncast:Ingress"
@@ -19,7 +19,7 @@ INGRESS = "ray::ServeReplica:lesioncast:Ingress"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, str]]:
-    """Start a cluster of one node; yield it with the service's address."""
+    """Start a cluster of one node with the service, and return both."""
     folder = tmp_path_factory.mktemp("proxy")
     write_store(folder / "store.zarr", folder / "bids", test=4)
     write_bundle(folder / "bundle", num_steps=30)
@@ -45,15 +45,15 @@ def test_a_lost_ingress_behind_haproxy_costs_no_request(site: tuple[Nodes, str])
     cluster, url = site
     (head,) = cluster.started
     with Client(url, key=KEY, timeout=60) as client:
-        undisturbed = result(client, client.create_forecast("sub-02", samples=20))
+        undisturbed = wait_for_result(client, client.create_forecast("sub-02", samples=20))
         job = client.create_forecast("sub-02", samples=20)
         before = head.processes(INGRESS)
         assert len(before) == 2
-        with ReadinessProbe(url) as knocking:
+        with ReadinessProbe(url) as probe:
             kill(before[0], SIGKILL)
-            until(lambda: set(head.processes(INGRESS)) - set(before) != set(), seconds=120)
+            wait_until(lambda: set(head.processes(INGRESS)) - set(before) != set(), seconds=120)
             assert [status["state"] for status in client.stream_events(job)][-1] == "succeeded"
         assert client.result(job) == undisturbed
-        assert set(knocking.answers) == {200}, knocking.answers
+        assert set(probe.answers) == {200}, probe.answers
     with Client(url, timeout=60) as nobody, pytest.raises(ApiError, match="401"):
         nobody.status(job)

@@ -1,4 +1,4 @@
-"""Alerts on recorded series, and on metrics that Ray and the service really have."""
+"""Alerts fire on recorded series, and use metrics that Ray and lesioncast declare."""
 
 import re
 import runpy
@@ -16,15 +16,16 @@ from tests.support.manifests import ROOT, one
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(
     PROMTOOL is None,
-    reason="promtool IS NOT INSTALLED (Debian: prometheus): the alerts have not been tried",
+    reason="promtool is not installed (Debian: prometheus): the alerts were not tested",
 )
+SERIES = ROOT / "tests/k8s/recorded_series.yaml"
 DEFINED_IN = ("train/v2/_internal/metrics", "serve/_private")
 
 
 def try_alerts(folder: Path, rules: str) -> "subprocess.CompletedProcess[str]":
     (folder / "rules.yaml").write_text(rules)
-    shutil.copy(ROOT / "tests/alerts.yaml", folder)
-    command = [str(PROMTOOL), "test", "rules", "alerts.yaml"]
+    shutil.copy(SERIES, folder)
+    command = [str(PROMTOOL), "test", "rules", SERIES.name]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -34,24 +35,26 @@ def shipped_rules() -> str:
 
 
 @needs_promtool
-def test_alerts_fire_on_recorded_series_when_they_should_and_not_else(tmp_path: Path) -> None:
+def test_alerts_fire_only_where_the_recorded_series_say(tmp_path: Path) -> None:
     done = try_alerts(tmp_path, shipped_rules())
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_promtool
 @pytest.mark.parametrize(
-    ("written", "instead"),
+    ("text", "replacement"),
     [
         ("== 0", "== 1"), ("> 3", "> 30"), ("0.15", "0.5"), ("> 10", "> 1"), ("> 1800", "> 600"),
-        ("unfinished) > 0", "unfinished) >= 0"), ("unless", "and"), ("0.05", "0.01"),
+        ("pending) > 0", "pending) >= 0"), ("unless", "and"), ("0.05", "0.01"),
         ("0.05", "0.2"),
     ],
 )  # fmt: skip
-def test_the_series_tell_other_thresholds_apart(tmp_path: Path, written: str, instead: str) -> None:
+def test_the_recorded_series_detect_other_thresholds(
+    tmp_path: Path, text: str, replacement: str
+) -> None:
     rules = shipped_rules()
-    assert written in rules
-    assert try_alerts(tmp_path, rules.replace(written, instead)).returncode != 0
+    assert text in rules
+    assert try_alerts(tmp_path, rules.replace(text, replacement)).returncode != 0
 
 
 def test_every_metric_of_an_alert_is_defined_in_ray() -> None:
@@ -67,32 +70,32 @@ def test_every_metric_of_an_alert_is_defined_in_ray() -> None:
         assert f'"{re.sub(r"_(total|count)$", "", name)}"' in source, name
 
 
-def declared_by_us() -> str:
+def declarations() -> str:
     paths = ("platform/lesioncast/cluster/metrics.py", "serve/metrics.py")
     return "".join((ROOT / path).read_text() for path in paths)
 
 
-def test_every_other_metric_of_an_alert_is_declared_by_the_service() -> None:
+def test_every_other_metric_of_an_alert_is_declared_by_lesioncast() -> None:
     names = set(re.findall(r"\bray_(lesioncast_\w+)", shipped_rules()))
     assert len(names) == 4
     for name in names:
-        assert f'"{name.removesuffix("_total")}"' in declared_by_us(), name
+        assert f'"{name.removesuffix("_total")}"' in declarations(), name
 
 
-def test_the_dashboard_is_as_its_script_makes_it_of_metrics_that_are_declared() -> None:
+def test_the_dashboard_matches_its_script_and_uses_declared_metrics() -> None:
     folder = ROOT / "k8s/monitoring"
-    made = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, folder / "dashboard.py"], capture_output=True, text=True, check=True
     ).stdout
-    assert (folder / "dashboard.json").read_text() == made
-    asked = set(re.findall(r"\bray_(lesioncast_\w+)", made))
-    assert len(asked) == 22
-    for name in asked:
-        assert f'"{re.sub(r"_(total|bucket)$", "", name)}"' in declared_by_us(), name
+    assert (folder / "dashboard.json").read_text() == printed
+    used = set(re.findall(r"\bray_(lesioncast_\w+)", printed))
+    assert len(used) == 22
+    for name in used:
+        assert f'"{re.sub(r"_(total|bucket)$", "", name)}"' in declarations(), name
 
 
 @needs_promtool
-def test_what_observes_a_local_cluster_is_a_configuration_that_prometheus_takes(
+def test_prometheus_accepts_the_configuration_for_a_local_cluster(
     tmp_path: Path,
 ) -> None:
     path = runpy.run_path(str(ROOT / "k8s/monitoring/observe.py"))["write_config"](

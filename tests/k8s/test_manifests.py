@@ -1,4 +1,4 @@
-"""The manifests render and are what Kubernetes and KubeRay accept; each check is seen to refuse."""
+"""The manifests render and are valid for Kubernetes and KubeRay; every check can fail."""
 
 import re
 import shutil
@@ -42,13 +42,15 @@ def service() -> Manifest:
 
 
 def ray_resources() -> list[tuple[str, Manifest]]:
-    return [(name, each) for name, each in everything() if each["apiVersion"] == "ray.io/v1"]
+    return [
+        (name, manifest) for name, manifest in everything() if manifest["apiVersion"] == "ray.io/v1"
+    ]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_renders_into_one_namespace_with_no_name_twice(overlay: str) -> None:
-    found = [(each["kind"], each["metadata"]["name"]) for each in rendered(overlay)]
-    assert len(found) == len(set(found))
+def test_an_overlay_renders_into_one_namespace_with_unique_names(overlay: str) -> None:
+    names = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in rendered(overlay)]
+    assert len(names) == len(set(names))
     for manifest in rendered(overlay):
         if manifest["kind"] != "Namespace":
             assert manifest["metadata"]["namespace"] == "lesioncast"
@@ -63,7 +65,7 @@ def test_another_kubectl_renders_the_same() -> None:
     assert done.stdout == text("gpu/jobs")
 
 
-def test_kubernetes_own_resources_meet_its_schema() -> None:
+def test_kubernetes_resources_meet_their_schema() -> None:
     kinds: dict[str, list[Manifest]] = {}
     for _, manifest in everything():
         if manifest["apiVersion"] not in OURS:
@@ -73,14 +75,14 @@ def test_kubernetes_own_resources_meet_its_schema() -> None:
         assert kubernetes_faults(manifests) is None
 
 
-def test_the_pods_of_ray_meet_kubernetes_schema_of_a_pod() -> None:
+def test_ray_pods_meet_the_pod_schema() -> None:
     templates = [pod for _, manifest in ray_resources() for _, pod in pods(manifest)]
     assert kubernetes_faults([as_pod(template) for template in templates]) is None
     misspelt = changed(as_pod(templates[0]), "spec/containers/0/volumeMount", [])
     assert kubernetes_faults([misspelt])
 
 
-def test_the_loader_of_data_is_a_confined_pod() -> None:
+def test_the_data_loader_is_a_confined_pod() -> None:
     loader = yaml.safe_load((ROOT / "k8s/loader.yaml").read_text())
     assert kubernetes_faults([loader]) is None
     assert list(confinement(loader["spec"])) == []
@@ -94,7 +96,7 @@ def test_the_guide_names_folders_and_jobs_that_exist() -> None:
     for path in re.findall(r"(?:-[kf]|apply -f) (k8s/[^\s]+)", guide):
         for overlay in ("dev", "gpu"):
             assert (ROOT / path.replace("$O", overlay)).exists(), path
-    jobs = {each["metadata"]["labels"]["job"] for each in rendered("dev/jobs")}
+    jobs = {manifest["metadata"]["labels"]["job"] for manifest in rendered("dev/jobs")}
     named = set(re.findall(r"job=(\w+)", guide))
     assert named
     assert named <= jobs
@@ -138,13 +140,13 @@ def test_kuberays_definitions_refuse(manifest: Any, path: str, value: Any) -> No
     assert kuberay_faults(changed(manifest(), path, value))
 
 
-def test_ray_resources_keep_the_operators_rules() -> None:
+def test_ray_resources_follow_the_operators_rules() -> None:
     for name, manifest in ray_resources():
         assert faults(manifest) == [], name
 
 
 @pytest.mark.parametrize(
-    ("manifest", "path", "value", "said"),
+    ("manifest", "path", "value", "message"),
     [
         (job, "metadata/name", "Pretrain", "DNS-1035"),
         (job, "metadata/name", "a" * 48, "DNS-1035"),
@@ -182,18 +184,20 @@ def test_ray_resources_keep_the_operators_rules() -> None:
         ),
     ],
 )  # fmt: skip
-def test_the_operators_rules_refuse(manifest: Any, path: str, value: Any, said: str | None) -> None:
-    found = faults(changed(manifest(), path, value))
-    assert any(said in fault for fault in found) if said else found == []
+def test_a_broken_operator_rule_is_reported(
+    manifest: Any, path: str, value: Any, message: str | None
+) -> None:
+    reported = faults(changed(manifest(), path, value))
+    assert any(message in fault for fault in reported) if message else reported == []
 
 
-def test_every_pod_is_confined_and_says_what_it_needs() -> None:
+def test_every_pod_is_confined_and_states_its_resources() -> None:
     for name, manifest in ray_resources():
         assert pod_faults(manifest) == [], name
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("securityContext/runAsNonRoot", False, "runAsNonRoot"),
         ("securityContext/seccompProfile", None, "seccomp"),
@@ -207,20 +211,20 @@ def test_every_pod_is_confined_and_says_what_it_needs() -> None:
         ("containers/0/image", "lesioncast:latest", "version"),
     ],
 )
-def test_a_loose_pod_is_refused(path: str, value: Any, said: str) -> None:
-    found = pod_faults(changed(job(), f"{WORKERS}/template/spec/{path}", value))
-    assert any(said in fault for fault in found)
+def test_an_unconfined_pod_is_reported(path: str, value: Any, message: str) -> None:
+    reported = pod_faults(changed(job(), f"{WORKERS}/template/spec/{path}", value))
+    assert any(message in fault for fault in reported)
 
 
-def test_the_autoscaler_is_confined_like_the_pods_beside_it() -> None:
+def test_the_autoscaler_is_confined_like_the_pods() -> None:
     options = service()["spec"]["rayClusterConfig"]["autoscalerOptions"]
     (worker,) = service()["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     container = worker["template"]["spec"]["containers"][0]
     assert options["securityContext"] == container["securityContext"]
-    assert [each["mountPath"] for each in options["volumeMounts"]] == ["/tmp"]
+    assert [mount["mountPath"] for mount in options["volumeMounts"]] == ["/tmp"]
 
 
-def test_no_secret_is_written_down() -> None:
+def test_the_manifests_hold_no_secret() -> None:
     for name, manifest in everything():
         assert manifest["kind"] != "Secret", name
     text = "".join(path.read_text() for path in (ROOT / "k8s").rglob("*.yaml"))
@@ -228,14 +232,14 @@ def test_no_secret_is_written_down() -> None:
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate", "forecast"])
-def test_a_gpu_job_has_the_gpus_its_configuration_asks_for(name: str) -> None:
+def test_a_gpu_job_has_the_gpus_of_its_configuration(name: str) -> None:
     manifest = one("gpu/jobs", "RayJob", f"lesioncast-{name}")
     (group,) = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     config = yaml.safe_load((ROOT / entrypoint(manifest)[3]).read_text())
     section = config[{"evaluate": "evaluation"}.get(name, name)]
-    each = section.get("gpus_per_worker", 1)
-    assert int(limits["nvidia.com/gpu"]) * group["replicas"] == section["workers"] * each
+    gpus = section.get("gpus_per_worker", 1)
+    assert int(limits["nvidia.com/gpu"]) * group["replicas"] == section["workers"] * gpus
     # Training asks Ray for A100, which Ray reads off the GPU's name.
     assert group["labels"] == {"ray.io/accelerator-type": "A100"}
     assert "A100" in group["template"]["spec"]["nodeSelector"]["nvidia.com/gpu.product"]
@@ -254,7 +258,7 @@ def entrypoint(manifest: Manifest) -> list[str]:
     return str(manifest["spec"]["entrypoint"]).split()
 
 
-def test_every_job_runs_a_script_and_a_configuration_that_exist() -> None:
+def test_every_job_names_an_existing_script_and_configuration() -> None:
     for name, manifest in ray_resources():
         if manifest["kind"] == "RayJob":
             python, script, flag, config = entrypoint(manifest)
@@ -275,11 +279,11 @@ def test_policies_and_budgets_select_pods_that_exist() -> None:
         selector = spec.get("podSelector") or (
             spec["selector"] if manifest["kind"] in ("PodDisruptionBudget", "PodMonitor") else {}
         )
-        wanted = selector.get("matchLabels", {}).items()
-        assert any(wanted <= each.items() for each in labels), name
+        selected = selector.get("matchLabels", {}).items()
+        assert any(selected <= pod_labels.items() for pod_labels in labels), name
 
 
-def test_every_mounted_claim_is_made() -> None:
+def test_every_mounted_claim_exists() -> None:
     for name, manifest in ray_resources():
         standing = rendered(name.split("/")[0])
         claims = {e["metadata"]["name"] for e in standing if e["kind"] == "PersistentVolumeClaim"}
@@ -289,8 +293,8 @@ def test_every_mounted_claim_is_made() -> None:
                 assert claim is None or claim in claims, name
 
 
-def test_the_overlays_are_all_that_lie_there() -> None:
+def test_every_overlay_is_tested() -> None:
     folders = (ROOT / "k8s" / "overlays").rglob("kustomization.yaml")
-    found = {str(path.parent.relative_to(ROOT / "k8s" / "overlays")) for path in folders}
-    assert found == set(OVERLAYS)
-    assert all(cluster_of(each) is not None for _, each in ray_resources())
+    overlays = {str(path.parent.relative_to(ROOT / "k8s" / "overlays")) for path in folders}
+    assert overlays == set(OVERLAYS)
+    assert all(cluster_of(manifest) is not None for _, manifest in ray_resources())

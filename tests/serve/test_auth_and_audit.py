@@ -1,4 +1,4 @@
-"""Who may do what with which key, and what is written of it, without a patient's name."""
+"""API keys and their scopes, and the audit and the log, which name no patient."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,14 @@ from serve.settings import ServiceSettings
 from storage import Store
 from storage.store.case_table import Case
 from tests.support.forecast import write_bundle, write_store
-from tests.support.service import Service, finished, key_line, refused, running
+from tests.support.service import (
+    Service,
+    assert_problem,
+    key_line,
+    new_job,
+    run_service,
+    wait_for_success,
+)
 
 LAST = date(2030, 1, 31)
 ORDER = {"subject": "sub-01", "samples": 2}
@@ -42,7 +49,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("doors")
+    folder = tmp_path_factory.mktemp("auth")
     write_store(folder / "store.zarr", folder / "bids", test=1)
     write_bundle(folder / "bundle")
     (folder / "keys.txt").write_text("\n".join(KEYS.values()))
@@ -52,7 +59,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         artifacts=folder / "out",
         keys=folder / "keys.txt",
     )
-    with running(settings) as service:
+    with run_service(settings) as service:
         yield service
 
 
@@ -60,32 +67,31 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def test_a_key_may_do_what_its_scopes_say(service: Service) -> None:
+def test_a_key_may_do_only_what_its_scopes_allow(service: Service) -> None:
     url = f"{service.url}/v1/forecasts"
-    problem = refused(httpx2.post(url, json=ORDER, headers=bearer("reader")), 403, "Authorization")
+    problem = assert_problem(
+        httpx2.post(url, json=ORDER, headers=bearer("reader")), 403, "Authorization"
+    )
     assert hash_key("reader")[:8] in problem["detail"]
     answer = httpx2.post(url, json=ORDER, headers=bearer("forecaster"))
     assert answer.status_code == 202
-    here = service.url + answer.headers["Location"]
-    assert httpx2.get(here, headers=bearer("reader")).status_code == 200  # of the same client
-    refused(httpx2.get(here, headers=bearer("forecaster")), 403, "Authorization")
-    refused(httpx2.delete(here, headers=bearer("reader")), 403, "Authorization")
+    forecast_url = service.url + answer.headers["Location"]
+    # Both keys belong to the same client.
+    assert httpx2.get(forecast_url, headers=bearer("reader")).status_code == 200
+    assert_problem(httpx2.get(forecast_url, headers=bearer("forecaster")), 403, "Authorization")
+    assert_problem(httpx2.delete(forecast_url, headers=bearer("reader")), 403, "Authorization")
     files = {"series": ("1.dcm", b"")}
-    answer = httpx2.post(f"{here}/segmentation", files=files, headers=bearer("reader"))
-    refused(answer, 403, "Authorization")
-    assert httpx2.delete(here, headers=bearer("forecaster")).status_code == 204
+    answer = httpx2.post(f"{forecast_url}/segmentation", files=files, headers=bearer("reader"))
+    assert_problem(answer, 403, "Authorization")
+    assert httpx2.delete(forecast_url, headers=bearer("forecaster")).status_code == 204
 
 
 @pytest.mark.parametrize(
     ("client", "status"),
     [(("127.0.0.1", 1), 200), (("::1", 1), 200), (("10.0.0.1", 1), 403), (("", 1), 403)],
 )
-def test_demo_mode_answers_clients_of_this_machine_alone(
-    client: tuple[str, int], status: int
-) -> None:
-    inside = middleware.AuthMiddleware(
-        PlainTextResponse("inside"), keys=None, max_body=1, max_form=1
-    )
+def test_demo_mode_answers_only_loopback_clients(client: tuple[str, int], status: int) -> None:
+    inside = middleware.AuthMiddleware(PlainTextResponse("inside"), keys=None)
 
     async def ask() -> httpx2.Response:
         transport = httpx2.ASGITransport(inside, client=client)
@@ -104,7 +110,7 @@ def test_a_key_expires_after_its_last_day(
         return httpx2.get(f"{service.url}/v2", headers=bearer("expiring"))
 
     assert ask(LAST).status_code == 200
-    refused(ask(LAST + timedelta(days=1)), 401, "Authorization")
+    assert_problem(ask(LAST + timedelta(days=1)), 401, "Authorization")
 
 
 def test_keys_are_rotated_while_the_service_runs(
@@ -118,29 +124,29 @@ def test_keys_are_rotated_while_the_service_runs(
     assert httpx2.get(url, headers=bearer("new")).status_code == 200
     assert httpx2.get(url, headers=bearer("reader")).status_code == 200
     service.settings.keys.write_text(new)
-    refused(httpx2.get(url, headers=bearer("reader")), 401, "Authorization")
+    assert_problem(httpx2.get(url, headers=bearer("reader")), 401, "Authorization")
     for torn in ("torn", f"a {'é' * 64} read 2030-01-01"):
         service.settings.keys.write_text(torn)  # what counted before still counts
         assert httpx2.get(url, headers=bearer("new")).status_code == 200
     assert "line 1: expected a name, a sha256" in caplog.text
     service.settings.keys.write_text("")
-    refused(httpx2.get(url, headers=bearer("new")), 401, "Authorization")
+    assert_problem(httpx2.get(url, headers=bearer("new")), 401, "Authorization")
     service.settings.keys.write_text(before)
     assert httpx2.get(url, headers=bearer("reader")).status_code == 200
 
 
 def test_a_service_without_a_key_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "keys.txt").write_text("\n")
-    with pytest.raises(ValueError, match="expected a key or more; make one with"):
+    with pytest.raises(ValueError, match="expected at least one key, got an empty file; add one"):
         ApiKeyFile(tmp_path / "keys.txt")
 
 
-def test_keys_that_are_written_as_they_are_read_wait_for_the_next_look(
+def test_a_key_file_that_changes_while_it_is_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "keys.txt"
     path.write_text(key_line("a", "old"))
-    known = ApiKeyFile(path)
+    key_file = ApiKeyFile(path)
 
     def read_and_write(path: Path) -> tuple[ApiKey, ...]:
         read = read_keys(path)
@@ -149,27 +155,27 @@ def test_keys_that_are_written_as_they_are_read_wait_for_the_next_look(
 
     path.write_text(key_line("a", "new"))
     monkeypatch.setattr(keys, "read_keys", read_and_write)
-    assert known.find("old") is not None
+    assert key_file.find("old") is not None
     monkeypatch.undo()
-    assert known.find("old") is not None
-    assert known.find("new") is not None
+    assert key_file.find("old") is not None
+    assert key_file.find("new") is not None
 
 
-def test_the_command_makes_a_key_that_opens(
+def test_a_key_from_the_command_line_is_accepted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert middleware.main(["hospital-a", "--scopes", "read", "--days", "30"]) == 0
+    assert keys.main(["create", "hospital-a", "--scopes", "read", "--days", "30"]) == 0
     printed = capsys.readouterr()
     key = printed.err.split()[-1]
     assert key not in printed.out
     (tmp_path / "keys.txt").write_text(printed.out)
-    found = ApiKeyFile(tmp_path / "keys.txt").find(key)
-    assert found is not None
-    assert (found.name, found.scopes) == ("hospital-a", ("read",))
-    assert found.until == datetime.now(UTC).date() + timedelta(days=30)
+    entry = ApiKeyFile(tmp_path / "keys.txt").find(key)
+    assert entry is not None
+    assert (entry.name, entry.scopes) == ("hospital-a", ("read",))
+    assert entry.until == datetime.now(UTC).date() + timedelta(days=30)
     for wrong in (["two words"], ["a", "--scopes", "everything"]):
         with pytest.raises(SystemExit):
-            middleware.main(wrong)
+            keys.main(["create", *wrong])
 
 
 @pytest.mark.parametrize(
@@ -184,17 +190,17 @@ def test_the_command_makes_a_key_that_opens(
         f"a {'0' * 64} read 2030-01-32",
     ],
 )
-def test_a_line_that_is_no_key_is_named(tmp_path: Path, line: str) -> None:
+def test_an_invalid_line_of_the_key_file_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "keys.txt"
     path.write_text(key_line("a", "k", until=date(2030, 1, 1)) + line)
     with pytest.raises(ValueError, match="line 2: expected a name, a sha256"):
         read_keys(path)
 
 
-def test_the_audit_says_who_asked_and_how_it_ended_but_of_nobody(service: Service) -> None:
+def test_the_audit_records_client_and_outcome_without_the_patient(service: Service) -> None:
     url = service.settings.database_url
     with Client(service.url, key="full") as client:
-        job = finished(client, client.create_forecast("sub-01", samples=2))
+        job = wait_for_success(client, client.create_forecast("sub-01", samples=2))
         client.delete(job)
     records = [json.loads(entry.record) for entry in read_entries(url)]
     mine = [record for record in records if record["forecast"] == job]
@@ -207,22 +213,22 @@ def test_the_audit_says_who_asked_and_how_it_ended_but_of_nobody(service: Servic
     assert list(verify_chain(read_entries(url))) == []
 
 
-def test_the_audit_says_how_what_did_not_succeed_ended(service: Service) -> None:
+def test_the_audit_records_cancelled_and_failed_forecasts(service: Service) -> None:
     with Client(service.url, key="full") as client:
-        service.held = True
+        service.paused = True
         cancelled = client.create_forecast("sub-01", samples=2)
         client.delete(cancelled)
-        service.held, service.broken = False, True
+        service.paused, service.fail_draws = False, True
         failed = client.create_forecast("sub-01", samples=2)
         assert list(client.stream_events(failed))[-1]["state"] == "failed"
-        service.broken = False
+        service.fail_draws = False
         client.delete(failed)
     records = [json.loads(entry.record) for entry in read_entries(service.settings.database_url)]
-    found = {job: [r for r in records if r["forecast"] == job] for job in (cancelled, failed)}
-    assert [record["event"] for record in found[cancelled]] == ["accepted", "cancelled"]
-    assert found[cancelled][1]["by"] == hash_key("full")[:8]
-    assert [record["event"] for record in found[failed]] == ["accepted", "failed", "deleted"]
-    assert len(found[failed][1]["bundle"]) == 64
+    by_job = {job: [r for r in records if r["forecast"] == job] for job in (cancelled, failed)}
+    assert [record["event"] for record in by_job[cancelled]] == ["accepted", "cancelled"]
+    assert by_job[cancelled][1]["by"] == hash_key("full")[:8]
+    assert [record["event"] for record in by_job[failed]] == ["accepted", "failed", "deleted"]
+    assert len(by_job[failed][1]["bundle"]) == 64
     assert "on purpose" not in json.dumps(records)
 
 
@@ -233,64 +239,70 @@ def test_no_line_of_the_log_names_a_subject(
         raise ValueError(f"{run.out / case.subject / 'ses-w048'}: expected something else")
 
     with Client(service.url, key="full") as client:
-        jobs = [finished(client, client.create_forecast("sub-01", samples=2))]
+        jobs = [wait_for_success(client, client.create_forecast("sub-01", samples=2))]
         monkeypatch.setattr("lesioncast.forecasting.pipeline.write_forecast", fail)
         jobs.append(client.create_forecast("sub-01", samples=2))
         assert list(client.stream_events(jobs[1]))[-1]["state"] == "failed"
         for job in jobs:
             client.delete(job)
-    found = [record for record in caplog.records if record.name == "ray.serve"]
-    assert {record.message for record in found} == {"accepted", "ended", "failed", "deleted"}
-    lines = "\n".join(JSONFormatter().format(record) for record in found)
+    log_records = [record for record in caplog.records if record.name == "ray.serve"]
+    assert {record.message for record in log_records} == {
+        "forecast.accepted",
+        "forecast.finished",
+        "forecast.failed",
+        "forecast.deleted",
+    }
+    lines = "\n".join(JSONFormatter().format(record) for record in log_records)
     assert "/sub-*/ses-w048: expected something else" in lines
     assert "sub-01" not in lines + caplog.text
 
 
 @pytest.fixture
 def chain(tmp_path: Path) -> str:
-    """A database in which several threads have written at a time."""
+    """Return a database that several threads have written to at the same time."""
     url = f"sqlite:///{tmp_path / 'forecasts.sqlite'}"
     records = JobRepository(url)
-    order = {"arms": ["placebo"], "samples": 2}
 
     def accept(thread: int) -> None:
         for number in range(5):
-            records.enqueue(
-                f"{thread}-{number}", "a", order, total=2, block=2, key=None, limit=99, by="key"
-            )
+            records.enqueue(new_job(f"{thread}-{number}"), limit=99)
 
     threads = [threading.Thread(target=accept, args=(number,)) for number in range(4)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return url
 
 
 @pytest.mark.parametrize(
-    ("harm", "found"),
+    ("statements", "message"),
     [
         (
-            "UPDATE audit SET record = replace(record, '\"a\"', '\"b\"') WHERE number = 7",
-            "entry 7: ",
+            "UPDATE audit SET record = replace(record, '\"a\"', '\"b\"') WHERE sequence = 7",
+            "entry 7 was changed",
         ),
-        ("DELETE FROM audit WHERE number = 7", "entry 7: expected it, got entry 8"),
-        ("UPDATE audit SET before = digest WHERE number = 1", "entry 1: "),
+        (
+            "DELETE FROM audit WHERE sequence = 7",
+            "entry 7 is missing: expected it next, got entry 8",
+        ),
+        ("UPDATE audit SET previous_digest = digest WHERE sequence = 1", "entry 1 was changed"),
         # Every entry agrees with itself then, and with its number:
         (
-            "DELETE FROM audit WHERE number = 7;"
-            "UPDATE audit SET number = number - 1 WHERE number > 7",
-            "entry 7: expected what was written",
+            "DELETE FROM audit WHERE sequence = 7;"
+            "UPDATE audit SET sequence = sequence - 1 WHERE sequence > 7",
+            "entry 7 was changed",
         ),
         (
-            "UPDATE audit SET record = '{}' WHERE number = 7;"
-            "UPDATE audit SET digest = sha256(before || char(10) || record) WHERE number = 7",
-            "entry 8: expected what was written",
+            "UPDATE audit SET record = '{}' WHERE sequence = 7;"
+            "UPDATE audit SET digest = sha256(previous_digest || char(10) || record) "
+            "WHERE sequence = 7",
+            "entry 8 was changed",
         ),
     ],
 )
-def test_what_is_changed_in_the_audit_is_named(
-    chain: str, harm: str, found: str, capsys: pytest.CaptureFixture[str]
+def test_tampering_with_the_audit_is_detected(
+    chain: str, statements: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(read_entries(chain)) == 20
     assert audit.main([chain]) == 0
@@ -298,16 +310,16 @@ def test_what_is_changed_in_the_audit_is_named(
     with create_engine(chain).begin() as connection:
         raw: Any = connection.connection.dbapi_connection
         raw.create_function("sha256", 1, lambda line: hashlib.sha256(line.encode()).hexdigest())
-        for each in harm.split(";"):
-            connection.execute(text(each))
+        for statement in statements.split(";"):
+            connection.execute(text(statement))
     assert audit.main([chain]) == 1
-    assert capsys.readouterr().out.startswith(found)
+    assert capsys.readouterr().out.startswith(message)
 
 
-def test_the_last_entries_are_missed_beside_a_digest_that_was_kept(chain: str) -> None:
+def test_missing_last_entries_are_detected_with_a_known_digest(chain: str) -> None:
     head = read_entries(chain)[-1].digest
     with create_engine(chain).begin() as connection:
-        connection.execute(text("DELETE FROM audit WHERE number > 18"))
+        connection.execute(text("DELETE FROM audit WHERE sequence > 18"))
     assert list(verify_chain(read_entries(chain))) == []
     assert audit.main([chain, "--head", head]) == 1
     for kept in (read_entries(chain)[-1].digest, read_entries(chain)[3].digest):

@@ -1,4 +1,4 @@
-"""DICOM SEG over HTTP: every voxel of a forecast at its place in the series that a client sends."""
+"""DICOM SEG over HTTP: every voxel of a forecast has its place in the series of the client."""
 
 import re
 import sys
@@ -21,10 +21,10 @@ from tests.support.dicom import values_at, write_series
 from tests.support.forecast import GEOMETRY
 from tests.support.service import (
     Service,
-    finished,
-    refused,
-    running,
+    assert_problem,
+    run_service,
     trial_settings,
+    wait_for_success,
     write_trial_served,
 )
 
@@ -37,21 +37,21 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("dicom")
     # A SEG cannot say that a grid is sheared, as that of the other tests is.
     write_trial_served(root, unlabelled=SUBJECT, geometry=replace(GEOMETRY, tilt=0))
-    with running(trial_settings(root, root / "out")) as service:
+    with run_service(trial_settings(root, root / "out")) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def job(service: Service) -> str:
     with Client(service.url) as client:
-        return finished(client, client.create_forecast(SUBJECT, samples=4))
+        return wait_for_success(client, client.create_forecast(SUBJECT, samples=4))
 
 
 @pytest.fixture(scope="module")
 def maps(
     service: Service, job: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, nib.Nifti1Image]:
-    """The probability map of each arm."""
+    """Return the probability map of each arm."""
     folder = tmp_path_factory.mktemp("maps")
     with Client(service.url) as client:
         for arm in ARMS:
@@ -61,7 +61,7 @@ def maps(
 
 @pytest.fixture
 def series(maps: dict[str, nib.Nifti1Image], tmp_path: Path) -> Path:
-    """The series that the FLAIR was made from: its slices along the last axis of the NIfTI."""
+    """Write the series that the FLAIR was made from, with slices along the last NIfTI axis."""
     image = maps[ARMS[0]]
     return write_series(tmp_path / "series", image.affine[:, [2, 1, 0, 3]], image.shape[::-1])
 
@@ -71,43 +71,43 @@ def sent(series: Path) -> Sent:
     return [("series", ("../../etc/passwd", path.read_bytes())) for path in paths]
 
 
-def post(service: Service, job: str, files: Sent, **asked: object) -> httpx2.Response:
+def post(service: Service, job: str, files: Sent, **params: object) -> httpx2.Response:
     url = f"{service.url}/v1/forecasts/{job}/segmentation"
-    return httpx2.post(url, files=files, params=asked, timeout=60)
+    return httpx2.post(url, files=files, params=params, timeout=60)
 
 
 def by_arm(path: Path) -> dict[str, int]:
-    """The number of each arm's segment."""
+    """Return the number of each arm's segment."""
     segments = dcmread(path).SegmentSequence
-    return {each.SegmentLabel.rpartition(", ")[2]: each.SegmentNumber for each in segments}
+    return {segment.SegmentLabel.rpartition(", ")[2]: segment.SegmentNumber for segment in segments}
 
 
-def test_a_forecast_comes_back_on_the_series_of_the_patient(
+def test_a_segmentation_lies_on_the_series_of_the_patient(
     client: Client, job: str, maps: dict[str, nib.Nifti1Image], series: Path, tmp_path: Path
 ) -> None:
     client.download_segmentation(job, series, tmp_path / "seg.dcm")
     numbers = by_arm(tmp_path / "seg.dcm")
     assert set(numbers) == set(ARMS)
     for arm, image in maps.items():
-        found = values_at(tmp_path / "seg.dcm", image, segment=numbers[arm])
-        np.testing.assert_allclose(found, image.get_fdata(), atol=0.501 / 255)
+        values = values_at(tmp_path / "seg.dcm", image, segment=numbers[arm])
+        np.testing.assert_allclose(values, image.get_fdata(), atol=0.501 / 255)
     assert max(image.get_fdata().max() for image in maps.values()) > 0
-    made, given = dcmread(tmp_path / "seg.dcm"), dcmread(next(series.iterdir()))
-    assert made.StudyInstanceUID == given.StudyInstanceUID
-    assert "research use only" in made.SeriesDescription
+    segmentation, source = dcmread(tmp_path / "seg.dcm"), dcmread(next(series.iterdir()))
+    assert segmentation.StudyInstanceUID == source.StudyInstanceUID
+    assert "research use only" in segmentation.SeriesDescription
 
 
-def test_a_threshold_asks_for_masks(
+def test_a_threshold_gives_binary_masks(
     client: Client, job: str, maps: dict[str, nib.Nifti1Image], series: Path, tmp_path: Path
 ) -> None:
     client.download_segmentation(job, series, tmp_path / "seg.dcm", threshold=0.5)
     assert dcmread(tmp_path / "seg.dcm").SegmentationType == "BINARY"
     for arm, number in by_arm(tmp_path / "seg.dcm").items():
-        found = values_at(tmp_path / "seg.dcm", maps[arm], segment=number)
-        np.testing.assert_array_equal(found, maps[arm].get_fdata() >= 0.5)
+        values = values_at(tmp_path / "seg.dcm", maps[arm], segment=number)
+        np.testing.assert_array_equal(values, maps[arm].get_fdata() >= 0.5)
 
 
-def test_the_pixels_of_the_series_need_not_come(service: Service, job: str, series: Path) -> None:
+def test_the_pixels_of_the_series_may_be_left_out(service: Service, job: str, series: Path) -> None:
     whole = made_of(post(service, job, sent(series)))
 
     def without_pixels(image: Dataset) -> None:
@@ -128,7 +128,7 @@ def made_of(answer: httpx2.Response) -> Dataset:
 
 
 def change(series: Path, edit: Callable[[Dataset], None], *, alone: bool = False) -> None:
-    """Edit all files of a series, or the first alone."""
+    """Edit all files of a series, or only the first."""
     for path in sorted(series.iterdir())[: 1 if alone else None]:
         image = dcmread(path)
         edit(image)
@@ -149,13 +149,13 @@ def another_series(image: Dataset) -> None:
 
 
 def bomb(image: Dataset) -> None:
-    """A file of some kB that unpacks to 64 MB."""
+    """Make a file of a few kB that unpacks to 64 MB."""
     image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     image.PixelData = bytes(2**26)
 
 
 def broken(series: Path) -> None:
-    """Its transfer syntax is of a kind of value that does not exist."""
+    """Give the transfer syntax a value representation that does not exist."""
     first = min(series.iterdir())
     first.write_bytes(first.read_bytes().replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x10\x00!?"))
 
@@ -178,37 +178,39 @@ def all_of(content: bytes) -> Callable[[Path], None]:
         (all_of(b""), "images of one series"),
     ],
 )
-def test_a_series_that_does_not_fit_is_refused_with_the_reason(
+def test_an_unsuitable_series_is_refused_with_the_reason(
     service: Service, job: str, series: Path, spoil: Callable[[Path], None], reason: str
 ) -> None:
     spoil(series)
-    problem = refused(post(service, job, sent(series)), 422, "series")
+    problem = assert_problem(post(service, job, sent(series)), 422, "series")
     assert re.search(reason, problem["detail"])
     assert "/tmp" not in problem["detail"]
 
 
-def test_other_bodies_are_refused_by_their_field(service: Service, job: str, series: Path) -> None:
+def test_wrong_bodies_of_a_segmentation_name_the_field(
+    service: Service, job: str, series: Path
+) -> None:
     files, url = sent(series), f"{service.url}/v1/forecasts/{job}/segmentation"
-    refused(httpx2.post(url, json={}), 415, "Content-Type")
-    refused(httpx2.post(url, files=files, data={"series": "text"}), 422, "series")
-    refused(post(service, job, [("images", files[0][1])]), 422, "images")
+    assert_problem(httpx2.post(url, json={}), 415, "Content-Type")
+    assert_problem(httpx2.post(url, files=files, data={"series": "text"}), 422, "series")
+    assert_problem(post(service, job, [("images", files[0][1])]), 422, "images")
     for threshold in ("0", "1.5", "nan", "half"):
-        refused(post(service, job, files, threshold=threshold), 422, "threshold")
+        assert_problem(post(service, job, files, threshold=threshold), 422, "threshold")
 
 
 def test_a_forecast_without_a_result_has_no_segmentation(
     service: Service, client: Client, series: Path
 ) -> None:
-    refused(post(service, "0" * 32, sent(series)), 404, "id")
-    service.held = True
+    assert_problem(post(service, "0" * 32, sent(series)), 404, "id")
+    service.paused = True
     unfinished = client.create_forecast(SUBJECT, samples=2)
     assert "Retry-After" in post(service, unfinished, sent(series)).headers
-    refused(post(service, unfinished, sent(series)), 409)
+    assert_problem(post(service, unfinished, sent(series)), 409)
     client.delete(unfinished)
-    service.held = False
+    service.paused = False
 
 
-def test_a_service_without_the_extra_says_so(
+def test_without_the_extra_dicom_a_segmentation_is_501(
     service: Service, job: str, series: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (
@@ -218,5 +220,5 @@ def test_a_service_without_the_extra_says_so(
     ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    problem = refused(post(service, job, sent(series)), 501)
+    problem = assert_problem(post(service, job, sent(series)), 501)
     assert "extra dicom" in problem["detail"]

@@ -1,4 +1,4 @@
-"""One sampler replica: its engine's thread, whatever becomes of the engine or of who calls it."""
+"""The engine thread survives callers that disappear, and reports an engine that fails."""
 
 import asyncio
 import threading
@@ -10,47 +10,47 @@ from lesioncast.diffusion.continuous_batching import SampleRequest
 from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.solvers import SamplerConfig
-from serve.inference.sampler import EngineStoppedError, EngineThread
+from serve.inference.engine_thread import EngineStoppedError, EngineThread
 
-TOLD = SampleCondition(PatientEncoding(torch.zeros(1), None, None), 0)
+CONDITION = SampleCondition(PatientEncoding(torch.zeros(1), None, None), 0)
 
 
-def test_the_engine_outlives_a_caller_whose_loop_is_closed() -> None:
+def test_the_engine_survives_a_caller_whose_loop_is_closed() -> None:
     release = threading.Event()
 
     class Slow:
-        """Draws its one sample once it is released."""
+        """An engine that draws its one sample once it is released."""
 
         busy, running, waiting, rows = True, 1, 0, 1
 
-        def add(self, wanted: list[SampleRequest[SampleCondition]]) -> None:
-            self.wanted = wanted
+        def add(self, requests: list[SampleRequest[SampleCondition]]) -> None:
+            self.requests = requests
 
         def step(self) -> list[tuple[SampleRequest[SampleCondition], torch.Tensor]]:
             release.wait()
             self.busy = False
-            return [(each, torch.zeros(1)) for each in self.wanted]
+            return [(request, torch.zeros(1)) for request in self.requests]
 
     thread = EngineThread(lambda _: Slow(), lambda _: None)  # type: ignore[arg-type,return-value]
     loop = asyncio.new_event_loop()
-    loop.create_task(thread.draw("job", [TOLD], [0], SamplerConfig()))
+    loop.create_task(thread.draw("job", [CONDITION], [0], SamplerConfig()))
     loop.run_until_complete(asyncio.sleep(0.05))
     loop.close()  # without an end to the task, as a server does that is stopped at once
     release.set()
-    assert asyncio.run(thread.draw("next", [TOLD], [0], SamplerConfig()))[0].tolist() == [0.0]
+    assert asyncio.run(thread.draw("next", [CONDITION], [0], SamplerConfig()))[0].tolist() == [0.0]
     assert thread.alive
 
 
-def test_every_draw_of_an_engine_whose_step_fails_is_refused() -> None:
-    """Those under way, one that comes while the step fails, and later ones."""
+def test_after_a_failed_step_every_draw_raises() -> None:
+    """Draws that run, one that arrives while the step fails, and later ones raise."""
     entered, release = threading.Event(), threading.Event()
 
     class Failing:
-        """Its first step fails once it is released."""
+        """An engine whose first step fails once it is released."""
 
         busy, running, waiting, rows = True, 0, 0, 0
 
-        def add(self, wanted: list[SampleRequest[SampleCondition]]) -> None:
+        def add(self, requests: list[SampleRequest[SampleCondition]]) -> None:
             pass
 
         def step(self) -> list[tuple[SampleRequest[SampleCondition], torch.Tensor]]:
@@ -62,7 +62,7 @@ def test_every_draw_of_an_engine_whose_step_fails_is_refused() -> None:
 
     async def draws() -> None:
         def draw() -> asyncio.Task[list[torch.Tensor]]:
-            return asyncio.create_task(thread.draw("job", [TOLD] * 2, [0, 1], SamplerConfig()))
+            return asyncio.create_task(thread.draw("job", [CONDITION] * 2, [0, 1], SamplerConfig()))
 
         first = draw()
         assert await asyncio.to_thread(entered.wait, 10)
@@ -70,9 +70,9 @@ def test_every_draw_of_an_engine_whose_step_fails_is_refused() -> None:
         during = draw()
         await asyncio.sleep(0.05)  # so that it is in the inbox
         release.set()
-        for each in (first, during, draw()):
+        for task in (first, during, draw()):
             with pytest.raises(EngineStoppedError, match="out of memory"):
-                await asyncio.wait_for(each, 10)
+                await asyncio.wait_for(task, 10)
         assert not thread.alive
 
     asyncio.run(draws())

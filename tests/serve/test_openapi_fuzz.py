@@ -1,4 +1,4 @@
-"""Requests made up from the service's own OpenAPI, right and wrong ones: none is a server error."""
+"""Valid and invalid requests generated from the OpenAPI document: none is a server error."""
 
 import json
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from serve.client import Client
 from tests.support.bids import ARMS
 from tests.support.service import (
     Service,
-    finished,
     key_line,
-    running,
+    run_service,
     trial_settings,
+    wait_for_success,
     write_trial_served,
 )
 
@@ -31,23 +31,23 @@ pytestmark = pytest.mark.slow
 POST = "POST /v1/forecasts"
 OPERATIONS = [
     POST,
-    "GET /v1/forecasts/{job}",
-    "GET /v1/forecasts/{job}/events",
-    "GET /v1/forecasts/{job}/result",
-    "GET /v1/forecasts/{job}/arms/{arm}",
-    "GET /v1/forecasts/{job}/derivative",
-    "POST /v1/forecasts/{job}/segmentation",
+    "GET /v1/forecasts/{forecast_id}",
+    "GET /v1/forecasts/{forecast_id}/events",
+    "GET /v1/forecasts/{forecast_id}/result",
+    "GET /v1/forecasts/{forecast_id}/arms/{arm}",
+    "GET /v1/forecasts/{forecast_id}/derivative",
+    "POST /v1/forecasts/{forecast_id}/segmentation",
     "GET /v2/health/live",
     "GET /v2/health/ready",
     "GET /v2",
     "GET /v2/models/{name}",
     "GET /v2/models/{name}/ready",
-    "DELETE /v1/forecasts/{job}",  # last: it removes what the others have found
+    "DELETE /v1/forecasts/{forecast_id}",  # last: it removes what the others have found
 ]
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance]
 CHECKS.append(response_schema_conformance)
 KEY = {"Authorization": "Bearer key"}
-ORDER = {"subject": "sub-01", "samples": 2}
+REQUEST = {"subject": "sub-01", "samples": 2}
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +60,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["demo", "keys"])
 def service(root: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """One that accepts and, but for the forecast of `succeeded`, never draws."""
-    door = {"demo": {}, "keys": {"demo": False, "keys": root / "keys.txt"}}[request.param]
-    settings = trial_settings(root, root / request.param, max_unfinished_forecasts=10_000, **door)
-    with running(settings) as service:
+    """Run a service that draws only the forecast of `succeeded`, and accepts all others."""
+    auth = {"demo": {}, "keys": {"demo": False, "keys": root / "keys.txt"}}[request.param]
+    settings = trial_settings(root, root / request.param, max_unfinished_forecasts=10_000, **auth)
+    with run_service(settings) as service:
         yield service
-        service.held = False
+        service.paused = False
 
 
 @pytest.fixture(scope="module")
 def succeeded(service: Service) -> str:
-    """The id of a forecast that has a result."""
+    """Return the id of a forecast that has a result."""
     with Client(service.url, key="key") as client:
-        job = finished(client, client.create_forecast(**ORDER))
-    service.held = True
+        job = wait_for_success(client, client.create_forecast(**REQUEST))
+    service.paused = True
     return job
 
 
@@ -83,29 +83,29 @@ def schema(service: Service) -> schemathesis.BaseSchema:
 
 
 def test_every_operation_is_fuzzed(schema: schemathesis.BaseSchema) -> None:
-    found = {each.ok().label for each in schema.get_all_operations()}
-    assert found == set(OPERATIONS)
+    labels = {operation.ok().label for operation in schema.get_all_operations()}
+    assert labels == set(OPERATIONS)
 
 
-def test_the_description_knows_of_problems_and_keys_alone(service: Service) -> None:
+def test_the_document_describes_problems_and_authentication(service: Service) -> None:
     document = httpx2.get(f"{service.url}/openapi.json", headers=KEY).json()
     assert "HTTPValidationError" not in json.dumps(document)
     keyed = service.settings.keys is not None
     assert ("securitySchemes" in document["components"]) == keyed
     for path, methods in document["paths"].items():
         for operation in methods.values():
-            wanted = keyed and not path.startswith("/v2/health/")
-            assert ("security" in operation) == ("401" in operation["responses"]) == wanted
+            protected = keyed and not path.startswith("/v2/health/")
+            assert ("security" in operation) == ("401" in operation["responses"]) == protected
 
 
 @pytest.mark.parametrize(
     ("operation", "mode", "examples"),
     [
         (POST, GenerationMode.NEGATIVE, 20),
-        *((each, GenerationMode.POSITIVE, 10 if each == POST else 4) for each in OPERATIONS),
+        *((name, GenerationMode.POSITIVE, 10 if name == POST else 4) for name in OPERATIONS),
     ],
 )
-def test_no_request_is_a_server_error_nor_its_answer_undescribed(
+def test_no_request_is_a_server_error_and_every_answer_is_described(
     service: Service,
     schema: schemathesis.BaseSchema,
     succeeded: str,
@@ -114,8 +114,8 @@ def test_no_request_is_a_server_error_nor_its_answer_undescribed(
     examples: int,
 ) -> None:
     method, path = operation.split()
-    wanted = schema[path][method]
-    job = httpx2.post(f"{service.url}/v1/forecasts", json=ORDER, headers=KEY).json()["id"]
+    described = schema[path][method]
+    job = httpx2.post(f"{service.url}/v1/forecasts", json=REQUEST, headers=KEY).json()["id"]
 
     @settings(
         max_examples=examples,
@@ -125,14 +125,14 @@ def test_no_request_is_a_server_error_nor_its_answer_undescribed(
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=wanted.as_strategy(generation_mode=mode))
+    @given(case=described.as_strategy(generation_mode=mode))
     def fuzz(case: Case) -> None:
         check(case)
-        if "job" in case.path_parameters:
+        if "forecast_id" in case.path_parameters:
             if not path.endswith("/events"):  # which do not end before the forecast does
-                case.path_parameters["job"] = job
+                case.path_parameters["forecast_id"] = job
                 check(case)
-            case.path_parameters["job"] = succeeded
+            case.path_parameters["forecast_id"] = succeeded
             check(case)
         if "arm" in case.path_parameters:
             case.path_parameters["arm"] = ARMS[0]
@@ -149,5 +149,5 @@ def test_no_request_is_a_server_error_nor_its_answer_undescribed(
 
     seen: set[int] = set()
     fuzz()
-    if "{job}" in path:
+    if "{forecast_id}" in path:
         assert seen & {200, 204, 422}, seen  # 422: of a series that is none

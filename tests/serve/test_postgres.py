@@ -1,4 +1,4 @@
-"""The records on PostgreSQL: on a private server of this test, which skips where there is none."""
+"""The database on a private PostgreSQL server; skipped if PostgreSQL is not installed."""
 
 import os
 import pwd
@@ -18,23 +18,29 @@ from serve.db.audit import read_entries, verify_chain
 from serve.db.repository import JobRepository, QueueFullError
 from serve.settings import ServiceSettings
 from tests.support.forecast import write_bundle, write_store
-from tests.support.service import finished, refused, running, until
+from tests.support.service import (
+    assert_problem,
+    new_job,
+    run_service,
+    wait_for_success,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
 
 def programs() -> Path:
-    """The folder of the newest server's programs."""
-    found = [Path(path).resolve().parent for path in [shutil.which("initdb")] if path]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"))[::-1]
-    if not found:
+    """Return the folder of the newest server's programs."""
+    folders = [Path(path).resolve().parent for path in [shutil.which("initdb")] if path]
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"))[::-1]
+    if not folders:
         pytest.skip("no PostgreSQL here, so that nothing is shown of it: apt install postgresql")
-    return found[0]
+    return folders[0]
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A database of a server that may not be root's."""
+    """Start a server, which refuses to run as root, and return the URL of its database."""
     folder, bin_folder = Path(tempfile.mkdtemp()), programs()
     root = os.geteuid() == 0
     user = "nobody" if root else pwd.getpwuid(os.geteuid()).pw_name
@@ -63,42 +69,39 @@ def url() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def test_records_of_several_processes_keep_one_chain_and_one_job_a_key(url: str) -> None:
-    order = {"arms": ["placebo"], "samples": 2, "seed": 2**63 - 1}
+def test_concurrent_writers_keep_one_audit_chain_and_one_job_per_key(url: str) -> None:
     named: list[str] = []
 
     def accept(thread: int) -> None:
         records = JobRepository(url)
         for number in range(5):
             for job, key in ((f"{thread}-{number}", None), (f"{thread}-{number}-key", "one")):
-                done = records.enqueue(
-                    job, "a", order, total=2, block=2, key=key, limit=99, by="key"
-                )
+                done = records.enqueue(new_job(job, idempotency_key=key), limit=99)
                 named.extend([done.id] if key else [])
         records.close()
 
     threads = [threading.Thread(target=accept, args=(number,)) for number in range(4)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     entries, records = read_entries(url), JobRepository(url)
     assert len(entries) == 21
     assert list(verify_chain(entries)) == []
     assert len(named) == 20
     assert len(set(named)) == 1
-    assert {job.order["seed"] for job in records.unfinished()} == {2**63 - 1}
+    assert {job.request.seed for job in records.unfinished()} == {2**63 - 1}
     with pytest.raises(QueueFullError):
-        records.enqueue("more", "a", order, total=2, block=2, key=None, limit=21, by="key")
+        records.enqueue(new_job("more"), limit=21)
     for job in records.unfinished():
         assert records.finish(job.id, "cancelled")
         assert not records.finish(job.id, "succeeded")
     records.close()
 
 
-def test_an_id_that_it_could_not_hold_is_not_there(url: str, tmp_path: Path) -> None:
-    with running(settings_in(tmp_path, url)) as service:
-        refused(httpx2.get(f"{service.url}/v1/forecasts/%00"), 404, "id")
+def test_an_id_that_postgresql_cannot_store_is_404(url: str, tmp_path: Path) -> None:
+    with run_service(settings_in(tmp_path, url)) as service:
+        assert_problem(httpx2.get(f"{service.url}/v1/forecasts/%00"), 404, "id")
 
 
 def settings_in(folder: Path, url: str) -> ServiceSettings:
@@ -114,14 +117,14 @@ def settings_in(folder: Path, url: str) -> ServiceSettings:
     )
 
 
-def test_a_service_on_it_goes_on_after_a_restart(url: str, tmp_path: Path) -> None:
+def test_a_service_on_postgresql_continues_after_a_restart(url: str, tmp_path: Path) -> None:
     settings = settings_in(tmp_path, url)
-    with running(settings) as first, Client(first.url) as client:
-        whole = client.result(finished(client, client.create_forecast("sub-02", samples=4)))
+    with run_service(settings) as first, Client(first.url) as client:
+        whole = client.result(wait_for_success(client, client.create_forecast("sub-02", samples=4)))
         first.budget = 3
         job = client.create_forecast("sub-02", samples=4)
-        until(lambda: client.status(job)["progress"] == {"done": 6, "total": 12})
-    with running(settings) as second, Client(second.url) as client:
-        assert client.result(finished(client, job)) == whole
+        wait_until(lambda: client.status(job)["progress"] == {"done": 6, "total": 12})
+    with run_service(settings) as second, Client(second.url) as client:
+        assert client.result(wait_for_success(client, job)) == whole
         assert len(second.drawn) == 3
     assert list(verify_chain(read_entries(url))) == []

@@ -1,5 +1,4 @@
-"""Images sent to the service: the forecast is that of the same subject in the store, and no image,
-however made, does harm."""
+"""Uploaded images give the forecast of the same subject in the store; corrupt ones do no harm."""
 
 import gzip
 import io
@@ -27,11 +26,11 @@ from tests.support.corrupt_trials import FILES, GRIDS, HEADERS, Corruption
 from tests.support.corruptions import GEOMETRY as CORRUPTED_GEOMETRY
 from tests.support.service import (
     Service,
-    finished,
-    refused,
-    running,
+    assert_problem,
+    run_service,
     trial_settings,
-    until,
+    wait_for_success,
+    wait_until,
     write_trial_served,
 )
 
@@ -46,7 +45,7 @@ SENDABLE = [entry for entry in (*FILES, *HEADERS, *GRIDS) if entry.name not in N
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one subject nothing is known but what can be sent."""
+    """Write a trial; of one subject it holds only what can be uploaded."""
     folder = tmp_path_factory.mktemp("uploads")
     write_trial_served(folder, unlabelled=SUBJECT)
     return folder
@@ -59,28 +58,30 @@ def settings_in(root: Path, name: str, **given: object) -> ServiceSettings:
 @pytest.fixture(scope="module")
 def service(root: Path) -> Iterator[Service]:
     limits = {"max_file": 50_000, "max_upload": 200_000, "max_voxels": 2**20}
-    with running(settings_in(root, "out", **limits)) as service:
+    with run_service(settings_in(root, "out", **limits)) as service:
         yield service
 
 
 @pytest.fixture
 def images(root: Path) -> dict[str, Path]:
-    """Of the subject, by the name of their field."""
+    """Return the images of the subject by field."""
     return {name: path_of(root / "bids", SUBJECT, *name.split("/")) for name in SENT}
 
 
 @pytest.fixture
 def files(images: dict[str, Path]) -> Files:
-    """What is posted: FLAIR alone."""
-    wanted = ("w000/flair", "w048/flair")
-    return {name: ("../../etc/passwd", images[name].read_bytes()) for name in wanted}
+    """Return a form with the FLAIR images only."""
+    fields = ("w000/flair", "w048/flair")
+    return {name: ("../../etc/passwd", images[name].read_bytes()) for name in fields}
 
 
-def test_an_uploaded_subjects_forecast_is_that_of_the_same_subject_in_the_store(
+def test_an_uploaded_subject_gets_the_same_forecast_as_in_the_store(
     client: Client, images: dict[str, Path], tmp_path: Path
 ) -> None:
-    stored = finished(client, client.create_forecast(SUBJECT, samples=4, seed=5))
-    sent = finished(client, client.create_forecast(SUBJECT, images=images, samples=4, seed=5))
+    stored = wait_for_success(client, client.create_forecast(SUBJECT, samples=4, seed=5))
+    sent = wait_for_success(
+        client, client.create_forecast(SUBJECT, images=images, samples=4, seed=5)
+    )
     assert client.result(sent) == client.result(stored)
     for arm in ARMS:
         for job in (stored, sent):
@@ -88,7 +89,7 @@ def test_an_uploaded_subjects_forecast_is_that_of_the_same_subject_in_the_store(
         assert (tmp_path / f"{sent}.nii.gz").read_bytes() == (
             tmp_path / f"{stored}.nii.gz"
         ).read_bytes()
-    assert "upload" in client.status(sent)["order"]
+    assert "upload" in client.status(sent)["request"]
 
 
 def test_an_upload_needs_no_name_no_mask_and_no_compression(
@@ -97,58 +98,58 @@ def test_an_upload_needs_no_name_no_mask_and_no_compression(
     plain = {name: (sent, gzip.decompress(content)) for name, (sent, content) in files.items()}
     answer = post(service, plain, {"samples": 2})
     assert answer.status_code == 202, answer.text
-    job = finished(client, answer.json()["id"])
+    job = wait_for_success(client, answer.json()["id"])
     assert client.result(job)["subject"] == "sub-upload"
     assert client.result(job)["received_arm"] is None
 
 
-def test_what_was_uploaded_goes_with_its_forecast(
+def test_uploaded_files_are_deleted_with_the_forecast(
     service: Service, client: Client, files: Files
 ) -> None:
     job = post(service, files, {"samples": 2}).json()["id"]
     folder = upload_dir(service.settings.artifacts, job)
     assert folder.is_dir()
-    finished(client, job)
+    wait_for_success(client, job)
     client.delete(job)
     assert not folder.exists()
 
 
 def test_a_cancelled_upload_is_removed(service: Service, client: Client, files: Files) -> None:
-    service.held = True
+    service.paused = True
     job = post(service, files, {"samples": 2}).json()["id"]
     client.delete(job)
-    service.held = False
+    service.paused = False
     assert not upload_dir(service.settings.artifacts, job).exists()
     assert client.status(job)["state"] == "cancelled"
 
 
-def test_an_upload_with_a_key_is_taken_once(service: Service, files: Files) -> None:
+def test_an_upload_with_an_idempotency_key_is_accepted_once(service: Service, files: Files) -> None:
     first, again = (post(service, files, {"samples": 2}, key="once") for _ in range(2))
     assert first.headers["Location"] == again.headers["Location"]
     assert uploads(service) >= {first.json()["id"]}
     other = dict(files) | {"w000/flair": files["w048/flair"]}
-    refused(post(service, other, {"samples": 2}, key="once"), 422, "Idempotency-Key")
+    assert_problem(post(service, other, {"samples": 2}, key="once"), 422, "Idempotency-Key")
 
 
-def test_an_upload_that_is_known_is_taken_while_the_queue_is_full(root: Path, files: Files) -> None:
-    with running(settings_in(root, "full", max_unfinished_forecasts=1)) as service:
-        service.held = True
+def test_a_repeated_upload_is_accepted_while_the_queue_is_full(root: Path, files: Files) -> None:
+    with run_service(settings_in(root, "full", max_unfinished_forecasts=1)) as service:
+        service.paused = True
         first = post(service, files, {"samples": 2}, key="once")
         assert first.status_code == 202
         for key in (None, "another"):
             answer = post(service, files, {"samples": 2}, key=key)
-            refused(answer, 429)
+            assert_problem(answer, 429)
             assert int(answer.headers["Retry-After"]) >= 1
         again = post(service, files, {"samples": 2}, key="once")
         assert again.status_code == 202, again.text
         assert again.headers["Location"] == first.headers["Location"]
         assert uploads(service) == {first.json()["id"]}
-        service.held = False
+        service.paused = False
 
 
 @contextmanager
-def begun(service: Service, path: str = "") -> Iterator[socket.socket]:
-    """A form that began and does not go on."""
+def stalled_form(service: Service, path: str = "") -> Iterator[socket.socket]:
+    """Send the beginning of a form and nothing more."""
     url = httpx2.URL(service.url)
     with socket.create_connection((url.host, url.port)) as to:
         lines = [f"POST /v1/forecasts{path} HTTP/1.1", "Host: localhost", "Content-Length: 1000"]
@@ -157,28 +158,28 @@ def begun(service: Service, path: str = "") -> Iterator[socket.socket]:
         yield to
 
 
-def test_forms_are_received_a_few_at_a_time(
+def test_the_number_of_concurrent_forms_is_limited(
     root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multipart, "MAX_CONCURRENT_FORMS", 2)
-    with running(settings_in(root, "few")) as service, Client(service.url) as client:
-        job = finished(client, post(service, files, {"samples": 2}).json()["id"])
-        with begun(service), begun(service, f"/{job}/segmentation"):
-            until(lambda: post(service, files, {"samples": 2}).status_code == 429)
+    with run_service(settings_in(root, "few")) as service, Client(service.url) as client:
+        job = wait_for_success(client, post(service, files, {"samples": 2}).json()["id"])
+        with stalled_form(service), stalled_form(service, f"/{job}/segmentation"):
+            wait_until(lambda: post(service, files, {"samples": 2}).status_code == 429)
             for url in ("", f"/{job}/segmentation"):
                 answer = httpx2.post(f"{service.url}/v1/forecasts{url}", files=files)
-                refused(answer, 429)
+                assert_problem(answer, 429)
                 assert int(answer.headers["Retry-After"]) >= 1
-        until(lambda: post(service, files, {"samples": 2}).status_code == 202)
+        wait_until(lambda: post(service, files, {"samples": 2}).status_code == 202)
 
 
-def test_a_form_that_does_not_come_gives_its_place_back(
+def test_stalled_upload_times_out_and_frees_its_slot(
     root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multipart, "MAX_CONCURRENT_FORMS", 1)
-    with running(settings_in(root, "silent")) as service:
+    with run_service(settings_in(root, "silent")) as service:
         monkeypatch.setattr(multipart, "FORM_TIMEOUT_S", 0.1)
-        with begun(service) as to:
+        with stalled_form(service) as to:
             assert to.recv(100).startswith(b"HTTP/1.1 408 ")
             monkeypatch.setattr(multipart, "FORM_TIMEOUT_S", 60.0)
             assert post(service, files, {"samples": 2}).status_code == 202
@@ -188,22 +189,22 @@ def test_a_form_that_does_not_come_gives_its_place_back(
     "charset", ["undefined", "utf-16", "unicode_escape", "latin-1", "nonsense"]
 )
 @pytest.mark.parametrize("path", ["", "/segmentation"])
-def test_a_form_in_another_charset_than_utf_8_is_refused(
+def test_a_form_in_another_charset_than_utf8_is_refused(
     service: Service, client: Client, files: Files, path: str, charset: str
 ) -> None:
     job = client.create_forecast(SUBJECT, samples=2)
-    where = f"/{finished(client, job)}{path}" if path else ""
+    where = f"/{wait_for_success(client, job)}{path}" if path else ""
     kind = f"multipart/form-data; boundary=x; charset={charset}"
     part = b'--x\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\na\r\n--x--\r\n'
     url = f"{service.url}/v1/forecasts{where}"
     answer = httpx2.post(url, content=part, headers={"Content-Type": kind}, timeout=60)
-    refused(answer, 415, "Content-Type")
+    assert_problem(answer, 415, "Content-Type")
 
 
 @pytest.mark.parametrize(
     "name", [b"\xff\xfe", b"\xed\xa0\x80", b"\\ud800", b"", b"\x00", b"a" * 999]
 )
-def test_a_field_of_any_name_is_refused_by_it(service: Service, name: bytes) -> None:
+def test_unusual_field_names_are_refused(service: Service, name: bytes) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\na\r\n--x--\r\n' % name
     kind = {"Content-Type": 'multipart/form-data; boundary=x; charset="UTF-8"'}
     assert httpx2.post(f"{service.url}/v1/forecasts", content=part, headers=kind).status_code in (
@@ -212,24 +213,24 @@ def test_a_field_of_any_name_is_refused_by_it(service: Service, name: bytes) -> 
     )
 
 
-def test_an_interrupted_upload_goes_on_after_a_restart(root: Path, files: Files) -> None:
+def test_a_forecast_of_an_upload_continues_after_a_restart(root: Path, files: Files) -> None:
     settings = settings_in(root, "restart")
-    with running(settings) as first, Client(first.url) as client:
+    with run_service(settings) as first, Client(first.url) as client:
         first.budget = 4
         job = post(first, files, {"samples": 4}).json()["id"]
-        until(lambda: client.status(job)["progress"] == {"done": 8, "total": 12})
-    with running(settings) as second, Client(second.url) as client:
-        finished(client, job)
+        wait_until(lambda: client.status(job)["progress"] == {"done": 8, "total": 12})
+    with run_service(settings) as second, Client(second.url) as client:
+        wait_for_success(client, job)
         assert len(second.drawn) == 2
 
 
 def post(
-    service: Service, files: Files, order: object = None, *, key: str | None = None
+    service: Service, files: Files, request: object = None, *, key: str | None = None
 ) -> httpx2.Response:
     return httpx2.post(
         f"{service.url}/v1/forecasts",
         files=files,
-        data={} if order is None else {"order": json.dumps(order)},
+        data={} if request is None else {"request": json.dumps(request)},
         headers={} if key is None else {"Idempotency-Key": key},
         timeout=60,
     )
@@ -240,28 +241,28 @@ def uploads(service: Service) -> set[str]:
 
 
 def image(content: bytes, change: Callable[[np.ndarray, nib.Nifti1Header], np.ndarray]) -> bytes:  # type: ignore[type-arg]
-    """An image with other voxels or another header."""
+    """Return an image with other voxels or another header."""
     loaded = nib.Nifti1Image.from_bytes(gzip.decompress(content))
     header = loaded.header.copy()
     voxels = change(np.asarray(loaded.dataobj).copy(), header)
-    made = nib.Nifti1Image(voxels, loaded.affine, header)
-    return gzip.compress(made.to_bytes(), mtime=0)
+    edited = nib.Nifti1Image(voxels, loaded.affine, header)
+    return gzip.compress(edited.to_bytes(), mtime=0)
 
 
 def claiming(shape: tuple[int, int, int], voxels: int) -> bytes:
-    """A header that claims a shape, and as many bytes of zeros."""
+    """Return a gzipped image whose header states a shape, with `voxels` bytes of zeros."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
     header.set_sform(np.eye(4), 1)
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
-    made = io.BytesIO()
-    with gzip.GzipFile(fileobj=made, mode="wb", mtime=0) as packed:
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed:
         packed.write(header.binaryblock + bytes(4))
         for _ in range(voxels // 2**16):
             packed.write(bytes(2**16))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -279,7 +280,7 @@ def claiming(shape: tuple[int, int, int], voxels: int) -> bytes:
         ("w000/t2", lambda _: bytes(60_000), 413),
     ],
 )  # fmt: skip
-def test_a_spoilt_image_is_refused_by_the_field_that_it_came_in(
+def test_an_unusable_image_names_its_field(
     service: Service,
     files: Files,
     name: str,
@@ -290,14 +291,14 @@ def test_a_spoilt_image_is_refused_by_the_field_that_it_came_in(
     content = files.pop(name, ("", b""))[1]
     if spoil is not None:
         files[name] = ("image.nii.gz", spoil(content))
-    problem = refused(post(service, files), status, name)
+    problem = assert_problem(post(service, files), status, name)
     assert name in problem["detail"]
     assert str(service.settings.artifacts) not in problem["detail"]
     assert uploads(service) == before
 
 
 @pytest.mark.parametrize(
-    ("order", "field"),
+    ("request_body", "field"),
     [
         ({"subject": "sub-../../x"}, "subject"),
         ({"subject": "Doe^John"}, "subject"),
@@ -308,48 +309,48 @@ def test_a_spoilt_image_is_refused_by_the_field_that_it_came_in(
         ("no object", "body"),
     ],
 )
-def test_a_wrong_order_of_an_upload_is_refused_by_its_field(
-    service: Service, files: Files, order: object, field: str
+def test_an_invalid_request_of_an_upload_names_the_field(
+    service: Service, files: Files, request_body: object, field: str
 ) -> None:
-    problem = post(service, files, order).json()
+    problem = post(service, files, request_body).json()
     assert problem["status"] == 422
-    assert field in [each["field"] for each in problem["errors"]]
+    assert field in [error["field"] for error in problem["errors"]]
 
 
 @pytest.mark.parametrize("entry", SENDABLE, ids=lambda entry: entry.name)
-def test_a_hostile_image_is_refused_with_the_reason_that_conversion_has(
-    told: Service, tmp_path: Path, entry: Corruption
+def test_a_corrupt_image_is_refused_with_the_reason_of_the_conversion(
+    covariate_service: Service, tmp_path: Path, entry: Corruption
 ) -> None:
-    before = uploads(told)
+    before = uploads(covariate_service)
     write_subject(tmp_path, SUBJECT, geometry=CORRUPTED_GEOMETRY, seed=1)
     entry.harm(tmp_path, SUBJECT)
     paths = {name: path_of(tmp_path, SUBJECT, *name.split("/")) for name in SENT}
     files = {name: ("image", path.read_bytes()) for name, path in paths.items()}
-    problem = refused(post(told, files), 422)
+    problem = assert_problem(post(covariate_service, files), 422)
     assert problem["errors"][0]["field"] in SENT
     assert all(words in problem["detail"] for words in entry.words), problem["detail"]
-    assert str(told.settings.artifacts) not in problem["detail"]
-    assert uploads(told) == before
+    assert str(covariate_service.settings.artifacts) not in problem["detail"]
+    assert uploads(covariate_service) == before
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose model is told of covariates."""
-    folder = tmp_path_factory.mktemp("told")
+def covariate_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Run a service whose model takes covariates."""
+    folder = tmp_path_factory.mktemp("covariates")
     covariates = (Covariate("age", centre=40.0, scale=10.0), Covariate("sex", levels=("F", "M")))
     write_trial_served(folder, unlabelled=SUBJECT, covariates=covariates)
-    with running(trial_settings(folder, folder / "out")) as service:
+    with run_service(trial_settings(folder, folder / "out")) as service:
         yield service
 
 
-def test_covariates_of_an_upload_are_told_as_those_of_the_store_are(
-    told: Service, images: dict[str, Path]
+def test_covariates_of_an_upload_count_as_those_of_the_store(
+    covariate_service: Service, images: dict[str, Path]
 ) -> None:
-    with Client(told.url) as client:
+    with Client(covariate_service.url) as client:
 
         def forecast(**given: Any) -> dict[str, Any]:
             return client.result(
-                finished(client, client.create_forecast(SUBJECT, samples=8, **given))
+                wait_for_success(client, client.create_forecast(SUBJECT, samples=8, **given))
             )
 
         stored = forecast()
@@ -362,7 +363,7 @@ def test_covariates_of_an_upload_are_told_as_those_of_the_store_are(
     assert older["covariates"] == {"used": ["age"], "missing": ["sex"]}
     assert unknown["covariates"] == {"used": [], "missing": ["age", "sex"]}
     assert same["arms"] != another["arms"]
-    model = httpx2.get(f"{told.url}/v2/models/lesioncast").json()
+    model = httpx2.get(f"{covariate_service.url}/v2/models/lesioncast").json()
     assert {"name": "age", "datatype": "FP32", "shape": [1]} in model["inputs"]
 
 
@@ -385,29 +386,31 @@ def test_covariates_of_an_upload_are_told_as_those_of_the_store_are(
         ("height", 1.8, "some of age, sex, got height"),
     ],
 )
-def test_a_covariate_that_cannot_be_told_is_refused_by_its_name(
-    told: Service, files: Files, name: str, value: object, expected: str
+def test_an_unusable_covariate_names_its_field(
+    covariate_service: Service, files: Files, name: str, value: object, expected: str
 ) -> None:
-    answer = post(told, files, {"covariates": {name: value}})
-    assert expected in refused(answer, 422, f"covariates.{name}")["detail"]
+    answer = post(covariate_service, files, {"covariates": {name: value}})
+    assert expected in assert_problem(answer, 422, f"covariates.{name}")["detail"]
 
 
-def test_fields_that_nobody_knows_or_of_another_kind_are_refused(
-    service: Service, files: Files
-) -> None:
+def test_unknown_repeated_and_mistyped_fields_are_refused(service: Service, files: Files) -> None:
     spare = files["w000/flair"]
-    refused(post(service, files | {"w096/flair": spare}), 422, "w096/flair")
-    refused(post(service, files | {"order": ("order.json", b"{}")}), 422, "order")
+    assert_problem(post(service, files | {"w096/flair": spare}), 422, "w096/flair")
+    assert_problem(post(service, files | {"request": ("request.json", b"{}")}), 422, "request")
+    problem = assert_problem(post(service, files | {"order": ("order.json", b"{}")}), 422, "order")
+    assert problem["detail"] == "order: this field is now called request."
     url = f"{service.url}/v1/forecasts"
     twice = [("w000/flair", spare), ("w000/flair", spare)]
-    refused(httpx2.post(url, files=twice), 422, "w000/flair")
+    assert_problem(httpx2.post(url, files=twice), 422, "w000/flair")
     answer = httpx2.post(url, files={"w048/flair": spare}, data={"w000/flair": "text"})
-    refused(answer, 422, "w000/flair")
-    refused(httpx2.post(url, content=b"--x", headers={"Content-Type": "multipart/form-data"}), 400)
-    refused(httpx2.post(url, data={"subject": SUBJECT}), 415, "Content-Type")
+    assert_problem(answer, 422, "w000/flair")
+    assert_problem(
+        httpx2.post(url, content=b"--x", headers={"Content-Type": "multipart/form-data"}), 400
+    )
+    assert_problem(httpx2.post(url, data={"subject": SUBJECT}), 415, "Content-Type")
 
 
-def test_too_much_is_refused_before_it_is_read(service: Service) -> None:
+def test_a_form_above_the_limit_is_refused_before_it_is_read(service: Service) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     with socket.create_connection(
         (httpx2.URL(service.url).host, httpx2.URL(service.url).port)
@@ -422,15 +425,15 @@ def test_too_much_is_refused_before_it_is_read(service: Service) -> None:
         for _ in range(100):
             yield bytes(10_000)
 
-    refused(httpx2.post(f"{service.url}/v1/forecasts", content=endless(), headers=kind), 413)
+    assert_problem(httpx2.post(f"{service.url}/v1/forecasts", content=endless(), headers=kind), 413)
 
 
-def test_without_the_stores_configuration_nothing_is_uploaded(root: Path, files: Files) -> None:
-    with running(settings_in(root, "closed", config=None)) as service:
-        assert refused(post(service, files), 415, "Content-Type")
+def test_uploads_are_off_without_the_configuration_of_the_store(root: Path, files: Files) -> None:
+    with run_service(settings_in(root, "closed", config=None)) as service:
+        assert assert_problem(post(service, files), 415, "Content-Type")
 
 
-def test_an_upload_that_was_never_accepted_is_removed_in_time(
+def test_an_upload_without_a_forecast_is_removed_by_age(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_in(root, "died")
@@ -438,8 +441,8 @@ def test_an_upload_that_was_never_accepted_is_removed_in_time(
     folder.mkdir(parents=True)
     assert stale_uploads(settings.artifacts) == []
     monkeypatch.setattr("serve.artifacts.ORPHAN_AGE_SECONDS", -ORPHAN_AGE_SECONDS)
-    with running(settings):
-        until(lambda: not folder.exists())
+    with run_service(settings):
+        wait_until(lambda: not folder.exists())
 
 
 def test_forms_from_pages_of_other_sites_are_refused_in_demo_mode(
@@ -447,4 +450,4 @@ def test_forms_from_pages_of_other_sites_are_refused_in_demo_mode(
 ) -> None:
     url = f"{service.url}/v1/forecasts"
     answer = httpx2.post(url, files=files, headers={"Origin": "https://evil.example"})
-    refused(answer, 403)
+    assert_problem(answer, 403)

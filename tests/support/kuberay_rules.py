@@ -1,25 +1,25 @@
-"""Rules of KubeRay 1.7 beyond its schema, and our own rules for pods."""
+"""Rules of KubeRay 1.7 beyond its schema, and the project's own rules for pods."""
 
 import re
 from collections.abc import Iterator
 
 from tests.support.manifests import Manifest, cluster_of, pods
 
-# What the operator refuses or what would hang, each READ in its validation; RAY.md lists them.
+# Each rule was read in the validation of the operator: it refuses these resources, or they hang.
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-LONGEST_NAME = 47  # of a RayJob or RayService, to which the operator adds
+LONGEST_NAME = 47  # of a RayJob or RayService; the operator appends to it
 LONGEST_GROUP = 63
 
 
 def faults(manifest: Manifest) -> list[str]:
-    """Yield a sentence for each fault of a RayJob or a RayService."""
+    """Return a sentence for each broken rule of a RayJob or a RayService."""
     cluster = cluster_of(manifest)
     if cluster is None:
         return []
-    sentences = [*_name(manifest), *_cluster(cluster), *_autoscaling(cluster), *_redis(cluster)]
+    broken = [*_name(manifest), *_cluster(cluster), *_autoscaling(cluster), *_redis(cluster)]
     if manifest["kind"] == "RayJob":
-        sentences += _job(manifest["spec"])
-    return sentences
+        broken += _job(manifest["spec"])
+    return broken
 
 
 def _name(manifest: Manifest) -> Iterator[str]:
@@ -99,41 +99,43 @@ def _job(spec: Manifest) -> Iterator[str]:
 
 
 def _variables(pod: Manifest) -> set[str]:
-    return {each["name"] for container in pod["containers"] for each in container.get("env", ())}
+    return {
+        variable["name"] for container in pod["containers"] for variable in container.get("env", ())
+    }
 
 
 def pod_faults(manifest: Manifest) -> list[str]:
-    """Yield a sentence where a pod is not confined, or uses a claim it does not declare."""
+    """Return a sentence for each pod that is not confined or does not state its resources."""
     return [
         f"{name}: {fault}" for name, pod in pods(manifest) for fault in confinement(pod["spec"])
     ]
 
 
 def confinement(spec: Manifest) -> Iterator[str]:
-    """Yield a sentence for each missing restriction of a pod's spec."""
+    """Yield a sentence for each rule that one pod's spec breaks."""
     context = spec.get("securityContext", {})
     if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
         yield "expected runAsNonRoot and a user"
     if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
         yield "expected the runtime's seccomp profile"
-    writable = {each["name"] for each in spec.get("volumes", ()) if "hostPath" not in each}
+    writable = {volume["name"] for volume in spec.get("volumes", ()) if "hostPath" not in volume}
     if len(writable) != len(spec.get("volumes", ())):
-        yield "hostPath: the node's own files are not ours"
+        yield "hostPath: expected no files of the node"
     for container in spec["containers"]:
         yield from _container(container, writable)
 
 
 def _container(container: Manifest, volumes: set[str]) -> Iterator[str]:
     context = container.get("securityContext", {})
-    wanted = {
+    required = {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
         "readOnlyRootFilesystem": True,
     }
-    for key, value in wanted.items():
+    for key, value in required.items():
         if context.get(key) != value:
             yield f"expected {key} {value}, got {context.get(key)}"
-    mounts = {each["mountPath"]: each["name"] for each in container.get("volumeMounts", ())}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", ())}
     if "/tmp" not in mounts:
         yield "a read-only root needs /tmp, where Ray keeps its session"
     if not set(mounts.values()) <= volumes:

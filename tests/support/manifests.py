@@ -1,4 +1,4 @@
-"""Manifests rendered by kubectl, and the schemas that they have to meet."""
+"""Kubernetes manifests as kubectl renders them, and the schemas that they must meet."""
 
 import copy
 import subprocess
@@ -33,53 +33,53 @@ def text(overlay: str) -> str:
 
 @cache
 def rendered(overlay: str) -> tuple[Manifest, ...]:
-    """Return the manifests of one overlay as `kubectl apply -k` sends them. Do not modify them."""
+    """Return the manifests of one overlay, as `kubectl apply -k` sends them; do not modify them."""
     return tuple(yaml.load_all(text(overlay), Loader=yaml.CSafeLoader))
 
 
 def everything() -> Iterator[tuple[str, Manifest]]:
-    """Return each manifest of each overlay, with a name for messages."""
+    """Yield every manifest of every overlay, with a name for messages."""
     for overlay in OVERLAYS:
         for manifest in rendered(overlay):
             yield f"{overlay}/{manifest['kind']}/{manifest['metadata']['name']}", manifest
 
 
 def one(overlay: str, kind: str, name: str) -> Manifest:
-    """Return the one manifest of this kind and name."""
-    (match,) = [
-        each
-        for each in rendered(overlay)
-        if (each["kind"], each["metadata"]["name"]) == (kind, name)
+    """Return the only manifest of this kind and name."""
+    (manifest,) = [
+        manifest
+        for manifest in rendered(overlay)
+        if (manifest["kind"], manifest["metadata"]["name"]) == (kind, name)
     ]
-    return match
+    return manifest
 
 
 def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
     """Return a copy with `value` at `path`, such as `spec/workers/0/image`.
 
-    A value of None removes it.
+    A value of None removes the entry.
     """
     result = copy.deepcopy(manifest)
     *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
-    place: Any = result
+    node: Any = result
     for part in parents:
-        place = place[part] if isinstance(part, int) else place.setdefault(part, {})
+        node = node[part] if isinstance(part, int) else node.setdefault(part, {})
     if value is None:
-        del place[last]
+        del node[last]
     else:
-        place[last] = value
+        node[last] = value
     return result
 
 
 def cluster_of(manifest: Manifest) -> Manifest | None:
-    """Return the Ray cluster that a RayJob or a RayService describes."""
+    """Return the Ray cluster of a RayJob or a RayService, None for other resources."""
     spec = manifest.get("spec", {})
     cluster: Manifest | None = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
     return cluster
 
 
 def pods(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
-    """Yield the pod templates of a RayJob or a RayService: head, workers by group, submitter."""
+    """Yield the pod templates of a RayJob or a RayService: head, worker groups, submitter."""
     cluster = cluster_of(manifest)
     if cluster is None:
         return
@@ -91,10 +91,10 @@ def pods(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
 
 
 def kubernetes_faults(manifests: Sequence[Manifest]) -> str | None:
-    """Return what violates Kubernetes' schema in manifests of one kind.
+    """Return the first violation of Kubernetes' schema by manifests of one kind, None without any.
 
-    Unknown fields count. The manifests are checked as one list, because the package reads its
-    schema again for each call.
+    Unknown fields are violations. The manifests are checked as one list, since the package reads
+    its schema again for each call.
     """
     first = manifests[0]
     together = {
@@ -110,7 +110,7 @@ def kubernetes_faults(manifests: Sequence[Manifest]) -> str | None:
 
 
 def kuberay_faults(manifest: Manifest) -> list[str]:
-    """Return the violations of KubeRay's resource definition, unknown fields included."""
+    """Return the violations of KubeRay's resource definition; unknown fields are violations."""
     errors = jsonschema.Draft7Validator(_kuberay_schema(manifest["kind"])).iter_errors(manifest)
     return [f"{error.json_path}: {error.message}" for error in errors]
 
@@ -119,17 +119,19 @@ def kuberay_faults(manifest: Manifest) -> list[str]:
 def _kuberay_schema(kind: str) -> Manifest:
     text = (CRDS / f"ray.io_{kind.lower()}s.yaml").read_text()
     versions = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
-    (schema,) = [each["schema"]["openAPIV3Schema"] for each in versions if each["name"] == "v1"]
+    (schema,) = [
+        version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"
+    ]
     schema["properties"]["metadata"] = {"type": "object"}
     _close(schema)
     return dict(schema)
 
 
 def _close(schema: Any) -> None:
-    """Refuse unknown fields wherever fields are listed, and let int-or-string be either."""
+    """Forbid unknown fields wherever fields are listed, and allow both types of int-or-string."""
     if isinstance(schema, list):
-        for each in schema:
-            _close(each)
+        for item in schema:
+            _close(item)
     if not isinstance(schema, dict):
         return
     if schema.get("x-kubernetes-int-or-string"):
@@ -138,5 +140,5 @@ def _close(schema: Any) -> None:
         schema["type"] = ["integer", "string"]
     if isinstance(schema.get("properties"), dict) and not isinstance(schema.get("type"), dict):
         schema.setdefault("additionalProperties", False)
-    for each in schema.values():
-        _close(each)
+    for value in schema.values():
+        _close(value)

@@ -1,4 +1,4 @@
-"""The service over HTTP in this process: all but Ray, which only carries calls to replicas."""
+"""The service over HTTP in this process, without Ray, which only carries calls to replicas."""
 
 import asyncio
 import math
@@ -22,13 +22,16 @@ from lesioncast.forecasting.sampling import SampleBatch
 from lesioncast.imaging.covariates import Covariate
 from serve.api.app import create_app
 from serve.api.dependencies import create_context
+from serve.api.schemas import ResolvedRequest
 from serve.client import Client
 from serve.db.models import ForecastJob
-from serve.db.repository import JobRepository
-from serve.inference.sampler import SamplerWorker, StepStats
+from serve.db.repository import JobRepository, NewJob
+from serve.inference.engine_thread import StepStats
+from serve.inference.sampler import SamplerWorker
 from serve.keys import SCOPES, ApiKey, hash_key
 from serve.settings import ServiceSettings
-from serve.worker.worker import ForecastWorker, load_model_and_store, patient_for_job
+from serve.worker.loaded_model import load_model_and_store, patient_for_job
+from serve.worker.worker import ForecastWorker
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
@@ -40,39 +43,55 @@ DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
 
 @dataclass
 class Service:
-    """One that runs; `held` or with its `budget` of blocks drawn, it waits; `broken`, it fails;
-    `deaf`, its forecaster is not told of anything. After each step it rests for `pace` seconds."""
+    """A running service, with switches that disturb it and records of what it did."""
 
     settings: ServiceSettings
     url: str = ""
-    held: bool = False
-    broken: bool = False
-    deaf: bool = False
+    #: Draws wait while it is set.
+    paused: bool = False
+    #: Draws raise while it is set.
+    fail_draws: bool = False
+    #: The forecast worker is not told about new jobs, and has to poll.
+    ignore_wakeups: bool = False
+    #: Blocks that may still be drawn; further draws wait.
     budget: float = math.inf
-    ended: list[str] = field(default_factory=list)
-    began: list[float] = field(default_factory=list)
+    #: Seconds that the engine rests after each step.
+    step_delay_s: float = 0.0
+    #: States of finished forecasts.
+    finished: list[str] = field(default_factory=list)
+    #: Seconds from acceptance to the first samples of forecasts.
+    first_samples_s: list[float] = field(default_factory=list)
+    #: Type and outcome of errors of forecasts.
     errors: list[tuple[str, str]] = field(default_factory=list)
+    #: Status codes of problem documents.
     problems: list[int] = field(default_factory=list)
+    #: Blocks that were drawn.
     drawn: list[SampleBlock] = field(default_factory=list)
+    #: Slots in use after the last step.
     slots: int = 0
+    #: Steps of all engines.
     steps: int = 0
-    pace: float = 0.0
+
+    def reset(self) -> None:
+        """Remove all disturbances."""
+        self.paused = self.fail_draws = self.ignore_wakeups = False
+        self.budget, self.step_delay_s = math.inf, 0.0
 
 
-class Watch:
-    """Notes what the forecaster and the routes tell of forecasts and requests."""
+class RecordingObserver:
+    """Record what the worker and the routes report."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def set_backlog(self, number: int, oldest: float) -> None:
+    def set_backlog(self, pending: int, oldest_seconds: float) -> None:
         pass
 
     def observe_first_samples(self, seconds: float) -> None:
-        self.service.began.append(seconds)
+        self.service.first_samples_s.append(seconds)
 
     def observe_finished(self, state: str, seconds: float) -> None:
-        self.service.ended.append(state)
+        self.service.finished.append(state)
 
     def count_error(self, error: str, outcome: str) -> None:
         self.service.errors.append((error, outcome))
@@ -80,57 +99,58 @@ class Watch:
     def count_problem(self, status: int) -> None:
         self.service.problems.append(status)
 
-    def cancelled(self) -> None:
-        self.service.ended.append("cancelled")
+    def count_cancelled(self) -> None:
+        self.service.finished.append("cancelled")
 
 
 @contextmanager
-def running(settings: ServiceSettings) -> Iterator[Service]:
-    """The service on a free port of this machine, for as long as the block lasts."""
+def run_service(settings: ServiceSettings) -> Iterator[Service]:
+    """Run the service on a free port of this machine until the block ends."""
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     service = Service(settings)
-    study, records = load_model_and_store(settings), JobRepository(settings.database_url)
+    observer = RecordingObserver(service)
+    loaded, jobs = load_model_and_store(settings), JobRepository(settings.database_url)
 
-    def observe(step: StepStats) -> None:
+    def on_step(step: StepStats) -> None:
         service.slots, service.steps = step.running, service.steps + 1
-        time.sleep(service.pace)
+        time.sleep(service.step_delay_s)
 
-    sampler = SamplerWorker(settings, observe)
+    sampler = SamplerWorker(settings, on_step)
 
     async def draw(job: ForecastJob, block: SampleBlock) -> SampleBatch:
-        while service.held or service.budget <= 0:
+        while service.paused or service.budget <= 0:
             await asyncio.sleep(0.01)
         service.budget -= 1
-        if service.broken:
+        if service.fail_draws:
             raise RuntimeError("broken on purpose")
-        arm = study.store.spec.arms.index(block.arm)
+        arm = loaded.store.spec.arms.index(block.arm)
         drawn = await sampler.draw(
-            job.id, patient_for_job(job), arm, block.seeds, job.order.get("sampler", {})
+            job.id, patient_for_job(job), arm, block.seeds, job.request.sampler
         )
         service.drawn.append(block)
         return drawn
 
-    forecaster = ForecastWorker(records, study, draw, Watch(service))
+    worker = ForecastWorker(jobs, loaded, draw, observer)
 
     async def wake() -> None:
-        if service.deaf:
-            raise RuntimeError("away on purpose")
-        forecaster.wake()
+        if service.ignore_wakeups:
+            raise RuntimeError("unreachable on purpose")
+        worker.wake()
 
     async def ready() -> bool:
-        return not service.broken
+        return not service.fail_draws
 
-    desk = create_context(study, wake=wake, ready=ready, watch=Watch(service))
-    api = create_app(desk)
+    context = create_context(loaded, wake=wake, ready=ready, observer=observer)
+    app = create_app(context)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        task = asyncio.create_task(forecaster.run())
+        task = asyncio.create_task(worker.run())
         yield
         task.cancel()
 
-    api.router.lifespan_context = lifespan
-    config = uvicorn.Config(api, host="127.0.0.1", port=0, log_level="warning", ws="none")
+    app.router.lifespan_context = lifespan
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -142,45 +162,47 @@ def running(settings: ServiceSettings) -> Iterator[Service]:
     finally:
         server.should_exit = True
         thread.join()
-        desk.records.close()
-        records.close()
+        context.jobs.close()
+        jobs.close()
 
 
-def until(true: Callable[[], bool], *, seconds: float = 60) -> None:
-    """Waits for it; fails where it never comes true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Wait until the condition is true; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"expected the condition within {seconds} s"
         time.sleep(0.02)
 
 
-def result(client: Client, job: str) -> dict[str, Any]:
-    """The job's result, once it has ended, however often the service is lost on the way."""
-    until(lambda: client.status(job)["state"] not in ("accepted", "running"), seconds=300)
+def wait_for_result(client: Client, job: str) -> dict[str, Any]:
+    """Return a job's result once it has finished, even if replicas are lost meanwhile."""
+    wait_until(lambda: client.status(job)["state"] not in ("accepted", "running"), seconds=300)
     return client.result(job)
 
 
-def finished(client: Client, job: str) -> str:
-    """The job, once it has succeeded."""
+def wait_for_success(client: Client, job: str) -> str:
+    """Return the job's id once it has succeeded."""
     assert [status["state"] for status in client.stream_events(job)][-1] == "succeeded"
     return job
 
 
-def refused(answer: httpx2.Response, status: int, field: str | None = None) -> dict[str, Any]:
-    """The problem that a refusal is, which names that field."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = answer.json()
+def assert_problem(
+    response: httpx2.Response, status: int, field: str | None = None
+) -> dict[str, Any]:
+    """Assert that a response is a problem document about `field`, and return the document."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
     assert problem["status"] == status
     if field is not None:
-        assert [each["field"] for each in problem["errors"]] == [field]
+        assert [error["field"] for error in problem["errors"]] == [field]
     return problem
 
 
 def key_line(
     name: str, key: str, *, scopes: tuple[str, ...] = SCOPES, until: date = date.max
 ) -> str:
-    """What a file of keys says of a key."""
+    """Return the line of a key file for a key."""
     return ApiKey(name, hash_key(key), scopes, until).line + "\n"
 
 
@@ -191,7 +213,7 @@ def write_trial_served(
     geometry: Geometry = GEOMETRY,
     covariates: tuple[Covariate, ...] = (),
 ) -> None:
-    """A trial without week 96, its store, the configuration that made it, and a bundle."""
+    """Write a trial without week 96, its store, the store's configuration, and a bundle."""
     bids = root / "bids"
     trial = write_trial(bids, 3, geometry=geometry)
     arms = dict(zip(trial, ARMS, strict=True))
@@ -201,18 +223,29 @@ def write_trial_served(
     raw = yaml.safe_load(DEMO.read_text())
     raw["store"] = {"slab": list(SPEC.slab), "spacing": list(SPEC.spacing), "resample": False}
     (root / "config.yaml").write_text(yaml.safe_dump(raw))
-    made = load_config(root / "config.yaml").store
-    plan = plan_conversion(bids, root / "store.zarr", settings=made, arms=ARMS, seed=0)
-    convert(plan, build=lambda builds: map(build_shard, builds))
+    settings = load_config(root / "config.yaml").store
+    plan = plan_conversion(bids, root / "store.zarr", settings=settings, arms=ARMS, seed=0)
+    convert(plan, build=lambda tasks: map(build_shard, tasks))
     write_bundle(root / "bundle", covariates=covariates)
 
 
 def trial_settings(root: Path, artifacts: Path, **given: object) -> ServiceSettings:
-    """Of a service of that trial, in demo mode if nothing else is given, which takes uploads."""
+    """Return settings for that trial, by default in demo mode and with uploads."""
     return ServiceSettings(
         bundle=root / "bundle",
         store=root / "store.zarr",
         artifacts=artifacts,
         seeds_per_block=2,
         **({"config": root / "config.yaml", "demo": True} | given),  # type: ignore[arg-type]
+    )
+
+
+def new_job(job_id: str, *, idempotency_key: str | None = None) -> NewJob:
+    """Return a job of two samples under one arm, with the largest seed that is allowed."""
+    request = ResolvedRequest(
+        subject="sub-01", arms=("placebo",), reference_arm="placebo", sessions=("w000", "w048"),
+        samples=2, seed=2**63 - 1,
+    )  # fmt: skip
+    return NewJob(
+        job_id, "a", request, block_size=2, requested_by="key", idempotency_key=idempotency_key
     )

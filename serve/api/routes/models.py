@@ -1,71 +1,45 @@
-"""The bundle as a model of the Open Inference Protocol: /v2 and /v2/models."""
+"""The bundle as a model of the Open Inference Protocol; forecasts are requested under /v1."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Path, Response
 
-from lesioncast.bundle.bundle import Bundle
-from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.forecasting.runtime import supported_sessions
-from lesioncast.imaging.channels import Sessions
-from lesioncast.imaging.covariates import Covariate
-from serve.api.problems import ApiProblemError
+from serve.api.dependencies import Context
+from serve.api.problems import ApiProblemError, problem_responses
+from serve.api.schemas import ModelMetadata, ModelReady, ServerMetadata, TensorMetadata
+from serve.model_info import MODEL_NAME, ModelInfo
 from storage.version import installed_version
 
-MODEL_NAME = "lesioncast"
+router = APIRouter(prefix="/v2", tags=["models"])
+ModelName = Annotated[str, Path(description=f"Name of the model: {MODEL_NAME}.")]
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """What clients may know of a bundle, without its weights.
-
-    `condition` names the channels, `covariates` are the numbers and words that its model is told;
-    `sessions` are the choices of those whose images it may be shown.
-    """
-
-    digest: str
-    arms: tuple[str, ...]
-    slab: tuple[int, int, int]
-    condition: tuple[str, ...]
-    covariates: tuple[Covariate, ...]
-    sampler: SamplerConfig
-    sessions: tuple[Sessions, ...]
+@router.get("")
+async def server_metadata() -> ServerMetadata:
+    """Return the server's name and version."""
+    return ServerMetadata(name=MODEL_NAME, version=installed_version(), extensions=[])
 
 
-def model_info(bundle: Bundle) -> ModelInfo:
-    """Of a bundle that is loaded."""
-    config = bundle.config
-    return ModelInfo(
-        digest=bundle.digest,
-        arms=config.model.arms,
-        slab=config.slab,
-        condition=config.model.control.condition,
-        covariates=config.model.covariates,
-        sampler=config.sampler,
-        sessions=supported_sessions(bundle),
-    )
+@router.get("/models/{name}", responses=problem_responses(404))
+async def model_metadata(name: ModelName, context: Context) -> ModelMetadata:
+    """Return inputs, outputs, arms and sessions of the mounted bundle."""
+    _check_model_name(name)
+    return describe_model(context.model)
 
 
-def add_models(api: FastAPI, model: ModelInfo, ready: Callable[[], Awaitable[bool]]) -> None:
-    """The protocol's metadata; forecasts themselves are asked for under /v1."""
-
-    @api.get("/v2")
-    async def server() -> dict[str, Any]:
-        return {"name": MODEL_NAME, "version": installed_version(), "extensions": []}
-
-    @api.get("/v2/models/{name}")
-    async def metadata(name: str) -> dict[str, Any]:
-        _check_model_name(name)
-        return _metadata(model)
-
-    @api.get("/v2/models/{name}/ready")
-    async def model_ready(name: str) -> JSONResponse:
-        _check_model_name(name)
-        able = await ready()
-        return JSONResponse({"name": MODEL_NAME, "ready": able}, status_code=200 if able else 503)
+@router.get(
+    "/models/{name}/ready",
+    responses={
+        **problem_responses(404),
+        503: {"model": ModelReady, "description": "Nothing can draw."},
+    },
+)
+async def model_ready(name: ModelName, context: Context, response: Response) -> ModelReady:
+    """Answer 200 if the forecast worker and a sampler are ready, 503 otherwise."""
+    _check_model_name(name)
+    ready = await context.ready()
+    response.status_code = 200 if ready else 503
+    return ModelReady(name=MODEL_NAME, ready=ready)
 
 
 def _check_model_name(name: str) -> None:
@@ -73,21 +47,22 @@ def _check_model_name(name: str) -> None:
         raise ApiProblemError(404, f"name: expected {MODEL_NAME}, got another model.", field="name")
 
 
-def _metadata(model: ModelInfo) -> dict[str, Any]:
+def describe_model(model: ModelInfo) -> ModelMetadata:
+    """Describe a bundle as model metadata of the Open Inference Protocol."""
     slab = list(model.slab)
     inputs = [_tensor(name, "FP32", slab) for name in model.condition]
-    inputs += [_tensor(each.name, "FP32", [1]) for each in model.covariates]
+    inputs += [_tensor(covariate.name, "FP32", [1]) for covariate in model.covariates]
     inputs += [_tensor("arm", "BYTES", [1]), _tensor("seed", "UINT64", [1])]
-    return {
-        "name": MODEL_NAME,
-        "versions": [model.digest],
-        "platform": "lesioncast_pytorch",
-        "inputs": inputs,
-        "outputs": [_tensor("w096/net2", "BOOL", slab)],
-        "arms": list(model.arms),
-        "sessions": [list(each) for each in model.sessions],
-    }
+    return ModelMetadata(
+        name=MODEL_NAME,
+        versions=[model.digest],
+        platform="lesioncast_pytorch",
+        inputs=inputs,
+        outputs=[_tensor("w096/net2", "BOOL", slab)],
+        arms=list(model.arms),
+        sessions=[list(sessions) for sessions in model.sessions],
+    )
 
 
-def _tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": shape}
+def _tensor(name: str, datatype: str, shape: list[int]) -> TensorMetadata:
+    return TensorMetadata(name=name, datatype=datatype, shape=shape)

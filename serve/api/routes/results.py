@@ -1,104 +1,130 @@
-"""What a forecast that has succeeded came to, as files."""
+"""Routes that serve the result files of a succeeded forecast."""
 
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import StreamingResponse
 
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.output.bids import forecast_path, summary_path
-from serve.api.dependencies import ServiceContext, get_job_or_404
-from serve.api.problems import ApiProblemError
+from lesioncast.forecasting.output.summary import ForecastSummary
+from serve.api.dependencies import Context, CurrentCaller, SucceededJob, get_succeeded_or_409
+from serve.api.problems import ApiProblemError, problem_responses
 from serve.artifacts import result_dir
-from serve.db.models import UNFINISHED, ForecastJob
 
-_PIECE, _IN_MEMORY = 2**20, 2**24  # bytes
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in a zip, so that equal results give equal zips
+CHUNK_BYTES = 2**20
+MAX_BYTES_IN_MEMORY = 2**24  # of a zip; a larger one goes to a temporary file
+ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # of every file, so that equal results give equal zips
+
+router = APIRouter(prefix="/v1/forecasts/{forecast_id}", tags=["results"])
 
 
-def add_results(api: FastAPI, desk: ServiceContext) -> None:
-    """The numbers, a map of each arm, and all of it as a BIDS derivative."""
-    artifacts = desk.settings.artifacts
+class GzipResponse(Response):
+    """A gzipped file."""
 
-    @api.get("/v1/forecasts/{job}/result")
-    def result(job: str, request: Request) -> Response:
-        found = get_succeeded_or_409(desk, job, request)
-        path = summary_path(result_dir(artifacts, found.id), found.order["subject"])
-        with missing_files_as_410():
-            return Response(path.read_bytes(), media_type="application/json")
+    media_type = "application/gzip"
 
-    @api.get("/v1/forecasts/{job}/arms/{arm}")
-    def probability(job: str, arm: str, request: Request) -> Response:
-        found = get_succeeded_or_409(desk, job, request)
-        arms = found.order["arms"]
-        if arm not in arms:
-            raise ApiProblemError(
-                404, f"Expected one of {', '.join(arms)}, got another arm.", field="arm"
-            )
-        path = forecast_path(result_dir(artifacts, found.id), found.order["subject"], arm)
-        headers = _attachment_headers(path.name)
-        with missing_files_as_410():
-            return Response(path.read_bytes(), media_type="application/gzip", headers=headers)
 
-    @api.get("/v1/forecasts/{job}/derivative")
-    def derivative(job: str, request: Request) -> StreamingResponse:
-        found = get_succeeded_or_409(desk, job, request)
-        zipped = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115, `_pieces` closes it
-        try:
-            with missing_files_as_410():
-                _zip(result_dir(artifacts, found.id), zipped)
-            get_succeeded_or_409(desk, job, request)  # still, so that no file was missing
-        except ApiProblemError:
-            zipped.close()
-            raise
-        headers = _attachment_headers(f"{found.id}.zip")
-        return StreamingResponse(
-            _iter_chunks(zipped), media_type="application/zip", headers=headers
+class ZipResponse(StreamingResponse):
+    """A zip archive in chunks."""
+
+    media_type = "application/zip"
+
+
+@router.get("/result", response_model=ForecastSummary, responses=problem_responses(404, 409, 410))
+def get_result(job: SucceededJob, context: Context) -> Response:
+    """Return the numbers of every arm."""
+    path = summary_path(result_dir(context.settings.artifacts, job.id), job.request.subject)
+    # The file is sent as it is, which a response model would only parse and write again.
+    with missing_files_as_410():
+        return Response(path.read_bytes(), media_type="application/json")
+
+
+@router.get(
+    "/arms/{arm}",
+    response_class=GzipResponse,
+    responses={
+        200: {"description": "Probability map as NIfTI (.nii.gz), on the grid of the w048 FLAIR."},
+        **problem_responses(404, 409, 410),
+    },
+)
+def get_probability_map(
+    job: SucceededJob,
+    arm: Annotated[str, PathParameter(description="One of the forecast's arms.")],
+    context: Context,
+) -> GzipResponse:
+    """Return the probability map under one arm."""
+    arms = job.request.arms
+    if arm not in arms:
+        raise ApiProblemError(
+            404, f"arm: expected one of {', '.join(arms)}, got another arm.", field="arm"
         )
+    path = forecast_path(result_dir(context.settings.artifacts, job.id), job.request.subject, arm)
+    with missing_files_as_410():
+        return GzipResponse(path.read_bytes(), headers=attachment_headers(path.name))
 
 
-def get_succeeded_or_409(desk: ServiceContext, job: str, request: Request) -> ForecastJob:
-    """The asking client's forecast with that id. Raises RequestError where it has no result."""
-    found = get_job_or_404(desk, job, request)
-    if found.state == "succeeded":
-        return found
-    wait = desk.retry_after_headers if found.state in UNFINISHED else None
-    raise ApiProblemError(409, f"The forecast is {found.state}: it has no result.", headers=wait)
+@router.get(
+    "/derivative",
+    response_class=ZipResponse,
+    responses={
+        200: {"description": "All files of the result, a BIDS derivative, as a zip."},
+        **problem_responses(404, 409, 410),
+    },
+)
+def get_derivative(job: SucceededJob, context: Context, caller: CurrentCaller) -> ZipResponse:
+    """Return all files of the result."""
+    archive = tempfile.SpooledTemporaryFile(MAX_BYTES_IN_MEMORY)  # noqa: SIM115, `_iter_chunks` closes it
+    try:
+        with missing_files_as_410():
+            _zip(result_dir(context.settings.artifacts, job.id), archive)
+        # If the client deleted the forecast meanwhile, files may be missing from the zip.
+        get_succeeded_or_409(job.id, context, caller)
+    except ApiProblemError:
+        archive.close()
+        raise
+    return ZipResponse(_iter_chunks(archive), headers=attachment_headers(f"{job.id}.zip"))
 
 
 @contextmanager
 def missing_files_as_410() -> Iterator[None]:
-    """Raises RequestError where a result is not there: its client may have deleted the forecast
-    since that was found to have succeeded."""
+    """Raise ApiProblemError 410 if a file of the result is missing.
+
+    The client may have deleted the forecast since its state was read.
+    """
     try:
         yield
     except (FileNotFoundError, ForecastError):
         raise ApiProblemError(410, "The files of the forecast are no longer there.") from None
 
 
-def _attachment_headers(file: str) -> dict[str, str]:
-    return {"Content-Disposition": f'attachment; filename="{file}"'}
+def attachment_headers(file_name: str) -> dict[str, str]:
+    """Return the header that makes browsers save a response under a name."""
+    return {"Content-Disposition": f'attachment; filename="{file_name}"'}
 
 
-def _zip(folder: Path, into: IO[bytes]) -> None:
-    """Every file of the folder; its images are compressed already. Raises FileNotFoundError where
-    there is none."""
+def _zip(folder: Path, target: IO[bytes]) -> None:
+    """Write every file of a folder to a zip, without compression: images are gzipped already.
+
+    Raises FileNotFoundError if the folder has no file.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     if not paths:
         raise FileNotFoundError(folder)
-    with zipfile.ZipFile(into, "w") as archive:
+    with zipfile.ZipFile(target, "w") as archive:
         for path in paths:
             name = path.relative_to(folder).as_posix()
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes())
-    into.seek(0)
+            archive.writestr(zipfile.ZipInfo(name, ZIP_TIMESTAMP), path.read_bytes())
+    target.seek(0)
 
 
 def _iter_chunks(file: IO[bytes]) -> Iterator[bytes]:
     with file:
-        while piece := file.read(_PIECE):
-            yield piece
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk

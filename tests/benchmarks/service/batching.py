@@ -35,8 +35,10 @@ from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.forecasting.sampling import sample_seeds
-from serve.api.schemas import PatientRef
-from serve.inference.sampler import EngineThread, SamplerWorker
+from serve.api.schemas import SamplerOverrides
+from serve.inference.engine_thread import EngineThread
+from serve.inference.sampler import SamplerWorker
+from serve.patients import PatientRef
 from serve.settings import ServiceSettings
 from storage import open_store
 
@@ -138,7 +140,9 @@ class BatchingReplica:
 
     async def draw(self, job: str, patient: PatientRef, arm: int, seeds: tuple[int, ...]) -> int:
         """Return the total number of lesions of the samples."""
-        drawn = await self._sampler.draw(job, patient, arm, seeds, {"num_steps": self._steps})
+        drawn = await self._sampler.draw(
+            job, patient, arm, seeds, SamplerOverrides(num_steps=self._steps)
+        )
         return sum(found.plain for found in drawn.lesions)
 
     def passes(self) -> tuple[int, int]:

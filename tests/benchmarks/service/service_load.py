@@ -70,7 +70,7 @@ def kill_replicas(every: float) -> Iterator[list[float]]:
     def kill() -> None:
         while not over.wait(every):
             for each in ray.util.list_named_actors(all_namespaces=True):
-                if each["namespace"] == "serve" and "#SamplerReplica#" in each["name"]:
+                if each["namespace"] == "serve" and "#SamplerDeployment#" in each["name"]:
                     with suppress(ValueError):  # it is gone already
                         actor = ray.get_actor(each["name"], namespace="serve")
                         ray.kill(actor, no_restart=True)

@@ -1,0 +1,259 @@
+"""Routes of the resource forecast: request one, follow it, cancel or delete it."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+
+from serve.api.dependencies import (
+    Caller,
+    Context,
+    CurrentCaller,
+    OwnedJob,
+    ServiceContext,
+    notify_worker,
+)
+from serve.api.middleware import MULTIPART_FORM, media_type
+from serve.api.problems import ApiProblemError, problem_responses
+from serve.api.requests import (
+    RENAMED_FIELDS,
+    REQUEST_FIELD,
+    check_subject,
+    parse_request,
+    resolve_request,
+)
+from serve.api.schemas import (
+    ForecastRequest,
+    ForecastStatus,
+    ResolvedRequest,
+    UploadForecastRequest,
+)
+from serve.api.status import job_status
+from serve.artifacts import remove_artifacts, remove_upload, upload_dir
+from serve.db.models import UNFINISHED, ForecastJob
+from serve.db.repository import IdempotencyConflictError, NewJob, QueueFullError
+from serve.log import logger
+from serve.uploads import UPLOAD_FIELDS, prepare_upload, validate_covariates
+
+JSON = "application/json"
+POLL_SECONDS = 0.25
+KEEPALIVE_POLLS = 60
+"""After so many polls without a change, a comment keeps proxies from closing the stream."""
+
+router = APIRouter(prefix="/v1/forecasts", tags=["forecasts"])
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        description="Requests of a client with the same key create only one forecast.",
+    ),
+]
+
+
+class EventStreamResponse(StreamingResponse):
+    """Server-sent events."""
+
+    media_type = "text/event-stream"
+
+
+# The body is read by hand, since it is JSON or a form; `serve.api.openapi` describes it.
+@router.post("", status_code=202, responses=problem_responses(400, 408, 415, 422, 429))
+async def create_forecast(
+    context: Context,
+    caller: CurrentCaller,
+    request: Request,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> ForecastStatus:
+    """Request a forecast; the header Location of the answer names it."""
+    job_id = uuid.uuid4().hex
+    try:
+        resolved = await _read_request(context, caller, request, job_id, idempotency_key)
+        new = NewJob(
+            id=job_id,
+            owner=caller.owner,
+            request=resolved,
+            block_size=context.settings.seeds_per_block,
+            requested_by=caller.key_id,
+            idempotency_key=idempotency_key,
+        )
+        job = await _enqueue(context, new)
+    except Exception:
+        # A cancelled request (CancelledError is no Exception) keeps its upload: the thread that
+        # commits the job may still succeed. The worker removes uploads that stay without a job.
+        remove_upload(context.settings.artifacts, job_id)
+        raise
+    if job.id != job_id:  # the idempotency key named an earlier job, which has its own upload
+        remove_upload(context.settings.artifacts, job_id)
+    logger.info("forecast.accepted", extra={"forecast": job.id})
+    await notify_worker(context)
+    response.headers["Location"] = f"/v1/forecasts/{job.id}"
+    response.headers.update(context.retry_after_headers)
+    return await run_in_threadpool(job_status, context, job)
+
+
+@router.get("/{forecast_id}", responses=problem_responses(404))
+def get_forecast(job: OwnedJob, context: Context, response: Response) -> ForecastStatus:
+    """Return state, progress and partial results of a forecast."""
+    status = job_status(context, job)
+    if status.state in UNFINISHED:
+        response.headers.update(context.retry_after_headers)
+    return status
+
+
+@router.delete("/{forecast_id}", status_code=204, responses=problem_responses(404))
+async def delete_forecast(job: OwnedJob, context: Context, caller: CurrentCaller) -> None:
+    """Cancel an unfinished forecast, or delete all files of a finished one."""
+    by = caller.key_id
+    cancelled = await run_in_threadpool(context.jobs.finish, job.id, "cancelled", facts={"by": by})
+    if cancelled:
+        context.observer.count_cancelled()
+    else:
+        await run_in_threadpool(context.jobs.mark_deleted, job.id, by=by)
+    await notify_worker(context)  # the worker stops drawing for a cancelled forecast
+    await run_in_threadpool(remove_artifacts, context.settings.artifacts, job.id)
+    event = "forecast.cancelled" if cancelled else "forecast.deleted"
+    logger.info(event, extra={"forecast": job.id})
+
+
+@router.get(
+    "/{forecast_id}/events",
+    response_class=EventStreamResponse,
+    responses={
+        200: {"description": "Server-sent events; each data line is a ForecastStatus."},
+        **problem_responses(404),
+    },
+)
+async def stream_events(job: OwnedJob, context: Context) -> EventStreamResponse:
+    """Stream the status at every change; the last event is named by the final state."""
+    return EventStreamResponse(_event_stream(context, job))
+
+
+async def _event_stream(context: ServiceContext, job: ForecastJob) -> AsyncIterator[str]:
+    last, unchanged_polls = "", 0
+    while True:
+        status = await run_in_threadpool(job_status, context, job)
+        data = status.model_dump_json(by_alias=True)
+        finished = status.state not in UNFINISHED
+        if data != last:
+            yield f"event: {status.state if finished else 'progress'}\ndata: {data}\n\n"
+            last, unchanged_polls = data, 0
+        elif (unchanged_polls := unchanged_polls + 1) % KEEPALIVE_POLLS == 0:
+            yield ": still here\n\n"
+        if finished:
+            return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _read_request(
+    context: ServiceContext,
+    caller: Caller,
+    request: Request,
+    job_id: str,
+    idempotency_key: str | None,
+) -> ResolvedRequest:
+    """Read and check the body of a request. Raises ApiProblemError that names the field."""
+    content_type = media_type(request.headers)
+    if content_type == MULTIPART_FORM and context.upload is not None:
+        # Refuse before receiving the form; `enqueue` decides again when the job is committed.
+        if await run_in_threadpool(
+            context.jobs.is_full,
+            context.settings.max_unfinished_forecasts,
+            owner=caller.owner,
+            idempotency_key=idempotency_key,
+        ):
+            raise _queue_full_error(context)
+        return await _read_upload_request(context, request, job_id)
+    if content_type == JSON:
+        return _parse_stored_request(context, await request.body())
+    raise _unsupported_media_type(context, content_type)
+
+
+def _unsupported_media_type(context: ServiceContext, content_type: str) -> ApiProblemError:
+    accepted = JSON if context.upload is None else f"{JSON} or {MULTIPART_FORM}"
+    detail = f"Content-Type: expected {accepted}, got {content_type[:80] or 'none'}."
+    return ApiProblemError(415, detail, field="Content-Type")
+
+
+def _parse_stored_request(context: ServiceContext, body: bytes) -> ResolvedRequest:
+    """Parse a request for a subject of the mounted store."""
+    parameters = parse_request(ForecastRequest, body)
+    check_subject(parameters.subject, context.subjects)
+    return resolve_request(parameters, model=context.model, settings=context.settings)
+
+
+async def _read_upload_request(
+    context: ServiceContext, request: Request, job_id: str
+) -> ResolvedRequest:
+    """Receive a form with images, and convert the images to a store of one case."""
+    assert context.upload is not None
+    settings = context.settings
+    limits = {"max_files": len(UPLOAD_FIELDS), "max_fields": 1, "max_part_size": settings.max_body}
+    async with context.forms.receive(request, **limits) as form:
+        parameters, images = _split_form(form, max_file=settings.max_file)
+        validate_covariates(parameters.covariates, context.model.covariates)
+        resolved = resolve_request(parameters, model=context.model, settings=settings)
+        async with context.preparing:
+            digest = await run_in_threadpool(
+                prepare_upload,
+                upload_dir(settings.artifacts, job_id),
+                {name: image.file for name, image in images.items()},
+                parameters,
+                settings=context.upload,
+                arms=context.model.arms,
+                max_voxels=settings.max_voxels,
+            )
+    return resolved.model_copy(update={"upload": digest})
+
+
+def _split_form(
+    form: FormData, *, max_file: int
+) -> tuple[UploadForecastRequest, Mapping[str, UploadFile]]:
+    """Return the request and the images by field. Raises ApiProblemError that names the field."""
+    text, images = "{}", {}
+    for name, value in form.multi_items():
+        if name in images or name not in (REQUEST_FIELD, *UPLOAD_FIELDS):
+            raise _unknown_field(name)
+        if isinstance(value, UploadFile) != (name in UPLOAD_FIELDS):
+            expected = "a file" if name in UPLOAD_FIELDS else "JSON as text, not as a file"
+            raise ApiProblemError(422, f"{name}: expected {expected}.", field=name)
+        if isinstance(value, str):
+            text = value
+        elif value.size is not None and value.size > max_file:
+            detail = f"{name}: expected at most {max_file} bytes, got {value.size}."
+            raise ApiProblemError(413, detail, field=name)
+        else:
+            images[name] = value
+    return parse_request(UploadForecastRequest, text), images
+
+
+def _unknown_field(name: str) -> ApiProblemError:
+    if RENAMED_FIELDS.get(name) == REQUEST_FIELD:
+        detail = f"{name}: this field is now called {REQUEST_FIELD}."
+    else:
+        fields = ", ".join((REQUEST_FIELD, *UPLOAD_FIELDS))
+        detail = f"{name[:80]}: expected each once of {fields}."
+    return ApiProblemError(422, detail, field=name[:80])
+
+
+async def _enqueue(context: ServiceContext, new: NewJob) -> ForecastJob:
+    limit = context.settings.max_unfinished_forecasts
+    try:
+        return await run_in_threadpool(context.jobs.enqueue, new, limit=limit)
+    except QueueFullError:
+        raise _queue_full_error(context) from None
+    except IdempotencyConflictError:
+        detail = "Idempotency-Key: expected the request it came with before; use another key."
+        raise ApiProblemError(422, detail, field="Idempotency-Key") from None
+
+
+def _queue_full_error(context: ServiceContext) -> ApiProblemError:
+    limit = context.settings.max_unfinished_forecasts
+    detail = f"{limit} forecasts are unfinished; try again later."
+    return ApiProblemError(429, detail, headers=context.retry_after_headers)

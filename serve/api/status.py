@@ -1,0 +1,63 @@
+"""The status document of a forecast: state, progress and partial results."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
+from lesioncast.imaging.lesions import LesionCounts
+from serve.api.dependencies import ServiceContext
+from serve.api.schemas import (
+    ForecastLinks,
+    ForecastStatus,
+    Interval,
+    PartialEstimate,
+    Progress,
+)
+from serve.db.models import UNFINISHED, ForecastJob
+
+
+def job_status(context: ServiceContext, job: ForecastJob) -> ForecastStatus:
+    """Return how far a forecast is, and what its samples show so far.
+
+    Samples are read before the state, because they are deleted when the forecast finishes. In the
+    other order, a running forecast could seem to have fewer samples than before.
+    """
+    lesions = context.jobs.lesion_counts(job.id, context.model.digest)
+    job = context.jobs.get(job.id) or job
+    if job.state not in UNFINISHED:
+        lesions = {}
+    drawn = sum(map(len, lesions.values()))
+    done = job.total if job.state == "succeeded" else drawn
+    path = f"/v1/forecasts/{job.id}"
+    opening = context.settings.apply_opening
+    return ForecastStatus(
+        id=job.id,
+        state=job.state,
+        request=job.request,
+        progress=Progress(done=done, total=job.total),
+        partial={
+            arm: partial_estimate(lesions[arm], opening=opening)
+            for arm in job.request.arms
+            if arm in lesions
+        },
+        error=job.error,
+        links=ForecastLinks(
+            self=path,
+            events=f"{path}/events",
+            result=f"{path}/result",
+            derivative=f"{path}/derivative",
+        ),
+    )
+
+
+def partial_estimate(lesions: Sequence[LesionCounts], *, opening: bool) -> PartialEstimate:
+    """Estimate active fraction and lesion count from the samples of one arm."""
+    counts = np.array([sample.opened if opening else sample.plain for sample in lesions])
+    share = active_fraction(counts)
+    low, high = wilson_interval(share, len(counts))
+    return PartialEstimate(
+        samples=len(counts),
+        active_fraction=Interval(value=share, low=low, high=high),
+        count_mean=float(counts.mean()),
+    )

@@ -1,0 +1,43 @@
+"""Facts about a loaded bundle that clients may know, without its weights."""
+
+from dataclasses import dataclass
+
+from lesioncast.bundle.bundle import Bundle
+from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.forecasting.runtime import supported_sessions
+from lesioncast.imaging.channels import Sessions
+from lesioncast.imaging.covariates import Covariate
+
+MODEL_NAME = "lesioncast"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about the mounted bundle.
+
+    `condition` names the input channels. `covariates` are the covariates that the model takes.
+    `sessions` lists the combinations of sessions whose images the model accepts; the first one is
+    the default.
+    """
+
+    digest: str
+    arms: tuple[str, ...]
+    slab: tuple[int, int, int]
+    condition: tuple[str, ...]
+    covariates: tuple[Covariate, ...]
+    sampler: SamplerConfig
+    sessions: tuple[Sessions, ...]
+
+
+def model_info(bundle: Bundle) -> ModelInfo:
+    """Collect the facts about a loaded bundle."""
+    config = bundle.config
+    return ModelInfo(
+        digest=bundle.digest,
+        arms=config.model.arms,
+        slab=config.slab,
+        condition=config.model.control.condition,
+        covariates=config.model.covariates,
+        sampler=config.sampler,
+        sessions=supported_sessions(bundle),
+    )

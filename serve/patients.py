@@ -1,0 +1,28 @@
+"""Which patient a forecast is about, and the store that holds the images."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from lesioncast.imaging.channels import Sessions
+from serve.artifacts import upload_dir
+from storage import Store, open_store
+
+
+class PatientRef(NamedTuple):
+    """A reference to a patient's images.
+
+    `upload` is the id of the forecast that the images were uploaded for; None means that `subject`
+    is a subject of the mounted store. Only images of `sessions` are shown to the model; None means
+    all of them.
+    """
+
+    subject: str
+    upload: str | None
+    sessions: Sessions | None = None
+
+
+def store_for_patient(patient: PatientRef, mounted: Store, artifacts: Path) -> Store:
+    """Return the mounted store, or open the store that was made from the patient's upload."""
+    if patient.upload is None:
+        return mounted
+    return open_store(upload_dir(artifacts, patient.upload) / "store.zarr")

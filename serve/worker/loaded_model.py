@@ -1,0 +1,93 @@
+"""The mounted bundle and store, and the result of a job that they give."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lesioncast.bundle.bundle import Bundle, load_bundle
+from lesioncast.forecasting.adaptive import sampling_notes
+from lesioncast.forecasting.output.bids import write_forecast_root
+from lesioncast.forecasting.pipeline import (
+    ForecastRun,
+    run_provenance,
+    stored_flair,
+    write_forecasts,
+)
+from lesioncast.forecasting.runtime import check_compatible, expected_outcomes_of
+from lesioncast.forecasting.sampling import ModelInput
+from lesioncast.forecasting.settings import ForecastSettings
+from serve.api.schemas import ResolvedRequest
+from serve.artifacts import result_dir
+from serve.db.models import DrawnBlock, ForecastJob
+from serve.patients import PatientRef, store_for_patient
+from serve.settings import ServiceSettings
+from storage import Store, open_store
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A bundle and a store that fit, and the settings of the service."""
+
+    bundle: Bundle
+    store: Store
+    settings: ServiceSettings
+
+    def write_result(self, job: ForecastJob, blocks: Sequence[DrawnBlock]) -> Path:
+        """Write the result of a job as jobs/forecast.py does. Returns the folder.
+
+        `blocks` holds equally many blocks of every arm, in the order of `split_into_blocks`.
+        """
+        request, patient = job.request, patient_for_job(job)
+        store = store_for_patient(patient, self.store, self.settings.artifacts)
+        case, bids = store.case(patient.subject), Path(store.table.bids)
+        sessions = patient.sessions or ()
+        expected = expected_outcomes_of(
+            self.bundle, store, ModelInput(case.index, patient.sessions)
+        )
+        # The database returns blocks in the order of seeds; a forecast reads them arm by arm.
+        drawn = [
+            replace(block.to_batch(), expected=expected)
+            for arm in request.arms
+            for block in blocks
+            if block.arm == arm
+        ]
+        run = ForecastRun(
+            settings=ForecastSettings(
+                samples=samples_per_arm(blocks, request),
+                reference_arm=request.reference_arm,
+                apply_opening=self.settings.apply_opening,
+                sessions=sessions,
+            ),
+            provenance=run_provenance(
+                self.bundle,
+                seed=request.seed,
+                sessions=sessions,
+                bids=bids,
+                notes=sampling_notes(request.sampling_request),
+            ),
+            out=result_dir(self.settings.artifacts, job.id),
+            background=stored_flair(store),
+        )
+        write_forecast_root(run.out, source=bids)
+        for _ in write_forecasts(store, [case], drawn, run, arms=request.arms):
+            pass  # the one case is written as it is yielded
+        return run.out
+
+
+def load_model_and_store(settings: ServiceSettings) -> LoadedModel:
+    """Open bundle and store. Raises ForecastError if they do not fit."""
+    bundle, store = load_bundle(settings.bundle), open_store(settings.store)
+    check_compatible(bundle, store)
+    return LoadedModel(bundle, store, settings)
+
+
+def samples_per_arm(blocks: Sequence[DrawnBlock], request: ResolvedRequest) -> int:
+    """Return the number of samples of each arm, which is the same for all arms."""
+    return sum(len(block.lesions) for block in blocks if block.arm == request.arms[0])
+
+
+def patient_for_job(job: ForecastJob) -> PatientRef:
+    """Return the patient of a job, and the sessions whose images the model sees."""
+    request = job.request
+    upload = None if request.upload is None else job.id
+    return PatientRef(request.subject, upload, request.sessions)

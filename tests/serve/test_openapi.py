@@ -1,0 +1,107 @@
+"""The OpenAPI document: a schema for every answer, and no reference that leads nowhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serve.api.app import create_app
+from serve.settings import ServiceSettings
+
+METHODS = {"get", "post", "put", "patch", "delete"}
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["demo", "keys"])
+def document(request: pytest.FixtureRequest) -> Document:
+    """Return the document of a service with uploads, and of one with keys and without uploads."""
+    demo = request.param == "demo"
+    context = SimpleNamespace(
+        settings=ServiceSettings(bundle=Path("bundle"), store=Path("store"), demo=True),
+        keys=None if demo else object(),
+        upload=object() if demo else None,
+        observer=SimpleNamespace(count_problem=lambda status: None),
+    )
+    return create_app(context).openapi()  # type: ignore[arg-type]
+
+
+def operations(document: Document) -> Iterator[tuple[str, Document]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert method in METHODS
+            yield f"{method} {path}", operation
+
+
+def references(node: Any) -> Iterator[str]:
+    """Yield every `$ref` at any depth."""
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def resolve(document: Document, reference: str) -> Any:
+    """Return the part of the document that a reference points to. Raises KeyError."""
+    assert reference.startswith("#/"), reference
+    node: Any = document
+    for part in reference.removeprefix("#/").split("/"):
+        node = node[part.replace("~1", "/").replace("~0", "~")]
+    return node
+
+
+def test_every_reference_leads_to_a_schema(document: Document) -> None:
+    all_references = set(references(document))
+    assert "#/components/schemas/ForecastStatus" in all_references
+    for reference in all_references:
+        assert resolve(document, reference), reference
+
+
+def test_a_dangling_reference_is_found(document: Document) -> None:
+    broken = {**document, "components": {"schemas": {}}}
+    with pytest.raises(KeyError):
+        [resolve(broken, reference) for reference in references(broken)]
+
+
+def test_every_answer_has_a_schema_and_a_description(document: Document) -> None:
+    for name, operation in operations(document):
+        assert operation["operationId"]
+        assert operation["summary"]
+        for status, response in operation["responses"].items():
+            assert response["description"], (name, status)
+            if status == "204":
+                assert "content" not in response
+                continue
+            assert response["content"], (name, status)
+            for media_type, content in response["content"].items():
+                assert content.get("schema"), (name, status, media_type)
+                problem = int(status) >= 400 and status != "503"
+                assert (media_type == "application/problem+json") == problem, (name, status)
+
+
+def test_every_schema_of_json_answers_names_its_fields(document: Document) -> None:
+    for name, operation in operations(document):
+        for response in operation["responses"].values():
+            for media_type, content in response.get("content", {}).items():
+                if media_type.endswith("json"):
+                    schema = resolve(document, content["schema"]["$ref"])
+                    assert schema["properties"], name
+
+
+def test_operation_ids_and_tags_are_unique_names(document: Document) -> None:
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(ids) == len(set(ids)) == 13
+    tags = {tag for _, operation in operations(document) for tag in operation["tags"]}
+    assert tags == {"health", "models", "forecasts", "results"}
+
+
+def test_uploads_are_described_if_they_are_on(document: Document) -> None:
+    keyed = "securitySchemes" in document["components"]
+    body = document["paths"]["/v1/forecasts"]["post"]["requestBody"]["content"]
+    json_only = {"application/json"}
+    assert set(body) == (json_only if keyed else json_only | {"multipart/form-data"})
