@@ -1,4 +1,4 @@
-"""What the image installs: the packages of pyproject.toml without the project itself.
+"""Print what the image installs: the dependencies in pyproject.toml without the project itself.
 
 python k8s/requirements.py > requirements.txt
 """
@@ -10,10 +10,10 @@ EXTRAS = ("serve", "dicom", "postgres")
 
 
 def requirements(pyproject: Path) -> list[str]:
-    """The dependencies of the project and of those of `EXTRAS` that it has."""
+    """Return the dependencies of the project and of those `EXTRAS` that it defines."""
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project.get("optional-dependencies", {})
-    return [*project["dependencies"], *(each for name in EXTRAS for each in extras.get(name, ()))]
+    return [*project["dependencies"], *(line for name in EXTRAS for line in extras.get(name, ()))]
 
 
 if __name__ == "__main__":
