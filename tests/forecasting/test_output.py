@@ -177,7 +177,7 @@ def test_the_summary_page_shows_the_forecast_and_each_disclaimer_once(
     link = relative_path(figure_path(out, "sub-02"), page_folder=out.parent)
     section = forecast_section(records[1], heading="A forecast", figure=link)
     text = render_page(
-        "Demo", [section], notices=[*records[0].disclaimers, *records[1].disclaimers]
+        "Demo", [section], disclaimers=[*records[0].disclaimers, *records[1].disclaimers]
     )
     assert f"({out.name}/sub-02/sub-02_forecast.png)" in text
     assert text.count("Predicted, not observed.") == 1

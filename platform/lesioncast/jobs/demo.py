@@ -78,10 +78,11 @@ def write_summary_page(config: Config) -> list[tuple[str, Path]]:
             figure=relative_path(figure, page_folder=paths.root),
         ),
     ]
-    notices = [*evaluation.disclaimers, *subject.disclaimers, *subject.notes]
+    disclaimers = [*evaluation.disclaimers, *subject.disclaimers, *subject.notes]
     summary = paths.root / "summary.md"
     atomic_write(
-        summary, render_page(f"lesioncast: {config.name}", sections, notices=notices).encode()
+        summary,
+        render_page(f"lesioncast: {config.name}", sections, disclaimers=disclaimers).encode(),
     )
     return [("figure", figure), ("report", paths.evaluation / REPORT), ("summary", summary)]
 

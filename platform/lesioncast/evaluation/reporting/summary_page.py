@@ -79,7 +79,7 @@ def _activity_by_arm(activity: ActivityByArm | None, sessions: Sequence[str]) ->
 
 
 def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | None = None) -> str:
-    """One subject's forecast as a table, with its figure."""
+    """Return one subject's forecast as a table, with its figure."""
     received, observed = summary.received_arm, summary.observed_lesions
     has_expected = all(arm.count.expected is not None for arm in summary.arms.values())
     rows = [
@@ -124,10 +124,10 @@ def _format_difference(difference: Difference) -> str:
     return f"{difference.value:+.2f} ({difference.mc_error:.2f})"
 
 
-def render_page(title: str, sections: Sequence[str], *, notices: Sequence[str]) -> str:
-    """Return the whole page as Markdown, with the notices first."""
-    warning = "\n".join(f"> {notice}" for notice in dict.fromkeys(notices))
-    return "\n\n".join([f"# {title}", warning, *sections]) + "\n"
+def render_page(title: str, sections: Sequence[str], *, disclaimers: Sequence[str]) -> str:
+    """Return the whole page as Markdown, with the disclaimers first."""
+    quoted = "\n".join(f"> {sentence}" for sentence in dict.fromkeys(disclaimers))
+    return "\n\n".join([f"# {title}", quoted, *sections]) + "\n"
 
 
 def relative_path(path: Path, *, page_folder: Path) -> str:
