@@ -2,15 +2,14 @@
 
 import dataclasses
 import re
-import subprocess
 import typing
 from pathlib import Path
 
 import pytest
 
 from lesioncast.config import Config
+from tests.architecture.tree import ROOT, tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 FRONT_PAGE_LINES = 150
 FOLDER_PAGE_LINES = 120
 CHANGELOG = Path("CHANGELOG.md")  # the one page that names what no longer exists
@@ -18,15 +17,6 @@ CODE = re.compile(r"^(?: {4}|\t)(?=\S).*$|^ {7,}\S.*$", re.M)
 FENCE = re.compile(r"^```.*?\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
-
-
-def tracked() -> list[Path]:
-    """Return every file of the repository that git does not ignore, relative to its root."""
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return [Path(line) for line in listing.stdout.splitlines() if (ROOT / line).exists()]
 
 
 FILES = tracked()
