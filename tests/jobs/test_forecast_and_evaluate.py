@@ -52,7 +52,7 @@ SIXTEEN = tuple(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of four test and eight training cases, a bundle, a configuration."""
+    """Write a store of four test and eight training cases, a bundle and a configuration."""
     folder = tmp_path_factory.mktemp("jobs")
     write_store(folder / "store.zarr", folder / "bids", test=4, train=8)
     for subject in ("sub-01", "sub-02", "sub-03", "sub-04"):
