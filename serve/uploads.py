@@ -9,31 +9,26 @@ files and folders are the service's own; the file names that a client sends are 
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from lesioncast.config import load_config
-from lesioncast.errors import ForecastError
+from lesioncast.config import load_store_settings
 from lesioncast.imaging.covariates import Covariate
 from serve.api.problems import ApiProblemError
 from serve.api.schemas import UploadForecastRequest
 from serve.settings import ServiceSettings
-from storage import CaseError, Exclusion, StoreSettings, StoreSpec, TrialLayout
-from storage.backends.open import open_backend
-from storage.convert.build_shard import ShardTask, build_shard
-from storage.convert.convert import convert
-from storage.convert.plan import plan_conversion
-from storage.layout import shard_record_path
+from storage import CaseError, Exclusion, StoreSettings, StoreSpec
+from storage.convert.patient import (
+    PATIENT_IMAGES,
+    convert_patient,
+    patient_image_path,
+    write_patient_table,
+)
 from storage.nifti.io import open_nifti
-from storage.store.shards import decode_record
 from storage.trial.dataset import SourceFile
 
-UPLOAD_FIELDS = (
-    "w000/flair", "w000/t2", "w000/gad",
-    "w048/flair", "w048/t2", "w048/gad", "w048/net2", "w048/parcellation", "w048/brain_mask",
-)  # fmt: skip
+UPLOAD_FIELDS = PATIENT_IMAGES
 REQUIRED_UPLOAD_FIELDS = ("w000/flair", "w048/flair")
 MAX_STANDARDISED_COVARIATE = 1e6
 """Largest distance of a covariate from its centre, in scales; networks overflow far beyond it."""
@@ -47,14 +42,7 @@ def upload_settings(settings: ServiceSettings, spec: StoreSpec) -> StoreSettings
     """
     if settings.config is None:
         return None
-    configured = load_config(settings.config).store
-    if (configured.slab, configured.spacing) != (spec.slab, spec.spacing):
-        raise ForecastError(
-            f"{settings.config}: expected the configuration that the store was converted with, of "
-            f"slabs {spec.slab} of {spec.spacing} mm, got {configured.slab} of "
-            f"{configured.spacing} mm"
-        )
-    return replace(configured, layout=TrialLayout())
+    return load_store_settings(settings.config, slab=spec.slab, spacing=spec.spacing)
 
 
 def prepare_upload(
@@ -72,8 +60,8 @@ def prepare_upload(
     checked first: an image whose header states more than `max_voxels` bytes is not unpacked.
     """
     bids = folder / "bids"
-    paths = {name: _path(name, request.subject, settings.layout) for name in images}
-    _write_participants(bids, request, settings.layout)
+    paths = {name: patient_image_path(name, request.subject, settings.layout) for name in images}
+    write_patient_table(bids, request.subject, request.covariates, layout=settings.layout)
     for name, image in images.items():
         target = bids / paths[name]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,31 +70,10 @@ def prepare_upload(
     try:
         for name, path in paths.items():
             _check_unpacked_size(name, bids / path, max_voxels)
-        conversion = plan_conversion(
-            bids, folder / "store.zarr", settings=settings, arms=tuple(arms), seed=0
-        )
-        store = convert(conversion, build=_build_in_process)
+        store = convert_patient(bids, folder / "store.zarr", settings=settings, arms=arms)
     except CaseError as error:
         raise _to_problem(error.exclusion, bids, paths) from error
     return store.case(request.subject).digest
-
-
-def _path(name: str, subject: str, layout: TrialLayout) -> str:
-    """Return a path below the BIDS folder, sub-1/ses-w000/anat/sub-1_ses-w000_FLAIR.nii.gz."""
-    session, channel = name.split("/")
-    pattern: str = getattr(layout, channel)
-    path = pattern.format(subject=subject.removeprefix("sub-"), session=session)
-    # Patterns have wildcards, which are filled with what the default layout suggests.
-    space = "" if channel == "flair" else "_space-orig"
-    return path.replace(".nii*", ".nii.gz").replace("*", space)
-
-
-def _write_participants(bids: Path, request: UploadForecastRequest, layout: TrialLayout) -> None:
-    row = {layout.subject_column: request.subject, layout.arm_column: None} | request.covariates
-    cells = ("n/a" if value is None else str(value) for value in row.values())
-    lines = ("\t".join(row), "\t".join(cells))
-    bids.mkdir(parents=True)
-    (bids / str(layout.participants)).write_text("\n".join(lines) + "\n")
 
 
 def _check_unpacked_size(name: str, path: Path, max_voxels: int) -> None:
@@ -116,17 +83,6 @@ def _check_unpacked_size(name: str, path: Path, max_voxels: int) -> None:
     if size > max_voxels:
         detail = f"{name}: expected at most {max_voxels} bytes of voxels, its header claims {size}."
         raise ApiProblemError(413, detail, field=name)
-
-
-def _build_in_process(tasks: Sequence[ShardTask]) -> Iterator[int]:
-    """Build shards in this process. Raises CaseError for the first subject that is excluded."""
-    for task in tasks:
-        done = build_shard(task)
-        record = decode_record(open_backend(task.path).read(shard_record_path(task.shard.name)))
-        for outcome in record.outcomes:
-            if isinstance(outcome.result, Exclusion):
-                raise CaseError(outcome.result)
-        yield done
 
 
 def _to_problem(exclusion: Exclusion, bids: Path, paths: Mapping[str, str]) -> ApiProblemError:
