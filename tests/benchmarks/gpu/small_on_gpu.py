@@ -324,7 +324,9 @@ class Run:
             (case, int(arm)): EnsembleSummary(
                 plain=counts[case][0],
                 opened=counts[case][1],
-                stated=self.expected_outcomes(model, test_cases.condition[case].float(), int(arm)),
+                expected=self.expected_outcomes(
+                    model, test_cases.condition[case].float(), int(arm)
+                ),
             )
             for case, arm in enumerate(arms)
         }

@@ -133,7 +133,7 @@ class BatchingReplica:
         self._steps = steps
         self._passes = Passes()
         self._sampler = SamplerWorker(settings, lambda _: None)
-        make = self._passes.counting(self._sampler._thread._make)
+        make = self._passes.counting(self._sampler._thread._make_engine)
         self._sampler._thread = (
             EngineThread(make, lambda _: None) if by_step else ByRequest(make)  # type: ignore[assignment]
         )

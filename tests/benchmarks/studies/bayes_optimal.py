@@ -20,7 +20,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import nbinom, norm, poisson
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.evaluation.baselines.baselines import Floats, fit_regression_baseline
+from lesioncast.arrays import Floats
+from lesioncast.evaluation.baselines.baselines import fit_regression_baseline
 from lesioncast.evaluation.metrics.bootstrap import (
     ResampledScore,
     bootstrap_weights,

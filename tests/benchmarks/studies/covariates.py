@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.arrays import Floats
 from lesioncast.diffusion.covariates import covariate_features
-from lesioncast.evaluation.baselines.baselines import Floats, fit_regression_baseline
+from lesioncast.evaluation.baselines.baselines import fit_regression_baseline
 from lesioncast.evaluation.metrics.bootstrap import (
     ResampledScore,
     bootstrap_weights,

@@ -20,10 +20,11 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from lesioncast.arrays import Floats
 from lesioncast.config import Config, load_config
 from lesioncast.diffusion.controlnet import BURDEN_FEATURES
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
-from lesioncast.evaluation.baselines.baselines import Floats, fit_regression_baseline
+from lesioncast.evaluation.baselines.baselines import fit_regression_baseline
 from lesioncast.evaluation.features.image_features import image_features
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessions, parse_channels
