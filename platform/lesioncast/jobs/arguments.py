@@ -174,7 +174,8 @@ CONVERT = JobCommand(
 
     lesioncast convert --config demo [--bids FOLDER] [--store FOLDER or URL] [--mapping FILE]
 
-For a trial that is not BIDS, --mapping names a file that describes its layout: storage/README.md.
+For a trial that is not BIDS, --mapping names a file that describes its layout; see
+storage/TRIAL_GUIDE.md.
 For a trial of other voxel sizes, add --set store.resample=true.
 
 The same command converts new and changed subjects only, also after it was killed. Exit code 0:
