@@ -26,7 +26,7 @@ test: style  ## lint, types, tests; types are checked while tests wait for proce
 	$(MAKE) --no-print-directory --jobs 2 types pytest
 
 pytest: develop  # in two processes, a file at a time
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30
 
 faults: develop  ## clusters of several nodes, some of which are killed; many minutes
 	$(VENV)/bin/python -m pytest -m faults
