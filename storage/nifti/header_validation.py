@@ -105,7 +105,7 @@ def _check_sform_qform_agree(header: nib.Nifti1Header, source: SourceFile) -> No
     qform (another origin, a registration) are harmless. Another axis or voxel size is not: either
     of the two may be right, and with the wrong one left and right, or every volume, are wrong.
     """
-    affine, pixdim = header.get_best_affine(), np.abs(header["pixdim"][1:4])
+    affine, pixdim = header.get_best_affine(), header["pixdim"][1:4]
     if not np.allclose(voxel_sizes(affine), pixdim, rtol=_VOXEL_SIZE_TOLERANCE, atol=0):
         reason = (
             f"expected one voxel size, got {_sizes(pixdim)} mm as pixdim and "

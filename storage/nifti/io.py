@@ -22,6 +22,11 @@ from storage.nifti.gzip_stream import (
     unreadable_file,
     verify_trailer,
 )
+from storage.nifti.header_fields import (
+    EXTENSION_BYTES,
+    check_header_fields,
+    remove_obstacles,
+)
 from storage.nifti.header_validation import Shape, validate_header
 from storage.trial.dataset import SourceFile
 
@@ -125,7 +130,7 @@ def open_nifti(source: SourceFile) -> NiftiFile:
     raw = read_file_checked(source)
     stream = open_stream(raw)
     try:
-        header = _read_header(stream)
+        header = _read_header(stream, source)
         shape = validate_header(header, source, stored=len(raw), compressed=is_gzip(raw))
         voxels = nib.arrayproxy.ArrayProxy(stream, header, mmap=False)
     except READ_ERRORS as error:
@@ -139,12 +144,12 @@ def open_nifti(source: SourceFile) -> NiftiFile:
     )
 
 
-def _read_header(stream: io.BufferedIOBase) -> nib.Nifti1Header:
-    """Return the header as nibabel parses it.
+def _read_header(stream: io.BufferedIOBase, source: SourceFile) -> nib.Nifti1Header:
+    """Return the header as nibabel parses it, after checking the values that are stored.
 
     Header extensions are not read, because they can be of any size.
     """
-    start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    start = stream.read(nib.Nifti2Header.sizeof_hdr + EXTENSION_BYTES)
     if not start:
         raise EOFError("it is empty")
     header_classes = (nib.Nifti2Header, nib.Nifti1Header)
@@ -152,7 +157,10 @@ def _read_header(stream: io.BufferedIOBase) -> nib.Nifti1Header:
         (header_class for header_class in header_classes if header_class.may_contain_header(start)),
         nib.Nifti1Header,
     )
-    header = header_class(start[: header_class.sizeof_hdr], check=False)
+    size = header_class.sizeof_hdr
+    header = header_class(start[:size], check=False)
+    check_header_fields(header, source, behind_header=start[size : size + EXTENSION_BYTES])
+    remove_obstacles(header)
     absent = header["pixdim"] == 0
     header.check_fix()  # raises if the bytes are not a header
     # check_fix replaces a pixdim of 0 by 1 mm. That is a guess, and validation must see the 0.

@@ -14,16 +14,22 @@ import numpy as np
 
 from tests.support import bids
 from tests.support.corruptions import (
+    BITPIX,
     DATATYPE,
     DIM,
+    EXTENDER,
     GEOMETRY,
+    GLMIN,
     MAGIC,
     OFFSET,
     PIXDIM,
     QFORM,
+    QOFFSET,
+    QUATERNION,
     SFORM,
     SLOPE,
     SROW,
+    UNITS,
     Harm,
     add_second_run,
     add_twin_folder,
@@ -113,8 +119,8 @@ FILES = [
     ),
     Corruption(
         "the .hdr of a pair",
-        _UNREADABLE,
-        (_WHOLE, "got 348 bytes whose header claims"),
+        "illegal header",
+        ("header and voxels in one file", "got ni1, which means voxels in an .img file"),
         flair(lambda p: (patch(MAGIC, "3s", b"ni1")(p), unpacked(lambda r: r[:348])(p))),
     ),
     Corruption(
@@ -128,9 +134,6 @@ FILES = [
         _UNREADABLE,
         (_WHOLE, "whose header claims 1000"),
         flair(patch(OFFSET, "f", 1e9)),
-    ),
-    Corruption(
-        "intercept NaN", _UNREADABLE, (_WHOLE, "intercept"), flair(patch(SLOPE, "2f", 2.0, np.nan))
     ),
 ]
 
@@ -187,6 +190,138 @@ HEADERS = [
         _UNREADABLE,
         (_WHOLE, "HeaderDataError"),
         flair(patch(DATATYPE, "h", 999)),
+    ),
+]
+
+FIELDS = [
+    Corruption(
+        "header bytes as first voxels",
+        "illegal header",
+        ("from 352 on as vox_offset in a single file, got 0; correct the header",),
+        flair(patch(OFFSET, "f", 0.0)),
+    ),
+    Corruption(
+        "first voxel inside the header",
+        "illegal header",
+        ("as vox_offset in a single file, got 351",),
+        flair(patch(OFFSET, "f", 351.0), "w000"),
+    ),
+    Corruption(
+        "first voxel between two bytes",
+        "illegal header",
+        ("a whole number of bytes", "got 352.5"),
+        flair(patch(OFFSET, "f", 352.5)),
+    ),
+    Corruption(
+        "first voxel nowhere",
+        "illegal header",
+        ("as vox_offset", "got nan"),
+        flair(patch(OFFSET, "f", np.nan)),
+    ),
+    Corruption(
+        "a mask with header bytes as voxels",
+        "illegal header",
+        ("as vox_offset", "got 0;"),
+        at("w048", "net2", patch(OFFSET, "f", 0.0)),
+    ),
+    Corruption(
+        "an extension as first voxels",
+        "illegal header",
+        ("a first voxel behind the header's extension of 64 bytes, got vox_offset 352",),
+        flair(patch(EXTENDER, "4B2i", 1, 0, 0, 0, 64, 6)),
+    ),
+    Corruption(
+        "magic of a pair",
+        "illegal header",
+        ("got ni1, which means voxels in an .img file",),
+        flair(patch(MAGIC, "3s", b"ni1")),
+    ),
+    Corruption(
+        "bits of another datatype",
+        "illegal header",
+        ("a bitpix of 16, as datatype 4 has, got 8",),
+        flair(patch(BITPIX, "h", 8)),
+    ),
+    Corruption(
+        "slope NaN",
+        "illegal header",
+        ("a finite slope in scl_slope, got nan",),
+        flair(patch(SLOPE, "f", np.nan)),
+    ),
+    Corruption(
+        "slope infinite",
+        "illegal header",
+        ("a finite slope in scl_slope, got inf",),
+        at("w048", "t2", patch(SLOPE, "f", np.inf)),
+    ),
+    Corruption(
+        "intercept NaN",
+        "illegal header",
+        ("a finite intercept in scl_inter, got nan",),
+        flair(patch(SLOPE, "2f", 2.0, np.nan)),
+    ),
+    Corruption(
+        "pixdim below 0",
+        "illegal header",
+        ("positive voxel sizes", "got (-2, 2, 3)"),
+        flair(patch(PIXDIM + 4, "f", -2.0)),
+    ),
+    Corruption(
+        "handedness of 2",
+        "illegal header",
+        ("-1 or 1 in pixdim[0], the handedness of the qform, got 2.0",),
+        flair(patch(PIXDIM, "f", 2.0)),
+    ),
+    Corruption(
+        "sform code of 9",
+        "illegal header",
+        ("a code from 0 to 5 in sform_code, got 9",),
+        flair(patch(SFORM, "h", 9)),
+    ),
+    Corruption(
+        "qform code below 0",
+        "illegal header",
+        ("a code from 0 to 5 in qform_code, got -1",),
+        flair(patch(QFORM, "h", -1)),
+    ),
+    Corruption(
+        "quaternion of norm 2",
+        "illegal header",
+        ("of norm 1 or less, got norm 2",),
+        flair(patch(QUATERNION, "3f", 0.0, 0.0, 2.0)),
+    ),
+    Corruption(
+        "quaternion NaN",
+        "illegal header",
+        ("of norm 1 or less, got norm nan",),
+        flair(patch(QUATERNION, "f", np.nan)),
+    ),
+    Corruption(
+        "origin NaN",
+        "illegal header",
+        ("a finite origin in qoffset_x", "[nan, "),
+        flair(patch(QOFFSET, "f", np.nan)),
+    ),
+    Corruption(
+        "another sizeof_hdr",
+        _UNREADABLE,
+        ("sizeof_hdr is 348, got 347; copy it again",),
+        flair(patch(0, "i", 347)),
+    ),
+    Corruption(
+        "unit metre",
+        "voxel size",
+        ("mm, or no unit, in xyzt_units, got metre; convert",),
+        flair(patch(UNITS, "B", 1)),
+    ),
+    Corruption(
+        "unit nobody knows", "voxel size", ("got the unknown code 5",), flair(patch(UNITS, "B", 5))
+    ),
+    Corruption(
+        "a size of -1",
+        "not a volume",
+        ("got shape (-1, 1, 1)",),
+        flair(lambda p: (patch(DIM, "4h", 3, -1, 1, 1)(p), patch(GLMIN, "i", 2268)(p))),
     ),
 ]
 
@@ -450,7 +585,7 @@ SUBJECTS = [
     ),
 ]
 
-CORRUPTIONS = [*FILES, *HEADERS, *GRIDS, *VOXELS, *SUBJECTS]
+CORRUPTIONS = [*FILES, *HEADERS, *FIELDS, *GRIDS, *VOXELS, *SUBJECTS]
 
 
 def subject_for(index: int) -> str:

@@ -20,9 +20,8 @@ GEOMETRY = bids.Geometry(tilt=0)
 NOBODY = 65534  # a user id
 
 # Byte offsets of NIfTI-1 header fields.
-DIM, DATATYPE, PIXDIM, OFFSET, SLOPE, QFORM, SFORM, SROW, MAGIC = (
-    40, 70, 76, 108, 112, 252, 254, 280, 344,
-)  # fmt: skip
+DIM, DATATYPE, BITPIX, PIXDIM, OFFSET, SLOPE, UNITS, GLMIN = 40, 70, 72, 76, 108, 112, 123, 144
+QFORM, SFORM, QUATERNION, QOFFSET, SROW, MAGIC, EXTENDER = 252, 254, 256, 268, 280, 344, 348
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Read NIfTI files as scanners and tools write them, with voxels at known positions."""
 
 import itertools
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from storage.preprocess.prepare import CaseArrays, CaseMetadata, preprocess_subj
 from storage.settings import StoreSettings
 from storage.trial.dataset import SourceFile, scan_trial
 from tests.support import bids
+from tests.support.corruptions import QUATERNION, UNITS
 
 SETTINGS = StoreSettings((5, 12, 16), (3.0, 2.0, 2.0), resample=False)
 CODES = [
@@ -216,6 +218,64 @@ def test_contradictory_sform_and_qform_are_refused(
         open_nifti(SourceFile("sub-01", "w048", "flair", tmp_path / "flair.nii"))
     assert caught.value.exclusion.kind == "contradictory header"
     assert words in caught.value.exclusion.reason
+
+
+@pytest.mark.parametrize(
+    ("squared_norm", "legal"), [(1 + 6e-7, True), (1 + 1e-5, True), (1.1, False)]
+)
+@pytest.mark.parametrize("sform", [0, 1])
+def test_quaternion_that_rounding_made_too_long_is_read(
+    tmp_path: Path, squared_norm: float, legal: bool, sform: int
+) -> None:
+    path = tmp_path / "flair.nii"
+    turned = PLAIN @ np.diag(
+        [-1, -1, 1, 1]
+    )  # half a turn: nothing is left for the fourth component
+    save(path, bids.head((9, 18, 14), 0).transpose(2, 1, 0), turned, sform=sform)
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<3f", raw, QUATERNION, 0, 0, squared_norm**0.5)
+    path.write_bytes(raw)
+    if legal:
+        np.testing.assert_allclose(read(path).header.affine, turned, atol=1e-4)
+    else:
+        with pytest.raises(CaseError, match=r"of norm 1 or less, got norm 1\.049; correct"):
+            read(path)
+
+
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("offset", [0, 352, 543, -544, 2**63 - 1])
+def test_first_voxel_of_nifti_2_lies_behind_its_longer_header(
+    tmp_path: Path, endian: str, offset: int
+) -> None:
+    path = tmp_path / "flair.nii"
+    header = nib.Nifti2Header(endianness=endian)
+    nib.save(nib.Nifti2Image(bids.head((9, 18, 14), 0), PLAIN, header=header), path)
+    raw = bytearray(path.read_bytes())
+    struct.pack_into(f"{endian}q", raw, 168, offset)
+    path.write_bytes(raw)
+    with pytest.raises(CaseError, match="from 544 on as vox_offset in a single file, got"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_extensions_of_the_header_are_skipped(tmp_path: Path, kind: Any, endian: str) -> None:
+    data = bids.head((9, 18, 14), 0).transpose(2, 1, 0)
+    image = kind(data, PLAIN, header=kind.header_class(endianness=endian))
+    for size in (10, 5000):
+        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * size))
+    nib.save(image, tmp_path / "flair.nii.gz")
+    np.testing.assert_array_equal(read(tmp_path / "flair.nii.gz").data, data.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("units", [0, 2, 2 + 56, 2 + 192])
+def test_unit_of_time_does_not_matter(tmp_path: Path, units: int) -> None:
+    path = tmp_path / "flair.nii"
+    save(path, bids.head((9, 18, 14), 0).transpose(2, 1, 0), PLAIN)
+    raw = bytearray(path.read_bytes())
+    raw[UNITS] = units
+    path.write_bytes(raw)
+    assert read(path).header.units == ("mm" if units else "unknown")
 
 
 def test_resampling_agrees_with_scipy(tmp_path: Path) -> None:
