@@ -1,6 +1,5 @@
 """Preprocess one subject: read, check, normalise and crop its files to the arrays of a case."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +23,14 @@ from storage.preprocess.validation import (
     check_sessions,
 )
 from storage.settings import StoreSettings
+from storage.trial.cells import MISSING, is_missing, parse_cell
 from storage.trial.dataset import (
     REFERENCE_SESSION,
     SUBJECT_LEVEL_CHANNELS,
     SourceFile,
     TrialSubject,
 )
-from storage.trial.participants import MISSING_VALUES, parse_arm
+from storage.trial.participants import covariate_cells, parse_arm
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ def preprocess_subject(
     for source in sources.values():
         builder.add(source, builder.read(source))
     row = dict(subject.rows[0])
-    reserved = (layout.subject_column, layout.arm_column, layout.trial_column)
+    trial = row.get(layout.trial_column, MISSING)
     metadata = CaseMetadata(
         subject=subject.name,
-        arm=parse_arm(row, layout),
-        trial=_missing_to_none(row.get(layout.trial_column, MISSING_VALUES[0])),
-        covariates={name: _covariate(text) for name, text in row.items() if name not in reserved},
+        arm=parse_arm(row, layout, arms),
+        trial=None if is_missing(trial) else trial,
+        covariates={name: parse_cell(text) for name, text in covariate_cells(row, layout).items()},
         grid=builder.grid,
         present=builder.arrays.present,
         parcellation=(REFERENCE_SESSION, "parcellation") in sources,
@@ -212,20 +212,3 @@ def _merge_cortical_parcels(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.int
     ids[(ids > 1000) & (ids < 1036)] = 3
     ids[(ids > 2000) & (ids < 2036)] = 42
     return ids
-
-
-def _missing_to_none(text: str) -> str | None:
-    return None if text in MISSING_VALUES else text
-
-
-def _covariate(text: str) -> CovariateValue:
-    """Return a cell of participants.tsv as a number if it reads as one, None if it is missing."""
-    if text in MISSING_VALUES:
-        return None
-    for kind in (int, float):
-        try:
-            value = kind(text)
-            return value if math.isfinite(value) else None
-        except (ValueError, OverflowError):
-            continue
-    return text

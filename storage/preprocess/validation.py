@@ -39,7 +39,7 @@ def check_participant(subject: TrialSubject, arms: tuple[str, ...], *, layout: T
     if len(subject.rows) != 1:
         reason = f"expected one row in {layout.participants}, got {len(subject.rows)}"
         raise exclusion("not listed once", f"{reason}; list it once")
-    arm = parse_arm(subject.rows[0], layout)
+    arm = parse_arm(subject.rows[0], layout, arms)
     if arm is not None and arm not in arms:
         reason = f"expected {layout.arm_column} in ({', '.join(arms)}) or n/a, got {arm!r}"
         raise exclusion("unknown arm", f"{reason}; correct it or add the arm")

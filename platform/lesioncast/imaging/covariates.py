@@ -69,12 +69,20 @@ def fit_covariates(
 
 def _fit(name: str, values: Sequence[str | float | None]) -> Covariate:
     """Fit one covariate on its known values."""
+    # Here and not above, so that the module itself runs without storage.
+    from storage.trial.cells import looks_like_number  # noqa: PLC0415
+
     words = sorted({value for value in values if isinstance(value, str)})
     numbers = np.array([value for value in values if not isinstance(value, str)], np.float64)
     if words and len(numbers):
         raise ConfigError(
             f"covariates: expected numbers or words as {name}, got both, such as {numbers[0]:g} "
             f"and {words[0]}; write n/a for an unknown value, or give the levels of {name}"
+        )
+    if intended := [word for word in words if looks_like_number(word)]:
+        raise ConfigError(
+            f"covariates: expected plain numbers or words as {name}, got {intended[0]!r}; write "
+            f"numbers as 34.5 and convert again, or give the levels of {name}"
         )
     if len(set(values)) < 2:
         raise ConfigError(
