@@ -13,6 +13,7 @@ import hmac
 import re
 import secrets
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -20,9 +21,11 @@ from typing import NamedTuple
 
 from serve.log import logger
 from storage.digest import sha256_bytes
+from storage.text_files import composed, read_text
 
 READ, FORECAST = "read", "forecast"
 SCOPES = (READ, FORECAST)
+_TIME_STAMP_STEP_S = 2.1  # a little more than the coarsest step of any file system's times
 CREATE_COMMAND = "python -m serve.keys create NAME"
 
 
@@ -58,8 +61,11 @@ def generate_key(name: str, *, scopes: tuple[str, ...], days: int) -> tuple[str,
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """Read all keys of a file, including expired ones. Raises ValueError that names the line."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """Read all keys of a file, including expired ones.
+
+    Raises ValueError that names the line, or the file if it is not UTF-8 text.
+    """
+    lines = read_text(path).splitlines()
     return tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
@@ -67,8 +73,13 @@ def _parse(path: Path, number: int, line: str) -> ApiKey:
     fields = line.split()
     try:
         name, digest, scopes, until = fields
-        key = ApiKey(name, digest, tuple(scopes.split(",")), date.fromisoformat(until))
-        if not re.fullmatch("[0-9a-f]{64}", digest) or not set(key.scopes) <= set(SCOPES):
+        # A client is the same whether its name has composed or decomposed accents.
+        key = ApiKey(composed(name), digest, tuple(scopes.split(",")), date.fromisoformat(until))
+        if (
+            not re.fullmatch("[0-9a-f]{64}", digest)
+            or not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", until)
+            or not set(key.scopes) <= set(SCOPES)
+        ):
             raise ValueError(line)
     except ValueError as error:
         # The line itself is not repeated: it may hold a key that was pasted by mistake.
@@ -87,7 +98,7 @@ class ApiKeyFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._signature = path, _file_signature(path)
+        self._path, self._signature = path, _settled_signature(path)
         self._keys = read_keys(path)
         if not self._keys:
             raise ValueError(
@@ -107,7 +118,7 @@ class ApiKeyFile:
         try:
             signature = _file_signature(self._path)
             if signature != self._signature:
-                self._signature = signature
+                self._signature = _settled_signature(self._path)
                 keys = read_keys(self._path)
                 # A file that was written while it was read may be torn. Its signature differs, so
                 # that the next request reads it again.
@@ -118,9 +129,21 @@ class ApiKeyFile:
             logger.exception("keys.reload_failed", extra={"path": str(self._path)})
 
 
-def _file_signature(path: Path) -> tuple[int, int, int]:
+def _file_signature(path: Path) -> tuple[int, int, int, int]:
+    """Return what changes with the content of a file: inode, size, time stamps in ns."""
     status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _settled_signature(path: Path) -> tuple[int, int, int, int] | None:
+    """Return the signature of a file, None if the file changed within the last seconds.
+
+    Some file systems store whole seconds. A second change within one of them would leave the
+    signature as it is, so such a file is read at every request until it is older.
+    """
+    signature = _file_signature(path)
+    age = time.time() - max(signature[2:]) / 1e9
+    return None if abs(age) < _TIME_STAMP_STEP_S else signature
 
 
 def main(argv: Sequence[str]) -> int:

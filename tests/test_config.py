@@ -45,6 +45,54 @@ def test_an_unknown_key_is_rejected_naming_the_nearest_keys() -> None:
         load_config(DEMO, ["pretrain.step=5"])
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\nname: x\nseed: 2", "the key seed a second time (line 3, column 1)"),
+        ("store:\n  slab: [1, 2, 3]\n  slab: [4, 5, 6]", "the key slab a second time (line 3,"),
+        ("seed: 1_2", "the number 1_2; write a plain decimal (line 1, column 7)"),
+        ("seed: 010", "the number 010; write a plain decimal"),
+        ("seed: 1:30", "the number 1:30; write a plain decimal"),
+        ("store: {brain_height: 0.5_5}", "the number 0.5_5; write a plain decimal"),
+        ("seed: [", "expected YAML, got"),
+        ("seed: 2030-02-31", "expected YAML, got"),
+        ("- 1", "expected keys and their values, got list"),
+    ],
+)
+def test_ambiguous_yaml_is_rejected_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["pretrain.steps=[", "pretrain={steps: 1, steps: 2}", "seed=1_2", "name='"]
+)
+def test_override_with_invalid_yaml_is_named(override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--set {re.escape(override)}: expected YAML, got"):
+        load_config(DEMO, [override])
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-be"])
+def test_configuration_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_bytes("name: d\u00e9mo".encode(encoding))
+    with pytest.raises(
+        ConfigError, match=r"odd\.yaml: expected UTF-8 text, got .*; save it as UTF-8"
+    ):
+        load_config(path)
+
+
+def test_configuration_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + DEMO.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_config(path) == load_config(DEMO)
+
+
 @pytest.mark.parametrize(("old", "new"), [*REMOVED_KEYS.keys.items()])
 def test_an_old_key_is_rejected_naming_the_new_one(
     old: str, new: str | None, tmp_path: Path

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cluster.connection import RaySettings
 from lesioncast.diffusion.controlnet import ControlConfig
@@ -28,7 +26,9 @@ from lesioncast.imaging.covariates import Covariate
 from lesioncast.parsing import RemovedKeys, parse_dataclass, refuse_removed
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.settings import TrainSettings
+from lesioncast.yaml_text import parse_yaml
 from storage.settings import StoreSettings, TrialLayout
+from storage.text_files import TextEncodingError, read_text
 
 STAGES = ("pretrain", "finetune")
 _OLD_DROP_RATES = ("arm_drop", "condition_drop", "channel_drop", "session_drop", "covariate_drop")
@@ -190,11 +190,12 @@ def load_store_settings(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text())
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: expected YAML, got {error}") from error
+    except TextEncodingError as error:
+        raise ConfigError(str(error)) from error
+    raw = parse_yaml(text, source=str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and their values, got {type(raw).__name__}")
     return raw
@@ -211,4 +212,4 @@ def _override(raw: dict[str, Any], override: str) -> None:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
-    section[last] = yaml.safe_load(value)
+    section[last] = parse_yaml(value, source=f"--set {override}")

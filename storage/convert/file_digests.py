@@ -3,7 +3,8 @@
 As in git's index, a stamp (size, modification time, change time in ns) can only show that a file is
 surely unchanged. If the stamp differs, the digest decides. A file that changed within the last tick
 of the file system's clock is digested after the tick has passed: from then on every change of its
-content changes its stamp.
+content changes its stamp. A tick is some milliseconds, or up to two seconds where time stamps are
+whole seconds.
 """
 
 import json
@@ -24,7 +25,10 @@ from storage.layout import DIGEST_CACHE
 logger = logging.getLogger(__name__)
 
 UNREADABLE_DIGEST = "unreadable"  # in place of a digest; never cached
-_MTIME_GRANULARITY_S = 0.05  # seconds
+_FINE_TICK_S = 0.05
+_COARSE_TICK_S = 2.05  # FAT stores every other second, ext3 and HFS+ every second
+_NS_PER_SECOND = 1_000_000_000
+_UNCACHED = (-3, -3, -3)  # equals no signature of a file
 _MAX_ATTEMPTS = 5
 _BATCH = 512  # files between two writes of the cache
 _THREADS = 8  # reading and hashing both release the interpreter lock
@@ -77,19 +81,31 @@ def _stamp(path: Path) -> FileStamp:
     for _ in range(_MAX_ATTEMPTS):
         before = _stat_signature(path)
         age = time.time() - max(before[1:]) / 1e9
-        if 0 <= age < _MTIME_GRANULARITY_S:
-            time.sleep(_MTIME_GRANULARITY_S - age)
+        tick = _tick(before)
+        if 0 <= age < tick:
+            time.sleep(tick - age)
         try:
             digest = sha256_file(path)
         except OSError:
             # For example a link to content that was never fetched. Conversion excludes the subject.
-            return FileStamp(-1, -1, -1, UNREADABLE_DIGEST)
+            return FileStamp(*_UNCACHED, UNREADABLE_DIGEST)
         if _stat_signature(path) == before:
-            return FileStamp(*before, digest)
+            # The clock of a file server may be ahead. How long its tick lasts is then unknown, and
+            # the file is read again next time.
+            ahead = before[2] / 1e9 > time.time()
+            return FileStamp(*(_UNCACHED if ahead else before), digest)
     raise StorageError(
         f"{path}: expected a stable file, got one that changed while it was read; "
         "wait until copying has finished."
     )
+
+
+def _tick(signature: tuple[int, int, int]) -> float:
+    """Return the seconds within which two changes of a file may have the same time stamps.
+
+    The change time is never set by programs, so whole seconds in it are those of the file system.
+    """
+    return _FINE_TICK_S if signature[2] % _NS_PER_SECOND else _COARSE_TICK_S
 
 
 def _stat_signature(path: Path) -> tuple[int, int, int]:

@@ -46,7 +46,7 @@ def write_patient_table(
     cells = ("n/a" if value is None else str(value) for value in row.values())
     lines = ("\t".join(row), "\t".join(cells))
     bids.mkdir(parents=True)
-    (bids / str(layout.participants)).write_text("\n".join(lines) + "\n")
+    (bids / str(layout.participants)).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def convert_patient(

@@ -13,6 +13,7 @@ from storage.errors import StorageError
 from storage.layout import CASE_TABLE, shard_record_path
 from storage.store.shards import ShardRecord, decode_record
 from storage.store.store import Store
+from storage.text_files import printable_name
 
 _THREADS = 8
 _UNREADABLE = "no readable file"
@@ -80,7 +81,8 @@ def _verify_sources(bids: Path, records: Mapping[str, ShardRecord]) -> Iterator[
         digests = threads.map(digest_of, expected)
         for (path, (subject, digest)), actual in zip(expected.items(), digests, strict=True):
             if actual != digest:
-                yield f"{subject}: {_mismatch_message(str(bids / path), digest, actual)}"
+                name = printable_name(str(bids / path))
+                yield f"{subject}: {_mismatch_message(name, digest, actual)}"
 
 
 def _content(backend: StoreBackend, name: str) -> bytes | None:

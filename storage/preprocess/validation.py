@@ -12,6 +12,7 @@ from storage.layout import SESSIONS
 from storage.nifti.affine import max_corner_distance, voxel_sizes
 from storage.nifti.io import NiftiGeometry, Volume
 from storage.settings import StoreSettings, TrialLayout
+from storage.text_files import is_utf8_name, printable_name
 from storage.trial.dataset import REQUIRED_SESSIONS, SourceFile, TrialSubject
 from storage.trial.participants import parse_arm, subject_id
 
@@ -24,11 +25,26 @@ MIN_IN_PLANE_COVERAGE = 0.25
 
 
 def check_participant(subject: TrialSubject, arms: tuple[str, ...], *, layout: TrialLayout) -> None:
-    """Require a unique id and one row in the table, with a known arm or n/a."""
+    """Require file names in UTF-8, a unique id and one row in the table with a known arm or n/a."""
 
     def exclusion(kind: str, reason: str) -> CaseError:
         return CaseError(Exclusion(subject.name, kind, reason))
 
+    for source in subject.sources:
+        if not is_utf8_name(str(source.path)):
+            name = printable_name(source.path.name)
+            reason = (
+                f"expected file and folder names in UTF-8, got other bytes in the path of {name}"
+            )
+            raise CaseError(
+                Exclusion(
+                    subject.name,
+                    "name not in UTF-8",
+                    f"{reason}; rename them",
+                    source.session,
+                    printable_name(str(source.path)),
+                )
+            )
     if subject.name == subject_id(""):
         reason = f"expected a {layout.subject_column}, got none in a row of {layout.participants}"
         raise exclusion("no name", f"{reason}; fill it in or delete the row")

@@ -4,6 +4,7 @@ BIDS calls it participants.tsv; `TrialLayout` may name any other table.
 """
 
 import csv
+import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from storage.errors import StorageError
 from storage.layout import CovariateValue
 from storage.settings import TrialLayout
+from storage.text_files import TextEncodingError, composed, read_text
 from storage.trial.cells import MISSING, is_missing, looks_like_number, parse_cell
 
 logger = logging.getLogger(__name__)
@@ -21,9 +23,10 @@ logger = logging.getLogger(__name__)
 def subject_id(label: str) -> str:
     """Convert a trial's label to a BIDS subject id: `sub-` plus letters and digits.
 
-    BIDS allows no other characters, and derivatives are written under this id.
+    BIDS allows no other characters, and derivatives are written under this id. Composed and
+    decomposed accents give the same id.
     """
-    return "sub-" + re.sub("[^A-Za-z0-9]", "", strip_sub_prefix(label))
+    return "sub-" + re.sub("[^A-Za-z0-9]", "", strip_sub_prefix(composed(label)))
 
 
 def strip_sub_prefix(text: str) -> str:
@@ -59,20 +62,18 @@ def read_participants(table: Path, layout: TrialLayout) -> list[dict[str, str]]:
         )
     tabs = layout.separator == "\t"
     try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(
-                lines,
-                delimiter=layout.separator,
-                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-                restval=MISSING,
-            )
-            _check_columns(list(reader.fieldnames or ()), table, layout)
-            rows = [_strip_cells(row, reader.line_num, table) for row in reader]
-    except UnicodeDecodeError as error:
-        raise StorageError(
-            f"{table}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x}; "
-            "save it as UTF-8."
-        ) from error
+        # Without newline="" a line end inside quotes would be changed.
+        lines = io.StringIO(composed(read_text(table)), newline="")
+        reader = csv.DictReader(
+            lines,
+            delimiter=layout.separator,
+            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+            restval=MISSING,
+        )
+        _check_columns(list(reader.fieldnames or ()), table, layout)
+        rows = [_strip_cells(row, reader.line_num, table) for row in reader]
+    except TextEncodingError as error:
+        raise StorageError(str(error)) from error
     except (OSError, csv.Error) as error:
         raise StorageError(f"{table}: expected a table, got {error}; save it again.") from error
     for line in describe_odd_columns(rows, layout):

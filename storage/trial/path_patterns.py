@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from storage.text_files import composed
+
 FIELDS = ("subject", "session")
+# Characters, or sets of characters in brackets, that are not ASCII.
+_NOT_ASCII = re.compile(r"\[[^]/]*[^\x00-\x7f][^]/]*\]|[^\x00-\x7f]+")
 _TOKEN = re.compile(r"(\{\w*\}|\*\*/|\*|\?|\[[^]/]+\])")
 
 
@@ -35,6 +39,8 @@ def check_pattern(pattern: str, *, session: bool) -> str | None:
 def find_files(root: Path, pattern: str, *, session: str) -> Iterator[tuple[str, Path]]:
     """Yield subject and path of each file of a session that matches the pattern, by path."""
     glob_pattern = pattern.replace("{session}", glob.escape(session)).replace("{subject}", "*")
+    # An accent may be stored as one character or two. The glob finds both, match_subject compares.
+    glob_pattern = _NOT_ASCII.sub("*", composed(glob_pattern))
     # Path.glob takes twice as long as glob.glob.
     for path in sorted(glob.glob(glob_pattern, root_dir=root, recursive=True)):  # noqa: PTH207
         if (subject := match_subject(path, pattern, session=session)) is not None:
@@ -52,8 +58,11 @@ def find_folders(root: Path, pattern: str) -> Iterator[str]:
 
 
 def match_subject(path: str, pattern: str, *, session: str) -> str | None:
-    """Return the subject of the file at `path` (relative, with /), None if it does not match."""
-    matched = _expression(pattern, session).fullmatch(path)
+    """Return the subject of the file at `path` (relative, with /), None if it does not match.
+
+    Accents may be composed or decomposed characters on either side.
+    """
+    matched = _expression(composed(pattern), composed(session)).fullmatch(composed(path))
     return matched["subject"] if matched else None
 
 

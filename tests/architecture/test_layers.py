@@ -21,7 +21,7 @@ MAX_MODULES = 13
 # import its own entry and every entry of a lower row; entries of one row do not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.errors",),
-    ("storage.layout", "storage.atomic", "storage.digest", "storage.version"),
+    ("storage.layout", "storage.atomic", "storage.digest", "storage.text_files", "storage.version"),
     ("storage.trial.path_patterns",),
     ("storage.settings",),
     ("storage.trial", "storage.backends"),
@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lesioncast.errors",
         "lesioncast.markdown",
     ),
-    ("lesioncast.parsing",),
+    ("lesioncast.parsing", "lesioncast.yaml_text"),
     ("lesioncast.imaging", "lesioncast.cluster"),
     ("lesioncast.diffusion", "lesioncast.simulation"),
     ("lesioncast.bundle",),

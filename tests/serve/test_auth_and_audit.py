@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import threading
+import time as clock
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -195,6 +196,45 @@ def test_an_invalid_line_of_the_key_file_is_named(tmp_path: Path, line: str) -> 
     path.write_text(key_line("a", "k", until=date(2030, 1, 1)) + line)
     with pytest.raises(ValueError, match="line 2: expected a name, a sha256"):
         read_keys(path)
+
+
+def test_key_file_with_byte_order_marks_and_windows_line_ends_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    lines = [key_line(name, f"key of {name}").strip() for name in ("a", "b")]
+    path.write_bytes("".join(f"\ufeff{line}\r\n" for line in lines).encode())
+    assert [key.name for key in read_keys(path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_key_file_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_bytes(key_line("h\u00f4pital", "k").encode(encoding))
+    with pytest.raises(
+        ValueError, match=r"keys\.txt: expected UTF-8 text, got .*; save it as UTF-8"
+    ):
+        read_keys(path)
+
+
+def test_key_revoked_within_one_step_of_the_clock_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lines of one length are swapped in place, and the time stamps are whole seconds."""
+    path = tmp_path / "keys.txt"
+    precise = keys._file_signature
+
+    def whole_seconds(path: Path) -> tuple[int, int, int, int]:
+        inode, size, *times = precise(path)
+        modified, changed = (ns // 10**9 * 10**9 for ns in times)
+        return inode, size, modified, changed
+
+    monkeypatch.setattr(keys, "_file_signature", whole_seconds)
+    clock.sleep(1 - clock.time() % 1)  # the next lines take less than the second that now begins
+    path.write_text(key_line("a", "old"))
+    file = ApiKeyFile(path)
+    assert file.find("old") is not None
+    path.write_text(key_line("a", "new"))
+    assert file.find("old") is None
+    assert file.find("new") is not None
 
 
 def test_the_audit_records_client_and_outcome_without_the_patient(service: Service) -> None:

@@ -1,6 +1,7 @@
 """Run a job: parse its command line, configure logging, load the configuration, report errors."""
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +46,9 @@ def run_job(
 
 def configure_logging() -> None:
     """Log plain lines to standard output. Only entry points call this."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal may lack a character, and a folder's name may not be text at all.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )

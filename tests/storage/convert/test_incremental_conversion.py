@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 
 from storage import StorageError, StoreError, open_store
+from storage.backends.local import LocalBackend
+from storage.convert import file_digests
 from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
+from storage.convert.file_digests import digest_files
 from storage.convert.plan import plan_conversion
 from storage.convert.verify import verify
 from tests.storage.convert.conversion import (
@@ -104,6 +108,25 @@ def test_changed_file_with_equal_size_and_mtime_is_detected(
     changed = [c.subject for a, c in zip(first.cases, second.cases, strict=True) if a.row != c.row]
     assert set(changed) <= {"sub-04", "sub-05"}  # at most the other subject of its shard
     assert second.case("sub-04").digest != first.case("sub-04").digest
+
+
+def test_changed_file_is_detected_where_time_stamps_are_whole_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precise = file_digests._stat_signature
+
+    def whole_seconds(path: Path) -> tuple[int, int, int]:
+        size, *times = precise(path)
+        modified, changed = (ns // 10**9 * 10**9 for ns in times)
+        return size, modified, changed
+
+    monkeypatch.setattr(file_digests, "_stat_signature", whole_seconds)
+    backend = LocalBackend(tmp_path / "store.zarr")
+    time.sleep(1 - time.time() % 1)  # the next lines take less than the second that now begins
+    (tmp_path / "flair.nii").write_bytes(b"one")
+    first = digest_files(tmp_path, ["flair.nii"], backend=backend)
+    (tmp_path / "flair.nii").write_bytes(b"two")
+    assert digest_files(tmp_path, ["flair.nii"], backend=backend) != first
 
 
 def test_new_subjects_are_added_without_rebuilding_others(own_trial: Path, tmp_path: Path) -> None:
