@@ -10,6 +10,7 @@ import numpy.typing as npt
 from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS, CovariateValue
 from storage.nifti.io import NiftiGeometry, Volume, open_nifti
 from storage.preprocess.grid import SlabGrid, place_slab, resample_labels, to_slab
+from storage.preprocess.label_schemes import merge_cortical_parcels
 from storage.preprocess.normalise import foreground_mask, intensity_range, scale_flair
 from storage.preprocess.validation import (
     check_brain_mask,
@@ -174,7 +175,7 @@ class _CaseBuilder:
             kind = MASKS.index(source.channel)
             self.arrays.masks[k, kind] = to_slab(volume.data, grid, order=0)
         elif source.channel == "parcellation":
-            self.arrays.parcellation[:] = _merge_cortical_parcels(self._labels(volume, source))
+            self.arrays.parcellation[:] = merge_cortical_parcels(self._labels(volume, source))
         if source.channel in CHANNELS:
             self.arrays.present[k, CHANNELS.index(source.channel)] = True
 
@@ -204,11 +205,3 @@ def _empty(slab: tuple[int, int, int]) -> CaseArrays:
         parcellation=np.zeros(slab, np.int16),
         present=np.zeros((len(SESSIONS), len(CHANNELS)), bool),
     )
-
-
-def _merge_cortical_parcels(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-    """Return FreeSurfer ids with cortical parcels (1001-1035, 2001-2035) merged into 3 and 42."""
-    ids = labels.copy()
-    ids[(ids > 1000) & (ids < 1036)] = 3
-    ids[(ids > 2000) & (ids < 2036)] = 42
-    return ids

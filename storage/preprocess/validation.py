@@ -11,6 +11,7 @@ from storage.errors import CaseError, Exclusion
 from storage.layout import SESSIONS
 from storage.nifti.affine import max_corner_distance, voxel_sizes
 from storage.nifti.io import NiftiGeometry, Volume
+from storage.preprocess.label_schemes import KNOWN_SCHEMES, describe_unknown_scheme
 from storage.settings import StoreSettings, TrialLayout
 from storage.text_files import is_utf8_name, printable_name
 from storage.trial.dataset import REQUIRED_SESSIONS, SourceFile, TrialSubject
@@ -117,7 +118,7 @@ def check_brain_mask(volume: Volume, source: SourceFile, *, probabilities: bool)
 
 
 def check_labels(volume: Volume, source: SourceFile) -> Volume:
-    """Return a parcellation as int16; it must hold whole numbers and not only zeros."""
+    """Return a parcellation as int16 with FreeSurfer ids of a known scheme."""
     check_finite(volume, source)
     limits = np.iinfo(np.int16)
     fits = (volume.data >= limits.min) & (volume.data <= limits.max)
@@ -127,7 +128,13 @@ def check_labels(volume: Volume, source: SourceFile) -> Volume:
         raise source.rejection("not labels", f"{reason}; export it again")
     if not volume.data.any():
         raise source.rejection("empty parcellation", "expected labels, got 0 everywhere; redo it")
-    return replace(volume, data=volume.data.astype(np.int16))
+    labels = volume.data.astype(np.int16)
+    if (problem := describe_unknown_scheme(labels)) is not None:
+        reason = f"expected white matter and cortex of both sides in ids of {KNOWN_SCHEMES}"
+        raise source.rejection(
+            "unknown labels", f"{reason}, got {problem}; use such a map, or none at all"
+        )
+    return replace(volume, data=labels)
 
 
 def check_obliquity(header: NiftiGeometry, source: SourceFile, *, limit: float) -> None:

@@ -41,6 +41,7 @@ from tests.support.corruptions import (
     content,
     everywhere,
     flair,
+    labelled,
     move_brain_mask_off_the_head,
     patch,
     put,
@@ -530,6 +531,72 @@ VOXELS = [
     ),
 ]
 
+LABELS = [
+    Corruption(
+        "a brain mask as labels",
+        "unknown labels",
+        (
+            "in ids of aseg, aparc+aseg, a2009s+aseg or SynthSeg",
+            "got a brain mask without left white matter, right white matter, left cortex",
+        ),
+        at("w048", "parcellation", labelled((1,))),
+    ),
+    Corruption(
+        "tissue classes as labels",
+        "unknown labels",
+        (
+            "in ids of aseg, aparc+aseg, a2009s+aseg or SynthSeg",
+            "got ids up to 3, as of tissue classes, without right white matter, right cortex",
+        ),
+        at("w048", "parcellation", labelled((1, 2, 3))),
+    ),
+    Corruption(
+        "labels of one side",
+        "unknown labels",
+        (
+            "in ids of aseg, aparc+aseg, a2009s+aseg or SynthSeg",
+            "without right white matter, right cortex",
+        ),
+        at("w048", "parcellation", labelled((2, 3, 4, 10))),
+    ),
+    Corruption(
+        "labels of cortical parcels alone",
+        "unknown labels",
+        (
+            "in ids of aseg, aparc+aseg, a2009s+aseg or SynthSeg",
+            "without left white matter, right white matter; use",
+        ),
+        at("w048", "parcellation", labelled((1001, 1035, 2001, 2035))),
+    ),
+    Corruption(
+        "labels of white matter parcels",
+        "unknown labels",
+        (
+            "in ids of aseg, aparc+aseg, a2009s+aseg or SynthSeg",
+            "4 of 6 ids that these lack, such as 3001",
+        ),
+        at("w048", "parcellation", labelled((3001, 3035, 4001, 4035, 1001, 2001))),
+    ),
+    Corruption(
+        "an atlas of 1 to 116",
+        "unknown labels",
+        (
+            "in ids of aseg, aparc+aseg, a2009s+aseg or SynthSeg",
+            "of 116 ids that these lack, such as 6",
+        ),
+        at("w048", "parcellation", labelled(range(1, 117))),
+    ),
+    Corruption(
+        "an atlas of 1 to 48",
+        "unknown labels",
+        (
+            "in ids of aseg, aparc+aseg, a2009s+aseg or SynthSeg",
+            "of 48 ids that these lack, such as 6",
+        ),
+        at("w048", "parcellation", labelled(range(1, 49))),
+    ),
+]
+
 SUBJECTS = [
     Corruption(
         "no w000",
@@ -585,7 +652,7 @@ SUBJECTS = [
     ),
 ]
 
-CORRUPTIONS = [*FILES, *HEADERS, *FIELDS, *GRIDS, *VOXELS, *SUBJECTS]
+CORRUPTIONS = [*FILES, *HEADERS, *FIELDS, *GRIDS, *VOXELS, *LABELS, *SUBJECTS]
 
 
 def subject_for(index: int) -> str:

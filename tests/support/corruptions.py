@@ -4,7 +4,7 @@ import gzip
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,11 @@ def put(value: float) -> Callable[[Path], None]:
         return data
 
     return voxels(change)
+
+
+def labelled(ids: Iterable[int]) -> Callable[[Path], None]:
+    """Return a change of a label map to these ids in turn."""
+    return voxels(lambda data: np.resize(np.array([*ids], np.int16), data.shape))
 
 
 def with_affine(change: Callable[[Array], Array]) -> Callable[[Path], None]:

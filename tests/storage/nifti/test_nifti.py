@@ -314,7 +314,8 @@ def test_parcellation_on_its_own_grid_is_resampled_onto_the_slab(trial: Path) ->
     metadata, _ = preprocess(trial)
     origin, shape = np.array((-25.0, 5.0, -60.0)), (80, 45, 70)  # ends within the slab in front
     i, j, k = np.indices(shape)
-    labels = 100 + (7 * i + 3 * j + k) % 50
+    ids = np.array([2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 41, 42, 43, 44, 46, 47, 49, 50, 51])
+    labels = ids[(7 * i + 3 * j + k) % 20]
     path = bids.path_of(trial, "sub-01", "w048", "parcellation")
     affine = np.eye(4)
     affine[:3, 3] = origin
@@ -326,8 +327,26 @@ def test_parcellation_on_its_own_grid_is_resampled_onto_the_slab(trial: Path) ->
     i, j, k = np.rint(places[:3] - origin[:, None]).astype(int)
     inside = np.all([(a >= 0) & (a < n) for a, n in zip((i, j, k), shape, strict=True)], axis=0)
     assert 0.5 < inside.mean() < 1
-    expected = np.where(inside, 100 + (7 * i + 3 * j + k) % 50, 0)
+    expected = np.where(inside, ids[(7 * i + 3 * j + k) % 20], 0)
     np.testing.assert_array_equal(arrays.parcellation[s, h, w], expected)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        (2, 3, 41, 42, 77),
+        (2, 1001, 41, 2035),
+        (2, 11101, 41, 12175, 11142),
+        (2, 3, 4, 5, 7, 8, 10, 41, 42, 43, 44, 46, 47, 49, 60),
+    ],
+)
+def test_known_label_maps_become_white_matter_and_cortex(trial: Path, ids: tuple[int, ...]) -> None:
+    path = bids.path_of(trial, "sub-01", "w048", "parcellation")
+    bids.write_volume(path, np.resize(np.array(ids, np.int16), (9, 18, 14)), bids.Geometry())
+    _, arrays = preprocess(trial)
+    stored = set(np.unique(arrays.parcellation))
+    assert {2, 3, 41, 42} <= stored
+    assert max(stored) < 1000
 
 
 def test_cortical_parcels_are_merged(trial: Path) -> None:
