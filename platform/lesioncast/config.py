@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.arms import PAPER_ARM_NAMES, describe_label_collision
 from lesioncast.cluster.connection import RaySettings
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.model import ModelConfig
@@ -166,6 +166,8 @@ def load_config(
         # Each override by itself, so that the message names it and not the file.
         refuse_removed(raw, REMOVED_KEYS, source=f"--set {override}")
     config = parse_dataclass(Config, raw, source=str(path))
+    if problem := describe_label_collision(config.arms):
+        raise ConfigError(f"{path}: arms: expected {problem}; rename one, since files are named so")
     if mapping is None:
         return config
     layout = parse_dataclass(TrialLayout, _read_yaml(mapping), source=str(mapping))

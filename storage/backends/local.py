@@ -1,6 +1,8 @@
 """A store in a folder of the local or a shared file system."""
 
+import errno
 import fcntl
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,11 @@ from storage.backends.backend import Commit, write_error
 from storage.errors import StorageError
 from storage.layout import CASE_TABLE
 
+logger = logging.getLogger(__name__)
+
 _LOCK = ".lock"
+# What flock reports on NFS without its lock service, and on Lustre without the option flock.
+LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -67,4 +73,13 @@ class LocalBackend:
                     f"{self.location}: expected no other conversion, got one that is writing it; "
                     "wait until it ends, or choose another path."
                 ) from error
+            except OSError as error:
+                if error.errno not in LOCKS_UNSUPPORTED:
+                    raise write_error(self.location, 0, error.strerror or str(error)) from error
+                logger.warning(
+                    "%s: its file system has no file locks (%s); make sure that no other "
+                    "conversion writes here",
+                    self.location,
+                    error.strerror,
+                )
             yield lambda content: self.write(CASE_TABLE, content)

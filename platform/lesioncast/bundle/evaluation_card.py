@@ -12,6 +12,7 @@ from pathlib import Path
 from lesioncast.errors import ConfigError, EvaluationCardError
 from lesioncast.parsing import parse_dataclass
 from storage.atomic import atomic_write
+from storage.text_files import read_text
 
 SCHEMA = 2
 CARD, EVALUATION = "EVALUATION.md", "evaluation.json"
@@ -50,7 +51,17 @@ def read_warnings(bundle: Path, digest: str) -> tuple[str, ...] | None:
     path = bundle / EVALUATION
     if not path.is_file():
         return None
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise EvaluationCardError(
+            f"{path}: expected JSON, got {error}; run jobs/evaluate.py again, or remove the file"
+        ) from error
+    if not isinstance(content, dict):
+        raise EvaluationCardError(
+            f"{path}: expected a JSON object, got {type(content).__name__}; "
+            "run jobs/evaluate.py again, or remove the file"
+        )
     if (content.get("schema"), content.get("bundle")) != (SCHEMA, digest):
         raise EvaluationCardError(
             f"{path}: expected the evaluation of bundle {digest[:12]} in schema {SCHEMA}, got "

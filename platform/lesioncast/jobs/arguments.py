@@ -57,6 +57,15 @@ def store_location(value: str) -> "Location":
     return parse_location(value)
 
 
+def local_path(value: str) -> Path:
+    """Return the path of a local file or folder; a path made of a URL would name a folder s3:."""
+    if "://" in value:
+        raise argparse.ArgumentTypeError(
+            f"expected a local path, got the URL {value}; mount it, or copy it from or to there"
+        )
+    return Path(value)
+
+
 def job_parser(description: str, *, prog: str | None = None) -> argparse.ArgumentParser:
     """Return a parser with the arguments that every job takes."""
     parser = argparse.ArgumentParser(
@@ -91,13 +100,13 @@ def _no_arguments(_: argparse.ArgumentParser) -> None:
 
 
 def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bids", type=Path, help="the trial (default: <root>/bids)")
+    parser.add_argument("--bids", type=local_path, help="the trial (default: <root>/bids)")
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bids", type=Path, help="the trial (default: <root>/bids)")
+    parser.add_argument("--bids", type=local_path, help="the trial (default: <root>/bids)")
     _store_argument(parser)
-    parser.add_argument("--mapping", type=Path, help="layout of a trial that is not BIDS")
+    parser.add_argument("--mapping", type=local_path, help="layout of a trial that is not BIDS")
     parser.add_argument(
         "--verify", action="store_true", help="compare every digest and convert nothing"
     )
@@ -105,12 +114,12 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _qc_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
-    parser.add_argument("--out", type=Path, help="where the table goes (default: <root>/qc)")
+    parser.add_argument("--out", type=local_path, help="where the table goes (default: <root>/qc)")
 
 
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
-    parser.add_argument("--out", type=Path, help="where runs are kept (default: <root>/runs)")
+    parser.add_argument("--out", type=local_path, help="where runs are kept (default: <root>/runs)")
     parser.add_argument("--fresh", action="store_true", help="discard this run and start over")
 
 
@@ -122,28 +131,36 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
 def _forecast_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
     _bundle_argument(parser)
-    parser.add_argument("--bids", type=Path, help="the store's BIDS folder, where it has moved")
-    parser.add_argument("--mapping", type=Path, help="the layout that the store was made with")
-    parser.add_argument("--out", type=Path, help="where forecasts go (default: <root>/forecasts)")
+    parser.add_argument(
+        "--bids", type=local_path, help="the store's BIDS folder, where it has moved"
+    )
+    parser.add_argument(
+        "--mapping", type=local_path, help="the layout that the store was made with"
+    )
+    parser.add_argument(
+        "--out", type=local_path, help="where forecasts go (default: <root>/forecasts)"
+    )
     parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002")
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
     _bundle_argument(parser)
-    parser.add_argument("--out", type=Path, help="where files go (default: <root>/evaluation)")
+    parser.add_argument(
+        "--out", type=local_path, help="where files go (default: <root>/evaluation)"
+    )
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", type=Path, help="the Zarr store (default: <root>/store.zarr)")
-    parser.add_argument("--forecasts", type=Path, help="export these instead of the store")
+    _store_argument(parser)
+    parser.add_argument("--forecasts", type=local_path, help="export these instead of the store")
     parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002 (default: all)")
     parser.add_argument("--channels", default="", help="such as w096/net2,w048/parcellation")
-    parser.add_argument("--dicom", type=Path, help="the series of the w048 FLAIR")
+    parser.add_argument("--dicom", type=local_path, help="the series of the w048 FLAIR")
     parser.add_argument(
         "--threshold", type=float, help="export masks of forecasts at this probability"
     )
-    parser.add_argument("--out", type=Path, help="where files go (default: <root>/export)")
+    parser.add_argument("--out", type=local_path, help="where files go (default: <root>/export)")
 
 
 def _store_argument(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +170,7 @@ def _store_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _bundle_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, help="the bundle (default: <root>/bundle)")
+    parser.add_argument("--bundle", type=local_path, help="the bundle (default: <root>/bundle)")
 
 
 SIMULATE = JobCommand(

@@ -46,7 +46,7 @@ def export(config: Config, args: argparse.Namespace) -> None:
 
 def export_store(config: Config, args: argparse.Namespace, out: Path) -> None:
     """Write the images of a store's subjects as NIfTI and, with a series, masks as DICOM SEG."""
-    store = open_store((args.store or config.paths.store).absolute())
+    store = open_store(args.store or config.paths.store)
     names = [name for name in args.channels.split(",") if name] or CHANNEL_NAMES
     subjects = [name for name in args.subjects.split(",") if name]
     cases = [store.case(name) for name in subjects] or list(store.cases)

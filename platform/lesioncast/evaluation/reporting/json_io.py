@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lesioncast.errors import EvaluationReportError
 from lesioncast.evaluation.analysis.schema import SCHEMA, EvaluationReport
+from storage.text_files import TextEncodingError, read_text
 
 _ADAPTER = TypeAdapter(EvaluationReport)
 
@@ -22,9 +23,16 @@ def report_to_json(report: EvaluationReport) -> str:
 def read_report(path: Path) -> EvaluationReport:
     """Read the report at `path`.
 
-    Raise EvaluationReportError where it has another schema, or fields that the schema lacks.
+    Raise EvaluationReportError where it cannot be read, has another schema, or has fields that the
+    schema lacks.
     """
-    return report_from_json(path.read_text(), source=str(path))
+    try:
+        text = read_text(path)
+    except (OSError, TextEncodingError) as error:
+        raise EvaluationReportError(
+            f"{path}: expected an evaluation report, got {error}; {_AGAIN}"
+        ) from error
+    return report_from_json(text, source=str(path))
 
 
 def report_from_json(text: str, *, source: str) -> EvaluationReport:

@@ -7,7 +7,6 @@ forecasts/sub-0001/sub-0001_forecast.json  sub-0001_forecast.png
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 import nibabel as nib
 
+from lesioncast.arms import bids_label
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import Ensemble
@@ -26,7 +26,9 @@ from storage.export.bids_derivative import (
     write_dataset_description,
     write_json,
 )
+from storage.nifti.gzip_stream import READ_ERRORS
 from storage.nifti.io import write_nifti_atomic
+from storage.text_files import read_text
 
 SESSION = "w048"
 README = f"""Forecasts of new and enlarging T2 lesions at week 96 from the scans at weeks 0 and 48.
@@ -42,7 +44,7 @@ IGNORED = ("*_forecast.json", "*_forecast.png", "*.md")
 
 def forecast_path(root: Path, subject: str, arm: str) -> Path:
     """Return the path of the probability map of `subject` (sub-...) under `arm`."""
-    stem = f"{subject}_ses-{SESSION}_space-orig_label-L_desc-forecastW096{_bids_label(arm)}_probseg"
+    stem = f"{subject}_ses-{SESSION}_space-orig_label-L_desc-forecastW096{bids_label(arm)}_probseg"
     return root / subject / f"ses-{SESSION}" / "anat" / f"{stem}.nii.gz"
 
 
@@ -54,14 +56,6 @@ def summary_path(root: Path, subject: str) -> Path:
 def figure_path(root: Path, subject: str) -> Path:
     """Return the path of the figure of `subject`."""
     return root / subject / f"{subject}_forecast.png"
-
-
-def _bids_label(arm: str) -> str:
-    """Return an arm's name as a BIDS label, which is alphanumeric.
-
-    An example is DimethylFumarate for dimethyl_fumarate.
-    """
-    return "".join(word[0].upper() + word[1:] for word in re.findall("[A-Za-z0-9]+", arm))
 
 
 write_forecast_root = partial(
@@ -87,15 +81,25 @@ def forecast_subjects(root: Path) -> list[str]:
 
 
 def read_maps(root: Path, subject: str) -> list[ProbabilityMap]:
-    """Return a subject's maps, one for each arm. Raise ForecastError if there are none."""
+    """Return a subject's maps, one for each arm.
+
+    Raise ForecastError if there are none or one of them cannot be read.
+    """
     paths = sorted(forecast_path(root, subject, "*").parent.glob(f"{subject}_*_probseg.nii.gz"))
     if not paths:
         raise ForecastError(
             f"{root}: expected probability maps of {subject}, got none; run jobs/forecast.py"
         )
-    return [
-        ProbabilityMap(nib.load(path), json.loads(sidecar_path(path).read_text())) for path in paths
-    ]
+    return [_read_map(path) for path in paths]
+
+
+def _read_map(path: Path) -> ProbabilityMap:
+    try:
+        return ProbabilityMap(nib.load(path), json.loads(read_text(sidecar_path(path))))
+    except READ_ERRORS as error:
+        raise ForecastError(
+            f"{path}: expected a probability map with a sidecar, got {error}; run jobs/forecast.py"
+        ) from error
 
 
 def write_probability(

@@ -85,7 +85,13 @@ def _locked(selection: CaseSelection) -> Iterator[None]:
     # process that waits for a removed file would get a lock of its own.
     selection.roots[-1].mkdir(parents=True, exist_ok=True)
     with (selection.roots[-1] / f"{selection.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise TrainingError(
+                f"{selection.roots[-1]}: expected a file system with file locks for the cache of "
+                f"cases, got {error.strerror}; let Ray keep its files on a local disk"
+            ) from error
         yield
 
 
