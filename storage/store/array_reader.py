@@ -1,5 +1,6 @@
 """Read rows of a store's arrays, with checksums verified and missing files reported."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, SuffixByteRequest
 from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
@@ -23,8 +24,20 @@ from storage.store.shards import decode_record
 _READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError)
 
 
-class MissingFileIsError(WrapperStore[ZarrStore]):
-    """A read-only Zarr store that raises for a missing file, where Zarr would read zeros."""
+_CHECKSUM_BYTES = 4  # of the CRC32C behind a shard's index
+_ENTRY_BYTES = 16  # offset and length of a chunk, each a little-endian uint64
+_NO_CHUNK = 2**64 - 1  # offset and length of a chunk that a shard does not hold
+
+
+class MissingDataIsError(WrapperStore[ZarrStore]):
+    """A read-only Zarr store that raises for missing data, where Zarr would read zeros.
+
+    Data are missing if there is no file, or if the index at the end of a shard's file says that the
+    file does not hold a chunk. Conversion writes every chunk, even one of zeros.
+    """
+
+    #: Number of chunks in the shard of the array that is read; 0 while it is opened.
+    chunks_per_shard: int = 0
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -32,7 +45,21 @@ class MissingFileIsError(WrapperStore[ZarrStore]):
         content = await super().get(key, prototype, byte_range)
         if content is None:
             raise FileNotFoundError(f"no file {key}")
+        # Zarr reads the index either alone, as the end of the file, or with the whole file.
+        if byte_range is None or isinstance(byte_range, SuffixByteRequest):
+            self._check_index(key, content)
         return content
+
+    def _check_index(self, key: str, content: Buffer) -> None:
+        """Raise ValueError if the index at the end of `content` lacks a chunk."""
+        size = self.chunks_per_shard * _ENTRY_BYTES
+        if not size or len(content) < size + _CHECKSUM_BYTES:
+            return  # metadata, or a truncated file, for which Zarr raises
+        end = content[len(content) - size - _CHECKSUM_BYTES : len(content) - _CHECKSUM_BYTES]
+        entries = np.frombuffer(end.to_bytes(), "<u8").reshape(-1, 2)
+        missing = int((entries == _NO_CHUNK).any(axis=1).sum())
+        if missing:
+            raise ValueError(f"an index without {missing} of {len(entries)} chunks in {key}")
 
 
 @dataclass(frozen=True)
@@ -46,9 +73,13 @@ class ShardedArray:
     def of_shard(self, shard: str) -> Any:
         """Return the Zarr array of one shard, opened at the first call."""
         if shard not in self._opened:
-            files = MissingFileIsError(self.backend.zarr_store())
+            files = MissingDataIsError(self.backend.zarr_store())
             path = f"{SHARDS}/{shard}/{self.name}"
-            self._opened[shard] = zarr.open_array(files, path=path, mode="r", zarr_format=3)
+            array = zarr.open_array(files, path=path, mode="r", zarr_format=3)
+            files.chunks_per_shard = math.prod(
+                -(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)
+            )
+            self._opened[shard] = array
         return self._opened[shard]
 
     # Open Zarr arrays are left out of pickles: workers open the shards that they read.

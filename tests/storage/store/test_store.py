@@ -5,6 +5,7 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -272,6 +273,31 @@ def test_missing_file_is_an_error_and_not_zeros(tmp_path: Path) -> None:
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(StoreError, match=r"shards/shard/flair: expected sub-0"):
         store.read(2)
+
+
+@pytest.mark.parametrize("name", ["flair", "masks", "parcellation", "present"])
+@pytest.mark.parametrize("sessions", [None, [1]])
+def test_chunk_missing_in_the_index_is_an_error_and_not_zeros(
+    tmp_path: Path, name: str, sessions: list[int] | None
+) -> None:
+    """The index has a valid checksum and marks one chunk, or all of them, as not stored."""
+    table = small_store(tmp_path)
+    row = table.cases[1].row
+    assert read_rows(open_arrays(tmp_path)[name], [row], sessions=sessions).any()
+    (file,) = (path for path in (tmp_path / f"shards/shard/{name}/c").rglob("0") if path.is_file())
+    original = file.read_bytes()
+    chunks = 3 if name in ("parcellation", "present") else 9
+    for lost in (slice(None), chunks // 2):
+        index = np.frombuffer(original[-16 * chunks - 4 : -4], "<u8").reshape(chunks, 2).copy()
+        index[lost] = 2**64 - 1
+        checksum = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+        file.write_bytes(original[: -16 * chunks - 4] + index.tobytes() + checksum)
+        with pytest.raises(
+            StoreError, match=r"expected sub-0\d as it was written, got an index wit"
+        ):
+            read_rows(open_arrays(tmp_path)[name], [row], sessions=sessions)
+        with pytest.raises(StoreError, match=r"got an index without"):
+            open_store(tmp_path).read(1)
 
 
 def test_summary_counts_cases_and_lists_exclusions(tmp_path: Path) -> None:
