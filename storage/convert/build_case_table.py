@@ -8,6 +8,7 @@ from storage.errors import StorageError
 from storage.layout import CHANNELS, SESSIONS
 from storage.preprocess.prepare import CaseMetadata
 from storage.store.case_table import Case, CaseTable, Split
+from storage.store.copies import find_copies, linked_subjects
 from storage.store.shards import ShardRecord
 from storage.store.split import assign_splits
 
@@ -72,8 +73,13 @@ def build_case_table(
     existing_splits = {
         name: previous[name, arm] for name, arm in arms.items() if (name, arm) in previous
     }
+    copies = find_copies([metadata for _, metadata in metadata_by_row])
     splits = assign_splits(
-        arms, head.split_fractions, seed=head.seed, existing_splits=existing_splits
+        arms,
+        head.split_fractions,
+        seed=head.seed,
+        existing_splits=existing_splits,
+        groups=linked_subjects(copies),
     )
     cases = tuple(
         Case(

@@ -22,6 +22,10 @@ from storage.store.case_table import ShardRow
 from storage.store.shards import ShardRecord, SubjectOutcome
 from storage.trial.dataset import SourceFile, TrialSubject, scan_trial
 
+# Increased when the preparation of a subject records or refuses more than before, so that the next
+# conversion prepares the subjects of an older store again.
+_PREPARATION = 2
+
 
 @dataclass(frozen=True)
 class ConversionPlan:
@@ -119,7 +123,7 @@ def _members(plan: ConversionPlan, digests: Mapping[str, str]) -> Iterable[Plann
             (source.session, source.channel, plan.relative_path(source))
             for source in subject.sources
         ]
-        content = [SCHEMA, settings, subject.name, subject.rows, roles, sources]
+        content = [SCHEMA, _PREPARATION, settings, subject.name, subject.rows, roles, sources]
         yield PlannedSubject(subject, _digest(content), sources)
 
 

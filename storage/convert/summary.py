@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 from storage.layout import CHANNELS, SESSIONS
 from storage.store.case_table import SPLITS, CaseTable
+from storage.store.copies import find_copies
 from storage.trial.dataset import REQUIRED_SESSIONS
 
 
 def summarise(table: CaseTable) -> list[str]:
-    """Return lines on the number of cases, splits, missing optional inputs and exclusions."""
+    """Return lines on the number of cases, splits, missing inputs, copies and exclusions."""
     splits = Counter(case.split for case in table.cases)
     lines = [
         f"{len(table.cases)} converted: "
@@ -18,6 +19,9 @@ def summarise(table: CaseTable) -> list[str]:
     missing = {name: count for name, count in _count_missing(table) if count}
     if missing:
         lines.append("without: " + ", ".join(f"{name} {count}" for name, count in missing.items()))
+    if copies := find_copies(table.cases):
+        lines.append(f"{len(copies)} images under two subjects, who share a split; correct them:")
+        lines += [f"  {copy}" for copy in copies]
     kinds = Counter(exclusion.kind for exclusion in table.excluded)
     if kinds:
         counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())

@@ -9,6 +9,11 @@ import numpy.typing as npt
 
 from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS, CovariateValue
 from storage.nifti.io import NiftiGeometry, Volume, open_nifti
+from storage.preprocess.duplicates import (
+    check_distinct_channels,
+    check_distinct_sessions,
+    fingerprint,
+)
 from storage.preprocess.grid import SlabGrid, place_slab, resample_labels, to_slab
 from storage.preprocess.label_schemes import merge_cortical_parcels
 from storage.preprocess.normalise import foreground_mask, intensity_range, scale_flair
@@ -69,6 +74,10 @@ class CaseMetadata:
     intensity: dict[str, tuple[float, float]]
     #: SHA-256 of the files by their path below the trial's folder.
     digests: dict[str, str]
+    #: Path of each file below the trial's folder by its role, such as w048/flair.
+    sources: dict[str, str] = field(default_factory=dict)
+    #: Some voxels of the normalised FLAIR by session, by which copies of an image are found.
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 def preprocess_subject(
@@ -82,10 +91,13 @@ def preprocess_subject(
     layout = settings.layout
     check_participant(subject, arms, layout=layout)
     check_sessions(subject)
-    sources = {(source.session, source.channel): source for source in _sources(subject)}
+    files = tuple(_sources(subject))
+    sources = {(source.session, source.channel): source for source in files}
     builder = _begin_case(sources, root, settings)
     for source in sources.values():
         builder.add(source, builder.read(source))
+    flair = {source.session: source for source in files if source.channel == "flair"}
+    check_distinct_sessions(builder.arrays.flair, flair)
     row = dict(subject.rows[0])
     trial = row.get(layout.trial_column, MISSING)
     metadata = CaseMetadata(
@@ -98,6 +110,13 @@ def preprocess_subject(
         parcellation=(REFERENCE_SESSION, "parcellation") in sources,
         intensity=builder.intensity,
         digests=dict(sorted(builder.digests.items())),
+        sources={
+            f"{source.session}/{source.channel}": source.path.relative_to(root).as_posix()
+            for source in files
+        },
+        fingerprints={
+            session: fingerprint(builder.arrays.flair[SESSIONS.index(session)]) for session in flair
+        },
     )
     return metadata, builder.arrays
 
@@ -161,6 +180,8 @@ class _CaseBuilder:
     arrays: CaseArrays
     intensity: dict[str, tuple[float, float]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    #: The first file with each content, without masks of zeros.
+    contents: dict[str, SourceFile] = field(default_factory=dict)
 
     def read(self, source: SourceFile) -> Volume:
         return _read(source, self.settings, grid=self.grid.header)
@@ -168,6 +189,10 @@ class _CaseBuilder:
     def add(self, source: SourceFile, volume: Volume) -> None:
         k, grid = SESSIONS.index(source.session), self.grid
         self.digests[source.path.relative_to(self.root).as_posix()] = volume.digest
+        if volume.digest in self.contents:
+            check_distinct_channels(source, self.contents[volume.digest])
+        elif volume.data.any():  # masks without a lesion may well be equal
+            self.contents[volume.digest] = source
         if source.channel == "flair":
             image = self._scaled(volume, source)
             self.arrays.flair[k] = to_slab(image, grid, order=1, fill=BACKGROUND)

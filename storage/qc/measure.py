@@ -32,6 +32,10 @@ MAX_ASYMMETRY = 0.15
 MAX_CLIPPED_SHARE = 0.02
 # Pearson correlation of the FLAIR of two sessions.
 MIN_SESSION_CORRELATION = 0.5
+# Root mean square difference of the FLAIR of two sessions in [-1, 1]: two scans differ by more.
+MIN_SESSION_DIFFERENCE = 0.02
+# Voxels from which equal lesion masks are no coincidence.
+MIN_EQUAL_VOXELS = 8
 # Share of a lesion mask outside the head.
 MAX_SHARE_OUTSIDE_HEAD = 0.05
 # Share of the parcellation outside the head.
@@ -109,6 +113,7 @@ def measure_case(store: Store, index: int) -> CaseQuality:
         *(f"{s}: intensity clipped" for s, share in clipped.items() if share > MAX_CLIPPED_SHARE),
         *_flag_session_correlation(arrays, heads),
         *_flag_masks(case, arrays, heads),
+        *_flag_equal_masks(arrays),
         *_flag_t2_decrease(lesions),
     )
     return CaseQuality(
@@ -167,13 +172,18 @@ def _flag_slab(*, in_field: float, in_head: float, asymmetry: float) -> Iterator
 
 
 def _flag_session_correlation(arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
-    """Flag two sessions that differ although registered images of one head should not."""
+    """Flag two sessions that differ although registered images of one head should not.
+
+    Flag also two sessions that are so similar that one is probably a copy of the other.
+    """
     for one, other in combinations(heads, 2):
         both = heads[one] | heads[other]
         a, b = (arrays.flair[SESSIONS.index(s)][both].astype(np.float32) for s in (one, other))
         correlation = float(np.corrcoef(a, b)[0, 1]) if a.size and a.std() and b.std() else 0.0
         if correlation < MIN_SESSION_CORRELATION:
             yield f"{one} and {other} look unlike (r = {correlation:.2f})"
+        elif np.sqrt(np.mean((a - b) ** 2)) < MIN_SESSION_DIFFERENCE:
+            yield f"{one} and {other} are almost the same image"
 
 
 def _flag_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
@@ -192,6 +202,29 @@ def _flag_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> Itera
     labels = arrays.parcellation != 0
     if case.parcellation and _share(labels, ~heads["w048"]) > MAX_LABELS_OUTSIDE_HEAD:
         yield "parcellation off the head"
+
+
+def _flag_equal_masks(arrays: CaseArrays) -> Iterator[str]:
+    """Flag equal masks in two roles, unless the roles may agree.
+
+    T2 lesions may stay the same while there are no new ones. All T2 lesions may be new, or enhance,
+    if there were none before.
+    """
+    t2, _, net2 = (MASKS.index(kind) for kind in ("t2", "gad", "net2"))
+    names = [(k, m) for k in range(len(SESSIONS)) for m in range(len(MASKS))]
+    for (k, m), (later, n) in combinations(names, 2):
+        mask = arrays.masks[k, m]
+        if mask.sum() < MIN_EQUAL_VOXELS or not np.array_equal(mask, arrays.masks[later, n]):
+            continue
+        same_kind = m == n and (m != t2 or arrays.masks[k + 1 : later + 1, net2].any())
+        had_lesions = m != n and k == later and m == t2 and k > 0 and arrays.masks[k - 1, t2].any()
+        if same_kind or had_lesions:
+            yield f"{_mask_name(k, m)} and {_mask_name(later, n)} are the same mask"
+
+
+def _mask_name(session: int, kind: int) -> str:
+    name = MASKS[kind]
+    return f"{SESSIONS[session]} {'Gad' if name == 'gad' else name.upper()}"
 
 
 def _share(part: Mask, whole: Mask) -> float:

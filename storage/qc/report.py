@@ -1,7 +1,9 @@
 """Write the quality-control table: one self-contained HTML page and a TSV."""
 
 import base64
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from storage.layout import MASKS, SESSIONS
 from storage.qc.measure import CaseQuality, sort_key
 from storage.qc.thumbnail import COLOURS
 from storage.store.case_table import CaseTable
+from storage.store.copies import find_copies
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; margin: 1.2rem 1.4rem; }
@@ -34,12 +37,29 @@ _COLUMNS = ("subject", "look at", "middle of the slab", "session", *_NUMBERS, "s
 def write_qc_report(
     cases: Sequence[CaseQuality], table: CaseTable, folder: Path
 ) -> tuple[Path, Path]:
-    """Write qc.html and qc.tsv, flagged cases first; the page also lists excluded subjects."""
-    ordered = sorted(cases, key=sort_key)
+    """Write qc.html and qc.tsv, flagged cases first; the page also lists excluded subjects.
+
+    Subjects who share an image are flagged here, because each case was measured by itself.
+    """
+    ordered = sorted(_with_copies(cases, table), key=sort_key)
     page, sheet = folder / "qc.html", folder / "qc.tsv"
     atomic_write_text(sheet, _to_tsv(ordered))
     atomic_write_text(page, "".join(_page(ordered, table)))
     return page, sheet
+
+
+def _with_copies(cases: Sequence[CaseQuality], table: CaseTable) -> Iterator[CaseQuality]:
+    """Yield the cases with a flag for each image that another subject has, too."""
+    flags: defaultdict[str, list[str]] = defaultdict(list)
+    for copy in find_copies(table.cases):
+        flags[copy.subject].append(
+            f"{copy.session} is the image of {copy.other} at {copy.other_session}"
+        )
+        flags[copy.other].append(
+            f"{copy.other_session} is the image of {copy.subject} at {copy.session}"
+        )
+    for case in cases:
+        yield replace(case, flags=(*case.flags, *flags[case.subject]))
 
 
 def _page(cases: Sequence[CaseQuality], table: CaseTable) -> Iterator[str]:

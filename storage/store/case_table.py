@@ -54,6 +54,10 @@ class Case:
     intensity: Mapping[str, tuple[float, float]]
     #: SHA-256 of the source files by their path in the BIDS folder.
     digests: Mapping[str, str]
+    #: Path of each source file in the BIDS folder by its role, such as w048/flair.
+    sources: Mapping[str, str] = field(default_factory=dict)
+    #: Some voxels of the normalised FLAIR by session, by which copies of an image are found.
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:

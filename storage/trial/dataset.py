@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.errors import CaseError, Exclusion, StorageError
@@ -36,24 +36,32 @@ class TrialSubject:
     """A participant; `name` is the BIDS id (`sub-0001`), `rows` its rows of participants.tsv.
 
     `labels` are the names of its files and folders. Several labels mean that different patients
-    would get the same id.
+    would get the same id. `other_roles` are further roles of its files, of this subject or another.
     """
 
     name: str
     labels: tuple[str, ...]
     rows: tuple[Mapping[str, str], ...]
     sources: tuple[SourceFile, ...]
+    other_roles: Mapping[SourceFile, tuple[SourceFile, ...]] = field(default_factory=dict)
 
     def source(self, session: str, channel: str) -> SourceFile | None:
         """Return the file of a session and channel, None if the subject has none.
 
-        Raises CaseError if several files match.
+        Raises CaseError if several files match, or if the file has another role as well.
         """
         matching = [s for s in self.sources if (s.session, s.channel) == (session, channel)]
         if len(matching) > 1:
             names = ", ".join(sorted(s.path.name for s in matching))
             reason = f"expected one {channel} file, got {names}; narrow the pattern or remove some"
             raise matching[0].rejection("ambiguous files", reason)
+        if matching and matching[0] in self.other_roles:
+            others = ", ".join(
+                f"{other.subject} {other.session} {other.channel}"
+                for other in self.other_roles[matching[0]]
+            )
+            reason = f"expected a file of {session} {channel} alone, got one that is {others} too"
+            raise matching[0].rejection("one file in two roles", f"{reason}; narrow the patterns")
         return matching[0] if matching else None
 
 
@@ -87,12 +95,32 @@ def scan_trial(root: Path, layout: TrialLayout) -> list[TrialSubject]:
     if not names:
         raise StorageError(f"{root}: expected files like {layout.flair}, got none.")
     has_table = layout.participants is not None
+    other_roles = _other_roles(sources)
     return [
         TrialSubject(
             name,
             labels=tuple(sorted(labels[name])),
             rows=tuple(rows[name]) if has_table else ({},),
             sources=tuple(sources[name]),
+            other_roles={
+                source: other_roles[source] for source in sources[name] if source in other_roles
+            },
         )
         for name in names
     ]
+
+
+def _other_roles(
+    sources: Mapping[str, list[SourceFile]],
+) -> dict[SourceFile, tuple[SourceFile, ...]]:
+    """Return the other roles of each file that loose patterns give to several roles."""
+    roles: defaultdict[Path, list[SourceFile]] = defaultdict(list)
+    for files in sources.values():
+        for source in files:
+            roles[source.path].append(source)
+    return {
+        source: tuple(other for other in shared if other != source)
+        for shared in roles.values()
+        if len(shared) > 1
+        for source in shared
+    }

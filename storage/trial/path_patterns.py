@@ -2,13 +2,15 @@
 
 `scans/{subject}/{session}/*flair.nii*` finds files and yields the subject of each. `*` and `?` stay
 within one folder, `**` matches any number of folders. {subject} matches the shortest possible name.
-Where it occurs several times in a pattern, it has the same value each time.
+Where it occurs several times in a pattern, it has the same value each time. A `*` beside
+{session} does not continue its number: with `{session}*` the session m1 does not match m12.
 """
 
 import glob
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from storage.text_files import composed
@@ -69,14 +71,18 @@ def match_subject(path: str, pattern: str, *, session: str) -> str | None:
 @lru_cache(maxsize=64)
 def _expression(pattern: str, session: str) -> re.Pattern[str]:
     """Return the regular expression equivalent to a pattern, with a group for the subject."""
-    tokens = _TOKEN.split(pattern)
+    tokens = [token for token in _TOKEN.split(pattern) if token]
     first_subject = tokens.index("{subject}")
-    return re.compile(
-        "".join(
-            r"(?P<subject>[^/]+?)" if position == first_subject else _translate(token, session)
-            for position, token in enumerate(tokens)
-        )
-    )
+    expressions = [
+        r"(?P<subject>[^/]+?)" if position == first_subject else _translate(token, session)
+        for position, token in enumerate(tokens)
+    ]
+    for position, (token, after) in enumerate(pairwise(tokens)):
+        if (token, after) == ("{session}", "*") and session[-1:].isdigit():
+            expressions[position] += r"(?!\d)"
+        if (token, after) == ("*", "{session}") and session[:1].isdigit():
+            expressions[position] += r"(?<!\d)"
+    return re.compile("".join(expressions))
 
 
 def _translate(token: str, session: str) -> str:

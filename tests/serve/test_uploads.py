@@ -127,7 +127,7 @@ def test_an_upload_with_an_idempotency_key_is_accepted_once(service: Service, fi
     first, again = (post(service, files, {"samples": 2}, key="once") for _ in range(2))
     assert first.headers["Location"] == again.headers["Location"]
     assert uploads(service) >= {first.json()["id"]}
-    other = dict(files) | {"w000/flair": files["w048/flair"]}
+    other = {"w000/flair": files["w048/flair"], "w048/flair": files["w000/flair"]}
     assert_problem(post(service, other, {"samples": 2}, key="once"), 422, "Idempotency-Key")
 
 
@@ -331,6 +331,18 @@ def test_a_corrupt_image_is_refused_with_the_reason_of_the_conversion(
     assert all(words in problem["detail"] for words in entry.words), problem["detail"]
     assert str(covariate_service.settings.artifacts) not in problem["detail"]
     assert uploads(covariate_service) == before
+
+
+@pytest.mark.parametrize("compression", [None, 1])
+def test_one_image_in_both_flair_fields_is_refused(
+    service: Service, files: Files, compression: int | None
+) -> None:
+    name, content = files["w048/flair"]
+    if compression is not None:
+        content = gzip.compress(gzip.decompress(content), compression)
+    answer = post(service, files | {"w000/flair": (name, content)}, {"samples": 2})
+    detail = assert_problem(answer, 422, "w048/flair")["detail"]
+    assert "w048/flair: expected a scan of w048, got the voxels of w000" in detail
 
 
 @pytest.fixture(scope="module")

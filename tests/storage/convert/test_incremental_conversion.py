@@ -162,9 +162,10 @@ def test_removed_subject_leaves_no_data_and_fixed_subject_is_converted(
     table = own_trial / "participants.tsv"
     rows = table.read_text().splitlines(keepends=True)
     table.write_text("".join(row for row in rows if not row.startswith("sub-01")))
-    shutil.copy(
-        bids.path_of(own_trial, "sub-03", "w096", "flair"),
+    bids.write_volume(
         bids.path_of(own_trial, "sub-03", "w048", "flair"),
+        bids.head(GEOMETRY.shape, 77),
+        GEOMETRY,
     )
     store, builder = converted(own_trial, tmp_path / "store.zarr")
     assert builder.prepared == ["sub-03"]

@@ -18,6 +18,7 @@ from storage import Case, CaseArrays, Store, StoreSpec, open_store, pack_masks
 from storage.errors import Exclusion
 from storage.layout import CASE_TABLE
 from storage.nifti.io import NiftiGeometry, as_matrix
+from storage.preprocess.duplicates import fingerprint
 from storage.preprocess.grid import SlabGrid
 from storage.qc.measure import CaseQuality, LesionStats, field_share, measure_case
 from storage.qc.report import write_qc_report
@@ -43,7 +44,8 @@ def sound_case() -> CaseArrays:
     """Return a head in the middle of its slab with two T2 lesions, one of them new at w048."""
     rng = np.random.default_rng(0)
     flair = np.full((3, *SLAB), -1, np.float16)
-    flair[:, :, 3:21, 3:17] = rng.uniform(-0.9, 0.9, (5, 18, 14))
+    head = rng.uniform(-0.9, 0.9, (5, 18, 14))
+    flair[:, :, 3:21, 3:17] = head + rng.normal(0, 0.03, (3, 5, 18, 14)).clip(-0.09, 0.09)
     masks = np.zeros((3, 3, *SLAB), np.uint8)
     masks[:, T2, 2, 8:12, 5:7] = 1
     masks[1:, T2, 2, 14:16, 12:14] = 1
@@ -135,6 +137,18 @@ def put_lesion_off_the_head(a: CaseArrays) -> None:
     a.masks[2, T2, 2, 0:3, 0:3] = 1
 
 
+def repeat_the_image(a: CaseArrays) -> None:
+    a.flair[2] = np.clip(a.flair[1].astype(np.float32) * 1.002, -1, 1)
+
+
+def repeat_net2(a: CaseArrays) -> None:
+    a.masks[1:, NET2, 2, 14:17, 11:14] = 1
+
+
+def take_t2_for_net2(a: CaseArrays) -> None:
+    a.masks[1, NET2] = a.masks[1, T2]
+
+
 def mirror_net2(a: CaseArrays) -> None:
     a.masks[1, NET2] = a.masks[1, NET2, :, :, ::-1]
 
@@ -153,6 +167,9 @@ def move_labels_off_the_head(a: CaseArrays) -> None:
         (remove_a_lesion, "T2 falls from 0.1 ml at w048 to 0.0 ml at w096"),
         (empty_t2, "w096: T2 mask empty"),
         (put_lesion_off_the_head, "w096: NET2 100% outside the head"),
+        (repeat_the_image, "w048 and w096 are almost the same image"),
+        (repeat_net2, "w048 NET2 and w096 NET2 are the same mask"),
+        (take_t2_for_net2, "w048 T2 and w048 NET2 are the same mask"),
         (mirror_net2, "w048: NET2 0% inside T2"),
         (move_labels_off_the_head, "parcellation off the head"),
     ],
@@ -233,6 +250,18 @@ def test_report_is_self_contained_and_lists_flagged_cases_first(tmp_path: Path) 
     assert (first["w048_t2_ml"], first["w048_t2_count"]) == ("0.1440", "2")
     assert (first["w000_net2_ml"], first["w000_low"], first["spacing"]) == ("n/a", "0", "2x2x3")
     assert dict(zip(head, rows[1], strict=True))["flags"] == "n/a"
+
+
+def test_subjects_with_one_image_are_flagged(tmp_path: Path) -> None:
+    image = fingerprint(sound_case().flair[1])
+    cases = [
+        replace(bids.case_of(grid(), index=i, subject=f"sub-{i}"), fingerprints={session: image})
+        for i, session in enumerate(("w000", "w048"))
+    ]
+    store = stored(tmp_path / "store", [(case, sound_case()) for case in cases])
+    _, sheet = write_qc_report([measure_case(store, i) for i in range(2)], store.table, tmp_path)
+    flags = [line.split("\t")[1] for line in sheet.read_text().splitlines()[1:]]
+    assert flags == ["w000 is the image of sub-1 at w048", "w048 is the image of sub-0 at w000"]
 
 
 @pytest.mark.ray
