@@ -72,7 +72,6 @@ def test_one_image_at_two_sessions_excludes_the_subject(
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        (("w048", "flair"), ("w048", "parcellation")),
         (("w048", "net2"), ("w096", "net2")),
         (("w000", "gad"), ("w048", "gad")),
         (("w048", "t2"), ("w048", "brain_mask")),

@@ -113,10 +113,10 @@ def test_oblique_files_are_accepted_up_to_the_limit(
     tmp_path: Path, affine: bids.Array, reason: str | None
 ) -> None:
     bids.write_participants(tmp_path, {"sub-01": "placebo"})
-    for session in ("w000", "w048"):
+    for seed, session in enumerate(("w000", "w048")):
         path = bids.path_of(tmp_path, "sub-01", session, "flair")
         path.parent.mkdir(parents=True)
-        save(path, bids.head((9, 18, 14), 0).transpose(2, 1, 0), affine)
+        save(path, bids.head((9, 18, 14), seed).transpose(2, 1, 0), affine)
     if reason is None:
         metadata, _ = preprocess(tmp_path)
         np.testing.assert_allclose(np.array(metadata.grid.slab_affine)[:3, :3], affine[:3, :3])
