@@ -15,7 +15,6 @@ from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.objective import NET2
 from lesioncast.forecasting.runtime import check_compatible, device_of, store_reader
 from lesioncast.forecasting.sampling import ModelInput, SampleBatch
-from lesioncast.imaging.lesions import count_lesions
 from serve.api.schemas import SamplerOverrides
 from serve.inference.engine_thread import EngineThread, OnStep
 from serve.patients import PatientRef, store_for_patient
@@ -93,5 +92,4 @@ class SamplerWorker:
     def _to_drawn_samples(self, x: Sequence[Tensor]) -> SampleBatch:
         """Convert samples x [2, s, h, w] to packed NET2 masks and their lesions."""
         masks = np.stack([(sample[NET2] > 0).cpu().numpy() for sample in x])
-        lesions = tuple(count_lesions(mask, self._store.spec.spacing) for mask in masks)
-        return SampleBatch(np.packbits(masks, axis=-1), masks.shape[-1], lesions)
+        return SampleBatch.from_masks(masks, self._store.spec.spacing)

@@ -92,6 +92,22 @@ class SampleBatch:
     #: Exact expectations of the cases in the batch, for models that compute them.
     expected: ExpectationsByInput = field(default_factory=dict)
 
+    @classmethod
+    def from_masks(
+        cls,
+        masks: Masks,
+        spacing: Sequence[float],
+        *,
+        expected: ExpectationsByInput | None = None,
+    ) -> "SampleBatch":
+        """Pack `masks` [n, s, h, w] with voxels of `spacing` mm, and count their lesions."""
+        return cls(
+            packed=np.packbits(masks, axis=-1),
+            width=masks.shape[-1],
+            lesions=tuple(count_lesions(mask, spacing) for mask in masks),
+            expected=expected or {},
+        )
+
     def masks(self) -> Masks:
         """Return the masks [n, s, h, w]."""
         return np.unpackbits(self.packed, axis=-1, count=self.width).astype(bool)
@@ -171,10 +187,9 @@ class BatchSampler:
             } - arrays.keys()
             arrays |= {key: self._read(key) for key in others}
         expectations = {key: self._predict(conditioning) for key, conditioning in arrays.items()}
-        return SampleBatch(
-            packed=np.packbits(masks, axis=-1),
-            width=masks.shape[-1],
-            lesions=tuple(count_lesions(mask, self._spacing) for mask in masks),
+        return SampleBatch.from_masks(
+            masks,
+            self._spacing,
             expected={key: of_arms for key, of_arms in expectations.items() if of_arms is not None},
         )
 
