@@ -8,6 +8,7 @@ LesioncastError
   TrainingError
     ChangedSettingsError
     NonFiniteLossError
+    NonFiniteStateError
   BundleError
     EvaluationCardError
   ForecastError
@@ -46,6 +47,10 @@ class ChangedSettingsError(TrainingError):
 
 class NonFiniteLossError(TrainingError):
     """Loss or gradient is infinite or not a number; the message names the step."""
+
+
+class NonFiniteStateError(TrainingError):
+    """Weights, their average or Adam's moments are infinite or not a number."""
 
 
 class BundleError(LesioncastError):

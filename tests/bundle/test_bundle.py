@@ -55,6 +55,21 @@ def test_loaded_bundle_samples_the_same_masks_as_the_saved_networks(tmp_path: Pa
     assert 0 < int(expected.sum()) < expected.numel()
 
 
+def test_a_bundle_with_a_weight_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    _, digest = write_random_bundle(tmp_path / "bundle")
+    control = ControlNet(MODEL.control, MODEL.unet).state_dict()
+    control["zero_middle.bias"][0] = torch.nan
+    with pytest.raises(BundleError, match=r"controlnet.safetensors: .* NaN in zero_middle.bias"):
+        save_bundle(
+            tmp_path / "bundle",
+            CONFIG,
+            unet=UNet(MODEL.unet).state_dict(),
+            control=control,
+            metrics=METRICS,
+        )
+    assert load_bundle(tmp_path / "bundle").digest == digest
+
+
 def test_equal_content_has_an_equal_digest(tmp_path: Path) -> None:
     digests = [
         write_random_bundle(tmp_path / name, seed)[1]

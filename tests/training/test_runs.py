@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from ray.train.v2.api.preemption import PreemptionInfo
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lesioncast.errors import ChangedSettingsError, NonFiniteLossError, TrainingError
-from lesioncast.training.checkpoint import Checkpoint, checkpoints
+from lesioncast.errors import (
+    ChangedSettingsError,
+    NonFiniteLossError,
+    NonFiniteStateError,
+    TrainingError,
+)
+from lesioncast.training.checkpoint import Checkpoint, checkpoints, save_checkpoint
 from lesioncast.training.experiment import (
     CONTROL,
     UNET,
@@ -24,7 +30,9 @@ from lesioncast.training.experiment import (
 )
 from lesioncast.training.progress import METRICS, read_metrics
 from lesioncast.training.settings import TrainSettings
+from lesioncast.training.state import initial_state
 from lesioncast.training.trainer import discard, final_checkpoint, train
+from lesioncast.training.worker import PreemptionNotices
 from tests.support.training import SETTINGS, SLAB, random_rows, tiny_cache, tiny_experiment
 
 
@@ -133,6 +141,42 @@ def test_non_finite_loss_stops_the_run_at_its_step(tmp_path: Path) -> None:
     ):
         train(stage)
     assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [3]
+
+
+def test_a_preemption_notice_saves_no_weights_that_are_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, log_every=6, checkpoint_every=2)
+    stage = pretrain_stage(settings, tiny_experiment(tmp_path))
+    notices = iter([None, PreemptionInfo(None, {"a node": [0]}), None])
+    monkeypatch.setattr(PreemptionNotices, "new", lambda _: next(notices))
+    with pytest.raises(NonFiniteStateError, match=r"step_000003: expected finite weights, got"):
+        train(with_fault(stage, at=3, fault=lambda: torch.nan))
+    assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [2]
+
+
+def test_a_step_that_overflows_the_weights_saves_no_checkpoint(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, learning_rate=1e39, warmup=1, steps=1)
+    stage = pretrain_stage(settings, tiny_experiment(tmp_path))
+    with pytest.raises(NonFiniteStateError, match="expected finite weights"):
+        train(stage)
+    assert checkpoints(stage.folder) == []
+
+
+@pytest.mark.parametrize("group", ["weights", "ema", "exp_avg", "exp_avg_sq"])
+def test_no_part_of_a_checkpoint_may_be_non_finite(tmp_path: Path, group: str) -> None:
+    stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
+    state = initial_state(stage.build(), SETTINGS)
+    for parameter in state.parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    state.update(SETTINGS)
+    save_checkpoint(stage.folder, state, {})
+    with torch.no_grad():
+        state.tensors()[group]["unet.out.2.weight"].flatten()[-1] = torch.inf
+    state.step = 2
+    with pytest.raises(NonFiniteStateError, match=f"expected finite {group}, .* in unet.out.2"):
+        save_checkpoint(stage.folder, state, {})
+    assert [path.name for path in stage.folder.iterdir()] == ["step_000001"]
 
 
 def test_finished_run_is_not_trained_again(

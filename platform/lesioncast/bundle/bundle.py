@@ -17,6 +17,7 @@ from lesioncast.bundle.io import (
     Weights,
     digests_of,
     first_corrupt_file,
+    first_non_finite,
     read_json,
     read_tensors,
     write_json,
@@ -55,13 +56,20 @@ def save_bundle(
 
     `unet` and `control` are the averaged weights, by the names of `UNet` and `ControlNet`.
     `metrics` describes the data and the training of each stage, as JSON. Raise BundleError if
-    `path` exists and is not a bundle.
+    `path` exists and is not a bundle, or if a weight is not finite.
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(
             f"{path}: expected a bundle or nothing there, got something else; "
             "choose another path for the bundle"
         )
+    for file, weights in ((UNET_FILE, unet), (CONTROL_FILE, control)):
+        name = first_non_finite(weights)
+        if name is not None:
+            raise BundleError(
+                f"{path / file}: expected finite weights, got an infinity or NaN in {name}; no "
+                f"bundle was written. {RETRAIN.capitalize()}, with a lower learning_rate"
+            )
     with atomic_directory(path) as folder:
         write_tensors(folder / UNET_FILE, unet)
         write_tensors(folder / CONTROL_FILE, control)

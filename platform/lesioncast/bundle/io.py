@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +29,17 @@ def first_corrupt_file(folder: Path, digests: Mapping[str, str]) -> str | None:
         if not path.is_file() or sha256_file(path) != digest:
             return name
     return None
+
+
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds an infinity or NaN, or None."""
+    if not tensors:
+        return None
+    # One number reaches the CPU, and not one a tensor: each would wait for the GPU.
+    finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()])
+    if bool(finite.all()):
+        return None
+    return next(name for name, one in zip(tensors, finite.tolist(), strict=True) if not one)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

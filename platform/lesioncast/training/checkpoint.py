@@ -17,16 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lesioncast.bundle.io import (
     Weights,
     digests_of,
     first_corrupt_file,
+    first_non_finite,
     read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
-from lesioncast.errors import ChangedSettingsError, TrainingError
+from lesioncast.errors import ChangedSettingsError, NonFiniteStateError, TrainingError
 from lesioncast.training.state import TrainState
 from storage.atomic import atomic_directory
 
@@ -62,16 +65,32 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Path, state: TrainState, identity: Identity) -> Checkpoint:
-    """Write a checkpoint of `state` in `run`. Its folder appears only when complete."""
-    folder = run / f"step_{state.step:06d}"
+    """Write a checkpoint of `state` in `run`. Its folder appears only when complete.
+
+    Raise NonFiniteStateError and write nothing if the state is not finite.
+    """
+    folder, groups = run / f"step_{state.step:06d}", state.tensors()
+    _require_finite(groups, folder)
     with atomic_directory(folder) as partial_folder:
-        groups = state.tensors()
         for group, tensors in groups.items():
             write_tensors(partial_folder / f"{group}.safetensors", tensors)
         digests = digests_of(partial_folder, [f"{group}.safetensors" for group in groups])
         content = {"step": state.step, "identity": identity, "sha256": digests}
         write_json(partial_folder / STATE, content)
     return Checkpoint(folder, state.step, identity, digests)
+
+
+def _require_finite(groups: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
+    # A run would resume from such a checkpoint for ever, and pruning removes the good ones. The
+    # loss does not tell: a step can overflow the weights although its own loss was finite.
+    for group, tensors in groups.items():
+        name = first_non_finite(tensors)
+        if name is not None:
+            raise NonFiniteStateError(
+                f"{folder}: expected finite {group}, got an infinity or NaN in {name}; no "
+                "checkpoint was written. Lower the stage's learning_rate, or set its precision to "
+                "float32, and run again: it resumes from the last checkpoint"
+            )
 
 
 def latest_valid(run: Path) -> Checkpoint | None:
