@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
+from lesioncast.bundle import bundle as bundle_module
 from lesioncast.bundle.bundle import bundle_digest, load_bundle, save_bundle
 from lesioncast.bundle.config import BundleConfig
+from lesioncast.bundle.io import Weights, read_tensors
 from lesioncast.bundle.model_card import model_card
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import LesionDiffusion
@@ -16,6 +19,8 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError
+from storage import atomic
+from tests.storage.test_atomic import is_killed_at
 from tests.support.training import MODEL as TINY
 from tests.support.training import SLAB
 
@@ -120,6 +125,65 @@ def test_save_replaces_an_older_bundle_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="got something else"):
         write_random_bundle(thesis.parent)
     assert thesis.exists()
+
+
+def test_a_bundle_loads_wherever_its_replacement_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on NFS, which needs two renames; tests/storage/test_atomic.py covers the exchange.
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    path, found = tmp_path / "bundle", set()
+    networks = {
+        "unet": UNet(MODEL.unet).state_dict(),
+        "control": ControlNet(MODEL.control, MODEL.unet).state_dict(),
+    }
+
+    def write(data: str) -> str:
+        return save_bundle(path, CONFIG, metrics={**METRICS, "data": data}, **networks)
+
+    versions = {write("new"), write("old")}
+    operation = 0
+    while is_killed_at(operation, lambda: write("new")):
+        found.add(load_bundle(path).digest)
+        write("old")
+        operation += 1
+    assert found == versions
+
+
+@pytest.mark.parametrize("replaced_before", ["unet.safetensors", "controlnet.safetensors"])
+def test_a_bundle_that_is_replaced_while_it_is_loaded_is_never_a_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced_before: str
+) -> None:
+    path = tmp_path / "bundle"
+    write_random_bundle(path)
+    new: list[str] = []
+
+    def read_late(file: Path, prefix: str = "") -> Weights:
+        if file.name == replaced_before and not new:
+            new.append(write_random_bundle(path, seed=1)[1])
+        return read_tensors(file, prefix)
+
+    monkeypatch.setattr(bundle_module, "read_tensors", read_late)
+    loaded = load_bundle(path)
+    assert [loaded.digest] == new
+    stored = read_tensors(path / "unet.safetensors")
+    for name, weight in loaded.model.unet.state_dict().items():
+        assert torch.equal(weight, stored[name]), name
+
+
+def test_a_bundle_that_is_replaced_all_the_time_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seeds = tmp_path / "bundle", count(1)
+    write_random_bundle(path)
+
+    def read_late(file: Path, prefix: str = "") -> Weights:
+        write_random_bundle(path, seed=next(seeds))
+        return read_tensors(file, prefix)
+
+    monkeypatch.setattr(bundle_module, "read_tensors", read_late)
+    with pytest.raises(BundleError, match="expected one bundle, got another one at each of 3"):
+        load_bundle(path)
 
 
 def test_model_card_states_intended_use_data_arms_and_lesion_load(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ metrics.json, README.md (the model card) and manifest.json with the SHA-256 of e
 SHA-256 of the manifest names the bundle. Loading a bundle needs no settings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,7 +29,7 @@ from lesioncast.diffusion.model import LesionDiffusion
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError, ConfigError
 from lesioncast.parsing import parse_dataclass
-from storage.atomic import atomic_directory
+from storage.atomic import atomic_directory, current_directory
 from storage.digest import sha256_file
 
 MANIFEST = "manifest.json"
@@ -37,6 +37,9 @@ UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
 CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"
 FILES = (UNET_FILE, CONTROL_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
 RETRAIN = "run jobs/pretrain.py and jobs/finetune.py to make it again"
+MAX_ATTEMPTS = 3  # to read a bundle that is replaced meanwhile
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def save_bundle(
 
 def bundle_digest(path: Path) -> str:
     """Return the digest that names the bundle at `path`."""
-    return sha256_file(path / MANIFEST)
+    return sha256_file(current_directory(path) / MANIFEST)
 
 
 def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
@@ -90,23 +93,56 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
 
     Raise BundleError, naming the file, if a file is missing, altered or of another schema.
     """
-    _verify(path)
-    config = _read_config(path)
-    model = config.model
-    unet = UNet(model.unet)
-    unet.load_state_dict(read_tensors(path / UNET_FILE))
-    control = ControlNet(model.control, model.unet, model.covariates)
-    control.load_state_dict(read_tensors(path / CONTROL_FILE))
-    networks = LesionDiffusion(unet.to(device), control.to(device), model)
-    return Bundle(path=path, model=networks, config=config, digest=bundle_digest(path))
+
+    def load(folder: Path) -> Bundle:
+        _verify(path, folder)
+        config = _read_config(folder)
+        model = config.model
+        unet = UNet(model.unet)
+        unet.load_state_dict(read_tensors(folder / UNET_FILE))
+        control = ControlNet(model.control, model.unet, model.covariates)
+        control.load_state_dict(read_tensors(folder / CONTROL_FILE))
+        networks = LesionDiffusion(unet.to(device), control.to(device), model)
+        return Bundle(path, networks, config, sha256_file(folder / MANIFEST))
+
+    return _read_unchanged(path, load)
 
 
-def _verify(path: Path) -> None:
-    if not (path / MANIFEST).is_file():
+def _read_unchanged(path: Path, read: Callable[[Path], Content]) -> Content:
+    """Return what `read` makes of the bundle's folder, all of it of one version of the bundle.
+
+    `read` is called again if the bundle was replaced meanwhile.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        folder = current_directory(path)
+        before = _digest_or_none(folder)
+        try:
+            content = read(folder)
+        except (BundleError, OSError):
+            if _digest_or_none(current_directory(path)) == before:
+                raise
+        else:
+            if _digest_or_none(current_directory(path)) == before:
+                return content
+    raise BundleError(
+        f"{path}: expected one bundle, got another one at each of {MAX_ATTEMPTS} attempts to read "
+        "it; run again when no job replaces it"
+    )
+
+
+def _digest_or_none(folder: Path) -> str | None:
+    try:
+        return sha256_file(folder / MANIFEST)
+    except OSError:
+        return None
+
+
+def _verify(path: Path, folder: Path) -> None:
+    if not (folder / MANIFEST).is_file():
         raise BundleError(
             f"{path}: expected a bundle with {MANIFEST}, got none; run jobs/finetune.py first"
         )
-    manifest = read_json(path / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     # An older schema has other configuration keys and weight names, which nothing converts.
     if manifest.get("schema") != SCHEMA or set(manifest.get("sha256", ())) != set(FILES):
         raise BundleError(
@@ -114,7 +150,7 @@ def _verify(path: Path) -> None:
             f"got schema {manifest.get('schema')} and {', '.join(manifest.get('sha256', ()))}; "
             f"{RETRAIN}"
         )
-    corrupt = first_corrupt_file(path, manifest["sha256"])
+    corrupt = first_corrupt_file(folder, manifest["sha256"])
     if corrupt is not None:
         raise BundleError(
             f"{path / corrupt}: expected the file that {MANIFEST} lists, got none or an altered "
@@ -122,8 +158,8 @@ def _verify(path: Path) -> None:
         )
 
 
-def _read_config(path: Path) -> BundleConfig:
-    source = path / CONFIG_FILE
+def _read_config(folder: Path) -> BundleConfig:
+    source = folder / CONFIG_FILE
     try:
         return parse_dataclass(BundleConfig, read_json(source), source=str(source))
     except ConfigError as error:
