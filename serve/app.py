@@ -34,7 +34,7 @@ from serve.log import JSON_LOGGING_CONFIG
 from serve.metrics import EngineMetrics, ForecastMetrics, RequestMetrics
 from serve.patients import PatientRef
 from serve.settings import ServiceSettings
-from serve.worker.loaded_model import load_model_and_store, patient_for_job
+from serve.worker.loaded_model import load_model, mount_model, patient_for_job
 from serve.worker.retry import SamplersUnavailableError
 from serve.worker.worker import ForecastWorker
 from storage import open_store
@@ -94,7 +94,7 @@ class ForecastWorkerDeployment:
     """
 
     def __init__(self, settings: ServiceSettings, sampler: DeploymentHandle[Any]) -> None:
-        loaded = load_model_and_store(settings)
+        loaded = load_model(settings)
         arms = loaded.store.spec.arms
 
         async def draw(job: ForecastJob, block: SampleBlock) -> SampleBatch:
@@ -175,8 +175,8 @@ class Ingress:
         async def ready() -> bool:
             return await is_ready(worker)
 
-        loaded = load_model_and_store(self._settings)
-        context = create_context(loaded, wake=wake, ready=ready, observer=RequestMetrics())
+        mounted = mount_model(self._settings)
+        context = create_context(mounted, wake=wake, ready=ready, observer=RequestMetrics())
         return create_app(context)
 
 

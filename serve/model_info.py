@@ -1,8 +1,8 @@
-"""Facts about a loaded bundle that clients may know, without its weights."""
+"""Facts about the mounted bundle that clients may know."""
 
 from dataclasses import dataclass
 
-from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.bundle import BundleDescription
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.runtime import supported_sessions
 from lesioncast.imaging.channels import Sessions
@@ -29,8 +29,8 @@ class ModelInfo:
     sessions: tuple[Sessions, ...]
 
 
-def model_info(bundle: Bundle) -> ModelInfo:
-    """Collect the facts about a loaded bundle."""
+def model_info(bundle: BundleDescription) -> ModelInfo:
+    """Collect the facts about a bundle."""
     config = bundle.config
     return ModelInfo(
         digest=bundle.digest,

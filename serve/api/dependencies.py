@@ -17,7 +17,7 @@ from serve.log import logger
 from serve.model_info import ModelInfo, model_info
 from serve.settings import ServiceSettings
 from serve.uploads import upload_settings
-from serve.worker.loaded_model import LoadedModel
+from serve.worker.loaded_model import MountedModel
 from storage import StoreSettings
 
 MAX_CONCURRENT_PREPARATIONS = 2  # each holds the voxels of one image in memory
@@ -70,20 +70,20 @@ def retry_after_headers(settings: ServiceSettings) -> dict[str, str]:
 
 
 def create_context(
-    loaded: LoadedModel,
+    mounted: MountedModel,
     *,
     wake: Callable[[], Awaitable[None]],
     ready: Callable[[], Awaitable[bool]],
     observer: RequestObserver,
 ) -> ServiceContext:
-    """Create the context for a bundle and a store, without a reference to the bundle's weights."""
-    settings = loaded.settings
+    """Create the context for a bundle and a store."""
+    settings = mounted.settings
     return ServiceContext(
         settings=settings,
         jobs=JobRepository(settings.database_url),
-        subjects=[case.subject for case in loaded.store.cases],
-        model=model_info(loaded.bundle),
-        upload=upload_settings(settings, loaded.store.spec),
+        subjects=[case.subject for case in mounted.store.cases],
+        model=model_info(mounted.bundle),
+        upload=upload_settings(settings, mounted.store.spec),
         keys=None if settings.keys is None else ApiKeyFile(settings.keys),
         forms=FormReceiver(retry_after_headers(settings)),
         wake=wake,

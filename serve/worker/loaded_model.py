@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lesioncast.bundle.bundle import Bundle, load_bundle
+from lesioncast.bundle.bundle import (
+    BundleDescription,
+    BundlePrior,
+    describe_bundle,
+    load_bundle_prior,
+)
 from lesioncast.forecasting.adaptive import sampling_notes
 from lesioncast.forecasting.output.bids import write_forecast_root
 from lesioncast.forecasting.pipeline import (
@@ -25,12 +30,19 @@ from storage import Store, open_store
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A bundle and a store that fit, and the settings of the service."""
+class MountedModel:
+    """The description of a bundle, a store that fits it, and the settings of the service."""
 
-    bundle: Bundle
+    bundle: BundleDescription
     store: Store
     settings: ServiceSettings
+
+
+@dataclass(frozen=True)
+class LoadedModel(MountedModel):
+    """A mounted model whose results can be written. The networks stay with the samplers."""
+
+    bundle: BundlePrior
 
     def write_result(self, job: ForecastJob, blocks: Sequence[DrawnBlock]) -> Path:
         """Write the result of a job as jobs/forecast.py does. Returns the folder.
@@ -74,9 +86,16 @@ class LoadedModel:
         return run.out
 
 
-def load_model_and_store(settings: ServiceSettings) -> LoadedModel:
-    """Open bundle and store. Raises ForecastError if they do not fit."""
-    bundle, store = load_bundle(settings.bundle), open_store(settings.store)
+def mount_model(settings: ServiceSettings) -> MountedModel:
+    """Open bundle and store without reading weights. Raises ForecastError if they do not fit."""
+    bundle, store = describe_bundle(settings.bundle), open_store(settings.store)
+    check_compatible(bundle, store)
+    return MountedModel(bundle, store, settings)
+
+
+def load_model(settings: ServiceSettings) -> LoadedModel:
+    """Open bundle and store, and load the prior. Raises ForecastError if they do not fit."""
+    bundle, store = load_bundle_prior(settings.bundle), open_store(settings.store)
     check_compatible(bundle, store)
     return LoadedModel(bundle, store, settings)
 

@@ -14,7 +14,7 @@ from lesioncast.diffusion.lesion_load import (
     rows_with_lesions,
     sample_load_class,
 )
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig, expected_outcomes
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
@@ -129,8 +129,9 @@ def test_expected_outcomes_are_the_means_over_sampled_classes() -> None:
     lesions = torch.tensor([0.0, 1.0, 3.0, 8.0])
     model.control.lesion_load_prior.lesions.copy_(lesions)
     model.control.lesion_load_prior.log_lesions.copy_(lesions.log1p())
-    expected = model.expected_outcomes(condition, None)
-    assert expected is not None
+    expected = expected_outcomes(
+        model.control.lesion_load_prior, model.config.control.masks, condition, None
+    )
     patient = model.encode_patient(condition, None, SAMPLER)
     for arm in range(2):
         sampled = lesions[

@@ -1,6 +1,7 @@
 """A small store with outcomes, a small bundle, and a draw that replaces its networks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,17 +121,19 @@ def write_bundle(
     num_steps: int = 3,
     baseline_only: bool = False,
     covariates: tuple[Covariate, ...] = (),
+    lesion_loads: tuple[int, ...] = (),
 ) -> None:
     """Write a bundle of random weights whose samples depend on the condition."""
     torch.manual_seed(0)
-    unet, control = UNet(UNET), ControlNet(ControlConfig(), UNET, covariates)
+    shape = replace(UNET, lesion_load_thresholds=lesion_loads)
+    unet, control = UNet(shape), ControlNet(ControlConfig(), shape, covariates)
     with torch.no_grad():
         for parameter in (*unet.parameters(), *control.parameters()):  # many are zero at first
             parameter.add_(0.02 * torch.randn_like(parameter))
     config = BundleConfig(
         ModelConfig(
             SPEC.arms,
-            UNET,
+            shape,
             objective=ObjectiveConfig(lesion_weight=1.0),
             covariates=covariates,
         ),

@@ -30,7 +30,7 @@ from serve.inference.engine_thread import StepStats
 from serve.inference.sampler import SamplerWorker
 from serve.keys import SCOPES, ApiKey, hash_key
 from serve.settings import ServiceSettings
-from serve.worker.loaded_model import load_model_and_store, patient_for_job
+from serve.worker.loaded_model import load_model, mount_model, patient_for_job
 from serve.worker.worker import ForecastWorker
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
@@ -109,7 +109,7 @@ def run_service(settings: ServiceSettings) -> Iterator[Service]:
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     service = Service(settings)
     observer = RecordingObserver(service)
-    loaded, jobs = load_model_and_store(settings), JobRepository(settings.database_url)
+    loaded, jobs = load_model(settings), JobRepository(settings.database_url)
 
     def on_step(step: StepStats) -> None:
         service.slots, service.steps = step.running, service.steps + 1
@@ -140,7 +140,7 @@ def run_service(settings: ServiceSettings) -> Iterator[Service]:
     async def ready() -> bool:
         return not service.fail_draws
 
-    context = create_context(loaded, wake=wake, ready=ready, observer=observer)
+    context = create_context(mount_model(settings), wake=wake, ready=ready, observer=observer)
     app = create_app(context)
 
     @asynccontextmanager

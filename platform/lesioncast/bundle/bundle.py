@@ -5,8 +5,9 @@ metrics.json, README.md (the model card) and manifest.json with the SHA-256 of e
 SHA-256 of the manifest names the bundle. Loading a bundle needs no settings.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,8 @@ from lesioncast.bundle.io import (
     write_tensors,
 )
 from lesioncast.bundle.model_card import model_card
-from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.controlnet import ControlNet, build_lesion_load_prior
+from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.model import LesionDiffusion
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError, ConfigError
@@ -35,7 +37,9 @@ from storage.digest import sha256_file
 MANIFEST = "manifest.json"
 UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
 CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"
-FILES = (UNET_FILE, CONTROL_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
+DESCRIPTION_FILES = (CONFIG_FILE, METRICS_FILE, CARD_FILE)
+FILES = (UNET_FILE, CONTROL_FILE, *DESCRIPTION_FILES)
+PRIOR = "lesion_load_prior."  # prefix of the prior's weights among those of the ControlNet
 RETRAIN = "run jobs/pretrain.py and jobs/finetune.py to make it again"
 MAX_ATTEMPTS = 3  # to read a bundle that is replaced meanwhile
 
@@ -43,13 +47,28 @@ Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """Loaded bundle: its networks, its configuration, and the SHA-256 of its manifest."""
+class BundleDescription:
+    """What a bundle is, without its weights."""
 
     path: Path
-    model: LesionDiffusion
     config: BundleConfig
+    #: SHA-256 of the manifest.
     digest: str
+
+
+@dataclass(frozen=True)
+class BundlePrior(BundleDescription):
+    """Description and lesion load prior of a bundle, which give exact outcomes without networks."""
+
+    #: None for a model without lesion loads.
+    prior: LesionLoadPrior | None
+
+
+@dataclass(frozen=True)
+class Bundle(BundleDescription):
+    """Loaded bundle: its description and its networks."""
+
+    model: LesionDiffusion
 
 
 def save_bundle(
@@ -95,15 +114,40 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
     """
 
     def load(folder: Path) -> Bundle:
-        _verify(path, folder)
-        config = _read_config(folder)
-        model = config.model
+        description = _describe(path, folder, verified=FILES)
+        model = description.config.model
         unet = UNet(model.unet)
         unet.load_state_dict(read_tensors(folder / UNET_FILE))
         control = ControlNet(model.control, model.unet, model.covariates)
         control.load_state_dict(read_tensors(folder / CONTROL_FILE))
         networks = LesionDiffusion(unet.to(device), control.to(device), model)
-        return Bundle(path, networks, config, sha256_file(folder / MANIFEST))
+        return Bundle(path, description.config, description.digest, networks)
+
+    return _read_unchanged(path, load)
+
+
+def describe_bundle(path: Path) -> BundleDescription:
+    """Return the description of the bundle at `path`; no weight is read.
+
+    Raise BundleError as `load_bundle` does, but for altered weights.
+    """
+    return _read_unchanged(path, partial(_describe, path, verified=DESCRIPTION_FILES))
+
+
+def load_bundle_prior(path: Path) -> BundlePrior:
+    """Load the lesion load prior of the bundle at `path`; no other weight is kept in memory.
+
+    Raise BundleError as `load_bundle` does, but for an altered UNet.
+    """
+
+    def load(folder: Path) -> BundlePrior:
+        description = _describe(path, folder, verified=(CONTROL_FILE, *DESCRIPTION_FILES))
+        model = description.config.model
+        prior = build_lesion_load_prior(model.control, model.unet, model.covariates)
+        if prior is not None:
+            prior.load_state_dict(read_tensors(folder / CONTROL_FILE, PRIOR))
+            prior.eval()
+        return BundlePrior(path, description.config, description.digest, prior)
 
     return _read_unchanged(path, load)
 
@@ -137,7 +181,8 @@ def _digest_or_none(folder: Path) -> str | None:
         return None
 
 
-def _verify(path: Path, folder: Path) -> None:
+def _describe(path: Path, folder: Path, *, verified: Iterable[str]) -> BundleDescription:
+    """Return the description of the bundle in `folder`, after verifying the files `verified`."""
     if not (folder / MANIFEST).is_file():
         raise BundleError(
             f"{path}: expected a bundle with {MANIFEST}, got none; run jobs/finetune.py first"
@@ -150,12 +195,13 @@ def _verify(path: Path, folder: Path) -> None:
             f"got schema {manifest.get('schema')} and {', '.join(manifest.get('sha256', ()))}; "
             f"{RETRAIN}"
         )
-    corrupt = first_corrupt_file(folder, manifest["sha256"])
+    corrupt = first_corrupt_file(folder, {name: manifest["sha256"][name] for name in verified})
     if corrupt is not None:
         raise BundleError(
             f"{path / corrupt}: expected the file that {MANIFEST} lists, got none or an altered "
             "one; copy the bundle again or run jobs/finetune.py"
         )
+    return BundleDescription(path, _read_config(folder), sha256_file(folder / MANIFEST))
 
 
 def _read_config(folder: Path) -> BundleConfig:

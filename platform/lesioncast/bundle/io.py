@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from storage.digest import sha256_file
@@ -48,15 +49,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path, prefix: str = "") -> Weights:
-    """Read the tensors whose names begin with `prefix`, onto the CPU.
+    """Read the tensors whose names begin with `prefix`, onto the CPU; no other is read.
 
     The returned names lack the prefix.
     """
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in load_file(path).items()
-        if name.startswith(prefix)
-    }
+    with safe_open(path, framework="pt") as file:
+        return {
+            name.removeprefix(prefix): file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118, the file is no mapping
+            if name.startswith(prefix)
+        }
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -141,6 +141,20 @@ def euler_number(mask: Tensor) -> Tensor:
     return total.flatten(2).sum(2)
 
 
+def build_lesion_load_prior(
+    config: ControlConfig, unet: UNetConfig, covariates: Sequence[Covariate]
+) -> LesionLoadPrior | None:
+    """Return the untrained prior of a model, or None for a model without lesion loads."""
+    if not unet.lesion_load_thresholds:
+        return None
+    return LesionLoadPrior(
+        BURDEN_FEATURES * config.channels,
+        arms=unet.arms + 1,
+        classes=unet.lesion_load_classes,
+        covariates=covariates,
+    )
+
+
 class ControlNet(nn.Module):
     """Copy of the encoder that adds residuals to the frozen UNet (paper, section 2).
 
@@ -181,16 +195,7 @@ class ControlNet(nn.Module):
             zero_module(nn.Conv2d(width, width, 1)) for width in unet.skip_widths()
         )
         self.zero_middle = zero_module(nn.Conv2d(unet.widths[-1], unet.widths[-1], 1))
-        self.lesion_load_prior = (
-            LesionLoadPrior(
-                BURDEN_FEATURES * config.channels,
-                arms=unet.arms + 1,
-                classes=unet.lesion_load_classes,
-                covariates=covariates,
-            )
-            if unet.lesion_load_thresholds
-            else None
-        )
+        self.lesion_load_prior = build_lesion_load_prior(config, unet, covariates)
         self.masks = config.masks
         # Last: modules draw initial weights in order of creation, so that all other weights start
         # equal with and without covariates.

@@ -12,7 +12,12 @@ from lesioncast.diffusion.continuous_batching import (
     ReverseProcess,
     run_until_idle,
 )
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, PatientEncoding
+from lesioncast.diffusion.controlnet import (
+    ControlConfig,
+    ControlNet,
+    PatientEncoding,
+    lesion_burden,
+)
 from lesioncast.diffusion.guidance import (
     BatchCondition,
     GuidanceConfig,
@@ -20,6 +25,7 @@ from lesioncast.diffusion.guidance import (
     UnconditionalInput,
 )
 from lesioncast.diffusion.lesion_load import (
+    LesionLoadPrior,
     LoadExpectations,
     ensure_one_lesion,
     sample_load_class,
@@ -237,23 +243,6 @@ class LesionDiffusion:
         return logits[0]
 
     @torch.no_grad()
-    def expected_outcomes(
-        self, condition: Tensor, covariates: Tensor | None
-    ) -> LoadExpectations | None:
-        """Return the expected outcomes of one patient under every arm, without sampling.
-
-        condition [channels, s, h, w], covariates [covariate]. Return None for a model without
-        lesion loads.
-        """
-        prior = self.control.lesion_load_prior
-        if prior is None:
-            return None
-        burden = self.control.encode_burden(condition[None])
-        return prior.expected_outcomes(
-            prior.patient_features(burden, None if covariates is None else covariates[None])
-        )
-
-    @torch.no_grad()
     def sample(
         self,
         condition: Tensor,
@@ -296,6 +285,21 @@ class LesionDiffusion:
         A voxel is a lesion if its x is positive.
         """
         return self.sample(condition, arm, seeds, sampler, covariates=covariates)[:, NET2] > 0
+
+
+@torch.no_grad()
+def expected_outcomes(
+    prior: LesionLoadPrior, masks: Sequence[int], condition: Tensor, covariates: Tensor | None
+) -> LoadExpectations:
+    """Return the expected outcomes of one patient under every arm, without sampling.
+
+    condition [channels, s, h, w], of which the channels `masks` are masks; covariates [covariate].
+    No weight but the prior's is needed.
+    """
+    burden = lesion_burden(condition[None], masks)
+    return prior.expected_outcomes(
+        prior.patient_features(burden, None if covariates is None else covariates[None])
+    )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

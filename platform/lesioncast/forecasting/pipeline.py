@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.bundle import BundleDescription
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
@@ -120,7 +120,12 @@ def check_reference_arm(reference: str, arms: Sequence[str]) -> None:
 
 
 def run_provenance(
-    bundle: Bundle, *, seed: int, sessions: Sequence[str], bids: Path, notes: Sequence[str] = ()
+    bundle: BundleDescription,
+    *,
+    seed: int,
+    sessions: Sequence[str],
+    bids: Path,
+    notes: Sequence[str] = (),
 ) -> RunProvenance:
     """Collect what a forecast says of its origin: bundle, data, sessions and warnings.
 

@@ -11,8 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lesioncast.bundle.bundle import METRICS_FILE, Bundle, load_bundle
-from lesioncast.diffusion.model import ModelConfig
+from lesioncast.bundle.bundle import (
+    METRICS_FILE,
+    Bundle,
+    BundleDescription,
+    BundlePrior,
+    load_bundle,
+)
+from lesioncast.diffusion.lesion_load import LesionLoadPrior
+from lesioncast.diffusion.model import ModelConfig, expected_outcomes
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ForecastError
@@ -80,7 +87,9 @@ def bundle_sampler(
         make_mask_sampler(bundle, device=device),
         store_reader(store, bundle.config.model),
         spacing=store.spec.spacing,
-        predict=make_expectation_predictor(bundle, device=device),
+        predict=make_expectation_predictor(
+            bundle.model.control.lesion_load_prior, bundle.config.model, device=device
+        ),
         comparison_sessions=comparison_sessions,
     )
 
@@ -90,7 +99,7 @@ def device_of(gpus_per_worker: float) -> str:
     return "cuda" if gpus_per_worker > 0 else "cpu"
 
 
-def check_compatible(bundle: Bundle, store: Store) -> None:
+def check_compatible(bundle: BundleDescription, store: Store) -> None:
     """Raise ForecastError if the store's slabs, spacing or arms are not those of the bundle."""
     for name, expected, got in (
         ("slab", bundle.config.slab, store.spec.slab),
@@ -140,15 +149,20 @@ def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
     return draw
 
 
-def make_expectation_predictor(bundle: Bundle, *, device: str) -> PredictExpectations:
-    """Return a function that computes exact expectations, or None for models that only sample."""
+def make_expectation_predictor(
+    prior: LesionLoadPrior | None, config: ModelConfig, *, device: str
+) -> PredictExpectations:
+    """Return a function that computes exact expectations, or None for models that only sample.
+
+    `prior` lies on `device`.
+    """
 
     def predict(inputs: ConditioningArrays) -> ArmExpectations | None:
-        expectations = bundle.model.expected_outcomes(
-            *(torch.from_numpy(array).to(device) for array in inputs)
-        )
-        if expectations is None:
+        if prior is None:
             return None
+        expectations = expected_outcomes(
+            prior, config.control.masks, *(torch.from_numpy(array).to(device) for array in inputs)
+        )
         # The model returns one tensor [arm] for each outcome; callers need the outcomes by arm.
         return tuple(
             ExpectedOutcomes(*of_arm)
@@ -158,23 +172,24 @@ def make_expectation_predictor(bundle: Bundle, *, device: str) -> PredictExpecta
     return predict
 
 
-def expected_outcomes_of(bundle: Bundle, store: Store, inputs: ModelInput) -> ExpectationsByInput:
+def expected_outcomes_of(
+    bundle: BundlePrior, store: Store, inputs: ModelInput
+) -> ExpectationsByInput:
     """Return the exact expectations of one case; empty for a model that only samples.
 
-    The bundle's networks are on the CPU.
+    The bundle's prior is on the CPU.
     """
-    expectations = make_expectation_predictor(bundle, device="cpu")(
-        store_reader(store, bundle.config.model)(inputs)
-    )
+    predict = make_expectation_predictor(bundle.prior, bundle.config.model, device="cpu")
+    expectations = predict(store_reader(store, bundle.config.model)(inputs))
     return {} if expectations is None else {inputs: expectations}
 
 
-def input_sessions(bundle: Bundle) -> Sessions:
+def input_sessions(bundle: BundleDescription) -> Sessions:
     """Return the sessions whose images the bundle's model takes."""
     return sessions_of(parse_channels(bundle.config.model.control.condition))
 
 
-def supported_sessions(bundle: Bundle) -> tuple[Sessions, ...]:
+def supported_sessions(bundle: BundleDescription) -> tuple[Sessions, ...]:
     """Return the choices of sessions that the bundle was trained for.
 
     The first is all sessions that the model takes. The second, if training covered it, is w000.
@@ -185,7 +200,7 @@ def supported_sessions(bundle: Bundle) -> tuple[Sessions, ...]:
     return (sessions,)
 
 
-def resolve_sessions(bundle: Bundle, requested: Sequence[str]) -> Sessions:
+def resolve_sessions(bundle: BundleDescription, requested: Sequence[str]) -> Sessions:
     """Return the requested sessions, or by default all that the model takes.
 
     Raise ForecastError if the bundle was not trained for them.
@@ -204,7 +219,7 @@ def format_choices(choices: Sequence[Sessions]) -> str:
     return " or else ".join(", ".join(sessions) for sessions in choices)
 
 
-def comparison_sessions(bundle: Bundle) -> Sessions | None:
+def comparison_sessions(bundle: BundleDescription) -> Sessions | None:
     """Return the sessions to show when the arms of a patient are compared; None means all.
 
     w000 alone is best where the bundle was trained for it: later images already show the effect of

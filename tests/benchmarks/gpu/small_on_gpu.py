@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.lesion_load import lesion_load_class
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
+from lesioncast.diffusion.model import LesionDiffusion, ModelConfig, expected_outcomes
 from lesioncast.diffusion.objective import NET2, ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
@@ -345,8 +345,11 @@ class Run:
         self, model: LesionDiffusion, condition: Tensor, arm: int
     ) -> ExpectedOutcomes | None:
         """Return the expected outcomes of one case under its factual arm."""
-        stated = model.expected_outcomes(condition, None)
-        return None if stated is None else ExpectedOutcomes(*(float(each[arm]) for each in stated))
+        prior = model.control.lesion_load_prior
+        if prior is None:
+            return None
+        stated = expected_outcomes(prior, model.config.control.masks, condition, None)
+        return ExpectedOutcomes(*(float(each[arm]) for each in stated))
 
     def autocast(self) -> Any:
         """Use bfloat16 on a GPU only: it slows down CPUs without native support."""
