@@ -22,6 +22,9 @@ def create_app(context: ServiceContext) -> FastAPI:
         version="1",
         docs_url=None,
         redoc_url=None,
+        # A redirect names scheme and host. Behind a proxy that ends TLS the scheme seems to be
+        # http, and clients would send their key there in clear.
+        redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
     app.state.context = context
