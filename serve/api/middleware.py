@@ -6,13 +6,14 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.api.paths import HEALTH_PREFIX, root_path, route_path
 from serve.api.problems import ApiProblemError
 from serve.keys import FORECAST, READ, ApiKeyFile
 
-HEALTH_PREFIX = "/v2/health/"
 MULTIPART_FORM = "multipart/form-data"
 DEMO_OWNER = "demo"
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
+FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 def media_type(headers: Headers) -> str:
@@ -34,7 +35,11 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 or 403, or pass the request on."""
-        if scope["type"] == "http" and not scope["path"].startswith(HEALTH_PREFIX):
+        if scope["type"] == "http":
+            # The router must see the same path as this check: Starlette splits it otherwise if the
+            # prefix ends in a slash.
+            scope["root_path"] = root_path(scope)
+        if scope["type"] == "http" and not route_path(scope).startswith(HEALTH_PREFIX):
             try:
                 owner, key_id = self._authenticate(scope)
             except ApiProblemError as problem:
@@ -69,7 +74,10 @@ def _require_this_machine(scope: Scope, headers: Headers) -> None:
     client, host = (scope.get("client") or ("",))[0], headers.get("host", "")
     # A page of another site may post forms to this machine, but its browser states the origin.
     origin = headers.get("origin", host).rpartition("/")[2]
-    if not (_is_loopback(client) and {_strip_port(host), _strip_port(origin)} <= LOCAL_HOSTS):
+    # Behind a proxy every client looks local, or as local as it says.
+    forwarded = any(name in headers for name in FORWARDING_HEADERS)
+    local = {_strip_port(host), _strip_port(origin)} <= LOCAL_HOSTS
+    if forwarded or not (_is_loopback(client) and local):
         raise ApiProblemError(403, "Demo mode answers this machine alone; start it with keys=FILE.")
 
 

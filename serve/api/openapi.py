@@ -10,7 +10,8 @@ from typing import Any, get_args
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from serve.api.middleware import HEALTH_PREFIX, MULTIPART_FORM
+from serve.api.middleware import MULTIPART_FORM
+from serve.api.paths import HEALTH_PREFIX
 from serve.api.problems import Problem, problem_responses
 from serve.api.requests import REQUEST_FIELD
 from serve.api.routes.segmentation import DICOM, MAX_FILES, SERIES_FIELD

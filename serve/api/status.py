@@ -7,6 +7,7 @@ import numpy as np
 from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
 from lesioncast.imaging.lesions import LesionCounts
 from serve.api.dependencies import ServiceContext
+from serve.api.paths import forecast_link
 from serve.api.schemas import (
     ForecastLinks,
     ForecastStatus,
@@ -17,8 +18,8 @@ from serve.api.schemas import (
 from serve.db.models import UNFINISHED, ForecastJob
 
 
-def job_status(context: ServiceContext, job: ForecastJob) -> ForecastStatus:
-    """Return how far a forecast is, and what its samples show so far.
+def job_status(context: ServiceContext, job: ForecastJob, root: str) -> ForecastStatus:
+    """Return how far a forecast is, and what its samples show so far; links begin with `root`.
 
     Samples are read before the state, because they are deleted when the forecast finishes. In the
     other order, a running forecast could seem to have fewer samples than before.
@@ -29,7 +30,6 @@ def job_status(context: ServiceContext, job: ForecastJob) -> ForecastStatus:
         lesions = {}
     drawn = sum(map(len, lesions.values()))
     done = job.total if job.state == "succeeded" else drawn
-    path = f"/v1/forecasts/{job.id}"
     opening = context.settings.apply_opening
     return ForecastStatus(
         id=job.id,
@@ -42,12 +42,18 @@ def job_status(context: ServiceContext, job: ForecastJob) -> ForecastStatus:
             if arm in lesions
         },
         error=job.error,
-        links=ForecastLinks(
-            self=path,
-            events=f"{path}/events",
-            result=f"{path}/result",
-            derivative=f"{path}/derivative",
-        ),
+        links=forecast_links(root, job.id),
+    )
+
+
+def forecast_links(root: str, forecast_id: str) -> ForecastLinks:
+    """Return the paths of a forecast's routes under the prefix `root`."""
+    path = forecast_link(root, forecast_id)
+    return ForecastLinks(
+        self=path,
+        events=f"{path}/events",
+        result=f"{path}/result",
+        derivative=f"{path}/derivative",
     )
 
 

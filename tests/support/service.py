@@ -104,8 +104,11 @@ class RecordingObserver:
 
 
 @contextmanager
-def run_service(settings: ServiceSettings) -> Iterator[Service]:
-    """Run the service on a free port of this machine until the block ends."""
+def run_service(settings: ServiceSettings, *, root_path: str = "") -> Iterator[Service]:
+    """Run the service on a free port of this machine until the block ends.
+
+    `root_path` is the prefix that a proxy before it removes.
+    """
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     service = Service(settings)
     observer = RecordingObserver(service)
@@ -150,7 +153,9 @@ def run_service(settings: ServiceSettings) -> Iterator[Service]:
         task.cancel()
 
     app.router.lifespan_context = lifespan
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none")
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_level="warning", ws="none", root_path=root_path
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -19,6 +19,7 @@ from serve.api.dependencies import (
     notify_worker,
 )
 from serve.api.middleware import MULTIPART_FORM, media_type
+from serve.api.paths import FORECASTS, Root, forecast_link
 from serve.api.problems import ApiProblemError, problem_responses
 from serve.api.requests import (
     RENAMED_FIELDS,
@@ -45,7 +46,7 @@ POLL_SECONDS = 0.25
 KEEPALIVE_POLLS = 60
 """After so many polls without a change, a comment keeps proxies from closing the stream."""
 
-router = APIRouter(prefix="/v1/forecasts", tags=["forecasts"])
+router = APIRouter(prefix=FORECASTS, tags=["forecasts"])
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -69,6 +70,7 @@ async def create_forecast(
     caller: CurrentCaller,
     request: Request,
     response: Response,
+    root: Root,
     idempotency_key: IdempotencyKey = None,
 ) -> ForecastStatus:
     """Request a forecast; the header Location of the answer names it."""
@@ -93,15 +95,15 @@ async def create_forecast(
         remove_upload(context.settings.artifacts, job_id)
     logger.info("forecast.accepted", extra={"forecast": job.id})
     await notify_worker(context)
-    response.headers["Location"] = f"/v1/forecasts/{job.id}"
+    response.headers["Location"] = forecast_link(root, job.id)
     response.headers.update(context.retry_after_headers)
-    return await run_in_threadpool(job_status, context, job)
+    return await run_in_threadpool(job_status, context, job, root)
 
 
 @router.get("/{forecast_id}", responses=problem_responses(404))
-def get_forecast(job: OwnedJob, context: Context, response: Response) -> ForecastStatus:
+def get_forecast(job: OwnedJob, context: Context, response: Response, root: Root) -> ForecastStatus:
     """Return state, progress and partial results of a forecast."""
-    status = job_status(context, job)
+    status = job_status(context, job, root)
     if status.state in UNFINISHED:
         response.headers.update(context.retry_after_headers)
     return status
@@ -130,15 +132,15 @@ async def delete_forecast(job: OwnedJob, context: Context, caller: CurrentCaller
         **problem_responses(404),
     },
 )
-async def stream_events(job: OwnedJob, context: Context) -> EventStreamResponse:
+async def stream_events(job: OwnedJob, context: Context, root: Root) -> EventStreamResponse:
     """Stream the status at every change; the last event is named by the final state."""
-    return EventStreamResponse(_event_stream(context, job))
+    return EventStreamResponse(_event_stream(context, job, root))
 
 
-async def _event_stream(context: ServiceContext, job: ForecastJob) -> AsyncIterator[str]:
+async def _event_stream(context: ServiceContext, job: ForecastJob, root: str) -> AsyncIterator[str]:
     last, unchanged_polls = "", 0
     while True:
-        status = await run_in_threadpool(job_status, context, job)
+        status = await run_in_threadpool(job_status, context, job, root)
         data = status.model_dump_json(by_alias=True)
         finished = status.state not in UNFINISHED
         if data != last:
