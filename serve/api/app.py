@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from serve.api.dependencies import ServiceContext
+from serve.api.methods import HeadMiddleware, install_method_handler
 from serve.api.middleware import AuthMiddleware, BodySizeLimitMiddleware
 from serve.api.openapi import customize_openapi
 from serve.api.problems import ProblemCounterMiddleware, install_problem_handlers
@@ -29,14 +30,16 @@ def create_app(context: ServiceContext) -> FastAPI:
     )
     app.state.context = context
     settings = context.settings
-    # Starlette calls the middleware that was added last first: count problems, authenticate, then
-    # limit the body.
+    # Starlette calls the middleware that was added last first: answer HEAD, count problems,
+    # authenticate, then limit the body.
     app.add_middleware(
         BodySizeLimitMiddleware, max_body=settings.max_body, max_form=settings.max_upload
     )
     app.add_middleware(AuthMiddleware, keys=context.keys)
     app.add_middleware(ProblemCounterMiddleware, count=context.observer.count_problem)
+    app.add_middleware(HeadMiddleware)
     install_problem_handlers(app)
+    install_method_handler(app)
     for router in ROUTERS:
         app.include_router(router)
     customize_openapi(app, keys=context.keys is not None, uploads=context.upload is not None)

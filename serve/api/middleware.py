@@ -11,6 +11,7 @@ from serve.api.problems import ApiProblemError
 from serve.keys import FORECAST, READ, ApiKeyFile
 
 MULTIPART_FORM = "multipart/form-data"
+READING_METHODS = ("GET", "HEAD", "OPTIONS")
 DEMO_OWNER = "demo"
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
@@ -63,7 +64,7 @@ class AuthMiddleware:
                 field="Authorization",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        scope_needed = READ if scope["method"] in ("GET", "HEAD") else FORECAST
+        scope_needed = READ if scope["method"] in READING_METHODS else FORECAST
         if scope_needed not in key.scopes:
             detail = f"Expected a key that may {scope_needed}, got {key.id}, which may not."
             raise ApiProblemError(403, detail, field="Authorization")

@@ -18,6 +18,7 @@ from serve.api.dependencies import (
     ServiceContext,
     notify_worker,
 )
+from serve.api.methods import is_head
 from serve.api.middleware import MULTIPART_FORM, media_type
 from serve.api.paths import FORECASTS, Root, forecast_link
 from serve.api.problems import ApiProblemError, problem_responses
@@ -132,8 +133,10 @@ async def delete_forecast(job: OwnedJob, context: Context, caller: CurrentCaller
         **problem_responses(404),
     },
 )
-async def stream_events(job: OwnedJob, context: Context, root: Root) -> EventStreamResponse:
+async def stream_events(job: OwnedJob, context: Context, root: Root, request: Request) -> Response:
     """Stream the status at every change; the last event is named by the final state."""
+    if is_head(request):
+        return EventStreamResponse(())
     return EventStreamResponse(_event_stream(context, job, root))
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated
@@ -10,6 +10,7 @@ from typing import IO, Annotated
 from fastapi import APIRouter, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.output.bids import forecast_path, summary_path
@@ -32,9 +33,21 @@ class GzipResponse(Response):
 
 
 class ZipResponse(StreamingResponse):
-    """A zip archive in chunks."""
+    """A zip archive in chunks. It closes the archive, also if the client leaves before the end."""
 
     media_type = "application/zip"
+
+    # OpenAPI's status is the default of `status_code`.
+    def __init__(
+        self, archive: IO[bytes], status_code: int = 200, *, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(_iter_chunks(archive), status_code, headers)
+        self._archive = archive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the archive."""
+        with self._archive:
+            await super().__call__(scope, receive, send)
 
 
 @router.get("/result", response_model=ForecastSummary, responses=problem_responses(404, 409, 410))
@@ -80,7 +93,7 @@ def get_probability_map(
 )
 def get_derivative(job: SucceededJob, context: Context, caller: CurrentCaller) -> ZipResponse:
     """Return all files of the result."""
-    archive = tempfile.SpooledTemporaryFile(MAX_BYTES_IN_MEMORY)  # noqa: SIM115, `_iter_chunks` closes it
+    archive = tempfile.SpooledTemporaryFile(MAX_BYTES_IN_MEMORY)  # noqa: SIM115, the response closes it
     try:
         with missing_files_as_410():
             _zip(result_dir(context.settings.artifacts, job.id), archive)
@@ -89,7 +102,7 @@ def get_derivative(job: SucceededJob, context: Context, caller: CurrentCaller) -
     except ApiProblemError:
         archive.close()
         raise
-    return ZipResponse(_iter_chunks(archive), headers=attachment_headers(f"{job.id}.zip"))
+    return ZipResponse(archive, headers=attachment_headers(f"{job.id}.zip"))
 
 
 @contextmanager
@@ -125,6 +138,5 @@ def _zip(folder: Path, target: IO[bytes]) -> None:
 
 
 def _iter_chunks(file: IO[bytes]) -> Iterator[bytes]:
-    with file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
