@@ -17,7 +17,12 @@ from typing import Any, TypedDict, Unpack
 
 import httpx2
 
+from serve.retry_after import DEFAULT_WAIT_S, retry_after_seconds
+
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+BUSY_STATUSES = (429, 502, 503, 504)
+"""Answers of a busy service, or of a gateway before one that restarts."""
+UNFINISHED = ("accepted", "running")
 
 Json = dict[str, Any]
 
@@ -41,11 +46,14 @@ class ForecastOptions(TypedDict, total=False):
 
 
 class ApiError(Exception):
-    """An error answer of the service; `problem` is the problem document."""
+    """An error answer of the service; `problem` is the problem document.
 
-    def __init__(self, problem: Json) -> None:
+    `retry_after_s` are the seconds after which to ask again, if that may help.
+    """
+
+    def __init__(self, problem: Json, retry_after_s: float = DEFAULT_WAIT_S) -> None:
         super().__init__(f"{problem['status']} {problem['title']}: {problem['detail']}")
-        self.problem = problem
+        self.problem, self.retry_after_s = problem, retry_after_s
 
 
 class Client:
@@ -83,8 +91,9 @@ class Client:
         `images` are NIfTI files by field, such as `w048/flair`. With them, `subject` names the
         patient, and `covariates` are what is known of the patient. Returns the forecast's id.
 
-        While the queue is full, the request is repeated for `patience` seconds, always with the
-        same idempotency key, so that it creates only one forecast.
+        While the queue is full or a gateway has no service to reach, the request is repeated for
+        `patience` seconds, always with the same idempotency key, so that it creates only one
+        forecast. Raises ApiError at once if the service asks for a longer wait.
         """
         request: Json = {"subject": subject, "covariates": covariates, **options}
         request = {name: _to_json(value) for name, value in request.items() if value is not None}
@@ -92,22 +101,50 @@ class Client:
         headers, give_up = {"Idempotency-Key": uuid.uuid4().hex}, time.monotonic() + patience
         while True:
             response = self._http.post("/v1/forecasts", headers=headers, **body)
-            if response.status_code != 429 or time.monotonic() > give_up:
+            wait = _wait_seconds(response)
+            busy = response.status_code in BUSY_STATUSES
+            if not busy or time.monotonic() + wait > give_up:
                 return str(_raise_for_problem(response).json()["id"])
-            time.sleep(float(response.headers["Retry-After"]))
+            time.sleep(wait)
 
     def status(self, forecast_id: str) -> Json:
         """Return state, progress and partial results of a forecast."""
         return dict(self._get(f"/v1/forecasts/{forecast_id}").json())
 
-    def stream_events(self, forecast_id: str) -> Iterator[Json]:
-        """Yield the status of a forecast at every change, until it has finished."""
-        with self._http.stream("GET", f"/v1/forecasts/{forecast_id}/events") as response:
-            if response.is_error:
+    def stream_events(self, forecast_id: str, *, patience: float = 60.0) -> Iterator[Json]:
+        """Yield the status of a forecast at every change, until it has finished.
+
+        Gateways and the service end a stream after some time. The client then connects again, and
+        for `patience` seconds also if that fails. Only the first connection must succeed at once.
+        """
+        connected, last_id = False, ""
+        give_up = time.monotonic() + patience
+        while True:
+            wait = DEFAULT_WAIT_S
+            try:
+                for event in self._connect(forecast_id, last_id):
+                    connected, last_id = True, event.id or last_id
+                    give_up = time.monotonic() + patience
+                    if event.data:
+                        status: Json = json.loads(event.data)
+                        yield status
+                        if status["state"] not in UNFINISHED:
+                            return
+            except (ApiError, httpx2.TransportError) as error:
+                if isinstance(error, ApiError):
+                    wait = error.retry_after_s
+                if not connected or not _may_pass(error) or time.monotonic() + wait > give_up:
+                    raise
+            time.sleep(wait)
+
+    def _connect(self, forecast_id: str, last_id: str) -> Iterator[httpx2.ServerSentEvent]:
+        """Yield the events after `last_id` until the stream ends."""
+        url = f"/v1/forecasts/{forecast_id}/events"
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        with self._http.stream("GET", url, headers=headers) as response:
+            if not response.is_success:
                 response.read()
-            for line in _raise_for_problem(response).iter_lines():
-                if line.startswith("data: "):
-                    yield json.loads(line.removeprefix("data: "))
+            yield from httpx2.EventSource(_raise_for_problem(response))
 
     def result(self, forecast_id: str) -> Json:
         """Return the numbers of a succeeded forecast, as jobs/forecast.py writes them."""
@@ -160,15 +197,25 @@ def _request_kwargs(request: Json, images: Mapping[str, Path] | None) -> Json:
 
 
 def _raise_for_problem(response: httpx2.Response) -> httpx2.Response:
-    if response.is_error:
-        raise ApiError(_parse_problem(response))
+    if not response.is_success:
+        raise ApiError(_parse_problem(response), _wait_seconds(response))
     return response
+
+
+def _wait_seconds(response: httpx2.Response) -> float:
+    return retry_after_seconds(response.headers.get("Retry-After"))
+
+
+def _may_pass(error: ApiError | httpx2.TransportError) -> bool:
+    return not isinstance(error, ApiError) or error.problem["status"] in BUSY_STATUSES
 
 
 def _parse_problem(response: httpx2.Response) -> Json:
     """Return the problem document of an error; proxies, Ray Serve's too, answer with plain text."""
-    if response.headers.get("Content-Type") == PROBLEM_MEDIA_TYPE:
+    if response.headers.get("Content-Type", "").partition(";")[0] == PROBLEM_MEDIA_TYPE:
         return dict(response.json())
-    return {
-        "status": response.status_code, "title": response.reason_phrase, "detail": response.text,
-    }  # fmt: skip
+    detail = response.text
+    if response.is_redirect:  # not followed: it may lead to http, with the key in clear
+        target = response.headers.get("Location", "elsewhere")
+        detail = f"expected an answer, got a redirect to {target}; give the URL of the service"
+    return {"status": response.status_code, "title": response.reason_phrase, "detail": detail}

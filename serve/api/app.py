@@ -8,12 +8,19 @@ from fastapi.routing import APIRoute
 
 from serve.api.dependencies import ServiceContext
 from serve.api.methods import HeadMiddleware, install_method_handler
-from serve.api.middleware import AuthMiddleware, BodySizeLimitMiddleware
+from serve.api.middleware import AuthMiddleware, BodySizeLimitMiddleware, NoStoreMiddleware
 from serve.api.openapi import customize_openapi
 from serve.api.problems import ProblemCounterMiddleware, install_problem_handlers
-from serve.api.routes import forecasts, health, models, results, segmentation
+from serve.api.routes import events, forecasts, health, models, results, segmentation
 
-ROUTERS = (health.router, models.router, forecasts.router, results.router, segmentation.router)
+ROUTERS = (
+    health.router,
+    models.router,
+    forecasts.router,
+    events.router,
+    results.router,
+    segmentation.router,
+)
 
 
 def create_app(context: ServiceContext) -> FastAPI:
@@ -30,14 +37,15 @@ def create_app(context: ServiceContext) -> FastAPI:
     )
     app.state.context = context
     settings = context.settings
-    # Starlette calls the middleware that was added last first: answer HEAD, count problems,
-    # authenticate, then limit the body.
+    # Starlette calls the middleware that was added last first: forbid caching, answer HEAD,
+    # count problems, authenticate, then limit the body.
     app.add_middleware(
         BodySizeLimitMiddleware, max_body=settings.max_body, max_form=settings.max_upload
     )
     app.add_middleware(AuthMiddleware, keys=context.keys)
     app.add_middleware(ProblemCounterMiddleware, count=context.observer.count_problem)
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(NoStoreMiddleware)
     install_problem_handlers(app)
     install_method_handler(app)
     for router in ROUTERS:

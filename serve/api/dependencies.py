@@ -10,6 +10,8 @@ from fastapi import Depends, Path, Request
 
 from serve.api.multipart import FormReceiver
 from serve.api.problems import ApiProblemError
+from serve.api.status import StatusReader
+from serve.api.status_feed import StatusFeed
 from serve.db.models import UNFINISHED, ForecastJob
 from serve.db.repository import JobRepository
 from serve.keys import ApiKeyFile
@@ -44,6 +46,8 @@ class ServiceContext:
 
     settings: ServiceSettings
     jobs: JobRepository
+    statuses: StatusReader
+    feed: StatusFeed
     subjects: Sequence[str]
     model: ModelInfo
     upload: StoreSettings | None
@@ -77,12 +81,16 @@ def create_context(
     observer: RequestObserver,
 ) -> ServiceContext:
     """Create the context for a bundle and a store."""
-    settings = mounted.settings
+    settings, model = mounted.settings, model_info(mounted.bundle)
+    jobs = JobRepository(settings.database_url)
+    statuses = StatusReader(jobs, model.digest, settings.apply_opening)
     return ServiceContext(
         settings=settings,
-        jobs=JobRepository(settings.database_url),
+        jobs=jobs,
+        statuses=statuses,
+        feed=StatusFeed(statuses),
         subjects=[case.subject for case in mounted.store.cases],
-        model=model_info(mounted.bundle),
+        model=model,
         upload=upload_settings(settings, mounted.store.spec),
         keys=None if settings.keys is None else ApiKeyFile(settings.keys),
         forms=FormReceiver(retry_after_headers(settings)),

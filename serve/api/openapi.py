@@ -121,8 +121,13 @@ def _event() -> Document:
     name = {"enum": ["progress", *(state for state in states if state not in UNFINISHED)]}
     return {
         "type": "object",
-        "properties": {"event": name, "data": data},
-        "required": ["event", "data"],
+        "properties": {
+            "id": {"type": "string"},
+            "event": name,
+            "data": data,
+            "retry": {"type": "integer"},
+        },
+        "required": ["id", "event", "data"],
     }
 
 

@@ -1,12 +1,12 @@
 """The status document of a forecast: state, progress and partial results."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
 from lesioncast.imaging.lesions import LesionCounts
-from serve.api.dependencies import ServiceContext
 from serve.api.paths import forecast_link
 from serve.api.schemas import (
     ForecastLinks,
@@ -16,34 +16,44 @@ from serve.api.schemas import (
     Progress,
 )
 from serve.db.models import UNFINISHED, ForecastJob
+from serve.db.repository import JobRepository
 
 
-def job_status(context: ServiceContext, job: ForecastJob, root: str) -> ForecastStatus:
-    """Return how far a forecast is, and what its samples show so far; links begin with `root`.
+@dataclass(frozen=True)
+class StatusReader:
+    """Status documents from the database."""
 
-    Samples are read before the state, because they are deleted when the forecast finishes. In the
-    other order, a running forecast could seem to have fewer samples than before.
-    """
-    lesions = context.jobs.lesion_counts(job.id, context.model.digest)
-    job = context.jobs.get(job.id) or job
-    if job.state not in UNFINISHED:
-        lesions = {}
-    drawn = sum(map(len, lesions.values()))
-    done = job.total if job.state == "succeeded" else drawn
-    opening = context.settings.apply_opening
-    return ForecastStatus(
-        id=job.id,
-        state=job.state,
-        request=job.request,
-        progress=Progress(done=done, total=job.total),
-        partial={
-            arm: partial_estimate(lesions[arm], opening=opening)
-            for arm in job.request.arms
-            if arm in lesions
-        },
-        error=job.error,
-        links=forecast_links(root, job.id),
-    )
+    jobs: JobRepository
+    #: Digest of the mounted bundle; samples of another one do not count.
+    bundle: str
+    #: Whether lesions are counted after the opening.
+    opening: bool
+
+    def read(self, job: ForecastJob, root: str) -> ForecastStatus:
+        """Return how far a forecast is and what its samples show; links begin with `root`.
+
+        Samples are read before the state, because they are deleted when the forecast finishes. In
+        the other order, a running forecast could seem to have fewer samples than before.
+        """
+        lesions = self.jobs.lesion_counts(job.id, self.bundle)
+        job = self.jobs.get(job.id) or job
+        if job.state not in UNFINISHED:
+            lesions = {}
+        drawn = sum(map(len, lesions.values()))
+        done = job.total if job.state == "succeeded" else drawn
+        return ForecastStatus(
+            id=job.id,
+            state=job.state,
+            request=job.request,
+            progress=Progress(done=done, total=job.total),
+            partial={
+                arm: partial_estimate(lesions[arm], opening=self.opening)
+                for arm in job.request.arms
+                if arm in lesions
+            },
+            error=job.error,
+            links=forecast_links(root, job.id),
+        )
 
 
 def forecast_links(root: str, forecast_id: str) -> ForecastLinks:

@@ -68,6 +68,12 @@ class JobRepository:
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Open a session for the queries of `serve.db.listing`."""
+        with self._session() as session:
+            yield session
+
     def enqueue(self, new: NewJob, *, limit: int) -> ForecastJob:
         """Create and commit a job, or return the job of this owner and idempotency key.
 

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lesioncast.forecasting import pipeline
-from serve.api.routes import forecasts
+from serve.api import status_feed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,7 +18,7 @@ def short_waits() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "forecast_figure", blank_figure)
-        patch.setattr(forecasts, "POLL_SECONDS", 0.05)
+        patch.setattr(status_feed, "POLL_SECONDS", 0.05)
         yield
 
 

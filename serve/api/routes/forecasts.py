@@ -1,12 +1,10 @@
 """Routes of the resource forecast: request one, follow it, cancel or delete it."""
 
-import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
@@ -18,7 +16,6 @@ from serve.api.dependencies import (
     ServiceContext,
     notify_worker,
 )
-from serve.api.methods import is_head
 from serve.api.middleware import MULTIPART_FORM, media_type
 from serve.api.paths import FORECASTS, Root, forecast_link
 from serve.api.problems import ApiProblemError, problem_responses
@@ -35,7 +32,6 @@ from serve.api.schemas import (
     ResolvedRequest,
     UploadForecastRequest,
 )
-from serve.api.status import job_status
 from serve.artifacts import remove_artifacts, remove_upload, upload_dir
 from serve.db.models import UNFINISHED, ForecastJob
 from serve.db.repository import IdempotencyConflictError, NewJob, QueueFullError
@@ -43,9 +39,6 @@ from serve.log import logger
 from serve.uploads import UPLOAD_FIELDS, prepare_upload, validate_covariates
 
 JSON = "application/json"
-POLL_SECONDS = 0.25
-KEEPALIVE_POLLS = 60
-"""After so many polls without a change, a comment keeps proxies from closing the stream."""
 
 router = APIRouter(prefix=FORECASTS, tags=["forecasts"])
 IdempotencyKey = Annotated[
@@ -56,12 +49,6 @@ IdempotencyKey = Annotated[
         description="Requests of a client with the same key create only one forecast.",
     ),
 ]
-
-
-class EventStreamResponse(StreamingResponse):
-    """Server-sent events."""
-
-    media_type = "text/event-stream"
 
 
 # The body is read by hand, since it is JSON or a form; `serve.api.openapi` describes it.
@@ -98,13 +85,13 @@ async def create_forecast(
     await notify_worker(context)
     response.headers["Location"] = forecast_link(root, job.id)
     response.headers.update(context.retry_after_headers)
-    return await run_in_threadpool(job_status, context, job, root)
+    return await run_in_threadpool(context.statuses.read, job, root)
 
 
 @router.get("/{forecast_id}", responses=problem_responses(404))
 def get_forecast(job: OwnedJob, context: Context, response: Response, root: Root) -> ForecastStatus:
     """Return state, progress and partial results of a forecast."""
-    status = job_status(context, job, root)
+    status = context.statuses.read(job, root)
     if status.state in UNFINISHED:
         response.headers.update(context.retry_after_headers)
     return status
@@ -123,37 +110,6 @@ async def delete_forecast(job: OwnedJob, context: Context, caller: CurrentCaller
     await run_in_threadpool(remove_artifacts, context.settings.artifacts, job.id)
     event = "forecast.cancelled" if cancelled else "forecast.deleted"
     logger.info(event, extra={"forecast": job.id})
-
-
-@router.get(
-    "/{forecast_id}/events",
-    response_class=EventStreamResponse,
-    responses={
-        200: {"description": "Server-sent events; each data line is a ForecastStatus."},
-        **problem_responses(404),
-    },
-)
-async def stream_events(job: OwnedJob, context: Context, root: Root, request: Request) -> Response:
-    """Stream the status at every change; the last event is named by the final state."""
-    if is_head(request):
-        return EventStreamResponse(())
-    return EventStreamResponse(_event_stream(context, job, root))
-
-
-async def _event_stream(context: ServiceContext, job: ForecastJob, root: str) -> AsyncIterator[str]:
-    last, unchanged_polls = "", 0
-    while True:
-        status = await run_in_threadpool(job_status, context, job, root)
-        data = status.model_dump_json(by_alias=True)
-        finished = status.state not in UNFINISHED
-        if data != last:
-            yield f"event: {status.state if finished else 'progress'}\ndata: {data}\n\n"
-            last, unchanged_polls = data, 0
-        elif (unchanged_polls := unchanged_polls + 1) % KEEPALIVE_POLLS == 0:
-            yield ": still here\n\n"
-        if finished:
-            return
-        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _read_request(
