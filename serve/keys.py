@@ -93,13 +93,13 @@ def _parse(path: Path, number: int, line: str) -> ApiKey:
 class ApiKeyFile:
     """The currently valid keys.
 
-    The file is read again when it changes. If reading fails, the previous keys stay valid; an
-    empty file revokes all keys. Raises ValueError if the file holds no key at the start.
+    The file is read again when it changes. If reading fails, the previous keys stay valid and each
+    request tries again; an empty file revokes all keys. Raises ValueError if the file holds no key at the start.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._signature = path, _settled_signature(path)
-        self._keys = read_keys(path)
+        self._keys, self._last_failure = read_keys(path), ""
         if not self._keys:
             raise ValueError(
                 f"{path}: expected at least one key, got an empty file; add one with "
@@ -118,15 +118,20 @@ class ApiKeyFile:
         try:
             signature = _file_signature(self._path)
             if signature != self._signature:
-                self._signature = _settled_signature(self._path)
+                settled = _settled_signature(self._path)
                 keys = read_keys(self._path)
-                # A file that was written while it was read may be torn. Its signature differs, so
-                # that the next request reads it again.
+                # A file that was written while it was read may be torn, and a file that could not
+                # be read may be readable again although nothing about it has changed. Its signature
+                # is kept only after success, so that the next request reads it again.
                 if _file_signature(self._path) == signature:
-                    self._keys = keys
-        except (OSError, ValueError):
-            # The previous keys stay valid: a typing error must not lock every client out.
-            logger.exception("keys.reload_failed", extra={"path": str(self._path)})
+                    self._keys, self._signature = keys, settled
+            self._last_failure = ""
+        except (OSError, ValueError) as error:
+            # The previous keys stay valid: a typing error must not lock every client out. Requests
+            # that meet the same fault again add no line to the log.
+            if str(error) != self._last_failure:
+                self._last_failure = str(error)
+                logger.exception("keys.reload_failed", extra={"path": str(self._path)})
 
 
 def _file_signature(path: Path) -> tuple[int, int, int, int]:

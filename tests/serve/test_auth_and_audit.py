@@ -1,6 +1,7 @@
 """API keys and their scopes, and the audit and the log, which name no patient."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import threading
@@ -134,6 +135,31 @@ def test_keys_are_rotated_while_the_service_runs(
     assert_problem(httpx2.get(url, headers=bearer("new")), 401, "Authorization")
     service.settings.keys.write_text(before)
     assert httpx2.get(url, headers=bearer("reader")).status_code == 200
+
+
+def test_revoked_key_is_refused_once_the_changed_file_can_be_read(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk fails once, just after the file has changed and long before the next change."""
+    assert service.settings.keys is not None
+    url, path = f"{service.url}/v2", service.settings.keys
+    before = path.read_text()
+
+    def fail(path: Path) -> tuple[ApiKey, ...]:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(keys, "_TIME_STAMP_STEP_S", -1.0)  # the file counts as old at once
+    try:
+        path.write_text(before.replace(KEYS["expiring"], ""))
+        with monkeypatch.context() as patch:
+            patch.setattr(keys, "read_keys", fail)
+            for _ in range(2):  # the log does not grow with each request
+                assert httpx2.get(url, headers=bearer("expiring")).status_code == 200
+                assert caplog.messages.count("keys.reload_failed") == 1
+        assert_problem(httpx2.get(url, headers=bearer("expiring")), 401, "Authorization")
+        assert httpx2.get(url, headers=bearer("reader")).status_code == 200
+    finally:
+        path.write_text(before)
 
 
 def test_a_service_without_a_key_does_not_start(tmp_path: Path) -> None:
