@@ -94,7 +94,8 @@ class ApiKeyFile:
     """The currently valid keys.
 
     The file is read again when it changes. If reading fails, the previous keys stay valid and each
-    request tries again; an empty file revokes all keys. Raises ValueError if the file holds no key at the start.
+    request tries again; an empty file revokes all keys. Raises ValueError if the file holds no key
+    at the start.
     """
 
     def __init__(self, path: Path) -> None:

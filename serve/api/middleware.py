@@ -13,6 +13,7 @@ from serve.keys import FORECAST, READ, ApiKeyFile
 MULTIPART_FORM = "multipart/form-data"
 READING_METHODS = ("GET", "HEAD", "OPTIONS")
 DEMO_OWNER = "demo"
+POLICY_VIOLATION = 1008  # RFC 6455; before the handshake, servers answer it as 403
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 FORWARDING_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
@@ -25,6 +26,9 @@ def media_type(headers: Headers) -> str:
 class AuthMiddleware:
     """ASGI middleware that authenticates every request except health probes.
 
+    Everything else that can come from a client, such as a WebSocket, is refused: no route needs it,
+    and a route that is added later must not be open.
+
     It sets `owner`, the client's name, and `key`, the id of its API key, in the request's state.
     Without `keys`, in demo mode, only requests from this machine to its own host names are
     answered. The host is checked because a web page that is open in a browser here could reach the
@@ -36,11 +40,17 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 or 403, or pass the request on."""
-        if scope["type"] == "http":
-            # The router must see the same path as this check: Starlette splits it otherwise if the
-            # prefix ends in a slash.
-            scope["root_path"] = root_path(scope)
-        if scope["type"] == "http" and not route_path(scope).startswith(HEALTH_PREFIX):
+        if scope["type"] == "lifespan":  # the server's own, without a client
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await receive()  # the client's request to connect
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
+        # The router must see the same path as this check: Starlette splits it otherwise if the
+        # prefix ends in a slash.
+        scope["root_path"] = root_path(scope)
+        if not route_path(scope).startswith(HEALTH_PREFIX):
             try:
                 owner, key_id = self._authenticate(scope)
             except ApiProblemError as problem:

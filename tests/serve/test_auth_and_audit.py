@@ -1,6 +1,7 @@
 """API keys and their scopes, and the audit and the log, which name no patient."""
 
 import asyncio
+import base64
 import errno
 import hashlib
 import json
@@ -16,7 +17,10 @@ import httpx2
 import pytest
 from ray._common.formatters import JSONFormatter
 from sqlalchemy import create_engine, text
+from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
 
 from lesioncast.forecasting.pipeline import ForecastRun
 from serve import keys
@@ -35,6 +39,7 @@ from tests.support.service import (
     assert_problem,
     key_line,
     new_job,
+    run_app,
     run_service,
     wait_for_success,
 )
@@ -101,6 +106,33 @@ def test_demo_mode_answers_only_loopback_clients(client: tuple[str, int], status
             return await http.get("/v2")
 
     assert asyncio.run(ask()).status_code == status
+
+
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_websocket_is_refused_even_with_a_route_and_a_key(
+    service: Service, with_keys: bool
+) -> None:
+    """A route that somebody adds later, behind a real server that can speak WebSocket."""
+
+    async def greet(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text("inside")
+
+    assert service.settings.keys is not None
+    key_file = ApiKeyFile(service.settings.keys) if with_keys else None
+    inside = Starlette(
+        routes=[WebSocketRoute("/v2/health/ws", greet), WebSocketRoute("/ws", greet)]
+    )
+    with run_app(middleware.AuthMiddleware(inside, keys=key_file), ws="websockets-sansio") as url:
+        for path in ("/ws", "/v2/health/ws"):
+            upgrade = {
+                "Connection": "Upgrade",
+                "Upgrade": "websocket",
+                "Sec-WebSocket-Version": "13",
+                "Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode(),
+            }
+            with httpx2.stream("GET", url + path, headers=upgrade | bearer("full")) as answer:
+                assert answer.status_code == 403
 
 
 def test_a_key_expires_after_its_last_day(

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import uvicorn
 import yaml
+from starlette.types import ASGIApp
 
 from lesioncast.config import load_config
 from lesioncast.forecasting.adaptive import SampleBlock
@@ -153,22 +154,32 @@ def run_service(settings: ServiceSettings, *, root_path: str = "") -> Iterator[S
         task.cancel()
 
     app.router.lifespan_context = lifespan
+    try:
+        with run_app(app, root_path=root_path) as service.url:
+            yield service
+    finally:
+        context.jobs.close()
+        jobs.close()
+
+
+@contextmanager
+def run_app(
+    app: ASGIApp, *, ws: Literal["none", "websockets-sansio"] = "none", root_path: str = ""
+) -> Iterator[str]:
+    """Serve an ASGI application on a free port of this machine; yield its URL."""
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", ws="none", root_path=root_path
+        app, host="127.0.0.1", port=0, log_level="warning", ws=ws, root_path=root_path
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    service.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        yield service
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
-        context.jobs.close()
-        jobs.close()
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
