@@ -1,6 +1,8 @@
 """A node's cache goes where it fits, and no batch depends on where it is."""
 
 import fcntl
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from lesioncast.training.progress import read_metrics
 from lesioncast.training.randomness import condition_dropout
 from lesioncast.training.settings import DropoutRates
 from lesioncast.training.trainer import train
-from storage import Store, StoreError
+from storage import StorageError, Store, StoreError
 from tests.support.forecast import SPEC, write_store
 from tests.support.training import MODEL, SETTINGS
 
@@ -188,8 +190,46 @@ def test_full_disk_raises_an_error(cache: CaseSelection, monkeypatch: pytest.Mon
     assert not (cache.roots[0] / cache.name).exists()
 
 
+def test_cache_of_patients_is_closed_to_other_users(cache: CaseSelection) -> None:
+    memory, disk = cache.roots
+    memory.mkdir(mode=0o755, parents=True)  # an earlier version left it open to readers
+    for selection, root in ((cache, memory), (replace(cache, limit=0), disk)):
+        assert fill(selection, read_in_process).folder.parent == root
+        assert stat.S_IMODE(root.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize(
+    ("trap", "sentence"),
+    [
+        ("link", "expected a folder, got a link; remove it"),
+        ("writable", "only its owner can write to, got mode 0777; .* chmod 700"),
+        ("foreign", f"expected a folder of user {os.geteuid()}, got one of user 65534"),
+    ],
+)
+def test_cache_folder_that_another_user_prepared_is_refused(
+    cache: CaseSelection, tmp_path: Path, place: str, trap: str, sentence: str
+) -> None:
+    root = cache.roots[place == "disk"]
+    target = tmp_path / "target" if trap == "link" else root
+    target.mkdir(parents=True)
+    root.parent.mkdir(exist_ok=True)
+    if trap == "link":
+        root.symlink_to(target)
+    elif trap == "writable":
+        root.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(root, 65534, -1)
+    else:
+        pytest.skip("only root can make a folder of another user")
+    for use in (open_cases, fill):
+        with pytest.raises(StorageError, match=sentence):
+            use(cache, read_in_process)
+    assert list(target.iterdir()) == []
+
+
 def test_environment_variable_names_the_only_cache_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LESIONCAST_CACHE", "/scratch/cases")
-    assert cache_roots() == (Path("/scratch/cases"),)
+    assert cache_roots() == (Path(f"/scratch/cases/lesioncast-{os.geteuid()}"),)
     monkeypatch.delenv("LESIONCAST_CACHE")
     assert len(cache_roots()) == 1 + cache_location.MEMORY.is_dir()

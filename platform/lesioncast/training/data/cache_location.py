@@ -16,12 +16,13 @@ GIB = 2**30
 def cache_roots() -> tuple[Path, ...]:
     """Return the folders that may hold a node's cache, best first.
 
-    That is $LESIONCAST_CACHE if set, or else a folder in shared memory, if the system has it, and a
-    folder in the temporary directory.
+    That is a folder in $LESIONCAST_CACHE if set, or else one in shared memory, if the system has
+    it, and one in the temporary directory. Other users may write to all of these places. So each
+    user has a folder of its own in them, which `node_cache` creates and checks.
     """
+    name = f"lesioncast-{os.geteuid()}"
     if folder := os.environ.get("LESIONCAST_CACHE"):
-        return (Path(folder).absolute(),)
-    name = f"lesioncast-{os.getuid()}"
+        return (Path(folder).absolute() / name,)
     memory = (MEMORY / name,) if MEMORY.is_dir() else ()
     return (*memory, Path(tempfile.gettempdir()).absolute() / name)
 

@@ -27,6 +27,7 @@ from lesioncast.training.data.cache_location import describe_choice, first_that_
 from lesioncast.training.data.dataset import VOLUMES, CaseDataset
 from lesioncast.training.data.selection import CaseSelection
 from storage import MASKS, open_store
+from storage.private_files import check_private, private_folder
 from storage.store.ray_datasource import ZarrDatasource
 
 METADATA_ARRAYS = ("present", "arm")  # small, and cached even if the volumes are not
@@ -80,10 +81,16 @@ def release(selection: CaseSelection) -> None:
 
 @contextmanager
 def _locked(selection: CaseSelection) -> Iterator[None]:
-    """Hold the lock of a cache, which all processes of the node share."""
+    """Hold the lock of a cache, which all processes of the node share.
+
+    Raise StorageError if a root may hold another user's files.
+    """
     # The lock file lies in the last root, even for a cache in memory, and is never removed. A
     # process that waits for a removed file would get a lock of its own.
-    selection.roots[-1].mkdir(parents=True, exist_ok=True)
+    private_folder(selection.roots[-1])
+    for root in selection.roots[:-1]:
+        if os.path.lexists(root):  # never read or remove what another user planted there
+            check_private(root)
     with (selection.roots[-1] / f"{selection.name}.lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -140,9 +147,10 @@ def _write(
 
     Batches may come in any order. Raise TrainingError if cases are missing.
     """
+    private_folder(folder.parent)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     row_of = {case: row for row, case in enumerate(selection.cases)}
     arrays: dict[str, np.memmap[Any, Any]] = {}
     active = np.zeros(len(selection.cases), bool)
