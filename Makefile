@@ -12,7 +12,8 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --p
 COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/(tests?|rllib|_inductor|networkx|pip|setuptools)/' \
 	$(VENV)/lib || true
 export LESIONCAST_ROOT ?= $(CURDIR)/out
-export RAY_AUTH_MODE ?= disabled
+# Ray lets in only who has its token. lesioncast gives each cluster of its own a new one.
+export RAY_AUTH_MODE ?= token
 
 .PHONY: demo serve test pytest faults observe lint style types manifests install develop clean
 
@@ -20,7 +21,7 @@ demo: install  ## simulate, convert, train both stages, forecast, evaluate
 	$(VENV)/bin/python jobs/demo.py --config jobs/configs/demo.yaml
 
 serve: $(SERVED)  ## forecasts over HTTP from the demo's bundle, for this machine alone
-	$(VENV)/bin/serve run serve/service.yaml
+	$(VENV)/bin/lesioncast serve serve/service.yaml
 
 test: style  ## lint, types, tests; types are checked while tests wait for processes
 	$(MAKE) --no-print-directory --jobs 2 types pytest

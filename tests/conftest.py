@@ -24,14 +24,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Start a local Ray cluster with its own temporary directory, once for all tests."""
+    """Start a local Ray cluster with its own temporary directory, once for all tests.
+
+    It asks for a token, whatever the environment says.
+    """
     from lesioncast.cluster import connection
 
-    address = os.environ.pop("RAY_ADDRESS", None)
+    names = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+    given = {name: os.environ.pop(name) for name in names if name in os.environ}
     with connection.ray_cluster(connection.RaySettings(num_cpus=4, object_store_mb=300)):
         yield
-    if address is not None:
-        os.environ["RAY_ADDRESS"] = address
+    os.environ.update(given)
 
 
 @pytest.fixture

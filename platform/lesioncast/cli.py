@@ -85,6 +85,10 @@ def serve(settings: Path | None) -> NoReturn:
     path = settings or shipped_service()
     if path is None or not path.is_file():
         sys.exit(f"expected a file with the service's settings, got {path}; name one")
+    # Importing it takes a second, which --help has not.
+    from lesioncast.cluster.connection import prepare_token
+
+    prepare_token()
     executable = Path(sys.executable).with_name("serve")
     sys.stdout.flush()
     # Replaced instead of started as a child, so that signals reach Ray Serve itself.

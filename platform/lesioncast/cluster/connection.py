@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -69,13 +70,12 @@ def ray_cluster(
 
     The running cluster is used under `ray job submit` and where RAY_ADDRESS names one. A block
     inside another one uses the outer block's cluster. Local workers get this process's import path,
-    so that driver and workers run the same tree.
+    so that driver and workers run the same tree. A local cluster asks for a token.
 
     Raise StorageError if a node of the running cluster does not share the folders that the job
     `reads` or `writes`.
     """
     # Ray reads these when it is imported or started, so they are set before the import below.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -93,6 +93,7 @@ def ray_cluster(
             ray.init()
             check_shared_paths(reads=reads, writes=writes)
         else:
+            prepare_token()
             os.environ["RAY_TMPDIR"] = folder
             ray.init(
                 address="local",
@@ -108,6 +109,25 @@ def ray_cluster(
             yield
         finally:
             ray.shutdown()
+
+
+def prepare_token() -> None:
+    """Give this process a token of its own for the cluster that it starts, if the user has none.
+
+    Ray's ports listen on the machine's address, and whoever may call them can run code here. Ray
+    lets in only processes that have its token, as our children do, unless RAY_AUTH_MODE says
+    otherwise. RAY_AUTH_MODE=disabled remains the user's choice, and is logged.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
+        logger.warning(
+            "RAY_AUTH_MODE=disabled: whoever reaches Ray's ports on this machine can run code and "
+            "read data; unset it to have Ray ask for a token"
+        )
+        return
+    given = any(map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")))
+    if not given and not (Path.home() / ".ray" / "auth_token").is_file():
+        # Ray would write a token to that file with the default mode, for all later clusters.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _import_path() -> list[str]:
