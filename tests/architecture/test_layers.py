@@ -21,7 +21,14 @@ MAX_MODULES = 13
 # import its own entry and every entry of a lower row; entries of one row do not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("storage.errors",),
-    ("storage.layout", "storage.atomic", "storage.digest", "storage.text_files", "storage.version"),
+    (
+        "storage.layout",
+        "storage.atomic",
+        "storage.digest",
+        "storage.radiological",
+        "storage.text_files",
+        "storage.version",
+    ),
     ("storage.trial.path_patterns",),
     ("storage.settings",),
     ("storage.trial", "storage.backends"),

@@ -28,7 +28,8 @@ from lesioncast.forecasting.output.bids import (
     summary_path,
     write_forecast_root,
 )
-from lesioncast.forecasting.output.display import choose_slices, make_view, to_radiological
+from lesioncast.forecasting.output.display import choose_slices, make_view, to_display
+from lesioncast.forecasting.output.figure import forecast_figure
 from lesioncast.forecasting.output.summary import ForecastSummary, RunProvenance, read_summary
 from lesioncast.forecasting.pipeline import (
     ForecastRun,
@@ -241,10 +242,26 @@ def test_the_patients_right_is_on_the_left_and_anterior_on_top() -> None:
     """Check one voxel: canonical w runs to the patient's right, h to anterior."""
     plane = np.zeros((16, 12), np.float32)
     plane[15, 11] = 1  # anterior right
-    shown = to_radiological(plane, (3.0, 2.0, 2.0), order=1)
+    shown = to_display(plane, (3.0, 2.0, 2.0), order=1)
     row, column = np.unravel_index(shown.argmax(), shown.shape)
     assert row < shown.shape[0] / 4
     assert column < shown.shape[1] / 4
+
+
+def test_every_slice_of_a_figure_names_the_side_of_the_patient_at_each_edge(
+    trial: tuple[Store, Path], forecasts: tuple[Path, list[ForecastSummary]]
+) -> None:
+    (store, bids), (out, records) = trial, forecasts
+    flair = bids_flair(bids, LAYOUT)(store.case("sub-02"))
+    maps = {arm: nib.load(forecast_path(out, "sub-02", arm)) for arm in records[1].arms}
+    figure = forecast_figure(make_view(flair, maps, None), records[1], slices=2)
+    figure.draw_without_rendering()
+    slices = [axes for axes in figure.axes if axes.images and len(axes.images[0].get_array()) > 20]
+    assert len(slices) == 2 * (1 + len(maps))
+    for axes in slices:
+        at = {text.get_text(): text.get_position() for text in axes.texts}
+        assert at["R"][0] < 0.1 < 0.9 < at["L"][0]
+        assert at["P"][1] < 0.1 < 0.9 < at["A"][1]
 
 
 def test_unknown_subjects_and_reference_arms_are_rejected_by_name(

@@ -22,13 +22,13 @@ from lesioncast.forecasting.output.display import (
     choose_slices,
     crop,
     intensity_window,
-    to_radiological,
+    to_display,
 )
 from lesioncast.forecasting.output.figure import (
     BACKGROUND,
     LEAST_SCALE,
     draw_heat,
-    draw_orientation,
+    draw_height,
     draw_outline,
     draw_slice,
 )
@@ -176,10 +176,10 @@ def _png(view: View, index: int, probability: Float32s) -> bytes:
         figsize=(2 * PANEL_INCHES, PANEL_INCHES * height_mm / width_mm), facecolor=BACKGROUND
     )
     grid = figure.add_gridspec(1, 2, left=0, right=1, top=1, bottom=0, wspace=0.01)
-    flair = to_radiological(view.flair[index][window_hw], view.spacing, order=3)
+    flair = to_display(view.flair[index][window_hw], view.spacing, order=3)
     scale = Normalize(0, max(LEAST_SCALE, float(probability.max())))
     grey = Normalize(*intensity_window(view))
-    draw_orientation(draw_slice(figure, grid[0, 0], flair, grey), view.heights[index])
+    draw_height(draw_slice(figure, grid[0, 0], flair, grey), view.heights[index])
     axes = draw_slice(figure, grid[0, 1], flair, grey)
     draw_heat(axes, probability[index][window_hw], view, scale)
     draw_outline(axes, view, index, window_hw)

@@ -24,6 +24,7 @@ from lesioncast.evaluation.paper_results import SOURCE
 from lesioncast.evaluation.reporting.figures import DIM, INK, RULE, Panel
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
+from storage.radiological import CONVENTION
 
 TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE, STYLE = "report.html", "report.css"
@@ -83,6 +84,7 @@ def render_html(
             for index, panel in enumerate(panels)
         ],
         examples=examples,
+        convention=CONVENTION,
         tables=Markup(markdown_to_html(render_markdown(report))),
         published=SOURCE,
         provenance=list(_provenance(report)),

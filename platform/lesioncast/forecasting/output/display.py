@@ -13,6 +13,8 @@ import numpy.typing as npt
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
+from storage.radiological import to_radiological
+
 Floats = npt.NDArray[np.float32]
 
 SHOWN_MM = 0.6  # in-plane size of a displayed pixel
@@ -121,11 +123,8 @@ def _bounds(occupied: npt.NDArray[np.bool_], margin: int) -> slice:
     return slice(max(0, indices[0] - margin), min(len(occupied), indices[-1] + 1 + margin))
 
 
-def to_radiological(plane: Floats, spacing: tuple[float, float, float], *, order: int) -> Floats:
-    """Resample a slice [h, w] to isotropic display pixels, in radiological convention.
-
-    Rows run from anterior down, columns from the patient's right (shown on the left) to the left.
-    """
+def to_display(plane: Floats, spacing: tuple[float, float, float], *, order: int) -> Floats:
+    """Resample a slice [h, w] to isotropic display pixels, in radiological convention."""
     factors = (spacing[1] / SHOWN_MM, spacing[2] / SHOWN_MM)
     smooth = ndimage.zoom(plane, factors, order=order, mode="nearest", grid_mode=True)
-    return np.asarray(smooth[::-1, ::-1], np.float32)
+    return to_radiological(np.asarray(smooth, np.float32))

@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec, SubplotSpec
+from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
 from lesioncast.arms import PAPER_ARMS
@@ -22,7 +22,7 @@ from lesioncast.forecasting.output.display import (
     choose_slices,
     crop,
     intensity_window,
-    to_radiological,
+    to_display,
 )
 from lesioncast.forecasting.output.summary import (
     ActiveProbability,
@@ -30,6 +30,7 @@ from lesioncast.forecasting.output.summary import (
     ForecastSummary,
 )
 from storage.atomic import atomic_write
+from storage.radiological import AXIAL, CONVENTION
 
 BACKGROUND = "#0c0e12"
 TEXT = "#f2f3f5"
@@ -70,9 +71,8 @@ def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Fig
     for column, arm in enumerate(view.probability, 1):
         _arm_column(figure.add_subplot(grid[0, column]), arm, summary.arms[arm])
     for row, index in enumerate(shown, 1):
-        flair = to_radiological(view.flair[index][window_hw], view.spacing, order=3)
-        axes = draw_slice(figure, grid[row, 0], flair, grey)
-        draw_orientation(axes, view.heights[index])
+        flair = to_display(view.flair[index][window_hw], view.spacing, order=3)
+        draw_height(draw_slice(figure, grid[row, 0], flair, grey), view.heights[index])
         for column, arm in enumerate(view.probability, 1):
             axes = draw_slice(figure, grid[row, column], flair, grey)
             draw_heat(axes, view.probability[arm][index][window_hw], view, scale)
@@ -178,16 +178,17 @@ def _bar(axes: Axes, p_active: ActiveProbability) -> None:
 def draw_slice(
     figure: Figure, place: SubplotSpec, flair: npt.NDArray[np.float32], grey: Normalize
 ) -> Axes:
-    """Draw a FLAIR slice in grey; `flair` is the result of `to_radiological`."""
+    """Draw a FLAIR slice in grey with its sides marked; `flair` is the result of `to_display`."""
     axes = figure.add_subplot(place)
     _bare(axes)
     axes.imshow(flair, cmap=GREYS, norm=grey, interpolation="bilinear")
+    draw_orientation(axes)
     return axes
 
 
 def draw_heat(axes: Axes, plane: npt.NDArray[np.float32], view: View, scale: Normalize) -> None:
     """Draw the probability in heat colours, transparent where no sample has a lesion."""
-    smooth = np.clip(to_radiological(plane, view.spacing, order=3), 0, 1)
+    smooth = np.clip(to_display(plane, view.spacing, order=3), 0, 1)
     share = np.clip(np.asarray(scale(smooth), np.float32), 0, 1)
     colours = HEAT(share)
     colours[..., 3] = 0.92 * np.clip((share - 0.04) / 0.2, 0, 1)
@@ -198,19 +199,44 @@ def draw_outline(axes: Axes, view: View, index: int, window_hw: tuple[slice, sli
     """Outline the observed lesions of slice `index`, if there are any."""
     if view.observed is None or not view.observed[index][window_hw].any():
         return
-    plane = to_radiological(
-        view.observed[index][window_hw].astype(np.float32), view.spacing, order=1
-    )
+    plane = to_display(view.observed[index][window_hw].astype(np.float32), view.spacing, order=1)
     smooth = ndimage.gaussian_filter(plane, 1.0)  # smooth outlines; a single voxel stays visible
     axes.contour(smooth, levels=[0.4 * smooth.max()], colors=OBSERVED, linewidths=1.1)
 
 
-def draw_orientation(axes: Axes, height: float) -> None:
-    """Mark the patient's right and left and the position of the slice."""
-    place: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": DIM}
-    axes.text(0.02, 0.98, "R", va="top", ha="left", **place)
-    axes.text(0.98, 0.98, "L", va="top", ha="right", **place)
-    axes.text(0.02, 0.02, f"z {height:+.0f} mm", va="bottom", ha="left", **place)
+def draw_orientation(axes: Axes) -> None:
+    """Write the letter of the patient's side at each edge of a slice."""
+    halo = [withStroke(linewidth=2, foreground=BACKGROUND)]
+    for x, y, letter in (
+        (0.03, 0.5, AXIAL.left),
+        (0.97, 0.5, AXIAL.right),
+        (0.5, 0.965, AXIAL.top),
+        (0.5, 0.035, AXIAL.bottom),
+    ):
+        axes.text(
+            x,
+            y,
+            letter,
+            transform=axes.transAxes,
+            color=TEXT,
+            fontsize=8,
+            ha="center",
+            va="center",
+            path_effects=halo,
+        )
+
+
+def draw_height(axes: Axes, height: float) -> None:
+    """Write the position of the slice, in mm."""
+    axes.text(
+        0.02,
+        0.02,
+        f"z {height:+.0f} mm",
+        transform=axes.transAxes,
+        fontsize=8,
+        color=DIM,
+        va="bottom",
+    )
 
 
 def _outline_legend(view: View, shown: list[int], summary: ForecastSummary) -> str:
@@ -262,7 +288,7 @@ def _footer(summary: ForecastSummary, outline: str) -> list[str]:
         *textwrap.wrap(first, FOOTER_WIDTH),
         "Columns other than the arm received are counterfactual: arm and trial may be confounded. "
         f"Bundle {summary.bundle[:12]}.",
-        f"{outline}Radiological convention: the patient's right is on the left. "
+        f"{outline}{CONVENTION} "
         + (
             "P(active) and lesions expected are exact; the range and the maps are of samples."
             if exact
