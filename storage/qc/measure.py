@@ -17,7 +17,6 @@ from scipy import ndimage
 from storage.layout import BACKGROUND, CHANNELS, CONNECTIVITY_26, MASKS, SESSIONS
 from storage.preprocess.grid import SlabGrid
 from storage.preprocess.prepare import CaseArrays
-from storage.qc.thumbnail import thumbnail
 from storage.store.case_table import Case
 from storage.store.store import Store
 
@@ -83,13 +82,11 @@ class CaseQuality:
     lesions: dict[tuple[str, str], LesionStats]
     #: Reasons to look at the case.
     flags: tuple[str, ...]
-    #: JPEG of the middle slice.
-    picture: bytes
 
 
-def measure_case(store: Store, index: int) -> CaseQuality:
-    """Measure the case with that index and draw the middle of its slab."""
-    case, arrays = store.cases[index], store.read(index)
+def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
+    """Measure the case with that index, whose arrays are given."""
+    case = store.cases[index]
     affine = np.array(case.grid.header.affine)
     heads = {
         session: arrays.flair[k] > BACKGROUND
@@ -128,7 +125,6 @@ def measure_case(store: Store, index: int) -> CaseQuality:
         clipped=clipped,
         lesions=lesions,
         flags=flags,
-        picture=thumbnail(arrays),
     )
 
 

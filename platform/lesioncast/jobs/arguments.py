@@ -209,7 +209,8 @@ QC = JobCommand(
 
     lesioncast qc --config demo [--store FOLDER] [--out FOLDER]
 
-Writes qc.html (self-contained) and qc.tsv to <root>/qc, flagged subjects first.""",
+Writes qc.html, qc.tsv and a folder of pictures to <root>/qc, flagged subjects first. The page opens
+from disk; move or copy it together with its pictures.""",
     _qc_arguments,
 )
 PRETRAIN = JobCommand(

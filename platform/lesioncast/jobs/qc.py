@@ -11,7 +11,7 @@ from lesioncast.config import Config
 from lesioncast.jobs.arguments import QC
 from lesioncast.jobs.runner import run_job
 from storage import Location, open_store
-from storage.qc.measure import CaseQuality, measure_case
+from storage.qc.inspection import Inspection, inspect_case
 from storage.qc.report import write_qc_report
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_qc(config: Config, args: argparse.Namespace) -> None:
-    """Measure every case of the store on Ray, and write the table and the page."""
+    """Inspect every case of the store on Ray, and write page, table and pictures."""
     store = open_store(args.store or config.paths.store)
     with ray_cluster(config.ray, reads=[store.path]):
         results = ordered_actor_map(
@@ -31,11 +31,10 @@ def write_qc(config: Config, args: argparse.Namespace) -> None:
             range(len(store.cases)),
             workers=config.ray.num_cpus,
         )
-        qualities = list(with_progress(results, total=len(store.cases), label="cases"))
-    page, _ = write_qc_report(qualities, store.table, args.out or config.paths.qc)
-    flagged = sum(bool(quality.flags) for quality in qualities)
-    logger.info("%d of %d to look at: %s", flagged, len(qualities), page)
+        inspections = with_progress(results, total=len(store.cases), label="cases")
+        report = write_qc_report(inspections, store.table, args.out or config.paths.qc)
+    logger.info("%d of %d to look at: %s", report.flagged, report.cases, report.page)
 
 
-def _build_qc_worker(path: Location) -> Callable[[int], CaseQuality]:
-    return partial(measure_case, open_store(path))
+def _build_qc_worker(path: Location) -> Callable[[int], Inspection]:
+    return partial(inspect_case, open_store(path))

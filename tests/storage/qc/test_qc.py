@@ -1,17 +1,13 @@
 """Quality control: measurements of a case, its flags, and the report."""
 
-import base64
-import io
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from lesioncast.jobs import qc as qc_job
 from storage import Case, CaseArrays, Store, StoreSpec, open_store, pack_masks
@@ -20,9 +16,9 @@ from storage.layout import CASE_TABLE
 from storage.nifti.io import NiftiGeometry, as_matrix
 from storage.preprocess.duplicates import fingerprint
 from storage.preprocess.grid import SlabGrid
+from storage.qc.inspection import Inspection, inspect_case
 from storage.qc.measure import CaseQuality, LesionStats, field_share, measure_case
-from storage.qc.report import write_qc_report
-from storage.qc.thumbnail import COLOURS
+from storage.qc.report import QcReport, write_qc_report
 from storage.store.case_table import ShardRow
 from tests.support import bids
 from tests.support.store import SHARD, table_of, write_tiny_store
@@ -57,7 +53,8 @@ def sound_case() -> CaseArrays:
 
 def measured(folder: Path, arrays: CaseArrays, *, slab_grid: SlabGrid | None = None) -> CaseQuality:
     case = bids.case_of(slab_grid or grid())
-    return measure_case(stored(folder, [(case, arrays)]), 0)
+    store = stored(folder, [(case, arrays)])
+    return measure_case(store, 0, store.read(0))
 
 
 def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *excluded: Exclusion) -> Store:
@@ -200,52 +197,22 @@ def test_absent_inputs_raise_no_flag(tmp_path: Path) -> None:
     assert set(quality.clipped) == {"w000", "w048"}
 
 
-def test_thumbnail_shows_three_upright_sessions_with_lesion_outlines(tmp_path: Path) -> None:
-    arrays = sound_case()
-    arrays.masks[:] = 0
-    arrays.masks[1, NET2, 2, 19:21, 3:5] = 1  # in front, on the patient's left
-    arrays.present[2, 0] = False
-    picture = Image.open(io.BytesIO(measured(tmp_path, arrays).picture))
-    zoom, gap = 10, 4
-    assert picture.size == (3 * 20 * zoom + 2 * gap, 24 * zoom)
-    pixels = np.asarray(picture).astype(int)
-    orange = np.abs(pixels - COLOURS["net2"]).max(axis=-1) < 40
-    rows, columns = np.nonzero(orange)
-    assert rows.min() == (24 - 21) * zoom
-    assert columns.min() == 20 * zoom + gap + 3 * zoom
-    assert rows.max() - rows.min() == columns.max() - columns.min() == 2 * zoom - 1
-    assert not orange[rows.min() + zoom, columns.min() + zoom]  # an outline: the lesion shows
-    assert (np.abs(pixels[100:, 2 * (20 * zoom + gap) :] - 38) < 8).all()  # no w096
+def report_of(store: Store, folder: Path) -> QcReport:
+    inspections = (inspect_case(store, index) for index in range(len(store.cases)))
+    return write_qc_report(inspections, store.table, folder)
 
 
-def test_report_is_self_contained_and_lists_flagged_cases_first(tmp_path: Path) -> None:
+def test_table_has_a_row_for_each_case_and_flagged_ones_come_first(tmp_path: Path) -> None:
     bad = sound_case()
     empty_t2(bad)
-    names = ("sub-01", "sub-02", "sub-<b>03")
-    cases = [bids.case_of(grid(), index=i, subject=name) for i, name in enumerate(names)]
-    exclusion = Exclusion("sub-09", "not finite", "expected finite voxels, got <NaN>")
-    store = stored(
-        tmp_path / "store",
-        list(zip(cases, (sound_case(), bad, sound_case()), strict=True)),
-        exclusion,
+    cases = [bids.case_of(grid(), index=i, subject=f"sub-{i}") for i in range(2)]
+    store = stored(tmp_path / "store", list(zip(cases, (sound_case(), bad), strict=True)))
+    head, *rows = (
+        line.split("\t") for line in report_of(store, tmp_path).sheet.read_text().splitlines()
     )
-    measurements = [measure_case(store, i) for i in range(3)]
-    page, sheet = write_qc_report(measurements, store.table, tmp_path / "qc")
-    text = page.read_text()
-    assert "Quality control: 3 cases, 1 to look at, 1 excluded" in text
-    assert re.findall(r"<b>(sub-.*?)</b>", text) == ["sub-02", "sub-01", "sub-&lt;b&gt;03"]
-    assert "expected finite voxels, got &lt;NaN&gt;" in text
-    assert "position: sticky" in text
-    assert not re.search(r"https?://|<script|<link|url\(", text)
-    sources = re.findall(r'src="(.*?)"', text)
-    assert len(sources) == 3
-    for source in sources:
-        Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))))
-
-    head, *rows = (line.split("\t") for line in sheet.read_text().splitlines())
     assert {len(row) for row in rows} == {len(head)}
     first = dict(zip(head, rows[0], strict=True))
-    assert first["subject"] == "sub-02"
+    assert first["subject"] == "sub-1"
     assert "w096: T2 mask empty" in first["flags"]
     assert (first["w048_t2_ml"], first["w048_t2_count"]) == ("0.1440", "2")
     assert (first["w000_net2_ml"], first["w000_low"], first["spacing"]) == ("n/a", "0", "2x2x3")
@@ -259,18 +226,54 @@ def test_subjects_with_one_image_are_flagged(tmp_path: Path) -> None:
         for i, session in enumerate(("w000", "w048"))
     ]
     store = stored(tmp_path / "store", [(case, sound_case()) for case in cases])
-    _, sheet = write_qc_report([measure_case(store, i) for i in range(2)], store.table, tmp_path)
-    flags = [line.split("\t")[1] for line in sheet.read_text().splitlines()[1:]]
+    report = report_of(store, tmp_path)
+    flags = [line.split("\t")[1] for line in report.sheet.read_text().splitlines()[1:]]
     assert flags == ["w000 is the image of sub-1 at w048", "w048 is the image of sub-0 at w000"]
+    assert (report.cases, report.flagged) == (2, 2)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_qc_job_writes_page_and_table(tmp_path: Path) -> None:
+def test_qc_job_writes_page_table_and_pictures(tmp_path: Path) -> None:
     cases = [(bids.case_of(grid(), index=i, subject=f"sub-{i}"), sound_case()) for i in range(3)]
-    stored(tmp_path / "store", cases)
-    flags = ["--config", str(DEMO), "--store", str(tmp_path / "store")]
-    assert qc_job.main([*flags, "--out", str(tmp_path / "qc")]) == 0
-    assert sorted(path.name for path in (tmp_path / "qc").iterdir()) == ["qc.html", "qc.tsv"]
-    (tmp_path / "store" / CASE_TABLE).write_text(json.dumps({}))
+    store, out = tmp_path / "store", tmp_path / "qc"
+    stored(store, cases)
+    flags = ["--config", str(DEMO), "--store", str(store)]
+    assert qc_job.main([*flags, "--out", str(out)]) == 0
+    (pictures,) = (path for path in out.iterdir() if path.is_dir())
+    assert names(out) == sorted(
+        [pictures.name, "qc.html", "qc.tsv"]
+        + [f"000{i}_sub-{i}.{suffix}" for i in range(3) for suffix in ("jpg", "png")]
+    )
+    assert pictures.name in (out / "qc.html").read_text()
+    (store / CASE_TABLE).write_text(json.dumps({}))
     assert qc_job.main(flags) == 1
+
+
+def test_a_report_keeps_its_pictures_until_another_replaces_it(tmp_path: Path) -> None:
+    cases = [(bids.case_of(grid(), index=i, subject=f"sub-{i}"), sound_case()) for i in range(2)]
+    out = tmp_path / "qc"
+    report_of(stored(tmp_path / "one", cases), out)
+    page, before = (out / "qc.html").read_text(), names(out)
+    (out / "notes.txt").write_text("of a reader")
+
+    def killed(store: Store) -> Iterator[Inspection]:
+        yield inspect_case(store, 0)
+        raise KeyboardInterrupt
+
+    changed = stored(tmp_path / "two", cases[:1])
+    with pytest.raises(KeyboardInterrupt):
+        write_qc_report(killed(changed), changed.table, out)
+    assert (out / "qc.html").read_text() == page
+    assert set(before) <= set(names(out))
+
+    report_of(changed, out)
+    (pictures,) = (path.name for path in out.iterdir() if path.is_dir())
+    assert pictures not in before
+    assert names(out) == sorted(
+        ["0000_sub-0.jpg", "0000_sub-0.png", "notes.txt", pictures, "qc.html", "qc.tsv"]
+    )
