@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,12 +128,13 @@ def _make_folder(folder: Path) -> None:
 
 def _flush_tree(folder: Path) -> None:
     """Flush every file and folder below `folder`, and `folder` itself, to disk."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _flush_folder(path)
-        elif path.is_file():
-            _flush(path)
-    _flush_folder(folder)
+    paths = list(folder.rglob("*"))
+    # Flushes at the same time share one commit of the file system's journal, which is many times
+    # faster than one after the other.
+    with ThreadPoolExecutor(_FLUSHES) as pool:
+        list(pool.map(_flush, [path for path in paths if path.is_file()]))
+    for each in (*(path for path in paths if path.is_dir()), folder):
+        _flush_folder(each)
 
 
 def _flush(path: Path) -> None:
