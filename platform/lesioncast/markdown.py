@@ -22,6 +22,17 @@ def format_number(value: float | None, *, digits: int = 3) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
+def format_probability(value: float, *, exact: bool) -> str:
+    """Return a forecast probability in percent.
+
+    An exact one is never shown as certain: it is at most `>99%` and at least `<1%`. A share of
+    samples may be 0 or all of them.
+    """
+    if exact and value > 0.99:
+        return ">99%"
+    return "<1%" if exact and value < 0.01 else f"{value:.0%}"
+
+
 def format_estimate(estimate: ScoreWithInterval | None, *, digits: int = 3) -> str:
     """Return for example `0.812 (0.760 to 0.861)`, without the interval where it is undefined."""
     if estimate is None or estimate.value is None:

@@ -35,6 +35,7 @@ from lesioncast.forecasting.output.figure import (
 from lesioncast.forecasting.runtime import build_sampler, device_of
 from lesioncast.forecasting.sampling import EnsembleRequest, ensembles, plan_batches, seeds_of
 from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
+from lesioncast.markdown import format_probability
 from storage import Case, Store
 
 PANEL_INCHES = 2.6
@@ -99,18 +100,22 @@ def example_cases(
         build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
     )
     sampled = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
+    drawn = list(ensembles(requests, seeds, sampled))
+    # One scale, so that a colour means the same share in every picture.
+    scale = Normalize(0, max(LEAST_SCALE, *(float(each.probability.max()) for each in drawn)))
     return [
-        example_case(store, case, ensemble, p_active=scores[0][one.row], rule=one.rule)
-        for case, ensemble, one in zip(
-            cases, ensembles(requests, seeds, sampled), chosen, strict=True
-        )
+        example_case(store, case, ensemble, p_active=scores[0][one.row], rule=one.rule, scale=scale)
+        for case, ensemble, one in zip(cases, drawn, chosen, strict=True)
     ]
 
 
 def example_case(
-    store: Store, case: Case, ensemble: Ensemble, *, p_active: float, rule: str
+    store: Store, case: Case, ensemble: Ensemble, *, p_active: float, rule: str, scale: Normalize
 ) -> ExampleCase:
-    """Return one subject's forecast and outcome, in words and in slices of the store's slab."""
+    """Return one subject's forecast and outcome, in words and in slices of the store's slab.
+
+    `scale` gives the colour of a share of samples.
+    """
     arrays = store.read(case.index)
     last = SESSIONS.index("w096")
     assert case.present[last, CHANNELS.index("net2")]
@@ -123,23 +128,24 @@ def example_case(
         spacing=store.spec.spacing,
         heights=affine[2, 3] + affine[2, 2] * np.arange(observed.shape[0]),
     )
+    probability = format_probability(p_active, exact=ensemble.expected is not None)
     words = (
-        f"Received {case.arm}. Forecast: {p_active:.0%} probability of new lesions, "
+        f"Received {case.arm}. Forecast: {probability} probability of new lesions, "
         f"{ensemble.plain.mean():.1f} expected, from {len(ensemble.seeds)} samples."
     )
-    return ExampleCase(case.subject, rule, words, tuple(_pictures(view, case)))
+    return ExampleCase(case.subject, rule, words, tuple(_pictures(view, case, scale)))
 
 
-def _pictures(view: View, case: Case) -> list[Picture]:
+def _pictures(view: View, case: Case, scale: Normalize) -> list[Picture]:
     """Show the slice with most observed lesion and the slice with most forecast probability."""
     assert view.observed is not None
     volume = view.observed.sum(axis=(1, 2))
     forecast = choose_slices(view, 1)[0]
     indices = [forecast] if not volume.any() else [int(np.argmax(volume)), forecast]
-    return [_picture(view, index, case) for index in dict.fromkeys(indices)]
+    return [_picture(view, index, case, scale) for index in dict.fromkeys(indices)]
 
 
-def _picture(view: View, index: int, case: Case) -> Picture:
+def _picture(view: View, index: int, case: Case, scale: Normalize) -> Picture:
     assert view.observed is not None
     (probability,) = view.probability.values()
     lesion_voxels, highest = int(view.observed[index].sum()), float(probability[index].max())
@@ -149,23 +155,25 @@ def _picture(view: View, index: int, case: Case) -> Picture:
         if lesion_voxels
         else "no observed lesion."
     )
+    forecast = (
+        f"forecast in colour (highest {highest:.0%})"
+        if highest
+        else "forecast (no sample has a lesion here)"
+    )
     outline = (
         ", observed new lesions outlined." if lesion_voxels else ". No new lesion observed here."
     )
     return Picture(
-        png=_png(view, index, probability),
+        png=_png(view, index, probability, scale),
         alt=(
             f"{case.subject}, axial slice at {height}: FLAIR at week 48, and the same with the "
             f"forecast in colour, at most {highest:.0%} of the samples at one voxel, and {observed}"
         ),
-        caption=(
-            f"{height}. Left: FLAIR at week 48. Right: forecast in colour (highest {highest:.0%})"
-            f"{outline}"
-        ),
+        caption=f"{height}. Left: FLAIR at week 48. Right: {forecast}{outline}",
     )
 
 
-def _png(view: View, index: int, probability: Float32s) -> bytes:
+def _png(view: View, index: int, probability: Float32s, scale: Normalize) -> bytes:
     """Draw FLAIR alone and FLAIR with the forecast, side by side."""
     window_hw = crop(view, [index])
     height_mm, width_mm = (
@@ -177,7 +185,6 @@ def _png(view: View, index: int, probability: Float32s) -> bytes:
     )
     grid = figure.add_gridspec(1, 2, left=0, right=1, top=1, bottom=0, wspace=0.01)
     flair = to_display(view.flair[index][window_hw], view.spacing, order=3)
-    scale = Normalize(0, max(LEAST_SCALE, float(probability.max())))
     grey = Normalize(*intensity_window(view))
     draw_height(draw_slice(figure, grid[0, 0], flair, grey), view.heights[index])
     axes = draw_slice(figure, grid[0, 1], flair, grey)

@@ -102,7 +102,9 @@ def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | No
         f"P(active) minus {reference} (MC error)",
         f"lesions minus {reference} (MC error)",
     ]
-    truth = "not known" if observed is None else f"{observed} lesions in the slab"
+    truth = (
+        "not known" if observed is None else f"{observed} lesion{'s' * (observed != 1)} in the slab"
+    )
     parts = [
         f"## {heading}",
         f"{summary.subject}: received {received or 'an arm that is not known'}; observed at week "

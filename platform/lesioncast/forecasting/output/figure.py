@@ -29,6 +29,7 @@ from lesioncast.forecasting.output.summary import (
     ArmSummary,
     ForecastSummary,
 )
+from lesioncast.markdown import format_probability
 from storage.atomic import atomic_write
 from storage.radiological import AXIAL, CONVENTION
 
@@ -147,7 +148,13 @@ def _arm_column(axes: Axes, arm: str, summary: ArmSummary) -> None:
     color = OBSERVED if summary.received else DIM
     axes.text(0.03, 0.58, note, color=color, fontsize=8, va="center")
     axes.text(
-        0.03, 0.34, f"{p_active.value:.0%}", color=TEXT, fontsize=10, weight="bold", va="center"
+        0.03,
+        0.34,
+        format_probability(p_active.value, exact=p_active.exact),
+        color=TEXT,
+        fontsize=10,
+        weight="bold",
+        va="center",
     )
     _bar(axes, p_active)
     expected = count.mean if count.expected is None else count.expected
