@@ -244,8 +244,9 @@ def test_corrupt_checkpoint_is_renamed_and_the_run_resumes_from_an_older_one(
     corrupt(stage.folder / "step_000004")
     resumed = train(stage)
     assert "renamed to .step_000004.altered, resuming from an older checkpoint" in caplog.text
-    for name, tensor in tensors(complete).items():
-        assert torch.equal(tensors(resumed)[name], tensor), name
+    expected, actual = tensors(complete), tensors(resumed)
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor), name
     assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [2, 4, 6]
 
 
