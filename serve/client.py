@@ -161,7 +161,7 @@ class Client:
     def download_segmentation(
         self, forecast_id: str, series: Path, path: Path, *, threshold: float | None = None
     ) -> None:
-        """Write a result to `path` as DICOM SEG on the series of the w048 FLAIR.
+        """Write a result to `path` as DICOM SEG on the series of the current FLAIR.
 
         `series` is the folder of that series. There is one segment for each arm: probabilities or,
         with `threshold`, the voxels at or above it.

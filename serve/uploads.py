@@ -26,10 +26,10 @@ from storage.convert.patient import (
     write_patient_table,
 )
 from storage.nifti.io import open_nifti
-from storage.trial.dataset import SourceFile
+from storage.trial.dataset import REQUIRED_SESSIONS, SourceFile
 
 UPLOAD_FIELDS = PATIENT_IMAGES
-REQUIRED_UPLOAD_FIELDS = ("w000/flair", "w048/flair")
+REQUIRED_UPLOAD_FIELDS = tuple(f"{session}/flair" for session in REQUIRED_SESSIONS)
 MAX_STANDARDISED_COVARIATE = 1e6
 """Largest distance of a covariate from its centre, in scales; networks overflow far beyond it."""
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"  # ends the name of every unfinished file and directory
+_FLUSHES = 8  # files that are flushed at the same time
 _RETIRED_SUFFIX = ".retired"  # ends the name of a directory that steps aside for a new one
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of Linux's renameat2
 # What renameat2 reports where the kernel or the file system, such as NFS, cannot exchange names,

@@ -23,9 +23,10 @@ EXCLUDED_TABLE = "excluded.tsv"
 DIGEST_CACHE = "digest_cache.json"
 SHARDS = "shards"
 
-# Session names in every store; `TrialLayout.sessions` maps a trial's own labels to them. A forecast
-# is conditioned on w000 and w048; w096 is what it predicts.
+# Roles of the sessions in every store; `TrialLayout.sessions` maps a trial's own labels to them. A
+# forecast is conditioned on the baseline and the current session; the outcome is what it predicts.
 SESSIONS = ("w000", "w048", "w096")
+BASELINE, CURRENT, OUTCOME = SESSIONS
 CHANNELS = ("flair", "t2", "gad", "net2")
 MASKS = CHANNELS[1:]
 
@@ -111,7 +112,7 @@ def channel_index(name: str) -> tuple[int, int]:
     if session not in SESSIONS or channel not in CHANNELS:
         raise ValueError(
             f"expected a session of {', '.join(SESSIONS)} and a channel of {', '.join(CHANNELS)}, "
-            f"such as w096/net2, got {name}"
+            f"such as {OUTCOME}/net2, got {name}"
         )
     return SESSIONS.index(session), CHANNELS.index(channel)
 

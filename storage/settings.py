@@ -18,7 +18,7 @@ class TrialLayout:
     one session, `{session}` (the trial's own label of that session).
     """
 
-    #: The trial's own labels of the sessions w000, w048 and w096, in that order.
+    #: The trial's own labels of the baseline, the current session and the outcome, in that order.
     sessions: tuple[str, str, str] = SESSIONS
     #: Table of subjects. With null every subject that has files is taken, with an unknown arm.
     participants: str | None = "participants.tsv"
@@ -32,7 +32,7 @@ class TrialLayout:
     trial_column: str = "trial"
     #: Names of arms in the table, mapped to the names in `arms`, for example `{IFN: avonex}`.
     arm_names: dict[str, str] = field(default_factory=dict)
-    #: FLAIR image of a session; w000 and w048 are required.
+    #: FLAIR image of a session; baseline and current session are required.
     flair: str = f"{_ANAT}*_FLAIR.nii*"
     #: Mask of the T2 lesions of a session.
     t2: str = f"derivatives/lesions/{_ANAT}*_label-L_desc-T2_mask.nii*"
@@ -42,7 +42,7 @@ class TrialLayout:
     net2: str = f"derivatives/lesions/{_ANAT}*_label-L_desc-NET2_mask.nii*"
     #: FreeSurfer or SynthSeg labels of a subject, on any grid.
     parcellation: str = f"derivatives/synthseg/{_ANAT}*_desc-synthseg_dseg.nii*"
-    #: Brain mask of a subject, on the grid of the w048 FLAIR.
+    #: Brain mask of a subject, on the grid of the current FLAIR.
     brain_mask: str = f"derivatives/brainmask/{_ANAT}*_desc-brain_mask.nii*"
 
     def __post_init__(self) -> None:

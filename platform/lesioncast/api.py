@@ -58,7 +58,7 @@ class ArmForecast:
     expected_count: float
     #: Number of lesions in each sample [k].
     lesion_counts: npt.NDArray[np.int64]
-    #: Share of samples with a lesion, in each voxel of the patient's own FLAIR at w048.
+    #: Share of samples with a lesion, in each voxel of the patient's own current FLAIR.
     probability: nib.Nifti1Image
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from storage.errors import StorageError
-from storage.layout import CHANNELS, SESSIONS
+from storage.layout import CHANNELS, OUTCOME, SESSIONS
 from storage.preprocess.prepare import CaseMetadata
 from storage.store.case_table import Case, CaseTable, Split
 from storage.store.copies import find_copies, linked_subjects
@@ -95,6 +95,6 @@ def build_case_table(
 
 
 def _has_outcome(metadata: CaseMetadata) -> bool:
-    """Return whether a case can train a forecast: NET2 at w096 under a known arm."""
-    net2 = metadata.present[SESSIONS.index("w096"), CHANNELS.index("net2")]
+    """Return whether a case can train a forecast: NET2 at outcome under a known arm."""
+    net2 = metadata.present[SESSIONS.index(OUTCOME), CHANNELS.index("net2")]
     return metadata.arm is not None and bool(net2)

@@ -12,15 +12,16 @@ from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
 from storage.errors import CaseError, Exclusion
-from storage.layout import CovariateValue, shard_record_path
+from storage.layout import BASELINE, CHANNELS, CURRENT, CovariateValue, shard_record_path
 from storage.settings import StoreSettings, TrialLayout
 from storage.store.shards import decode_record
 from storage.store.store import Store
+from storage.trial.dataset import SUBJECT_LEVEL_CHANNELS
 
 PATIENT_IMAGES = (
-    "w000/flair", "w000/t2", "w000/gad",
-    "w048/flair", "w048/t2", "w048/gad", "w048/net2", "w048/parcellation", "w048/brain_mask",
-)  # fmt: skip
+    *(f"{BASELINE}/{channel}" for channel in ("flair", "t2", "gad")),
+    *(f"{CURRENT}/{channel}" for channel in (*CHANNELS, *SUBJECT_LEVEL_CHANNELS)),
+)
 """Names of the images that a patient may have; the two FLAIR images are required."""
 
 

@@ -100,7 +100,7 @@ def _find_single_series(folder: Path) -> list[Dataset]:
             for uid, images in series.items()
         )
         raise DicomError(
-            f"{folder}: expected the images of one series, that of the w048 FLAIR, "
+            f"{folder}: expected the images of one series, that of the current FLAIR, "
             f"got {names or 'none'}."
         )
     return next(iter(series.values()))
@@ -213,5 +213,5 @@ def _grid_mismatch(series: Series, expected: str, got: str) -> DicomError:
     name = series.images[0].get("SeriesDescription", "without a description")
     return DicomError(
         f"{series.folder}: expected {expected} as in the DICOM series ({name}), got {got}; give "
-        "the series from which the w048 FLAIR was converted."
+        "the series from which the current FLAIR was converted."
     )

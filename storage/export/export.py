@@ -16,17 +16,16 @@ from storage.export.bids_derivative import (
     write_dataset_description,
     write_json,
 )
-from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS
+from storage.layout import BACKGROUND, CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from storage.nifti.io import image_like, write_nifti_atomic
 from storage.preprocess.grid import to_source_grid
 from storage.preprocess.prepare import CaseArrays
 from storage.settings import StoreSettings
 from storage.store.case_table import Case
 from storage.store.store import Store
-from storage.trial.dataset import REFERENCE_SESSION
 from storage.trial.path_patterns import match_subject
 
-PARCELLATION = f"{REFERENCE_SESSION}/parcellation"
+PARCELLATION = f"{CURRENT}/parcellation"
 CHANNEL_NAMES = (
     *(f"{session}/{channel}" for session in SESSIONS for channel in CHANNELS),
     PARCELLATION,
@@ -80,7 +79,7 @@ BIDS_ENTITIES = {
 def has_channel(case: Case, name: str) -> bool:
     """Return whether a case has the channel `name`, such as w096/net2 or w048/parcellation."""
     if name not in CHANNEL_NAMES:
-        raise StoreError(f"expected names such as w096/net2 or {PARCELLATION}, got {name}.")
+        raise StoreError(f"expected names such as {OUTCOME}/net2 or {PARCELLATION}, got {name}.")
     session, channel = name.split("/")
     if name == PARCELLATION:
         return case.parcellation
@@ -96,7 +95,7 @@ def exported_path(root: Path, subject: str, name: str) -> Path:
 
 
 def source_image(arrays: CaseArrays, case: Case, name: str) -> nib.Nifti1Image:
-    """Return a volume of a case on the grid of its w048 FLAIR, with affine and codes."""
+    """Return a volume of a case on the grid of its current FLAIR, with affine and codes."""
     session, channel = name.split("/")
     k = SESSIONS.index(session)
     if channel == "parcellation":
@@ -139,7 +138,7 @@ def export_case(
 def _sidecar(case: Case, name: str) -> dict[str, Any]:
     return {
         **BIDS_ENTITIES[name.split("/")[1]].sidecar,
-        "SpatialReference": flair_bids_uri(case.subject, REFERENCE_SESSION),
+        "SpatialReference": flair_bids_uri(case.subject, CURRENT),
         "Resampled": not case.grid.is_crop,
         "CaseDigest": case.digest,
         "SourceDigests": dict(case.digests),

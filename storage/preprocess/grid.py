@@ -58,7 +58,7 @@ class SlabGrid:
 
 
 def place_slab(volume: Volume, *, settings: StoreSettings, brain: Array | None) -> SlabGrid:
-    """Choose where the slab lies in `volume`, a subject's w048 FLAIR.
+    """Choose where the slab lies in `volume`, a subject's current FLAIR.
 
     With a brain mask (on the volume's voxels) the slab's centre lies at `brain_height` of the
     brain's bounding box. In plane it lies in the middle of the box around the part of the brain in

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from storage.layout import BACKGROUND, CHANNELS, MASKS, SESSIONS, CovariateValue
+from storage.layout import BACKGROUND, CHANNELS, CURRENT, MASKS, SESSIONS, CovariateValue
 from storage.nifti.io import NiftiGeometry, Volume, open_nifti
 from storage.preprocess.duplicates import (
     check_distinct_channels,
@@ -31,7 +31,6 @@ from storage.preprocess.validation import (
 from storage.settings import StoreSettings
 from storage.trial.cells import MISSING, is_missing, parse_cell
 from storage.trial.dataset import (
-    REFERENCE_SESSION,
     SUBJECT_LEVEL_CHANNELS,
     SourceFile,
     TrialSubject,
@@ -64,7 +63,7 @@ class CaseMetadata:
     trial: str | None
     #: Other columns of the table of participants.
     covariates: dict[str, CovariateValue]
-    #: Position of the slab in the w048 FLAIR.
+    #: Position of the slab in the current FLAIR.
     grid: SlabGrid
     #: Whether an input exists, bool [session, channel].
     present: npt.NDArray[np.bool_]
@@ -107,7 +106,7 @@ def preprocess_subject(
         covariates={name: parse_cell(text) for name, text in covariate_cells(row, layout).items()},
         grid=builder.grid,
         present=builder.arrays.present,
-        parcellation=(REFERENCE_SESSION, "parcellation") in sources,
+        parcellation=(CURRENT, "parcellation") in sources,
         intensity=builder.intensity,
         digests=dict(sorted(builder.digests.items())),
         sources={
@@ -132,12 +131,12 @@ def _sources(subject: TrialSubject) -> Iterator[SourceFile]:
 def _begin_case(
     sources: dict[tuple[str, str], SourceFile], root: Path, settings: StoreSettings
 ) -> "_CaseBuilder":
-    """Place the slab by the w048 FLAIR and the brain mask, and add both to a new case.
+    """Place the slab by the current FLAIR and the brain mask, and add both to a new case.
 
     Removes both from `sources`.
     """
-    flair = sources.pop((REFERENCE_SESSION, "flair"))
-    mask = sources.pop((REFERENCE_SESSION, "brain_mask"), None)
+    flair = sources.pop((CURRENT, "flair"))
+    mask = sources.pop((CURRENT, "brain_mask"), None)
     file = open_nifti(flair)
     check_obliquity(file.header, flair, limit=settings.max_obliquity)
     check_field_of_view(file.header, flair, settings=settings)
@@ -154,7 +153,7 @@ def _begin_case(
 
 
 def _read(source: SourceFile, settings: StoreSettings, *, grid: NiftiGeometry) -> Volume:
-    """Read and check one file on the grid of the w048 FLAIR.
+    """Read and check one file on the grid of the current FLAIR.
 
     The header is checked before the voxels are decompressed.
     """
@@ -218,7 +217,7 @@ class _CaseBuilder:
     def _labels(self, volume: Volume, source: SourceFile) -> npt.NDArray[np.int16]:
         labels = resample_labels(volume, self.grid)
         if not labels.any():
-            reason = "expected labels where the w048 FLAIR lies, got all of them elsewhere"
+            reason = "expected labels where the current FLAIR lies, got all of them elsewhere"
             raise source.rejection("parcellation elsewhere", f"{reason}; make it from this FLAIR")
         return labels
 

@@ -160,19 +160,19 @@ def check_obliquity(header: NiftiGeometry, source: SourceFile, *, limit: float) 
 def check_same_grid(
     header: NiftiGeometry, source: SourceFile, *, grid: NiftiGeometry, tolerance: float
 ) -> None:
-    """Require the grid of the w048 FLAIR, within `tolerance` mm at every corner."""
+    """Require the grid of the current FLAIR, within `tolerance` mm at every corner."""
     if header.canonical_shape != grid.canonical_shape:
         reason = (
-            f"expected the shape of the w048 FLAIR, (s, h, w) = {grid.canonical_shape}, "
-            f"got {header.canonical_shape}; register and resample the session to w048"
+            f"expected the shape of the current FLAIR, (s, h, w) = {grid.canonical_shape}, "
+            f"got {header.canonical_shape}; register and resample the session to the current one"
         )
         raise source.rejection("wrong shape", reason)
     s, h, w = grid.canonical_shape
     distance = max_corner_distance(header.canonical_affine, grid.canonical_affine, shape=(w, h, s))
     if distance > tolerance:
         reason = (
-            f"expected the affine of the w048 FLAIR within {tolerance} mm, "
-            f"got corners {distance:.2f} mm away; register and resample the file to w048"
+            f"expected the affine of the current FLAIR within {tolerance} mm, "
+            f"got corners {distance:.2f} mm away; register and resample the file to it"
         )
         raise source.rejection("affines disagree", reason)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from storage.layout import BACKGROUND, CHANNELS, CONNECTIVITY_26, MASKS, SESSIONS
+from storage.layout import BACKGROUND, CHANNELS, CONNECTIVITY_26, CURRENT, MASKS, SESSIONS
 from storage.preprocess.grid import SlabGrid
 from storage.preprocess.prepare import CaseArrays
 from storage.store.case_table import Case
@@ -70,9 +70,9 @@ class CaseQuality:
     shape: tuple[int, ...]
     #: Share of the slab inside the source's field of view.
     in_field: float
-    #: Share of the slab inside the head, at w048.
+    #: Share of the slab inside the head, at the current session.
     in_head: float
-    #: (right - left) / (right + left), in voxels of the head at w048.
+    #: (right - left) / (right + left), in voxels of the head at the current session.
     asymmetry: float
     #: Raw FLAIR values that became -1 and 1, by session.
     intensity: dict[str, tuple[float, float]]
@@ -93,12 +93,12 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
         for k, session in enumerate(SESSIONS)
         if case.present[k, CHANNELS.index("flair")]
     }
-    w048 = heads["w048"]
-    right, left = (int(half.sum()) for half in _halves(w048))
+    current = heads[CURRENT]
+    right, left = (int(half.sum()) for half in _halves(current))
     lesions = _lesions(case, arrays, spacing=store.spec.spacing)
     measured = {
         "in_field": field_share(case.grid),
-        "in_head": float(w048.mean()),
+        "in_head": float(current.mean()),
         "asymmetry": (right - left) / max(1, right + left),
     }
     clipped = {
@@ -196,7 +196,7 @@ def _flag_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> Itera
         if kind == "net2" and t2.any() and _share(mask, t2) < MIN_NET2_SHARE_IN_T2:
             yield f"{name} {_share(mask, t2):.0%} inside T2"
     labels = arrays.parcellation != 0
-    if case.parcellation and _share(labels, ~heads["w048"]) > MAX_LABELS_OUTSIDE_HEAD:
+    if case.parcellation and _share(labels, ~heads[CURRENT]) > MAX_LABELS_OUTSIDE_HEAD:
         yield "parcellation off the head"
 
 

@@ -40,11 +40,11 @@ class Case:
     arm_index: int
     #: Name of the trial, None if unknown.
     trial: str | None
-    #: `unlabelled` if the case cannot train a forecast: no arm, or no NET2 mask at w096.
+    #: `unlabelled` if the case cannot train a forecast: no arm, or no NET2 mask at outcome.
     split: Split
     #: Other columns of the table of participants.
     covariates: Mapping[str, CovariateValue]
-    #: Position of the slab in the w048 FLAIR.
+    #: Position of the slab in the current FLAIR.
     grid: SlabGrid
     #: Whether an input exists, bool [session, channel].
     present: npt.NDArray[np.bool_] = field(compare=False)

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.errors import CaseError, Exclusion, StorageError
-from storage.layout import MASKS, SESSIONS
+from storage.layout import BASELINE, CURRENT, MASKS, SESSIONS
 from storage.settings import TrialLayout
 from storage.trial.participants import read_participants, strip_sub_prefix, subject_id
 from storage.trial.path_patterns import find_files, find_folders
 
-REQUIRED_SESSIONS = SESSIONS[:2]  # a case needs their FLAIR
-REFERENCE_SESSION = SESSIONS[1]  # its FLAIR defines the subject's grid, also that of forecasts
-# Read once a subject, from the reference session.
+REQUIRED_SESSIONS = (BASELINE, CURRENT)  # a case needs their FLAIR
+# Read once a subject, from the current session. Its FLAIR defines the subject's grid.
 SUBJECT_LEVEL_CHANNELS = ("parcellation", "brain_mask")
 
 
@@ -84,7 +83,7 @@ def scan_trial(root: Path, layout: TrialLayout) -> list[TrialSubject]:
         for channel in (
             "flair",
             *MASKS,
-            *(SUBJECT_LEVEL_CHANNELS if session == REFERENCE_SESSION else ()),
+            *(SUBJECT_LEVEL_CHANNELS if session == CURRENT else ()),
         ):
             for label, path in find_files(root, getattr(layout, channel), session=session_label):
                 labels[subject_id(label)].add(strip_sub_prefix(label))

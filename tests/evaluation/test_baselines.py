@@ -142,12 +142,12 @@ def test_a_case_is_measured_for_lesion_regions_and_earlier_lesions() -> None:
     case.masks[2, 2, 1, 4:6, 8] = case.masks[1, 2, 1, 4, 4] = case.masks[1, 2, 3, 9, 9] = 1
     measured = measure_case(0, case, SPACING)
     assert measured.regions.tolist() == [False, True]  # voxels of the cortex alone
-    assert measured.net2_count_w048 == 2
+    assert measured.net2_count_current == 2
     case.parcellation[:] = 0
     case.present[1, 3] = False
     measured = measure_case(0, case, SPACING)
     assert measured.regions is None
-    assert measured.net2_count_w048 is None
+    assert measured.net2_count_current is None
 
 
 def test_image_features_do_not_read_w096() -> None:

@@ -49,7 +49,7 @@ def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> OutcomeT
         image_features=rng.normal(size=(n, len(IMAGE_FEATURES))),
         plain=np.zeros(n),
         opened=np.zeros(n),
-        net2_count_w048=np.zeros(n),
+        net2_count_current=np.zeros(n),
         regions=np.zeros((n, len(REGIONS))),
         trial=(None,) * n,
         appearance=np.array(appearance),

@@ -53,7 +53,7 @@ def outcomes(cases: int, *, seed: int, first: int = 0) -> OutcomeTable:
         image_features=np.pad(burden[:, None], ((0, 0), (0, len(IMAGE_FEATURES) - 1))),
         plain=count,
         opened=np.maximum(count - 1, 0),
-        net2_count_w048=np.where(arm == 0, np.nan, rng.poisson(1, cases)),
+        net2_count_current=np.where(arm == 0, np.nan, rng.poisson(1, cases)),
         regions=np.column_stack([active, count > 2]).astype(float),
         trial=(None,) * cases,
     )
@@ -342,11 +342,11 @@ def test_baseline_characteristics_are_by_split_and_arm() -> None:
     avonex, of_arm = row["test"]["avonex"], TEST.arm == 2
     assert avonex.cases == 40
     assert avonex.mean_count == BySession(
-        w048=pytest.approx(TEST.net2_count_w048[of_arm].mean()),
+        w048=pytest.approx(TEST.net2_count_current[of_arm].mean()),
         w096=pytest.approx(TEST.plain[of_arm].mean()),
     )
-    assert avonex.active_share.w096 == pytest.approx((TEST.plain[of_arm] > 0).mean())
-    assert row["test"]["placebo"].mean_count.w048 is None
+    assert avonex.active_share.outcome == pytest.approx((TEST.plain[of_arm] > 0).mean())
+    assert row["test"]["placebo"].mean_count.current is None
     assert row["train"]["total"].cases == 600
 
 

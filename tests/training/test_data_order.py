@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lesioncast.diffusion.controlnet import CONDITION
-from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessions, parse_channels
+from lesioncast.imaging.channels import BASELINE, channels_outside_sessions, parse_channels
 from lesioncast.training import randomness
 from lesioncast.training.data.order import active_first, batch_rows, epoch_rows, worker_positions
 from lesioncast.training.settings import DropoutRates
@@ -89,7 +89,7 @@ def test_dropout_is_independent_and_at_its_rates() -> None:
 
 
 def test_session_dropout_is_at_its_rate_and_leaves_other_dropout_unchanged() -> None:
-    later = channels_outside_sessions(parse_channels(CONDITION), (BASELINE_SESSION,))
+    later = channels_outside_sessions(parse_channels(CONDITION), (BASELINE,))
     assert [name for name, dropped in zip(CONDITION, later, strict=True) if not dropped] == [
         "w000/flair", "w000/t2", "w000/gad",
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lesioncast.bundle.config import BundleConfig
-from lesioncast.imaging.channels import BASELINE_SESSION
+from lesioncast.imaging.channels import BASELINE
 
 CARD = """# Forecasts of new MS lesions
 
@@ -55,7 +55,7 @@ def _baseline(config: BundleConfig) -> str:
     if not config.baseline_only:
         return ""
     return (
-        f"- To compare arms for a patient, use the images of {BASELINE_SESSION} only. Later\n"
+        f"- To compare arms for a patient, use the images of {BASELINE} only. Later\n"
         "  images already show the effect of the arm that was received. With later images, a\n"
         "  forecast under another arm does not tell what that arm would have done since baseline.\n"
     )

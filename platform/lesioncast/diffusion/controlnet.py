@@ -18,7 +18,7 @@ from lesioncast.diffusion.unet import ControlNetOutput, Encoder, UNet, UNetConfi
 from lesioncast.diffusion.voxel_mlp import VoxelMLP, with_local_mean
 from lesioncast.imaging.covariates import Covariate
 
-# Images of a patient that exist before w096, as session/channel in the order of the paper.
+# Images of a patient that exist before the outcome, as session/channel in the order of the paper.
 CONDITION = (
     "w000/flair",
     "w000/t2",
@@ -35,7 +35,7 @@ BURDEN_FEATURES = 3  # numbers per channel
 class ControlConfig:
     """Settings of the condition c_f [b, channels, s, h, w] and of how it enters the networks."""
 
-    #: Channels of c_f, in order. Those of w000 alone make the counterfactual model (section 4.4).
+    #: Channels of c_f, in order. Those of baseline alone make the model of section 4.4.
     condition: tuple[str, ...] = CONDITION
     #: Hidden widths of the hint encoder (3x3 convolutions with SiLU between).
     hint_widths: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ class ControlConfig:
                 near = difflib.get_close_matches(name, CONDITION, n=1, cutoff=0)
                 raise ValueError(
                     f"condition: expected channels among {', '.join(CONDITION)}, which exist "
-                    f"before w096, got {name}; nearest: {near[0]}"
+                    f"before the outcome, got {name}; nearest: {near[0]}"
                 )
         if not self.condition or len(set(self.condition)) < len(self.condition):
             raise ValueError(

@@ -58,10 +58,10 @@ class PaperCohort:
     """One arm of the paper's table 1: patients, mean counts and percent active by session."""
 
     patients: int
-    mean_count_w048: float
-    mean_count_w096: float
-    percent_active_w048: float
-    percent_active_w096: float
+    mean_count_current: float
+    mean_count_outcome: float
+    percent_active_current: float
+    percent_active_outcome: float
 
 
 COHORT_SOURCE = "arXiv 2508.07006, table 1 (training set of another cohort)"

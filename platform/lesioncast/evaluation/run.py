@@ -104,7 +104,7 @@ def select_evaluation_cases(store: Store, settings: EvaluationSettings) -> Evalu
     for name, cases in (("training", train), ("test", test)):
         if not cases:
             raise ForecastError(
-                f"{store.path}: expected {name} cases with an arm and NET2 at w096, got none; "
+                f"{store.path}: expected {name} cases with an arm and NET2 at outcome, got none; "
                 "convert a trial with outcomes, or give store.split_fractions a share for them"
             )
     test = evenly_spaced(test, settings.subjects or len(test))

@@ -17,7 +17,7 @@ class EvaluationSettings:
     counterfactual_subjects: int = 60
     #: Validation cases that calibrate the forecast; None is all of them, 0 leaves calibration out.
     validation_subjects: int | None = None
-    #: Columns of participants.tsv, known by w048, for one more regression baseline.
+    #: Columns of participants.tsv, known by the current session, for one more regression baseline.
     covariates: tuple[str, ...] = ()
     #: Bootstrap resamples of the cases behind each 95 % interval.
     bootstrap: int = 1000

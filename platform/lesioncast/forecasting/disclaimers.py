@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lesioncast.bundle.evaluation_card import read_warnings
 from lesioncast.errors import EvaluationCardError, ForecastError
-from lesioncast.imaging.channels import BASELINE_SESSION
+from lesioncast.imaging.channels import BASELINE
 
 RESEARCH_USE = "Research use only; not a medical device."
 PREDICTED = "Predicted, not observed."
@@ -15,11 +15,11 @@ POSITIVITY = (
     "and nothing in the data can show that its answer is right."
 )
 FROM_START = (
-    f"The model saw the images of {BASELINE_SESSION} alone, from before any treatment. Each arm is "
+    f"The model saw the images of {BASELINE} alone, from before any treatment. Each arm is "
     "forecast as if it were taken from then on."
 )
 FROM_LATER = (
-    f"The model saw images from after {BASELINE_SESSION}, which already show the effect of the arm "
+    f"The model saw images from after {BASELINE}, which already show the effect of the arm "
     "received. Forecasts under other arms do not say what these arms would have done from the "
     "start."
 )
@@ -31,7 +31,7 @@ NOT_EVALUATED = (
 
 def sessions_note(sessions: Sequence[str]) -> str:
     """Return the note on what a comparison of arms means if the model sees these sessions."""
-    return FROM_START if tuple(sessions) == (BASELINE_SESSION,) else FROM_LATER
+    return FROM_START if tuple(sessions) == (BASELINE,) else FROM_LATER
 
 
 def bundle_warnings(bundle: Path, digest: str) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ from lesioncast.forecasting.sampling import (
     seeds_of,
 )
 from lesioncast.forecasting.settings import ForecastSettings
-from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.channels import CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.covariates import covariate_presence
 from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, TrialLayout, to_source_grid
@@ -78,7 +78,7 @@ class SubjectForecast:
     summary: ForecastSummary
     #: Probability of a lesion in each voxel of the source grid, by arm.
     probability: Mapping[str, nib.Nifti1Image]
-    #: Observed NET2 mask at w096 in the slab [s, h, w], where it is known.
+    #: Observed NET2 mask at outcome in the slab [s, h, w], where it is known.
     observed: npt.NDArray[np.uint8] | None
 
 
@@ -268,8 +268,8 @@ def assemble_forecast(
 
 
 def _observed_mask(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:
-    """Return the NET2 mask at w096 [s, h, w], or None if it is not known."""
-    session = SESSIONS.index("w096")
+    """Return the NET2 mask at outcome [s, h, w], or None if it is not known."""
+    session = SESSIONS.index(OUTCOME)
     if not case.present[session, CHANNELS.index("net2")]:
         return None
     return np.asarray(store.read(case.index).masks[session, MASKS.index("net2")])
@@ -281,20 +281,20 @@ def background_source(store: Store, bids: Path, layout: TrialLayout) -> Backgrou
 
 
 def stored_flair(store: Store) -> Background:
-    """Show the slab's FLAIR at w048 on the source grid, for stores without their BIDS folder."""
+    """Show the slab's current FLAIR on the source grid, for stores without their BIDS folder."""
 
     def background(case: Case) -> nib.Nifti1Image:
-        flair = store.read(case.index).flair[SESSIONS.index("w048")].astype(np.float32)
+        flair = store.read(case.index).flair[SESSIONS.index(CURRENT)].astype(np.float32)
         return to_source_grid(flair + 1, case.grid, order=1)  # black is 0, as outside the slab
 
     return background
 
 
 def bids_flair(bids: Path, layout: TrialLayout) -> Background:
-    """Show the subject's own FLAIR file at w048, as sharp as it was acquired."""
+    """Show the subject's own FLAIR file at the current session, as sharp as it was acquired."""
 
     def background(case: Case) -> nib.Nifti1Image:
-        session = layout.sessions[SESSIONS.index("w048")]
+        session = layout.sessions[SESSIONS.index(CURRENT)]
         flair_sources = (
             source
             for source in case.digests

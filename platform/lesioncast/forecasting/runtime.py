@@ -35,7 +35,7 @@ from lesioncast.forecasting.sampling import (
     Read,
 )
 from lesioncast.imaging.channels import (
-    BASELINE_SESSION,
+    BASELINE,
     Sessions,
     channels_outside_sessions,
     encode_case,
@@ -192,11 +192,11 @@ def input_sessions(bundle: BundleDescription) -> Sessions:
 def supported_sessions(bundle: BundleDescription) -> tuple[Sessions, ...]:
     """Return the choices of sessions that the bundle was trained for.
 
-    The first is all sessions that the model takes. The second, if training covered it, is w000.
+    The first is all sessions that the model takes. The second, if training covered it, is baseline.
     """
     sessions = input_sessions(bundle)
-    if bundle.config.baseline_only and sessions != (BASELINE_SESSION,):
-        return sessions, (BASELINE_SESSION,)
+    if bundle.config.baseline_only and sessions != (BASELINE,):
+        return sessions, (BASELINE,)
     return (sessions,)
 
 
@@ -209,7 +209,7 @@ def resolve_sessions(bundle: BundleDescription, requested: Sequence[str]) -> Ses
     if requested and tuple(requested) not in choices:
         raise ForecastError(
             f"forecast.sessions: expected {format_choices(choices)}, got {', '.join(requested)}; "
-            f"to show {BASELINE_SESSION} alone, train stage 2 with finetune.session_dropout above 0"
+            f"to show {BASELINE} alone, train stage 2 with finetune.session_dropout above 0"
         )
     return tuple(requested) or choices[0]
 
@@ -222,8 +222,8 @@ def format_choices(choices: Sequence[Sessions]) -> str:
 def comparison_sessions(bundle: BundleDescription) -> Sessions | None:
     """Return the sessions to show when the arms of a patient are compared; None means all.
 
-    w000 alone is best where the bundle was trained for it: later images already show the effect of
-    the arm received.
+    Baseline alone is best where the bundle was trained for it: later images already show the effect
+    of the arm received.
     """
     sessions = supported_sessions(bundle)[-1]
     return None if sessions == input_sessions(bundle) else sessions

@@ -30,8 +30,8 @@ class ForecastSettings:
     apply_opening: bool = False
     #: Number of slices in the figure.
     slices: int = 2
-    #: Sessions whose images the model sees; empty for all. w000 alone forecasts each arm from the
-    #: start of treatment.
+    #: Sessions whose images the model sees; empty for all. Baseline alone forecasts each arm from
+    #: the start of treatment.
     sessions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

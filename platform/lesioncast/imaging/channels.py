@@ -13,20 +13,27 @@ import numpy.typing as npt
 
 from lesioncast.arrays import Bools, Float32s
 from storage import CaseArrays
-from storage.layout import CHANNELS, MASKS, SESSIONS, pack_masks, unpack_masks_signed
+from storage.layout import (
+    BASELINE,
+    CHANNELS,
+    CURRENT,
+    MASKS,
+    OUTCOME,
+    SESSIONS,
+    pack_masks,
+    unpack_masks_signed,
+)
 
 __all__ = [
-    "CHANNELS", "MASKS", "SESSIONS", "BASELINE_SESSION", "TARGET_CHANNELS", "Channels", "Sessions",
+    "CHANNELS", "MASKS", "SESSIONS", "BASELINE", "CURRENT", "OUTCOME", "TARGET_CHANNELS",
+    "Channels", "Sessions",
     "PackedImages", "encode_channels", "encode_case", "parse_channels",
     "channels_outside_sessions", "sessions_of",
 ]  # fmt: skip
 
 # The channels of x, in the order of the network's input. `ControlConfig.condition` names those of
 # c_f.
-TARGET_CHANNELS = (("w096", "flair"), ("w096", "net2"))
-
-# The session before treatment. Images of later sessions already show the arm's effect.
-BASELINE_SESSION = SESSIONS[0]
+TARGET_CHANNELS = ((OUTCOME, "flair"), (OUTCOME, "net2"))
 
 Channels = tuple[tuple[str, str], ...]
 """(session, channel) pairs, for example (("w000", "flair"), ("w048", "net2"))."""

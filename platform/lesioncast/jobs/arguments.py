@@ -156,7 +156,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--forecasts", type=local_path, help="export these instead of the store")
     parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002 (default: all)")
     parser.add_argument("--channels", default="", help="such as w096/net2,w048/parcellation")
-    parser.add_argument("--dicom", type=local_path, help="the series of the w048 FLAIR")
+    parser.add_argument("--dicom", type=local_path, help="the series of the current FLAIR")
     parser.add_argument(
         "--threshold", type=float, help="export masks of forecasts at this probability"
     )
@@ -216,7 +216,7 @@ from disk; move or copy it together with its pictures.""",
 PRETRAIN = JobCommand(
     "pretrain",
     "train stage 1, the UNet",
-    """Train stage 1, the UNet, on the store's training split: w096 FLAIR and NET2 given the arm.
+    """Train stage 1, the UNet, on the store's training split: outcome FLAIR and NET2 given the arm.
 
     lesioncast pretrain --config demo
 
@@ -267,10 +267,10 @@ EXPORT = JobCommand(
     lesioncast export --config demo --forecasts FOLDER --dicom FOLDER
 
 From a store: a BIDS derivative of all images of the subjects, or of the --channels alone. --dicom
-adds their masks as DICOM SEG on the series of their w048 FLAIR. It names the folder of the series
-for one subject, or a folder with one series folder for each subject, named as the subject is. From
---forecasts, whose maps are NIfTI files already: the maps as DICOM SEG, probabilities or, with
---threshold, masks. DICOM needs the extra `dicom`.""",
+adds their masks as DICOM SEG on the series of their current FLAIR. It names the folder of the
+series for one subject, or a folder with one series folder for each subject, named as the subject
+is. From --forecasts, whose maps are NIfTI files already: the maps as DICOM SEG, probabilities or,
+with --threshold, masks. DICOM needs the extra `dicom`.""",
     _export_arguments,
 )
 DEMO = JobCommand(

@@ -1,4 +1,4 @@
-"""Job `pretrain`: train stage 1, the UNet, on the w096 FLAIR and NET2 given the arm."""
+"""Job `pretrain`: train stage 1, the UNet, on the outcome FLAIR and NET2 given the arm."""
 
 import argparse
 from collections.abc import Sequence

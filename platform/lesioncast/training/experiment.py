@@ -15,7 +15,7 @@ from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.imaging.channels import (
-    BASELINE_SESSION,
+    BASELINE,
     SESSIONS,
     TARGET_CHANNELS,
     Channels,
@@ -95,14 +95,14 @@ class Stage:
 
     @property
     def post_baseline_channels(self) -> npt.NDArray[np.bool_]:
-        """Return which channels of the model's condition come after w000, bool [channel]."""
+        """Return which channels of the model's condition come after baseline, bool [channel]."""
         return channels_outside_sessions(
-            parse_channels(self.experiment.model.control.condition), (BASELINE_SESSION,)
+            parse_channels(self.experiment.model.control.condition), (BASELINE,)
         )
 
     @property
     def cases(self) -> CaseSelection:
-        """Return the cases with the sessions that the networks use: in stage 1 w096 alone."""
+        """Return the cases with the sessions that the networks use: in stage 1 only the outcome."""
         used = sessions_of((*TARGET_CHANNELS, *(self.condition or ())))
         return replace(
             self.experiment.cases,

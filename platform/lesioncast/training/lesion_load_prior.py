@@ -42,9 +42,9 @@ class PriorTrainingData:
     covariates: Tensor
     #: Row of the arm received, [n].
     arm: Tensor
-    #: Lesion load class at w096, [n].
+    #: Lesion load class at outcome, [n].
     lesion_load: Tensor
-    #: Number of lesions at w096, [n].
+    #: Number of lesions at outcome, [n].
     lesions: Tensor
 
 
@@ -86,7 +86,7 @@ def fit_lesion_load_prior(
     """Fit the prior by cross entropy; return its mean over the last tenth of the steps, in nats.
 
     Each step takes `rows` cases. They lose arm, channels and covariates at `rates`, those of stage
-    2. `post_baseline` [channel] marks the channels after w000.
+    2. `post_baseline` [channel] marks the channels after baseline.
     """
     weights = [parameter.requires_grad_() for parameter in prior.parameters()]
     optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY / len(data.arm))

@@ -15,7 +15,7 @@ from lesioncast.training.data.dataset import Batch
 
 
 class PretrainModule(nn.Module):
-    """Stage 1: the UNet learns FLAIR and NET2 at w096 jointly, given the arm."""
+    """Stage 1: the UNet learns FLAIR and NET2 at outcome jointly, given the arm."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()

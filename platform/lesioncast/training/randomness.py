@@ -61,7 +61,7 @@ def condition_dropout(
 ) -> ConditionDropout:
     """Draw what each case of a step loses. All kinds of loss are independent.
 
-    `post_baseline` [channels] marks the channels after w000, which `rates.session` removes.
+    `post_baseline` [channels] marks the channels after baseline, which `rates.session` removes.
     `covariates` is their number. Arm and condition are the paper's c_e and c_f (section 2).
     """
     channels = len(post_baseline)

@@ -59,8 +59,8 @@ class TrainSettings:
     condition_dropout: float = 0.0
     #: Rate at which a case loses each single channel, and each single covariate.
     channel_dropout: float = 0.0
-    #: Rate at which a case loses all images after w000. Above 0, the model can also forecast from
-    #: baseline images alone (paper, section 4.4).
+    #: Rate at which a case loses all images after baseline. Above 0, the model can also forecast
+    #: from baseline images alone (paper, section 4.4).
     session_dropout: float = 0.0
     #: Rate at which a case loses all covariates.
     covariate_dropout: float = 0.0

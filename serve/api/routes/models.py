@@ -8,6 +8,7 @@ from serve.api.dependencies import Context
 from serve.api.problems import ApiProblemError, problem_responses
 from serve.api.schemas import ModelMetadata, ModelReady, ServerMetadata, TensorMetadata
 from serve.model_info import MODEL_NAME, ModelInfo
+from storage.layout import OUTCOME
 from storage.version import installed_version
 
 router = APIRouter(prefix="/v2", tags=["models"])
@@ -58,7 +59,7 @@ def describe_model(model: ModelInfo) -> ModelMetadata:
         versions=[model.digest],
         platform="lesioncast_pytorch",
         inputs=inputs,
-        outputs=[_tensor("w096/net2", "BOOL", slab)],
+        outputs=[_tensor(f"{OUTCOME}/net2", "BOOL", slab)],
         arms=list(model.arms),
         sessions=[list(sessions) for sessions in model.sessions],
     )

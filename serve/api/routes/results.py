@@ -63,7 +63,7 @@ def get_result(job: SucceededJob, context: Context) -> Response:
     "/arms/{arm}",
     response_class=GzipResponse,
     responses={
-        200: {"description": "Probability map as NIfTI (.nii.gz), on the grid of the w048 FLAIR."},
+        200: {"description": "Probability map as .nii.gz, on the grid of the current FLAIR."},
         **problem_responses(404, 409, 410),
     },
 )

@@ -1,4 +1,4 @@
-"""Route that returns a forecast as DICOM SEG on the series of the w048 FLAIR.
+"""Route that returns a forecast as DICOM SEG on the series of the current FLAIR.
 
 The client sends that series. Of each file only the header is kept, until the answer is sent.
 """

@@ -20,7 +20,11 @@ import yaml
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.evaluation.features.image_features import measure_case
-from lesioncast.evaluation.features.outcomes import OutcomeTable, net2_counts_w048, observed_regions
+from lesioncast.evaluation.features.outcomes import (
+    OutcomeTable,
+    net2_counts_current,
+    observed_regions,
+)
 from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.data.dataset import CaseDataset
@@ -32,7 +36,7 @@ from storage.trial.dataset import TrialSubject, scan_trial
 SPLIT = (0.8, 0.0, 0.2)  # nothing is chosen on a validation split here
 BLOCK = 8
 # Fields of an OutcomeTable, beside the arrays of a node cache.
-OUTCOMES = ("image_features", "plain", "opened", "net2_count_w048", "regions")
+OUTCOMES = ("image_features", "plain", "opened", "net2_count_current", "regions")
 ARRAYS = ("flair", "masks", "present", "arm", "active", *OUTCOMES)
 
 Built = TypeVar("Built")
@@ -108,7 +112,7 @@ def _row(subject: TrialSubject, *, root: Path, store: StoreSettings) -> Row:
         "image_features": measured.image_features,
         "plain": float(measured.outcome.plain),
         "opened": float(measured.outcome.opened),
-        "net2_count_w048": net2_counts_w048([measured])[0],
+        "net2_count_current": net2_counts_current([measured])[0],
         "regions": observed_regions([measured])[0],
     }
     return {name: np.asarray(value) for name, value in values.items()}

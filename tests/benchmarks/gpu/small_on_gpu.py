@@ -38,7 +38,7 @@ from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.sampling import sample_seeds
-from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessions, parse_channels
+from lesioncast.imaging.channels import BASELINE, channels_outside_sessions, parse_channels
 from lesioncast.imaging.lesions import count_lesions
 from lesioncast.training import randomness
 from lesioncast.training.data.dataset import Batch, CaseDataset
@@ -64,7 +64,7 @@ SMALL = Path("jobs/configs/small.yaml")
 STAGE1_SHARE = 0.4  # of the minutes
 PACED = {"cuda": (5, 20), "cpu": (1, 2)}  # steps before the clock starts, and on it
 SEED = 0
-LATER = channels_outside_sessions(parse_channels(CONDITION), (BASELINE_SESSION,))
+LATER = channels_outside_sessions(parse_channels(CONDITION), (BASELINE,))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.evaluation.baselines.baselines import fit_regression_baseline
 from lesioncast.evaluation.features.image_features import image_features
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
-from lesioncast.imaging.channels import BASELINE_SESSION, channels_outside_sessions, parse_channels
+from lesioncast.imaging.channels import BASELINE, channels_outside_sessions, parse_channels
 from lesioncast.training.lesion_load_prior import (
     ROWS,
     PriorTrainingData,
@@ -133,7 +133,7 @@ def fit_prior(
         covariates=(),
     )
     post_baseline = channels_outside_sessions(
-        parse_channels(config.model.control.condition), (BASELINE_SESSION,)
+        parse_channels(config.model.control.condition), (BASELINE,)
     )
     fit_lesion_load_prior(
         prior,

@@ -14,17 +14,17 @@ TOTAL = "total"
 
 @dataclass(frozen=True)
 class BySession:
-    """A figure of the sessions w048 and w096; None where no case shows it."""
+    """A figure of the current session and of the outcome; None where no case shows it."""
 
-    w048: float | None
-    w096: float | None
+    current: float | None
+    outcome: float | None
 
 
 @dataclass(frozen=True)
 class BaselineCharacteristics:
     """Cases of one arm, their mean count of new lesions, and the share of them that is active.
 
-    The lesions of w048 are new since w000, those of w096 since w048.
+    The lesions of the current session are new since baseline, those of the outcome since then.
     """
 
     cases: CaseCount
@@ -49,15 +49,16 @@ def _split(cases: OutcomeTable, arms: Sequence[str]) -> dict[str, BaselineCharac
 
 
 def _row(cases: OutcomeTable, member: Bools) -> BaselineCharacteristics:
-    w048 = cases.net2_count_w048[member]
-    w048, w096 = w048[~np.isnan(w048)], cases.plain[member]
+    current = cases.net2_count_current[member]
+    current, outcome = current[~np.isnan(current)], cases.plain[member]
     return BaselineCharacteristics(
         cases=int(member.sum()),
         mean_count=BySession(
-            float(w048.mean()) if len(w048) else None, float(w096.mean()) if len(w096) else None
+            float(current.mean()) if len(current) else None,
+            float(outcome.mean()) if len(outcome) else None,
         ),
         active_share=BySession(
-            float((w048 > 0).mean()) if len(w048) else None,
-            float((w096 > 0).mean()) if len(w096) else None,
+            float((current > 0).mean()) if len(current) else None,
+            float((outcome > 0).mean()) if len(outcome) else None,
         ),
     )

@@ -20,7 +20,7 @@ from lesioncast.evaluation.metrics.estimate import ByMethod
 from lesioncast.evaluation.paper_results import PaperResults
 from lesioncast.evaluation.provenance import Provenance
 
-SCHEMA = 7
+SCHEMA = 8
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def identifiability_warnings(
     """Run the leakage probes and measure positivity on all cases of the `outcomes` together.
 
     `trial` [n] is in the order of these cases. `sessions` are the model's input sessions. One set
-    of probes reads w000, before treatment, where only enrolment and scanner can identify an arm.
-    The other reads all input sessions, where the effect of the treatment can identify it too.
+    of probes reads baseline, where only enrolment and scanner can identify an arm. The
+    other reads all input sessions, where the effect of the treatment can identify it too.
     """
     features = np.concatenate([_features(table) for table in outcomes])
     arm = [arms[index] for table in outcomes for index in table.arm]
@@ -90,7 +90,7 @@ def _probe(
 def _probes_within_trials(
     features: Floats, arm: Sequence[str], trial: Sequence[str | None], bootstrap: Bootstrap
 ) -> list[LeakageProbe]:
-    """Probe the arm from w000 within each trial that gave several arms.
+    """Probe the arm from baseline within each trial that gave several arms.
 
     The AUC should be 0.5: within a trial, arms are assigned at random.
     """

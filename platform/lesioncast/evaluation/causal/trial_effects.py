@@ -2,7 +2,7 @@
 
 Within a trial, arms were assigned at random, so a difference of outcomes estimates an effect.
 Between trials it does not: scanner, site and patients differ as well, and no method here corrects
-for that. Only values measured before treatment may be adjusted for; images of w048 already show the
+for that. Only values measured before treatment may be adjusted for; later images already show the
 effect of the arm.
 """
 
@@ -163,7 +163,7 @@ class PooledCases(NamedTuple):
     arm: Ints
     #: Columns `BASELINE_FEATURES` of the image features, [n, feature].
     baseline_features: Floats
-    #: Number of NET2 lesions at w096 without the opening, [n].
+    #: Number of NET2 lesions at outcome without the opening, [n].
     counts: Floats
 
 

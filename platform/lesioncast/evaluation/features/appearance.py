@@ -1,7 +1,8 @@
 """Measure appearance features of a case's FLAIR that depend on the scanner more than on lesions.
 
-The features describe intensity, texture and shading at w000 and at w048. A classifier that can tell
-the trial or the arm from them shows that a model could use the scanner as a shortcut.
+The features describe intensity, texture and shading at baseline and at the current session.
+A classifier that can tell the trial or the arm from them shows that a model could use the scanner
+as a shortcut.
 """
 
 import numpy as np
@@ -36,7 +37,7 @@ def appearance_features(
     """Return the features named in `APPEARANCE_FEATURES` of one case, [feature].
 
     `flair` is [session, s, h, w], `present` [session, channel] and `spacing` (s, h, w) in mm.
-    Features of a session without FLAIR are NaN. Images of w096 are not read.
+    Features of a session without FLAIR are NaN. Images of the outcome are not read.
     """
     column = CHANNELS.index("flair")
     return np.concatenate(

@@ -10,19 +10,19 @@ import numpy.typing as npt
 from lesioncast.arrays import Bools, Floats, LabelMap, Mask
 from lesioncast.evaluation.features.appearance import appearance_features
 from lesioncast.evaluation.metrics.mask_comparison import ObservedMask
-from lesioncast.imaging.channels import BASELINE_SESSION, CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.channels import BASELINE, CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.lesions import LesionCounts, components, count_lesions
 from lesioncast.imaging.regions import lesions_in_regions
 
 FLAIR = CHANNELS.index("flair")
-# Robust standard deviations above the median difference w048 - w000 that count as a rise.
+# Robust standard deviations above the median difference current - baseline that count as a rise.
 MIN_RISE_SD = 3.0
 LESION_CHANNELS = (
-    ("w000", "t2"),
-    ("w048", "t2"),
-    ("w000", "gad"),
-    ("w048", "gad"),
-    ("w048", "net2"),
+    (BASELINE, "t2"),
+    (CURRENT, "t2"),
+    (BASELINE, "gad"),
+    (CURRENT, "gad"),
+    (CURRENT, "net2"),
 )
 IMAGE_FEATURES = (
     *(f"{channel}_volume_{session}" for session, channel in LESION_CHANNELS),
@@ -31,7 +31,7 @@ IMAGE_FEATURES = (
 )
 # Columns of the features that are measured before treatment.
 BASELINE_FEATURES = tuple(
-    column for column, name in enumerate(IMAGE_FEATURES) if name.endswith(f"_{BASELINE_SESSION}")
+    column for column, name in enumerate(IMAGE_FEATURES) if name.endswith(f"_{BASELINE}")
 )
 
 
@@ -60,13 +60,13 @@ class CaseMeasurements:
     case: int
     #: Values [feature] of `IMAGE_FEATURES`.
     image_features: Floats
-    #: NET2 lesions at w096; None if they were not observed.
+    #: NET2 lesions at outcome; None if they were not observed.
     outcome: LesionCounts | None
     #: Values [feature] of `APPEARANCE_FEATURES`.
     appearance: Floats
-    #: Number of NET2 lesions at w048; None if they were not observed.
-    net2_count_w048: int | None = None
-    #: True for each region with a NET2 lesion at w096, [region]; None if unknown.
+    #: Number of NET2 lesions at the current session; None if they were not observed.
+    net2_count_current: int | None = None
+    #: True for each region with a NET2 lesion at outcome, [region]; None if unknown.
     regions: Bools | None = None
 
 
@@ -75,12 +75,12 @@ def measure_case(
 ) -> CaseMeasurements:
     """Measure features and outcome of one case with voxels of `spacing` (s, h, w) mm."""
     observed = observed_outcome(arrays)
-    net2_w048 = _mask(arrays, "w048", "net2")
+    net2_current = _mask(arrays, CURRENT, "net2")
     return CaseMeasurements(
         case=case,
         image_features=image_features(arrays, spacing),
         outcome=None if observed is None else count_lesions(observed.net2, spacing),
-        net2_count_w048=None if net2_w048 is None else components(net2_w048)[1],
+        net2_count_current=None if net2_current is None else components(net2_current)[1],
         regions=None
         if observed is None or observed.parcellation is None
         else lesions_in_regions(observed.net2[None], observed.parcellation)[0],
@@ -89,8 +89,8 @@ def measure_case(
 
 
 def observed_outcome(arrays: CaseImages) -> ObservedMask | None:
-    """Return the NET2 mask at w096 with the parcellation, if any; None if it was not observed."""
-    net2 = _mask(arrays, "w096", "net2")
+    """Return the NET2 mask at outcome and any parcellation; None if it was not observed."""
+    net2 = _mask(arrays, OUTCOME, "net2")
     if net2 is None:
         return None
     return ObservedMask(net2, arrays.parcellation if arrays.parcellation.any() else None)
@@ -99,8 +99,8 @@ def observed_outcome(arrays: CaseImages) -> ObservedMask | None:
 def image_features(arrays: CaseImages, spacing: tuple[float, float, float]) -> Floats:
     """Return log(1 + x) of lesion volumes (mm3), lesion counts and the FLAIR gain, [feature].
 
-    The names are `IMAGE_FEATURES`. A feature is NaN if the case lacks its channel. Images of w096
-    are not read.
+    The names are `IMAGE_FEATURES`. A feature is NaN if the case lacks its channel. Images of the
+    outcome are not read.
     """
     voxel_mm3 = float(np.prod(spacing))
     masks = [_mask(arrays, *channel) for channel in LESION_CHANNELS]
@@ -125,12 +125,12 @@ def _measure_mask(mask: Mask | None, measure: Callable[[Mask], float]) -> float:
 
 
 def _flair_gain(arrays: CaseImages, voxel_mm3: float) -> float:
-    """Return the unusual rise of FLAIR from w000 to w048, summed, in mm3 x robust sd.
+    """Return the unusual rise of FLAIR from baseline to the current session, in mm3 x robust sd.
 
     The median rise over the foreground is subtracted first, because it is the scanner's overall
     change between the sessions. The foreground is above the mean intensity, which excludes air.
     """
-    first, second = SESSIONS.index("w000"), SESSIONS.index("w048")
+    first, second = SESSIONS.index(BASELINE), SESSIONS.index(CURRENT)
     if not (arrays.present[first, FLAIR] and arrays.present[second, FLAIR]):
         return np.nan
     before, after = (arrays.flair[row].astype(np.float32) for row in (first, second))

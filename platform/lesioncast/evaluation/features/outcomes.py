@@ -12,7 +12,7 @@ import torch
 from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.diffusion.covariates import covariate_features
 from lesioncast.evaluation.features.image_features import CaseMeasurements, measure_case
-from lesioncast.imaging.channels import CHANNELS, SESSIONS
+from lesioncast.imaging.channels import CHANNELS, OUTCOME, SESSIONS
 from lesioncast.imaging.covariates import Covariate, encode_covariates
 from lesioncast.imaging.regions import REGIONS
 from storage import Case, Location, open_store
@@ -31,7 +31,7 @@ class EvaluationCases:
     arm: Ints
     #: Values [n, feature] of `IMAGE_FEATURES`; NaN where a channel is missing.
     image_features: Floats
-    #: Number of NET2 lesions at w096, [n].
+    #: Number of NET2 lesions at outcome, [n].
     count: Floats
     #: Encoded covariates [n, feature]; None if the evaluation uses none.
     covariates: Floats | None = None
@@ -53,13 +53,13 @@ class OutcomeTable:
     arm: Ints
     #: Values [n, feature] of `IMAGE_FEATURES`; NaN where a channel is missing.
     image_features: Floats
-    #: Number of NET2 lesions at w096 without the opening, [n].
+    #: Number of NET2 lesions at outcome without the opening, [n].
     plain: Floats
-    #: Number of NET2 lesions at w096 after the opening, [n].
+    #: Number of NET2 lesions at outcome after the opening, [n].
     opened: Floats
-    #: Number of NET2 lesions at w048, [n]; NaN if they were not observed.
-    net2_count_w048: Floats
-    #: 1 if a lesion at w096 lies in the region, else 0, [n, region]; NaN if unknown.
+    #: Number of NET2 lesions at the current session, [n]; NaN if they were not observed.
+    net2_count_current: Floats
+    #: 1 if a lesion at outcome lies in the region, else 0, [n, region]; NaN if unknown.
     regions: Floats
     #: Trial in which each case was randomised; None if it is not recorded.
     trial: tuple[str | None, ...]
@@ -81,15 +81,15 @@ def observed_regions(measured: Sequence[CaseMeasurements]) -> Floats:
     return np.array(rows, np.float64).reshape(len(measured), len(REGIONS))
 
 
-def net2_counts_w048(measured: Sequence[CaseMeasurements]) -> Floats:
-    """Return `OutcomeTable.net2_count_w048` of the measured cases, [n]."""
-    counts = [entry.net2_count_w048 for entry in measured]
+def net2_counts_current(measured: Sequence[CaseMeasurements]) -> Floats:
+    """Return `OutcomeTable.net2_count_current` of the measured cases, [n]."""
+    counts = [entry.net2_count_current for entry in measured]
     return np.array([np.nan if count is None else count for count in counts], np.float64)
 
 
 def cases_with_outcome(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases with a known arm and an observed NET2 mask at w096."""
-    row, column = SESSIONS.index("w096"), CHANNELS.index("net2")
+    """Return the cases with a known arm and an observed NET2 mask at outcome."""
+    row, column = SESSIONS.index(OUTCOME), CHANNELS.index("net2")
     return [case for case in cases if case.arm is not None and case.present[row, column]]
 
 
@@ -127,7 +127,7 @@ def outcome_table(
         image_features=np.array([entry.image_features for entry in rows], np.float64),
         plain=np.array([counts.plain for counts in lesions], np.float64),
         opened=np.array([counts.opened for counts in lesions], np.float64),
-        net2_count_w048=net2_counts_w048(rows),
+        net2_count_current=net2_counts_current(rows),
         regions=observed_regions(rows),
         trial=tuple(case.trial for case in cases),
         covariates=covariate_matrix(covariates, cases) if covariates else None,

@@ -12,7 +12,7 @@ from lesioncast.imaging.regions import lesions_in_regions
 
 @dataclass(frozen=True)
 class ObservedMask:
-    """Observed outcome of a case at w096."""
+    """Observed outcome of a case at outcome."""
 
     #: NET2 mask [s, h, w].
     net2: Mask

@@ -34,7 +34,7 @@ from lesioncast.forecasting.output.figure import (
 )
 from lesioncast.forecasting.runtime import build_sampler, device_of
 from lesioncast.forecasting.sampling import EnsembleRequest, ensembles, plan_batches, seeds_of
-from lesioncast.imaging.channels import CHANNELS, MASKS, SESSIONS
+from lesioncast.imaging.channels import CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.markdown import format_probability
 from storage import Case, Store
 
@@ -117,12 +117,12 @@ def example_case(
     `scale` gives the colour of a share of samples.
     """
     arrays = store.read(case.index)
-    last = SESSIONS.index("w096")
+    last = SESSIONS.index(OUTCOME)
     assert case.present[last, CHANNELS.index("net2")]
     observed = arrays.masks[last, MASKS.index("net2")].astype(bool)
     affine = np.array(case.grid.slab_affine)
     view = View(
-        flair=arrays.flair[SESSIONS.index("w048")].astype(np.float32),
+        flair=arrays.flair[SESSIONS.index(CURRENT)].astype(np.float32),
         probability={str(case.arm): ensemble.probability},
         observed=observed,
         spacing=store.spec.spacing,

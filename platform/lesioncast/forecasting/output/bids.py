@@ -20,6 +20,7 @@ from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.summary import RunProvenance, SubjectInfo
+from lesioncast.imaging.channels import CURRENT, OUTCOME
 from storage.export.bids_derivative import (
     flair_bids_uri,
     sidecar_path,
@@ -30,7 +31,7 @@ from storage.nifti.gzip_stream import READ_ERRORS
 from storage.nifti.io import write_nifti_atomic
 from storage.text_files import read_text
 
-SESSION = "w048"
+SESSION = CURRENT
 README = f"""Forecasts of new and enlarging T2 lesions at week 96 from the scans at weeks 0 and 48.
 
 {PREDICTED} {RESEARCH_USE}
@@ -127,8 +128,8 @@ def sidecar(
     return {
         "Type": "Lesion",
         "Description": (
-            f"Share of {len(ensemble.seeds)} samples with a new or enlarging T2 lesion at w096 "
-            f"since w048 under {arm}. {PREDICTED}"
+            f"Share of {len(ensemble.seeds)} samples with a new or enlarging T2 lesion at "
+            f"{OUTCOME} since {CURRENT} under {arm}. {PREDICTED}"
         ),
         "Sources": [flair_bids_uri(subject.name, session) for session in provenance.sessions],
         "SpatialReference": flair_bids_uri(subject.name, SESSION),
@@ -139,7 +140,7 @@ def sidecar(
         "Notes": list(provenance.notes),
         "Arm": arm,
         "ReceivedArm": subject.arm or "n/a",
-        "ForecastSession": "w096",
+        "ForecastSession": OUTCOME,
         "Samples": len(ensemble.seeds),
         "Seeds": list(ensemble.seeds),
         "BundleDigest": provenance.bundle,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lesioncast.forecasting.output.bids import ProbabilityMap
+from lesioncast.imaging.channels import OUTCOME
 from storage.export.dicom_seg import Segment, Segmentation, binarise
 
 
@@ -16,7 +17,7 @@ def forecast_segmentation(
     segments = tuple(
         Segment(
             probability_map.image,
-            f"NET2 w096 forecast, {probability_map.sidecar['Arm']}"[:64],
+            f"NET2 {OUTCOME} forecast, {probability_map.sidecar['Arm']}"[:64],
             str(probability_map.sidecar["Description"]),
         )
         for probability_map in maps

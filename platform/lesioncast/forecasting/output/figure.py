@@ -29,6 +29,7 @@ from lesioncast.forecasting.output.summary import (
     ArmSummary,
     ForecastSummary,
 )
+from lesioncast.imaging.channels import CURRENT
 from lesioncast.markdown import format_probability
 from storage.atomic import atomic_write
 from storage.radiological import AXIAL, CONVENTION
@@ -53,7 +54,7 @@ EFFICACY = {
 
 
 def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Figure:
-    """Draw the FLAIR at w048, then one column for each arm with the lesion probability in colour.
+    """Draw the current FLAIR, then one column for each arm with the lesion probability in colour.
 
     All columns show the same slices on one colour scale. The observed lesions are outlined under
     the arm received, because they were observed under that arm alone.
@@ -68,7 +69,7 @@ def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Fig
         Normalize(0, _colour_scale_maximum(view, shown)),
         Normalize(*intensity_window(view)),
     )
-    _head_column(figure.add_subplot(grid[0, 0]), seen="w048" in summary.sessions)
+    _head_column(figure.add_subplot(grid[0, 0]), seen=CURRENT in summary.sessions)
     for column, arm in enumerate(view.probability, 1):
         _arm_column(figure.add_subplot(grid[0, column]), arm, summary.arms[arm])
     for row, index in enumerate(shown, 1):

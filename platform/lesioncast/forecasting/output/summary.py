@@ -19,14 +19,14 @@ from lesioncast.forecasting.ensemble import (
     paired_difference,
     wilson_interval,
 )
-from lesioncast.imaging.channels import SESSIONS
+from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.imaging.lesions import opening_element
 from storage.export.bids_derivative import write_json
 
 SCHEMA = 4
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-TARGET = "new and enlarging T2 lesions at w096 since w048"
+TARGET = f"new and enlarging T2 lesions at {OUTCOME} since {CURRENT}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RunProvenance:
     #: Sentences about the data, the sessions and the sampling.
     notes: tuple[str, ...] = ()
     #: Sessions whose images the model sees.
-    sessions: tuple[str, ...] = SESSIONS[:2]
+    sessions: tuple[str, ...] = (BASELINE, CURRENT)
     #: Covariates that the model sees.
     covariates: tuple[Covariate, ...] = ()
     #: Sentences of the bundle's evaluation on what its data cannot identify.
@@ -55,7 +55,7 @@ class SubjectInfo:
     name: str
     #: Arm received, where it is known.
     arm: str | None
-    #: Number of lesions observed at w096, where they are known.
+    #: Number of lesions observed at outcome, where they are known.
     observed_lesions: int | None
     #: Whether each covariate of the model is known of this subject, by its name.
     covariates: Mapping[str, bool] = field(default_factory=dict)

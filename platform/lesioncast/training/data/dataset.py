@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 class Batch:
     """Input of the networks for b cases."""
 
-    #: Target, FLAIR and NET2 at w096, [b, 2, s, h, w].
+    #: Target, FLAIR and NET2 at outcome, [b, 2, s, h, w].
     x: Tensor
     #: Rows of the arm table, [b]. The last row is the null arm.
     arm: Tensor
@@ -90,7 +90,7 @@ class CaseDataset:
     present: npt.NDArray[np.bool_]
     #: Index of the arm received, -1 if unknown, [case].
     arm: npt.NDArray[Any]
-    #: True if NET2 has a lesion at w096, [case].
+    #: True if NET2 has a lesion at outcome, [case].
     active: npt.NDArray[np.bool_]
     #: Sessions of the arrays.
     sessions: tuple[str, ...] = SESSIONS

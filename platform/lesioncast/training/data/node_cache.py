@@ -23,6 +23,7 @@ import ray.data
 from ray.data.block import BlockAccessor
 
 from lesioncast.errors import TrainingError
+from lesioncast.imaging.channels import OUTCOME
 from lesioncast.training.data.cache_location import describe_choice, first_that_fits, in_memory
 from lesioncast.training.data.dataset import VOLUMES, CaseDataset
 from lesioncast.training.data.selection import CaseSelection
@@ -189,8 +190,8 @@ def _allocate(path: Path, batch: Array, cases: int) -> "np.memmap[Any, Any]":
 
 
 def _active(masks: Array, sessions: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-    """Return which cases have a NET2 lesion at w096, from packed masks."""
-    net2 = masks[:, sessions.index("w096"), MASKS.index("net2")]
+    """Return which cases have a NET2 lesion at outcome, from packed masks."""
+    net2 = masks[:, sessions.index(OUTCOME), MASKS.index("net2")]
     return np.array([case.any() for case in net2])
 
 

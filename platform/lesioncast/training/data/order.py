@@ -13,7 +13,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def epoch_rows(active: npt.NDArray[np.bool_], *, seed: int, epoch: int, balanced: bool) -> Rows:
-    """Return the rows of one epoch, shuffled. `active` [case] marks cases with NET2 at w096.
+    """Return the rows of one epoch, shuffled. `active` [case] marks cases with NET2 at outcome.
 
     With `balanced` (paper, section 3), the more frequent class gives as many cases as the other
     class has, drawn anew in each epoch. Raise ValueError if one class is empty.

@@ -56,7 +56,7 @@ class CaseSelection:
 
 
 def training_cases(store: Store, arms: tuple[str, ...]) -> CaseSelection:
-    """Select the cases of the training split that have FLAIR and NET2 at w096.
+    """Select the cases of the training split that have FLAIR and NET2 at outcome.
 
     Raise TrainingError if there is none, or if the store's arms are not `arms`.
     """
@@ -68,7 +68,7 @@ def training_cases(store: Store, arms: tuple[str, ...]) -> CaseSelection:
     cases = store.select(split="train", having=["/".join(channel) for channel in TARGET_CHANNELS])
     if not cases:
         raise TrainingError(
-            f"{store.path}: expected training cases with FLAIR and NET2 at w096, got none; "
+            f"{store.path}: expected training cases with FLAIR and NET2 at outcome, got none; "
             "check the split and the outcome session of the trial"
         )
     indices = tuple(case.index for case in cases)

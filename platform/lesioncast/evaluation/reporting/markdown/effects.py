@@ -12,14 +12,14 @@ from lesioncast.evaluation.analysis.treatment_effects import (
 )
 from lesioncast.evaluation.analysis.trial_contrasts import ContrastReport, TrialContrasts
 from lesioncast.evaluation.metrics.estimate import Estimate
-from lesioncast.imaging.channels import BASELINE_SESSION
+from lesioncast.imaging.channels import BASELINE
 from lesioncast.markdown import format_estimate, format_number, markdown_table
 
 
 def describe_sessions(sessions: Sequence[str]) -> str:
     """Describe the sessions from whose images arms were compared."""
-    if tuple(sessions) == (BASELINE_SESSION,):
-        return f"from the images of {BASELINE_SESSION} alone, before any treatment"
+    if tuple(sessions) == (BASELINE,):
+        return f"from the images of {BASELINE} alone, before any treatment"
     return f"from the images of {' and '.join(sessions)}"
 
 
@@ -140,7 +140,7 @@ def _contrast_row(contrast: ContrastReport) -> list[str]:
 
 def _same_question(sessions: Sequence[str]) -> str:
     forecast = f"The effects above were forecast {describe_sessions(sessions)}"
-    if tuple(sessions) == (BASELINE_SESSION,):
+    if tuple(sessions) == (BASELINE,):
         return f"{forecast}, and answer the same question."
     return (
         f"{forecast}. Later images show what the received arm has done by then, so the forecast "

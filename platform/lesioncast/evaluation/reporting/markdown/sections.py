@@ -19,9 +19,9 @@ from lesioncast.evaluation.paper_results import (
     REGIONAL_SOURCE,
     PaperRegionalScores,
 )
+from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
-WEEKS = ("w048", "w096")
 REGION_NAMES = {"white_matter": "cerebral white matter", "cortex": "cerebral cortex"}
 SPLITS = {"train": "training", "test": "test", "validation": "validation"}
 
@@ -33,21 +33,22 @@ def baseline_section(table: BaselineTable) -> str:
         for split, arms in table.items()
         for arm, row in arms.items()
     ]
-    head = ["split", "arm", "cases", *(f"mean count {week}" for week in WEEKS)]
-    head += [*(f"active {week} (%)" for week in WEEKS), "published (other data)"]
+    head = ["split", "arm", "cases", *(f"mean count {week}" for week in (CURRENT, OUTCOME))]
+    head += [*(f"active {week} (%)" for week in (CURRENT, OUTCOME)), "published (other data)"]
     return (
-        "## Baseline characteristics\n\nNew lesions of the slab as drawn, at w048 since w000 and "
-        f"at w096 since w048. Published, in the same order: {COHORT_SOURCE}.\n\n"
+        f"## Baseline characteristics\n\nNew lesions of the slab as drawn, at {CURRENT} "
+        f"since {BASELINE} "
+        f"and at {OUTCOME} since {CURRENT}. Published, in the same order: {COHORT_SOURCE}.\n\n"
         f"{markdown_table(head, rows)}"
     )
 
 
 def _characteristics(row: BaselineCharacteristics) -> list[str]:
-    shares = (row.active_share.w048, row.active_share.w096)
+    shares = (row.active_share.current, row.active_share.outcome)
     return [
         str(row.cases),
-        format_number(row.mean_count.w048, digits=2),
-        format_number(row.mean_count.w096, digits=2),
+        format_number(row.mean_count.current, digits=2),
+        format_number(row.mean_count.outcome, digits=2),
         *(format_number(None if share is None else 100 * share, digits=1) for share in shares),
     ]
 
@@ -57,8 +58,8 @@ def _published_cohort(arm: str) -> str:
         return DASH
     row = COHORT[arm]
     return (
-        f"{row.patients}, {row.mean_count_w048:g}, {row.mean_count_w096:g}, "
-        f"{row.percent_active_w048:g}, {row.percent_active_w096:g}"
+        f"{row.patients}, {row.mean_count_current:g}, {row.mean_count_outcome:g}, "
+        f"{row.percent_active_current:g}, {row.percent_active_outcome:g}"
     )
 
 
