@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA = 3
+SCHEMA = 4
 ROOT_ATTRIBUTE = "lesioncast"
 ROOT_METADATA = "zarr.json"
 CASE_TABLE = "cases.json"

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from storage.layout import SESSIONS
 from storage.trial.path_patterns import check_pattern
 
-_ANAT = "sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}"
+_SESSION = "sub-{subject}/ses-{session}"
+_ANAT = f"{_SESSION}/anat/sub-{{subject}}_ses-{{session}}"
 _PER_SESSION = ("flair", "t2", "gad", "net2")
 _PER_SUBJECT = ("parcellation", "brain_mask")
 
@@ -30,6 +31,9 @@ class TrialLayout:
     arm_column: str = "treatment_arm"
     #: Column with the name of the trial.
     trial_column: str = "trial"
+    #: Columns with the days from baseline to the current session, and from there to the outcome.
+    #: They are used where no dates are known.
+    interval_columns: tuple[str, str] = ("days_to_current", "days_to_outcome")
     #: Names of arms in the table, mapped to the names in `arms`, for example `{IFN: avonex}`.
     arm_names: dict[str, str] = field(default_factory=dict)
     #: FLAIR image of a session; baseline and current session are required.
@@ -44,6 +48,13 @@ class TrialLayout:
     parcellation: str = f"derivatives/synthseg/{_ANAT}*_desc-synthseg_dseg.nii*"
     #: Brain mask of a subject, on the grid of the current FLAIR.
     brain_mask: str = f"derivatives/brainmask/{_ANAT}*_desc-brain_mask.nii*"
+    #: Tables with the date of each file (columns filename and acq_time), if there are any.
+    scans: tuple[str, ...] = (
+        f"{_SESSION}/sub-{{subject}}_ses-{{session}}_scans.tsv",
+        "sub-{subject}/sub-{subject}*_scans.tsv",
+    )
+    #: Tables with the date of each session (columns session_id and acq_time), if there are any.
+    session_tables: tuple[str, ...] = ("sub-{subject}/sub-{subject}_sessions.tsv",)
 
     def __post_init__(self) -> None:
         distinct = len(set(self.sessions)) == len(self.sessions) and all(self.sessions)
@@ -53,6 +64,15 @@ class TrialLayout:
             problem = check_pattern(getattr(self, channel), session=channel in _PER_SESSION)
             if problem:
                 raise ValueError(f"{channel}: expected {problem}.")
+        for key in ("scans", "session_tables"):
+            for pattern in getattr(self, key):
+                if problem := check_pattern(pattern, session=False):
+                    raise ValueError(f"{key}: expected {problem}.")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return the trial's own label of each session, by its role."""
+        return dict(zip(SESSIONS, self.sessions, strict=True))
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ def _members(plan: ConversionPlan, digests: Mapping[str, str]) -> Iterable[Plann
             for source in subject.sources
         ]
         content = [SCHEMA, _PREPARATION, settings, subject.name, subject.rows, roles, sources]
+        content.append(asdict(subject.dates))
         yield PlannedSubject(subject, _digest(content), sources)
 
 

@@ -22,6 +22,9 @@ def summarise(table: CaseTable) -> list[str]:
     if copies := find_copies(table.cases):
         lines.append(f"{len(copies)} images under two subjects, who share a split; correct them:")
         lines += [f"  {copy}" for copy in copies]
+    if noted := [(case.subject, note) for case in table.cases for note in case.notes]:
+        lines.append(f"{len(noted)} dates to look at:")
+        lines += [f"  {subject}: {note}" for subject, note in noted]
     kinds = Counter(exclusion.kind for exclusion in table.excluded)
     if kinds:
         counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())

@@ -28,6 +28,7 @@ from storage.preprocess.validation import (
     check_same_grid,
     check_sessions,
 )
+from storage.preprocess.visits import Intervals, check_visits
 from storage.settings import StoreSettings
 from storage.trial.cells import MISSING, is_missing, parse_cell
 from storage.trial.dataset import (
@@ -75,6 +76,10 @@ class CaseMetadata:
     digests: dict[str, str]
     #: Path of each file below the trial's folder by its role, such as w048/flair.
     sources: dict[str, str] = field(default_factory=dict)
+    #: Days between its sessions.
+    intervals: Intervals = field(default_factory=Intervals)
+    #: Sentences on its dates that a person should look at.
+    notes: tuple[str, ...] = ()
     #: Some voxels of the normalised FLAIR by session, by which copies of an image are found.
     fingerprints: dict[str, str] = field(default_factory=dict)
 
@@ -90,6 +95,7 @@ def preprocess_subject(
     layout = settings.layout
     check_participant(subject, arms, layout=layout)
     check_sessions(subject)
+    visits = check_visits(subject, layout)
     files = tuple(_sources(subject))
     sources = {(source.session, source.channel): source for source in files}
     builder = _begin_case(sources, root, settings)
@@ -113,6 +119,8 @@ def preprocess_subject(
             f"{source.session}/{source.channel}": source.path.relative_to(root).as_posix()
             for source in files
         },
+        intervals=visits.intervals,
+        notes=visits.notes,
         fingerprints={
             session: fingerprint(builder.arrays.flair[SESSIONS.index(session)]) for session in flair
         },

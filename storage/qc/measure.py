@@ -112,6 +112,7 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
         *_flag_masks(case, arrays, heads),
         *_flag_equal_masks(arrays),
         *_flag_t2_decrease(lesions),
+        *case.notes,
     )
     return CaseQuality(
         subject=case.subject,

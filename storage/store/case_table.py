@@ -13,6 +13,7 @@ from storage.errors import Exclusion
 from storage.layout import SCHEMA, CovariateValue, StoreSpec
 from storage.nifti.io import NiftiGeometry
 from storage.preprocess.grid import SlabGrid
+from storage.preprocess.visits import Intervals
 
 Split = Literal["train", "val", "test", "unlabelled"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabelled")
@@ -56,6 +57,10 @@ class Case:
     digests: Mapping[str, str]
     #: Path of each source file in the BIDS folder by its role, such as w048/flair.
     sources: Mapping[str, str] = field(default_factory=dict)
+    #: Days between its sessions.
+    intervals: Intervals = field(default_factory=Intervals)
+    #: Sentences on its dates that a person should look at.
+    notes: tuple[str, ...] = ()
     #: Some voxels of the normalised FLAIR by session, by which copies of an image are found.
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
@@ -137,7 +142,13 @@ def case_from_json(record: dict[str, Any]) -> dict[str, Any]:
     present = np.array(record["present"], bool)
     present.setflags(write=False)  # cases are frozen
     intensity = {session: tuple(limits) for session, limits in record["intensity"].items()}
-    return record | {"grid": _grid(record["grid"]), "present": present, "intensity": intensity}
+    return record | {
+        "grid": _grid(record["grid"]),
+        "present": present,
+        "intensity": intensity,
+        "intervals": Intervals(**record["intervals"]),
+        "notes": tuple(record["notes"]),
+    }
 
 
 def _case(record: dict[str, Any]) -> Case:

@@ -8,6 +8,8 @@ from pathlib import Path
 from storage.errors import CaseError, Exclusion, StorageError
 from storage.layout import BASELINE, CURRENT, MASKS, SESSIONS
 from storage.settings import TrialLayout
+from storage.trial.date_files import find_date_tables, read_dates
+from storage.trial.dates import StatedDates
 from storage.trial.participants import read_participants, strip_sub_prefix, subject_id
 from storage.trial.path_patterns import find_files, find_folders
 
@@ -36,6 +38,7 @@ class TrialSubject:
 
     `labels` are the names of its files and folders. Several labels mean that different patients
     would get the same id. `other_roles` are further roles of its files, of this subject or another.
+    `dates` is what its tables and sidecars state about its sessions.
     """
 
     name: str
@@ -43,6 +46,7 @@ class TrialSubject:
     rows: tuple[Mapping[str, str], ...]
     sources: tuple[SourceFile, ...]
     other_roles: Mapping[SourceFile, tuple[SourceFile, ...]] = field(default_factory=dict)
+    dates: StatedDates = field(default_factory=StatedDates)
 
     def source(self, session: str, channel: str) -> SourceFile | None:
         """Return the file of a session and channel, None if the subject has none.
@@ -67,7 +71,8 @@ class TrialSubject:
 def scan_trial(root: Path, layout: TrialLayout) -> list[TrialSubject]:
     """Return every subject that has files, a folder or a row in the table, sorted by name.
 
-    No image is read. Raises StorageError if `root` is not the folder of a trial.
+    No image is read, but the files that state dates are. Raises StorageError if `root` is not the
+    folder of a trial.
     """
     if not root.is_dir():
         raise StorageError(f"{root}: expected the folder of a trial, got no such folder.")
@@ -95,6 +100,7 @@ def scan_trial(root: Path, layout: TrialLayout) -> list[TrialSubject]:
         raise StorageError(f"{root}: expected files like {layout.flair}, got none.")
     has_table = layout.participants is not None
     other_roles = _other_roles(sources)
+    date_tables = find_date_tables(root, layout)
     return [
         TrialSubject(
             name,
@@ -104,9 +110,19 @@ def scan_trial(root: Path, layout: TrialLayout) -> list[TrialSubject]:
             other_roles={
                 source: other_roles[source] for source in sources[name] if source in other_roles
             },
+            dates=read_dates(date_tables, name, _flair_paths(sources[name])),
         )
         for name in names
     ]
+
+
+def _flair_paths(sources: list[SourceFile]) -> dict[str, list[Path]]:
+    """Return the FLAIR files of a subject by session."""
+    paths: defaultdict[str, list[Path]] = defaultdict(list)
+    for source in sources:
+        if source.channel == "flair":
+            paths[source.session].append(source.path)
+    return paths
 
 
 def _other_roles(

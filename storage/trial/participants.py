@@ -46,7 +46,12 @@ def parse_arm(row: Mapping[str, str], layout: TrialLayout, arms: tuple[str, ...]
 
 def covariate_cells(row: Mapping[str, str], layout: TrialLayout) -> dict[str, str]:
     """Return the cells of a row that are covariates, by column."""
-    reserved = (layout.subject_column, layout.arm_column, layout.trial_column)
+    reserved = (
+        layout.subject_column,
+        layout.arm_column,
+        layout.trial_column,
+        *layout.interval_columns,
+    )
     return {name: text for name, text in row.items() if name not in reserved}
 
 

@@ -342,8 +342,8 @@ def test_baseline_characteristics_are_by_split_and_arm() -> None:
     avonex, of_arm = row["test"]["avonex"], TEST.arm == 2
     assert avonex.cases == 40
     assert avonex.mean_count == BySession(
-        w048=pytest.approx(TEST.net2_count_current[of_arm].mean()),
-        w096=pytest.approx(TEST.plain[of_arm].mean()),
+        current=pytest.approx(TEST.net2_count_current[of_arm].mean()),
+        outcome=pytest.approx(TEST.plain[of_arm].mean()),
     )
     assert avonex.active_share.outcome == pytest.approx((TEST.plain[of_arm] > 0).mean())
     assert row["test"]["placebo"].mean_count.current is None

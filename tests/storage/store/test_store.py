@@ -169,7 +169,7 @@ def test_store_of_another_schema_is_refused_with_make_it_again(tmp_path: Path) -
         (
             "schema",
             2,
-            "expected a store of schema 3, got schema 2 of another version .* again with",
+            "expected a store of schema 4, got schema 2 of another version .* again with",
         ),
         ("channels", ["flair"], "expected channels .*; convert it again"),
     ):

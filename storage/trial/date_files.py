@@ -1,0 +1,151 @@
+"""Read the dates of a trial's sessions: scans.tsv, sessions.tsv and the JSON beside an image."""
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.settings import TrialLayout
+from storage.text_files import composed, read_text
+from storage.trial.cells import is_missing
+from storage.trial.dates import DateFile, StatedDate, StatedDates
+from storage.trial.participants import subject_id
+from storage.trial.path_patterns import find_files
+
+TIME_COLUMN = "acq_time"
+# Fields of a sidecar that hold a date, the most exact first.
+_SIDECAR_FIELDS = ("AcquisitionDateTime", "AcquisitionDate", "SeriesDate", "StudyDate")
+
+Tables = Mapping[str, Sequence[Path]]
+"""Tables of each subject, by the BIDS id."""
+
+
+@dataclass(frozen=True)
+class DateTables:
+    """The tables of a trial that may state dates."""
+
+    root: Path
+    #: Role of each session by the trial's own label, such as {m12: w048}.
+    roles: Mapping[str, str]
+    #: Tables of files (scans.tsv).
+    scans: Tables = field(default_factory=dict)
+    #: Tables of sessions (sessions.tsv).
+    sessions: Tables = field(default_factory=dict)
+
+
+def find_date_tables(root: Path, layout: TrialLayout) -> DateTables:
+    """Find the tables of all subjects of the trial in `root` without reading them."""
+    return DateTables(
+        root,
+        {composed(label): role for role, label in layout.labels.items()},
+        _find(root, layout.scans, layout.sessions),
+        _find(root, layout.session_tables, layout.sessions),
+    )
+
+
+def _find(root: Path, patterns: Sequence[str], sessions: Sequence[str]) -> Tables:
+    found: defaultdict[str, dict[Path, None]] = defaultdict(dict)  # a path once, in order
+    for pattern in patterns:
+        for session in sessions if "{session}" in pattern else ("",):
+            for label, path in find_files(root, pattern, session=session):
+                found[subject_id(label)][path] = None
+    return {subject: list(paths) for subject, paths in found.items()}
+
+
+def read_dates(
+    tables: DateTables, subject: str, images: Mapping[str, Sequence[Path]]
+) -> StatedDates:
+    """Return the dates that the files of a subject state.
+
+    `images` are the FLAIR files of its sessions. Dates of other sessions are ignored.
+    """
+    dates: list[StatedDate] = []
+    problems: list[str] = []
+    files: list[tuple[DateFile, Path, str]] = [
+        *(("scans", path, "") for path in tables.scans.get(subject, ())),
+        *(("sessions", path, "") for path in tables.sessions.get(subject, ())),
+        *(
+            ("sidecar", sidecar_path(image), session)
+            for session, paths in images.items()
+            for image in paths
+        ),
+    ]
+    for kind, path, session in files:
+        name = path.relative_to(tables.root).as_posix()
+        try:
+            text = read_text(path)
+            if kind == "scans":
+                stated = _scan_dates(text, path.parent, images)
+            elif kind == "sessions":
+                stated = _session_dates(text, tables.roles)
+            else:
+                stated = _sidecar_dates(text, session)
+            dates += [
+                StatedDate(session, kind, cell, name)
+                for session, cell in stated
+                if session in images and not is_missing(cell)
+            ]
+        except FileNotFoundError:
+            continue  # most images have no sidecar
+        except (OSError, ValueError, RecursionError, csv.Error) as error:
+            problems.append(
+                f"expected dates in {name}, got {str(error).rstrip('.')}; correct it, no date of "
+                "it is used"
+            )
+    return StatedDates(tuple(dates), tuple(problems))
+
+
+def sidecar_path(image: Path) -> Path:
+    """Return the path of the JSON file beside an image."""
+    return image.with_name(f"{_stem(image.name)}.json")
+
+
+def _scan_dates(
+    text: str, folder: Path, images: Mapping[str, Sequence[Path]]
+) -> Iterator[tuple[str, str]]:
+    """Yield session and date of the rows that name a FLAIR file, relative to `folder`."""
+    sessions = {
+        composed(_stem(str(path))): session for session, paths in images.items() for path in paths
+    }
+    for row in _rows(text):
+        path = composed(_stem(str(folder / (row.get("filename") or ""))))
+        if path in sessions and row.get(TIME_COLUMN) is not None:
+            yield sessions[path], row[TIME_COLUMN]
+
+
+def _session_dates(text: str, roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield session and date of the rows whose session, with or without `ses-`, has a role."""
+    for row in _rows(text):
+        label = composed(row.get("session_id") or "")
+        role = roles.get(label) or roles.get(label.removeprefix("ses-"))
+        if role is not None and row.get(TIME_COLUMN) is not None:
+            yield role, row[TIME_COLUMN]
+
+
+def _sidecar_dates(text: str, session: str) -> Iterator[tuple[str, str]]:
+    """Yield the session with the first field of a sidecar that holds a date.
+
+    Raises ValueError if the text is no JSON object.
+    """
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError(f"{type(fields).__name__} instead of fields and values")
+    for name in _SIDECAR_FIELDS:
+        value = fields.get(name)
+        if isinstance(value, str | int) and not is_missing(str(value)):
+            yield session, str(value)
+            return
+
+
+def _rows(text: str) -> Iterator[dict[str, str]]:
+    """Yield the rows of a BIDS table, cells without spaces around them."""
+    for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
+        yield {name: cell.strip() for name, cell in row.items() if name and isinstance(cell, str)}
+
+
+def _stem(name: str) -> str:
+    """Return a file name without the endings of NIfTI."""
+    return name.removesuffix(".gz").removesuffix(".nii")
