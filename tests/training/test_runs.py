@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from errno import ESTALE
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,22 @@ def test_corrupt_checkpoint_is_renamed_and_the_run_resumes_from_an_older_one(
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
     assert [checkpoint.step for checkpoint in checkpoints(stage.folder)] == [2, 4, 6]
+
+
+def test_a_disk_that_does_not_answer_alters_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = pretrain_stage(SETTINGS, tiny_experiment(tmp_path))
+    last = train(stage)
+
+    def stale(_: Path) -> object:
+        raise OSError(ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lesioncast.training.checkpoint.read_json", stale)
+        with pytest.raises(OSError, match="Stale file handle"):
+            train(stage)
+    assert train(stage) == last
 
 
 def test_finished_run_with_a_corrupt_last_checkpoint_is_finished_again(tmp_path: Path) -> None:

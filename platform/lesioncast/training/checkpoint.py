@@ -126,12 +126,13 @@ def _folders(run: Path) -> list[Path]:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open the checkpoint in `folder` without verifying it.
 
-    Raise TrainingError if its state.json is missing or unreadable.
+    Raise TrainingError if its state.json is missing or altered, and OSError if it cannot be read:
+    a disk that does not answer alters no checkpoint.
     """
     try:
         content = read_json(folder / STATE)
         return Checkpoint(folder, content["step"], content["identity"], content["sha256"])
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise TrainingError(
             f"{folder / STATE}: expected the state of a checkpoint, got {error!r}"
         ) from error
