@@ -106,6 +106,12 @@ class ServiceSettings(BaseModel):
         ge=1,
         description="Largest unpacked image, in bytes of voxels, as its header states.",
     )
+    give_up_after: int = Field(
+        default=86_400,
+        ge=0,
+        description="Seconds after which a forecast fails that met nothing but outages of disks, "
+        "database or samplers.",
+    )
     retry_after: int = Field(
         default=2, ge=1, description="Value of the header Retry-After, in seconds."
     )

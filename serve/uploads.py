@@ -18,6 +18,7 @@ from lesioncast.imaging.covariates import Covariate
 from serve.api.problems import ApiProblemError
 from serve.api.schemas import UploadForecastRequest
 from serve.settings import ServiceSettings
+from serve.worker.retry import is_transient
 from storage import CaseError, Exclusion, StoreSettings, StoreSpec
 from storage.convert.patient import (
     PATIENT_IMAGES,
@@ -72,6 +73,8 @@ def prepare_upload(
             _check_unpacked_size(name, bids / path, max_voxels)
         store = convert_patient(bids, folder / "store.zarr", settings=settings, arms=arms)
     except CaseError as error:
+        if is_transient(error):  # our disk does not answer: the image may be good
+            raise
         raise _to_problem(error.exclusion, bids, paths) from error
     return store.case(request.subject).digest
 

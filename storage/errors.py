@@ -2,6 +2,7 @@
 
 StorageError            a conversion or a store as a whole failed
   StoreError            a store is absent, incomplete or of another schema
+    StoreUnavailableError  its disk, network or server does not answer for now
   CaseError             conversion excludes one subject; the others go on
 """
 
@@ -34,6 +35,13 @@ class StorageError(Exception):
 
 class StoreError(StorageError):
     """A store cannot be read as what it should be."""
+
+
+class StoreUnavailableError(StoreError):
+    """A store cannot be used for now: its disk, network or server fails, and may do so no longer.
+
+    The type says so, because the cause of an error does not pass from one process to another.
+    """
 
 
 class CaseError(StorageError):

@@ -6,7 +6,7 @@ The routes under /v2 follow the Open Inference Protocol.
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from serve.api.dependencies import ServiceContext
+from serve.api.dependencies import ServiceContext, retry_after_headers
 from serve.api.methods import HeadMiddleware, install_method_handler
 from serve.api.middleware import AuthMiddleware, BodySizeLimitMiddleware, NoStoreMiddleware
 from serve.api.openapi import customize_openapi
@@ -46,7 +46,7 @@ def create_app(context: ServiceContext) -> FastAPI:
     app.add_middleware(ProblemCounterMiddleware, count=context.observer.count_problem)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(NoStoreMiddleware)
-    install_problem_handlers(app)
+    install_problem_handlers(app, retry_headers=retry_after_headers(settings))
     install_method_handler(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.worker.retry import failure_of
+
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -91,7 +93,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 class ProblemCounterMiddleware:
-    """ASGI middleware that calls `count` with the status of each problem, and 500 for a crash."""
+    """ASGI middleware that calls `count` with the status of each problem, also of a crash."""
 
     def __init__(self, app: ASGIApp, count: Callable[[int], None]) -> None:
         self._app, self._count = app, count
@@ -106,14 +108,17 @@ class ProblemCounterMiddleware:
 
         try:
             await self._app(scope, receive, count_and_send)
-        except Exception:
+        except Exception as error:
             # Starlette answers an unhandled error outside of this middleware.
-            self._count(500)
+            self._count(503 if failure_of(error).transient else 500)
             raise
 
 
-def install_problem_handlers(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem document."""
+def install_problem_handlers(app: FastAPI, *, retry_headers: Mapping[str, str]) -> None:
+    """Answer every error of `app` with a problem document.
+
+    `retry_headers` are the headers of a 503, which say when to try again.
+    """
 
     @app.exception_handler(ApiProblemError)
     async def answer_api_problem(_: Request, error: ApiProblemError) -> JSONResponse:
@@ -134,6 +139,10 @@ def install_problem_handlers(app: FastAPI) -> None:
         return problem_response(error.status_code, str(error.detail), headers=error.headers)
 
     @app.exception_handler(Exception)
-    async def answer_unexpected_error(_: Request, __: Exception) -> JSONResponse:
+    async def answer_unexpected_error(_: Request, error: Exception) -> JSONResponse:
         # Starlette raises the error again afterwards, so that the server logs the traceback.
+        failure = failure_of(error)
+        if failure.transient:
+            detail = f"Expected an answer within the service, but {failure.reason}; try again."
+            return problem_response(503, detail, headers=retry_headers)
         return problem_response(500, "The service failed at this request; its log says why.")

@@ -20,7 +20,7 @@ from serve.db.models import DISCARDED_STATES, DrawnBlock, ForecastJob, to_drawn_
 from serve.db.repository import JobRepository
 from serve.log import logger
 from serve.worker.loaded_model import LoadedModel, samples_per_arm
-from serve.worker.retry import backoff_delays, is_transient, leaf_exceptions
+from serve.worker.retry import Failure, backoff_delays, failure_of, leaf_exceptions
 
 DrawBlock = Callable[[ForecastJob, SampleBlock], Awaitable[SampleBatch]]
 POLL_SECONDS = 1.0
@@ -58,6 +58,7 @@ class ForecastWorker:
         self._jobs, self._loaded, self._draw, self._observer = jobs, loaded, draw, observer
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._with_samples: set[str] = set()  # the running jobs that have at least one block
+        self._failing_since: dict[str, float] = {}  # jobs without progress since then
         self._slots = asyncio.Semaphore(loaded.settings.max_concurrent_forecasts)
         self._woken = asyncio.Event()
         self._last_cleanup = -CLEANUP_INTERVAL_S
@@ -110,6 +111,7 @@ class ForecastWorker:
         finally:
             del self._tasks[job.id]
             self._with_samples.discard(job.id)
+            self._failing_since.pop(job.id, None)
             # The backlog has changed: poll again rather than wait.
             self.wake()
 
@@ -133,16 +135,31 @@ class ForecastWorker:
         try:
             samples = await self._draw_and_write(job)
         except Exception as error:
-            if is_transient(error):
+            failure = failure_of(error)
+            if failure.transient and not self._has_failed_too_long(job):
                 raise
             logger.exception("forecast.failed", extra={"forecast": job.id})
-            # The client sees no details: a traceback may name files and subjects.
-            reason = f"The forecast failed; the service's log says why, under {job.id}."
+            reason = self._reason(job, failure)
             await _run_to_completion(self._finish_job(job, "failed", error=reason))
             self._count_errors(error, "failed")
         else:
             total = samples * len(job.request.arms)
             await _run_to_completion(self._finish_job(job, "succeeded", total=total))
+
+    def _has_failed_too_long(self, job: ForecastJob) -> bool:
+        """Return True if a job has met transient errors alone for `give_up_after` seconds."""
+        since = self._failing_since.setdefault(job.id, time.monotonic())
+        return time.monotonic() - since > self._loaded.settings.give_up_after
+
+    def _reason(self, job: ForecastJob, failure: Failure) -> str:
+        """Return the sentence for the client. It has no details: they may name files, subjects."""
+        log = f"the service's log says more, under {job.id}."
+        if failure.reason is None:
+            return f"The forecast failed; {log}"
+        if failure.transient:
+            limit = self._loaded.settings.give_up_after
+            return f"The forecast was given up after {limit} s of attempts: {failure.reason}; {log}"
+        return f"The forecast failed: {failure.reason}; {log}"
 
     def _count_errors(self, error: Exception, outcome: str) -> None:
         for name in {type(leaf).__name__ for leaf in leaf_exceptions(error)}:
@@ -207,6 +224,7 @@ class ForecastWorker:
         batch = await self._draw(job, block)
         drawn = to_drawn_block(job.id, self._loaded.bundle.digest, block.arm, block.first, batch)
         await _run_to_completion(asyncio.to_thread(self._jobs.save_block, drawn))
+        self._failing_since.pop(job.id, None)  # there is progress
         if job.id not in self._with_samples:
             self._with_samples.add(job.id)
             self._observer.observe_first_samples(time.time() - job.created)

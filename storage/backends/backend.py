@@ -7,6 +7,7 @@ from typing import Protocol, TypeAlias
 
 from zarr.abc.store import Store as ZarrStore
 
+from storage.backends.outages import store_error
 from storage.errors import StoreError
 
 # A folder, or the URL of an object store's prefix (s3://bucket/trial.zarr).
@@ -51,11 +52,12 @@ class StoreBackend(Protocol):
         ...
 
 
-def write_error(target: Location, size: int, why: str) -> StoreError:
-    """Return the error for a file of `size` bytes that could not be written."""
-    return StoreError(
+def write_error(target: Location, size: int, why: str, cause: Exception) -> StoreError:
+    """Return the error for a file of `size` bytes that could not be written because of `cause`."""
+    return store_error(
         f"{target}: expected to write {size} bytes, got {why}; make room or grant access and run "
-        "the same command again: what is finished is kept."
+        "the same command again: what is finished is kept.",
+        cause,
     )
 
 

@@ -37,7 +37,7 @@ class LocalBackend:
         try:
             atomic_write(target, content)
         except OSError as error:
-            raise write_error(target, len(content), error.strerror or str(error)) from error
+            raise write_error(target, len(content), error.strerror or str(error), error) from error
 
     def list_files(self) -> set[str]:
         paths = (path for path in self.location.rglob("*") if not path.is_dir())
@@ -62,7 +62,7 @@ class LocalBackend:
             self.location.mkdir(parents=True, exist_ok=True)
             handle = (self.location / _LOCK).open("a")
         except OSError as error:
-            raise write_error(self.location, 0, error.strerror or str(error)) from error
+            raise write_error(self.location, 0, error.strerror or str(error), error) from error
         with handle:
             try:
                 # The kernel releases this lock when the process ends, however it ends. A lock file
@@ -75,7 +75,9 @@ class LocalBackend:
                 ) from error
             except OSError as error:
                 if error.errno not in LOCKS_UNSUPPORTED:
-                    raise write_error(self.location, 0, error.strerror or str(error)) from error
+                    raise write_error(
+                        self.location, 0, error.strerror or str(error), error
+                    ) from error
                 logger.warning(
                     "%s: its file system has no file locks (%s); make sure that no other "
                     "conversion writes here",

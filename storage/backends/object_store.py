@@ -13,7 +13,8 @@ from zarr.abc.store import Store as ZarrStore
 from zarr.storage import ObjectStore
 
 from storage.backends.backend import Commit, write_error
-from storage.errors import StorageError
+from storage.backends.outages import store_error
+from storage.errors import StorageError, StoreError
 from storage.layout import CASE_TABLE
 
 try:
@@ -92,12 +93,13 @@ class ObjectStoreBackend:
             ) from error
         except (BaseError, OSError) as error:
             raise write_error(
-                f"{self.location}/{name}", len(content), _first_line(error)
+                f"{self.location}/{name}", len(content), _first_line(error), error
             ) from error
 
-    def _unreachable(self, error: Exception) -> StorageError:
-        return StorageError(
-            f"{self.location}: expected an answer of the object store, got {_first_line(error)}."
+    def _unreachable(self, error: Exception) -> StoreError:
+        return store_error(
+            f"{self.location}: expected an answer of the object store, got {_first_line(error)}.",
+            error,
         )
 
 

@@ -15,7 +15,8 @@ from zarr.storage import WrapperStore
 
 from storage.backends.backend import Location, StoreBackend
 from storage.backends.open import open_backend
-from storage.errors import StoreError
+from storage.backends.outages import storage_failure
+from storage.errors import StoreError, StoreUnavailableError
 from storage.layout import ARRAYS, SHARDS, shard_record_path
 from storage.store.case_table import ShardRow
 from storage.store.shards import decode_record
@@ -162,10 +163,13 @@ def _read_error(array: ShardedArray, rows: Sequence[ShardRow], error: Exception)
     row = next((row for row in rows if not _readable(array, row)), rows[0])
     why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     folder = f"{array.backend.location}/{SHARDS}/{row.shard}"
+    expected = f"{folder}/{array.name}: expected {_subject(array.backend, row)} as it was written"
+    failure = storage_failure(error)
+    if failure is not None and failure.transient:
+        return StoreUnavailableError(f"{expected}, got {why}; try again when its storage answers.")
     return StoreError(
-        f"{folder}/{array.name}: expected {_subject(array.backend, row)} as it was written, got "
-        f"{why}; if the store was converted again meanwhile, open it again. Otherwise remove that "
-        "folder and convert again (convert.py --verify lists all such files)."
+        f"{expected}, got {why}; if the store was converted again meanwhile, open it again. "
+        "Otherwise remove that folder and convert again (convert.py --verify lists all such files)."
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,7 @@ def test_a_transient_error_fails_no_forecast(
 ) -> None:
     once(monkeypatch, owner, name, error)
     assert client.result(wait_for_success(client, ask(client))) == whole["bundle"]
-    assert service.finished == ["succeeded"]
+    wait_until(lambda: service.finished == ["succeeded"])
     assert service.errors == [(type(error).__name__, "postponed")]
 
 
@@ -264,8 +265,8 @@ def test_a_permanent_error_fails_the_forecast(
     assert list(client.stream_events(job))[-1]["state"] == "failed"
     with pytest.raises(ApiError, match="failed: it has no result"):
         client.result(job)
-    assert service.finished == ["failed"]
-    assert service.errors == [(type(error).__name__, "failed")]
+    wait_until(lambda: service.finished == ["failed"])
+    wait_until(lambda: service.errors == [(type(error).__name__, "failed")])
 
 
 @pytest.mark.parametrize(
@@ -300,9 +301,9 @@ def test_unavailable_samplers_are_transient_and_stopped_engines_are_not(
 
 def test_a_group_of_errors_is_transient_if_all_of_them_are() -> None:
     assert is_transient(
-        ExceptionGroup("drawing", [OSError(), ExceptionGroup("inner", [OSError()])])
+        ExceptionGroup("drawing", [TimeoutError(), ExceptionGroup("inner", [OSError(EIO, "")])])
     )
-    assert not is_transient(ExceptionGroup("drawing", [OSError(), ValueError()]))
+    assert not is_transient(ExceptionGroup("drawing", [TimeoutError(), ValueError()]))
 
 
 def test_backoff_delays_grow_up_to_a_maximum() -> None:

@@ -18,6 +18,7 @@ from lesioncast.forecasting.output.summary import ForecastSummary
 from serve.api.dependencies import Context, CurrentCaller, SucceededJob, get_succeeded_or_409
 from serve.api.problems import ApiProblemError, problem_responses
 from serve.artifacts import result_dir
+from serve.worker.retry import is_transient
 
 CHUNK_BYTES = 2**20
 MAX_BYTES_IN_MEMORY = 2**24  # of a zip; a larger one goes to a temporary file
@@ -113,7 +114,9 @@ def missing_files_as_410() -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, ForecastError):
+    except (FileNotFoundError, ForecastError) as error:
+        if is_transient(error):  # a disk does not answer: the files may well be there
+            raise
         raise ApiProblemError(410, "The files of the forecast are no longer there.") from None
 
 
