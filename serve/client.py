@@ -107,6 +107,26 @@ class Client:
                 return str(_raise_for_problem(response).json()["id"])
             time.sleep(wait)
 
+    def list_forecasts(
+        self, *, states: Sequence[str] = (), subject: str | None = None
+    ) -> Iterator[Json]:
+        """Yield this client's forecasts, the newest first; only some states, or one subject."""
+        only: Json = {"state": list(states)} | ({} if subject is None else {"subject": subject})
+        yield from self._pages("/v1/forecasts", "forecasts", only)
+
+    def list_subjects(self, search: str = "") -> Iterator[Json]:
+        """Yield the subjects of the mounted store whose name contains `search`, by name."""
+        yield from self._pages("/v1/subjects", "subjects", {"search": search})
+
+    def _pages(self, url: str, name: str, params: Json) -> Iterator[Json]:
+        """Yield the entries `name` of all pages of a list."""
+        while True:
+            page = _raise_for_problem(self._http.get(url, params=params)).json()
+            yield from page[name]
+            if page["next_cursor"] is None:
+                return
+            params = params | {"cursor": page["next_cursor"]}
+
     def status(self, forecast_id: str) -> Json:
         """Return state, progress and partial results of a forecast."""
         return dict(self._get(f"/v1/forecasts/{forecast_id}").json())

@@ -11,13 +11,14 @@ from serve.api.methods import HeadMiddleware, install_method_handler
 from serve.api.middleware import AuthMiddleware, BodySizeLimitMiddleware, NoStoreMiddleware
 from serve.api.openapi import customize_openapi
 from serve.api.problems import ProblemCounterMiddleware, install_problem_handlers
-from serve.api.routes import events, forecasts, health, models, results, segmentation
+from serve.api.routes import events, forecasts, health, listing, models, results, segmentation
 
 ROUTERS = (
     health.router,
     models.router,
     forecasts.router,
     events.router,
+    listing.router,
     results.router,
     segmentation.router,
 )

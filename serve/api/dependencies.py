@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
@@ -21,6 +21,7 @@ from serve.settings import ServiceSettings
 from serve.uploads import upload_settings
 from serve.worker.loaded_model import MountedModel
 from storage import StoreSettings
+from storage.store.case_table import Case
 
 MAX_CONCURRENT_PREPARATIONS = 2  # each holds the voxels of one image in memory
 
@@ -48,7 +49,7 @@ class ServiceContext:
     jobs: JobRepository
     statuses: StatusReader
     feed: StatusFeed
-    subjects: Sequence[str]
+    subjects: Mapping[str, Case]
     model: ModelInfo
     upload: StoreSettings | None
     keys: ApiKeyFile | None
@@ -89,7 +90,7 @@ def create_context(
         jobs=jobs,
         statuses=statuses,
         feed=StatusFeed(statuses),
-        subjects=[case.subject for case in mounted.store.cases],
+        subjects={case.subject: case for case in mounted.store.cases},
         model=model,
         upload=upload_settings(settings, mounted.store.spec),
         keys=None if settings.keys is None else ApiKeyFile(settings.keys),

@@ -1,6 +1,6 @@
 """Parse and check requests for forecasts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -35,7 +35,7 @@ def parse_request(model: type[RequestT], body: str | bytes) -> RequestT:
         raise RequestValidationError(errors) from error
 
 
-def check_subject(subject: str, subjects: Sequence[str]) -> None:
+def check_subject(subject: str, subjects: Container[str]) -> None:
     """Raise ApiProblemError if the store does not hold a subject."""
     if subject not in subjects:
         raise ApiProblemError(

@@ -4,7 +4,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from sqlalchemy import JSON, Dialect, ForeignKey, LargeBinary, String, UniqueConstraint
+from sqlalchemy import JSON, Dialect, ForeignKey, Index, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -55,7 +55,10 @@ class ForecastJob(Base):
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (UniqueConstraint("owner", "idempotency_key"),)
+    __table_args__ = (
+        UniqueConstraint("owner", "idempotency_key"),
+        Index("jobs_of_owner", "owner", "created", "id"),  # the order of lists
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     owner: Mapped[str]

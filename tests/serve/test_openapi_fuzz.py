@@ -31,6 +31,8 @@ pytestmark = pytest.mark.slow
 POST = "POST /v1/forecasts"
 OPERATIONS = [
     POST,
+    "GET /v1/forecasts",
+    "GET /v1/subjects",
     "GET /v1/forecasts/{forecast_id}",
     "GET /v1/forecasts/{forecast_id}/events",
     "GET /v1/forecasts/{forecast_id}/result",

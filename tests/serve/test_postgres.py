@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -15,6 +16,7 @@ import pytest
 
 from serve.client import Client
 from serve.db.audit import read_entries, verify_chain
+from serve.db.listing import JobQuery, list_jobs, read_versions
 from serve.db.repository import JobRepository, QueueFullError
 from serve.settings import ServiceSettings
 from tests.support.forecast import write_bundle, write_store
@@ -128,3 +130,22 @@ def test_a_service_on_postgresql_continues_after_a_restart(url: str, tmp_path: P
         assert client.result(wait_for_success(client, job)) == whole
         assert len(second.drawn) == 3
     assert list(verify_chain(read_entries(url))) == []
+
+
+def test_forecasts_are_listed_and_followed(url: str) -> None:
+    jobs = JobRepository(url)
+    ids = [f"{number:032x}" for number in range(3)]
+    for job_id in ids:
+        jobs.enqueue(new_job(job_id), limit=99)
+    query = JobQuery(owner="a", states=("accepted",), subject="sub-01", after=None, limit=2)
+    first = list_jobs(jobs, query)
+    rest = list_jobs(jobs, replace(query, after=first[-1].place))
+    assert [job.id for job in first + rest][:3] == ids[::-1]
+    assert list_jobs(jobs, replace(query, owner="b")) == []
+    assert list_jobs(jobs, replace(query, subject="sub-02")) == []
+    before = read_versions(jobs, ids, "digest")
+    assert before.keys() == set(ids)
+    jobs.finish(ids[1], "cancelled")
+    after = read_versions(jobs, ids, "digest")
+    assert [after[job_id][1] != before[job_id][1] for job_id in ids] == [False, True, False]
+    jobs.close()
