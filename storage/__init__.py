@@ -6,7 +6,15 @@ imported from their modules, so that reading a store needs no Ray.
 
 from storage.backends.backend import Location, parse_location
 from storage.errors import CaseError, Exclusion, StorageError, StoreError
-from storage.layout import CHANNELS, MASKS, SESSIONS, StoreSpec, pack_masks, unpack_masks
+from storage.layout import (
+    CHANNELS,
+    MASKS,
+    SESSIONS,
+    StoreSpec,
+    VisitSchedule,
+    pack_masks,
+    unpack_masks,
+)
 from storage.nifti.io import write_nifti_atomic
 from storage.preprocess.grid import SlabGrid, to_source_grid
 from storage.preprocess.prepare import CaseArrays
@@ -18,6 +26,7 @@ __all__ = [
     "CHANNELS",
     "MASKS",
     "SESSIONS",
+    "VisitSchedule",
     "Case",
     "CaseArrays",
     "CaseError",

@@ -27,6 +27,7 @@ SHARDS = "shards"
 # forecast is conditioned on the baseline and the current session; the outcome is what it predicts.
 SESSIONS = ("w000", "w048", "w096")
 BASELINE, CURRENT, OUTCOME = SESSIONS
+NOMINAL_DAYS = (0, 336, 672)
 CHANNELS = ("flair", "t2", "gad", "net2")
 MASKS = CHANNELS[1:]
 
@@ -42,12 +43,32 @@ CovariateValue: TypeAlias = str | int | float | None  # one cell of the table of
 
 
 @dataclass(frozen=True)
+class VisitSchedule:
+    """A trial's own labels and nominal days of baseline, current session and outcome."""
+
+    #: Label of each session, as people and files call it.
+    labels: tuple[str, str, str] = SESSIONS
+    #: Day on which each session is planned, counted from baseline.
+    days: tuple[int, int, int] = NOMINAL_DAYS
+
+    def label(self, session: str) -> str:
+        """Return the trial's own label of a session, such as m12 for w048."""
+        return self.labels[SESSIONS.index(session)]
+
+    def describe(self, session: str) -> str:
+        """Return label and planned day of a session, such as "m12 (day 336)"."""
+        return f"{self.label(session)} (day {self.days[SESSIONS.index(session)]})"
+
+
+@dataclass(frozen=True)
 class StoreSpec:
     """Properties shared by all cases: arms in order, slab (s, h, w) and its spacing in mm."""
 
     arms: tuple[str, ...]
     slab: tuple[int, int, int]
     spacing: tuple[float, float, float]
+    #: Labels and nominal days of the sessions.
+    visits: VisitSchedule = VisitSchedule()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from storage.layout import SESSIONS
+from storage.layout import NOMINAL_DAYS, SESSIONS, VisitSchedule
 from storage.trial.path_patterns import check_pattern
 
 _SESSION = "sub-{subject}/ses-{session}"
@@ -21,6 +21,8 @@ class TrialLayout:
 
     #: The trial's own labels of the baseline, the current session and the outcome, in that order.
     sessions: tuple[str, str, str] = SESSIONS
+    #: Days on which these sessions are planned, counted from baseline.
+    nominal_days: tuple[int, int, int] = NOMINAL_DAYS
     #: Table of subjects. With null every subject that has files is taken, with an unknown arm.
     participants: str | None = "participants.tsv"
     #: Character between the columns of that table.
@@ -59,6 +61,13 @@ class TrialLayout:
     def __post_init__(self) -> None:
         distinct = len(set(self.sessions)) == len(self.sessions) and all(self.sessions)
         _require(distinct, "sessions", "three different labels", self.sessions)
+        rising = list(self.nominal_days) == sorted(set(self.nominal_days))
+        _require(
+            rising and self.nominal_days[0] == 0,
+            "nominal_days",
+            "three days that rise from 0, such as [0, 336, 672]",
+            list(self.nominal_days),
+        )
         _require(len(self.separator) == 1, "separator", "one character", repr(self.separator))
         for channel in (*_PER_SESSION, *_PER_SUBJECT):
             problem = check_pattern(getattr(self, channel), session=channel in _PER_SESSION)
@@ -70,9 +79,9 @@ class TrialLayout:
                     raise ValueError(f"{key}: expected {problem}.")
 
     @property
-    def labels(self) -> dict[str, str]:
-        """Return the trial's own label of each session, by its role."""
-        return dict(zip(SESSIONS, self.sessions, strict=True))
+    def visits(self) -> VisitSchedule:
+        """Return the labels and nominal days of the sessions."""
+        return VisitSchedule(self.sessions, self.nominal_days)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ class ConversionPlan:
 
     @property
     def spec(self) -> StoreSpec:
-        return StoreSpec(self.arms, self.settings.slab, self.settings.spacing)
+        settings = self.settings
+        return StoreSpec(self.arms, settings.slab, settings.spacing, settings.layout.visits)
 
     @property
     def files(self) -> list[str]:

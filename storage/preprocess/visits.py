@@ -24,7 +24,7 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Visits:
+class DatedVisits:
     """What is known about when a subject's sessions took place."""
 
     intervals: Intervals
@@ -59,7 +59,7 @@ class _Pair:
         return f"{self.earlier.stated} and {self.later.stated}"
 
 
-def check_visits(subject: TrialSubject, layout: TrialLayout) -> Visits:
+def check_visits(subject: TrialSubject, layout: TrialLayout) -> DatedVisits:
     """Return the intervals between a subject's sessions: from its dates, else from the table.
 
     Raises CaseError if dates show that a session took place before one that should precede it.
@@ -83,7 +83,7 @@ def check_visits(subject: TrialSubject, layout: TrialLayout) -> Visits:
         _with_column(from_dates[step], subject.rows[0].get(column, ""), column, notes)
         for step, column in zip(steps, layout.interval_columns, strict=True)
     ]
-    return Visits(Intervals(*days), tuple(notes))
+    return DatedVisits(Intervals(*days), tuple(notes))
 
 
 def _disagreements(dated: Sequence[_Dated], layout: TrialLayout) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _disagreements(dated: Sequence[_Dated], layout: TrialLayout) -> Iterator[str
         for one, other in combinations(of_session, 2):
             comparable = one.acquired.shifted == other.acquired.shifted
             if comparable and one.acquired.day != other.acquired.day:
-                label = layout.labels[session]
+                label = layout.visits.label(session)
                 yield f"expected one date of {label}, got {_Pair(one, other)}; correct one"
                 break
 
@@ -125,7 +125,7 @@ def _days(
     if not pairs:
         return None
     earlier, later = (
-        layout.labels[one.stated.session] for one in (pairs[0].earlier, pairs[0].later)
+        layout.visits.label(one.stated.session) for one in (pairs[0].earlier, pairs[0].later)
     )
     for pair in pairs:
         if pair.wrong_order:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from storage.digest import sha256_bytes
 from storage.errors import Exclusion
-from storage.layout import SCHEMA, CovariateValue, StoreSpec
+from storage.layout import SCHEMA, CovariateValue, StoreSpec, VisitSchedule
 from storage.nifti.io import NiftiGeometry
 from storage.preprocess.grid import SlabGrid
 from storage.preprocess.visits import Intervals
@@ -114,9 +114,8 @@ def decode_table(content: bytes) -> CaseTable:
     table = json.loads(content)
     if table["schema"] != SCHEMA:
         raise ValueError(f"schema {table['schema']}")
-    spec = {key: tuple(value) for key, value in table["spec"].items()}
     return CaseTable(
-        spec=StoreSpec(**spec),
+        spec=_spec(table["spec"]),
         inputs=table["inputs"],
         bids=table["bids"],
         seed=table["seed"],
@@ -125,6 +124,12 @@ def decode_table(content: bytes) -> CaseTable:
         cases=tuple(_case(record) for record in table["cases"]),
         excluded=tuple(Exclusion(**record) for record in table["excluded"]),
     )
+
+
+def _spec(record: dict[str, Any]) -> StoreSpec:
+    visits = VisitSchedule(**{key: tuple(value) for key, value in record["visits"].items()})
+    fields = {key: tuple(value) for key, value in record.items() if key != "visits"}
+    return StoreSpec(**fields, visits=visits)
 
 
 def case_to_json(case: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storage.layout import SESSIONS
 from storage.settings import TrialLayout
 from storage.text_files import composed, read_text
 from storage.trial.cells import is_missing
@@ -40,7 +41,7 @@ def find_date_tables(root: Path, layout: TrialLayout) -> DateTables:
     """Find the tables of all subjects of the trial in `root` without reading them."""
     return DateTables(
         root,
-        {composed(label): role for role, label in layout.labels.items()},
+        {composed(layout.visits.label(role)): role for role in SESSIONS},
         _find(root, layout.scans, layout.sessions),
         _find(root, layout.session_tables, layout.sessions),
     )

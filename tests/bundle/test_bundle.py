@@ -110,7 +110,7 @@ def test_load_refuses_another_schema_and_says_how_to_make_the_bundle_again(tmp_p
     write_random_bundle(tmp_path / "bundle")
     manifest = tmp_path / "bundle" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
-    with pytest.raises(BundleError, match="expected schema 4 .* got schema 99 .* to make it again"):
+    with pytest.raises(BundleError, match="expected schema 5 .* got schema 99 .* to make it again"):
         load_bundle(tmp_path / "bundle")
 
 
@@ -193,6 +193,7 @@ def test_model_card_states_intended_use_data_arms_and_lesion_load(tmp_path: Path
     assert METRICS["data"] in card
     assert "placebo, avonex" in card
     assert "Lesion load" not in card
+    assert "(NET2) at w096 (day 672) since w048 (day 336)" in card
     with_lesion_load = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=(1, 20)))
     card = model_card(replace(CONFIG, model=with_lesion_load), METRICS)
     assert "(none, or from 1, 20 voxels) is sampled\n  first" in card

@@ -33,6 +33,7 @@ from lesioncast.evaluation.causal.trial_effects import (
 )
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.reporting.markdown.effects import effect_sections
+from storage import VisitSchedule
 
 ARMS = ("placebo", "avonex", "ocrelizumab")
 BOOTSTRAP = Bootstrap(200, 0)
@@ -105,7 +106,7 @@ def test_without_a_truth_only_forecast_effects_are_reported() -> None:
     row = effects.outcomes.activity["avonex"]
     assert row.forecast.value < 0
     assert (row.true, row.pehe, effects.ranking, effects.policies) == (None, None, None, ())
-    assert "No truth is known here" in effect_sections(effects, ("w000",))[0]
+    assert "No truth is known here" in effect_sections(effects, ("w000",), VisitSchedule())[0]
 
 
 def test_arms_with_equal_expectation_are_averaged() -> None:

@@ -30,6 +30,7 @@ from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.html import ExampleCase, Picture, markdown_to_html, render_html
 from lesioncast.evaluation.reporting.json_io import report_from_json, report_to_json
 from lesioncast.forecasting.disclaimers import NOT_EVALUATED, bundle_warnings
+from storage import VisitSchedule
 from tests.evaluation.test_report import TEST, certain, counts_by_arm, evaluated
 from tests.support.corruptions import as_nobody
 
@@ -69,13 +70,16 @@ def result() -> EvaluationResult:
     """Return the evaluation of a forecast of noise, with every arm and with warnings."""
     counts, chosen = counts_by_arm()
     result = evaluated(TEST, counts, counterfactual_cases=chosen)
-    return replace(result, report=replace(result.report, identifiability_warnings=WARNINGS))
+    visits = VisitSchedule(("m00", "m12", "m24"), (0, 365, 730))
+    return replace(
+        result, report=replace(result.report, identifiability_warnings=WARNINGS, visits=visits)
+    )
 
 
 def probe(target: str) -> LeakageProbe:
     """Return a probe that tells two classes apart."""
     leakage = LeakageAuc(("a", "b"), 2, (), Estimate(0.7, 0.6, 0.8, 1.0), {"a": 0.7, "b": 0.7})
-    return LeakageProbe(target, None, ("w000",), leakage)
+    return LeakageProbe(target, None, ("m00",), leakage)
 
 
 WARNINGS = IdentifiabilityWarnings(
@@ -95,6 +99,13 @@ WARNINGS = IdentifiabilityWarnings(
 def text(result: EvaluationResult) -> str:
     plots = panels(result.report, result.cases, result.methods)
     return render_html(result.report, plots, EXAMPLES)
+
+
+def test_the_page_names_sessions_by_the_trials_own_labels(text: str) -> None:
+    assert "T2 lesions by m24 (day 730)" in text
+    assert "mean count m12" in text
+    assert "new lesions observed at m24" in text
+    assert re.findall(r"\bw0\d\d\b|\bweeks? \d+", text) == []
 
 
 def test_the_page_requests_nothing(text: str) -> None:

@@ -13,6 +13,7 @@ from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.imaging.regions import REGIONS
+from storage import VisitSchedule
 
 ARMS = ("placebo", "interferon", "ocrelizumab")
 BOOTSTRAP = Bootstrap(200, 0)
@@ -61,7 +62,12 @@ def warnings_of(
 ) -> IdentifiabilityWarnings:
     parts = [outcomes(arm[half], scanner[half], seed=1 + half.start) for half in HALVES]
     return identifiability_warnings(
-        parts, trial, arms=ARMS, sessions=("w000", "w048"), bootstrap=BOOTSTRAP
+        parts,
+        trial,
+        arms=ARMS,
+        sessions=("w000", "w048"),
+        bootstrap=BOOTSTRAP,
+        visits=VisitSchedule(("m00", "m12", "m24"), (0, 365, 730)),
     )
 
 
@@ -89,14 +95,14 @@ def probe(
     return next(
         row.leakage.auc
         for row in warnings.leakage_probes
-        if (row.target, row.within_trial, row.sessions) == (target, within, ("w000",))
+        if (row.target, row.within_trial, row.sessions) == (target, within, ("m00",))
     )
 
 
 def test_two_scanners_are_detected(apart: IdentifiabilityWarnings) -> None:
     assert probe(apart, "trial").low > 0.95
     assert probe(apart, "arm").low > 0.6
-    opening = "The trial can be told from the images of week 0 (AUC 1.00"
+    opening = "The trial can be told from the images of m00 (AUC 1.00"
     assert any(sentence.startswith(opening) for sentence in apart.sentences)
 
 
@@ -143,7 +149,7 @@ def test_arms_that_share_no_trial_are_named(apart: IdentifiabilityWarnings) -> N
 def test_arms_that_share_no_trial_with_the_same_others_are_named_together() -> None:
     trials = {"A": "S", "B": "S", "C": "T", "D": "U", "E": "T"}
     positive = positivity(list(trials), list(trials.values()), arms=tuple(trials))
-    assert [words.split(":")[0] for words in warning_sentences([], positive)] == [
+    assert [words.split(":")[0] for words in warning_sentences([], positive, baseline="m00")] == [
         "A and B never share a trial with C, D and E",
         "C and E never share a trial with D",
     ]

@@ -3,6 +3,7 @@
 import json
 import logging
 import operator
+import re
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.diffusion.model import ModelConfig
@@ -25,10 +27,16 @@ from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.output.bids import (
     figure_path,
     forecast_path,
+    read_maps,
     summary_path,
     write_forecast_root,
 )
-from lesioncast.forecasting.output.display import choose_slices, make_view, to_display
+from lesioncast.forecasting.output.dicom_seg import forecast_segmentation
+from lesioncast.forecasting.output.display import (
+    choose_slices,
+    make_view,
+    to_display,
+)
 from lesioncast.forecasting.output.figure import forecast_figure
 from lesioncast.forecasting.output.summary import ForecastSummary, RunProvenance, read_summary
 from lesioncast.forecasting.pipeline import (
@@ -42,11 +50,12 @@ from lesioncast.forecasting.pipeline import (
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import BatchSampler
 from lesioncast.forecasting.settings import ForecastSettings
-from storage import Store, open_store
+from storage import Store, VisitSchedule, open_store
 from tests.support.bids import path_of
 from tests.support.bids_validator import validator_reports
 from tests.support.forecast import LAYOUT, fake_draw, write_store
 
+VISITS = VisitSchedule(("m00", "m12", "m24"), (0, 365, 730))
 SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
 
 
@@ -73,7 +82,7 @@ def forecasts(
     write_forecast_root(out, source=bids)
     run = ForecastRun(
         settings=SETTINGS,
-        provenance=RunProvenance("d" * 64, 5, ("Trained on made-up cases.",)),
+        provenance=RunProvenance("d" * 64, 5, ("Trained on made-up cases.",), visits=VISITS),
         out=out,
         background=bids_flair(bids, LAYOUT),
     )
@@ -91,6 +100,34 @@ def test_every_arm_has_a_map_with_a_bids_name(
         for arm in ("Placebo", "Avonex", "Ocrelizumab")
         for end in ("nii.gz", "json")
     }
+
+
+def test_a_forecast_names_sessions_by_the_labels_of_its_bundle(
+    forecasts: tuple[Path, list[ForecastSummary]],
+) -> None:
+    out, records = forecasts
+    target = "new and enlarging T2 lesions at m24 since m12"
+    assert records[0].target == target
+    path = forecast_path(out, "sub-02", "avonex")
+    sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["ForecastSession"] == "m24"
+    assert target in sidecar["Description"]
+    (map_of_arm,) = (m for m in read_maps(out, "sub-02") if m.sidecar["Arm"] == "avonex")
+    assert forecast_segmentation([map_of_arm]).segments[0].label == "NET2 m24 forecast, avonex"
+    assert "observed at m24: " in forecast_section(records[0], heading="A forecast")
+
+
+def test_the_figure_names_sessions_by_the_labels_of_its_bundle(
+    forecasts: tuple[Path, list[ForecastSummary]],
+) -> None:
+    image = nib.load(forecast_path(forecasts[0], "sub-02", "avonex"))
+    view = make_view(image, {"avonex": image}, None)
+    summary = replace(forecasts[1][1], arms={"avonex": forecasts[1][1].arms["avonex"]})
+    figure = forecast_figure(view, summary, slices=1)
+    texts = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert "forecast for m24" in texts
+    assert "FLAIR, m12" in texts
+    assert re.findall(r"\bw0\d\d\b|\bweeks? \d+", texts) == []
 
 
 def test_an_arm_name_becomes_a_bids_label() -> None:
@@ -156,7 +193,7 @@ def test_a_summary_of_another_schema_or_with_other_keys_is_rejected(
 ) -> None:
     path, content = tmp_path / "sub-01_forecast.json", asdict(forecasts[1][0])
     for changed, problem in (
-        (content | {"schema": 3}, "schema 4, got schema 3; forecast the subject again"),
+        (content | {"schema": 4}, "schema 5, got schema 4; forecast the subject again"),
         (content | {"notices": []}, "got notices: Unexpected keyword"),
         ({"schema": 3}, "got subject: Field required"),
     ):

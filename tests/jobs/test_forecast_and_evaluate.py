@@ -20,12 +20,12 @@ from lesioncast.errors import ForecastError
 from lesioncast.evaluation.reporting.json_io import read_report
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.reporting.summary_page import evaluation_section
-from lesioncast.forecasting.disclaimers import FROM_START, NOT_EVALUATED
+from lesioncast.forecasting.disclaimers import NOT_EVALUATED, sessions_note
 from lesioncast.forecasting.runtime import build_sampler, check_compatible
 from lesioncast.forecasting.sampling import EnsembleRequest, Sample
 from lesioncast.jobs import evaluate, forecast
 from lesioncast.simulation.ground_truth import RANKS, TRUTH
-from storage import StoreError, open_store
+from storage import StoreError, VisitSchedule, open_store
 from tests.support.bids import write_volume
 from tests.support.forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_store
 
@@ -161,7 +161,7 @@ def test_a_forecast_from_baseline_images_carries_a_note_or_is_rejected(
     assert forecast.main(given(root, *flags, "--bundle", str(root / "baseline_only"))) == 0
     record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
     assert record["sessions"] == ["w000"]
-    assert FROM_START in record["notes"]
+    assert sessions_note(("w000",), VisitSchedule()) in record["notes"]
     (sidecar, *_) = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
     assert [source.split("/")[-1] for source in sidecar["Sources"]] == [
         "sub-03_ses-w000_FLAIR.nii.gz"

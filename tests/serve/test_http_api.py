@@ -19,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.diffusion.controlnet import PatientEncoding
-from lesioncast.forecasting.disclaimers import FROM_LATER, FROM_START, bundle_warnings
+from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
 from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
 from lesioncast.forecasting.output.bids import summary_path
 from lesioncast.forecasting.output.summary import RunProvenance
@@ -46,7 +46,7 @@ from serve.db.repository import JobRepository
 from serve.inference.sampler import SamplerWorker
 from serve.patients import PatientRef
 from serve.settings import ServiceSettings
-from storage import open_store
+from storage import VisitSchedule, open_store
 from tests.support.forecast import SPEC, write_bundle, write_store
 from tests.support.service import (
     Service,
@@ -134,7 +134,7 @@ def test_the_result_equals_the_summary_of_the_job(
         provenance=RunProvenance(
             bundle.digest,
             0,
-            (training_data_note(bundle.path), FROM_LATER),
+            (training_data_note(bundle.path), sessions_note(("w000", "w048"), VisitSchedule())),
             input_sessions(bundle),
             identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
         ),
@@ -599,8 +599,8 @@ def test_a_forecast_may_use_the_images_before_treatment_alone(client: Client, ro
     )
     assert (every["sessions"], start["sessions"]) == (["w000", "w048"], ["w000"])
     assert every["arms"] != start["arms"]
-    assert FROM_LATER in every["notes"]
-    assert FROM_START in start["notes"]
+    assert sessions_note(("w000", "w048"), VisitSchedule()) in every["notes"]
+    assert sessions_note(("w000",), VisitSchedule()) in start["notes"]
     case = open_store(root / "store.zarr").case("sub-02").index
     requests = [EnsembleRequest(case, arm, ("w000",)) for arm in range(3)]
     seeds = {case: sample_seeds(0, "sub-02", 2)}

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.solvers import SamplerConfig
+from storage import VisitSchedule
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class BundleConfig:
     spacing: tuple[float, float, float]
     #: Sampler that forecasts use unless they ask for another one.
     sampler: SamplerConfig
+    #: Labels and nominal days of the sessions that it was trained on.
+    visits: VisitSchedule = VisitSchedule()
     #: True if training also hid all images after baseline, so that baseline images suffice.
     baseline_only: bool = False
     #: Version of the layout of the bundle's files.

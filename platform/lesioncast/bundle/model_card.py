@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lesioncast.bundle.config import BundleConfig
-from lesioncast.imaging.channels import BASELINE
+from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 
 CARD = """# Forecasts of new MS lesions
 
 Given a patient's images ({condition}) and a treatment arm, the two networks of this bundle
-sample masks of the new and enlarging T2 lesions (NET2) at week 96: the method of arXiv 2508.07006.
+sample masks of the new and enlarging T2 lesions (NET2) at {outcome} since {current}: the
+method of arXiv 2508.07006.
 
 **For research only. Not a medical device, not for decisions about patients.**
 
@@ -36,6 +37,8 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         for name, stage in metrics["stages"].items()
     ]
     return CARD.format(
+        outcome=config.visits.describe(OUTCOME),
+        current=config.visits.describe(CURRENT),
         condition=", ".join(config.model.control.condition),
         data=metrics["data"],
         arms=", ".join(config.model.arms),
@@ -54,9 +57,10 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
 def _baseline(config: BundleConfig) -> str:
     if not config.baseline_only:
         return ""
+    baseline = config.visits.label(BASELINE)
     return (
-        f"- To compare arms for a patient, use the images of {BASELINE} only. Later\n"
-        "  images already show the effect of the arm that was received. With later images, a\n"
+        f"- To compare arms for a patient, use the images of {baseline} only. Later images\n"
+        "  already show the effect of the arm that was received. With later images, a\n"
         "  forecast under another arm does not tell what that arm would have done since baseline.\n"
     )
 

@@ -182,7 +182,7 @@ class ControlNetOutput:
 
 
 class UNet(nn.Module):
-    """Network that predicts FLAIR and NET2 at week 96 jointly, from z_t, logsnr and arm.
+    """Network that predicts FLAIR and NET2 of the outcome jointly, from z_t, logsnr and arm.
 
     `ObjectiveConfig.prediction` says which quantity the prediction is.
     """

@@ -114,7 +114,8 @@ def evaluate(
         else calibration_report(
             plain.calibration, plain.cases, plain.sampled, arms=arms, bootstrap=bootstrap
         ),
-        comparison_sessions=tuple(context.comparison_sessions),
+        visits=context.visits,
+        comparison_sessions=tuple(map(context.visits.label, context.comparison_sessions)),
         activity_by_arm=counterfactual.activity,
         effects=counterfactual.effects,
         trial_contrasts=trial_contrasts(

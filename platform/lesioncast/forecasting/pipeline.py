@@ -140,12 +140,13 @@ def run_provenance(
         notes=(
             training_data_note(bundle.path),
             *simulated_data_notes(bids),
-            sessions_note(sessions),
+            sessions_note(sessions, bundle.config.visits),
             *notes,
         ),
         sessions=sessions,
         covariates=bundle.config.model.covariates,
         identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
+        visits=bundle.config.visits,
     )
 
 

@@ -64,6 +64,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             arms=store.spec.arms,
             sessions=input_sessions(bundle),
             bootstrap=Bootstrap(settings.bootstrap, config.seed),
+            visits=store.spec.visits,
         )
         summaries = sample_and_summarise(store, cases, bundle, settings=settings, seed=config.seed)
         inputs = EvaluationInputs(
@@ -101,6 +102,7 @@ def evaluation_context(config: Config, store: Store, bundle: Bundle) -> Evaluati
         disclaimers=(RESEARCH_USE, trained_on, *simulated_data_notes(Path(store.table.bids))),
         reference=reference_arm_index(config.forecast.reference_arm, store),
         comparison_sessions=supported_sessions(bundle)[-1],
+        visits=store.spec.visits,
         provenance=provenance(
             current_command(),
             EvaluationSources(

@@ -37,6 +37,7 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             store.spec.slab,
             store.spec.spacing,
             sampler,
+            store.spec.visits,
             baseline_only=stage.settings.session_dropout > 0,
         ),
         unet=stage.pretrained.tensors(EMA, UNET),

@@ -19,6 +19,7 @@ from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.metrics.estimate import ByMethod
 from lesioncast.evaluation.paper_results import PaperResults
 from lesioncast.evaluation.provenance import Provenance
+from storage import VisitSchedule
 
 SCHEMA = 8
 
@@ -47,7 +48,8 @@ class OpeningReport:
 class EvaluationReport:
     """Everything that one evaluation found; the content of metrics.json.
 
-    Sections that need what an evaluation lacks, such as a parcellation, are None.
+    Sections that need what an evaluation lacks, such as a parcellation, are None. Sessions have
+    the trial's own labels, which `visits` lists.
     """
 
     schema: int
@@ -68,6 +70,7 @@ class EvaluationReport:
     masks: SpatialAgreement | None
     probability_calibration: ByMethod[ProbabilityCalibration]
     calibration: CalibrationReport | None
+    visits: VisitSchedule
     comparison_sessions: tuple[str, ...]
     activity_by_arm: ActivityByArm | None
     effects: TreatmentEffects | None

@@ -21,6 +21,7 @@ from lesioncast.evaluation.provenance import Provenance
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.imaging.regions import REGIONS
+from storage import VisitSchedule
 
 CounterfactualCounts = Mapping[tuple[int, int], int]
 """(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
@@ -48,7 +49,8 @@ class EvaluationContext:
     """What an evaluation is about: names, digests and sentences that its report carries.
 
     `spacing` (s, h, w) is in mm. `reference` is the index of the arm that effects are taken
-    against. Arms are compared from the images of `comparison_sessions`.
+    against. Arms are compared from the images of `comparison_sessions`. `visits` gives the trial's
+    own labels and nominal days of the sessions.
     """
 
     arms: tuple[str, ...]
@@ -60,6 +62,7 @@ class EvaluationContext:
     comparison_sessions: Sequence[str] = ()
     identifiability_warnings: IdentifiabilityWarnings | None = None
     provenance: Provenance | None = None
+    visits: VisitSchedule = VisitSchedule()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ can be separated. This module measures both and writes the warnings.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, INPUT
 from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
+from lesioncast.imaging.channels import BASELINE
+from storage import VisitSchedule
 
-BASELINE_SESSIONS = INPUT_SESSIONS[:1]
+BASELINE_SESSIONS = (BASELINE,)
 # Below this overlap a warning says that forecasts under the arm extrapolate.
 MIN_OVERLAP = 0.5
 FEATURES = (*APPEARANCE_FEATURES, *IMAGE_FEATURES)
@@ -35,12 +38,14 @@ def identifiability_warnings(
     arms: Sequence[str],
     sessions: Sequence[str],
     bootstrap: Bootstrap,
+    visits: VisitSchedule,
 ) -> IdentifiabilityWarnings:
     """Run the leakage probes and measure positivity on all cases of the `outcomes` together.
 
     `trial` [n] is in the order of these cases. `sessions` are the model's input sessions. One set
     of probes reads baseline, where only enrolment and scanner can identify an arm. The
-    other reads all input sessions, where the effect of the treatment can identify it too.
+    other reads all input sessions, where the effect of the treatment can identify it too. The
+    result names sessions as the trial does, by `visits`.
     """
     features = np.concatenate([_features(table) for table in outcomes])
     arm = [arms[index] for table in outcomes for index in table.arm]
@@ -54,9 +59,9 @@ def identifiability_warnings(
         features[:, _columns(BASELINE_SESSIONS)], arm, arms=arms, seed=bootstrap.seed
     )
     support = positivity(arm, trial, arms=arms, overlap=overlap)
-    return IdentifiabilityWarnings(
-        tuple(probes), support, tuple(warning_sentences(probes, support))
-    )
+    probes = [replace(probe, sessions=tuple(map(visits.label, probe.sessions))) for probe in probes]
+    sentences = warning_sentences(probes, support, baseline=visits.label(BASELINE))
+    return IdentifiabilityWarnings(tuple(probes), support, tuple(sentences))
 
 
 def _features(outcomes: OutcomeTable) -> Floats:
@@ -112,11 +117,16 @@ def _probes_within_trials(
     return probes
 
 
-def warning_sentences(probes: Sequence[LeakageProbe], support: Positivity) -> list[str]:
-    """Return the warnings for readers of any forecast; those about contrasts come first."""
+def warning_sentences(
+    probes: Sequence[LeakageProbe], support: Positivity, *, baseline: str
+) -> list[str]:
+    """Return the warnings for readers of any forecast; those about contrasts come first.
+
+    `baseline` is the trial's label of that session.
+    """
     return [
         *_contrast_warnings(support),
-        *(warning for probe in probes for warning in _leakage_warnings(probe)),
+        *(warning for probe in probes for warning in _leakage_warnings(probe, baseline)),
         *_overlap_warnings(support),
     ]
 
@@ -174,13 +184,12 @@ def _arms_with_trials(support: Positivity, names: Sequence[str]) -> list[str]:
     return [f"{name} in {join_words(support.arms[name].trials)}" for name in names]
 
 
-def _leakage_warnings(probe: LeakageProbe) -> list[str]:
+def _leakage_warnings(probe: LeakageProbe, baseline: str) -> list[str]:
     """Say whether the probe predicts its target; nothing if it has no interval."""
     auc = None if probe.leakage.auc is None else probe.leakage.auc.with_interval
     if auc is None:
         return []
-    weeks = " and ".join(str(int(session[1:])) for session in probe.sessions)
-    source = f"the images of week{'s' if len(probe.sessions) > 1 else ''} {weeks}"
+    source = f"the images of {' and '.join(probe.sessions)}"
     figure = f"AUC {auc.value:.2f}, {auc.low:.2f} to {auc.high:.2f}; 0.5 is chance"
     where = f" within {probe.within_trial}" if probe.within_trial else ""
     if auc.low <= 0.5:
@@ -188,14 +197,17 @@ def _leakage_warnings(probe: LeakageProbe) -> list[str]:
             f"A simple classifier does not tell the {probe.target}{where} from {source} "
             f"({figure}); finer traces than it reads may exist."
         ]
-    return [f"The {probe.target}{where} can be told from {source} ({figure}){_consequence(probe)}."]
+    return [
+        f"The {probe.target}{where} can be told from {source} ({figure})"
+        f"{_consequence(probe, baseline)}."
+    ]
 
 
-def _consequence(probe: LeakageProbe) -> str:
+def _consequence(probe: LeakageProbe, baseline: str) -> str:
     """Return the end of the sentence: what follows from a target that can be predicted."""
     if probe.within_trial:
         return ": the arms were not alike at the start, or the probe is mistaken"
-    if probe.sessions != BASELINE_SESSIONS:
+    if probe.sessions != (baseline,):
         return ", by enrolment and scanner or by what treatment did until then"
     return ", so a model may take a scanner or a trial's patients for a treatment"
 

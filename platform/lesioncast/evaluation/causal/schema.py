@@ -27,7 +27,7 @@ class LeakageProbe:
     target: str
     #: Trial to which the cases are limited; None for all cases.
     within_trial: str | None
-    #: Sessions whose images the classifier reads.
+    #: Sessions whose images the classifier reads, as the trial names them.
     sessions: tuple[str, ...]
     leakage: LeakageAuc
 

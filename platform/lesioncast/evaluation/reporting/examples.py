@@ -129,30 +129,32 @@ def example_case(
         heights=affine[2, 3] + affine[2, 2] * np.arange(observed.shape[0]),
     )
     probability = format_probability(p_active, exact=ensemble.expected is not None)
+    flair = f"FLAIR at {store.spec.visits.label(CURRENT)}"
     words = (
         f"Received {case.arm}. Forecast: {probability} probability of new lesions, "
         f"{ensemble.plain.mean():.1f} expected, from {len(ensemble.seeds)} samples."
     )
-    return ExampleCase(case.subject, rule, words, tuple(_pictures(view, case, scale)))
+    return ExampleCase(case.subject, rule, words, tuple(_pictures(view, case, scale, flair)))
 
 
-def _pictures(view: View, case: Case, scale: Normalize) -> list[Picture]:
+def _pictures(view: View, case: Case, scale: Normalize, flair: str) -> list[Picture]:
     """Show the slice with most observed lesion and the slice with most forecast probability."""
     assert view.observed is not None
     volume = view.observed.sum(axis=(1, 2))
     forecast = choose_slices(view, 1)[0]
     indices = [forecast] if not volume.any() else [int(np.argmax(volume)), forecast]
-    return [_picture(view, index, case, scale) for index in dict.fromkeys(indices)]
+    return [_picture(view, index, case, scale, flair) for index in dict.fromkeys(indices)]
 
 
-def _picture(view: View, index: int, case: Case, scale: Normalize) -> Picture:
+def _picture(view: View, index: int, case: Case, scale: Normalize, flair: str) -> Picture:
     assert view.observed is not None
     (probability,) = view.probability.values()
-    lesion_voxels, highest = int(view.observed[index].sum()), float(probability[index].max())
+    highest = float(probability[index].max())
+    observed_mm3 = float(view.observed[index].sum() * np.prod(view.spacing))
     height = f"z {view.heights[index]:+.0f} mm"
     observed = (
-        f"{lesion_voxels} voxels of observed new lesion outlined."
-        if lesion_voxels
+        f"{observed_mm3:.0f} mm3 of observed new lesion outlined."
+        if observed_mm3
         else "no observed lesion."
     )
     forecast = (
@@ -161,15 +163,15 @@ def _picture(view: View, index: int, case: Case, scale: Normalize) -> Picture:
         else "forecast (no sample has a lesion here)"
     )
     outline = (
-        ", observed new lesions outlined." if lesion_voxels else ". No new lesion observed here."
+        ", observed new lesions outlined." if observed_mm3 else ". No new lesion observed here."
     )
     return Picture(
         png=_png(view, index, probability, scale),
         alt=(
-            f"{case.subject}, axial slice at {height}: FLAIR at week 48, and the same with the "
+            f"{case.subject}, axial slice at {height}: {flair}, and the same with the "
             f"forecast in colour, at most {highest:.0%} of the samples at one voxel, and {observed}"
         ),
-        caption=f"{height}. Left: FLAIR at week 48. Right: {forecast}{outline}",
+        caption=f"{height}. Left: {flair}. Right: {forecast}{outline}",
     )
 
 

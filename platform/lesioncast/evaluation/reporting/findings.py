@@ -189,7 +189,8 @@ def _treatments(report: EvaluationReport) -> Finding:
     return Finding(
         title,
         f"{activity.cases} patients were forecast under every arm, "
-        f"{describe_sessions(report.comparison_sessions)}. {describe_monotonicity(activity)} "
+        f"{describe_sessions(report.comparison_sessions, report.visits)}. "
+        f"{describe_monotonicity(activity)} "
         f"{first.capitalize()} minus {last}: {difference.value:.2f} ({size})."
         f"{_truth_words(first_row, last_row)}{warning}",
     )

@@ -24,6 +24,7 @@ from lesioncast.evaluation.paper_results import SOURCE
 from lesioncast.evaluation.reporting.figures import DIM, INK, RULE, Panel
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
+from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from storage.radiological import CONVENTION
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -77,6 +78,9 @@ def render_html(
     )
     return environment.get_template(TEMPLATE).render(
         report=report,
+        baseline=report.visits.describe(BASELINE),
+        current=report.visits.describe(CURRENT),
+        outcome=report.visits.describe(OUTCOME),
         style=Markup((TEMPLATES / STYLE).read_text()),
         findings=findings(report),
         plots=[

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lesioncast.evaluation.analysis.activity_by_arm import ActivityByArm
 from lesioncast.evaluation.analysis.performance import POOLED, PairedDifference
 from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.analysis.scoring import PLAIN
@@ -15,6 +14,7 @@ from lesioncast.evaluation.reporting.markdown.report import (
     describe_monotonicity,
 )
 from lesioncast.forecasting.output.summary import ActiveProbability, Difference, ForecastSummary
+from lesioncast.imaging.channels import OUTCOME
 from lesioncast.markdown import format_estimate, format_number, markdown_table
 
 
@@ -39,10 +39,11 @@ def evaluation_section(report: EvaluationReport, *, heading: str, figure: str | 
     parts = [
         f"## {heading}",
         f"{report.cases.test} held-out subjects, {activity.positives} of them active at "
-        f"week 96; {report.samples} samples each; bundle `{report.bundle[:12]}`.",
+        f"{report.visits.label(OUTCOME)}; {report.samples} samples each; "
+        f"bundle `{report.bundle[:12]}`.",
         markdown_table(head, rows),
         _auc_differences(variant.differences, report.methods),
-        _activity_by_arm(report.activity_by_arm, report.comparison_sessions),
+        _activity_by_arm(report),
         f"![evaluation]({figure})" if figure else "",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -58,7 +59,8 @@ def _auc_differences(rows: Sequence[PairedDifference], methods: Mapping[str, str
     return "Paired on the same subjects (95 % bootstrap interval):\n\n" + "\n".join(lines)
 
 
-def _activity_by_arm(activity: ActivityByArm | None, sessions: Sequence[str]) -> str:
+def _activity_by_arm(report: EvaluationReport) -> str:
+    activity = report.activity_by_arm
     if activity is None:
         return ""
     rows = [
@@ -73,7 +75,7 @@ def _activity_by_arm(activity: ActivityByArm | None, sessions: Sequence[str]) ->
     head = ["arm", "mean P(active)", "truly active", "active, training patients of the arm"]
     return (
         f"The same {activity.cases} subjects under every arm, "
-        f"{describe_comparison(activity, sessions)}. {describe_monotonicity(activity)} First minus "
+        f"{describe_comparison(activity, report)}. {describe_monotonicity(activity)} First minus "
         f"last arm: {format_estimate(activity.first_minus_last)}.\n\n{markdown_table(head, rows)}"
     )
 
@@ -107,9 +109,9 @@ def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | No
     )
     parts = [
         f"## {heading}",
-        f"{summary.subject}: received {received or 'an arm that is not known'}; observed at week "
-        f"96: {truth}. {summary.samples} samples an arm on the same seeds; bundle "
-        f"`{summary.bundle[:12]}`.",
+        f"{summary.subject}: received {received or 'an arm that is not known'}; observed at "
+        f"{summary.visits.label(OUTCOME)}: {truth}. {summary.samples} samples an arm on the "
+        f"same seeds; bundle `{summary.bundle[:12]}`.",
         f"![forecast of {summary.subject}]({figure})" if figure else "",
         markdown_table(head, rows),
     ]

@@ -32,13 +32,13 @@ from storage.nifti.io import write_nifti_atomic
 from storage.text_files import read_text
 
 SESSION = CURRENT
-README = f"""Forecasts of new and enlarging T2 lesions at week 96 from the scans at weeks 0 and 48.
+README = f"""Forecasts of new and enlarging T2 lesions at the next visit, from the scans before it.
 
 {PREDICTED} {RESEARCH_USE}
 {POSITIVITY}
 
 Each _probseg map is the share of samples with a lesion at a voxel under the arm that its desc
-entity names, on the grid of the subject's own FLAIR at week 48. sub-*_forecast.json holds the
+entity names, on the grid of the subject's own current FLAIR. sub-*_forecast.json holds the
 numbers of a subject, sub-*_forecast.png the figure."""
 IGNORED = ("*_forecast.json", "*_forecast.png", "*.md")
 
@@ -128,8 +128,8 @@ def sidecar(
     return {
         "Type": "Lesion",
         "Description": (
-            f"Share of {len(ensemble.seeds)} samples with a new or enlarging T2 lesion at "
-            f"{OUTCOME} since {CURRENT} under {arm}. {PREDICTED}"
+            f"Share of {len(ensemble.seeds)} samples with a lesion under {arm}, of the "
+            f"{provenance.target}. {PREDICTED}"
         ),
         "Sources": [flair_bids_uri(subject.name, session) for session in provenance.sessions],
         "SpatialReference": flair_bids_uri(subject.name, SESSION),
@@ -140,7 +140,7 @@ def sidecar(
         "Notes": list(provenance.notes),
         "Arm": arm,
         "ReceivedArm": subject.arm or "n/a",
-        "ForecastSession": OUTCOME,
+        "ForecastSession": provenance.visits.label(OUTCOME),
         "Samples": len(ensemble.seeds),
         "Seeds": list(ensemble.seeds),
         "BundleDigest": provenance.bundle,

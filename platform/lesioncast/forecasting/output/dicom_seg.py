@@ -1,10 +1,15 @@
 """Turn a subject's probability maps into a DICOM SEG with one segment for each arm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lesioncast.forecasting.output.bids import ProbabilityMap
-from lesioncast.imaging.channels import OUTCOME
 from storage.export.dicom_seg import Segment, Segmentation, binarise
+
+
+def _segment_label(sidecar: Mapping[str, Any]) -> str:
+    """Return a label of at most 64 characters, which DICOM allows."""
+    return f"NET2 {sidecar['ForecastSession']} forecast, {sidecar['Arm']}"[:64]
 
 
 def forecast_segmentation(
@@ -17,7 +22,7 @@ def forecast_segmentation(
     segments = tuple(
         Segment(
             probability_map.image,
-            f"NET2 {OUTCOME} forecast, {probability_map.sidecar['Arm']}"[:64],
+            _segment_label(probability_map.sidecar),
             str(probability_map.sidecar["Description"]),
         )
         for probability_map in maps

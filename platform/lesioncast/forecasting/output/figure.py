@@ -29,7 +29,7 @@ from lesioncast.forecasting.output.summary import (
     ArmSummary,
     ForecastSummary,
 )
-from lesioncast.imaging.channels import CURRENT
+from lesioncast.imaging.channels import CURRENT, OUTCOME
 from lesioncast.markdown import format_probability
 from storage.atomic import atomic_write
 from storage.radiological import AXIAL, CONVENTION
@@ -69,7 +69,7 @@ def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Fig
         Normalize(0, _colour_scale_maximum(view, shown)),
         Normalize(*intensity_window(view)),
     )
-    _head_column(figure.add_subplot(grid[0, 0]), seen=CURRENT in summary.sessions)
+    _head_column(figure.add_subplot(grid[0, 0]), summary)
     for column, arm in enumerate(view.probability, 1):
         _arm_column(figure.add_subplot(grid[0, column]), arm, summary.arms[arm])
     for row, index in enumerate(shown, 1):
@@ -128,11 +128,13 @@ def _bare(axes: Axes) -> None:
     axes.set_facecolor(BACKGROUND)
 
 
-def _head_column(axes: Axes, *, seen: bool) -> None:
+def _head_column(axes: Axes, summary: ForecastSummary) -> None:
+    seen = CURRENT in summary.sessions
+    title = f"FLAIR, {summary.visits.label(CURRENT)}"
     note = "the last scan before the forecast" if seen else "not shown to the model"
     _bare(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.text(0.03, 0.82, "FLAIR, week 48", color=TEXT, fontsize=11, weight="bold", va="center")
+    axes.text(0.03, 0.82, title, color=TEXT, fontsize=11, weight="bold", va="center")
     axes.text(0.03, 0.55, note, color=DIM, fontsize=8, va="center")
     axes.text(0.97, 0.34, "P(active)", color=DIM, fontsize=8, va="center", ha="right")
     axes.text(0.97, 0.10, "lesions expected", color=DIM, fontsize=8, va="center", ha="right")
@@ -251,11 +253,11 @@ def _outline_legend(view: View, shown: list[int], summary: ForecastSummary) -> s
     """Return the legend of the outline, or nothing if there is no outcome to outline."""
     if view.observed is None or summary.received_arm is None:
         return ""
-    number = summary.observed_lesions
+    number, outcome = summary.observed_lesions, summary.visits.label(OUTCOME)
     if not number:
-        return "No lesion was observed at week 96. "
+        return f"No lesion was observed at {outcome}. "
     location = "" if view.observed[shown].any() else ", none in these slices"
-    return f"Outline: lesions observed at week 96 ({number} in the slab{location}). "
+    return f"Outline: lesions observed at {outcome} ({number} in the slab{location}). "
 
 
 def _draw_text(
@@ -266,7 +268,8 @@ def _draw_text(
     figure.text(
         left,
         1 - 0.36 / tall,
-        f"{summary.subject}   New and enlarging T2 lesions forecast for week 96, by treatment",
+        f"{summary.subject}   New and enlarging T2 lesions forecast for "
+        f"{summary.visits.label(OUTCOME)}, by treatment",
         color=TEXT,
         fontsize=14,
         weight="bold",

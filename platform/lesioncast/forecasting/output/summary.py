@@ -22,11 +22,11 @@ from lesioncast.forecasting.ensemble import (
 from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.imaging.lesions import opening_element
+from storage import VisitSchedule
 from storage.export.bids_derivative import write_json
 
-SCHEMA = 4
+SCHEMA = 5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-TARGET = f"new and enlarging T2 lesions at {OUTCOME} since {CURRENT}"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,14 @@ class RunProvenance:
     covariates: tuple[Covariate, ...] = ()
     #: Sentences of the bundle's evaluation on what its data cannot identify.
     identifiability_warnings: tuple[str, ...] = ()
+    #: Labels and nominal days of the sessions that the bundle was trained on.
+    visits: VisitSchedule = VisitSchedule()
+
+    @property
+    def target(self) -> str:
+        """Return in words what is forecast."""
+        outcome, current = map(self.visits.label, (OUTCOME, CURRENT))
+        return f"new and enlarging T2 lesions at {outcome} since {current}"
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,7 @@ class ForecastSummary(_Record):
     schema: int
     subject: str
     target: str
+    visits: VisitSchedule
     disclaimers: tuple[str, ...]
     identifiability_warnings: tuple[str, ...]
     notes: tuple[str, ...]
@@ -229,12 +238,13 @@ def summarise(
     return ForecastSummary(
         schema=SCHEMA,
         subject=subject.name,
-        target=TARGET,
+        target=provenance.target,
         disclaimers=(PREDICTED, RESEARCH_USE, POSITIVITY),
         identifiability_warnings=provenance.identifiability_warnings,
         notes=provenance.notes,
         bundle=provenance.bundle,
         case=subject.case_digest,
+        visits=provenance.visits,
         sessions=tuple(provenance.sessions),
         seed=provenance.seed,
         samples=len(seeds),

@@ -14,21 +14,25 @@ from lesioncast.evaluation.analysis.trial_contrasts import ContrastReport, Trial
 from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.imaging.channels import BASELINE
 from lesioncast.markdown import format_estimate, format_number, markdown_table
+from storage import VisitSchedule
 
 
-def describe_sessions(sessions: Sequence[str]) -> str:
-    """Describe the sessions from whose images arms were compared."""
-    if tuple(sessions) == (BASELINE,):
-        return f"from the images of {BASELINE} alone, before any treatment"
+def describe_sessions(sessions: Sequence[str], visits: VisitSchedule) -> str:
+    """Describe the sessions, by their labels, from whose images arms were compared."""
+    if tuple(sessions) == (visits.label(BASELINE),):
+        return f"from the images of {sessions[0]} alone, before any treatment"
     return f"from the images of {' and '.join(sessions)}"
 
 
-def effect_sections(effects: TreatmentEffects | None, sessions: Sequence[str]) -> list[str]:
+def effect_sections(
+    effects: TreatmentEffects | None, sessions: Sequence[str], visits: VisitSchedule
+) -> list[str]:
     """Return average and individual effects, the ranking of arms and the value of policies."""
     if effects is None:
         return []
     opening = (
-        f"{effects.cases} test cases sampled under every arm, {describe_sessions(sessions)}: "
+        f"{effects.cases} test cases sampled under every arm, "
+        f"{describe_sessions(sessions, visits)}: "
         f"{effects.samples} samples on the same seeds for all arms of a case. An effect is an arm "
         f"minus {effects.reference_arm}. The last column is the variance reduction: how many times "
         "the samples independent seeds would need for the same Monte Carlo error. "
@@ -108,16 +112,18 @@ def _policy(policy: Policy) -> str:
     )
 
 
-def contrast_section(contrasts: TrialContrasts, sessions: Sequence[str]) -> str:
+def contrast_section(
+    contrasts: TrialContrasts, sessions: Sequence[str], visits: VisitSchedule
+) -> str:
     """Return the effects observed within trials, and the contrasts that no data can show."""
     head = ["trial", "contrast", "cases", "active, difference", "active, AIPW"]
     head += ["lesions, difference", "lesions, AIPW"]
     parts = [
         "## Observed effects within trials",
         "All cases with an outcome, whatever their split. The model plays no part in this table. "
-        "Arms of one trial were assigned at random, so these are effects of an arm taken from week "
-        "0 on. AIPW (Robins et al. 1994) adjusts for the lesions of week 0, cross-fitted in five "
-        f"folds. {_same_question(sessions)}",
+        "Arms of one trial were assigned at random, so these are effects of an arm taken from "
+        "baseline on. AIPW (Robins et al. 1994) adjusts for the lesions of baseline, cross-fitted "
+        f"in five folds. {_same_question(sessions, visits)}",
         markdown_table(head, [_contrast_row(contrast) for contrast in contrasts.contrasts])
         if contrasts.contrasts
         else "No trial is named in the case table, so no contrast is observed.",
@@ -138,9 +144,9 @@ def _contrast_row(contrast: ContrastReport) -> list[str]:
     ]
 
 
-def _same_question(sessions: Sequence[str]) -> str:
-    forecast = f"The effects above were forecast {describe_sessions(sessions)}"
-    if tuple(sessions) == (BASELINE,):
+def _same_question(sessions: Sequence[str], visits: VisitSchedule) -> str:
+    forecast = f"The effects above were forecast {describe_sessions(sessions, visits)}"
+    if tuple(sessions) == (visits.label(BASELINE),):
         return f"{forecast}, and answer the same question."
     return (
         f"{forecast}. Later images show what the received arm has done by then, so the forecast "

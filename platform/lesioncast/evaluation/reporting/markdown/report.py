@@ -53,7 +53,7 @@ def render_markdown(report: EvaluationReport) -> str:
     """Return the content of tables.md."""
     sections = [
         _opening_words(report),
-        baseline_section(report.baseline_characteristics),
+        baseline_section(report.baseline_characteristics, report.visits),
         _activity_by_arm(report),
     ]
     for name, variant in report.variants.items():
@@ -62,8 +62,8 @@ def render_markdown(report: EvaluationReport) -> str:
         regional_section(report.regional),
         mask_section(report.masks),
         calibration_section(report),
-        *effect_sections(report.effects, report.comparison_sessions),
-        contrast_section(report.trial_contrasts, report.comparison_sessions),
+        *effect_sections(report.effects, report.comparison_sessions, report.visits),
+        contrast_section(report.trial_contrasts, report.comparison_sessions, report.visits),
         warnings_section(report.identifiability_warnings),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -224,7 +224,7 @@ def _activity_by_arm(report: EvaluationReport) -> str:
     return (
         "## The same patients under every arm\n\n"
         f"{activity.cases} test cases under each arm, "
-        f"{describe_comparison(activity, report.comparison_sessions)}. "
+        f"{describe_comparison(activity, report)}. "
         f"{describe_monotonicity(activity)} First minus last arm: "
         f'{format_estimate(activity.first_minus_last)}. "Truly active" is the share of the same '
         "cases that would have been active in the simulation. The training rate is of other "
@@ -232,9 +232,9 @@ def _activity_by_arm(report: EvaluationReport) -> str:
     )
 
 
-def describe_comparison(activity: ActivityByArm, sessions: Sequence[str]) -> str:
+def describe_comparison(activity: ActivityByArm, report: EvaluationReport) -> str:
     """Describe from which images and how P(active) under every arm was obtained."""
-    images = describe_sessions(sessions)
+    images = describe_sessions(report.comparison_sessions, report.visits)
     if activity.samples is None:
         return f"{images}: P(active) as the networks predict it before sampling"
     return f"{images}: {activity.samples} samples on the same seeds for all arms of a case"

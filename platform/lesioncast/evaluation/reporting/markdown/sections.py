@@ -19,26 +19,27 @@ from lesioncast.evaluation.paper_results import (
     REGIONAL_SOURCE,
     PaperRegionalScores,
 )
-from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
+from storage import VisitSchedule
 
 REGION_NAMES = {"white_matter": "cerebral white matter", "cortex": "cerebral cortex"}
 SPLITS = {"train": "training", "test": "test", "validation": "validation"}
 
 
-def baseline_section(table: BaselineTable) -> str:
+def baseline_section(table: BaselineTable, visits: VisitSchedule) -> str:
     """Return the paper's table 1, for the splits that the evaluation read."""
     rows = [
         [SPLITS[split], arm, *_characteristics(row), _published_cohort(arm)]
         for split, arms in table.items()
         for arm, row in arms.items()
     ]
-    head = ["split", "arm", "cases", *(f"mean count {week}" for week in (CURRENT, OUTCOME))]
-    head += [*(f"active {week} (%)" for week in (CURRENT, OUTCOME)), "published (other data)"]
+    baseline, current, outcome = visits.labels
+    head = ["split", "arm", "cases", f"mean count {current}", f"mean count {outcome}"]
+    head += [f"active {current} (%)", f"active {outcome} (%)", "published (other data)"]
     return (
-        f"## Baseline characteristics\n\nNew lesions of the slab as drawn, at {CURRENT} "
-        f"since {BASELINE} "
-        f"and at {OUTCOME} since {CURRENT}. Published, in the same order: {COHORT_SOURCE}.\n\n"
+        f"## Baseline characteristics\n\nNew lesions of the slab as drawn, at {current} "
+        f"since {baseline} and at {outcome} since {current}. Published, in the same "
+        f"order: {COHORT_SOURCE}.\n\n"
         f"{markdown_table(head, rows)}"
     )
 

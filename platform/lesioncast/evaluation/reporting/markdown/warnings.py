@@ -51,7 +51,7 @@ def _positivity(positivity: Positivity) -> str:
         f"### Who could have received which arm\n\n{markdown_table(head, rows)}\n\n"
         "Training and test cases. The last column is about the patients who did not receive the "
         "arm. It gives the share of them whose propensity for the arm, estimated from their images "
-        "at week 0, is at least the 5th percentile of the patients who received it. It is about "
+        "at baseline, is at least the 5th percentile of the patients who received it. It is about "
         f"95 % where patients are exchangeable.{note}"
     )
 
@@ -76,8 +76,8 @@ def _probes(probes: Sequence[LeakageProbe]) -> str:
         f"### Can trial or arm be told from the images?\n\n{markdown_table(head, rows)}\n\n"
         "Logistic regression on intensity, texture, shading and lesion load, on cases of other "
         "folds; 0.5 is chance, 1 certainty. Brackets: 95 % bootstrap over cases, widened because "
-        "folds share training cases. At week 0 no treatment has been given yet. What tells an arm "
-        "there is who was enrolled and how they were scanned."
+        "folds share training cases. At baseline no treatment has been given yet. What tells an "
+        "arm there is who was enrolled and how they were scanned."
     )
 
 
