@@ -14,7 +14,8 @@ class Exclusion:
     """Reason why one subject is not in a store.
 
     `kind` is a short phrase by which summaries count. `reason` is a sentence of the form "expected
-    X, got Y; do Z". `session` and `path` are empty if the reason concerns the whole subject.
+    X, got Y; do Z". `session` and `path` are empty if the reason concerns the whole subject. A case
+    table has the trial's own label as `session`, a CaseError the role.
     """
 
     subject: str

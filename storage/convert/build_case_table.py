@@ -53,7 +53,9 @@ def build_case_table(
     )
     excluded = tuple(
         replace(
-            outcome.result, path=outcome.result.path and str(Path(head.bids, outcome.result.path))
+            outcome.result,
+            session=outcome.result.session and head.spec.visits.label(outcome.result.session),
+            path=outcome.result.path and str(Path(head.bids, outcome.result.path)),
         )
         for outcome in outcomes
         if not isinstance(outcome.result, CaseMetadata)

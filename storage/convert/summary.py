@@ -21,7 +21,7 @@ def summarise(table: CaseTable) -> list[str]:
         lines.append("without: " + ", ".join(f"{name} {count}" for name, count in missing.items()))
     if copies := find_copies(table.cases):
         lines.append(f"{len(copies)} images under two subjects, who share a split; correct them:")
-        lines += [f"  {copy}" for copy in copies]
+        lines += [f"  {copy.named(table.spec.visits)}" for copy in copies]
     if noted := [(case.subject, note) for case in table.cases for note in case.notes]:
         lines.append(f"{len(noted)} dates to look at:")
         lines += [f"  {subject}: {note}" for subject, note in noted]
@@ -41,6 +41,6 @@ def _count_missing(table: CaseTable) -> Iterator[tuple[str, int]]:
             impossible = channel == "net2" and session == SESSIONS[0]  # new compared with what?
             if not required and not impossible:
                 count = sum(not case.present[k, c] for case in table.cases)
-                yield f"{session} {channel}", count
+                yield f"{table.spec.visits.label(session)} {channel}", count
     yield "parcellation", sum(not case.parcellation for case in table.cases)
     yield "arm", sum(case.arm is None for case in table.cases)

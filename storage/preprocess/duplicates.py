@@ -31,9 +31,12 @@ def check_distinct_sessions(flair: npt.NDArray[np.float16], sources: dict[str, S
         for earlier in sessions[:later]:
             one, other = (flair[SESSIONS.index(name)] for name in (earlier, session))
             if _is_same_image(one, other):
-                path = sources[earlier].path.name
-                reason = f"expected a scan of {session}, got the voxels of {earlier} ({path})"
-                raise sources[session].rejection(
+                source, copy = sources[session], sources[earlier]
+                reason = (
+                    f"expected a scan of {source.visit}, got the voxels of {copy.visit} "
+                    f"({copy.path.name})"
+                )
+                raise source.rejection(
                     "one image at two sessions", f"{reason}; put the right file there"
                 )
 
@@ -61,8 +64,8 @@ def check_distinct_channels(source: SourceFile, other: SourceFile) -> None:
     if source.channel == other.channel == "flair":
         return  # for `check_distinct_sessions`, which compares voxels
     reason = (
-        f"expected a {source.channel} file of {source.session}, got the content of "
-        f"{other.session} {other.channel} ({other.path.name})"
+        f"expected a {source.channel} file of {source.visit}, got the content of "
+        f"{other.visit} {other.channel} ({other.path.name})"
     )
     raise source.rejection("one file in two roles", f"{reason}; put the right file there")
 

@@ -94,7 +94,7 @@ def preprocess_subject(
     """
     layout = settings.layout
     check_participant(subject, arms, layout=layout)
-    check_sessions(subject)
+    check_sessions(subject, layout)
     visits = check_visits(subject, layout)
     files = tuple(_sources(subject))
     sources = {(source.session, source.channel): source for source in files}

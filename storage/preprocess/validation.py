@@ -62,12 +62,14 @@ def check_participant(subject: TrialSubject, arms: tuple[str, ...], *, layout: T
         raise exclusion("unknown arm", f"{reason}; correct it or add the arm")
 
 
-def check_sessions(subject: TrialSubject) -> None:
+def check_sessions(subject: TrialSubject, layout: TrialLayout) -> None:
     """Require a FLAIR in each session on which a forecast is conditioned."""
     for session in REQUIRED_SESSIONS:
         if subject.source(session, "flair") is None:
-            got = [s for s in SESSIONS if subject.source(s, "flair") is not None]
-            reason = f"expected a FLAIR at {session}, got FLAIR at {', '.join(got) or 'no session'}"
+            label = layout.visits.label
+            got = [label(s) for s in SESSIONS if subject.source(s, "flair") is not None]
+            reason = f"expected a FLAIR at {label(session)}, got FLAIR at "
+            reason += ", ".join(got) or "no session"
             raise CaseError(Exclusion(subject.name, "missing session", reason, session))
 
 

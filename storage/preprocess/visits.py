@@ -135,7 +135,8 @@ def _days(
                     subject.name,
                     "sessions out of order",
                     f"{reason}; put the images where they belong or correct the dates",
-                    later,
+                    pair.later.stated.session,
+                    pair.later.stated.path,
                 )
             )
     for pair in pairs:

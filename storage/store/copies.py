@@ -2,12 +2,14 @@
 
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from storage.layout import VisitSchedule
 
 # Largest root mean square difference between the fingerprints of copies, in steps of 1/127.5.
 # Scans of one patient at two times differ by more.
@@ -39,6 +41,14 @@ class SubjectCopy:
     session: str
     other: str
     other_session: str
+
+    def named(self, visits: VisitSchedule) -> "SubjectCopy":
+        """Return the same with the trial's own labels of the sessions."""
+        return replace(
+            self,
+            session=visits.label(self.session),
+            other_session=visits.label(self.other_session),
+        )
 
     def __str__(self) -> str:
         return (

@@ -20,12 +20,21 @@ SUBJECT_LEVEL_CHANNELS = ("parcellation", "brain_mask")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file of a subject; `session` is the name in the store, not the trial's label."""
+    """One input file of a subject.
+
+    `session` is its role in the store and `label` the trial's own name of it, if that differs.
+    """
 
     subject: str
     session: str
     channel: str
     path: Path
+    label: str = ""
+
+    @property
+    def visit(self) -> str:
+        """Return the session as people know it."""
+        return self.label or self.session
 
     def rejection(self, kind: str, reason: str) -> CaseError:
         """Return the error that excludes the subject because of this file."""
@@ -60,10 +69,11 @@ class TrialSubject:
             raise matching[0].rejection("ambiguous files", reason)
         if matching and matching[0] in self.other_roles:
             others = ", ".join(
-                f"{other.subject} {other.session} {other.channel}"
+                f"{other.subject} {other.visit} {other.channel}"
                 for other in self.other_roles[matching[0]]
             )
-            reason = f"expected a file of {session} {channel} alone, got one that is {others} too"
+            role = f"{matching[0].visit} {channel}"
+            reason = f"expected a file of {role} alone, got one that is {others} too"
             raise matching[0].rejection("one file in two roles", f"{reason}; narrow the patterns")
         return matching[0] if matching else None
 
@@ -93,7 +103,7 @@ def scan_trial(root: Path, layout: TrialLayout) -> list[TrialSubject]:
             for label, path in find_files(root, getattr(layout, channel), session=session_label):
                 labels[subject_id(label)].add(strip_sub_prefix(label))
                 sources[subject_id(label)].append(
-                    SourceFile(subject_id(label), session, channel, path)
+                    SourceFile(subject_id(label), session, channel, path, session_label)
                 )
     names = sorted({*labels, *rows})
     if not names:

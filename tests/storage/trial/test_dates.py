@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage import Store
+from storage import Store, VisitSchedule, open_store
 from storage.convert.summary import summarise
 from storage.layout import SESSIONS
 from storage.preprocess.visits import Intervals
@@ -21,6 +21,7 @@ from tests.support import bids
 
 IN_ORDER = ("2015-03-02T09:30:00", "2016-02-01T11:00:00", "2017-01-02T08:15:00")
 SWAPPED = (IN_ORDER[1], IN_ORDER[0], IN_ORDER[2])
+LABELS = ("m00", "m12", "m24")
 KINDS = pytest.mark.parametrize("kind", ["scans", "subject scans", "sessions", "sidecar"])
 
 
@@ -202,20 +203,46 @@ def test_dates_go_before_the_table_and_a_difference_is_shown(trial: Path) -> Non
     )
 
 
-def test_dates_belong_to_the_trials_own_session_labels(tmp_path: Path) -> None:
-    bids.write_trial(tmp_path / "bids", 1, geometry=GEOMETRY)
-    labels = dict(zip(SESSIONS, ("m00", "m12", "m24"), strict=True))
+LABELLED = replace(SETTINGS, layout=TrialLayout(sessions=LABELS, nominal_days=(0, 365, 730)))
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Return a trial of three subjects whose sessions are called m00, m12 and m24."""
+    bids.write_trial(tmp_path / "bids", 3, geometry=GEOMETRY)
+    labels = dict(zip(SESSIONS, LABELS, strict=True))
     for path in sorted((tmp_path / "bids").rglob("*"), key=lambda path: -len(path.parts)):
         new = path.name
         for role, label in labels.items():
             new = new.replace(role, label)
         path.rename(path.with_name(new))
-    (tmp_path / "bids/sub-01/sub-01_sessions.tsv").write_text(
+    return tmp_path / "bids"
+
+
+def test_exclusions_and_the_summary_use_the_trials_own_session_labels(labelled: Path) -> None:
+    (labelled / "sub-01/sub-01_sessions.tsv").write_text(
         "session_id\tacq_time\nses-m00\t2016-02-01\nses-m12\t2015-03-02\nses-m06\t1990-01-01\n"
     )
-    settings = replace(SETTINGS, layout=TrialLayout(sessions=("m00", "m12", "m24")))
-    with pytest.raises(Exception, match=r"ses-m12: expected m00 before m12, got 2016-02-01"):
-        converted(tmp_path / "bids", tmp_path / "s.zarr", settings=settings)
+    flair = "sub-02_ses-m12_FLAIR.nii.gz"
+    (labelled / "sub-02/ses-m12/anat" / flair).unlink()
+    (labelled / "derivatives/lesions/sub-03/ses-m24/anat").rename(labelled / "elsewhere")
+    store, _ = converted(labelled, labelled.parent / "s.zarr", settings=LABELLED)
+    text = "\n".join(summarise(store.table))
+    assert "sub-01, ses-m12: expected m00 before m12, got 2016-02-01 (sub-01/" in text
+    assert "sub-02, ses-m12: expected a FLAIR at m12, got FLAIR at m00, m24" in text
+    assert "m24 net2 1" in text
+    assert not any(role in text for role in SESSIONS)
+
+
+def test_labels_and_nominal_days_are_recorded_in_the_store(labelled: Path) -> None:
+    store, _ = converted(labelled, labelled.parent / "s.zarr", settings=LABELLED)
+    assert open_store(store.path).spec.visits == VisitSchedule(LABELS, (0, 365, 730))
+
+
+@pytest.mark.parametrize("days", [(0, 365, 365), (0, 700, 300), (7, 365, 730)])
+def test_nominal_days_rise_from_zero(days: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="nominal_days: expected three days that rise from 0"):
+        TrialLayout(nominal_days=days)
 
 
 @pytest.mark.parametrize("text", ["", "20150302101", "2015-0302", "\u0662\u0660\u0661\u0665-03-02"])
