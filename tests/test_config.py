@@ -120,10 +120,27 @@ def test_a_key_below_an_old_section_names_the_new_section() -> None:
         load_config(DEMO, ["cohort.subjects=4"])
 
 
+def test_lesion_load_classes_are_volumes_whatever_the_voxel_size() -> None:
+    volumes = "lesion_load_mm3=[0, 270, 675]"
+    assert load_config(DEMO, [volumes]).model.unet.lesion_load_thresholds == (1, 10, 25)
+    finer = load_config(DEMO, [volumes, "store.spacing=[3.0, 1.0, 1.0]"])
+    assert finer.model.unet.lesion_load_thresholds == (1, 90, 225)
+    tenths = load_config(DEMO, ["lesion_load_mm3=[0, 0.3]", "store.spacing=[0.1, 1.0, 1.0]"])
+    assert tenths.model.unet.lesion_load_thresholds == (1, 3)
+
+
+@pytest.mark.parametrize("volumes", ["[270]", "[0, 27]", "[0, 540, 270]", "[0, 269, 270]"])
+def test_lesion_load_volumes_rise_from_zero_by_a_voxel(volumes: str) -> None:
+    with pytest.raises(ConfigError, match="lesion_load_mm3: expected volumes that rise from 0 by"):
+        load_config(DEMO, [f"lesion_load_mm3={volumes}"])
+
+
 def test_new_names_of_old_keys_exist() -> None:
     keys = {key for key, _ in dotted_fields(load_config(DEMO))}
     assert {new for new in REMOVED_KEYS.keys.values() if new is not None} <= keys
-    assert not REMOVED_KEYS.keys.keys() & keys
+    # The configuration gives volumes, from which the network's own field follows.
+    derived = {"unet.lesion_load_thresholds"}
+    assert not REMOVED_KEYS.keys.keys() & (keys - derived)
     for (key, old), new in REMOVED_KEYS.values.items():
         assert getattr(load_config(DEMO, [f"{key}={new}"]), key.split(".")[0])
         assert old != new

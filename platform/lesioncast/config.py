@@ -23,6 +23,7 @@ from lesioncast.errors import ConfigError, ForecastError
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.covariates import Covariate
+from lesioncast.imaging.lesions import lesion_load_voxels
 from lesioncast.parsing import RemovedKeys, parse_dataclass, refuse_removed
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.settings import TrainSettings
@@ -38,7 +39,8 @@ REMOVED_KEYS = RemovedKeys(
         "store.split": "store.split_fractions",
         "store.max_tilt": "store.max_obliquity",
         "unet.head": "unet.voxel_head_width",
-        "unet.loads": "unet.lesion_load_thresholds",
+        "unet.loads": "lesion_load_mm3",
+        "unet.lesion_load_thresholds": "lesion_load_mm3",
         "unet.target_channels": None,
         "control.voxels": "control.voxel_mlp_width",
         "sampler.grid": "sampler.spacing",
@@ -53,7 +55,7 @@ REMOVED_KEYS = RemovedKeys(
         ("objective.prediction", "odds"): "log_odds",
     },
 )
-"""Names of version 0.1 that are no longer taken, with their new names."""
+"""Names of earlier versions that are no longer taken, with their new names."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ class Config:
     #: Columns of participants.tsv that the ControlNet sees, none in the paper's model. A name alone
     #: is scaled on the training split; a `Covariate` names its scaling or categories itself.
     covariates: tuple[str | Covariate, ...] = ()
+    #: Least volume in mm3 of new lesions in each lesion load class above "no lesion"; the first is
+    #: 0. Without, as in the paper, the networks are not conditioned on the lesion load.
+    lesion_load_mm3: tuple[float, ...] = ()
     #: Shape of the UNet.
     unet: UNetConfig = field(default_factory=UNetConfig)
     #: Shape of the ControlNet.
@@ -136,6 +141,9 @@ class Config:
     #: The local Ray cluster.
     ray: RaySettings = field(default_factory=RaySettings)
 
+    def __post_init__(self) -> None:
+        lesion_load_voxels(self.lesion_load_mm3, self.store.spacing)
+
     @property
     def paths(self) -> Paths:
         """Return the default folders of this configuration's jobs."""
@@ -145,7 +153,9 @@ class Config:
     @property
     def model(self) -> ModelConfig:
         """Return what determines the shape of the weights, except covariates, which are fitted."""
-        return ModelConfig(self.arms, self.unet, self.control, self.schedule, self.objective)
+        thresholds = lesion_load_voxels(self.lesion_load_mm3, self.store.spacing)
+        unet = dataclasses.replace(self.unet, lesion_load_thresholds=thresholds)
+        return ModelConfig(self.arms, unet, self.control, self.schedule, self.objective)
 
 
 def load_config(

@@ -196,4 +196,4 @@ def test_model_card_states_intended_use_data_arms_and_lesion_load(tmp_path: Path
     assert "(NET2) at w096 (day 672) since w048 (day 336)" in card
     with_lesion_load = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=(1, 20)))
     card = model_card(replace(CONFIG, model=with_lesion_load), METRICS)
-    assert "(none, or from 1, 20 voxels) is sampled\n  first" in card
+    assert "(none, or from 6.75, 135 mm3) is sampled\n  first" in card

@@ -1,5 +1,6 @@
 """Write the model card of a bundle, as Markdown."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,9 +69,10 @@ def _baseline(config: BundleConfig) -> str:
 def _lesion_load(config: BundleConfig) -> str:
     if not config.model.unet.lesion_load_thresholds:
         return ""
-    thresholds = ", ".join(map(str, config.model.unet.lesion_load_thresholds))
+    voxel = math.prod(config.spacing)
+    volumes = ", ".join(f"{voxel * n:g}" for n in config.model.unet.lesion_load_thresholds)
     return (
-        f"- Lesion load: a class of lesion volume (none, or from {thresholds} voxels) is sampled\n"
+        f"- Lesion load: a class of lesion volume (none, or from {volumes} mm3) is sampled\n"
         "  first, given the arm, the covariates and the lesion burden of the images. The\n"
         "  diffusion model then places the lesions. Guidance does not change the lesion load.\n"
     )

@@ -50,8 +50,8 @@ class UNetConfig:
     groups: int = 32
     #: Hidden width of the `VoxelRefinementHead` of NET2. 0, as in the paper, leaves it out.
     voxel_head_width: int = 0
-    #: Smallest number of NET2 voxels of each lesion load class above "no lesion". Without
-    #: thresholds, as in the paper, the networks are not conditioned on the lesion load.
+    #: Smallest number of NET2 voxels of each lesion load class above "no lesion". The
+    #: configuration gives volumes (`lesion_load_mm3`), from which it follows for one voxel size.
     lesion_load_thresholds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

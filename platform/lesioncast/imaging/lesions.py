@@ -1,5 +1,6 @@
 """Find and count the lesions of a binary mask (paper, section 4.3)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,25 @@ class LesionCounts:
     opened: int
     #: Total volume in mm3, without opening.
     volume: float
+
+
+def lesion_load_voxels(
+    volumes: Sequence[float], spacing: tuple[float, float, float]
+) -> tuple[int, ...]:
+    """Return the least number of voxels of `spacing` mm in each lesion load class.
+
+    `volumes` are the least volumes of the classes in mm3. The first is 0: one voxel of lesion is
+    enough. Raises ValueError if they do not rise by a voxel each.
+    """
+    voxel = math.prod(spacing)
+    # A multiple of the voxel must not be rounded up because of the last bit of a float.
+    voxels = tuple(max(1, math.ceil(volume / voxel - 1e-9)) for volume in volumes)
+    if volumes and (volumes[0] != 0 or list(voxels) != sorted(set(voxels))):
+        raise ValueError(
+            f"lesion_load_mm3: expected volumes that rise from 0 by {voxel:g} mm3, a voxel, or "
+            f"more, got {list(volumes)}; use for example [0, 300, 1000, 3000]"
+        )
+    return voxels
 
 
 def opening_element(spacing: Sequence[float]) -> tuple[int, int, int]:

@@ -51,7 +51,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no voxel perceptrons": ("unet.voxel_head_width=0", "control.voxel_mlp_width=0"),
     "squared error": ("objective.mask_loss=squared",),
     "v-prediction": ("objective.prediction=v", "objective.mask_loss=squared"),
-    "no lesion load": ("unet.lesion_load_thresholds=[]",),
+    "no lesion load": ("lesion_load_mm3=[]",),
 }
 """One thing changed in each; what it is compared with is `recipe`."""
 STAGE_2_ALONE = ("control.", "finetune.", "covariates=")
