@@ -114,6 +114,15 @@ def array_specs(
     }
 
 
+def head_mask(flair: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return where stored FLAIR shows the head, or the brain if the skull was removed.
+
+    Conversion set all that is no tissue to `BACKGROUND`. An absent session, stored as zeros, has no
+    background.
+    """
+    return np.asarray(flair > BACKGROUND)
+
+
 def session_indices(sessions: Sequence[str]) -> list[int]:
     """Return the positions of sessions along a store's session axis.
 

@@ -102,9 +102,10 @@ class StoreSettings:
     #: Height of the slab's centre between the bottom (0) and the top (1) of the brain mask, if a
     #: subject has one. At 0.55 the lateral ventricles lie in the middle of the slab.
     brain_height: float = 0.55
-    #: Percentiles of the foreground's intensities that become -1 and 1.
+    #: Percentiles of the tissue's intensities that become -1 and 1.
     percentiles: tuple[float, float] = (0.5, 99.5)
-    #: Set FLAIR outside the brain mask to -1, as in a skull-stripped image.
+    #: Set FLAIR outside the brain mask to -1, as in a skull-stripped image. Without it only the air
+    #: becomes -1.
     apply_brain_mask: bool = True
     #: Largest distance in mm between the corners of two files of one subject.
     affine_tolerance: float = 0.1

@@ -24,7 +24,7 @@ from storage.trial.dataset import SourceFile, TrialSubject, scan_trial
 
 # Increased when the preparation of a subject records or refuses more than before, so that the next
 # conversion prepares the subjects of an older store again.
-_PREPARATION = 2
+_PREPARATION = 3
 
 
 @dataclass(frozen=True)

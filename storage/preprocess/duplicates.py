@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.layout import BACKGROUND, SESSIONS
+from storage.layout import SESSIONS, head_mask
 from storage.trial.dataset import SourceFile
 
 # Two FLAIR slabs in [-1, 1] are one image if this share of the head's voxels agrees this closely.
@@ -43,7 +43,7 @@ def check_distinct_sessions(flair: npt.NDArray[np.float16], sources: dict[str, S
 
 def _is_same_image(one: npt.NDArray[np.float16], other: npt.NDArray[np.float16]) -> bool:
     """Return whether two slabs hold the same voxels, up to rounding."""
-    head = (one > BACKGROUND) | (other > BACKGROUND)
+    head = head_mask(one) | head_mask(other)
     if not head.any():
         return False
     difference = np.abs(one[head].astype(np.float32) - other[head])

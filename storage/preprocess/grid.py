@@ -18,14 +18,13 @@ from scipy.ndimage import affine_transform, gaussian_filter1d
 from storage.layout import Array
 from storage.nifti.affine import Matrix, as_matrix
 from storage.nifti.io import NiftiGeometry, Volume, image_like
+from storage.preprocess.tissue import tissue_mask
 from storage.preprocess.validation import same_spacing
 from storage.settings import StoreSettings
 
 Sizes = tuple[int, int, int]
 Numbers = tuple[float, float, float]
 
-# A voxel is tissue, not air, if it is brighter than this share of the 99.5th percentile.
-_TISSUE_SHARE = 0.1
 # Share of the voxels at each end of an axis that a bounding box ignores as stray.
 _STRAY_SHARE = 0.005
 
@@ -76,7 +75,7 @@ def place_slab(volume: Volume, *, settings: StoreSettings, brain: Array | None) 
     middle = _middle(sizes[0])
     height = middle if brain is None else _position_in_box(brain, settings.brain_height, axis=0)
     offset = [_offset(height, scale=scale[0], size=slab[0])]
-    foreground = _tissue(volume.data) if brain is None else brain != 0
+    foreground = tissue_mask(volume.data) if brain is None else brain != 0
     foreground = foreground[
         _covered_slices(offset[0], scale=scale[0], size=slab[0], source=sizes[0])
     ]
@@ -106,10 +105,6 @@ def _covered_slices(offset: float, *, scale: float, size: int, source: int) -> s
     """Return the slices of the source that the slab covers, at least one."""
     last = round(offset + scale * (size - 1))
     return slice(min(max(round(offset), 0), source - 1), max(last, 0) + 1)
-
-
-def _tissue(image: Array) -> Array:
-    return np.asarray(image > _TISSUE_SHARE * np.percentile(image, 99.5))
 
 
 def _position_in_box(foreground: Array, fraction: float, *, axis: int) -> float:
@@ -145,6 +140,10 @@ def resample_labels(volume: Volume, grid: SlabGrid) -> Array:
     The value is 0 outside the labels' field of view. Labels go straight from their grid to the
     slab, because two steps of rounding could move a label twice.
     """
+    if volume.data.shape == grid.shape and np.array_equal(
+        volume.affine, grid.header.canonical_affine
+    ):
+        return to_slab(volume.data, grid, order=0)  # ten times as fast
     from_slab = np.linalg.inv(volume.affine) @ np.array(grid.slab_affine)
     order = (2, 1, 0)  # affines index (w, h, s), arrays (s, h, w)
     turn = from_slab[:3, :3][np.ix_(order, order)]

@@ -8,25 +8,18 @@ import numpy.typing as npt
 from storage.layout import BACKGROUND
 
 
-def foreground_mask(
-    image: npt.NDArray[Any], brain: npt.NDArray[Any] | None
-) -> npt.NDArray[np.bool_]:
-    """Return where an image shows tissue: in the brain mask if there is one, else where not 0."""
-    return np.asarray(image != 0 if brain is None else brain != 0)
-
-
 def intensity_range(
     image: npt.NDArray[Any],
-    foreground: npt.NDArray[np.bool_],
+    tissue: npt.NDArray[np.bool_],
     *,
     percentiles: tuple[float, float],
 ) -> tuple[float, float]:
-    """Return two percentiles (numpy's linear definition) of the foreground of the whole volume.
+    """Return two percentiles (numpy's linear definition) of the tissue of the whole volume.
 
     The whole volume is used so that a voxel's value does not depend on where the slab is cut.
-    Raises ValueError if the foreground is empty or both percentiles are equal.
+    Raises ValueError if there is no tissue or both percentiles are equal.
     """
-    values = image[foreground].astype(np.float32)
+    values = image[tissue].astype(np.float32)
     if not values.size:
         raise ValueError("expected voxels of tissue, got none")
     low, high = np.percentile(values, percentiles)
@@ -36,16 +29,11 @@ def intensity_range(
 
 
 def scale_flair(
-    image: npt.NDArray[Any],
-    foreground: npt.NDArray[np.bool_],
-    *,
-    limits: tuple[float, float],
-    clear_background: bool,
+    image: npt.NDArray[Any], shown: npt.NDArray[np.bool_], *, limits: tuple[float, float]
 ) -> npt.NDArray[np.float32]:
     """Map the two `limits` of `intensity_range` linearly to -1 and 1, and clip.
 
-    `clear_background` sets every voxel outside the foreground to -1. Without it the background is
-    scaled and clipped like the rest.
+    Voxels that are not `shown` become -1.
     """
     low, high = np.array(limits, np.float32)
     scaled = image.astype(np.float32)
@@ -53,6 +41,5 @@ def scale_flair(
     scaled *= 2 / (high - low)
     scaled -= 1
     np.clip(scaled, -1, 1, out=scaled)
-    if clear_background:
-        scaled[~foreground] = BACKGROUND
+    scaled[~shown] = BACKGROUND
     return scaled

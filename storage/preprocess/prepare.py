@@ -16,7 +16,8 @@ from storage.preprocess.duplicates import (
 )
 from storage.preprocess.grid import SlabGrid, place_slab, resample_labels, to_slab
 from storage.preprocess.label_schemes import merge_cortical_parcels
-from storage.preprocess.normalise import foreground_mask, intensity_range, scale_flair
+from storage.preprocess.normalise import intensity_range, scale_flair
+from storage.preprocess.tissue import tissue_mask
 from storage.preprocess.validation import (
     check_brain_mask,
     check_field_of_view,
@@ -212,15 +213,18 @@ class _CaseBuilder:
             self.arrays.present[k, CHANNELS.index(source.channel)] = True
 
     def _scaled(self, volume: Volume, source: SourceFile) -> npt.NDArray[np.float32]:
-        brain = None if self.brain is None else self.brain.data
-        foreground = foreground_mask(volume.data, brain)
+        if self.brain is None:
+            tissue = shown = tissue_mask(volume.data)
+        else:
+            tissue = shown = self.brain.data != 0
+            if not self.settings.apply_brain_mask:
+                shown = tissue | tissue_mask(volume.data)
         try:
-            limits = intensity_range(volume.data, foreground, percentiles=self.settings.percentiles)
+            limits = intensity_range(volume.data, tissue, percentiles=self.settings.percentiles)
         except ValueError as error:
             raise source.rejection("no contrast", f"{error}; look at the image") from error
         self.intensity[source.session] = limits
-        clear = brain is None or self.settings.apply_brain_mask
-        return scale_flair(volume.data, foreground, limits=limits, clear_background=clear)
+        return scale_flair(volume.data, shown, limits=limits)
 
     def _labels(self, volume: Volume, source: SourceFile) -> npt.NDArray[np.int16]:
         labels = resample_labels(volume, self.grid)

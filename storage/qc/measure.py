@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from storage.layout import BACKGROUND, CHANNELS, CONNECTIVITY_26, CURRENT, MASKS, SESSIONS
+from storage.layout import CHANNELS, CONNECTIVITY_26, CURRENT, MASKS, SESSIONS, head_mask
 from storage.preprocess.grid import SlabGrid
 from storage.preprocess.prepare import CaseArrays
 from storage.store.case_table import Case
@@ -23,8 +23,12 @@ from storage.store.store import Store
 # Thresholds of the flags.
 # Share of the slab inside the source's field of view; 220 mm of 256 mm in plane fill 0.74 of it.
 MIN_FIELD_SHARE = 0.7
-# Share of the slab inside the head.
+# Share of the slab inside the head. A head leaves the corners of its slices free; if it fills them,
+# air counts as tissue.
 MIN_HEAD_SHARE = 0.12
+MAX_HEAD_SHARE = 0.95
+# Size of the head at one session relative to the current one, or the reverse: 0.7 without a skull.
+MIN_HEAD_AGREEMENT = 0.85
 # |right - left| / (right + left), in voxels of the head.
 MAX_ASYMMETRY = 0.15
 # Share of the head's voxels at the highest value; half a percent of the volume is clipped anyway.
@@ -72,6 +76,8 @@ class CaseQuality:
     in_field: float
     #: Share of the slab inside the head, at the current session.
     in_head: float
+    #: The same by session.
+    head: dict[str, float]
     #: (right - left) / (right + left), in voxels of the head at the current session.
     asymmetry: float
     #: Raw FLAIR values that became -1 and 1, by session.
@@ -89,7 +95,7 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
     case = store.cases[index]
     affine = np.array(case.grid.header.affine)
     heads = {
-        session: arrays.flair[k] > BACKGROUND
+        session: head_mask(arrays.flair[k])
         for k, session in enumerate(SESSIONS)
         if case.present[k, CHANNELS.index("flair")]
     }
@@ -101,12 +107,14 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
         "in_head": float(current.mean()),
         "asymmetry": (right - left) / max(1, right + left),
     }
+    head = {session: float(mask.mean()) for session, mask in heads.items()}
     clipped = {
-        session: float((arrays.flair[SESSIONS.index(session)][head] == 1).mean())
-        for session, head in heads.items()
+        session: float((arrays.flair[SESSIONS.index(session)][mask] == 1).mean())
+        for session, mask in heads.items()
     }
     flags = (
         *_flag_slab(**measured),
+        *_flag_heads(head),
         *(f"{s}: intensity clipped" for s, share in clipped.items() if share > MAX_CLIPPED_SHARE),
         *_flag_session_correlation(arrays, heads),
         *_flag_masks(case, arrays, heads),
@@ -122,6 +130,7 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
         spacing=tuple(float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)),
         shape=case.grid.header.shape,
         **measured,
+        head=head,
         intensity=dict(case.intensity),
         clipped=clipped,
         lesions=lesions,
@@ -166,6 +175,19 @@ def _flag_slab(*, in_field: float, in_head: float, asymmetry: float) -> Iterator
     if abs(asymmetry) > MAX_ASYMMETRY:
         side = "right" if asymmetry > 0 else "left"
         yield f"more head on the {side} ({abs(asymmetry):.0%})"
+
+
+def _flag_heads(head: dict[str, float]) -> Iterator[str]:
+    """Flag a head that fills the slab, and one whose size differs from the current session's.
+
+    Both happen if the air was taken for tissue, and the latter if one session lost its skull.
+    """
+    for session, share in head.items():
+        if share > MAX_HEAD_SHARE:
+            yield f"{session}: head fills {share:.0%} of the slab"
+        if min(share, head[CURRENT]) < MIN_HEAD_AGREEMENT * max(share, head[CURRENT]):
+            current = f"{head[CURRENT]:.0%} at {CURRENT}"
+            yield f"head differs: {share:.0%} of the slab at {session}, {current}"
 
 
 def _flag_session_correlation(arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:

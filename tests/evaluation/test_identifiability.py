@@ -27,7 +27,7 @@ def head(rng: np.random.Generator, *, scanner: int) -> np.ndarray:
     inside = sum(axis**2 for axis in axes) < 0.9
     noise = rng.normal(0, 0.04 * (1 + scanner), SHAPE)
     shade = 0.1 * scanner * axes[2]
-    return np.where(inside, 0.2 + shade, -1.0) + noise
+    return np.where(inside, 0.2 + shade + noise, -1.0)
 
 
 def outcomes(arm: np.ndarray, scanner: np.ndarray, *, seed: int = 0) -> OutcomeTable:

@@ -450,7 +450,7 @@ VOXELS = [
     Corruption(
         "one speck",
         "no contrast",
-        ("expected contrast, got 7 at both", "look at the image"),
+        ("expected contrast, got 8 at both", "look at the image"),
         flair(
             voxels(
                 lambda d: np.where(np.arange(d.size).reshape(d.shape) == 99, 8, 7).astype(np.int16)

@@ -139,13 +139,13 @@ def test_flair_is_scaled_by_percentiles_of_its_foreground() -> None:
     image[1:3] = np.arange(200).reshape(2, 10, 10) + 100
     image[1, 0, 0] = 30000  # an outlier is clipped, not the scale
     limits = intensity_range(image, image != 0, percentiles=(1, 99))
-    scaled = scale_flair(image, image != 0, limits=limits, clear_background=True)
+    scaled = scale_flair(image, image != 0, limits=limits)
     assert scaled.min() == -1
     assert scaled.max() == 1
     assert (scaled[image == 0] == -1).all()
     assert abs(scaled[image == 200].item()) < 0.02
     limits = intensity_range(image * 3 + 7, image != 0, percentiles=(1, 99))
-    again = scale_flair(image * 3 + 7, image != 0, limits=limits, clear_background=True)
+    again = scale_flair(image * 3 + 7, image != 0, limits=limits)
     np.testing.assert_allclose(again, scaled, atol=1e-5)
 
 

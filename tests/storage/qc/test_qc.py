@@ -112,6 +112,16 @@ def keep_one_slice(a: CaseArrays) -> None:
     a.flair[:, 1:] = -1
 
 
+def fill_the_slab(a: CaseArrays) -> None:
+    air = a.flair == -1
+    a.flair[air] = np.random.default_rng(1).uniform(-0.95, -0.9, air.sum())
+
+
+def strip_w000(a: CaseArrays) -> None:
+    a.flair[0, :, [3, 4, 19, 20]] = -1
+    a.flair[0, :, :, [3, 4, 15, 16]] = -1
+
+
 def clip_w000(a: CaseArrays) -> None:
     a.flair[0, 0, 3:21, 3:17] = 1
 
@@ -159,6 +169,8 @@ def move_labels_off_the_head(a: CaseArrays) -> None:
     [
         (remove_left_half, "more head on the right (75%)"),
         (keep_one_slice, "head fills 10% of the slab"),
+        (fill_the_slab, "w048: head fills 100% of the slab"),
+        (strip_w000, "head differs: 29% of the slab at w000, 52% at w048"),
         (clip_w000, "w000: intensity clipped"),
         (swap_subject, "w000 and w048 look unlike (r = "),
         (remove_a_lesion, "T2 falls from 0.1 ml at w048 to 0.0 ml at w096"),

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from lesioncast.arrays import Bools, Floats
 from lesioncast.imaging.channels import CHANNELS, SESSIONS
+from storage.layout import head_mask
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 IMAGE_STATISTICS = (
     *(f"intensity_{quantile:.2f}" for quantile in QUANTILES),
     "intensity_sd",
-    "air",
     "head_volume",
     "edges",
     "noise",
@@ -52,7 +52,7 @@ def appearance_features(
 
 def image_statistics(flair: Floats, spacing: tuple[float, float, float]) -> Floats:
     """Return the numbers named in `IMAGE_STATISTICS` of one image [s, h, w]."""
-    head = flair > flair.mean()  # excludes the air
+    head = head_mask(flair)
     tissue = flair[head] if head.any() else flair.ravel()
     spread = float(tissue.std()) + 1e-9
     # The second difference of noise is large, that of smooth tissue small.
@@ -61,7 +61,6 @@ def image_statistics(flair: Floats, spacing: tuple[float, float, float]) -> Floa
         [
             *np.quantile(tissue, QUANTILES),
             spread,
-            flair[~head].mean(),
             np.log1p(head.sum() * float(np.prod(spacing))),
             np.mean([np.abs(np.diff(flair, axis=axis)).mean() for axis in (1, 2)]) / spread,
             np.median(second_difference) / spread if second_difference.size else 0.0,

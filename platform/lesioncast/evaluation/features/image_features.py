@@ -13,6 +13,7 @@ from lesioncast.evaluation.metrics.mask_comparison import ObservedMask
 from lesioncast.imaging.channels import BASELINE, CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.lesions import LesionCounts, components, count_lesions
 from lesioncast.imaging.regions import lesions_in_regions
+from storage.layout import head_mask
 
 FLAIR = CHANNELS.index("flair")
 # Robust standard deviations above the median difference current - baseline that count as a rise.
@@ -127,15 +128,14 @@ def _measure_mask(mask: Mask | None, measure: Callable[[Mask], float]) -> float:
 def _flair_gain(arrays: CaseImages, voxel_mm3: float) -> float:
     """Return the unusual rise of FLAIR from baseline to the current session, in mm3 x robust sd.
 
-    The median rise over the foreground is subtracted first, because it is the scanner's overall
-    change between the sessions. The foreground is above the mean intensity, which excludes air.
+    The median rise over the head is subtracted first, because it is the scanner's overall change
+    between the sessions.
     """
     first, second = SESSIONS.index(BASELINE), SESSIONS.index(CURRENT)
     if not (arrays.present[first, FLAIR] and arrays.present[second, FLAIR]):
         return np.nan
     before, after = (arrays.flair[row].astype(np.float32) for row in (first, second))
-    foreground = (before > before.mean()) & (after > after.mean())
-    rise = (after - before)[foreground]
+    rise = (after - before)[head_mask(before) & head_mask(after)]
     if not rise.size:
         return 0.0
     rise -= np.median(rise)
