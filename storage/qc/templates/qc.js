@@ -9,7 +9,9 @@ const listed = columns.filter((column) => column.listed);
 const numbers = listed.filter((column) => column.isNumber);
 const fields = ["text", "flag", "arm", "split", "sort"];
 const checks = ["flagged", "down"];
+const CHUNK = 100;  // rows that are drawn at once; thousands would keep the reader waiting
 let shown = [];  // the cases of the table, in its order
+let drawn = 0;  // number of them that have their row in the page
 let opened = -1;  // position in `shown` of the case in the dialog
 
 const valueOf = (item, name) => item.values[columnNamed.get(name).position];
@@ -118,12 +120,20 @@ function refresh() {
     && (!query.arm || armOf(item) === query.arm)
     && (!query.split || valueOf(item, "split") === query.split));
   shown.sort(compare(columnNamed.get(query.sort), query.down));
-  byId("cases").tBodies[0].replaceChildren(...shown.map((item) => (item.row ??= row(item))));
+  byId("cases").tBodies[0].replaceChildren();
+  drawn = 0;
+  draw(CHUNK);
   markSorted(query.sort, query.down);
   const flagged = shown.filter((item) => item.flags.length).length;
   byId("shown").textContent = `${shown.length} of ${data.cases.length} shown, ${flagged} of them flagged`;
   refreshExcluded(words);
+  if (byId("cases").getBoundingClientRect().top < 0) byId("cases").scrollIntoView();
   remember();
+}
+
+function draw(until) {
+  byId("cases").tBodies[0].append(...shown.slice(drawn, until).map((item) => (item.row ??= row(item))));
+  drawn = Math.max(drawn, Math.min(until, shown.length));
 }
 
 function markSorted(name, down) {
@@ -241,10 +251,13 @@ byId("outlines").addEventListener("input", showOutlines);
 byId("previous").addEventListener("click", () => show(opened - 1));
 byId("next").addEventListener("click", () => show(opened + 1));
 byId("details").addEventListener("close", () => {
-  shown[opened]?.row.querySelector("button").focus();
+  draw(opened + 1);
+  shown[opened].row.querySelector("button").focus();
   remember();
 });
 document.addEventListener("keydown", onKey);
+addEventListener("beforeprint", () => draw(shown.length));
+new IntersectionObserver(([end]) => end.isIntersecting && draw(drawn + CHUNK), { rootMargin: "2000px" }).observe(byId("end"));
 // The head of the table sticks below the controls, whose height depends on the window.
 new ResizeObserver(() => document.body.style.setProperty("--bar", `${byId("controls").offsetHeight}px`)).observe(byId("controls"));
 showSlice();
