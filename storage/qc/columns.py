@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from storage.layout import MASKS
+from storage.layout import CURRENT, MASKS, OUTCOME
 from storage.qc.measure import CaseQuality
 
 Value = str | float | None
@@ -68,6 +68,20 @@ def columns(titles: Mapping[str, str]) -> list[Column]:
         Column("asymmetry", "R − L", lambda case: case.asymmetry, ".4f", "slab", "%", listed=True),
         *_lesion_columns(titles),
         *_intensity_columns(titles),
+        Column(
+            "days_to_current",
+            f"to {titles[CURRENT]}",
+            lambda case: case.intervals.days_to_current,
+            ".6g",
+            "days",
+        ),
+        Column(
+            "days_to_outcome",
+            f"to {titles[OUTCOME]}",
+            lambda case: case.intervals.days_to_outcome,
+            ".6g",
+            "days",
+        ),
         Column("orientation", "axes", lambda case: case.orientation, group="source"),
         Column("shape", "voxels", lambda case: "x".join(map(str, case.shape)), group="source"),
         Column(

@@ -17,6 +17,7 @@ from scipy import ndimage
 from storage.layout import CHANNELS, CONNECTIVITY_26, CURRENT, MASKS, SESSIONS, head_mask
 from storage.preprocess.grid import SlabGrid
 from storage.preprocess.prepare import CaseArrays
+from storage.preprocess.visits import Intervals
 from storage.store.case_table import Case
 from storage.store.store import Store
 
@@ -80,6 +81,8 @@ class CaseQuality:
     head: dict[str, float]
     #: (right - left) / (right + left), in voxels of the head at the current session.
     asymmetry: float
+    #: Days between its sessions.
+    intervals: Intervals
     #: Raw FLAIR values that became -1 and 1, by session.
     intensity: dict[str, tuple[float, float]]
     #: Share of the head's voxels at the highest value, by session.
@@ -131,6 +134,7 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
         shape=case.grid.header.shape,
         **measured,
         head=head,
+        intervals=case.intervals,
         intensity=dict(case.intensity),
         clipped=clipped,
         lesions=lesions,

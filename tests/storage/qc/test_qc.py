@@ -16,6 +16,7 @@ from storage.layout import CASE_TABLE
 from storage.nifti.io import NiftiGeometry, as_matrix
 from storage.preprocess.duplicates import fingerprint
 from storage.preprocess.grid import SlabGrid
+from storage.preprocess.visits import Intervals
 from storage.qc.inspection import Inspection, inspect_case
 from storage.qc.measure import CaseQuality, LesionStats, field_share, measure_case
 from storage.qc.report import QcReport, write_qc_report
@@ -217,7 +218,10 @@ def report_of(store: Store, folder: Path) -> QcReport:
 def test_table_has_a_row_for_each_case_and_flagged_ones_come_first(tmp_path: Path) -> None:
     bad = sound_case()
     empty_t2(bad)
-    cases = [bids.case_of(grid(), index=i, subject=f"sub-{i}") for i in range(2)]
+    cases = [
+        replace(bids.case_of(grid(), index=i, subject=f"sub-{i}"), intervals=Intervals(340.0))
+        for i in range(2)
+    ]
     store = stored(tmp_path / "store", list(zip(cases, (sound_case(), bad), strict=True)))
     head, *rows = (
         line.split("\t") for line in report_of(store, tmp_path).sheet.read_text().splitlines()
@@ -228,6 +232,7 @@ def test_table_has_a_row_for_each_case_and_flagged_ones_come_first(tmp_path: Pat
     assert "w096: T2 mask empty" in first["flags"]
     assert (first["w048_t2_ml"], first["w048_t2_count"]) == ("0.1440", "2")
     assert (first["w000_net2_ml"], first["w000_low"], first["spacing"]) == ("n/a", "0", "2x2x3")
+    assert (first["days_to_current"], first["days_to_outcome"]) == ("340", "n/a")
     assert dict(zip(head, rows[1], strict=True))["flags"] == "n/a"
 
 
