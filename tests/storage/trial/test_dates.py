@@ -139,7 +139,7 @@ def test_doubtful_dates_are_shown_and_give_no_interval(
     assert store.case("sub-01").intervals == Intervals(None, None)
     assert sentence in notes(store)[0]
     assert any(sentence in line for line in summarise(store.table))
-    assert any(sentence in flag for flag in measure_case(store, 0).flags)
+    assert any(sentence in flag for flag in measure_case(store, 0, store.read(0)).flags)
 
 
 def test_files_that_disagree_about_a_date_are_shown(trial: Path) -> None:
