@@ -1,6 +1,7 @@
 """Files of forecasts, by the id that the service gave each forecast.
 
 <id>/            the result, a BIDS derivative of its own
+samples/<id>.npz some samples of a finished forecast, which viewers show one by one
 uploads/<id>/    the images that the client uploaded, and the store made from them
 """
 
@@ -21,14 +22,20 @@ def upload_dir(artifacts: Path, job_id: str) -> Path:
     return artifacts / "uploads" / job_id
 
 
+def kept_samples_path(artifacts: Path, job_id: str) -> Path:
+    """Return the file of the samples that are kept of a finished forecast."""
+    return artifacts / "samples" / f"{job_id}.npz"
+
+
 def remove_upload(artifacts: Path, job_id: str) -> None:
     """Delete a forecast's uploaded files."""
     shutil.rmtree(upload_dir(artifacts, job_id), ignore_errors=True)
 
 
 def remove_artifacts(artifacts: Path, job_id: str) -> None:
-    """Delete a forecast's uploaded files and its result."""
+    """Delete a forecast's uploaded files, its samples and its result."""
     remove_upload(artifacts, job_id)
+    kept_samples_path(artifacts, job_id).unlink(missing_ok=True)
     shutil.rmtree(result_dir(artifacts, job_id), ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.forecasting.runtime import supported_sessions
 from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.covariates import Covariate
+from storage import VisitSchedule
 
 MODEL_NAME = "lesioncast"
 
@@ -17,7 +18,7 @@ class ModelInfo:
 
     `condition` names the input channels. `covariates` are the covariates that the model takes.
     `sessions` lists the combinations of sessions whose images the model accepts; the first one is
-    the default.
+    the default. `visits` holds the labels of the sessions that the bundle was trained on.
     """
 
     digest: str
@@ -27,6 +28,7 @@ class ModelInfo:
     covariates: tuple[Covariate, ...]
     sampler: SamplerConfig
     sessions: tuple[Sessions, ...]
+    visits: VisitSchedule
 
 
 def model_info(bundle: BundleDescription) -> ModelInfo:
@@ -40,4 +42,5 @@ def model_info(bundle: BundleDescription) -> ModelInfo:
         covariates=config.model.covariates,
         sampler=config.sampler,
         sessions=supported_sessions(bundle),
+        visits=config.visits,
     )

@@ -56,6 +56,11 @@ class ServiceSettings(BaseModel):
         default=False,
         description="Demo mode: needs no key and answers only requests from this machine.",
     )
+    truth: Path | None = Field(
+        default=None,
+        description="Folder of the simulated trial, whose true counterfactual lesions the page "
+        "shows. Only in demo mode.",
+    )
     ingress_replicas: int = Field(
         default=1,
         ge=1,
@@ -134,6 +139,14 @@ class ServiceSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_truth_is_simulated(self) -> "ServiceSettings":
+        if self.truth is not None and not self.demo:
+            raise ValueError(
+                "truth: expected it in demo mode alone, got it with keys=FILE; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_sampler_bounds(self) -> "ServiceSettings":
         if self.min_samplers > self.max_samplers:
             raise ValueError(
@@ -151,7 +164,7 @@ class ServiceSettings(BaseModel):
         """Return a copy with absolute paths, for processes with another working directory."""
         paths = {
             name: value.absolute()
-            for name in ("bundle", "store", "config", "artifacts", "keys")
+            for name in ("bundle", "store", "config", "artifacts", "keys", "truth")
             if (value := getattr(self, name)) is not None
         }
         return self.model_copy(update={**paths, "database": self.database_url})

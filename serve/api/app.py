@@ -11,9 +11,20 @@ from serve.api.methods import HeadMiddleware, install_method_handler
 from serve.api.middleware import AuthMiddleware, BodySizeLimitMiddleware, NoStoreMiddleware
 from serve.api.openapi import customize_openapi
 from serve.api.problems import ProblemCounterMiddleware, install_problem_handlers
-from serve.api.routes import events, forecasts, health, listing, models, results, segmentation
+from serve.api.routes import (
+    events,
+    forecasts,
+    health,
+    listing,
+    models,
+    page,
+    results,
+    segmentation,
+    view,
+)
 
 ROUTERS = (
+    page.router,
     health.router,
     models.router,
     forecasts.router,
@@ -21,6 +32,7 @@ ROUTERS = (
     listing.router,
     results.router,
     segmentation.router,
+    view.router,
 )
 
 

@@ -20,7 +20,7 @@ from serve.model_info import ModelInfo, model_info
 from serve.settings import ServiceSettings
 from serve.uploads import upload_settings
 from serve.worker.loaded_model import MountedModel
-from storage import StoreSettings
+from storage import Store, StoreSettings
 from storage.store.case_table import Case
 
 MAX_CONCURRENT_PREPARATIONS = 2  # each holds the voxels of one image in memory
@@ -49,6 +49,7 @@ class ServiceContext:
     jobs: JobRepository
     statuses: StatusReader
     feed: StatusFeed
+    store: Store
     subjects: Mapping[str, Case]
     model: ModelInfo
     upload: StoreSettings | None
@@ -90,6 +91,7 @@ def create_context(
         jobs=jobs,
         statuses=statuses,
         feed=StatusFeed(statuses),
+        store=mounted.store,
         subjects={case.subject: case for case in mounted.store.cases},
         model=model,
         upload=upload_settings(settings, mounted.store.spec),

@@ -6,7 +6,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.paths import HEALTH_PREFIX, root_path, route_path
+from serve.api.paths import HEALTH_PREFIX, PAGE_PREFIX, root_path, route_path
 from serve.api.problems import ApiProblemError
 from serve.keys import FORECAST, READ, ApiKeyFile
 
@@ -65,6 +65,9 @@ class AuthMiddleware:
         if self._keys is None:
             _require_this_machine(scope, headers)
             return DEMO_OWNER, DEMO_OWNER
+        if _is_page(scope):
+            # The page's own files hold no data; the page sends the key with every other request.
+            return "", ""
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         key = self._keys.find(secret) if scheme.lower() == "bearer" else None
         if key is None:
@@ -79,6 +82,11 @@ class AuthMiddleware:
             detail = f"Expected a key that may {scope_needed}, got {key.id}, which may not."
             raise ApiProblemError(403, detail, field="Authorization")
         return key.name, key.id
+
+
+def _is_page(scope: Scope) -> bool:
+    path = route_path(scope)
+    return scope["method"] in ("GET", "HEAD") and (path == "/" or path.startswith(PAGE_PREFIX))
 
 
 def _require_this_machine(scope: Scope, headers: Headers) -> None:

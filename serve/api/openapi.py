@@ -24,6 +24,7 @@ from serve.api.schemas import (
 from serve.db.models import UNFINISHED
 from serve.keys import CREATE_COMMAND
 from serve.uploads import REQUIRED_UPLOAD_FIELDS, UPLOAD_FIELDS
+from serve.view.schemas import ViewHeader
 
 Document = dict[str, Any]
 
@@ -46,7 +47,7 @@ def customize_openapi(app: FastAPI, *, keys: bool, uploads: bool) -> None:
     schemas = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):  # every 422 is a problem document
         schemas.pop(name, None)
-    models = (Problem, ForecastRequest, UploadForecastRequest)
+    models = (Problem, ForecastRequest, UploadForecastRequest, ViewHeader)
     _, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template=_REFERENCE
     )

@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 FORECASTS = "/v1/forecasts"
 HEALTH_PREFIX = "/v2/health/"
+PAGE_PREFIX = "/page/"
 
 
 def root_path(scope: Scope) -> str:

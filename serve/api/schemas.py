@@ -232,6 +232,14 @@ class TensorMetadata(BaseModel):
     shape: list[int]
 
 
+class CovariateInfo(BaseModel):
+    """A covariate that the model takes; unknown values are allowed."""
+
+    name: str
+    levels: list[str] = Field(description="Its values; empty for a number.")
+    centre: float | None = Field(description="Mean of a number in training; null for levels.")
+
+
 class ModelMetadata(BaseModel):
     """Model metadata of the Open Inference Protocol, with the arms and sessions of the bundle."""
 
@@ -244,6 +252,9 @@ class ModelMetadata(BaseModel):
     sessions: list[list[str]] = Field(
         description="Combinations of sessions that a request may name; the first is the default."
     )
+    covariates: list[CovariateInfo] = Field(description="Covariates that an upload may state.")
+    uploads: bool = Field(description="Whether clients may send images.")
+    demo: bool = Field(description="Whether the service runs in demo mode, without keys.")
 
 
 class ModelReady(BaseModel):

@@ -22,10 +22,12 @@ from lesioncast.forecasting.runtime import check_compatible, expected_outcomes_o
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.forecasting.settings import ForecastSettings
 from serve.api.schemas import ResolvedRequest
-from serve.artifacts import result_dir
+from serve.artifacts import kept_samples_path, result_dir
 from serve.db.models import DrawnBlock, ForecastJob
 from serve.patients import PatientRef, store_for_patient
 from serve.settings import ServiceSettings
+from serve.view.build import masks_by_arm, parcellation_of
+from serve.view.kept_samples import keep_samples, write_kept_samples
 from storage import Store, open_store
 
 
@@ -81,6 +83,8 @@ class LoadedModel(MountedModel):
             background=stored_flair(store),
         )
         write_forecast_root(run.out, source=bids)
+        kept = keep_samples(masks_by_arm(blocks), parcellation_of(store, case))
+        write_kept_samples(kept_samples_path(self.settings.artifacts, job.id), kept)
         for _ in write_forecasts(store, [case], drawn, run, arms=request.arms):
             pass  # the one case is written as it is yielded
         return run.out

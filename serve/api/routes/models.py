@@ -4,9 +4,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
+from lesioncast.imaging.covariates import Covariate
 from serve.api.dependencies import Context
 from serve.api.problems import ApiProblemError, problem_responses
-from serve.api.schemas import ModelMetadata, ModelReady, ServerMetadata, TensorMetadata
+from serve.api.schemas import (
+    CovariateInfo,
+    ModelMetadata,
+    ModelReady,
+    ServerMetadata,
+    TensorMetadata,
+)
 from serve.model_info import MODEL_NAME, ModelInfo
 from storage.layout import OUTCOME
 from storage.version import installed_version
@@ -25,7 +32,9 @@ async def server_metadata() -> ServerMetadata:
 async def model_metadata(name: ModelName, context: Context) -> ModelMetadata:
     """Return inputs, outputs, arms and sessions of the mounted bundle."""
     _check_model_name(name)
-    return describe_model(context.model)
+    return describe_model(
+        context.model, uploads=context.upload is not None, demo=context.keys is None
+    )
 
 
 @router.get(
@@ -48,7 +57,7 @@ def _check_model_name(name: str) -> None:
         raise ApiProblemError(404, f"name: expected {MODEL_NAME}, got another model.", field="name")
 
 
-def describe_model(model: ModelInfo) -> ModelMetadata:
+def describe_model(model: ModelInfo, *, uploads: bool, demo: bool) -> ModelMetadata:
     """Describe a bundle as model metadata of the Open Inference Protocol."""
     slab = list(model.slab)
     inputs = [_tensor(name, "FP32", slab) for name in model.condition]
@@ -62,6 +71,16 @@ def describe_model(model: ModelInfo) -> ModelMetadata:
         outputs=[_tensor(f"{OUTCOME}/net2", "BOOL", slab)],
         arms=list(model.arms),
         sessions=[list(sessions) for sessions in model.sessions],
+        covariates=[_covariate(covariate) for covariate in model.covariates],
+        uploads=uploads,
+        demo=demo,
+    )
+
+
+def _covariate(covariate: Covariate) -> CovariateInfo:
+    levels = list(covariate.levels)
+    return CovariateInfo(
+        name=covariate.name, levels=levels, centre=None if levels else covariate.centre
     )
 
 

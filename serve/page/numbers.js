@@ -1,0 +1,113 @@
+// The numbers of a forecast as sentences, table and CSV.
+
+const REGION_NAMES = { white_matter: "White matter", cortex: "Cortex" };
+
+export function percent(share) {
+  if (share === null || share === undefined) return "–";
+  if (share > 0 && share < 0.001) return "< 0.1 %";
+  return `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+}
+
+export function decimal(value, digits = 2) {
+  return value === null || value === undefined ? "–" : value.toFixed(digits);
+}
+
+/** Return P(active) of an arm: in closed form, or the share of samples. */
+export function activeProbability(arm) {
+  return arm.p_active ?? arm.active_fraction?.value ?? null;
+}
+
+export function expectedLesions(arm) {
+  return arm.expected_lesions ?? arm.lesions?.value ?? null;
+}
+
+/** Return whether the difference to the reference is smaller than its Monte Carlo error. */
+export function isUncertain(difference) {
+  return difference !== null && difference.low <= 0 && difference.high >= 0;
+}
+
+/** Return one sentence on the arms with the highest and the lowest P(active). */
+export function summarySentence(view) {
+  const known = view.arms.map((name) => view.numbers.get(name)).filter((arm) => activeProbability(arm) !== null);
+  if (!known.length) return "No samples yet.";
+  const text = (arm) =>
+    `${percent(activeProbability(arm))} under ${arm.name} (${decimal(expectedLesions(arm))} lesions expected)`;
+  const sorted = [...known].sort((a, b) => activeProbability(b) - activeProbability(a));
+  const [most, least] = [sorted[0], sorted.at(-1)];
+  const subject = `For ${view.header.subject}, the model puts the chance of new lesions at`;
+  if (known.length === 1) return `${subject} ${text(most)}.`;
+  if (percent(activeProbability(most)) === percent(activeProbability(least))) {
+    return `${subject} ${percent(activeProbability(most))} under every treatment shown.`;
+  }
+  return `${subject} ${text(least)}, lowest, and ${text(most)}, highest.`;
+}
+
+/** Return the columns of the table: a title, and the cell of an arm as text. */
+function columns(view) {
+  const regions = [...new Set(view.header.arms.flatMap((arm) => Object.keys(arm.regions)))];
+  return [
+    ["Treatment", (arm) => arm.name + (arm.received ? " (received)" : "")],
+    ["P(active)", (arm) => percent(activeProbability(arm))],
+    ["95 % interval of the share of samples", (arm) =>
+      arm.active_fraction ? `${percent(arm.active_fraction.low)} to ${percent(arm.active_fraction.high)}` : "closed form"],
+    ["Expected lesions", (arm) => decimal(expectedLesions(arm))],
+    ["Lesions in 90 % of samples", (arm) =>
+      arm.lesions ? `${decimal(arm.lesions.low, 0)} to ${decimal(arm.lesions.high, 0)}` : "–"],
+    ["Mean volume, mm³", (arm) => decimal(arm.volume_mm3, 0)],
+    ...regions.map((region) => [`Samples with a lesion in: ${REGION_NAMES[region] ?? region}`, (arm) => percent(arm.regions[region])]),
+    [`P(active) minus ${view.header.reference_arm}`, (arm) =>
+      arm.name === view.header.reference_arm ? "reference" : differenceText(arm.minus_reference)],
+    ["Samples", (arm) => String(arm.samples)],
+  ];
+}
+
+function differenceText(difference) {
+  if (difference === null) return "–";
+  const points = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)}`;
+  const range = difference.high > difference.low ? ` (${points(difference.low)} to ${points(difference.high)})` : "";
+  return `${points(difference.value)} points${range}`;
+}
+
+/** Fill the table. Differences within their error are grey and say so. */
+export function fillTable(table, view) {
+  const cells = columns(view);
+  const head = document.createElement("tr");
+  for (const [title] of cells) {
+    const cell = document.createElement("th");
+    cell.scope = "col";
+    cell.textContent = title;
+    head.append(cell);
+  }
+  const body = document.createElement("tbody");
+  for (const name of view.arms) {
+    const arm = view.numbers.get(name);
+    const row = document.createElement("tr");
+    cells.forEach(([title, text], k) => {
+      const cell = document.createElement(k === 0 ? "th" : "td");
+      if (k === 0) cell.scope = "row";
+      cell.textContent = text(arm);
+      if (title.startsWith("P(active) minus") && name !== view.header.reference_arm && isUncertain(arm.minus_reference)) {
+        cell.className = "uncertain";
+        cell.textContent += ", within the error";
+      }
+      row.append(cell);
+    });
+    body.append(row);
+  }
+  const thead = document.createElement("thead");
+  thead.append(head);
+  table.replaceChildren(thead, body);
+}
+
+/** Return the table as CSV, with the warnings as comments. */
+export function toCsv(view) {
+  const quote = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const cells = columns(view);
+  const { header } = view;
+  const comments = [
+    `Forecast ${header.forecast} of ${header.subject}, bundle ${header.bundle}`,
+    ...header.disclaimers, ...header.warnings, ...header.notes,
+  ];
+  const rows = [cells.map(([title]) => title), ...view.arms.map((name) => cells.map(([, text]) => text(view.numbers.get(name))))];
+  return [...comments.map((text) => `# ${text}`), ...rows.map((row) => row.map(quote).join(","))].join("\r\n") + "\r\n";
+}

@@ -1,0 +1,113 @@
+"""Numbers of each arm in a view, from a finished forecast or from the samples drawn so far."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lesioncast.forecasting.ensemble import (
+    Counts,
+    active_fraction,
+    paired_difference,
+    wilson_interval,
+)
+from lesioncast.forecasting.output.summary import ArmSummary, ForecastSummary
+from lesioncast.imaging.lesions import LesionCounts
+from serve.api.schemas import Interval
+from serve.view.kept_samples import KeptSamples
+from serve.view.schemas import ArmNumbers
+
+_Z95 = 1.959964
+
+
+def finished_numbers(summary: ForecastSummary, kept: KeptSamples) -> list[ArmNumbers]:
+    """Return the numbers of a finished forecast, in the order of its arms."""
+    return [
+        _finished(name, arm, samples=summary.samples, kept=kept)
+        for name, arm in summary.arms.items()
+    ]
+
+
+def _finished(name: str, arm: ArmSummary, *, samples: int, kept: KeptSamples) -> ArmNumbers:
+    p_active, counts, difference = arm.p_active, arm.count, arm.minus_reference.p_active
+    fraction = Interval(value=p_active.value, low=p_active.low, high=p_active.high)
+    return ArmNumbers(
+        name=name,
+        received=arm.received,
+        samples=samples,
+        kept_samples=len(kept.masks.get(name, ())),
+        p_active=p_active.value if p_active.exact else None,
+        active_fraction=None if p_active.exact else fraction,
+        expected_lesions=counts.expected,
+        lesions=Interval(
+            value=counts.mean, low=counts.quantiles["0.05"], high=counts.quantiles["0.95"]
+        ),
+        volume_mm3=arm.volume_mm3.mean,
+        regions=dict(kept.regions.get(name, {})),
+        minus_reference=_interval(difference.value, difference.mc_error),
+    )
+
+
+def partial_numbers(
+    lesions: Mapping[str, Sequence[LesionCounts]],
+    kept: KeptSamples,
+    *,
+    arms: Sequence[str],
+    reference: str,
+    received: str | None,
+    opening: bool,
+) -> list[ArmNumbers]:
+    """Return the numbers that the samples drawn so far give, in the order of `arms`.
+
+    An arm is compared with the reference on the seeds that both have. Blocks of seeds arrive in any
+    order, so arms are compared only while they have equally many samples.
+    """
+    counts = {
+        arm: np.array([each.opened if opening else each.plain for each in lesions.get(arm, ())])
+        for arm in arms
+    }
+    return [
+        ArmNumbers(
+            name=arm,
+            received=arm == received,
+            samples=len(counts[arm]),
+            kept_samples=len(kept.masks.get(arm, ())),
+            p_active=None,
+            active_fraction=_fraction(counts[arm]),
+            expected_lesions=None,
+            lesions=_lesions(counts[arm]),
+            volume_mm3=float(np.mean([each.volume for each in lesions[arm]]))
+            if lesions.get(arm)
+            else None,
+            regions=dict(kept.regions.get(arm, {})),
+            minus_reference=_difference(counts[arm], counts[reference]),
+        )
+        for arm in arms
+    ]
+
+
+def _fraction(counts: Counts) -> Interval | None:
+    if not len(counts):
+        return None
+    share = active_fraction(counts)
+    low, high = wilson_interval(share, len(counts))
+    return Interval(value=share, low=low, high=high)
+
+
+def _lesions(counts: Counts) -> Interval | None:
+    if not len(counts):
+        return None
+    low, high = np.quantile(counts, (0.05, 0.95), method="inverted_cdf")
+    return Interval(value=float(counts.mean()), low=float(low), high=float(high))
+
+
+def _difference(
+    counts: Counts,
+    reference: Counts,
+) -> Interval | None:
+    if len(counts) != len(reference) or len(counts) < 2:
+        return None
+    return _interval(*paired_difference(counts > 0, reference > 0))
+
+
+def _interval(value: float, error: float) -> Interval:
+    return Interval(value=value, low=value - _Z95 * error, high=value + _Z95 * error)

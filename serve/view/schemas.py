@@ -1,0 +1,84 @@
+"""Header of the binary view: geometry, numbers, warnings and the list of layers."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from serve.api.schemas import ForecastState, Interval
+
+VIEW_SCHEMA = 1
+
+LayerKind = Literal["flair", "t2", "gad", "net2", "probability", "truth"]
+
+
+class Layer(BaseModel):
+    """One array of the view, as it lies in the body after the header."""
+
+    kind: LayerKind = Field(description="What the array shows.")
+    session: str | None = Field(description="Session of an image or mask; null for a forecast.")
+    arm: str | None = Field(description="Arm of a probability map or a true mask; else null.")
+    dtype: Literal["uint8", "float16", "bits"] = Field(
+        description="`bits` holds eight voxels a byte, the first in the highest bit; the last byte "
+        "is padded with zeros. `float16` is little-endian."
+    )
+    offset: int = Field(description="First byte of the array, counted from the end of the header.")
+    length: int = Field(description="Number of bytes.")
+
+
+class ArmNumbers(BaseModel):
+    """Numbers of a forecast under one arm; null where they are not known yet."""
+
+    name: str
+    received: bool = Field(description="Whether the patient received this arm.")
+    samples: int = Field(description="Samples drawn so far.")
+    kept_samples: int = Field(description="Samples whose masks can be requested one by one.")
+    p_active: float | None = Field(
+        description="P(active) in closed form; null while the forecast runs, and for models that "
+        "only sample."
+    )
+    active_fraction: Interval | None = Field(
+        description="Share of samples with a lesion, with its 95 % interval."
+    )
+    expected_lesions: float | None = Field(
+        description="Expected number of lesions in closed form; null as for `p_active`."
+    )
+    lesions: Interval | None = Field(
+        description="Mean number of lesions of the samples, with their 5 % and 95 % quantiles."
+    )
+    volume_mm3: float | None = Field(description="Mean lesion volume of the samples.")
+    regions: dict[str, float] = Field(
+        description="Share of samples with a lesion in each region; empty without a parcellation."
+    )
+    minus_reference: Interval | None = Field(
+        description="P(active) minus that under the reference arm, with the 95 % interval of the "
+        "Monte Carlo error."
+    )
+
+
+class ViewHeader(BaseModel):
+    """The header of a view.
+
+    Arrays are [s, h, w] in RAS+ order: s runs from inferior to superior, h to anterior, w to the
+    patient's right. `affine` takes indices (w, h, s) to millimetres.
+    """
+
+    version: int = Field(description="Version of the format of the view.")
+    forecast: str = Field(description="Id of the forecast.")
+    subject: str
+    state: ForecastState
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: list[list[float]]
+    target: str = Field(description="What the probabilities are about.")
+    sessions: list[str] = Field(description="Sessions whose images the model saw.")
+    reference_arm: str
+    received_arm: str | None
+    observed_lesions: int | None
+    samples: int = Field(description="Samples of each arm that were asked for.")
+    seed: int
+    arms: list[ArmNumbers] = Field(description="The arms, in the order of the request.")
+    disclaimers: list[str]
+    warnings: list[str] = Field(description="Findings of the bundle's evaluation.")
+    notes: list[str]
+    bundle: str = Field(description="Digest of the bundle.")
+    layers: list[Layer]
