@@ -18,7 +18,9 @@ REMOVED_SETTINGS = RemovedKeys(
         "target": "target_ongoing_requests",
         "ingresses": "ingress_replicas",
         "opening": "apply_opening",
-    }
+        "config": None,
+    },
+    reasons={"config": "uploads are prepared with the settings that the store records"},
 )
 """Keys of earlier versions, and the keys that replace them."""
 
@@ -34,11 +36,9 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: Path = Field(description="Folder of the bundle with the networks.")
-    store: Path = Field(description="Store of the subjects that can be forecast by name.")
-    config: Path | None = Field(
-        default=None,
-        description="Configuration that the store was converted with. Clients may upload images "
-        "only if it is given.",
+    store: Path = Field(
+        description="Store of the subjects that can be forecast by name. "
+        "Uploaded images are prepared with the settings that it records."
     )
     artifacts: Path = Field(
         default=Path("out/serve"),
@@ -164,7 +164,7 @@ class ServiceSettings(BaseModel):
         """Return a copy with absolute paths, for processes with another working directory."""
         paths = {
             name: value.absolute()
-            for name in ("bundle", "store", "config", "artifacts", "keys", "truth")
+            for name in ("bundle", "store", "artifacts", "keys", "truth")
             if (value := getattr(self, name)) is not None
         }
         return self.model_copy(update={**paths, "database": self.database_url})

@@ -3,8 +3,9 @@
     uploads/<id of the forecast>/bids          the images, in the default layout
     uploads/<id of the forecast>/store.zarr    the store
 
-So the samples of an uploaded subject are those of the same subject in the mounted store. Names of
-files and folders are the service's own; the file names that a client sends are never used.
+The images are prepared with the settings that the mounted store records. So the samples of an
+uploaded subject are those of the same subject in that store. Names of files and folders are the
+service's own; the file names that a client sends are never used.
 """
 
 import math
@@ -13,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from lesioncast.config import load_store_settings
 from lesioncast.imaging.covariates import Covariate
 from serve.api.problems import ApiProblemError
 from serve.api.schemas import UploadForecastRequest
-from serve.settings import ServiceSettings
 from serve.worker.retry import is_transient
-from storage import CaseError, Exclusion, StoreSettings, StoreSpec
+from storage import CaseError, Exclusion, StoreSettings
 from storage.convert.patient import (
     PATIENT_IMAGES,
     convert_patient,
@@ -33,17 +32,6 @@ UPLOAD_FIELDS = PATIENT_IMAGES
 REQUIRED_UPLOAD_FIELDS = tuple(f"{session}/flair" for session in REQUIRED_SESSIONS)
 MAX_STANDARDISED_COVARIATE = 1e6
 """Largest distance of a covariate from its centre, in scales; networks overflow far beyond it."""
-
-
-def upload_settings(settings: ServiceSettings, spec: StoreSpec) -> StoreSettings | None:
-    """Return the settings that uploads are prepared with, None if uploads are off.
-
-    They are those of the mounted store, from the configuration that it was converted with. Raises
-    ForecastError if that configuration gives slabs of another shape or spacing.
-    """
-    if settings.config is None:
-        return None
-    return load_store_settings(settings.config, slab=spec.slab, spacing=spec.spacing)
 
 
 def prepare_upload(

@@ -1,6 +1,8 @@
 """Settings of the store and of the layout of a trial on disk."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from storage.layout import NOMINAL_DAYS, SESSIONS, VisitSchedule
 from storage.trial.path_patterns import check_pattern
@@ -84,6 +86,11 @@ class TrialLayout:
         return VisitSchedule(self.sessions, self.nominal_days)
 
 
+# The fields of StoreSettings that decide which voxels of an image become a case, and their values.
+# A model reads only cases that agree with those of its training in all of them.
+PREPARATION = ("slab", "spacing", "brain_height", "percentiles", "apply_brain_mask")
+
+
 @dataclass(frozen=True)
 class StoreSettings:
     """Settings of the store: size of a slab, preprocessing, splits and files."""
@@ -145,6 +152,29 @@ class StoreSettings:
             "degrees between 0 and 45",
             self.max_obliquity,
         )
+
+    def for_patient(self) -> "StoreSettings":
+        """Return the settings that prepare one patient as these prepare the subjects of a trial.
+
+        The patient's files lie in the default layout. Sessions keep the trial's labels and days.
+        """
+        layout = TrialLayout(sessions=self.layout.sessions, nominal_days=self.layout.nominal_days)
+        return replace(self, layout=layout)
+
+
+def settings_from_json(record: Mapping[str, Any]) -> StoreSettings:
+    """Return the settings that `dataclasses.asdict` turned into JSON.
+
+    Raises TypeError or ValueError for other content.
+    """
+    layout = TrialLayout(**_lists_as_tuples(record["layout"]))
+    return StoreSettings(**_lists_as_tuples(record) | {"layout": layout})
+
+
+def _lists_as_tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+    }
 
 
 def _require(holds: bool, key: str, expected: str, got: object) -> None:  # noqa: FBT001

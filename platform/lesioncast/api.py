@@ -13,7 +13,7 @@ medical device.
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +24,6 @@ import torch
 
 from lesioncast.bundle import bundle as bundles
 from lesioncast.bundle.bundle import Bundle
-from lesioncast.config import load_store_settings
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.output.summary import ForecastSummary
 from lesioncast.forecasting.pipeline import (
@@ -90,7 +89,7 @@ class ForecastModel:
         *,
         covariates: Mapping[str, CovariateValue] | None = None,
         subject: str = "sub-patient",
-        config: str | Path | None = None,
+        resample: bool | None = None,
         settings: ForecastSettings = DEFAULT_SETTINGS,
         seed: int = 0,
     ) -> Forecast:
@@ -98,14 +97,14 @@ class ForecastModel:
 
         `images` names files by session and channel: w000/flair and w048/flair are required, the
         others in `PATIENT_IMAGES` are optional. `covariates` are values that the model knows by
-        these names. `subject` is a BIDS name, on which the seeds depend. `config` is a YAML file
-        with the preprocessing that the training store was converted with; the default resamples the
-        images to the bundle's voxel size.
+        these names. `subject` is a BIDS name, on which the seeds depend. The images are prepared
+        as the training images of the bundle were. `resample` says whether images of another voxel
+        size are resampled; by default they are if those of the training were.
 
         Raise ForecastError for an unknown image, covariate, arm or session, and CaseError, which
         names the file, for an image that cannot be used.
         """
-        store_settings = self._store_settings(config)
+        store_settings = self._store_settings(resample=resample)
         layout = store_settings.layout
         self._check_patient(images, covariates or {})
         with TemporaryDirectory(prefix="lesioncast-") as folder:
@@ -138,9 +137,7 @@ class ForecastModel:
         store = store if isinstance(store, Store) else open_store(store)
         check_reference_arm(settings.reference_arm, self.arms)
         case = store.case(subject)
-        provenance = run_provenance(
-            self.bundle, seed=seed, sessions=settings.sessions, bids=Path(store.table.bids)
-        )
+        provenance = run_provenance(self.bundle, store, seed=seed, sessions=settings.sessions)
         plan = plan_forecast(store, [case], settings=settings, seed=seed)
         sampler = bundle_sampler(self.bundle, store, device=self.device)
         with _one_thread(self.device):
@@ -159,11 +156,9 @@ class ForecastModel:
             )
         return Forecast(arms, assembled.summary)
 
-    def _store_settings(self, config: str | Path | None) -> StoreSettings:
-        slab, spacing = self.bundle.config.slab, self.bundle.config.spacing
-        if config is None:
-            return StoreSettings(slab=slab, spacing=spacing, resample=True)
-        return load_store_settings(Path(config), slab=slab, spacing=spacing)
+    def _store_settings(self, *, resample: bool | None) -> StoreSettings:
+        recorded = self.bundle.config.store
+        return recorded if resample is None else replace(recorded, resample=resample)
 
     def _check_patient(
         self, images: Mapping[str, str | Path], covariates: Mapping[str, CovariateValue]

@@ -35,6 +35,8 @@ class RemovedKeys:
     keys: Mapping[str, str | None]
     #: New value of each old value, by dotted key and old value.
     values: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    #: Why an old dotted key has no successor, where the user needs to know.
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def refuse_removed(raw: Mapping[str, Any], removed: RemovedKeys, *, source: str) -> None:
@@ -42,8 +44,9 @@ def refuse_removed(raw: Mapping[str, Any], removed: RemovedKeys, *, source: str)
     for key, value in _dotted(raw):
         if key in removed.keys:
             new = removed.keys[key]
+            reason = f": {removed.reasons[key]}" if key in removed.reasons else ""
             advice = "remove it" if new is None else f"write {new} in its place"
-            raise ConfigError(f"{source}: {key} is an old key; {advice}")
+            raise ConfigError(f"{source}: {key} is an old key; {advice}{reason}")
         if isinstance(value, str) and (key, value) in removed.values:
             raise ConfigError(
                 f"{source}: {key}: {value} is an old name; "

@@ -63,7 +63,7 @@ def create_app(context: ServiceContext) -> FastAPI:
     install_method_handler(app)
     for router in ROUTERS:
         app.include_router(router)
-    customize_openapi(app, keys=context.keys is not None, uploads=context.upload is not None)
+    customize_openapi(app, keys=context.keys is not None)
     return app
 
 

@@ -18,7 +18,6 @@ from serve.keys import ApiKeyFile
 from serve.log import logger
 from serve.model_info import ModelInfo, model_info
 from serve.settings import ServiceSettings
-from serve.uploads import upload_settings
 from serve.worker.loaded_model import MountedModel
 from storage import Store, StoreSettings
 from storage.store.case_table import Case
@@ -40,9 +39,9 @@ class RequestObserver(Protocol):
 class ServiceContext:
     """Objects that all routes use.
 
-    `upload` holds the settings that uploads are prepared with, None if uploads are off. `keys` is
-    None in demo mode. `wake` tells the forecast worker that the jobs have changed; `ready` asks
-    whether forecasts can be drawn.
+    `upload` holds the settings that uploads are prepared with. `keys` is None in demo mode. `wake`
+    tells the forecast worker that the jobs have changed; `ready` asks whether forecasts can be
+    drawn.
     """
 
     settings: ServiceSettings
@@ -52,7 +51,7 @@ class ServiceContext:
     store: Store
     subjects: Mapping[str, Case]
     model: ModelInfo
-    upload: StoreSettings | None
+    upload: StoreSettings
     keys: ApiKeyFile | None
     forms: FormReceiver
     wake: Callable[[], Awaitable[None]]
@@ -94,7 +93,7 @@ def create_context(
         store=mounted.store,
         subjects={case.subject: case for case in mounted.store.cases},
         model=model,
-        upload=upload_settings(settings, mounted.store.spec),
+        upload=mounted.store.settings.for_patient(),
         keys=None if settings.keys is None else ApiKeyFile(settings.keys),
         forms=FormReceiver(retry_after_headers(settings)),
         wake=wake,

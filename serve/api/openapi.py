@@ -37,10 +37,10 @@ _BEARER = {
 }
 
 
-def customize_openapi(app: FastAPI, *, keys: bool, uploads: bool) -> None:
+def customize_openapi(app: FastAPI, *, keys: bool) -> None:
     """Complete the document of `app`, after all routes are added.
 
-    `keys` says whether requests need an API key, `uploads` whether images can be uploaded.
+    `keys` says whether requests need an API key.
     """
     document = app.openapi()  # FastAPI keeps this object and serves it
     components = document.setdefault("components", {})
@@ -58,7 +58,7 @@ def customize_openapi(app: FastAPI, *, keys: bool, uploads: bool) -> None:
     for path, operation in _operations(document):
         _describe_common_answers(path, operation, keys=keys)
     forecasts = document["paths"]["/v1/forecasts"]["post"]
-    forecasts["requestBody"] = _forecast_body(uploads=uploads)
+    forecasts["requestBody"] = _forecast_body()
     events = document["paths"]["/v1/forecasts/{forecast_id}/events"]["get"]["responses"]["200"]
     events["content"]["text/event-stream"]["schema"] = _event()
     segmentation = document["paths"]["/v1/forecasts/{forecast_id}/segmentation"]["post"]
@@ -87,27 +87,25 @@ def _describe_common_answers(path: str, operation: Document, *, keys: bool) -> N
         responses[str(status)] = response
 
 
-def _forecast_body(*, uploads: bool) -> Document:
-    content: Document = {JSON: {"schema": _reference(ForecastRequest)}}
-    if uploads:
-        file = {
-            "type": "string",
-            "contentMediaType": "application/octet-stream",
-            "format": "binary",
-            "description": "NIfTI, .nii or .nii.gz",
-        }
-        request = {
-            "type": "string",
-            "contentMediaType": JSON,
-            "contentSchema": _reference(UploadForecastRequest),
-        }
-        schema = {
-            "type": "object",
-            "properties": {REQUEST_FIELD: request, **dict.fromkeys(UPLOAD_FIELDS, file)},
-            "required": list(REQUIRED_UPLOAD_FIELDS),
-            "additionalProperties": False,
-        }
-        content[MULTIPART_FORM] = {"schema": schema}
+def _forecast_body() -> Document:
+    file = {
+        "type": "string",
+        "contentMediaType": "application/octet-stream",
+        "format": "binary",
+        "description": "NIfTI, .nii or .nii.gz",
+    }
+    request = {
+        "type": "string",
+        "contentMediaType": JSON,
+        "contentSchema": _reference(UploadForecastRequest),
+    }
+    schema = {
+        "type": "object",
+        "properties": {REQUEST_FIELD: request, **dict.fromkeys(UPLOAD_FIELDS, file)},
+        "required": list(REQUIRED_UPLOAD_FIELDS),
+        "additionalProperties": False,
+    }
+    content = {JSON: {"schema": _reference(ForecastRequest)}, MULTIPART_FORM: {"schema": schema}}
     return {"required": True, "content": content}
 
 

@@ -53,7 +53,7 @@ class LoadedModel(MountedModel):
         """
         request, patient = job.request, patient_for_job(job)
         store = store_for_patient(patient, self.store, self.settings.artifacts)
-        case, bids = store.case(patient.subject), Path(store.table.bids)
+        case = store.case(patient.subject)
         sessions = patient.sessions or ()
         expected = expected_outcomes_of(
             self.bundle, store, ModelInput(case.index, patient.sessions)
@@ -74,15 +74,15 @@ class LoadedModel(MountedModel):
             ),
             provenance=run_provenance(
                 self.bundle,
+                store,
                 seed=request.seed,
                 sessions=sessions,
-                bids=bids,
                 notes=sampling_notes(request.sampling_request),
             ),
             out=result_dir(self.settings.artifacts, job.id),
             background=stored_flair(store),
         )
-        write_forecast_root(run.out, source=bids)
+        write_forecast_root(run.out, source=store.table.bids)
         kept = keep_samples(masks_by_arm(blocks), parcellation_of(store, case))
         write_kept_samples(kept_samples_path(self.settings.artifacts, job.id), kept)
         for _ in write_forecasts(store, [case], drawn, run, arms=request.arms):

@@ -21,9 +21,9 @@ def previous_splits(table: CaseTable, previous: CaseTable | None) -> PreviousSpl
 
     They are keyed by subject and arm: a subject whose arm changed is assigned anew.
     """
-    if previous is None or (previous.seed, previous.split_fractions) != (
+    if previous is None or (previous.seed, previous.settings.split_fractions) != (
         table.seed,
-        table.split_fractions,
+        table.settings.split_fractions,
     ):
         return {}
     return {
@@ -78,7 +78,7 @@ def build_case_table(
     copies = find_copies([metadata for _, metadata in metadata_by_row])
     splits = assign_splits(
         arms,
-        head.split_fractions,
+        head.settings.split_fractions,
         seed=head.seed,
         existing_splits=existing_splits,
         groups=linked_subjects(copies),

@@ -12,7 +12,13 @@ from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
 from storage.errors import CaseError, Exclusion
-from storage.layout import BASELINE, CHANNELS, CURRENT, CovariateValue, shard_record_path
+from storage.layout import (
+    BASELINE,
+    CHANNELS,
+    CURRENT,
+    CovariateValue,
+    shard_record_path,
+)
 from storage.settings import StoreSettings, TrialLayout
 from storage.store.shards import decode_record
 from storage.store.store import Store
@@ -28,12 +34,14 @@ PATIENT_IMAGES = (
 def patient_image_path(name: str, subject: str, layout: TrialLayout) -> str:
     """Return the path of an image such as w000/flair below the BIDS folder.
 
-    An example is sub-1/ses-w000/anat/sub-1_ses-w000_FLAIR.nii.gz. The name ends in .nii.gz also for
-    files that are not compressed, because they are read by their content.
+    `layout` is that of `StoreSettings.for_patient`. An example is sub-1/ses-w000/anat/
+    sub-1_ses-w000_FLAIR.nii.gz. The name ends in .nii.gz also for files that are not compressed,
+    because they are read by their content.
     """
     session, channel = name.split("/")
+    label = layout.visits.label(session)
     pattern: str = getattr(layout, channel)
-    path = pattern.format(subject=subject.removeprefix("sub-"), session=session)
+    path = pattern.format(subject=subject.removeprefix("sub-"), session=label)
     space = "" if channel == "flair" else "_space-orig"
     return path.replace(".nii*", ".nii.gz").replace("*", space)
 

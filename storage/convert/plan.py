@@ -21,6 +21,7 @@ from storage.settings import StoreSettings
 from storage.store.case_table import ShardRow
 from storage.store.shards import ShardRecord, SubjectOutcome
 from storage.trial.dataset import SourceFile, TrialSubject, scan_trial
+from storage.trial.description import TrialDescription, read_description
 
 # Increased when the preparation of a subject records or refuses more than before, so that the next
 # conversion prepares the subjects of an older store again.
@@ -37,6 +38,7 @@ class ConversionPlan:
     settings: StoreSettings
     arms: tuple[str, ...]
     seed: int
+    description: TrialDescription
 
     @property
     def spec(self) -> StoreSpec:
@@ -60,12 +62,18 @@ def plan_conversion(
 ) -> ConversionPlan:
     """Scan the BIDS folder `bids` without reading its images.
 
-    Raises StorageError if it is not a BIDS folder with subjects.
+    Raises StorageError if it is not a BIDS folder with subjects, or if its description is damaged.
     """
     bids = bids.resolve()
     path = path if is_url(path) else Path(path).resolve()
     return ConversionPlan(
-        bids, path, tuple(scan_trial(bids, settings.layout)), settings, arms, seed
+        bids,
+        path,
+        tuple(scan_trial(bids, settings.layout)),
+        settings,
+        arms,
+        seed,
+        read_description(bids),
     )
 
 

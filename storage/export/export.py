@@ -20,10 +20,8 @@ from storage.layout import BACKGROUND, CHANNELS, CURRENT, MASKS, OUTCOME, SESSIO
 from storage.nifti.io import image_like, write_nifti_atomic
 from storage.preprocess.grid import to_source_grid
 from storage.preprocess.prepare import CaseArrays
-from storage.settings import StoreSettings
 from storage.store.case_table import Case
 from storage.store.store import Store
-from storage.trial.path_patterns import match_subject
 
 PARCELLATION = f"{CURRENT}/parcellation"
 CHANNEL_NAMES = (
@@ -108,27 +106,15 @@ def source_image(arrays: CaseArrays, case: Case, name: str) -> nib.Nifti1Image:
     return image_like(case.grid.header, data)
 
 
-def is_skull_stripped(case: Case, settings: StoreSettings) -> bool:
-    """Return whether conversion with these settings cleared FLAIR outside a brain mask."""
-    pattern, session = settings.layout.brain_mask, settings.layout.sessions[1]
-    labels = (match_subject(path, pattern, session=session) for path in case.digests)
-    return settings.apply_brain_mask and any(label is not None for label in labels)
-
-
-def export_case(
-    store: Store, case: Case, names: Sequence[str], root: Path, *, settings: StoreSettings
-) -> list[Path]:
-    """Write those of `names` that a case has, each with its sidecar, and return the images' paths.
-
-    `settings` are those with which the store was converted.
-    """
+def export_case(store: Store, case: Case, names: Sequence[str], root: Path) -> list[Path]:
+    """Write those of `names` that a case has, each with its sidecar; return the paths of images."""
     arrays = store.read(case.index)
     paths = []
     for name in filter(partial(has_channel, case), names):
         path = exported_path(root, case.subject, name)
         record = _sidecar(case, name)
         if name.endswith("/flair"):
-            record["SkullStripped"] = is_skull_stripped(case, settings)
+            record["SkullStripped"] = store.cleared_by_brain_mask(case)
         write_json(sidecar_path(path), record)
         write_nifti_atomic(source_image(arrays, case, name), path)
         paths.append(path)

@@ -76,13 +76,13 @@ class CaseMetadata:
     #: SHA-256 of the files by their path below the trial's folder.
     digests: dict[str, str]
     #: Path of each file below the trial's folder by its role, such as w048/flair.
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str]
     #: Days between its sessions.
-    intervals: Intervals = field(default_factory=Intervals)
+    intervals: Intervals
     #: Sentences on its dates that a person should look at.
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     #: Some voxels of the normalised FLAIR by session, by which copies of an image are found.
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, str]
 
 
 def preprocess_subject(

@@ -14,6 +14,8 @@ from storage.layout import SCHEMA, CovariateValue, StoreSpec, VisitSchedule
 from storage.nifti.io import NiftiGeometry
 from storage.preprocess.grid import SlabGrid
 from storage.preprocess.visits import Intervals
+from storage.settings import StoreSettings, settings_from_json
+from storage.trial.description import TrialDescription
 
 Split = Literal["train", "val", "test", "unlabelled"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "unlabelled")
@@ -56,18 +58,21 @@ class Case:
     #: SHA-256 of the source files by their path in the BIDS folder.
     digests: Mapping[str, str]
     #: Path of each source file in the BIDS folder by its role, such as w048/flair.
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str]
     #: Days between its sessions.
-    intervals: Intervals = field(default_factory=Intervals)
+    intervals: Intervals
     #: Sentences on its dates that a person should look at.
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     #: Some voxels of the normalised FLAIR by session, by which copies of an image are found.
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str]
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of all source files of this case, independent of their folder."""
-        lines = sorted(f"{digest} {path}" for path, digest in self.digests.items())
+        """Return the SHA-256 of all source files of this case by their roles, whatever their names.
+
+        So an upload has the digest of the same subject in a store.
+        """
+        lines = sorted(f"{self.digests[path]} {role}" for role, path in self.sources.items())
         return sha256_bytes("\n".join(lines).encode())
 
 
@@ -79,12 +84,14 @@ class CaseTable:
     spec: StoreSpec
     #: Digest of everything on which the cases depend.
     inputs: str
-    #: Folder of the trial.
+    #: Folder of the trial when it was converted; it may have moved since.
     bids: str
+    #: What the trial said about itself when it was converted.
+    trial: TrialDescription
+    #: Settings of the conversion.
+    settings: StoreSettings
     #: Seed of the split.
     seed: int
-    #: Shares of train, val and test.
-    split_fractions: tuple[float, float, float]
     #: SHA-256 of the records of the current shards, by name.
     shards: Mapping[str, str]
     cases: tuple[Case, ...]
@@ -99,8 +106,9 @@ def encode_table(table: CaseTable) -> bytes:
         "spec": asdict(table.spec),
         "inputs": table.inputs,
         "bids": table.bids,
+        "trial": asdict(table.trial),
+        "settings": asdict(table.settings),
         "seed": table.seed,
-        "split_fractions": table.split_fractions,
         "shards": table.shards,
     }
     excluded = ",\n".join(json.dumps(asdict(exclusion)) for exclusion in table.excluded)
@@ -118,8 +126,9 @@ def decode_table(content: bytes) -> CaseTable:
         spec=_spec(table["spec"]),
         inputs=table["inputs"],
         bids=table["bids"],
+        trial=TrialDescription(**table["trial"]),
+        settings=settings_from_json(table["settings"]),
         seed=table["seed"],
-        split_fractions=tuple(table["split_fractions"]),
         shards=table["shards"],
         cases=tuple(_case(record) for record in table["cases"]),
         excluded=tuple(Exclusion(**record) for record in table["excluded"]),

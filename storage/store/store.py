@@ -11,6 +11,7 @@ from storage.backends.open import open_backend
 from storage.errors import StoreError
 from storage.layout import (
     CASE_TABLE,
+    CURRENT,
     ROOT_ATTRIBUTE,
     ROOT_METADATA,
     SCHEMA,
@@ -22,6 +23,7 @@ from storage.layout import (
     unpack_masks,
 )
 from storage.preprocess.prepare import CaseArrays
+from storage.settings import StoreSettings
 from storage.store.array_reader import ShardedArray, open_arrays, read_rows
 from storage.store.case_table import Case, CaseTable, decode_table
 
@@ -36,6 +38,11 @@ class Store:
     @property
     def spec(self) -> StoreSpec:
         return self.table.spec
+
+    @property
+    def settings(self) -> StoreSettings:
+        """Return the settings with which the store was converted."""
+        return self.table.settings
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -67,6 +74,10 @@ class Store:
             f"it was excluded: {excluded[0]}" if excluded else f"it holds {len(self.cases)} others"
         )
         raise StoreError(f"{self.path}: expected a case of {subject}, got none; {why}.")
+
+    def cleared_by_brain_mask(self, case: Case) -> bool:
+        """Return whether conversion set the FLAIR of a case to -1 outside a brain mask."""
+        return self.settings.apply_brain_mask and f"{CURRENT}/brain_mask" in case.sources
 
     def read(self, index: int) -> CaseArrays:
         """Return the voxels of the case with that index, masks unpacked.

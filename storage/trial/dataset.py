@@ -14,7 +14,8 @@ from storage.trial.participants import read_participants, strip_sub_prefix, subj
 from storage.trial.path_patterns import find_files, find_folders
 
 REQUIRED_SESSIONS = (BASELINE, CURRENT)  # a case needs their FLAIR
-# Read once a subject, from the current session. Its FLAIR defines the subject's grid.
+REFERENCE_FLAIR = f"{CURRENT}/flair"  # defines the subject's grid, also that of forecasts
+# Read once a subject, from the current session.
 SUBJECT_LEVEL_CHANNELS = ("parcellation", "brain_mask")
 
 

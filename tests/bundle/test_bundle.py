@@ -19,7 +19,7 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError
-from storage import atomic
+from storage import StoreSettings, atomic
 from tests.storage.test_atomic import is_killed_at
 from tests.support.training import MODEL as TINY
 from tests.support.training import SLAB
@@ -27,7 +27,8 @@ from tests.support.training import SLAB
 # Without the correction for the lesion weight, half of all voxels are lesions.
 MODEL = replace(TINY, objective=ObjectiveConfig(lesion_weight=1))
 SAMPLER = SamplerConfig(solver="dpmsolver++", num_steps=3)
-CONFIG = BundleConfig(MODEL, SLAB, (3.0, 1.5, 1.5), SAMPLER)
+STORE = StoreSettings(SLAB, (3.0, 1.5, 1.5), resample=False)
+CONFIG = BundleConfig(MODEL, STORE, SAMPLER, simulated=True, brain_mask_share=0.5)
 METRICS = {
     "data": "8 training cases of a simulated trial.",
     "stages": {name: {"step": 6, "loss": 0.5} for name in ("pretrain", "finetune")},

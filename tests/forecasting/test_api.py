@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import ray
 import torch
-import yaml
 
 import lesioncast
 from lesioncast import api
-from lesioncast.config import load_config
 from lesioncast.errors import BundleError, ForecastError
+from lesioncast.forecasting.disclaimers import (
+    BRAIN_MASK_MISSING,
+    SIMULATED_SUBJECTS,
+    TRAINED_ON_SIMULATED,
+)
 from lesioncast.forecasting.output.bids import forecast_path, summary_path
 from lesioncast.forecasting.output.summary import read_summary
 from lesioncast.forecasting.pipeline import (
@@ -30,37 +33,44 @@ from lesioncast.forecasting.pipeline import (
 from lesioncast.forecasting.runtime import build_sampler
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.covariates import Covariate
-from storage import CaseError, StoreError, open_store
+from storage import CaseError, StoreError, StoreSettings, TrialLayout, open_store
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
 from storage.convert.patient import PATIENT_IMAGES
 from storage.convert.plan import plan_conversion
+from storage.trial.description import TrialDescription
 from tests.support.bids import ARMS, path_of, write_participants, write_trial
 from tests.support.forecast import GEOMETRY, SPEC, write_bundle
 
-ROOT = Path(__file__).resolve().parents[2]
 SUBJECT = "sub-03"
 SETTINGS = ForecastSettings(samples=4, batch_size=8)
+# Others than the defaults, so that images prepared with the defaults give another forecast.
+SETTINGS_OF_STORE = StoreSettings(
+    SPEC.slab,
+    SPEC.spacing,
+    resample=False,
+    percentiles=(5.0, 90.0),
+    layout=TrialLayout(sessions=("baseline", "month 12", "month 24")),
+)
 FLAIR = ("w000/flair", "w048/flair")
 IMAGES = [name for name in PATIENT_IMAGES if name != "w048/brain_mask"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a trial without w096, its configuration and store, and a bundle."""
+    """Write a trial without w096, its store, and a bundle."""
     folder = tmp_path_factory.mktemp("api")
     bids = folder / "bids"
     names = write_trial(bids, 3, geometry=GEOMETRY)
     write_participants(bids, dict(zip(names, ARMS, strict=True)) | {SUBJECT: "n/a"})
     for session in list(bids.rglob("ses-w096")):
         shutil.rmtree(session)
-    raw = yaml.safe_load((ROOT / "jobs/configs/demo.yaml").read_text())
-    raw["store"] = {"slab": list(SPEC.slab), "spacing": list(SPEC.spacing), "resample": False}
-    (folder / "config.yaml").write_text(yaml.safe_dump(raw))
-    settings = load_config(folder / "config.yaml").store
+    settings = replace(SETTINGS_OF_STORE, layout=TrialLayout())
     plan = plan_conversion(bids, folder / "store.zarr", settings=settings, arms=ARMS, seed=0)
     convert(plan, build=lambda tasks: map(build_shard, tasks))
-    write_bundle(folder / "bundle", covariates=(Covariate("age", 30, 10),))
+    write_bundle(
+        folder / "bundle", settings=SETTINGS_OF_STORE, covariates=(Covariate("age", 30, 10),)
+    )
     return folder
 
 
@@ -98,7 +108,7 @@ def test_a_case_has_the_numbers_and_maps_of_the_forecast_job(
     batches = plan_forecast(store, cases, settings=SETTINGS, seed=7).batches(3)
     run = ForecastRun(
         settings=SETTINGS,
-        provenance=run_provenance(model.bundle, seed=7, sessions=(), bids=Path(store.table.bids)),
+        provenance=run_provenance(model.bundle, store, seed=7, sessions=()),
         out=tmp_path,
         background=stored_flair(store),
     )
@@ -124,7 +134,6 @@ def test_images_give_the_forecast_of_the_same_subject_in_the_store(
         images,
         covariates={"age": 32},
         subject=SUBJECT,
-        config=root / "config.yaml",
         settings=SETTINGS,
         seed=7,
     )
@@ -134,6 +143,36 @@ def test_images_give_the_forecast_of_the_same_subject_in_the_store(
         assert np.array_equal(
             found.arms[arm].probability.get_fdata(), forecast.arms[arm].probability.get_fdata()
         )
+
+
+def test_images_of_another_voxel_size_are_resampled_on_demand(
+    root: Path, model: api.ForecastModel, tmp_path: Path
+) -> None:
+    images = {}
+    for name in FLAIR:
+        image = nib.load(path_of(root / "bids", SUBJECT, *name.split("/")))
+        affine = image.affine @ np.diag([1.5, 1.5, 1.5, 1.0])
+        images[name] = tmp_path / f"{name.replace('/', '_')}.nii.gz"
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), images[name])
+    settings = replace(SETTINGS, samples=2)
+    with pytest.raises(CaseError, match="resample it or set store.resample"):
+        model.forecast(images, settings=settings)
+    assert model.forecast(images, settings=settings, resample=True).arms
+
+
+def test_a_forecast_says_if_its_bundle_knows_simulated_or_masked_images_alone(
+    root: Path, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "b", settings=SETTINGS_OF_STORE, simulated=True, brain_mask_share=1.0)
+    trained_on_simulated = lesioncast.load_bundle(tmp_path / "b")
+    settings = replace(SETTINGS, samples=2)
+    found = trained_on_simulated.forecast_case(root / "store.zarr", SUBJECT, settings=settings)
+    assert {TRAINED_ON_SIMULATED, BRAIN_MASK_MISSING} < set(found.summary.notes)
+    store = open_store(root / "store.zarr")
+    simulated = replace(store, table=replace(store.table, trial=TrialDescription("X", True)))
+    found = trained_on_simulated.forecast_case(simulated, SUBJECT, settings=settings)
+    assert TRAINED_ON_SIMULATED not in found.summary.notes
+    assert SIMULATED_SUBJECTS in found.summary.notes
 
 
 def test_images_need_no_configuration(root: Path, model: api.ForecastModel) -> None:
@@ -169,7 +208,5 @@ def test_errors_name_what_is_missing(root: Path, model: api.ForecastModel) -> No
         model.forecast_case(
             root / "store.zarr", SUBJECT, settings=ForecastSettings(reference_arm="aspirin")
         )
-    with pytest.raises(ForecastError, match="expected the configuration that the store was conv"):
-        model.forecast({}, config=ROOT / "jobs/configs/demo.yaml")
     with pytest.raises(BundleError, match="expected a bundle"):
         lesioncast.load_bundle(root / "nothing")

@@ -53,7 +53,7 @@ from lesioncast.forecasting.settings import ForecastSettings
 from storage import Store, VisitSchedule, open_store
 from tests.support.bids import path_of
 from tests.support.bids_validator import validator_reports
-from tests.support.forecast import LAYOUT, fake_draw, write_store
+from tests.support.forecast import fake_draw, write_store
 
 VISITS = VisitSchedule(("m00", "m12", "m24"), (0, 365, 730))
 SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
@@ -84,7 +84,7 @@ def forecasts(
         settings=SETTINGS,
         provenance=RunProvenance("d" * 64, 5, ("Trained on made-up cases.",), visits=VISITS),
         out=out,
-        background=bids_flair(bids, LAYOUT),
+        background=bids_flair(bids),
     )
     return out, list(write_forecasts(store, cases, map(build_fake(store.path), batches), run))
 
@@ -241,17 +241,17 @@ def test_the_stored_flair_is_the_background_if_the_bids_folder_is_missing(
 ) -> None:
     store, bids = trial
     case = store.case("sub-02")
-    stored, own = stored_flair(store)(case), bids_flair(bids, LAYOUT)(case)
+    stored, own = stored_flair(store)(case), bids_flair(bids)(case)
     assert stored.shape == own.shape
     inside = np.asarray(stored.dataobj) > 0
     assert np.corrcoef(stored.get_fdata()[inside], own.get_fdata()[inside])[0, 1] > 0.999
     with pytest.raises(ForecastError, match=r"sub-02.*--bids"):
-        bids_flair(bids / "nowhere", LAYOUT)(case)
+        bids_flair(bids / "nowhere")(case)
 
 
 def test_images_on_another_grid_are_rejected(trial: tuple[Store, Path]) -> None:
     store, bids = trial
-    flair = bids_flair(bids, LAYOUT)(store.case("sub-02"))
+    flair = bids_flair(bids)(store.case("sub-02"))
     moved = nib.Nifti1Image(np.zeros(flair.shape, np.float32), flair.affine + np.eye(4))
     with pytest.raises(ValueError, match="placebo"):
         make_view(flair, {"placebo": moved}, None)
@@ -289,7 +289,7 @@ def test_every_slice_of_a_figure_names_the_side_of_the_patient_at_each_edge(
     trial: tuple[Store, Path], forecasts: tuple[Path, list[ForecastSummary]]
 ) -> None:
     (store, bids), (out, records) = trial, forecasts
-    flair = bids_flair(bids, LAYOUT)(store.case("sub-02"))
+    flair = bids_flair(bids)(store.case("sub-02"))
     maps = {arm: nib.load(forecast_path(out, "sub-02", arm)) for arm in records[1].arms}
     figure = forecast_figure(make_view(flair, maps, None), records[1], slices=2)
     figure.draw_without_rendering()

@@ -16,16 +16,23 @@ import torch
 import yaml
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.config import load_config
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.reporting.json_io import read_report
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.reporting.summary_page import evaluation_section
-from lesioncast.forecasting.disclaimers import NOT_EVALUATED, sessions_note
+from lesioncast.evaluation.run import select_evaluation_cases, true_counts
+from lesioncast.forecasting.disclaimers import (
+    NOT_EVALUATED,
+    SIMULATED_SUBJECTS,
+    sessions_note,
+)
 from lesioncast.forecasting.runtime import build_sampler, check_compatible
 from lesioncast.forecasting.sampling import EnsembleRequest, Sample
 from lesioncast.jobs import evaluate, forecast
 from lesioncast.simulation.ground_truth import RANKS, TRUTH
 from storage import StoreError, VisitSchedule, open_store
+from storage.trial.description import TrialDescription
 from tests.support.bids import write_volume
 from tests.support.forecast import GEOMETRY, SLAB, SPEC, write_bundle, write_store
 
@@ -54,7 +61,7 @@ SIXTEEN = tuple(
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a store of four test and eight training cases, a bundle and a configuration."""
     folder = tmp_path_factory.mktemp("jobs")
-    write_store(folder / "store.zarr", folder / "bids", test=4, train=8)
+    write_store(folder / "store.zarr", folder / "bids", test=4, train=8, simulated=True)
     for subject in ("sub-01", "sub-02", "sub-03", "sub-04"):
         write_truth(folder / "bids", subject)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -219,17 +226,50 @@ def test_a_sampler_rejects_a_store_that_was_converted_again_meanwhile(root: Path
         build_sampler(*paths, device="cpu", inputs="before")
 
 
-@pytest.mark.parametrize("name", ["slab", "spacing", "arms"])
-def test_a_bundle_for_other_slabs_or_arms_is_rejected(root: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("slab", (9, 9, 9)),
+        ("spacing", (9.0, 9.0, 9.0)),
+        ("percentiles", (1.0, 99.0)),
+        ("brain_height", 0.4),
+        ("apply_brain_mask", False),
+        ("arms", ("a", "b", "c")),
+    ],
+)
+def test_a_bundle_for_another_preparation_or_other_arms_is_rejected(
+    root: Path, name: str, value: object
+) -> None:
     store = open_store(root / "store.zarr")
     bundle = load_bundle(root / "bundle")
-    if name == "arms":
-        changed = {"model": replace(bundle.config.model, arms=("a", "b", "c"))}
-    else:
-        changed = {name: (9, 9, 9)}
+    part = "model" if name == "arms" else "store"
+    changed = {part: replace(getattr(bundle.config, part), **{name: value})}
     bundle = replace(bundle, config=replace(bundle.config, **changed))
     with pytest.raises(ForecastError, match=rf"bundle's {name} .*convert"):
         check_compatible(bundle, store)
+
+
+def test_ground_truth_is_read_of_simulated_trials_alone_and_missed_where_it_has_moved(
+    root: Path, tmp_path: Path
+) -> None:
+    store, bundle = open_store(root / "store.zarr"), load_bundle(root / "bundle")
+    config = load_config(root / "tiny.yaml")
+    cases = select_evaluation_cases(store, config.evaluation)
+    moved = Path(shutil.copytree(root / "bids", tmp_path / "moved"))
+    real = replace(store, table=replace(store.table, trial=TrialDescription()))
+    counts = [
+        true_counts(a_store, cases, bids)
+        for a_store, bids in ((store, root / "bids"), (store, moved), (real, moved))
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0] is not None
+    assert counts[2] is None
+    for a_store, bids, missed in ((store, moved, False), (store, tmp_path, True)):
+        disclaimers = evaluate.evaluation_context(config, a_store, bundle, bids).disclaimers
+        assert SIMULATED_SUBJECTS in disclaimers
+        assert (evaluate.NO_GROUND_TRUTH in disclaimers) == missed
+    disclaimers = evaluate.evaluation_context(config, real, bundle, tmp_path).disclaimers
+    assert {SIMULATED_SUBJECTS, evaluate.NO_GROUND_TRUTH}.isdisjoint(disclaimers)
 
 
 def test_a_covariate_that_the_store_lacks_is_a_usage_error(root: Path) -> None:

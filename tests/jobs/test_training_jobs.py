@@ -1,5 +1,6 @@
 """Both training jobs, from a converted store through Ray Data to a bundle."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import yaml
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.errors import TrainingError
+from lesioncast.forecasting.runtime import training_data_note
 from lesioncast.jobs import convert, finetune, pretrain
 from lesioncast.training.data.node_cache import open_cases, read_in_process, read_with_ray_data
 from lesioncast.training.data.node_caches import prepare_nodes
 from lesioncast.training.data.selection import training_cases
-from storage import Store, open_store
+from storage import Store, StoreSettings, open_store
 from tests.support.bids import ARMS, write_trial
 
 SLAB, SPACING = (3, 8, 8), (3.0, 2.0, 2.0)
@@ -50,11 +52,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def store(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Convert a trial of twelve subjects."""
+    """Convert a trial of twelve subjects, who are said to be simulated, and move it away."""
     folder = tmp_path_factory.mktemp("trial")
     write_trial(folder / "bids", 12)
+    description = {"Name": "A made-up trial", "SimulatedWith": {"seed": 0}}
+    (folder / "bids/dataset_description.json").write_text(json.dumps(description))
     where = ["--bids", str(folder / "bids"), "--store", str(folder / "store.zarr")]
     assert convert.main([*given(folder), *where]) == 0
+    (folder / "bids").rename(folder / "moved")
     return open_store(folder / "store.zarr")
 
 
@@ -115,7 +120,12 @@ def test_both_jobs_write_a_bundle_and_resume(
     bundle = load_bundle(tmp_path / "tiny/bundle")
     assert bundle.config.baseline_only
     assert bundle.config.model.arms == ARMS
-    assert (bundle.config.slab, bundle.config.spacing) == (SLAB, SPACING)
+    assert bundle.config.store == store.settings == StoreSettings(SLAB, SPACING, resample=False)
+    assert (bundle.config.simulated, bundle.config.brain_mask_share) == (True, 0.0)
+    assert training_data_note(bundle.path).endswith(
+        "training cases of A made-up trial; simulated patients, which are no evidence about real "
+        "ones."
+    )
 
     assert finetune.main(command) == 0
     assert "finetune: finished already" in caplog.text

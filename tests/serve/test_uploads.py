@@ -92,6 +92,11 @@ def test_an_uploaded_subject_gets_the_same_forecast_as_in_the_store(
     assert "upload" in client.status(sent)["request"]
 
 
+def test_uploads_need_no_configuration(root: Path) -> None:
+    with pytest.raises(ValueError, match="config is an old key; remove it: uploads are prepared"):
+        settings_in(root, "old", config=root / "config.yaml")
+
+
 def test_an_upload_needs_no_name_no_mask_and_no_compression(
     service: Service, client: Client, files: Files
 ) -> None:
@@ -438,11 +443,6 @@ def test_a_form_above_the_limit_is_refused_before_it_is_read(service: Service) -
             yield bytes(10_000)
 
     assert_problem(httpx2.post(f"{service.url}/v1/forecasts", content=endless(), headers=kind), 413)
-
-
-def test_uploads_are_off_without_the_configuration_of_the_store(root: Path, files: Files) -> None:
-    with run_service(settings_in(root, "closed", config=None)) as service:
-        assert assert_problem(post(service, files), 415, "Content-Type")
 
 
 def test_an_upload_without_a_forecast_is_removed_by_age(

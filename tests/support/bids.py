@@ -13,6 +13,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from storage.nifti.affine import as_matrix
 from storage.nifti.io import NiftiGeometry, Volume
 from storage.preprocess.grid import SlabGrid
+from storage.preprocess.visits import Intervals
 from storage.store.case_table import Case, ShardRow
 
 Array = npt.NDArray[Any]
@@ -166,5 +167,9 @@ def case_of(grid: SlabGrid, *, index: int = 0, subject: str = "sub-01") -> Case:
         present=np.ones((3, 4), bool),
         parcellation=True,
         intensity=dict.fromkeys(SESSIONS, (0.0, 900.0)),
-        digests={"flair.nii.gz": "0" * 64},
+        digests={"flair.nii.gz": f"{index:064d}"},
+        sources={"w048/flair": "flair.nii.gz"},
+        intervals=Intervals(),
+        notes=(),
+        fingerprints={},
     )

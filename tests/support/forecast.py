@@ -16,19 +16,21 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.imaging.covariates import Covariate
-from storage import Store, StoreSpec, TrialLayout, open_store, pack_masks
+from storage import Store, StoreSettings, StoreSpec, open_store, pack_masks
 from storage.nifti.io import read_volume
 from storage.preprocess.grid import SlabGrid, to_slab
+from storage.preprocess.visits import Intervals
 from storage.store.case_table import Case, ShardRow
 from storage.store.shards import allocate_arrays
 from storage.trial.dataset import SourceFile
+from storage.trial.description import TrialDescription
 from tests.support.bids import ARMS, Geometry, head, path_of, write_volume
 from tests.support.store import SHARD, table_of, write_tiny_store
 
 SLAB = (5, 16, 16)
 GEOMETRY = Geometry(axes="LPS", tilt=9.0)
+SETTINGS = StoreSettings(SLAB, GEOMETRY.spacing, resample=False)
 SPEC = StoreSpec(arms=ARMS, slab=SLAB, spacing=GEOMETRY.spacing)
-LAYOUT = TrialLayout()
 NET2_W048 = CONDITION.index("w048/net2")
 UNET = UNetConfig(
     slices=SLAB[0], arms=3, widths=(8, 16), down_blocks=1, attention_stages=(), groups=4
@@ -36,7 +38,9 @@ UNET = UNetConfig(
 RATE = np.array([0.8, 0.5, 0.1])  # P(active) by arm, of a patient who was active at w048
 
 
-def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Store:
+def write_store(
+    path: Path, bids: Path, *, test: int = 6, train: int = 0, simulated: bool = False
+) -> Store:
     """Write a store of test cases, then training cases, on a skewed LPS grid.
 
     Arms alternate; cases of odd index are active at w048 and w096.
@@ -48,18 +52,20 @@ def write_store(path: Path, bids: Path, *, test: int = 6, train: int = 0) -> Sto
         flair = head(GEOMETRY.shape, seed=index)
         source = bids / _path(index)
         write_volume(source, flair, GEOMETRY)
+        write_volume(bids / _path(index, "w000"), head(GEOMETRY.shape, seed=99), GEOMETRY)
         case = _case(index, _grid(source), "test" if index < test else "train")
         slab = to_slab(flair.astype(np.float32), case.grid, order=1)
         arrays["flair"][index] = np.stack([slab / 450 - 1] * 3).astype(np.float16)
         arrays["masks"][index] = pack_masks(_masks(active=index % 2 == 1))
         arrays["present"][index] = case.present
         table.append(case)
-    write_tiny_store(path, table_of(SPEC, table, bids=str(bids)), arrays)
+    trial = TrialDescription("A made-up trial", simulated)
+    write_tiny_store(path, table_of(SPEC, table, bids=str(bids), trial=trial), arrays)
     return open_store(path)
 
 
-def _path(index: int) -> Path:
-    return path_of(Path(), f"sub-{index + 1:02d}", "w048", "flair")
+def _path(index: int, session: str = "w048") -> Path:
+    return path_of(Path(), f"sub-{index + 1:02d}", session, "flair")
 
 
 def _grid(path: Path) -> SlabGrid:
@@ -71,6 +77,7 @@ def _grid(path: Path) -> SlabGrid:
 def _case(index: int, grid: SlabGrid, split: str) -> Case:
     present = np.ones((3, 4), bool)
     present[0, 3] = False
+    sources = {f"{session}/flair": _path(index, session).as_posix() for session in ("w000", "w048")}
     return Case(
         index=index,
         row=ShardRow(SHARD, index),
@@ -84,7 +91,11 @@ def _case(index: int, grid: SlabGrid, split: str) -> Case:
         present=present,
         parcellation=False,
         intensity={},
-        digests={_path(index).as_posix(): f"{index:064d}"},
+        digests={path: f"{index:04d}{place:060d}" for place, path in enumerate(sources.values())},
+        sources=sources,
+        intervals=Intervals(),
+        notes=(),
+        fingerprints={},
     )
 
 
@@ -118,8 +129,11 @@ def fake_draw(
 def write_bundle(
     path: Path,
     *,
+    settings: StoreSettings = SETTINGS,
     num_steps: int = 3,
     baseline_only: bool = False,
+    simulated: bool = False,
+    brain_mask_share: float = 0.0,
     covariates: tuple[Covariate, ...] = (),
     lesion_loads: tuple[int, ...] = (),
 ) -> None:
@@ -137,9 +151,10 @@ def write_bundle(
             objective=ObjectiveConfig(lesion_weight=1.0),
             covariates=covariates,
         ),
-        SLAB,
-        SPEC.spacing,
+        settings,
         SamplerConfig(num_steps=num_steps),
+        simulated=simulated,
+        brain_mask_share=brain_mask_share,
         baseline_only=baseline_only,
     )
     metrics = {"data": "8 training cases of a made-up trial.", "stages": {}}

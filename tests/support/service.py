@@ -14,10 +14,8 @@ from typing import Any, Literal
 
 import httpx2
 import uvicorn
-import yaml
 from starlette.types import ASGIApp
 
-from lesioncast.config import load_config
 from lesioncast.forecasting.adaptive import SampleBlock
 from lesioncast.forecasting.sampling import SampleBatch
 from lesioncast.imaging.covariates import Covariate
@@ -33,13 +31,12 @@ from serve.keys import SCOPES, ApiKey, hash_key
 from serve.settings import ServiceSettings
 from serve.worker.loaded_model import load_model, mount_model, patient_for_job
 from serve.worker.worker import ForecastWorker
+from storage import StoreSettings
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
 from tests.support.bids import ARMS, Geometry, write_participants, write_trial
 from tests.support.forecast import GEOMETRY, SPEC, write_bundle
-
-DEMO = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
 
 
 @dataclass
@@ -229,30 +226,27 @@ def write_trial_served(
     geometry: Geometry = GEOMETRY,
     covariates: tuple[Covariate, ...] = (),
 ) -> None:
-    """Write a trial without week 96, its store, the store's configuration, and a bundle."""
+    """Write a trial without week 96, its store and a bundle."""
     bids = root / "bids"
     trial = write_trial(bids, 3, geometry=geometry)
     arms = dict(zip(trial, ARMS, strict=True))
     write_participants(bids, arms | {unlabelled: "n/a"})
     for path in list(bids.rglob("ses-w096")):
         shutil.rmtree(path)
-    raw = yaml.safe_load(DEMO.read_text())
-    raw["store"] = {"slab": list(SPEC.slab), "spacing": list(SPEC.spacing), "resample": False}
-    (root / "config.yaml").write_text(yaml.safe_dump(raw))
-    settings = load_config(root / "config.yaml").store
+    # Others than the defaults, with which uploads must not be prepared.
+    settings = StoreSettings(SPEC.slab, SPEC.spacing, resample=False, percentiles=(5.0, 90.0))
     plan = plan_conversion(bids, root / "store.zarr", settings=settings, arms=ARMS, seed=0)
     convert(plan, build=lambda tasks: map(build_shard, tasks))
-    write_bundle(root / "bundle", covariates=covariates)
+    write_bundle(root / "bundle", settings=settings, covariates=covariates)
 
 
 def trial_settings(root: Path, artifacts: Path, **given: object) -> ServiceSettings:
-    """Return settings for that trial, by default in demo mode and with uploads."""
+    """Return settings for that trial, by default in demo mode."""
     return ServiceSettings(
         bundle=root / "bundle",
-        store=root / "store.zarr",
         artifacts=artifacts,
         seeds_per_block=2,
-        **({"config": root / "config.yaml", "demo": True} | given),  # type: ignore[arg-type]
+        **({"store": root / "store.zarr", "demo": True} | given),  # type: ignore[arg-type]
     )
 
 

@@ -13,8 +13,10 @@ from storage.digest import sha256_bytes
 from storage.errors import Exclusion
 from storage.layout import CASE_TABLE, ROOT_METADATA, StoreSpec, shard_record_path
 from storage.preprocess.prepare import CaseMetadata
+from storage.settings import StoreSettings
 from storage.store.case_table import Case, CaseTable, encode_table
 from storage.store.shards import SubjectOutcome, allocate_arrays, encode_root, write_shard
+from storage.trial.description import TrialDescription
 
 SHARD = "shard"  # name of the only shard; its cases are in the order of their index
 
@@ -24,12 +26,20 @@ def table_of(
     cases: Sequence[Case],
     *,
     bids: str = "bids",
+    trial: TrialDescription = TrialDescription(),  # noqa: B008, it is frozen
     excluded: Sequence[Exclusion] = (),
 ) -> CaseTable:
     """Return a table of these cases."""
-    split_fractions = (0.8, 0.1, 0.1)
     return CaseTable(
-        spec, "inputs", bids, 0, split_fractions, {SHARD: ""}, tuple(cases), tuple(excluded)
+        spec=spec,
+        inputs="inputs",
+        bids=bids,
+        trial=trial,
+        settings=StoreSettings(spec.slab, spec.spacing, resample=False),
+        seed=0,
+        shards={SHARD: ""},
+        cases=tuple(cases),
+        excluded=tuple(excluded),
     )
 
 

@@ -39,7 +39,7 @@ from lesioncast.training.export import export_bundle
 from lesioncast.training.randomness import ConditionDropout
 from lesioncast.training.trainer import train
 from storage import Store
-from tests.support.forecast import LAYOUT, SLAB, SPEC, write_store
+from tests.support.forecast import SLAB, SPEC, write_store
 from tests.support.training import MODEL, SETTINGS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
@@ -170,7 +170,7 @@ def test_forecast_of_a_baseline_bundle_names_the_baseline_image_as_its_source(
         settings=settings,
         provenance=RunProvenance(bundle.digest, 0, sessions=input_sessions(bundle)),
         out=tmp_path,
-        background=bids_flair(Path(store.table.bids), LAYOUT),
+        background=bids_flair(Path(store.table.bids)),
     )
     summaries = write_forecasts(store, cases, map(sampler, batches), run)
     assert list(next(summaries).arms) == list(SPEC.arms)

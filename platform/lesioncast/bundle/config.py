@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from storage import VisitSchedule
+from storage.settings import StoreSettings
 
 SCHEMA = 5
 
@@ -15,15 +16,30 @@ class BundleConfig:
 
     #: Networks, conditioning and loss of the model.
     model: ModelConfig
-    #: Size (s, h, w) of a volume, in voxels.
-    slab: tuple[int, int, int]
-    #: Voxel size along (s, h, w), in mm.
-    spacing: tuple[float, float, float]
+    #: Settings that prepared the training images; patients are prepared with the same.
+    store: StoreSettings
     #: Sampler that forecasts use unless they ask for another one.
     sampler: SamplerConfig
-    #: Labels and nominal days of the sessions that it was trained on.
-    visits: VisitSchedule = VisitSchedule()
+    #: Whether all training subjects are simulated.
+    simulated: bool
+    #: Share of the training cases whose FLAIR was cleared outside a brain mask.
+    brain_mask_share: float
     #: True if training also hid all images after baseline, so that baseline images suffice.
     baseline_only: bool = False
     #: Version of the layout of the bundle's files.
     schema: int = SCHEMA
+
+    @property
+    def slab(self) -> tuple[int, int, int]:
+        """Return the size (s, h, w) of a volume, in voxels."""
+        return self.store.slab
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Return the voxel size along (s, h, w), in mm."""
+        return self.store.spacing
+
+    @property
+    def visits(self) -> VisitSchedule:
+        """Return labels and nominal days of the sessions that it was trained on."""
+        return self.store.layout.visits

@@ -228,13 +228,14 @@ def summarise_samples(samples: RequestSamples, store: Store, *, compare: bool) -
     )
 
 
-def true_counts(store: Store, cases: EvaluationSplit) -> CounterfactualCounts | None:
-    """Return the true lesions of the test cases under every arm; None without a simulation.
+def true_counts(store: Store, cases: EvaluationSplit, bids: Path) -> CounterfactualCounts | None:
+    """Return the true lesions of the test cases under every arm; None where they are not known.
 
-    Raise StorageError where a simulated trial lacks a file.
+    They are known of simulated subjects whose trial lies in `bids` with its ground truth. Raise
+    StorageError where that lacks a file.
     """
-    bids, arms = Path(store.table.bids), store.spec.arms
-    if not has_ground_truth(bids):
+    arms = store.spec.arms
+    if not (store.table.trial.simulated and has_ground_truth(bids)):
         return None
     return {
         (case.index, arm): lesion_count(mask, store.spec.spacing)

@@ -15,6 +15,20 @@ POSITIVITY = (
     "arm and scanner are confounded: the model may have seen no patient like this one on that arm, "
     "and nothing in the data can show that its answer is right."
 )
+SIMULATED_SUBJECTS = "The subjects are simulated."
+TRAINED_ON_SIMULATED = (
+    "The bundle was trained on simulated patients alone: its forecasts are no evidence about real "
+    "ones."
+)
+BRAIN_MASK_MISSING = (
+    "The training images were cleared outside a brain mask. This subject has no brain mask, so the "
+    "images show what the model has not seen."
+)
+BRAIN_MASK_UNSEEN = (
+    "The training images were not cleared outside a brain mask. Those of this subject are, which "
+    "the model has not seen."
+)
+_ALMOST_ALL = 0.95
 NOT_EVALUATED = (
     "This bundle has not been evaluated: whether arm and trial can be told from the images, and "
     "which arms share a trial, was not measured."
@@ -34,6 +48,19 @@ def sessions_note(sessions: Sequence[str], visits: VisitSchedule) -> str:
         "received. Forecasts under other arms do not say what these arms would have done from the "
         "start."
     )
+
+
+def brain_mask_notes(share: float | None, *, cleared: bool) -> tuple[str, ...]:
+    """Return a note if a subject's images differ from those of the training by the brain mask.
+
+    `share` is that of the training cases whose images were cleared outside a brain mask, None if it
+    is not known. `cleared` says whether those of the subject were.
+    """
+    if share is None:
+        return ()
+    if share > _ALMOST_ALL and not cleared:
+        return (BRAIN_MASK_MISSING,)
+    return (BRAIN_MASK_UNSEEN,) if share < 1 - _ALMOST_ALL and cleared else ()
 
 
 def bundle_warnings(bundle: Path, digest: str) -> tuple[str, ...]:

@@ -15,7 +15,11 @@ import numpy.typing as npt
 from lesioncast.bundle.bundle import BundleDescription
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
-from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
+from lesioncast.forecasting.disclaimers import (
+    brain_mask_notes,
+    bundle_warnings,
+    sessions_note,
+)
 from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.bids import figure_path, summary_path, write_probability
 from lesioncast.forecasting.output.display import make_view
@@ -29,10 +33,9 @@ from lesioncast.forecasting.output.summary import (
 )
 from lesioncast.forecasting.runtime import (
     build_sampler,
+    data_notes,
     device_of,
     resolve_sessions,
-    simulated_data_notes,
-    training_data_note,
 )
 from lesioncast.forecasting.sampling import (
     Batch,
@@ -47,8 +50,8 @@ from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.channels import CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.covariates import covariate_presence
 from lesioncast.imaging.lesions import lesion_count
-from storage import Case, Store, TrialLayout, to_source_grid
-from storage.trial.path_patterns import match_subject
+from storage import Case, Store, to_source_grid
+from storage.trial.dataset import REFERENCE_FLAIR
 
 Background = Callable[[Case], nib.Nifti1Image]
 """Returns the image that the figure of a case shows under its probabilities."""
@@ -121,25 +124,24 @@ def check_reference_arm(reference: str, arms: Sequence[str]) -> None:
 
 def run_provenance(
     bundle: BundleDescription,
+    store: Store,
     *,
     seed: int,
     sessions: Sequence[str],
-    bids: Path,
     notes: Sequence[str] = (),
 ) -> RunProvenance:
     """Collect what a forecast says of its origin: bundle, data, sessions and warnings.
 
-    No `sessions` stand for all that the bundle supports. `bids` is the folder that the store was
-    made from; `notes` follow the notes on the data and the sessions. Raise ForecastError if the
-    bundle was not trained for these sessions or carries the evaluation of another bundle.
+    No `sessions` stand for all that the bundle supports. `notes` follow the notes on the data and
+    the sessions. Raise ForecastError if the bundle was not trained for these sessions or carries
+    the evaluation of another bundle.
     """
     sessions = resolve_sessions(bundle, sessions)
     return RunProvenance(
         bundle.digest,
         seed,
         notes=(
-            training_data_note(bundle.path),
-            *simulated_data_notes(bids),
+            *data_notes(bundle, store),
             sessions_note(sessions, bundle.config.visits),
             *notes,
         ),
@@ -147,6 +149,7 @@ def run_provenance(
         covariates=bundle.config.model.covariates,
         identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
         visits=bundle.config.visits,
+        brain_mask_share=bundle.config.brain_mask_share,
     )
 
 
@@ -249,6 +252,9 @@ def assemble_forecast(
         else lesion_count(observed.astype(bool), spacing, opening=opening),
         covariates=covariate_presence(provenance.covariates, case),
         case_digest=case.digest,
+        notes=brain_mask_notes(
+            provenance.brain_mask_share, cleared=store.cleared_by_brain_mask(case)
+        ),
     )
     return SubjectForecast(
         subject=subject,
@@ -276,9 +282,9 @@ def _observed_mask(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:
     return np.asarray(store.read(case.index).masks[session, MASKS.index("net2")])
 
 
-def background_source(store: Store, bids: Path, layout: TrialLayout) -> Background:
+def background_source(store: Store, bids: Path) -> Background:
     """Show the subjects' own FLAIR files if the BIDS folder exists, else the store's FLAIR."""
-    return bids_flair(bids, layout) if bids.is_dir() else stored_flair(store)
+    return bids_flair(bids) if bids.is_dir() else stored_flair(store)
 
 
 def stored_flair(store: Store) -> Background:
@@ -291,21 +297,15 @@ def stored_flair(store: Store) -> Background:
     return background
 
 
-def bids_flair(bids: Path, layout: TrialLayout) -> Background:
+def bids_flair(bids: Path) -> Background:
     """Show the subject's own FLAIR file at the current session, as sharp as it was acquired."""
 
     def background(case: Case) -> nib.Nifti1Image:
-        session = layout.sessions[SESSIONS.index(CURRENT)]
-        flair_sources = (
-            source
-            for source in case.digests
-            if match_subject(source, layout.flair, session=session) is not None
-        )
-        path = bids / next(flair_sources, "a FLAIR")
+        path = bids / case.sources[REFERENCE_FLAIR]
         if not path.is_file():
             raise ForecastError(
-                f"{case.subject}: expected {path} at {session}, got none; "
-                "give the --bids folder (and the --mapping) that the store was made from"
+                f"{case.subject}: expected {path}, from which the store was made, got none; "
+                "give the trial's folder with --bids"
             )
         return nib.load(path)
 

@@ -23,6 +23,7 @@ from lesioncast.diffusion.model import ModelConfig, expected_outcomes
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ForecastError
+from lesioncast.forecasting.disclaimers import SIMULATED_SUBJECTS, TRAINED_ON_SIMULATED
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.sampling import (
     ArmExpectations,
@@ -43,8 +44,8 @@ from lesioncast.imaging.channels import (
     sessions_of,
 )
 from lesioncast.imaging.covariates import encode_covariates
-from lesioncast.simulation.ground_truth import has_ground_truth
 from storage import Location, Store, open_store
+from storage.settings import PREPARATION
 
 
 def build_sampler(
@@ -100,12 +101,12 @@ def device_of(gpus_per_worker: float) -> str:
 
 
 def check_compatible(bundle: BundleDescription, store: Store) -> None:
-    """Raise ForecastError if the store's slabs, spacing or arms are not those of the bundle."""
-    for name, expected, got in (
-        ("slab", bundle.config.slab, store.spec.slab),
-        ("spacing", bundle.config.spacing, store.spec.spacing),
-        ("arms", bundle.config.model.arms, store.spec.arms),
-    ):
+    """Raise ForecastError if the bundle's training images had other arms or another preparation."""
+    compared = [
+        (name, getattr(bundle.config.store, name), getattr(store.table.settings, name))
+        for name in PREPARATION
+    ]
+    for name, expected, got in (*compared, ("arms", bundle.config.model.arms, store.spec.arms)):
         if expected != got:
             raise ForecastError(
                 f"{store.path}: expected the bundle's {name} {expected}, got {got}; convert the "
@@ -247,6 +248,9 @@ def _training_metrics(bundle: Path) -> dict[str, Any]:
     return record
 
 
-def simulated_data_notes(bids: Path) -> tuple[str, ...]:
-    """Return a note if the subjects are simulated, which their ground truth files show."""
-    return ("The subjects are simulated.",) if has_ground_truth(bids) else ()
+def data_notes(bundle: BundleDescription, store: Store) -> tuple[str, ...]:
+    """Return the notes on the data that the bundle was trained on and on the store's subjects."""
+    trained_on = training_data_note(bundle.path)
+    if store.table.trial.simulated:
+        return trained_on, SIMULATED_SUBJECTS
+    return (trained_on, TRAINED_ON_SIMULATED) if bundle.config.simulated else (trained_on,)

@@ -131,12 +131,7 @@ def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
 def _forecast_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
     _bundle_argument(parser)
-    parser.add_argument(
-        "--bids", type=local_path, help="the store's BIDS folder, where it has moved"
-    )
-    parser.add_argument(
-        "--mapping", type=local_path, help="the layout that the store was made with"
-    )
+    _moved_trial_argument(parser)
     parser.add_argument(
         "--out", type=local_path, help="where forecasts go (default: <root>/forecasts)"
     )
@@ -146,6 +141,7 @@ def _forecast_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
     _bundle_argument(parser)
+    _moved_trial_argument(parser)
     parser.add_argument(
         "--out", type=local_path, help="where files go (default: <root>/evaluation)"
     )
@@ -153,6 +149,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
+    _moved_trial_argument(parser)
     parser.add_argument("--forecasts", type=local_path, help="export these instead of the store")
     parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002 (default: all)")
     parser.add_argument("--channels", default="", help="such as w096/net2,w048/parcellation")
@@ -166,6 +163,12 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _store_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", type=store_location, help="the Zarr store (default: <root>/store.zarr)"
+    )
+
+
+def _moved_trial_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bids", type=local_path, help="the trial of the store, where its folder has moved"
     )
 
 

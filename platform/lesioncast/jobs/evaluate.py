@@ -27,16 +27,23 @@ from lesioncast.evaluation.run import (
 from lesioncast.forecasting.disclaimers import RESEARCH_USE
 from lesioncast.forecasting.runtime import (
     check_compatible,
+    data_notes,
     input_sessions,
-    simulated_data_notes,
     supported_sessions,
     training_data_note,
 )
 from lesioncast.jobs.arguments import EVALUATE
 from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.trial_folder import trial_folder
+from lesioncast.simulation.ground_truth import has_ground_truth
 from storage import Store, open_store
 
 logger = logging.getLogger(__name__)
+
+NO_GROUND_TRUTH = (
+    "The true counterfactuals of the simulated subjects were not in the trial's folder: forecasts "
+    "under other arms are not compared with them."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +60,8 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     check_compatible(bundle, store)
     settings = config.evaluation
     cases = select_evaluation_cases(store, settings)
-    context = evaluation_context(config, store, bundle)
+    bids = trial_folder(store, args.bids)
+    context = evaluation_context(config, store, bundle, bids)
     with ray_cluster(config.ray, reads=[store.path, path]):
         tables = measure_outcomes(
             store, cases, workers=settings.workers, covariates=settings.covariates
@@ -75,7 +83,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             counterfactual_cases=cases.counterfactual,
             counterfactual=summaries.counterfactual,
             expected=summaries.expected,
-            ground_truth=true_counts(store, cases),
+            ground_truth=true_counts(store, cases, bids),
         )
         context = replace(context, identifiability_warnings=warnings)
         result = evaluate(inputs, context, settings)
@@ -91,15 +99,19 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     write_card(path, result.report)
 
 
-def evaluation_context(config: Config, store: Store, bundle: Bundle) -> EvaluationContext:
+def evaluation_context(
+    config: Config, store: Store, bundle: Bundle, bids: Path
+) -> EvaluationContext:
     """Return the names, digests and sentences that the report carries."""
-    trained_on = training_data_note(bundle.path)
+    disclaimers = (RESEARCH_USE, *data_notes(bundle, store))
+    if store.table.trial.simulated and not has_ground_truth(bids):
+        disclaimers += (NO_GROUND_TRUTH,)
     return EvaluationContext(
         arms=store.spec.arms,
         spacing=store.spec.spacing,
         bundle=bundle.digest,
         seed=config.seed,
-        disclaimers=(RESEARCH_USE, trained_on, *simulated_data_notes(Path(store.table.bids))),
+        disclaimers=disclaimers,
         reference=reference_arm_index(config.forecast.reference_arm, store),
         comparison_sessions=supported_sessions(bundle)[-1],
         visits=store.spec.visits,
@@ -107,7 +119,7 @@ def evaluation_context(config: Config, store: Store, bundle: Bundle) -> Evaluati
             current_command(),
             EvaluationSources(
                 bundle=bundle.digest,
-                trained_on=trained_on,
+                trained_on=training_data_note(bundle.path),
                 store=store.table.inputs,
                 configuration=config.name,
                 seed=config.seed,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 from lesioncast.jobs.arguments import EXPORT
 from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.trial_folder import trial_folder
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,9 @@ def export_store(config: Config, args: argparse.Namespace, out: Path) -> None:
     names = [name for name in args.channels.split(",") if name] or CHANNEL_NAMES
     subjects = [name for name in args.subjects.split(",") if name]
     cases = [store.case(name) for name in subjects] or list(store.cases)
-    write_export_root(out, source=store.table.bids)
+    write_export_root(out, source=trial_folder(store, args.bids))
     for case in cases:
-        paths = export_case(store, case, names, out, settings=config.store)
+        paths = export_case(store, case, names, out)
         logger.info("%s: %d images in %s", case.subject, len(paths), out / case.subject)
         if args.dicom:
             from storage.export.dicom_seg import case_segmentation

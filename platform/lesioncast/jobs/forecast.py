@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import ray_cluster
@@ -20,6 +19,7 @@ from lesioncast.forecasting.pipeline import (
 from lesioncast.forecasting.runtime import check_compatible
 from lesioncast.jobs.arguments import FORECAST
 from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.trial_folder import trial_folder
 from storage import open_store
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     store = open_store(args.store or config.paths.store)
     path = (args.bundle or config.paths.bundle).absolute()
     out = (args.out or config.paths.forecasts).absolute()
-    bids = (args.bids or Path(store.table.bids)).absolute()
+    bids = trial_folder(store, args.bids)
     settings, seed = config.forecast, config.seed
     bundle = load_bundle(path)
     check_compatible(bundle, store)
@@ -43,9 +43,9 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
     cases = subjects_to_forecast(store, names, number=settings.subjects)
     run = ForecastRun(
         settings=settings,
-        provenance=run_provenance(bundle, seed=seed, sessions=settings.sessions, bids=bids),
+        provenance=run_provenance(bundle, store, seed=seed, sessions=settings.sessions),
         out=out,
-        background=background_source(store, bids, config.store.layout),
+        background=background_source(store, bids),
     )
     write_forecast_root(out, source=bids)
     with ray_cluster(config.ray, reads=[store.path, path]):

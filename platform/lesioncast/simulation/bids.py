@@ -33,8 +33,8 @@ from lesioncast.simulation.ground_truth import RANKS
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.simulation.subject import SESSIONS, SimulatedSubject, simulate_subject
 from storage.atomic import atomic_write_text
+from storage.trial.description import DESCRIPTION_FILE, SIMULATED_WITH
 
-_DESCRIPTION = "dataset_description.json"
 _STAGING = ".staging-"
 
 
@@ -51,13 +51,13 @@ def initialise_dataset(root: Path, settings: SimulationSettings) -> list[int]:
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f"{_STAGING}*"):
         shutil.rmtree(leftover)
-    description = root / _DESCRIPTION
+    description = root / DESCRIPTION_FILE
     if description.exists():
         _check_same_settings(root, json.loads(description.read_text()), settings)
     elif any(root.iterdir()):
         raise TrialError(
             f"{root}: expected an empty folder or a simulated trial, got files without "
-            f"{_DESCRIPTION}; choose another folder"
+            f"{DESCRIPTION_FILE}; choose another folder"
         )
     else:
         for name, text in shared_files(settings).items():
@@ -69,7 +69,7 @@ def _check_same_settings(
     root: Path, description: dict[str, Any], settings: SimulationSettings
 ) -> None:
     """Raise TrialError if the dataset in `root` was not simulated with these settings."""
-    stored, current = description.get("SimulatedWith"), fingerprint(settings)
+    stored, current = description.get(SIMULATED_WITH), fingerprint(settings)
     if not isinstance(stored, dict):
         raise TrialError(
             f"{root}: expected an empty folder or a simulated trial, got another BIDS dataset "

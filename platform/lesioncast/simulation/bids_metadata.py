@@ -9,6 +9,7 @@ from lesioncast.arms import PAPER_ARMS
 from lesioncast.imaging.regions import FREESURFER_IDS
 from lesioncast.simulation.disease import TRIALS, Patient
 from lesioncast.simulation.settings import SimulationSettings
+from storage.trial.description import DESCRIPTION_FILE, SIMULATED_WITH
 from storage.version import installed_version
 
 # Version of the simulation: raise it when the same settings no longer give the same subjects.
@@ -128,7 +129,7 @@ def shared_files(settings: SimulationSettings) -> dict[str, str]:
     derivatives: dict[str, str] = {}
     for name, purpose in DERIVATIVES.items():
         derivatives[f"derivatives/{name}/README"] = _PART_README.format(purpose)
-        derivatives[f"derivatives/{name}/dataset_description.json"] = _derivative(name, purpose)
+        derivatives[f"derivatives/{name}/{DESCRIPTION_FILE}"] = _derivative(name, purpose)
     for sidecar, content in _SIDECARS.items():
         derivatives[f"derivatives/{sidecar}"] = _json({"SpatialReference": "orig"} | content)
     return {
@@ -138,7 +139,7 @@ def shared_files(settings: SimulationSettings) -> dict[str, str]:
         "sessions.json": _json(_SESSION_COLUMNS),
         **derivatives,
         "derivatives/synthseg/desc-synthseg_dseg.tsv": _region_table(),
-        "dataset_description.json": _json(
+        DESCRIPTION_FILE: _json(
             {
                 "Name": "Simulated multiple-sclerosis trial",
                 "BIDSVersion": _BIDS_VERSION,
@@ -146,7 +147,7 @@ def shared_files(settings: SimulationSettings) -> dict[str, str]:
                 "License": "CC0",
                 "GeneratedBy": [_generator("lesioncast")],
                 "ReferencesAndLinks": [_PAPER],
-                "SimulatedWith": fingerprint(settings),
+                SIMULATED_WITH: fingerprint(settings),
             }
         ),
     }

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lesioncast.bundle.bundle import save_bundle
 from lesioncast.bundle.config import BundleConfig
-from lesioncast.bundle.io import Weights, read_json
+from lesioncast.bundle.io import Weights
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import TrainingError
-from lesioncast.simulation.ground_truth import has_ground_truth
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.experiment import CONTROL, UNET, Stage
 from lesioncast.training.lesion_load_prior import fit_lesion_load_prior, load_prior_data
@@ -30,20 +31,21 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
     last = final_checkpoint(stage)
     assert stage.pretrained is not None
     prior = fit_prior_of_stage(stage, store)
+    cases = [store.cases[index] for index in stage.experiment.cases.cases]
     digest = save_bundle(
         path,
         BundleConfig(
             stage.experiment.model,
-            store.spec.slab,
-            store.spec.spacing,
+            store.settings.for_patient(),
             sampler,
-            store.spec.visits,
+            simulated=store.table.trial.simulated,
+            brain_mask_share=float(np.mean([*map(store.cleared_by_brain_mask, cases)])),
             baseline_only=stage.settings.session_dropout > 0,
         ),
         unet=stage.pretrained.tensors(EMA, UNET),
         control={**last.tensors(EMA, CONTROL), **prior.weights},
         metrics={
-            "data": describe_data(store, len(stage.experiment.cases.cases)),
+            "data": describe_data(store, len(cases)),
             "seed": stage.experiment.seed,
             "stages": {
                 "pretrain": _final_metrics(stage.pretrained),
@@ -91,13 +93,13 @@ def fit_prior_of_stage(stage: Stage, store: Store) -> FittedPrior:
 
 
 def describe_data(store: Store, cases: int) -> str:
-    """Describe the training data in one sentence, by the trial's BIDS folder if it still exists."""
-    bids = Path(store.table.bids)
-    description = bids / "dataset_description.json"
-    name = read_json(description)["Name"] if description.is_file() else "a BIDS trial"
-    simulated = has_ground_truth(bids)
-    warning = "; simulated patients, which are no evidence about real ones" if simulated else ""
-    return f"{cases} training cases of {name}{warning}."
+    """Describe the training data in one sentence, as the trial described itself."""
+    trial = store.table.trial
+    warning = "; simulated patients, which are no evidence about real ones"
+    return (
+        f"{cases} training cases of {trial.name or 'a trial without a name'}"
+        f"{warning if trial.simulated else ''}."
+    )
 
 
 def _final_metrics(checkpoint: Checkpoint) -> Mapping[str, Any]:

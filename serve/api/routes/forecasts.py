@@ -121,7 +121,7 @@ async def _read_request(
 ) -> ResolvedRequest:
     """Read and check the body of a request. Raises ApiProblemError that names the field."""
     content_type = media_type(request.headers)
-    if content_type == MULTIPART_FORM and context.upload is not None:
+    if content_type == MULTIPART_FORM:
         # Refuse before receiving the form; `enqueue` decides again when the job is committed.
         if await run_in_threadpool(
             context.jobs.is_full,
@@ -133,12 +133,12 @@ async def _read_request(
         return await _read_upload_request(context, request, job_id)
     if content_type == JSON:
         return _parse_stored_request(context, await request.body())
-    raise _unsupported_media_type(context, content_type)
+    raise _unsupported_media_type(content_type)
 
 
-def _unsupported_media_type(context: ServiceContext, content_type: str) -> ApiProblemError:
-    accepted = JSON if context.upload is None else f"{JSON} or {MULTIPART_FORM}"
-    detail = f"Content-Type: expected {accepted}, got {content_type[:80] or 'none'}."
+def _unsupported_media_type(content_type: str) -> ApiProblemError:
+    expected = f"{JSON} or {MULTIPART_FORM}"
+    detail = f"Content-Type: expected {expected}, got {content_type[:80] or 'none'}."
     return ApiProblemError(415, detail, field="Content-Type")
 
 
@@ -153,7 +153,6 @@ async def _read_upload_request(
     context: ServiceContext, request: Request, job_id: str
 ) -> ResolvedRequest:
     """Receive a form with images, and convert the images to a store of one case."""
-    assert context.upload is not None
     settings = context.settings
     limits = {"max_files": len(UPLOAD_FIELDS), "max_fields": 1, "max_part_size": settings.max_body}
     async with context.forms.receive(request, **limits) as form:

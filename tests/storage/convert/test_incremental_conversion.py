@@ -3,6 +3,7 @@
 Shards are built in this process; `test_crash_recovery.py` kills real processes.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import StorageError, StoreError, open_store
+from storage import StorageError, StoreError, TrialLayout, open_store
 from storage.backends.local import LocalBackend
 from storage.convert import file_digests
 from storage.convert.build_shard import ShardTask, build_shard
@@ -23,6 +24,7 @@ from storage.convert.convert import convert
 from storage.convert.file_digests import digest_files
 from storage.convert.plan import plan_conversion
 from storage.convert.verify import verify
+from storage.trial.description import TrialDescription
 from tests.storage.convert.conversion import (
     GEOMETRY,
     SETTINGS,
@@ -185,6 +187,19 @@ def test_moved_trial_keeps_the_bytes_of_its_shards(own_trial: Path, tmp_path: Pa
     assert (builder.prepared, again.table.bids) == ([], str(moved))
     assert again.table.excluded[0].path.startswith(str(moved))
     assert tree(store.path / "shards") == before
+
+
+def test_a_store_records_the_settings_and_the_description_of_its_trial(
+    own_trial: Path, tmp_path: Path
+) -> None:
+    layout = TrialLayout(arm_names={"IFN": "avonex"}, trial_column="study")
+    settings = replace(SETTINGS, layout=layout, percentiles=(2.0, 98.5), brain_height=0.5)
+    description = {"Name": "A trial", "SimulatedWith": {"seed": 1}}
+    (own_trial / "dataset_description.json").write_text(json.dumps(description))
+    store, _ = converted(own_trial, tmp_path / "store.zarr", settings=settings)
+    own_trial.rename(tmp_path / "moved")
+    assert open_store(store.path).settings == settings
+    assert open_store(store.path).table.trial == TrialDescription("A trial", simulated=True)
 
 
 def test_new_shard_size_copies_cases_without_preprocessing(own_trial: Path, tmp_path: Path) -> None:

@@ -9,13 +9,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from storage import CaseArrays, StoreError, StoreSettings, write_nifti_atomic
+from storage import (
+    Case,
+    CaseArrays,
+    StoreError,
+    StoreSettings,
+    write_nifti_atomic,
+)
+from storage.export.bids_derivative import sidecar_path
 from storage.export.export import (
     CHANNEL_NAMES,
     export_case,
     exported_path,
     has_channel,
-    is_skull_stripped,
     source_image,
     write_export_root,
 )
@@ -96,7 +102,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_export_is_a_valid_bids_derivative(store: Store, tmp_path: Path) -> None:
     write_export_root(tmp_path, source=store.table.bids)
     for case in store.cases:
-        paths = export_case(store, case, CHANNEL_NAMES, tmp_path, settings=GRIDS["crop"])
+        paths = export_case(store, case, CHANNEL_NAMES, tmp_path)
         assert paths == [
             exported_path(tmp_path, case.subject, n) for n in CHANNEL_NAMES if has_channel(case, n)
         ]
@@ -117,18 +123,23 @@ def test_absent_channels_are_skipped_and_unknown_names_are_refused(
     store: Store, tmp_path: Path
 ) -> None:
     case = store.cases[0]
-    settings = GRIDS["crop"]
     absent = ["w000/net2", "w048/parcellation"]
-    assert export_case(store, case, absent, tmp_path, settings=settings) == []
+    assert export_case(store, case, absent, tmp_path) == []
     with pytest.raises(StoreError, match=r"such as w096/net2 or w048/parcellation, got w096/t1"):
-        export_case(store, case, ["w096/t1"], tmp_path, settings=settings)
+        export_case(store, case, ["w096/t1"], tmp_path)
 
 
-def test_flair_is_skull_stripped_if_a_brain_mask_was_applied(store: Store) -> None:
-    settings, case = GRIDS["crop"], store.cases[0]
-    assert not is_skull_stripped(case, settings)
-    folder = f"derivatives/brainmask/{case.subject}/ses-w048/anat"
-    mask = f"{folder}/{case.subject}_ses-w048_space-orig_desc-brain_mask.nii.gz"
-    masked = replace(case, digests={**case.digests, mask: "0" * 64})
-    assert is_skull_stripped(masked, settings)
-    assert not is_skull_stripped(masked, replace(settings, apply_brain_mask=False))
+def test_flair_is_skull_stripped_if_a_brain_mask_was_applied(store: Store, tmp_path: Path) -> None:
+    def skull_stripped(case: Case, *, applied: bool) -> bool:
+        settings = replace(store.settings, apply_brain_mask=applied)
+        changed = replace(store, table=replace(store.table, settings=settings))
+        (path,) = export_case(changed, case, ["w048/flair"], tmp_path)
+        return json.loads(sidecar_path(path).read_text())["SkullStripped"]
+
+    case = store.cases[0]
+    assert not skull_stripped(case, applied=True)
+    name = "masks/of any name.nii"
+    sources = {**case.sources, "w048/brain_mask": name}
+    masked = replace(case, sources=sources, digests={**case.digests, name: "0" * 64})
+    assert skull_stripped(masked, applied=True)
+    assert not skull_stripped(masked, applied=False)

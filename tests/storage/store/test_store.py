@@ -168,8 +168,8 @@ def test_store_of_another_schema_is_refused_with_make_it_again(tmp_path: Path) -
     for key, value, message in (
         (
             "schema",
-            2,
-            "expected a store of schema 4, got schema 2 of another version .* again with",
+            3,
+            "expected a store of schema 4, got schema 3 of another version .* again with",
         ),
         ("channels", ["flair"], "expected channels .*; convert it again"),
     ):

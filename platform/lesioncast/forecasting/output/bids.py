@@ -137,7 +137,7 @@ def sidecar(
         "ResearchUseOnly": RESEARCH_USE,
         "PositivityWarning": POSITIVITY,
         "IdentifiabilityWarnings": list(provenance.identifiability_warnings),
-        "Notes": list(provenance.notes),
+        "Notes": [*provenance.notes, *subject.notes],
         "Arm": arm,
         "ReceivedArm": subject.arm or "n/a",
         "ForecastSession": provenance.visits.label(OUTCOME),

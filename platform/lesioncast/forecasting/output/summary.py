@@ -47,6 +47,8 @@ class RunProvenance:
     identifiability_warnings: tuple[str, ...] = ()
     #: Labels and nominal days of the sessions that the bundle was trained on.
     visits: VisitSchedule = VisitSchedule()
+    #: Share of the training cases whose images were cleared outside a brain mask, if known.
+    brain_mask_share: float | None = None
 
     @property
     def target(self) -> str:
@@ -69,6 +71,8 @@ class SubjectInfo:
     covariates: Mapping[str, bool] = field(default_factory=dict)
     #: Digest of the case in the store.
     case_digest: str = ""
+    #: Sentences about this subject alone.
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +245,7 @@ def summarise(
         target=provenance.target,
         disclaimers=(PREDICTED, RESEARCH_USE, POSITIVITY),
         identifiability_warnings=provenance.identifiability_warnings,
-        notes=provenance.notes,
+        notes=(*provenance.notes, *subject.notes),
         bundle=provenance.bundle,
         case=subject.case_digest,
         visits=provenance.visits,
