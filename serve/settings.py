@@ -1,11 +1,13 @@
 """Settings of the service."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lesioncast.parsing import RemovedKeys, refuse_removed
+from storage import Location, parse_location
+from storage.backends.backend import is_url
 
 REMOVED_SETTINGS = RemovedKeys(
     {
@@ -25,6 +27,20 @@ REMOVED_SETTINGS = RemovedKeys(
 """Keys of earlier versions, and the keys that replace them."""
 
 
+def _refuse_url(value: Any) -> Any:
+    """Return a value that names a local file; a path made of a URL would name a folder s3:."""
+    if is_url(value):
+        raise ValueError(f"expected a local path, got the URL {value}; mount it, or copy it here")
+    return value
+
+
+def _absolute_location(value: Any) -> Any:
+    return parse_location(value) if isinstance(value, str) else value
+
+
+LocalPath = Annotated[Path, BeforeValidator(_refuse_url)]
+
+
 def _twice_the_slots(values: dict[str, Any]) -> int:
     """Return the number of calls that fill a replica's slots, plus as many that wait for them."""
     return 2 * max(1, int(values["slots"]) // int(values["seeds_per_block"]))
@@ -35,12 +51,12 @@ class ServiceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundle: Path = Field(description="Folder of the bundle with the networks.")
-    store: Path = Field(
-        description="Store of the subjects that can be forecast by name. "
+    bundle: LocalPath = Field(description="Folder of the bundle with the networks.")
+    store: Annotated[Location, BeforeValidator(_absolute_location)] = Field(
+        description="Store of the subjects that can be forecast by name, a folder or a URL. "
         "Uploaded images are prepared with the settings that it records."
     )
-    artifacts: Path = Field(
+    artifacts: LocalPath = Field(
         default=Path("out/serve"),
         description="Folder of uploads, results and, by default, the database.",
     )
@@ -48,7 +64,7 @@ class ServiceSettings(BaseModel):
         default="",
         description="SQLAlchemy URL of the database; empty for a SQLite file in `artifacts`.",
     )
-    keys: Path | None = Field(
+    keys: LocalPath | None = Field(
         default=None,
         description="File of hashed API keys (`python -m serve.keys create NAME`).",
     )
@@ -165,6 +181,6 @@ class ServiceSettings(BaseModel):
         paths = {
             name: value.absolute()
             for name in ("bundle", "store", "artifacts", "keys", "truth")
-            if (value := getattr(self, name)) is not None
+            if isinstance(value := getattr(self, name), Path)
         }
         return self.model_copy(update={**paths, "database": self.database_url})

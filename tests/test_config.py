@@ -187,6 +187,9 @@ def test_jobs_write_below_the_folder_in_the_environment_variable(
 ) -> None:
     monkeypatch.setenv("LESIONCAST_ROOT", str(tmp_path))
     assert load_config(DEMO).paths.store == tmp_path / "demo" / "store.zarr"
+    monkeypatch.setenv("LESIONCAST_ROOT", "s3://bucket/lesioncast")
+    with pytest.raises(ConfigError, match="LESIONCAST_ROOT: expected a local folder, got the URL"):
+        _ = load_config(DEMO).paths
 
 
 def test_all_packages_come_from_one_tree() -> None:

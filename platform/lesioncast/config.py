@@ -19,7 +19,7 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNetConfig
-from lesioncast.errors import ConfigError, ForecastError
+from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.covariates import Covariate
@@ -28,6 +28,7 @@ from lesioncast.parsing import RemovedKeys, parse_dataclass, refuse_removed
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.settings import TrainSettings
 from lesioncast.yaml_text import parse_yaml
+from storage.backends.backend import is_url
 from storage.settings import StoreSettings, TrialLayout
 from storage.text_files import TextEncodingError, read_text
 
@@ -146,8 +147,16 @@ class Config:
 
     @property
     def paths(self) -> Paths:
-        """Return the default folders of this configuration's jobs."""
+        """Return the default folders of this configuration's jobs.
+
+        Raise ConfigError if $LESIONCAST_ROOT is a URL, which would name a folder called s3:.
+        """
         root = os.environ.get("LESIONCAST_ROOT", "~/lesioncast")
+        if is_url(root):
+            raise ConfigError(
+                f"LESIONCAST_ROOT: expected a local folder, got the URL {root}; mount it, or give "
+                "the URL of a store with --store"
+            )
         return Paths(Path(root).expanduser().absolute() / self.name)
 
     @property
@@ -182,22 +191,6 @@ def load_config(
         return config
     layout = parse_dataclass(TrialLayout, _read_yaml(mapping), source=str(mapping))
     return dataclasses.replace(config, store=dataclasses.replace(config.store, layout=layout))
-
-
-def load_store_settings(
-    path: Path, *, slab: tuple[int, int, int], spacing: tuple[float, float, float]
-) -> StoreSettings:
-    """Return the preprocessing of a configuration for images in the default (BIDS) layout.
-
-    Raise ForecastError if it makes other slabs than `slab` voxels of `spacing` mm.
-    """
-    settings = load_config(path).store
-    if (settings.slab, settings.spacing) != (slab, spacing):
-        raise ForecastError(
-            f"{path}: expected the configuration that the store was converted with, of "
-            f"slabs {slab} of {spacing} mm, got {settings.slab} of {settings.spacing} mm"
-        )
-    return dataclasses.replace(settings, layout=TrialLayout())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

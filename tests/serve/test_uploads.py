@@ -92,7 +92,23 @@ def test_an_uploaded_subject_gets_the_same_forecast_as_in_the_store(
     assert "upload" in client.status(sent)["request"]
 
 
-def test_uploads_need_no_configuration(root: Path) -> None:
+def test_a_store_at_a_url_is_served_and_gives_the_settings_of_uploads(
+    root: Path, files: Files
+) -> None:
+    settings = settings_in(root, "url", store=(root / "store.zarr").as_uri())
+    assert settings.absolute().store == settings.store == f"file://{root}/store.zarr"
+    with run_service(settings) as service, Client(service.url) as client:
+        wait_for_success(client, client.create_forecast(SUBJECT, samples=2))
+        wait_for_success(client, post(service, files, {"samples": 2}).json()["id"])
+
+
+def test_settings_that_name_no_store_refuse_urls_and_uploads_need_no_configuration(
+    root: Path,
+) -> None:
+    for name in ("bundle", "artifacts", "keys"):
+        given = {"bundle": root, "store": root, "artifacts": root, name: "s3://bucket/x"}
+        with pytest.raises(ValueError, match=f"{name}\n.*expected a local path, got the URL s3:"):
+            ServiceSettings(**given)
     with pytest.raises(ValueError, match="config is an old key; remove it: uploads are prepared"):
         settings_in(root, "old", config=root / "config.yaml")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.evaluation.run import evenly_spaced
-from storage import Case, Store, open_store
+from storage import Case, Store, open_store, parse_location
 
 
 def study_parser(doc: str | None, *, cases: int, split: str) -> argparse.ArgumentParser:
@@ -15,7 +15,7 @@ def study_parser(doc: str | None, *, cases: int, split: str) -> argparse.Argumen
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--store", type=parse_location, required=True)
     parser.add_argument("--cases", type=int, default=cases, help="of the split")
     parser.add_argument("--split", default=split, help="whose cases are told or drawn")
     return parser
@@ -23,7 +23,7 @@ def study_parser(doc: str | None, *, cases: int, split: str) -> argparse.Argumen
 
 def load_study(args: argparse.Namespace) -> tuple[Store, Bundle, list[Case]]:
     """Open the store, load the bundle and select the requested number of evaluable cases."""
-    store, bundle = open_store(args.store.absolute()), load_bundle(args.bundle)
+    store, bundle = open_store(args.store), load_bundle(args.bundle)
     return (
         store,
         bundle,

@@ -40,7 +40,7 @@ from serve.inference.engine_thread import EngineThread
 from serve.inference.sampler import SamplerWorker
 from serve.patients import PatientRef
 from serve.settings import ServiceSettings
-from storage import open_store
+from storage import open_store, parse_location
 
 ARMS_AND_SAMPLES = ((1, 2), (1, 8), (6, 2), (6, 4))  # of a request, equally likely
 ROWS = 8  # of a forward pass on a CPU
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--store", type=parse_location, required=True)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--steps", type=int, default=28, help="of a sample")
     parser.add_argument("--load", type=float, default=0.7)

@@ -34,7 +34,7 @@ from lesioncast.training.lesion_load_prior import (
     fit_lesion_load_prior,
     load_prior_data,
 )
-from storage import Case, Store, open_store
+from storage import Case, Store, open_store, parse_location
 
 NUMBER = 2  # place among the numbers of a channel
 
@@ -72,13 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stores", type=Path, nargs="+")
+    parser.add_argument("stores", type=parse_location, nargs="+")
     parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo.yaml"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--cases", default="400,150", help="of the training split, at last")
     args = parser.parse_args(argv)
     config = load_config(args.config, [])
-    first, *others = (open_store(path.absolute()) for path in args.stores)
+    first, *others = map(open_store, args.stores)
     train = load_cases(cases_with_outcome(first.select(split="train")), first, config)
     evaluated = [load_cases(cases_with_outcome(first.select(split="test")), first, config)]
     evaluated += [load_cases(cases_with_outcome(each.cases), each, config) for each in others]
