@@ -1,5 +1,6 @@
 """The mounted bundle and store, and the result of a job that they give."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from lesioncast.forecasting.runtime import check_compatible, expected_outcomes_o
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.forecasting.settings import ForecastSettings
 from serve.api.schemas import ResolvedRequest
-from serve.artifacts import kept_samples_path, result_dir
+from serve.artifacts import kept_samples_path, result_dir, upload_dir
 from serve.db.models import DrawnBlock, ForecastJob
 from serve.patients import PatientRef, store_for_patient
 from serve.settings import ServiceSettings
@@ -82,12 +83,22 @@ class LoadedModel(MountedModel):
             out=result_dir(self.settings.artifacts, job.id),
             background=stored_flair(store),
         )
-        write_forecast_root(run.out, source=store.table.bids)
+        write_forecast_root(run.out, source=self._source(patient, run.out))
         kept = keep_samples(masks_by_arm(blocks), parcellation_of(store, case))
         write_kept_samples(kept_samples_path(self.settings.artifacts, job.id), kept)
         for _ in write_forecasts(store, [case], drawn, run, arms=request.arms):
             pass  # the one case is written as it is yielded
         return run.out
+
+    def _source(self, patient: PatientRef, result: Path) -> Path | str:
+        """Return the data set with the patient's images, as the result names it to the client.
+
+        Uploads are named relative to the result: a client is not told where the service keeps them.
+        """
+        if patient.upload is None:
+            return Path(self.store.table.bids)
+        uploaded = upload_dir(self.settings.artifacts, patient.upload) / "bids"
+        return os.path.relpath(uploaded, result)
 
 
 def mount_model(settings: ServiceSettings) -> MountedModel:

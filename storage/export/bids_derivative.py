@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from storage.atomic import atomic_write_text
+from storage.export.bids_names import RAW_DATASET_LINK
 from storage.version import installed_version
 
 BIDS_VERSION = "1.11.1"
-RAW_DATASET_LINK = "raw"  # name of the source data set in BIDS URIs of a derivative
 
 
 def write_dataset_description(
@@ -23,10 +23,10 @@ def write_dataset_description(
 ) -> None:
     """Write dataset_description.json, README and .bidsignore of a derivative.
 
-    `source` is the BIDS data set from which it was made. Validators skip files that match
-    `ignored`, which are patterns of .bidsignore.
+    `source` is the data set from which it was made: a folder, or a URI, which may be relative to
+    the derivative. Validators skip files that match `ignored`, which are patterns of .bidsignore.
     """
-    origin = source if "://" in str(source) else Path(source).absolute().as_uri()
+    origin = source.absolute().as_uri() if isinstance(source, Path) else source
     record = {
         "Name": name,
         "BIDSVersion": BIDS_VERSION,
@@ -40,13 +40,6 @@ def write_dataset_description(
     write_json(root / "dataset_description.json", record)
     atomic_write_text(root / "README", readme + "\n")
     atomic_write_text(root / ".bidsignore", "\n".join(ignored) + "\n")
-
-
-def flair_bids_uri(subject: str, session: str) -> str:
-    """Return the BIDS URI of a subject's own FLAIR."""
-    return (
-        f"bids:{RAW_DATASET_LINK}:{subject}/ses-{session}/anat/{subject}_ses-{session}_FLAIR.nii.gz"
-    )
 
 
 def sidecar_path(image: Path) -> Path:

@@ -1,6 +1,6 @@
 """Export cases of a store to the grids of their source files, as a BIDS derivative."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,18 @@ import numpy as np
 
 from storage.errors import StoreError
 from storage.export.bids_derivative import (
-    flair_bids_uri,
     sidecar_path,
     write_dataset_description,
     write_json,
 )
+from storage.export.bids_names import DerivedNames, derived_names
 from storage.layout import BACKGROUND, CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from storage.nifti.io import image_like, write_nifti_atomic
 from storage.preprocess.grid import to_source_grid
 from storage.preprocess.prepare import CaseArrays
 from storage.store.case_table import Case
 from storage.store.store import Store
+from storage.trial.dataset import REFERENCE_FLAIR
 
 PARCELLATION = f"{CURRENT}/parcellation"
 CHANNEL_NAMES = (
@@ -48,20 +49,20 @@ write_export_root = partial(
 class BidsEntities:
     """BIDS name of a channel: entities and suffix, with the content of its sidecar."""
 
-    entities: str
+    entities: Mapping[str, str]
     suffix: str
-    sidecar: dict[str, Any]
+    sidecar: Mapping[str, Any]
 
 
 def _lesions(name: str, description: str) -> BidsEntities:
     """Return the BIDS name of a lesion mask."""
     sidecar = {"Type": "Lesion", "Description": description}
-    return BidsEntities(f"space-orig_label-L_desc-{name}", "mask", sidecar)
+    return BidsEntities({"space": "orig", "label": "L", "desc": name}, "mask", sidecar)
 
 
 BIDS_ENTITIES = {
     "flair": BidsEntities(
-        "space-orig_desc-normalised",
+        {"space": "orig", "desc": "normalised"},
         "FLAIR",
         {"Description": "FLAIR scaled to [-1, 1] by percentiles of its foreground."},
     ),
@@ -69,7 +70,7 @@ BIDS_ENTITIES = {
     "gad": _lesions("Gad", "Gadolinium-enhancing lesions."),
     "net2": _lesions("NET2", "T2 lesions that are new or larger since the previous session."),
     "parcellation": BidsEntities(
-        "space-orig_desc-parcellation", "dseg", {"Description": "FreeSurfer labels."}
+        {"space": "orig", "desc": "parcellation"}, "dseg", {"Description": "FreeSurfer labels."}
     ),
 }
 
@@ -84,12 +85,11 @@ def has_channel(case: Case, name: str) -> bool:
     return bool(case.present[SESSIONS.index(session), CHANNELS.index(channel)])
 
 
-def exported_path(root: Path, subject: str, name: str) -> Path:
-    """Return the path of the channel `name` in the derivative at `root`."""
-    session, channel = name.split("/")
+def exported_path(root: Path, names: DerivedNames, channel_name: str) -> Path:
+    """Return the path of a channel such as w096/net2 in the derivative at `root`."""
+    session, channel = channel_name.split("/")
     kind = BIDS_ENTITIES[channel]
-    stem = f"{subject}_ses-{session}_{kind.entities}_{kind.suffix}"
-    return root / subject / f"ses-{session}" / "anat" / f"{stem}.nii.gz"
+    return root / names.path(session, kind.suffix, **kind.entities)
 
 
 def source_image(arrays: CaseArrays, case: Case, name: str) -> nib.Nifti1Image:
@@ -108,11 +108,11 @@ def source_image(arrays: CaseArrays, case: Case, name: str) -> nib.Nifti1Image:
 
 def export_case(store: Store, case: Case, names: Sequence[str], root: Path) -> list[Path]:
     """Write those of `names` that a case has, each with its sidecar; return the paths of images."""
-    arrays = store.read(case.index)
+    arrays, derived = store.read(case.index), derived_names(case, store.spec.visits)
     paths = []
     for name in filter(partial(has_channel, case), names):
-        path = exported_path(root, case.subject, name)
-        record = _sidecar(case, name)
+        path = exported_path(root, derived, name)
+        record = _sidecar(case, name, derived)
         if name.endswith("/flair"):
             record["SkullStripped"] = store.cleared_by_brain_mask(case)
         write_json(sidecar_path(path), record)
@@ -121,10 +121,11 @@ def export_case(store: Store, case: Case, names: Sequence[str], root: Path) -> l
     return paths
 
 
-def _sidecar(case: Case, name: str) -> dict[str, Any]:
+def _sidecar(case: Case, name: str, names: DerivedNames) -> dict[str, Any]:
     return {
         **BIDS_ENTITIES[name.split("/")[1]].sidecar,
-        "SpatialReference": flair_bids_uri(case.subject, CURRENT),
+        "Sources": [names.uri(role) for role in (name,) if role in case.sources],
+        "SpatialReference": names.uri(REFERENCE_FLAIR),
         "Resampled": not case.grid.is_crop,
         "CaseDigest": case.digest,
         "SourceDigests": dict(case.digests),

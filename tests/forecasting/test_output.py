@@ -27,6 +27,7 @@ from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.output.bids import (
     figure_path,
     forecast_path,
+    new_map_path,
     read_maps,
     summary_path,
     write_forecast_root,
@@ -50,10 +51,15 @@ from lesioncast.forecasting.pipeline import (
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import BatchSampler
 from lesioncast.forecasting.settings import ForecastSettings
-from storage import Store, VisitSchedule, open_store
-from tests.support.bids import path_of
-from tests.support.bids_validator import validator_reports
-from tests.support.forecast import fake_draw, write_store
+from storage import SESSIONS, Store, StoreSettings, VisitSchedule, open_store
+from storage.convert.build_shard import build_shard
+from storage.convert.convert import convert
+from storage.convert.plan import plan_conversion
+from storage.export.bids_derivative import sidecar_path
+from storage.export.bids_names import DerivedNames
+from tests.support.bids import ARMS, path_of, write_trial
+from tests.support.bids_validator import dead_links, validator_reports
+from tests.support.forecast import GEOMETRY, SLAB, fake_draw, write_store
 
 VISITS = VisitSchedule(("m00", "m12", "m24"), (0, 365, 730))
 SETTINGS = ForecastSettings(samples=12, batch_size=16, slices=2)
@@ -131,7 +137,8 @@ def test_the_figure_names_sessions_by_the_labels_of_its_bundle(
 
 
 def test_an_arm_name_becomes_a_bids_label() -> None:
-    path = forecast_path(Path("out"), "sub-01", "dimethyl fumarate_240")
+    names = DerivedNames("sub-01", {}, dict(zip(SESSIONS, SESSIONS, strict=True)))
+    path = new_map_path(Path("out"), names, "dimethyl fumarate_240")
     assert "_desc-forecastW096DimethylFumarate240_" in path.name
 
 
@@ -165,6 +172,46 @@ def test_the_sidecar_says_that_the_map_is_predicted_and_names_its_sources(
     assert len(sidecar["Seeds"]) == sidecar["Samples"] == 12
     assert "confounded" in sidecar["PositivityWarning"]
     assert sidecar["SpatialReference"].endswith("sub-02_ses-w048_FLAIR.nii.gz")
+
+
+def test_maps_follow_the_names_of_their_sources_and_replace_those_of_an_earlier_run(
+    tmp_path: Path,
+) -> None:
+    trial = tmp_path / "bids"
+    write_trial(trial, 2, geometry=GEOMETRY)
+    for session, name in (("w000", "acq-2D_run-2"), ("w048", "acq-3D_run-1")):
+        flair = path_of(trial, "sub-02", session, "flair")
+        flair.rename(flair.with_name(flair.name.replace("_FLAIR", f"_{name}_FLAIR")))
+    settings = StoreSettings(SLAB, GEOMETRY.spacing, resample=False)
+    plan = plan_conversion(trial, tmp_path / "s.zarr", settings=settings, arms=ARMS, seed=0)
+    store = convert(plan, build=lambda tasks: map(build_shard, tasks))
+    case, out = store.case("sub-02"), tmp_path / "out"
+    batches = plan_forecast(store, [case], settings=SETTINGS, seed=5).batches(16)
+    provenance = RunProvenance("d" * 64, 5, condition=("w000/flair", "w048/flair", "w048/t2"))
+    run = ForecastRun(
+        settings=SETTINGS, provenance=provenance, out=out, background=bids_flair(trial)
+    )
+    old = out / "sub-02/ses-w048/anat/sub-02_ses-w048_desc-old_probseg.nii.gz"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"")
+    write_forecast_root(out, source=trial)
+    list(write_forecasts(store, [case], map(build_fake(store.path), batches), run))
+    path = forecast_path(out, "sub-02", "avonex")
+    assert path.name == (
+        "sub-02_ses-w048_acq-3D_run-1_space-orig_label-L_desc-forecastW096Avonex_probseg.nii.gz"
+    )
+    sources = json.loads(sidecar_path(path).read_text())["Sources"]
+    assert [source.rpartition("/")[2] for source in sources] == [
+        "sub-02_ses-w000_acq-2D_run-2_FLAIR.nii.gz",
+        "sub-02_ses-w048_acq-3D_run-1_FLAIR.nii.gz",
+        "sub-02_ses-w048_space-orig_label-L_desc-T2_mask.nii.gz",
+    ]
+    assert dead_links(out) == set()
+    assert not old.exists()
+    assert len(read_maps(out, "sub-02")) == 3
+    assert validator_reports(out) == {"own": []}
+    with pytest.raises(ForecastError, match="a probability map of sub-02 under aspirin, got none"):
+        forecast_path(out, "sub-02", "aspirin")
 
 
 def test_arms_share_their_seeds_and_subjects_do_not(

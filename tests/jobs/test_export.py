@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from lesioncast.forecasting.output.bids import forecast_path, summary_path
+from lesioncast.forecasting.output.bids import forecast_path, new_map_path, summary_path
 from lesioncast.jobs import export
 from storage import Store, to_source_grid, write_nifti_atomic
 from storage.export.bids_derivative import sidecar_path, write_json
+from storage.export.bids_names import derived_names
 from storage.export.export import exported_path
 from tests.support.dicom import values_at, write_series
 from tests.support.forecast import write_store
@@ -57,8 +58,9 @@ def test_masks_are_exported_as_nifti_and_as_dicom_seg_on_the_series(
         "sub-02_ses-w096_space-orig_label-L_desc-NET2_mask.nii.gz",
     ]
     seg = tmp_path / "out/dicom/sub-02_seg.dcm"
+    names = derived_names(case, store.spec.visits)
     for segment, name in enumerate(("w048/net2", "w096/net2"), start=1):
-        mask = nib.load(exported_path(tmp_path / "out", "sub-02", name))
+        mask = nib.load(exported_path(tmp_path / "out", names, name))
         assert np.asarray(mask.dataobj).sum() == 4
         np.testing.assert_array_equal(values_at(seg, mask, segment=segment), mask.dataobj)
     described = dcmread(seg).SegmentSequence[1]
@@ -69,9 +71,10 @@ def test_masks_are_exported_as_nifti_and_as_dicom_seg_on_the_series(
 def forecasts(store: Store, tmp_path: Path) -> Path:
     """Write a forecast of sub-01 under two arms."""
     root = tmp_path / "forecasts"
-    grid = store.case("sub-01").grid
+    case = store.case("sub-01")
+    grid, names = case.grid, derived_names(case, store.spec.visits)
     for arm, chance in (("avonex", 0.25), ("placebo", 0.75)):
-        path = forecast_path(root, "sub-01", arm)
+        path = new_map_path(root, names, arm)
         volume = np.zeros(grid.slab)
         volume[2, 5:8, 4:9] = chance
         write_nifti_atomic(to_source_grid(volume, grid, order=1), path)

@@ -19,9 +19,11 @@ from lesioncast.errors import (
     ForecastError,
 )
 from lesioncast.evaluation.reporting.json_io import read_report
-from lesioncast.forecasting.output.bids import forecast_path, read_maps
+from lesioncast.forecasting.output.bids import forecast_path, new_map_path, read_maps
 from lesioncast.jobs import export as export_job
+from storage import SESSIONS
 from storage.export.bids_derivative import sidecar_path
+from storage.export.bids_names import DerivedNames
 from tests.storage.convert.conversion import GEOMETRY, converted
 from tests.support import bids
 
@@ -81,9 +83,12 @@ def test_missing_evaluation_report_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe{"])
 def test_malformed_sidecar_of_a_forecast_is_named(tmp_path: Path, content: bytes) -> None:
-    path = forecast_path(tmp_path, "sub-01", "placebo")
+    names = DerivedNames("sub-01", {}, dict(zip(SESSIONS, SESSIONS, strict=True)))
+    path = new_map_path(tmp_path, names, "placebo")
     bids.write_volume(path, np.zeros(GEOMETRY.shape, np.float32), GEOMETRY)
     sidecar_path(path).write_bytes(content)
+    with pytest.raises(ForecastError, match=r"expected a probability map with a sidecar, got"):
+        forecast_path(tmp_path, "sub-01", "placebo")
     with pytest.raises(ForecastError, match=r"expected a probability map with a sidecar, got"):
         read_maps(tmp_path, "sub-01")
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import socket
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,12 @@ import pytest
 
 from lesioncast.imaging.covariates import Covariate
 from serve.api import multipart
-from serve.artifacts import ORPHAN_AGE_SECONDS, stale_uploads, upload_dir
+from serve.artifacts import ORPHAN_AGE_SECONDS, result_dir, stale_uploads, upload_dir
 from serve.client import Client
 from serve.settings import ServiceSettings
 from serve.uploads import UPLOAD_FIELDS
 from tests.support.bids import ARMS, path_of, write_subject
+from tests.support.bids_validator import bids_uris, dead_links, validator_reports
 from tests.support.corrupt_trials import FILES, GRIDS, HEADERS, Corruption
 from tests.support.corruptions import GEOMETRY as CORRUPTED_GEOMETRY
 from tests.support.service import (
@@ -90,6 +92,20 @@ def test_an_uploaded_subject_gets_the_same_forecast_as_in_the_store(
             tmp_path / f"{stored}.nii.gz"
         ).read_bytes()
     assert "upload" in client.status(sent)["request"]
+
+
+def test_the_files_of_an_upload_name_their_sources_and_no_folder_of_the_service(
+    service: Service, client: Client, files: Files, root: Path, tmp_path: Path
+) -> None:
+    job = wait_for_success(client, post(service, files, {"samples": 2}).json()["id"])
+    client.download_derivative(job, tmp_path / "derivative.zip")
+    with zipfile.ZipFile(tmp_path / "derivative.zip") as archive:
+        contents = [archive.read(name) for name in archive.namelist()]
+    assert not [content for content in contents if str(root).encode() in content]
+    result = result_dir(service.settings.artifacts, job)
+    assert len(bids_uris(result)) == 2
+    assert dead_links(result) == set()
+    assert validator_reports(result) == {"own": []}
 
 
 def test_a_store_at_a_url_is_served_and_gives_the_settings_of_uploads(

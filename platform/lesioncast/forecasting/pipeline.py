@@ -21,7 +21,14 @@ from lesioncast.forecasting.disclaimers import (
     sessions_note,
 )
 from lesioncast.forecasting.ensemble import Ensemble
-from lesioncast.forecasting.output.bids import figure_path, summary_path, write_probability
+from lesioncast.forecasting.output.bids import (
+    figure_path,
+    new_map_path,
+    remove_other_maps,
+    sidecar,
+    summary_path,
+    write_probability,
+)
 from lesioncast.forecasting.output.display import make_view
 from lesioncast.forecasting.output.figure import forecast_figure, save
 from lesioncast.forecasting.output.summary import (
@@ -51,6 +58,7 @@ from lesioncast.imaging.channels import CHANNELS, CURRENT, MASKS, OUTCOME, SESSI
 from lesioncast.imaging.covariates import covariate_presence
 from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, to_source_grid
+from storage.export.bids_names import derived_names
 from storage.trial.dataset import REFERENCE_FLAIR
 
 Background = Callable[[Case], nib.Nifti1Image]
@@ -146,6 +154,9 @@ def run_provenance(
             *notes,
         ),
         sessions=sessions,
+        condition=tuple(
+            name for name in bundle.config.model.control.condition if name.split("/")[0] in sessions
+        ),
         covariates=bundle.config.model.covariates,
         identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
         visits=bundle.config.visits,
@@ -214,15 +225,18 @@ def write_forecast(
     forecast = assemble_forecast(
         store, case, by_arm, settings=run.settings, provenance=run.provenance
     )
+    names = derived_names(case, store.spec.visits)
+    paths = {arm: new_map_path(run.out, names, arm) for arm in by_arm}
     for arm, image in forecast.probability.items():
-        write_probability(
-            run.out,
-            image,
+        record = sidecar(
             by_arm[arm],
             arm=arm,
             subject=forecast.subject,
+            names=names,
             provenance=run.provenance,
         )
+        write_probability(paths[arm], image, record)
+    remove_other_maps(run.out, case.subject, paths.values())
     observed = forecast.observed
     truth = None if observed is None else to_source_grid(observed, case.grid, order=0)
     view = make_view(run.background(case), forecast.probability, truth)

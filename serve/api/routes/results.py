@@ -79,8 +79,9 @@ def get_probability_map(
         raise ApiProblemError(
             404, f"arm: expected one of {', '.join(arms)}, got another arm.", field="arm"
         )
-    path = forecast_path(result_dir(context.settings.artifacts, job.id), job.request.subject, arm)
     with missing_files_as_410():
+        folder = result_dir(context.settings.artifacts, job.id)
+        path = forecast_path(folder, job.request.subject, arm)
         return GzipResponse(path.read_bytes(), headers=attachment_headers(path.name))
 
 

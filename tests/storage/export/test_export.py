@@ -14,9 +14,11 @@ from storage import (
     CaseArrays,
     StoreError,
     StoreSettings,
+    VisitSchedule,
     write_nifti_atomic,
 )
 from storage.export.bids_derivative import sidecar_path
+from storage.export.bids_names import derived_names
 from storage.export.export import (
     CHANNEL_NAMES,
     export_case,
@@ -104,11 +106,14 @@ def test_export_is_a_valid_bids_derivative(store: Store, tmp_path: Path) -> None
     for case in store.cases:
         paths = export_case(store, case, CHANNEL_NAMES, tmp_path)
         assert paths == [
-            exported_path(tmp_path, case.subject, n) for n in CHANNEL_NAMES if has_channel(case, n)
+            exported_path(tmp_path, derived_names(case, VisitSchedule()), name)
+            for name in CHANNEL_NAMES
+            if has_channel(case, name)
         ]
         assert len(paths) == 11
     assert validator_reports(tmp_path) == {"own": []}
-    path = exported_path(tmp_path, "sub-02", "w096/net2")
+    names = derived_names(store.case("sub-02"), VisitSchedule())
+    path = exported_path(tmp_path, names, "w096/net2")
     assert path.name == "sub-02_ses-w096_space-orig_label-L_desc-NET2_mask.nii.gz"
     image = nib.load(path)
     assert (image.get_data_dtype(), np.asarray(image.dataobj).sum()) == (np.uint8, 4)

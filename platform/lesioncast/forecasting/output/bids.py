@@ -4,10 +4,14 @@ forecasts/dataset_description.json  README  .bidsignore
 forecasts/sub-0001/ses-w048/anat/
     sub-0001_ses-w048_space-orig_label-L_desc-forecastW096Placebo_probseg.nii.gz  .json
 forecasts/sub-0001/sub-0001_forecast.json  sub-0001_forecast.png
+
+Maps have the session and the entities of the FLAIR on whose grid they lie, so readers find them by
+their sidecars.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +26,16 @@ from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.summary import RunProvenance, SubjectInfo
 from lesioncast.imaging.channels import CURRENT, OUTCOME
 from storage.export.bids_derivative import (
-    flair_bids_uri,
     sidecar_path,
     write_dataset_description,
     write_json,
 )
+from storage.export.bids_names import DerivedNames
 from storage.nifti.gzip_stream import READ_ERRORS
 from storage.nifti.io import write_nifti_atomic
 from storage.text_files import read_text
+from storage.trial.dataset import REFERENCE_FLAIR
 
-SESSION = CURRENT
 README = f"""Forecasts of new and enlarging T2 lesions at the next visit, from the scans before it.
 
 {PREDICTED} {RESEARCH_USE}
@@ -43,10 +47,25 @@ numbers of a subject, sub-*_forecast.png the figure."""
 IGNORED = ("*_forecast.json", "*_forecast.png", "*.md")
 
 
+def new_map_path(root: Path, names: DerivedNames, arm: str) -> Path:
+    """Return the path of the probability map to write for a case under `arm`."""
+    forecast = f"forecast{bids_label(names.sessions[OUTCOME])}{bids_label(arm)}"
+    name = names.path(CURRENT, "probseg", space="orig", label="L", desc=forecast)
+    return root / name
+
+
 def forecast_path(root: Path, subject: str, arm: str) -> Path:
-    """Return the path of the probability map of `subject` (sub-...) under `arm`."""
-    stem = f"{subject}_ses-{SESSION}_space-orig_label-L_desc-forecastW096{bids_label(arm)}_probseg"
-    return root / subject / f"ses-{SESSION}" / "anat" / f"{stem}.nii.gz"
+    """Return the path of the probability map that `subject` (sub-...) has under `arm`.
+
+    Raise ForecastError if there is none.
+    """
+    for path in _map_paths(root, subject):
+        if _read_sidecar(path).get("Arm") == arm:
+            return path
+    raise ForecastError(
+        f"{root}: expected a probability map of {subject} under {arm}, got none; run "
+        "jobs/forecast.py"
+    )
 
 
 def summary_path(root: Path, subject: str) -> Path:
@@ -86,7 +105,7 @@ def read_maps(root: Path, subject: str) -> list[ProbabilityMap]:
 
     Raise ForecastError if there are none or one of them cannot be read.
     """
-    paths = sorted(forecast_path(root, subject, "*").parent.glob(f"{subject}_*_probseg.nii.gz"))
+    paths = _map_paths(root, subject)
     if not paths:
         raise ForecastError(
             f"{root}: expected probability maps of {subject}, got none; run jobs/forecast.py"
@@ -94,35 +113,53 @@ def read_maps(root: Path, subject: str) -> list[ProbabilityMap]:
     return [_read_map(path) for path in paths]
 
 
-def _read_map(path: Path) -> ProbabilityMap:
+def _map_paths(root: Path, subject: str) -> list[Path]:
+    return sorted((root / subject).glob(f"ses-*/anat/{subject}_*_probseg.nii.gz"))
+
+
+@contextmanager
+def _read_errors_as_forecast_error(path: Path) -> Iterator[None]:
     try:
-        return ProbabilityMap(nib.load(path), json.loads(read_text(sidecar_path(path))))
+        yield
     except READ_ERRORS as error:
         raise ForecastError(
             f"{path}: expected a probability map with a sidecar, got {error}; run jobs/forecast.py"
         ) from error
 
 
-def write_probability(
-    root: Path,
-    image: nib.Nifti1Image,
+def _read_sidecar(path: Path) -> Mapping[str, Any]:
+    with _read_errors_as_forecast_error(path):
+        record = json.loads(read_text(sidecar_path(path)))
+        if not isinstance(record, dict):
+            raise ValueError(f"a sidecar of {type(record).__name__}")
+        return record
+
+
+def _read_map(path: Path) -> ProbabilityMap:
+    with _read_errors_as_forecast_error(path):
+        return ProbabilityMap(nib.load(path), _read_sidecar(path))
+
+
+def write_probability(path: Path, image: nib.Nifti1Image, record: Mapping[str, Any]) -> None:
+    """Write a probability map, `image` on the source grid, and its sidecar."""
+    write_json(sidecar_path(path), record)
+    write_nifti_atomic(image, path)
+
+
+def remove_other_maps(root: Path, subject: str, keep: Collection[Path]) -> None:
+    """Remove maps of a subject that an earlier run wrote under other names or for other arms."""
+    for path in set(_map_paths(root, subject)).difference(keep):
+        path.unlink()
+        sidecar_path(path).unlink(missing_ok=True)
+
+
+def sidecar(
     ensemble: Ensemble,
     *,
     arm: str,
     subject: SubjectInfo,
+    names: DerivedNames,
     provenance: RunProvenance,
-) -> Path:
-    """Write one arm's probability map, `image` on the source grid, and its sidecar."""
-    path = forecast_path(root, subject.name, arm)
-    write_json(
-        sidecar_path(path), sidecar(ensemble, arm=arm, subject=subject, provenance=provenance)
-    )
-    write_nifti_atomic(image, path)
-    return path
-
-
-def sidecar(
-    ensemble: Ensemble, *, arm: str, subject: SubjectInfo, provenance: RunProvenance
 ) -> dict[str, Any]:
     """Return the BIDS sidecar of a map: content, sources, provenance and disclaimers."""
     return {
@@ -131,8 +168,8 @@ def sidecar(
             f"Share of {len(ensemble.seeds)} samples with a lesion under {arm}, of the "
             f"{provenance.target}. {PREDICTED}"
         ),
-        "Sources": [flair_bids_uri(subject.name, session) for session in provenance.sessions],
-        "SpatialReference": flair_bids_uri(subject.name, SESSION),
+        "Sources": [names.uri(name) for name in provenance.condition if name in names.sources],
+        "SpatialReference": names.uri(REFERENCE_FLAIR),
         "PredictedNotObserved": True,
         "ResearchUseOnly": RESEARCH_USE,
         "PositivityWarning": POSITIVITY,

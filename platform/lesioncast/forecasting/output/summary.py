@@ -41,6 +41,8 @@ class RunProvenance:
     notes: tuple[str, ...] = ()
     #: Sessions whose images the model sees.
     sessions: tuple[str, ...] = (BASELINE, CURRENT)
+    #: Channels that the model sees where a subject has them, such as w048/flair.
+    condition: tuple[str, ...] = ()
     #: Covariates that the model sees.
     covariates: tuple[Covariate, ...] = ()
     #: Sentences of the bundle's evaluation on what its data cannot identify.
