@@ -65,22 +65,18 @@ async def create_forecast(
     job_id = uuid.uuid4().hex
     try:
         resolved = await _read_request(context, caller, request, job_id, idempotency_key)
-        new = NewJob(
-            id=job_id,
-            owner=caller.owner,
-            request=resolved,
-            block_size=context.settings.seeds_per_block,
-            requested_by=caller.key_id,
-            idempotency_key=idempotency_key,
-        )
-        job = await _enqueue(context, new)
     except Exception:
-        # A cancelled request (CancelledError is no Exception) keeps its upload: the thread that
-        # commits the job may still succeed. The worker removes uploads that stay without a job.
         remove_upload(context.settings.artifacts, job_id)
         raise
-    if job.id != job_id:  # the idempotency key named an earlier job, which has its own upload
-        remove_upload(context.settings.artifacts, job_id)
+    new = NewJob(
+        id=job_id,
+        owner=caller.owner,
+        request=resolved,
+        block_size=context.settings.seeds_per_block,
+        requested_by=caller.key_id,
+        idempotency_key=idempotency_key,
+    )
+    job = await _enqueue(context, new)
     logger.info("forecast.accepted", extra={"forecast": job.id})
     await notify_worker(context)
     response.headers["Location"] = forecast_link(root, job.id)
@@ -203,14 +199,30 @@ def _unknown_field(name: str) -> ApiProblemError:
 
 
 async def _enqueue(context: ServiceContext, new: NewJob) -> ForecastJob:
-    limit = context.settings.max_unfinished_forecasts
+    """Commit a job, or return the earlier one of its idempotency key.
+
+    The upload is removed only if the job certainly does not exist. Otherwise, and if the request is
+    cancelled, the commit may still succeed. The worker removes uploads that stay without a job.
+    """
+    artifacts, limit = context.settings.artifacts, context.settings.max_unfinished_forecasts
     try:
-        return await run_in_threadpool(context.jobs.enqueue, new, limit=limit)
+        job = await run_in_threadpool(context.jobs.enqueue, new, limit=limit)
     except QueueFullError:
+        remove_upload(artifacts, new.id)
         raise _queue_full_error(context) from None
     except IdempotencyConflictError:
+        remove_upload(artifacts, new.id)
         detail = "Idempotency-Key: expected the request it came with before; use another key."
         raise ApiProblemError(422, detail, field="Idempotency-Key") from None
+    except Exception:
+        # The answer to COMMIT may have been lost, so that the database alone knows.
+        committed = await run_in_threadpool(context.jobs.get, new.id)
+        if committed is None:
+            raise
+        return committed
+    if job.id != new.id:  # the earlier job has its own upload
+        remove_upload(artifacts, new.id)
+    return job
 
 
 def _queue_full_error(context: ServiceContext) -> ApiProblemError:
