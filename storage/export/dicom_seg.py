@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from storage.atomic import atomic_write
+from storage.digest import sha256_bytes
 from storage.export.dicom_series import Series, header_errors_as_dicom_error, reorient_to_series
+from storage.export.dicom_text import encode_like, with_utf8_text
 from storage.export.export import BIDS_ENTITIES, has_channel, source_image
 from storage.layout import MASKS
 from storage.store.case_table import Case
@@ -90,9 +91,10 @@ def case_segmentation(store: Store, case: Case, names: Sequence[str]) -> Segment
 def write_segmentation(segmentation: Segmentation, series: Series, path: Path) -> None:
     """Write a SEG on the images of `series`, binary unless a segment holds probabilities.
 
-    Probabilities are stored in steps of 1 / 255. Equal inputs give equal identifiers. Raises
-    DicomError if an image is on another grid than the series, or if the headers of the series lack
-    attributes that a SEG must repeat.
+    Probabilities are stored in steps of 1 / 255. Every segment has a frame, because viewers wait
+    forever for that of a segment without one. Text is in the character sets of the series. Equal
+    inputs give equal identifiers. Raises DicomError if an image is on another grid than the series,
+    or if the headers of the series lack attributes that a SEG must repeat.
     """
     frames = np.stack(
         [reorient_to_series(segment.image, series) for segment in segmentation.segments], axis=-1
@@ -100,19 +102,38 @@ def write_segmentation(segmentation: Segmentation, series: Series, path: Path) -
     voxels = frames.astype(np.float32 if segmentation.fractional else np.uint8)
     with header_errors_as_dicom_error(series.folder):
         seg = _build_seg(segmentation, series, voxels, name=path.name)
-    content = BytesIO()
-    seg.save_as(content)
-    atomic_write(path, content.getvalue())
+        content = encode_like(seg, series.images[0])
+    atomic_write(path, content)
+
+
+def _planes_to_write(voxels: npt.NDArray[Any], *, fractional: bool) -> tuple[slice, bool]:
+    """Return the planes to write, and whether a segment's empty frames among them may be left out.
+
+    `voxels` are [slice, row, column, segment]. If a segment is empty, all segments get a frame of
+    each plane that any of them needs, and of the middle one if none does.
+    """
+    # A probability below half a step is stored as 0.
+    stored = np.rint(voxels * MAX_FRACTIONAL_VALUE) if fractional else voxels
+    used: npt.NDArray[np.bool_] = np.any(stored, axis=(1, 2))
+    if used.any(axis=0).all():
+        return slice(None), True
+    planes = np.flatnonzero(used.any(axis=1))
+    if not planes.size:
+        planes = np.array([len(voxels) // 2])
+    return slice(int(planes[0]), int(planes[-1]) + 1), False
 
 
 def _build_seg(
     segmentation: Segmentation, series: Series, voxels: npt.NDArray[Any], *, name: str
 ) -> hd.seg.Segmentation:
     fractional = segmentation.fractional
+    planes, omit_empty_frames = _planes_to_write(voxels, fractional=fractional)
+    first, *others = series.images[planes]
     key = [series.images[0].SeriesInstanceUID, segmentation.version, segmentation.title, name]
     return hd.seg.Segmentation(
-        source_images=series.images,
-        pixel_array=voxels,
+        source_images=[with_utf8_text(first), *others],
+        pixel_array=voxels[planes],
+        omit_empty_frames=omit_empty_frames,
         segmentation_type="FRACTIONAL" if fractional else "BINARY",
         segment_descriptions=[
             _describe(number, segment, segmentation, key=key)
@@ -120,7 +141,7 @@ def _build_seg(
         ],
         series_instance_uid=generate_uid(entropy_srcs=[*key, "series"]),
         series_number=_SERIES_NUMBER,
-        sop_instance_uid=generate_uid(entropy_srcs=[*key, str(voxels.sum())]),
+        sop_instance_uid=generate_uid(entropy_srcs=[*key, sha256_bytes(voxels.tobytes())]),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MANUFACTURER,

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -14,7 +15,9 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from lesioncast.forecasting.output.bids import forecast_path
 from serve.api.routes.segmentation import MAX_HEADER_BYTES
+from serve.artifacts import result_dir
 from serve.client import Client
 from tests.support.bids import ARMS
 from tests.support.dicom import values_at, write_series
@@ -133,6 +136,74 @@ def change(series: Path, edit: Callable[[Dataset], None], *, alone: bool = False
         image = dcmread(path)
         edit(image)
         image.save_as(path)
+
+
+@pytest.mark.parametrize("empty", [1, len(ARMS)])
+@pytest.mark.parametrize("threshold", [None, 0.25])
+@pytest.mark.parametrize("rest", [0.0, 0.001])  # the second is less than half a step of 1 / 255
+def test_a_segment_of_an_empty_map_has_a_frame(
+    service: Service, series: Path, tmp_path: Path, empty: int, threshold: float | None, rest: float
+) -> None:
+    """Viewers wait forever for the first frame of a segment that has none."""
+    with Client(service.url) as client:
+        job = wait_for_success(client, client.create_forecast(SUBJECT, samples=2))
+    maps = {}
+    for number, arm in enumerate(ARMS):
+        path = forecast_path(result_dir(service.settings.artifacts, job), SUBJECT, arm)
+        image = nib.load(path)
+        values = np.zeros(image.shape, np.float32)
+        values[2:4, 3:6, 1:3] = rest if number < empty else 0.5
+        maps[arm] = nib.Nifti1Image(values, image.affine)
+        nib.save(maps[arm], path)
+    params = {} if threshold is None else {"threshold": threshold}
+    seg = made_of(post(service, job, sent(series), **params))
+    frames = {int(segment.SegmentNumber): 0 for segment in seg.SegmentSequence}
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        frames[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += 1
+    assert len(frames) == len(ARMS)
+    assert all(0 < number <= 2 for number in frames.values())
+    seg.save_as(tmp_path / "seg.dcm")
+    for arm, number in by_arm(tmp_path / "seg.dcm").items():
+        values = values_at(tmp_path / "seg.dcm", maps[arm], segment=number)
+        right = maps[arm].get_fdata()
+        right = right if threshold is None else right >= threshold
+        np.testing.assert_allclose(values, right, atol=0.5 / 255)
+
+
+@pytest.mark.parametrize(
+    ("character_sets", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        (["ISO 2022 IR 100", "ISO 2022 IR 87"], "Müller^Jürgen=山田^太郎"),
+        ("ISO_IR 100", "Müller^Jürgen"),
+        ("ISO_IR 192", "山田^太郎"),
+        ("", "Plain^Name"),
+    ],
+)
+def test_the_patients_name_is_kept_in_its_character_sets(
+    service: Service, job: str, series: Path, character_sets: list[str] | str, name: str
+) -> None:
+    def rename(image: Dataset) -> None:
+        image.SpecificCharacterSet, image.PatientName = character_sets, name
+
+    with warnings.catch_warnings():  # pydicom checks the length of names in bytes
+        warnings.simplefilter("ignore")
+        change(series, rename)
+        seg = made_of(post(service, job, sent(series)))
+    assert str(seg.PatientName) == name
+    assert (seg.get("SpecificCharacterSet") or "") == character_sets
+
+
+def test_a_misspelt_character_set_is_read_and_written_as_utf8(
+    service: Service, job: str, series: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        change(series, lambda image: setattr(image, "PatientName", "Müller"))
+        change(series, lambda image: setattr(image, "SpecificCharacterSet", "ISO IR 100"))
+        seg = made_of(post(service, job, sent(series)))
+    assert (str(seg.PatientName), seg.SpecificCharacterSet) == ("Müller", "ISO_IR 192")
 
 
 def without(name: str) -> Callable[[Path], None]:

@@ -1,5 +1,6 @@
 """Write masks and forecasts as DICOM SEG: each voxel at its position, or an error."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from nibabel.orientations import (
     io_orientation,
     ornt_transform,
 )
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from storage.export.dicom_seg import Segment, Segmentation, binarise, write_segmentation
 from storage.export.dicom_series import DicomError, read_series
+from storage.export.dicom_text import character_sets
 from tests.support.dicom import Scan, values_at, write_series
 
 SCANS = [
@@ -147,3 +149,26 @@ def test_missing_incomplete_or_several_series_are_refused(tmp_path: Path) -> Non
     write_series(tmp_path / "b", Scan().affine, Scan().shape, description="T1 MPRAGE")
     with pytest.raises(DicomError, match=r"got (FLAIR \(5 images\), T1 MPRAGE|T1 .*FLAIR)"):
         read_series(tmp_path)
+
+
+def test_an_unknown_character_set_is_named() -> None:
+    image = Dataset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image.SpecificCharacterSet = ["ISO_IR 100", "X"]
+    with pytest.raises(ValueError, match="expected one that DICOM defines, got X"):
+        character_sets(image)
+
+
+def test_maps_with_equal_sums_have_different_identifiers(tmp_path: Path) -> None:
+    scan = Scan()
+    series = read_series(write_series(tmp_path / "series", scan.affine, scan.shape))
+    uids = []
+    for number in range(2):
+        mask = np.zeros(scan.shape, np.uint8)
+        mask[2, 3, number] = 1
+        segment = Segment(nifti(scan, mask, "RAS"), "mask", "As drawn.")
+        segmentation = Segmentation((segment,), "Masks", "c" * 64, forecast=False)
+        write_segmentation(segmentation, series, tmp_path / "seg.dcm")
+        uids.append(dcmread(tmp_path / "seg.dcm").SOPInstanceUID)
+    assert uids[0] != uids[1]
