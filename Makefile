@@ -26,8 +26,8 @@ serve: $(SERVED)  ## forecasts over HTTP from the demo's bundle, for this machin
 test: style  ## lint, types, tests; types are checked while tests wait for processes
 	$(MAKE) --no-print-directory --jobs 2 types pytest
 
-pytest: develop  # in two processes, a file at a time
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30
+pytest: develop  # in more processes than two cores have, because many tests wait for Ray
+	$(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 30
 
 faults: develop  ## clusters of several nodes, some of which are killed; many minutes
 	$(VENV)/bin/python -m pytest -m faults

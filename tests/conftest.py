@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,11 +16,30 @@ if TYPE_CHECKING:  # which import torch and the whole service: most tests need n
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# The files that take longest, in descending order.
+LONGEST = (
+    "serve/test_ray_serve.py",
+    "jobs/test_submit.py",
+    "benchmarks/test_benchmarks.py",
+    "jobs/test_forecast_and_evaluate.py",
+    "jobs/test_training_jobs.py",
+    "serve/test_openapi_fuzz.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first, so that two test processes end at about the same time."""
+    """Put long files first, so that all test processes end at about the same time."""
+    longest = [Path(__file__).parent / name for name in LONGEST]
+    assert all(path.is_file() for path in longest), longest
     marks = ("slow", "ray")
     slow = {item.path for item in items if any(map(item.get_closest_marker, marks))}
-    items.sort(key=lambda item: item.path not in slow)
+
+    def place(item: pytest.Item) -> int:
+        if item.path in longest:
+            return longest.index(item.path)
+        return len(longest) + (item.path not in slow)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
