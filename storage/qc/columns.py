@@ -98,7 +98,7 @@ def _lesion_columns(titles: Mapping[str, str]) -> Iterator[Column]:
     for kind in MASKS:
         group = MASK_TITLES[kind]
         for session, title in titles.items():
-            volume, count = f"{session}_{kind}_ml", f"{session}_{kind}_count"
+            volume, count = f"{title}_{kind}_ml", f"{title}_{kind}_count"
             get = partial(_lesions, session, kind)
             yield Column(
                 volume, title, partial(get, "ml"), ".4f", group, "ml", listed=True, below=count
@@ -119,9 +119,9 @@ def _intensity_columns(titles: Mapping[str, str]) -> Iterator[Column]:
     for session, title in titles.items():
         for place, (name, becomes) in enumerate((("low", "-1"), ("high", "1"))):
             limit = partial(_limit, session, place)
-            yield Column(f"{session}_{name}", f"{title}, becomes {becomes}", limit, ".6g", group)
+            yield Column(f"{title}_{name}", f"{title}, becomes {becomes}", limit, ".6g", group)
         clipped = partial(_clipped, session)
-        yield Column(f"{session}_clipped", f"{title}, clipped", clipped, ".4f", group, "%")
+        yield Column(f"{title}_clipped", f"{title}, clipped", clipped, ".4f", group, "%")
 
 
 def _limit(session: str, place: int, case: CaseQuality) -> Value:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from storage.layout import SESSIONS
 from storage.qc.measure import CaseQuality, measure_case
 from storage.qc.slices import SlicePictures, draw_slices
 from storage.store.store import Store
@@ -19,4 +18,6 @@ class Inspection:
 def inspect_case(store: Store, index: int) -> Inspection:
     """Return measurements and pictures of the case with that index."""
     arrays = store.read(index)
-    return Inspection(measure_case(store, index, arrays), draw_slices(arrays, SESSIONS))
+    return Inspection(
+        measure_case(store, index, arrays), draw_slices(arrays, store.spec.visits.labels)
+    )

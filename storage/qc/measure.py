@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from storage.layout import CHANNELS, CONNECTIVITY_26, CURRENT, MASKS, SESSIONS, head_mask
+from storage.layout import (
+    CHANNELS,
+    CONNECTIVITY_26,
+    CURRENT,
+    MASKS,
+    SESSIONS,
+    VisitSchedule,
+    head_mask,
+)
 from storage.preprocess.grid import SlabGrid
 from storage.preprocess.prepare import CaseArrays
 from storage.preprocess.visits import Intervals
@@ -95,7 +103,7 @@ class CaseQuality:
 
 def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
     """Measure the case with that index, whose arrays are given."""
-    case = store.cases[index]
+    case, visits = store.cases[index], store.spec.visits
     affine = np.array(case.grid.header.affine)
     heads = {
         session: head_mask(arrays.flair[k])
@@ -117,12 +125,16 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
     }
     flags = (
         *_flag_slab(**measured),
-        *_flag_heads(head),
-        *(f"{s}: intensity clipped" for s, share in clipped.items() if share > MAX_CLIPPED_SHARE),
-        *_flag_session_correlation(arrays, heads),
-        *_flag_masks(case, arrays, heads),
-        *_flag_equal_masks(arrays),
-        *_flag_t2_decrease(lesions),
+        *_flag_heads(head, visits),
+        *(
+            f"{visits.label(session)}: intensity clipped"
+            for session, share in clipped.items()
+            if share > MAX_CLIPPED_SHARE
+        ),
+        *_flag_session_correlation(arrays, heads, visits),
+        *_flag_masks(case, arrays, heads, visits),
+        *_flag_equal_masks(arrays, visits),
+        *_flag_t2_decrease(lesions, visits),
         *case.notes,
     )
     return CaseQuality(
@@ -181,20 +193,22 @@ def _flag_slab(*, in_field: float, in_head: float, asymmetry: float) -> Iterator
         yield f"more head on the {side} ({abs(asymmetry):.0%})"
 
 
-def _flag_heads(head: dict[str, float]) -> Iterator[str]:
+def _flag_heads(head: dict[str, float], visits: VisitSchedule) -> Iterator[str]:
     """Flag a head that fills the slab, and one whose size differs from the current session's.
 
     Both happen if the air was taken for tissue, and the latter if one session lost its skull.
     """
     for session, share in head.items():
         if share > MAX_HEAD_SHARE:
-            yield f"{session}: head fills {share:.0%} of the slab"
+            yield f"{visits.label(session)}: head fills {share:.0%} of the slab"
         if min(share, head[CURRENT]) < MIN_HEAD_AGREEMENT * max(share, head[CURRENT]):
-            current = f"{head[CURRENT]:.0%} at {CURRENT}"
-            yield f"head differs: {share:.0%} of the slab at {session}, {current}"
+            current = f"{head[CURRENT]:.0%} at {visits.label(CURRENT)}"
+            yield (f"head differs: {share:.0%} of the slab at {visits.label(session)}, {current}")
 
 
-def _flag_session_correlation(arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
+def _flag_session_correlation(
+    arrays: CaseArrays, heads: dict[str, Mask], visits: VisitSchedule
+) -> Iterator[str]:
     """Flag two sessions that differ although registered images of one head should not.
 
     Flag also two sessions that are so similar that one is probably a copy of the other.
@@ -203,16 +217,19 @@ def _flag_session_correlation(arrays: CaseArrays, heads: dict[str, Mask]) -> Ite
         both = heads[one] | heads[other]
         a, b = (arrays.flair[SESSIONS.index(s)][both].astype(np.float32) for s in (one, other))
         correlation = float(np.corrcoef(a, b)[0, 1]) if a.size and a.std() and b.std() else 0.0
+        names = f"{visits.label(one)} and {visits.label(other)}"
         if correlation < MIN_SESSION_CORRELATION:
-            yield f"{one} and {other} look unlike (r = {correlation:.2f})"
+            yield f"{names} look unlike (r = {correlation:.2f})"
         elif np.sqrt(np.mean((a - b) ** 2)) < MIN_SESSION_DIFFERENCE:
-            yield f"{one} and {other} are almost the same image"
+            yield f"{names} are almost the same image"
 
 
-def _flag_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> Iterator[str]:
+def _flag_masks(
+    case: Case, arrays: CaseArrays, heads: dict[str, Mask], visits: VisitSchedule
+) -> Iterator[str]:
     for k, m in np.argwhere(case.present[:, 1:]):
         session, kind, mask = SESSIONS[k], MASKS[m], arrays.masks[k, m] != 0
-        name = f"{session}: {kind.upper() if kind != 'gad' else 'Gad'}"
+        name = f"{visits.label(session)}: {kind.upper() if kind != 'gad' else 'Gad'}"
         if not mask.any():
             if kind == "t2":
                 yield f"{name} mask empty"
@@ -227,7 +244,7 @@ def _flag_masks(case: Case, arrays: CaseArrays, heads: dict[str, Mask]) -> Itera
         yield "parcellation off the head"
 
 
-def _flag_equal_masks(arrays: CaseArrays) -> Iterator[str]:
+def _flag_equal_masks(arrays: CaseArrays, visits: VisitSchedule) -> Iterator[str]:
     """Flag equal masks in two roles, unless the roles may agree.
 
     T2 lesions may stay the same while there are no new ones. All T2 lesions may be new, or enhance,
@@ -242,20 +259,25 @@ def _flag_equal_masks(arrays: CaseArrays) -> Iterator[str]:
         same_kind = m == n and (m != t2 or arrays.masks[k + 1 : later + 1, net2].any())
         had_lesions = m != n and k == later and m == t2 and k > 0 and arrays.masks[k - 1, t2].any()
         if same_kind or had_lesions:
-            yield f"{_mask_name(k, m)} and {_mask_name(later, n)} are the same mask"
+            mask_name, other = (
+                _mask_name(visits.labels[at], kind) for at, kind in ((k, m), (later, n))
+            )
+            yield f"{mask_name} and {other} are the same mask"
 
 
-def _mask_name(session: int, kind: int) -> str:
+def _mask_name(label: str, kind: int) -> str:
     name = MASKS[kind]
-    return f"{SESSIONS[session]} {'Gad' if name == 'gad' else name.upper()}"
+    return f"{label} {'Gad' if name == 'gad' else name.upper()}"
 
 
 def _share(part: Mask, whole: Mask) -> float:
     return float((part & whole).sum() / max(1, part.sum()))
 
 
-def _flag_t2_decrease(lesions: dict[tuple[str, str], LesionStats]) -> Iterator[str]:
-    t2 = [(s, lesions[s, "t2"].ml) for s in SESSIONS if (s, "t2") in lesions]
+def _flag_t2_decrease(
+    lesions: dict[tuple[str, str], LesionStats], visits: VisitSchedule
+) -> Iterator[str]:
+    t2 = [(visits.label(s), lesions[s, "t2"].ml) for s in SESSIONS if (s, "t2") in lesions]
     for (one, before), (other, after) in pairwise(t2):
         if after < before * MIN_T2_RETAINED:
             yield f"T2 falls from {before:.1f} ml at {one} to {after:.1f} ml at {other}"

@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from storage.store.copies import find_copies
 PAGE, SHEET = "qc.html", "qc.tsv"
 # A folder of pictures, or what a killed run left of one.
 _PICTURES = re.compile(r"\.?pictures-[0-9a-f]{12}(\.\w+)?")
-_TITLES = dict(zip(SESSIONS, SESSIONS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,9 @@ def write_qc_report(inspections: Iterable[Inspection], table: CaseTable, folder:
             paths[subject] = f"{name}/{stem}"
             qualities.append(inspection.quality)
     cases = sorted(_with_copies(qualities, table), key=sort_key)
-    atomic_write_text(folder / SHEET, _to_tsv(cases))
-    atomic_write_text(folder / PAGE, render_page(cases, paths, table, titles=_TITLES))
+    titles = dict(zip(SESSIONS, table.spec.visits.labels, strict=True))
+    atomic_write_text(folder / SHEET, _to_tsv(cases, titles))
+    atomic_write_text(folder / PAGE, render_page(cases, paths, table, titles=titles))
     for path in folder.iterdir():
         if _PICTURES.fullmatch(path.name) and path.name != name:
             shutil.rmtree(path)
@@ -65,7 +65,8 @@ def write_qc_report(inspections: Iterable[Inspection], table: CaseTable, folder:
 def _with_copies(cases: Sequence[CaseQuality], table: CaseTable) -> Iterator[CaseQuality]:
     """Yield the cases with a flag for each image that another subject has, too."""
     flags: defaultdict[str, list[str]] = defaultdict(list)
-    for copy in find_copies(table.cases):
+    for found in find_copies(table.cases):
+        copy = found.named(table.spec.visits)
         flags[copy.subject].append(
             f"{copy.session} is the image of {copy.other} at {copy.other_session}"
         )
@@ -76,8 +77,8 @@ def _with_copies(cases: Sequence[CaseQuality], table: CaseTable) -> Iterator[Cas
         yield replace(case, flags=(*case.flags, *flags[case.subject]))
 
 
-def _to_tsv(cases: Sequence[CaseQuality]) -> str:
-    shown = columns(_TITLES)
+def _to_tsv(cases: Sequence[CaseQuality], titles: Mapping[str, str]) -> str:
+    shown = columns(titles)
     lines = ["\t".join(column.name for column in shown)]
     lines += ["\t".join(column.cell(case) for column in shown) for case in cases]
     return "\n".join(lines) + "\n"

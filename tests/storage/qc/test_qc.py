@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lesioncast.jobs import qc as qc_job
-from storage import Case, CaseArrays, Store, StoreSpec, open_store, pack_masks
+from storage import Case, CaseArrays, Store, StoreSpec, VisitSchedule, open_store, pack_masks
 from storage.errors import Exclusion
 from storage.layout import CASE_TABLE
 from storage.nifti.io import NiftiGeometry, as_matrix
@@ -59,7 +59,8 @@ def measured(folder: Path, arrays: CaseArrays, *, slab_grid: SlabGrid | None = N
 
 
 def stored(folder: Path, cases: list[tuple[Case, CaseArrays]], *excluded: Exclusion) -> Store:
-    spec = StoreSpec(bids.ARMS, SLAB, SPACING)
+    visits = VisitSchedule(("m00", "m12", "m24"), (0, 365, 730))
+    spec = StoreSpec(bids.ARMS, SLAB, SPACING, visits)
     stored_cases = [
         replace(case, row=ShardRow(SHARD, index), present=arrays.present)
         for index, (case, arrays) in enumerate(cases)
@@ -170,17 +171,17 @@ def move_labels_off_the_head(a: CaseArrays) -> None:
     [
         (remove_left_half, "more head on the right (75%)"),
         (keep_one_slice, "head fills 10% of the slab"),
-        (fill_the_slab, "w048: head fills 100% of the slab"),
-        (strip_w000, "head differs: 29% of the slab at w000, 52% at w048"),
-        (clip_w000, "w000: intensity clipped"),
-        (swap_subject, "w000 and w048 look unlike (r = "),
-        (remove_a_lesion, "T2 falls from 0.1 ml at w048 to 0.0 ml at w096"),
-        (empty_t2, "w096: T2 mask empty"),
-        (put_lesion_off_the_head, "w096: NET2 100% outside the head"),
-        (repeat_the_image, "w048 and w096 are almost the same image"),
-        (repeat_net2, "w048 NET2 and w096 NET2 are the same mask"),
-        (take_t2_for_net2, "w048 T2 and w048 NET2 are the same mask"),
-        (mirror_net2, "w048: NET2 0% inside T2"),
+        (fill_the_slab, "m12: head fills 100% of the slab"),
+        (strip_w000, "head differs: 29% of the slab at m00, 52% at m12"),
+        (clip_w000, "m00: intensity clipped"),
+        (swap_subject, "m00 and m12 look unlike (r = "),
+        (remove_a_lesion, "T2 falls from 0.1 ml at m12 to 0.0 ml at m24"),
+        (empty_t2, "m24: T2 mask empty"),
+        (put_lesion_off_the_head, "m24: NET2 100% outside the head"),
+        (repeat_the_image, "m12 and m24 are almost the same image"),
+        (repeat_net2, "m12 NET2 and m24 NET2 are the same mask"),
+        (take_t2_for_net2, "m12 T2 and m12 NET2 are the same mask"),
+        (mirror_net2, "m12: NET2 0% inside T2"),
         (move_labels_off_the_head, "parcellation off the head"),
     ],
 )
@@ -229,9 +230,9 @@ def test_table_has_a_row_for_each_case_and_flagged_ones_come_first(tmp_path: Pat
     assert {len(row) for row in rows} == {len(head)}
     first = dict(zip(head, rows[0], strict=True))
     assert first["subject"] == "sub-1"
-    assert "w096: T2 mask empty" in first["flags"]
-    assert (first["w048_t2_ml"], first["w048_t2_count"]) == ("0.1440", "2")
-    assert (first["w000_net2_ml"], first["w000_low"], first["spacing"]) == ("n/a", "0", "2x2x3")
+    assert "m24: T2 mask empty" in first["flags"]
+    assert (first["m12_t2_ml"], first["m12_t2_count"]) == ("0.1440", "2")
+    assert (first["m00_net2_ml"], first["m00_low"], first["spacing"]) == ("n/a", "0", "2x2x3")
     assert (first["days_to_current"], first["days_to_outcome"]) == ("340", "n/a")
     assert dict(zip(head, rows[1], strict=True))["flags"] == "n/a"
 
@@ -245,7 +246,7 @@ def test_subjects_with_one_image_are_flagged(tmp_path: Path) -> None:
     store = stored(tmp_path / "store", [(case, sound_case()) for case in cases])
     report = report_of(store, tmp_path)
     flags = [line.split("\t")[1] for line in report.sheet.read_text().splitlines()[1:]]
-    assert flags == ["w000 is the image of sub-1 at w048", "w048 is the image of sub-0 at w000"]
+    assert flags == ["m00 is the image of sub-1 at m12", "m12 is the image of sub-0 at m00"]
     assert (report.cases, report.flagged) == (2, 2)
 
 
