@@ -10,6 +10,7 @@ from typing import Any, get_args
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from lesioncast.forecasting.view.schemas import ViewHeader
 from serve.api.middleware import MULTIPART_FORM
 from serve.api.paths import HEALTH_PREFIX
 from serve.api.problems import Problem, problem_responses
@@ -24,7 +25,6 @@ from serve.api.schemas import (
 from serve.db.models import UNFINISHED
 from serve.keys import CREATE_COMMAND
 from serve.uploads import REQUIRED_UPLOAD_FIELDS, UPLOAD_FIELDS
-from serve.view.schemas import ViewHeader
 
 Document = dict[str, Any]
 

@@ -13,6 +13,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from lesioncast.forecasting.adaptive import SamplingRequest
+from lesioncast.forecasting.view.schemas import Interval
 
 INT64_MAX_EXCLUSIVE = 2**63  # every database column and every format string holds smaller integers
 
@@ -163,14 +164,6 @@ class Progress(BaseModel):
 
     done: int
     total: int
-
-
-class Interval(BaseModel):
-    """An estimate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class PartialEstimate(BaseModel):

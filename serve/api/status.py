@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
+from lesioncast.forecasting.view.schemas import Interval
 from lesioncast.imaging.lesions import LesionCounts
 from serve.api.paths import forecast_link
 from serve.api.schemas import (
     ForecastLinks,
     ForecastStatus,
-    Interval,
     PartialEstimate,
     Progress,
 )

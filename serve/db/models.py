@@ -1,9 +1,11 @@
 """Tables of the service's database, as SQLAlchemy models."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import JSON, Dialect, ForeignKey, Index, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -131,3 +133,12 @@ def to_drawn_block(
         # Level 1: masks are mostly zeros, and higher levels cost more time than they save space.
         masks_zlib=zlib.compress(drawn.packed.tobytes(), 1),
     )
+
+
+def masks_by_arm(blocks: Sequence[DrawnBlock]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the masks of blocks by arm, [k, s, h, w], in the order of seeds."""
+    ordered = sorted(blocks, key=lambda block: block.first_seed_index)
+    return {
+        arm: np.concatenate([block.to_batch().masks() for block in ordered if block.arm == arm])
+        for arm in dict.fromkeys(block.arm for block in ordered)
+    }

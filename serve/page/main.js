@@ -4,7 +4,7 @@ import { Api, ProblemError } from "./api.js";
 import { Ask, clearProblems, showProblem } from "./ask.js";
 import { Compare, element } from "./compare.js";
 import { fromHash, toHash } from "./state.js";
-import { embeddedView, saveAnswer, saveHtml, savePicture, saveTable } from "./take.js";
+import { embeddedView, saveAnswer, savePicture, saveTable } from "./take.js";
 import { decodeView, unpackBits } from "./view.js";
 import { close3d, open3d } from "./volume3d.js";
 
@@ -14,7 +14,6 @@ const STATE_NAMES = { accepted: "waiting", running: "running", succeeded: "done"
 
 const api = new Api();
 let state = fromHash(globalThis.EMBEDDED_HASH ?? location.hash);
-let bytes = null; // the view as the service sent it
 let following = null; // aborts the stream of events
 
 const compare = new Compare({
@@ -86,13 +85,12 @@ function showProgress(status) {
 }
 
 async function showView(id, signal) {
-  bytes = await api.bytes(`v1/forecasts/${id}/view`, { signal });
-  display(decodeView(bytes));
+  display(decodeView(await api.bytes(`v1/forecasts/${id}/view`, { signal })));
 }
 
 function display(view) {
   $("compare").hidden = false;
-  const done = view.header.state === "succeeded";
+  const done = view.header.complete;
   for (const node of document.querySelectorAll(".finished")) node.hidden = !done || Boolean(globalThis.EMBEDDED_VIEW);
   $("nifti-arm").replaceChildren(...view.arms.map((arm) => new Option(arm, arm)));
   change(compare.show(view, state));
@@ -140,7 +138,7 @@ onClick("cancel", async () => {
 });
 onClick("take-png", () => savePicture(compare));
 onClick("take-csv", () => saveTable(compare.view));
-onClick("take-html", () => saveHtml(api, compare.view, bytes, toHash(state)));
+onClick("take-html", () => saveAnswer(api, `v1/forecasts/${state.forecast}/html?state=${encodeURIComponent(toHash(state))}`, "forecast.html"));
 onClick("take-zip", () => saveAnswer(api, `v1/forecasts/${state.forecast}/derivative`, "forecast.zip"));
 onClick("take-nifti", () => saveAnswer(api, `v1/forecasts/${state.forecast}/arms/${encodeURIComponent($("nifti-arm").value)}`, "forecast.nii.gz"));
 onClick("take-seg", () => {
@@ -173,8 +171,7 @@ async function start() {
   if (embedded) {
     for (const id of ["ask", "sign-in", "open-3d", "take-html", "take-link"]) $(id).hidden = true;
     $("layout").style.gridTemplateColumns = "minmax(0, 1fr)";
-    bytes = embedded;
-    const view = decodeView(bytes);
+    const view = decodeView(embedded);
     for (const arm of view.header.arms) arm.kept_samples = 0;
     display(view);
     return;

@@ -22,13 +22,13 @@ from lesioncast.forecasting.pipeline import (
 from lesioncast.forecasting.runtime import check_compatible, expected_outcomes_of
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.forecasting.settings import ForecastSettings
+from lesioncast.forecasting.view.build import parcellation_of
+from lesioncast.forecasting.view.kept_samples import keep_samples, write_kept_samples
 from serve.api.schemas import ResolvedRequest
 from serve.artifacts import kept_samples_path, result_dir, upload_dir
-from serve.db.models import DrawnBlock, ForecastJob
+from serve.db.models import DrawnBlock, ForecastJob, masks_by_arm
 from serve.patients import PatientRef, store_for_patient
 from serve.settings import ServiceSettings
-from serve.view.build import masks_by_arm, parcellation_of
-from serve.view.kept_samples import keep_samples, write_kept_samples
 from storage import Store, open_store
 
 

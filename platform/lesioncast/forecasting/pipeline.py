@@ -24,6 +24,7 @@ from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.bids import (
     figure_path,
     new_map_path,
+    page_path,
     remove_other_maps,
     sidecar,
     summary_path,
@@ -54,10 +55,14 @@ from lesioncast.forecasting.sampling import (
     seeds_of,
 )
 from lesioncast.forecasting.settings import ForecastSettings
+from lesioncast.forecasting.view.build import ViewPatient, finished_view
+from lesioncast.forecasting.view.kept_samples import KeptSamples
+from lesioncast.forecasting.view.saved_page import saved_page
 from lesioncast.imaging.channels import CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.covariates import covariate_presence
 from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, to_source_grid
+from storage.atomic import atomic_write_text
 from storage.export.bids_names import derived_names
 from storage.trial.dataset import REFERENCE_FLAIR
 
@@ -221,7 +226,7 @@ def write_forecasts(
 def write_forecast(
     store: Store, case: Case, by_arm: Mapping[str, Ensemble], run: ForecastRun
 ) -> ForecastSummary:
-    """Write one subject's probability maps, summary and figure; return the summary."""
+    """Write one subject's probability maps, figure, page and summary; return the summary."""
     forecast = assemble_forecast(
         store, case, by_arm, settings=run.settings, provenance=run.provenance
     )
@@ -242,6 +247,9 @@ def write_forecast(
     view = make_view(run.background(case), forecast.probability, truth)
     figure = forecast_figure(view, forecast.summary, slices=run.settings.slices)
     save(figure, figure_path(run.out, case.subject))
+    patient = ViewPatient(case, store, truth={})
+    page = finished_view(patient, forecast.summary, forecast.probability, KeptSamples({}, {}))
+    atomic_write_text(page_path(run.out, case.subject), saved_page(page))
     # The summary comes last: a subject with a summary has all of its files.
     write_summary(summary_path(run.out, case.subject), forecast.summary)
     return forecast.summary

@@ -4,25 +4,18 @@ import gzip
 import hashlib
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
+from fastapi.responses import HTMLResponse
 
-from lesioncast.forecasting.disclaimers import bundle_warnings
-from serve.api.dependencies import Context, OwnedJob, ServiceContext
+from lesioncast.forecasting.view.kept_samples import MAX_KEPT_SAMPLES
+from lesioncast.forecasting.view.saved_page import saved_page
+from lesioncast.forecasting.view.volumes import ViewGrid, encode_mask
+from serve.api.dependencies import Context, OwnedJob, ServiceContext, SucceededJob
 from serve.api.problems import ApiProblemError, problem_responses
-from serve.api.routes.results import missing_files_as_410
+from serve.api.routes.results import attachment_headers, missing_files_as_410
 from serve.db.models import UNFINISHED, ForecastJob
-from serve.patients import store_for_patient
-from serve.view.build import (
-    ViewSource,
-    build_finished_view,
-    build_partial_view,
-    finished_samples,
-    masks_by_arm,
-)
-from serve.view.kept_samples import MAX_KEPT_SAMPLES
-from serve.view.volumes import ViewGrid, encode_mask
-from serve.worker.loaded_model import patient_for_job
+from serve.forecast_view import JobView
 
 VIEW_MEDIA_TYPE = "application/vnd.lesioncast.view"
 
@@ -55,7 +48,8 @@ def get_view(job: OwnedJob, context: Context, request: Request) -> Response:
 
     While the forecast runs, the probabilities are the shares of the samples drawn so far.
     """
-    content = _build(context, job)
+    with missing_files_as_410():
+        content = _job_view(context, job).build()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
     if request.headers.get("if-none-match") == etag:
@@ -89,43 +83,45 @@ def get_sample(
     if arm not in job.request.arms:
         detail = f"arm: expected one of {', '.join(job.request.arms)}, got another arm."
         raise ApiProblemError(404, detail, field="arm")
-    source = _source(context, job)
-    if job.state in UNFINISHED:
-        masks = masks_by_arm(context.jobs.load_blocks(job.id, context.model.digest))
-    else:
-        masks = dict(finished_samples(source).masks)
-    if index >= len(masks.get(arm, ())):
-        detail = f"index: expected a sample that is kept, got {index}; {arm} has "
-        raise ApiProblemError(404, f"{detail}{len(masks.get(arm, ()))}.", field="index")
-    grid = ViewGrid(source.case.grid)
-    return BitsResponse(encode_mask(grid.from_slab(masks[arm][index], order=0)))
-
-
-def _build(context: ServiceContext, job: ForecastJob) -> bytes:
-    source = _source(context, job)
-    if job.state in UNFINISHED:
-        return build_partial_view(source, context.jobs.load_blocks(job.id, context.model.digest))
+    view = _job_view(context, job)
     with missing_files_as_410():
-        return build_finished_view(source)
+        masks, patient = view.samples().get(arm, ()), view.patient()
+    if index >= len(masks):
+        detail = f"index: expected a sample that is kept, got {index}; {arm} has {len(masks)}."
+        raise ApiProblemError(404, detail, field="index")
+    grid = ViewGrid(patient.case.grid)
+    return BitsResponse(encode_mask(grid.from_slab(masks[index], order=0)))
 
 
-def _source(context: ServiceContext, job: ForecastJob) -> ViewSource:
-    """Return what the view of a job is built from. Raises ApiProblemError if it has none."""
+@router.get(
+    "/html",
+    response_class=HTMLResponse,
+    responses={
+        200: {"description": "One HTML file that needs no service and no network."},
+        **problem_responses(404, 409, 410),
+    },
+)
+def get_saved_page(
+    job: SucceededJob,
+    context: Context,
+    state: Annotated[
+        str,
+        Query(
+            max_length=500,
+            pattern=r"^(#[A-Za-z0-9=&._,%+-]*)?$",
+            description="What is shown at first: the hash of an address of the page.",
+        ),
+    ] = "",
+) -> HTMLResponse:
+    """Return the page with the forecast inside, to keep or to send."""
+    with missing_files_as_410():
+        view = _job_view(context, job).build()
+    name = f"{job.request.subject}_forecast.html"
+    return HTMLResponse(saved_page(view, state=state), headers=attachment_headers(name))
+
+
+def _job_view(context: ServiceContext, job: ForecastJob) -> JobView:
+    """Return the view of a job. Raises ApiProblemError if it can have none."""
     if job.state not in (*UNFINISHED, "succeeded"):
         raise ApiProblemError(409, f"The forecast is {job.state}: it has no view.")
-    settings = context.settings
-    patient = patient_for_job(job)
-    with missing_files_as_410():
-        store = store_for_patient(patient, context.store, settings.artifacts)
-        case = store.case(patient.subject)
-    return ViewSource(
-        job=job,
-        case=case,
-        store=store,
-        artifacts=settings.artifacts,
-        bundle=context.model.digest,
-        visits=context.model.visits,
-        truth=settings.truth if settings.demo else None,
-        opening=settings.apply_opening,
-        warnings=bundle_warnings(settings.bundle, context.model.digest),
-    )
+    return JobView(context, job)

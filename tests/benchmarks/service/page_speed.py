@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Page, Route
 
-from serve.view.encode import LayerWriter, encode_view
-from serve.view.schemas import ArmNumbers, ViewHeader
+from lesioncast.forecasting.view.encode import LayerWriter, encode_view
+from lesioncast.forecasting.view.schemas import ArmNumbers, ViewHeader
 from storage import VisitSchedule
 from tests.serve.page.browser import launch_browsers
 
@@ -56,7 +56,7 @@ def made_up_view(*, seed: int = 0) -> bytes:
         probability = head * rng.gamma(0.2, 0.02, SHAPE) / (k + 1)
         writer.add("probability", np.minimum(probability, 1), arm=arm)
     header = ViewHeader(
-        version=1, forecast="0" * 32, subject="sub-0001", state="succeeded", shape=SHAPE,
+        version=1, forecast="0" * 32, subject="sub-0001", complete=True, shape=SHAPE,
         spacing_mm=(3, 1, 1), affine=np.diag([1.0, 1, 3, 1]).tolist(), target="new lesions",
         sessions=["w000", "w048"], reference_arm=ARMS[0], received_arm=None, observed_lesions=None,
         samples=16, seed=0, disclaimers=["Made up."], warnings=[], notes=[], bundle="0" * 64,

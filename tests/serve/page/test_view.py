@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lesioncast.forecasting.view.encode import decode_view
+from lesioncast.forecasting.view.schemas import ViewHeader
 from serve.api.routes.page import SECURITY_HEADERS, page_files
 from serve.client import Client
 from serve.settings import ServiceSettings
-from serve.view.encode import decode_view
-from serve.view.schemas import ViewHeader
 from storage import open_store
 from tests.support.forecast import write_bundle, write_store
 from tests.support.service import (
@@ -165,7 +165,7 @@ def test_a_running_forecast_shows_the_samples_so_far(http: httpx2.Client, servic
         job = client.create_forecast(SUBJECT, arms=ARMS, samples=4)
         wait_until(lambda: client.status(job)["progress"]["done"] == 2)
         header, body = read_view(http, job)
-        assert header.state == "running"
+        assert not header.complete
         drawn = [arm for arm in header.arms if arm.samples]
         assert [arm.samples for arm in drawn] == [2]
         assert layer(header, body, "probability", arm=drawn[0].name).max() <= 1

@@ -3,7 +3,7 @@
 forecasts/dataset_description.json  README  .bidsignore
 forecasts/sub-0001/ses-w048/anat/
     sub-0001_ses-w048_space-orig_label-L_desc-forecastW096Placebo_probseg.nii.gz  .json
-forecasts/sub-0001/sub-0001_forecast.json  sub-0001_forecast.png
+forecasts/sub-0001/sub-0001_forecast.json  sub-0001_forecast.png  sub-0001_forecast.html
 
 Maps have the session and the entities of the FLAIR on whose grid they lie, so readers find them by
 their sidecars.
@@ -43,8 +43,8 @@ README = f"""Forecasts of new and enlarging T2 lesions at the next visit, from t
 
 Each _probseg map is the share of samples with a lesion at a voxel under the arm that its desc
 entity names, on the grid of the subject's own current FLAIR. sub-*_forecast.json holds the
-numbers of a subject, sub-*_forecast.png the figure."""
-IGNORED = ("*_forecast.json", "*_forecast.png", "*.md")
+numbers of a subject, sub-*_forecast.png the figure and sub-*_forecast.html a page to explore."""
+IGNORED = ("*_forecast.json", "*_forecast.png", "*_forecast.html", "*.md")
 
 
 def new_map_path(root: Path, names: DerivedNames, arm: str) -> Path:
@@ -76,6 +76,11 @@ def summary_path(root: Path, subject: str) -> Path:
 def figure_path(root: Path, subject: str) -> Path:
     """Return the path of the figure of `subject`."""
     return root / subject / f"{subject}_forecast.png"
+
+
+def page_path(root: Path, subject: str) -> Path:
+    """Return the path of the page of `subject`, one HTML file."""
+    return root / subject / f"{subject}_forecast.html"
 
 
 write_forecast_root = partial(

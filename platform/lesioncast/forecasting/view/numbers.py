@@ -1,6 +1,7 @@
 """Numbers of each arm in a view, from a finished forecast or from the samples drawn so far."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,10 +12,9 @@ from lesioncast.forecasting.ensemble import (
     wilson_interval,
 )
 from lesioncast.forecasting.output.summary import ArmSummary, ForecastSummary
+from lesioncast.forecasting.view.kept_samples import KeptSamples
+from lesioncast.forecasting.view.schemas import ArmNumbers, Interval
 from lesioncast.imaging.lesions import LesionCounts
-from serve.api.schemas import Interval
-from serve.view.kept_samples import KeptSamples
-from serve.view.schemas import ArmNumbers
 
 _Z95 = 1.959964
 
@@ -47,42 +47,60 @@ def _finished(name: str, arm: ArmSummary, *, samples: int, kept: KeptSamples) ->
     )
 
 
-def partial_numbers(
-    lesions: Mapping[str, Sequence[LesionCounts]],
-    kept: KeptSamples,
-    *,
-    arms: Sequence[str],
-    reference: str,
-    received: str | None,
-    opening: bool,
-) -> list[ArmNumbers]:
-    """Return the numbers that the samples drawn so far give, in the order of `arms`.
+@dataclass(frozen=True)
+class PartialForecast:
+    """The samples of an unfinished forecast drawn so far."""
+
+    #: Lesions of each sample, by arm.
+    lesions: Mapping[str, Sequence[LesionCounts]]
+    #: Samples that can be shown, and regional risks.
+    kept: KeptSamples
+    #: The arms of the request.
+    arms: Sequence[str]
+    #: The arm that the others are compared with.
+    reference: str
+    #: The arm that the patient received, if it is known.
+    received: str | None
+    #: Whether lesions are counted after the opening.
+    opening: bool
+
+
+def partial_numbers(forecast: PartialForecast) -> list[ArmNumbers]:
+    """Return the numbers that the samples drawn so far give, in the order of the request.
 
     An arm is compared with the reference on the seeds that both have. Blocks of seeds arrive in any
     order, so arms are compared only while they have equally many samples.
     """
     counts = {
-        arm: np.array([each.opened if opening else each.plain for each in lesions.get(arm, ())])
-        for arm in arms
+        arm: np.array(
+            [
+                each.opened if forecast.opening else each.plain
+                for each in forecast.lesions.get(arm, ())
+            ],
+            np.int64,
+        )
+        for arm in forecast.arms
     }
     return [
         ArmNumbers(
             name=arm,
-            received=arm == received,
+            received=arm == forecast.received,
             samples=len(counts[arm]),
-            kept_samples=len(kept.masks.get(arm, ())),
+            kept_samples=len(forecast.kept.masks.get(arm, ())),
             p_active=None,
             active_fraction=_fraction(counts[arm]),
             expected_lesions=None,
             lesions=_lesions(counts[arm]),
-            volume_mm3=float(np.mean([each.volume for each in lesions[arm]]))
-            if lesions.get(arm)
-            else None,
-            regions=dict(kept.regions.get(arm, {})),
-            minus_reference=_difference(counts[arm], counts[reference]),
+            volume_mm3=_volume(forecast.lesions.get(arm, ())),
+            regions=dict(forecast.kept.regions.get(arm, {})),
+            minus_reference=_difference(counts[arm], counts[forecast.reference]),
         )
-        for arm in arms
+        for arm in forecast.arms
     ]
+
+
+def _volume(lesions: Sequence[LesionCounts]) -> float | None:
+    return float(np.mean([each.volume for each in lesions])) if lesions else None
 
 
 def _fraction(counts: Counts) -> Interval | None:

@@ -4,11 +4,17 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from serve.api.schemas import ForecastState, Interval
-
 VIEW_SCHEMA = 1
 
 LayerKind = Literal["flair", "t2", "gad", "net2", "probability", "truth"]
+
+
+class Interval(BaseModel):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Layer(BaseModel):
@@ -55,20 +61,12 @@ class ArmNumbers(BaseModel):
     )
 
 
-class ViewHeader(BaseModel):
-    """The header of a view.
+class ViewFacts(BaseModel):
+    """Facts about a forecast that a view states in words."""
 
-    Arrays are [s, h, w] in RAS+ order: s runs from inferior to superior, h to anterior, w to the
-    patient's right. `affine` takes indices (w, h, s) to millimetres.
-    """
-
-    version: int = Field(description="Version of the format of the view.")
-    forecast: str = Field(description="Id of the forecast.")
+    forecast: str = Field(description="Id of the forecast in the service; empty elsewhere.")
+    complete: bool = Field(description="False while the forecast runs.")
     subject: str
-    state: ForecastState
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    affine: list[list[float]]
     target: str = Field(description="What the probabilities are about.")
     sessions: list[str] = Field(description="Sessions whose images the model saw.")
     reference_arm: str
@@ -76,9 +74,22 @@ class ViewHeader(BaseModel):
     observed_lesions: int | None
     samples: int = Field(description="Samples of each arm that were asked for.")
     seed: int
-    arms: list[ArmNumbers] = Field(description="The arms, in the order of the request.")
     disclaimers: list[str]
     warnings: list[str] = Field(description="Findings of the bundle's evaluation.")
     notes: list[str]
     bundle: str = Field(description="Digest of the bundle.")
+
+
+class ViewHeader(ViewFacts):
+    """The header of a view.
+
+    Arrays are [s, h, w] in RAS+ order: s runs from inferior to superior, h to anterior, w to the
+    patient's right. `affine` takes indices (w, h, s) to millimetres.
+    """
+
+    version: int = Field(description="Version of the format of the view.")
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: list[list[float]]
+    arms: list[ArmNumbers] = Field(description="The arms, in the order of the request.")
     layers: list[Layer]

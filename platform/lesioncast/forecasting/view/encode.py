@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.imaging.channels import CHANNELS, MASKS, OUTCOME, SESSIONS
-from serve.view.schemas import VIEW_SCHEMA, Layer, LayerKind, ViewHeader
-from serve.view.volumes import (
+from lesioncast.forecasting.view.schemas import VIEW_SCHEMA, Layer, LayerKind, ViewHeader
+from lesioncast.forecasting.view.volumes import (
     ViewGrid,
     Volume,
     encode_flair,
     encode_mask,
     encode_probability,
 )
+from lesioncast.imaging.channels import CHANNELS, MASKS, OUTCOME, SESSIONS
 from storage import Case, CaseArrays, VisitSchedule
 
 MAGIC = b"LCVIEW"
