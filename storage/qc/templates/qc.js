@@ -137,12 +137,13 @@ function draw(until) {
 }
 
 function markSorted(name, down) {
-  for (const button of document.querySelectorAll("#cases thead button")) {
-    const sorted = button.id === `sort-${name}`;
-    button.className = sorted ? (down ? "down" : "up") : "";
-    if (sorted) button.closest("th").setAttribute("aria-sort", down ? "descending" : "ascending");
-    else if (!button.closest("th").querySelector(`#sort-${name}`)) button.closest("th").removeAttribute("aria-sort");
-  }
+  const { tHead } = byId("cases");
+  for (const button of tHead.querySelectorAll("button")) button.className = "";
+  for (const cell of tHead.querySelectorAll("th")) cell.removeAttribute("aria-sort");
+  const sorted = byId(`sort-${name}`);  // none for a column that only the details show
+  if (!sorted) return;
+  sorted.className = down ? "down" : "up";
+  sorted.closest("th").setAttribute("aria-sort", down ? "descending" : "ascending");
 }
 
 function refreshExcluded(words) {

@@ -1,4 +1,4 @@
-// Acts on the page as a reader would, and leaves what it then shows in #seen.
+// Acts on the page as a reader would, and reports what it then shows.
 (async () => {
   const all = (selector) => [...document.querySelectorAll(selector)];
   const one = (selector) => document.querySelector(selector);
@@ -55,10 +55,11 @@
   seen.strips = all("#strips .strip").length;
   seen.values = one("#values").textContent.includes("becomes -1");
   seen.address = location.hash;
+  const closed = new Promise((done) => one("#details").addEventListener("close", done));
   one("#details").close();
-  await pause();
+  await closed;
   seen.focused = document.activeElement.getAttribute("aria-label");
   press("/");
   seen.search = document.activeElement.id;
-  one("#seen").textContent = JSON.stringify(seen).replaceAll("<", "\\u003c");
+  report(seen);
 })();

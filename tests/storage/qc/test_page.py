@@ -1,12 +1,15 @@
 """The page of quality control: small, safe, and usable in a browser from a disk."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -126,31 +129,61 @@ def test_flags_are_grouped_without_their_numbers_and_subjects(flag: str, kind: s
 
 @pytest.fixture(scope="module")
 def seen(page: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Open the page from disk in a browser, act on it, and return what it showed."""
+    """Act on the page as a reader would, and return what it showed."""
+    found: dict[str, Any] = browse(page, READER.read_text(), tmp_path_factory.mktemp("profile"))
+    return found
+
+
+def test_rows_are_drawn_as_needed_and_all_of_them_on_paper(
+    quality: CaseQuality, tmp_path: Path
+) -> None:
+    cases = [replace(quality, subject=f"sub-{i:03d}") for i in range(250)]
+    pictures = {each.subject: f"pictures/{each.subject}" for each in cases}
+    page = tmp_path / "qc.html"
+    page.write_text(render_page(cases, pictures, table(), titles=TITLES))
+    script = """
+        const rows = () => document.querySelector("#cases tbody").rows.length;
+        const seen = [rows()];
+        show(219);
+        document.getElementById("details").addEventListener("close", () => {
+            seen.push(rows(), document.activeElement.getAttribute("aria-label"));
+            dispatchEvent(new Event("beforeprint"));
+            report([...seen, rows()]);
+        });
+        document.getElementById("details").close();
+        """
+    first, opened, focused, printed = browse(page, script, tmp_path / "profile")
+    assert (first, printed) == (100, 250)
+    assert opened >= 220
+    assert focused == "All slices of sub-219"
+
+
+def browse(page: Path, script: str, profile: Path) -> Any:
+    """Open a page from disk in Chromium, run `script`, and return what it gives to `report`."""
+    report = "const report = (value) => console.log(`SEEN ${JSON.stringify(value)} SEEN`);"
     acted = page.with_name("acted.html")
-    script = f"<script id=seen type=application/json></script><script>{READER.read_text()}</script>"
-    acted.write_text(page.read_text().replace("</body>", f"{script}</body>"))
-    dom = browse(acted.as_uri(), profile=tmp_path_factory.mktemp("profile"))
-    found = re.search(r'<script id="seen"[^>]*>(.*?)</script>', dom, re.DOTALL)
-    assert found, dom[-2000:]
-    seen: dict[str, Any] = json.loads(found[1])
-    return seen
-
-
-def browse(address: str, *, profile: Path) -> str:
-    """Return the document that Chromium shows at that address."""
-    command = [
-        browser(),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={profile}",
-    ]
-    command += ["--disable-background-networking", "--virtual-time-budget=10000", "--dump-dom"]
-    done = subprocess.run(
-        [*command, address], capture_output=True, text=True, timeout=120, check=True
+    acted.write_text(
+        page.read_text().replace("</body>", f"<script>{report}{script}</script></body>")
     )
-    return done.stdout
+    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={profile}", "--disable-background-networking", acted.as_uri()]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = partial(os.killpg, process.pid, signal.SIGKILL)
+    limit = Timer(120, end)
+    limit.start()
+    assert process.stderr is not None
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r'"SEEN (.*) SEEN", source: ', line):
+                return json.loads(found[1])
+    finally:
+        limit.cancel()
+        end()
+        process.wait()
+        process.stderr.close()
+    raise AssertionError("".join(lines[-20:]))
 
 
 @cache
