@@ -5,7 +5,7 @@ without a server.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from storage.radiological import CONVENTION
 from storage.store.case_table import CaseTable
 
 TEMPLATES = Path(__file__).parent / "templates"
-# What differs between two flags of one kind: subjects and numbers, but no session such as w048.
-_PARTICULAR = re.compile(r"\bsub-\w+|(?<![\w.])\d[\d.]*")
+# What differs between two flags of one kind: subjects and numbers, but not the digits of w048.
+_PARTICULAR = r"\bsub-\w+|(?<![\w.])\d[\d.]*"
 
 
 def render_page(
@@ -54,16 +54,23 @@ def render_page(
         slices=table.spec.slab[0],
         data={
             "columns": [_column_record(column) for column in shown],
-            "cases": [_case_record(case, shown, pictures[case.subject]) for case in cases],
+            "cases": [
+                _case_record(case, shown, picture=pictures[case.subject], sessions=titles.values())
+                for case in cases
+            ],
             "excluded": [asdict(exclusion) for exclusion in table.excluded],
             "slices": table.spec.slab[0],
         },
     )
 
 
-def flag_kind(flag: str) -> str:
-    """Return a flag without what is particular to its case, so that cases can be grouped."""
-    return _PARTICULAR.sub("…", flag)
+def flag_kind(flag: str, sessions: Collection[str]) -> str:
+    """Return a flag without the numbers and subjects that are particular to its case.
+
+    `sessions` are the trial's names of the sessions, which may be numbers and stay.
+    """
+    names = "|".join(re.escape(name) for name in sorted(sessions, key=len, reverse=True))
+    return re.sub(f"({names})|{_PARTICULAR}", lambda found: found[1] or "…", flag)
 
 
 def _column_record(column: Column) -> dict[str, Any]:
@@ -78,9 +85,11 @@ def _column_record(column: Column) -> dict[str, Any]:
     }
 
 
-def _case_record(case: CaseQuality, shown: Sequence[Column], picture: str) -> dict[str, Any]:
+def _case_record(
+    case: CaseQuality, shown: Sequence[Column], *, picture: str, sessions: Collection[str]
+) -> dict[str, Any]:
     return {
         "picture": picture,
-        "flags": [[flag, flag_kind(flag)] for flag in case.flags],
+        "flags": [[flag, flag_kind(flag, sessions)] for flag in case.flags],
         "values": [column.shown(case) for column in shown],
     }

@@ -16,11 +16,11 @@
   };
   const seen = { first: subjects(), excluded: one("#excluded-shown").textContent };
   for (const order of ["falling", "rising"]) {
-    one("#sort-w048_t2_ml").click();
+    document.getElementById("sort-month.12_t2_ml").click();
     seen[order] = subjects();
   }
   seen.sorted = one("#cases [aria-sort]").getAttribute("aria-sort");
-  choose("sort", "w000_t2_count");
+  choose("sort", "month 0_t2_count");
   await reset();
   choose("flagged", true);
   seen.flagged = subjects();
