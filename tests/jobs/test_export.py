@@ -78,7 +78,12 @@ def forecasts(store: Store, tmp_path: Path) -> Path:
         volume = np.zeros(grid.slab)
         volume[2, 5:8, 4:9] = chance
         write_nifti_atomic(to_source_grid(volume, grid, order=1), path)
-        said = {"Arm": arm, "Description": "Share of 4 samples.", "BundleDigest": "b" * 64}
+        said = {
+            "Arm": arm,
+            "Description": "Share of 4 samples.",
+            "BundleDigest": "b" * 64,
+            "ForecastSession": "m24",
+        }
         write_json(sidecar_path(path), said)
     write_json(summary_path(root, "sub-01"), {})
     return root
