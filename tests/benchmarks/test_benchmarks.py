@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 import subprocess
 import sys
 import warnings
@@ -137,15 +136,3 @@ def test_loading_is_measured_in_every_way_and_conversion_on_one_and_two_workers(
     assert len(names) == 6
     assert all(name in output for name in names)
     assert all(min(reading["rounds"]) > 0 for reading in record["readings"])
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_many_requests_at_once_end_in_a_result_or_a_429_and_memory_stays() -> None:
-    """Run the load test in small. The script itself fails if a request ends otherwise."""
-    output = run_without((), "service/service_load.py", "--requests", "24", "--rounds", "3")
-    rounds = [line.split("|")[2:-1] for line in output.splitlines() if re.match(r"\| \d", line)]
-    ended = [re.findall(r"(\d+) (succeeded|429)", each[0]) for each in rounds]
-    assert [sum(int(number) for number, _ in each) for each in ended] == [24] * 3
-    memory = [float(each[4].split()[0]) for each in rounds]
-    assert memory[2] - memory[1] < 50  # MiB; the first round warms the processes

@@ -1,7 +1,7 @@
 """The service on Ray Serve: no forecast is lost when replicas are killed or it is restarted."""
 
 import json
-import socket
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +16,7 @@ from serve.app import build
 from serve.client import Client
 from serve.settings import ServiceSettings
 from serve.uploads import UPLOAD_FIELDS
+from tests.benchmarks.service.service_load import APPLICATION, deploy, measure, service_on_ray
 from tests.support.bids import path_of
 from tests.support.forecast import SPEC, write_bundle
 from tests.support.service import trial_settings, wait_for_result, wait_until, write_trial_served
@@ -26,28 +27,20 @@ OURS, LABELS = "ray_lesioncast_", ("arm", "state", "status", "error")
 UNLABELLED = "sub-03"
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ServiceSettings:
     """Return settings of a service whose samples take long enough to be interrupted."""
     folder = tmp_path_factory.mktemp("app")
     write_trial_served(folder, unlabelled=UNLABELLED)
     write_bundle(folder / "bundle", num_steps=60)
-    return trial_settings(folder, folder / "out", max_samplers=2, min_samplers=2)
+    given = {"max_samplers": 2, "min_samplers": 2, "max_concurrent_forecasts": 8}
+    return trial_settings(folder, folder / "out", **given)
 
 
 @pytest.fixture(scope="module")
 def url(ray_cluster: None, settings: ServiceSettings) -> Iterator[str]:
-    port = free_port()
-    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
-    ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
-    yield f"http://127.0.0.1:{port}"
-    ray_serve.shutdown()
+    with service_on_ray(settings) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +113,19 @@ def test_exported_metrics_match_what_was_done(
     assert not [key for key in now if key[0] == "errors_total"]
 
 
+def test_many_requests_at_once_end_in_a_result_or_a_429_and_memory_stays(
+    client: Client, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run the load test in small: half of the requests wait until others have finished."""
+    measure(url, requests=12, rounds=3)
+    lines = capsys.readouterr().out.splitlines()
+    rounds = [line.split("|")[2:-1] for line in lines if re.match(r"\| \d", line)]
+    ended = [re.findall(r"(\d+) (succeeded|429)", each[0]) for each in rounds]
+    assert [sum(int(number) for number, _ in each) for each in ended] == [12] * 3
+    memory = [float(each[4].split()[0]) for each in rounds]
+    assert memory[2] - memory[1] < 25  # MiB; the first round warms the processes
+
+
 def test_killed_replicas_and_a_restart_lose_and_change_no_forecast(
     client: Client, settings: ServiceSettings, url: str
 ) -> None:
@@ -134,8 +140,8 @@ def test_killed_replicas_and_a_restart_lose_and_change_no_forecast(
         wait_until(lambda: ready(url))
     job = client.create_forecast("sub-02", samples=SAMPLES)
     midway(client, job)
-    ray_serve.delete("lesioncast")
-    ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
+    ray_serve.delete(APPLICATION)
+    deploy(settings)
     assert wait_for_result(client, job) == undisturbed
 
 

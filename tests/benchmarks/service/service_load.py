@@ -10,7 +10,6 @@ The networks have a few thousand weights, so that the service is measured and no
 import argparse
 import asyncio
 import logging
-import socket
 import tempfile
 import threading
 import time
@@ -29,14 +28,36 @@ from serve.app import build
 from serve.settings import ServiceSettings
 from tests.benchmarks.data.worker_memory import memory_now
 from tests.support.forecast import SPEC, write_bundle, write_store
+from tests.support.ray_clusters import free_ports
 
-ORDER = {"subject": "sub-01", "samples": 2, "arms": [SPEC.arms[0]]}
+ORDER = {
+    "subject": "sub-01",
+    "samples": 2,
+    "arms": [SPEC.arms[0]],
+    "sampler": {"num_steps": 3},
+}
+APPLICATION = "lesioncast"
 ENDED = ("succeeded", "failed", "cancelled")
 POLL_SECONDS = 1.0
 HEAD = (
     "| round | ends | answer p50 / p95 | result p50 / p95 | all | memory after | kills |\n"
     "|---|---|---|---|---|---|---|"
 )
+
+
+@contextmanager
+def service_on_ray(settings: ServiceSettings) -> Iterator[str]:
+    """Run the service in the connected cluster until the block ends; yield its URL."""
+    (port,) = free_ports(1)
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+    deploy(settings)
+    yield f"http://127.0.0.1:{port}"
+    ray_serve.shutdown()
+
+
+def deploy(settings: ServiceSettings) -> None:
+    """Start the application, or start it again after `ray_serve.delete(APPLICATION)`."""
+    ray_serve.run(build(settings), name=APPLICATION, route_prefix="/")
 
 
 async def ask(http: httpx2.AsyncClient, number: int) -> tuple[str, float, float]:
@@ -103,8 +124,24 @@ def _cuts(values: list[float]) -> str:
     return f"{cuts[9]:.1f} / {cuts[18]:.1f} s"
 
 
+def measure(url: str, *, requests: int, rounds: int, kill_every: float = 0.0) -> None:
+    """Print one line per round of requests to the service at `url`, which this process started.
+
+    Raise AssertionError if a request ends neither in a result nor in a 429.
+    """
+    print(f"memory before: {memory_now():.0f} MiB\n{HEAD}", flush=True)
+    for number in range(1, rounds + 1):
+        began = time.monotonic()
+        with kill_replicas(kill_every) as kills:
+            ends = asyncio.run(one_round(url, requests))
+        print(row(number, ends, time.monotonic() - began, len(kills)), flush=True)
+        lost = [state for state, *_ in ends if state not in ("succeeded", "429")]
+        if lost:
+            raise AssertionError(f"expected a result or a 429 each, got {Counter(lost)}")
+
+
 def main() -> None:
-    """Print one line per round."""
+    """Start a service on a small store and print one line per round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
@@ -115,27 +152,14 @@ def main() -> None:
         folder = Path(name)
         write_store(folder / "store.zarr", folder / "bids", test=2)
         write_bundle(folder / "bundle")
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = taken.getsockname()[1]
-        ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
         settings = ServiceSettings(
             bundle=folder / "bundle",
             store=folder / "store.zarr",
             artifacts=folder / "out",
             demo=True,
         )
-        ray_serve.run(build(settings), name="lesioncast", route_prefix="/")
-        print(f"memory before: {memory_now():.0f} MiB\n{HEAD}", flush=True)
-        for number in range(1, args.rounds + 1):
-            began = time.monotonic()
-            with kill_replicas(args.kill_every) as kills:
-                ends = asyncio.run(one_round(f"http://127.0.0.1:{port}", args.requests))
-            print(row(number, ends, time.monotonic() - began, len(kills)), flush=True)
-            lost = [state for state, *_ in ends if state not in ("succeeded", "429")]
-            if lost:
-                raise AssertionError(f"expected a result or a 429 each, got {Counter(lost)}")
-        ray_serve.shutdown()
+        with service_on_ray(settings) as url:
+            measure(url, requests=args.requests, rounds=args.rounds, kill_every=args.kill_every)
 
 
 if __name__ == "__main__":
