@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lesioncast.imaging.covariates import Covariate
+from lesioncast.imaging.intervals import INTERVALS, check_days
 from serve.api.problems import ApiProblemError
 from serve.api.schemas import UploadForecastRequest
 from serve.worker.retry import is_transient
@@ -92,11 +93,19 @@ def validate_covariates(
 ) -> None:
     """Raise ApiProblemError for a covariate or a value that the model does not take.
 
-    None means that a covariate is unknown and is always accepted.
+    None means that a covariate is unknown and is always accepted. So are the days between sessions:
+    a forecast says where they are not those of training.
     """
     by_name = {covariate.name: covariate for covariate in accepted}
     for name, value in values.items():
         field = f"covariates.{name}"
+        if name in INTERVALS:
+            try:
+                check_days(name, value)
+            except ValueError as error:
+                raise ApiProblemError(422, f"{error}.", field=field) from error
+            if name not in by_name:
+                continue
         if name not in by_name:
             expected = f"some of {', '.join(by_name) or 'none, for this model knows none'}"
             raise ApiProblemError(422, f"{field}: expected {expected}, got {name}.", field=field)

@@ -35,6 +35,7 @@ from lesioncast.forecasting.pipeline import (
 from lesioncast.forecasting.runtime import bundle_sampler
 from lesioncast.forecasting.sampling import ensembles
 from lesioncast.forecasting.settings import ForecastSettings
+from lesioncast.imaging.intervals import INTERVALS, check_days
 from storage import Location, Store, StoreSettings, open_store
 from storage.convert.patient import (
     PATIENT_IMAGES,
@@ -97,9 +98,10 @@ class ForecastModel:
 
         `images` names files by session and channel: w000/flair and w048/flair are required, the
         others in `PATIENT_IMAGES` are optional. `covariates` are values that the model knows by
-        these names. `subject` is a BIDS name, on which the seeds depend. The images are prepared
-        as the training images of the bundle were. `resample` says whether images of another voxel
-        size are resampled; by default they are if those of the training were.
+        these names, and the days between sessions (`INTERVALS`): a note says where they leave the
+        range of training. `subject` is a BIDS name, on which the seeds depend. The images are
+        prepared as the training images of the bundle were. `resample` says whether images of
+        another voxel size are resampled; by default they are if those of the training were.
 
         Raise ForecastError for an unknown image, covariate, arm or session, and CaseError, which
         names the file, for an image that cannot be used.
@@ -170,11 +172,16 @@ class ForecastModel:
             )
         known = {covariate.name: covariate for covariate in self.bundle.config.model.covariates}
         for name, value in covariates.items():
-            if name not in known:
+            if name in INTERVALS:
+                try:
+                    check_days(name, value)
+                except ValueError as error:
+                    raise ForecastError(str(error)) from error
+            if name not in (*known, *INTERVALS):
                 raise ForecastError(
                     f"covariates: expected some of {', '.join(known) or 'none'}, got {name}"
                 )
-            if value is not None and not np.isfinite(known[name].encode(value)):
+            if value is not None and name in known and not np.isfinite(known[name].encode(value)):
                 kind = " or ".join(known[name].levels) or "a finite number"
                 raise ForecastError(f"covariates.{name}: expected {kind}, got {value}")
 

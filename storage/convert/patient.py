@@ -12,13 +12,8 @@ from storage.convert.build_shard import ShardTask, build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
 from storage.errors import CaseError, Exclusion
-from storage.layout import (
-    BASELINE,
-    CHANNELS,
-    CURRENT,
-    CovariateValue,
-    shard_record_path,
-)
+from storage.layout import BASELINE, CHANNELS, CURRENT, CovariateValue, shard_record_path
+from storage.preprocess.visits import INTERVALS
 from storage.settings import StoreSettings, TrialLayout
 from storage.store.shards import decode_record
 from storage.store.store import Store
@@ -49,9 +44,13 @@ def patient_image_path(name: str, subject: str, layout: TrialLayout) -> str:
 def write_patient_table(
     bids: Path, subject: str, covariates: Mapping[str, CovariateValue], *, layout: TrialLayout
 ) -> None:
-    """Write a participants table of one subject, whose arm is not known."""
+    """Write a participants table of one subject, whose arm is not known.
+
+    `covariates` may hold the days between sessions, by the names in `INTERVALS`.
+    """
     row: dict[str, CovariateValue] = {layout.subject_column: subject, layout.arm_column: None}
-    row.update(covariates)
+    columns = dict(zip(INTERVALS, layout.interval_columns, strict=True))
+    row.update({columns.get(name, name): value for name, value in covariates.items()})
     cells = ("n/a" if value is None else str(value) for value in row.values())
     lines = ("\t".join(row), "\t".join(cells))
     bids.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Check the order of a subject's sessions by their dates, and measure the days between them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 
 from storage.errors import CaseError, Exclusion
@@ -21,6 +21,10 @@ class Intervals:
 
     days_to_current: float | None = None
     days_to_outcome: float | None = None
+
+
+INTERVALS = tuple(field.name for field in fields(Intervals))
+"""Names of the intervals, also as covariates."""
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,9 @@ def test_a_forecast_says_if_its_bundle_knows_simulated_or_masked_images_alone(
 
 def test_images_need_no_configuration(root: Path, model: api.ForecastModel) -> None:
     images = {name: str(path_of(root / "bids", SUBJECT, *name.split("/"))) for name in FLAIR}
-    found = model.forecast(images, settings=replace(SETTINGS, samples=2))
+    days = {"days_to_current": 100}
+    found = model.forecast(images, covariates=days, settings=replace(SETTINGS, samples=2))
+    assert "month 12 is 100 days after baseline for this patient" in found.summary.notes[-1]
     assert found.summary.subject == "sub-patient"
     assert found.summary.covariates.missing == ("age",)
     assert tuple(found.arms) == model.arms == ARMS
@@ -188,6 +190,7 @@ def test_images_need_no_configuration(root: Path, model: api.ForecastModel) -> N
     [
         ({"w024/flair": "x.nii"}, {}, "images: expected names among w000/flair, .* got w024/flair"),
         ({}, {"weight": 70}, "covariates: expected some of age, got weight"),
+        ({}, {"days_to_current": -3}, "covariates.days_to_current: expected days from 0 to 36525"),
         ({}, {"age": "old"}, "covariates.age: expected a finite number, got old"),
     ],
 )

@@ -36,13 +36,15 @@ from lesioncast.imaging.covariates import (
     encode_covariates,
     fit_covariates,
 )
+from lesioncast.imaging.intervals import IntervalRanges
 from lesioncast.parsing import parse_dataclass
 from lesioncast.training import randomness
 from lesioncast.training.experiment import Experiment, experiment_of, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
 from lesioncast.training.settings import DropoutRates
 from lesioncast.training.trainer import train
-from storage import Case, Store
+from storage import Case, Store, VisitSchedule
+from storage.preprocess.visits import Intervals
 from tests.diffusion.test_networks import TINY, inputs, randomise
 from tests.support.forecast import SLAB, SPEC, write_store
 from tests.support.training import MODEL, SETTINGS, tiny_cases, tiny_experiment
@@ -105,6 +107,16 @@ def test_numbers_are_standardised_on_the_training_cases_alone(store: Store) -> N
     assert values.std() == pytest.approx(1)
 
 
+def test_the_days_between_sessions_are_covariates_where_they_are_known(store: Store) -> None:
+    train_cases = store.select(split="train")
+    (days,) = fit_covariates(["days_to_current"], train_cases)
+    assert (days.centre, days.name) == (347.5, "days_to_current")
+    unknown = replace(train_cases[0], intervals=Intervals())
+    assert np.isnan(encode_covariates([days], unknown)).all()
+    with pytest.raises(ConfigError, match="expected some of .*, got days_to_outcome"):
+        fit_covariates(["days_to_outcome"], train_cases)
+
+
 def test_a_fully_specified_covariate_is_not_fitted(store: Store) -> None:
     assert fit_covariates([AGE], store.cases) == (AGE,)
 
@@ -113,7 +125,9 @@ def test_a_fully_specified_covariate_is_not_fitted(store: Store) -> None:
 def test_an_unknown_name_raises_and_lists_the_available_ones(
     store: Store, unknown: str | Covariate
 ) -> None:
-    with pytest.raises(ConfigError, match=r"expected some of age, edss, sex, got ege"):
+    with pytest.raises(
+        ConfigError, match=r"expected some of age, days_to_current, edss, sex, got ege"
+    ):
         fit_covariates(["age", unknown], store.cases)
 
 
@@ -295,6 +309,44 @@ def test_a_bundle_stores_the_covariates_that_training_fitted(store: Store, bundl
     assert bundle.config.model.covariates == expected
     card = (bundle.path / "README.md").read_text()
     assert "- Covariates, each of which may be missing: age, sex." in card
+
+
+def test_a_bundle_stores_the_days_between_sessions_of_its_training_cases(bundle: Bundle) -> None:
+    assert bundle.config.intervals == IntervalRanges((330.0, 365.0), None)
+    assert bundle.config.visits == VisitSchedule()
+
+
+def test_a_forecast_says_where_visits_differ_from_those_of_training(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    inside = replace(store.cases[1], intervals=Intervals(340, 350))
+    beyond = replace(store.cases[2], intervals=Intervals(329, 200))
+    visits = VisitSchedule(days=(0, 365, 730))
+    other = replace(store, table=replace(store.table, spec=replace(store.spec, visits=visits)))
+
+    def notes(of: Store, case: Case) -> list[str]:
+        settings = ForecastSettings(samples=2)
+        batches = plan_forecast(of, [case], settings=settings, seed=0).batches(6)
+        drawn = map(build_sampler(bundle.path, store.path, device="cpu"), batches)
+        provenance = RunProvenance(
+            bundle.digest, 0, intervals=bundle.config.intervals, visits=bundle.config.visits
+        )
+        run = ForecastRun(
+            settings=settings, provenance=provenance, out=tmp_path, background=stored_flair(store)
+        )
+        (summary,) = write_forecasts(of, [case], drawn, run)
+        return list(summary.notes)
+
+    assert notes(store, inside) == []
+    current, outcome = notes(store, beyond)
+    assert (
+        "w048 is 329 days after w000 for this patient; the model was trained on 330 to" in current
+    )
+    assert (
+        "w096 is 200 days after w048 for this patient; the model was trained on 336 pl" in outcome
+    )
+    (planned,) = notes(other, inside)
+    assert "trained on sessions planned for days 0, 336, 672; those of this patient are" in planned
 
 
 def test_a_forecast_uses_the_stores_covariates_and_runs_without_them(

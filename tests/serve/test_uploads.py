@@ -404,7 +404,9 @@ def test_covariates_of_an_upload_count_as_those_of_the_store(
 
         stored = forecast()
         same = forecast(images=images, covariates={"age": 32, "sex": "F"})
-        another = forecast(images=images, covariates={"age": 90.5, "sex": "M"})
+        another = forecast(
+            images=images, covariates={"age": 90.5, "sex": "M", "days_to_current": 90}
+        )
         older = forecast(images=images, covariates={"age": 32.0, "sex": None})
         unknown = forecast(images=images)
     assert same == stored
@@ -412,6 +414,7 @@ def test_covariates_of_an_upload_count_as_those_of_the_store(
     assert older["covariates"] == {"used": ["age"], "missing": ["sex"]}
     assert unknown["covariates"] == {"used": [], "missing": ["age", "sex"]}
     assert same["arms"] != another["arms"]
+    assert " is 90 days after " in another["notes"][-1]
     model = httpx2.get(f"{covariate_service.url}/v2/models/lesioncast").json()
     assert {"name": "age", "datatype": "FP32", "shape": [1]} in model["inputs"]
 
@@ -432,6 +435,8 @@ def test_covariates_of_an_upload_count_as_those_of_the_store(
         ("sex", 1, "one of F, M, got 1"),
         ("sex", "F\tplacebo", "one of F, M"),
         ("sex", "F" * 65, "a word of at most 64"),
+        ("days_to_current", 0, "days from 0 to 36525, got 0"),
+        ("days_to_outcome", "soon", "days from 0 to 36525, got soon"),
         ("height", 1.8, "some of age, sex, got height"),
     ],
 )

@@ -93,7 +93,7 @@ def _case(index: int, grid: SlabGrid, split: str) -> Case:
         intensity={},
         digests={path: f"{index:04d}{place:060d}" for place, path in enumerate(sources.values())},
         sources=sources,
-        intervals=Intervals(),
+        intervals=Intervals(310.0 + 5 * index, None),
         notes=(),
         fingerprints={},
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.imaging.intervals import IntervalRanges
 from storage import VisitSchedule
 from storage.settings import StoreSettings
 
@@ -24,6 +25,8 @@ class BundleConfig:
     simulated: bool
     #: Share of the training cases whose FLAIR was cleared outside a brain mask.
     brain_mask_share: float
+    #: Days between the sessions of its training cases.
+    intervals: IntervalRanges = IntervalRanges()
     #: True if training also hid all images after baseline, so that baseline images suffice.
     baseline_only: bool = False
     #: Version of the layout of the bundle's files.

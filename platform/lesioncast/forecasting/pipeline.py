@@ -60,6 +60,7 @@ from lesioncast.forecasting.view.kept_samples import KeptSamples
 from lesioncast.forecasting.view.saved_page import saved_page
 from lesioncast.imaging.channels import CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.covariates import covariate_presence
+from lesioncast.imaging.intervals import interval_notes
 from lesioncast.imaging.lesions import lesion_count
 from storage import Case, Store, to_source_grid
 from storage.atomic import atomic_write_text
@@ -166,6 +167,7 @@ def run_provenance(
         identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
         visits=bundle.config.visits,
         brain_mask_share=bundle.config.brain_mask_share,
+        intervals=bundle.config.intervals,
     )
 
 
@@ -274,8 +276,16 @@ def assemble_forecast(
         else lesion_count(observed.astype(bool), spacing, opening=opening),
         covariates=covariate_presence(provenance.covariates, case),
         case_digest=case.digest,
-        notes=brain_mask_notes(
-            provenance.brain_mask_share, cleared=store.cleared_by_brain_mask(case)
+        notes=(
+            *brain_mask_notes(
+                provenance.brain_mask_share, cleared=store.cleared_by_brain_mask(case)
+            ),
+            *interval_notes(
+                case.intervals,
+                store.spec.visits,
+                trained=provenance.intervals,
+                visits=provenance.visits,
+            ),
         ),
     )
     return SubjectForecast(

@@ -46,10 +46,11 @@ def fit_covariates(
 ) -> tuple[Covariate, ...]:
     """Return the requested covariates, fitting those given by name only on the training `cases`.
 
-    A number gets its mean as centre and its standard deviation as scale. A word gets its levels.
+    The days between sessions are covariates, too: days_to_current and days_to_outcome. A number
+    gets its mean as centre and its standard deviation as scale. A word gets its levels.
     Raises ConfigError if the cases lack the covariate or all have the same value.
     """
-    rows = [case.covariates for case in cases]
+    rows = [covariate_values(case) for case in cases]
     available = sorted({name for row in rows for name in row})
     for covariate in requested:
         name = covariate if isinstance(covariate, str) else covariate.name
@@ -57,7 +58,7 @@ def fit_covariates(
             choices = ", ".join(available) or "none, for the store has none"
             raise ConfigError(
                 f"covariates: expected some of {choices}, got {name}; "
-                "name a column of the trial's participants.tsv"
+                "name a column of the trial's participants.tsv, or an interval that dates give"
             )
     return tuple(
         _fit(covariate, [row[covariate] for row in rows if row.get(covariate) is not None])
@@ -65,6 +66,12 @@ def fit_covariates(
         else covariate
         for covariate in requested
     )
+
+
+def covariate_values(case: Case) -> dict[str, str | float | None]:
+    """Return the columns of a case's table and the days between its sessions that are known."""
+    days = {name: value for name, value in vars(case.intervals).items() if value is not None}
+    return {**case.covariates, **days}
 
 
 def _fit(name: str, values: Sequence[str | float | None]) -> Covariate:
@@ -96,9 +103,9 @@ def _fit(name: str, values: Sequence[str | float | None]) -> Covariate:
 
 def encode_covariates(covariates: Sequence[Covariate], case: Case) -> Values:
     """Return the case's encoded covariates, [covariate]; NaN if missing or of an unknown level."""
+    values = covariate_values(case)
     return np.array(
-        [covariate.encode(case.covariates.get(covariate.name)) for covariate in covariates],
-        np.float32,
+        [covariate.encode(values.get(covariate.name)) for covariate in covariates], np.float32
     )
 
 

@@ -14,6 +14,7 @@ from lesioncast.bundle.io import Weights
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import TrainingError
+from lesioncast.imaging.intervals import interval_ranges
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.experiment import CONTROL, UNET, Stage
 from lesioncast.training.lesion_load_prior import fit_lesion_load_prior, load_prior_data
@@ -40,6 +41,7 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             sampler,
             simulated=store.table.trial.simulated,
             brain_mask_share=float(np.mean([*map(store.cleared_by_brain_mask, cases)])),
+            intervals=interval_ranges(cases),
             baseline_only=stage.settings.session_dropout > 0,
         ),
         unet=stage.pretrained.tensors(EMA, UNET),

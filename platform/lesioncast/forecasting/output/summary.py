@@ -21,6 +21,7 @@ from lesioncast.forecasting.ensemble import (
 )
 from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.imaging.covariates import Covariate
+from lesioncast.imaging.intervals import IntervalRanges
 from lesioncast.imaging.lesions import opening_element
 from storage import VisitSchedule
 from storage.export.bids_derivative import write_json
@@ -51,6 +52,8 @@ class RunProvenance:
     visits: VisitSchedule = VisitSchedule()
     #: Share of the training cases whose images were cleared outside a brain mask, if known.
     brain_mask_share: float | None = None
+    #: Days between the sessions of the bundle's training cases.
+    intervals: IntervalRanges = IntervalRanges()
 
     @property
     def target(self) -> str:
