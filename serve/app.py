@@ -9,7 +9,7 @@ sampler replicas draw. Ray Serve restarts whichever dies, and it continues from 
 
 import asyncio
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from ray import serve as ray_serve
@@ -35,7 +35,7 @@ from serve.metrics import EngineMetrics, ForecastMetrics, RequestMetrics
 from serve.patients import PatientRef
 from serve.settings import ServiceSettings
 from serve.worker.loaded_model import load_model, mount_model, patient_for_job
-from serve.worker.retry import SamplersUnavailableError
+from serve.worker.retry import OtherBundleError, SamplersUnavailableError
 from serve.worker.worker import ForecastWorker
 from storage import open_store
 
@@ -51,6 +51,13 @@ READY_TIMEOUT_S = 5.0
 LIGHTWEIGHT_ACTOR_OPTIONS = {"num_cpus": 0.1}
 # Above any peak: the engine's slots bound how many calls really run at a time.
 MAX_ONGOING_DRAWS = 4096
+
+
+class BundleSamples(NamedTuple):
+    """Samples, and the digest of the bundle that drew them."""
+
+    bundle: str
+    samples: SampleBatch
 
 
 @ray_serve.deployment(
@@ -72,9 +79,10 @@ class SamplerDeployment:
         arm: int,
         seeds: tuple[int, ...],
         overrides: SamplerOverrides,
-    ) -> SampleBatch:
+    ) -> BundleSamples:
         """Draw a patient's samples under an arm; see `SamplerWorker.draw`."""
-        return await self._sampler.draw(job_id, patient, arm, seeds, overrides)
+        drawn = await self._sampler.draw(job_id, patient, arm, seeds, overrides)
+        return BundleSamples(self._sampler.bundle, drawn)
 
     async def ready(self) -> bool:
         """Return True if the replica can draw."""
@@ -99,9 +107,8 @@ class ForecastWorkerDeployment:
 
         async def draw(job: ForecastJob, block: SampleBlock) -> SampleBatch:
             arm, overrides = arms.index(block.arm), job.request.sampler
-            return await draw_with_retries(
-                sampler, job.id, patient_for_job(job), arm, block.seeds, overrides
-            )
+            arguments = job.id, patient_for_job(job), arm, block.seeds, overrides
+            return await draw_with_retries(sampler, *arguments, bundle=loaded.bundle.digest)
 
         jobs = JobRepository(settings.database_url)
         self._worker = ForecastWorker(jobs, loaded, draw, ForecastMetrics())
@@ -130,17 +137,27 @@ async def is_ready(replicas: DeploymentHandle[Any]) -> bool:
         return False
 
 
-async def draw_with_retries(sampler: DeploymentHandle[Any], *arguments: Any) -> SampleBatch:
-    """Call a sampler, retrying while replicas are unavailable.
+async def draw_with_retries(
+    sampler: DeploymentHandle[Any], *arguments: Any, bundle: str
+) -> SampleBatch:
+    """Call a sampler, retrying while replicas are unavailable or hold another bundle.
 
     Retrying is safe because a seed determines its sample. Ray Serve itself does not repeat a call
-    whose replica died. Raises SamplersUnavailableError after `MAX_ATTEMPTS` attempts.
+    whose replica died. Raises SamplersUnavailableError after `MAX_ATTEMPTS` attempts. `bundle` is
+    the digest of the bundle under which the samples are stored.
     """
     for attempt in range(MAX_ATTEMPTS):
         response = sampler.draw.remote(*arguments)
         try:
-            drawn: SampleBatch = await response
-            return drawn
+            drawn: BundleSamples = await response
+            # A replica that started after the bundle was replaced holds the new one.
+            if drawn.bundle == bundle:
+                return drawn.samples
+            if attempt == MAX_ATTEMPTS - 1:
+                raise OtherBundleError(
+                    f"expected samples of bundle {bundle[:12]}, got those of {drawn.bundle[:12]}; "
+                    "restart the service, so that all replicas load one bundle"
+                )
         except asyncio.CancelledError:
             # Awaiting a response does not cancel the call when the awaiting task is cancelled.
             response.cancel()  # type: ignore[no-untyped-call]

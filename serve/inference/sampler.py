@@ -28,7 +28,7 @@ class SamplerWorker:
     """Draw blocks of samples of patients with the bundle's networks.
 
     On the CPU one thread draws: replicas are the parallelism, and a mask must not depend on the
-    number of threads.
+    number of threads. `bundle` is the digest of the bundle.
     """
 
     def __init__(self, settings: ServiceSettings, on_step: OnStep) -> None:
@@ -37,6 +37,7 @@ class SamplerWorker:
             torch.set_num_threads(1)
         bundle, store = load_bundle(settings.bundle, device=device), open_store(settings.store)
         check_compatible(bundle, store)
+        self.bundle = bundle.digest
         self._device, self._sampler, self._model = device, bundle.config.sampler, bundle.model
         self._store, self._artifacts = store, settings.artifacts
         self._encodings: OrderedDict[PatientRef, PatientEncoding] = OrderedDict()

@@ -20,6 +20,10 @@ class SamplersUnavailableError(Exception):
     """No sampler has answered for minutes."""
 
 
+class OtherBundleError(SamplersUnavailableError):
+    """The samplers hold another bundle than the forecast worker."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """How an attempt at a forecast failed."""
@@ -45,6 +49,9 @@ def is_transient(error: Exception) -> bool:
 def _failure_of_leaf(error: Exception) -> Failure:
     if isinstance(error, DATABASE_ERRORS):
         return Failure(transient=True, reason="the database does not answer")
+    if isinstance(error, OtherBundleError):
+        reason = "the bundle was replaced and the service was not restarted"
+        return Failure(transient=True, reason=reason)
     if isinstance(error, SamplersUnavailableError):
         return Failure(transient=True, reason="no sampler answers")
     failure = storage_failure(error)

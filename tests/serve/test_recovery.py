@@ -26,8 +26,10 @@ from serve.worker.loaded_model import LoadedModel
 from serve.worker.retry import (
     INITIAL_DELAY_S,
     MAX_DELAY_S,
+    OtherBundleError,
     SamplersUnavailableError,
     backoff_delays,
+    failure_of,
     is_transient,
 )
 from tests.support.forecast import write_bundle, write_store
@@ -294,9 +296,38 @@ def test_unavailable_samplers_are_transient_and_stopped_engines_are_not(
             raise raised
 
     with pytest.raises(expected) as error:
-        asyncio.run(app.draw_with_retries(Handle(), "job"))  # type: ignore[arg-type]
+        asyncio.run(app.draw_with_retries(Handle(), "job", bundle="own"))  # type: ignore[arg-type]
     assert calls == [("job",)] * app.MAX_ATTEMPTS
     assert is_transient(error.value) == (expected is SamplersUnavailableError)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_samples_of_a_replaced_bundle_do_not_count_as_those_of_the_old_one(
+    monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    monkeypatch.setattr(app, "INITIAL_BACKOFF_S", 0.0)
+    calls: list[int] = []
+
+    class Handle:
+        """A handle to a replica of another bundle and, if `own`, one of the worker's bundle."""
+
+        @property
+        def draw(self) -> "Handle":
+            return self
+
+        async def remote(self, *_: object) -> app.BundleSamples:
+            calls.append(len(calls))
+            bundle = "own" if own and len(calls) == 2 else "other"
+            return app.BundleSamples(bundle, bundle)  # type: ignore[arg-type]
+
+    drawing = app.draw_with_retries(Handle(), "job", bundle="own")  # type: ignore[arg-type]
+    if own:
+        assert (asyncio.run(drawing), len(calls)) == ("own", 2)
+        return
+    with pytest.raises(OtherBundleError, match="restart the service") as error:
+        asyncio.run(drawing)
+    assert len(calls) == app.MAX_ATTEMPTS
+    assert failure_of(error.value).transient
 
 
 def test_a_group_of_errors_is_transient_if_all_of_them_are() -> None:
