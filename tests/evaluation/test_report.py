@@ -23,6 +23,7 @@ from lesioncast.evaluation.metrics.calibration import reliability_curve
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
 from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.metrics.mask_comparison import ObservedMask, compare_masks
+from lesioncast.evaluation.reporting import files
 from lesioncast.evaluation.reporting.files import write_evaluation
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.json_io import read_report, report_from_json, report_to_json
@@ -512,7 +513,9 @@ def test_an_undefined_interval_is_not_shown() -> None:
     assert format_estimate(Estimate(None)) == DASH
 
 
-def test_an_evaluation_is_written_as_six_files(tmp_path: Path) -> None:
+def test_an_evaluation_is_written_as_six_files_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts, chosen = counts_by_arm()
     result = evaluated(TEST, counts, counterfactual_cases=chosen)
     write_evaluation(result, tmp_path, counterfactual_cases=chosen, test_cases=TEST.case)
@@ -527,3 +530,14 @@ def test_an_evaluation_is_written_as_six_files(tmp_path: Path) -> None:
     assert rows[1].split(",")[-6:] == ["1.0000", "0.8750", "0.6250", "0.5000", "0.2500", "0.0000"]
     assert rows[-1].endswith(",,,,,,")
     assert (tmp_path / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = replace(result, report=replace(result.report, bundle="another bundle"))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "render_html", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_evaluation(other, tmp_path, counterfactual_cases=chosen, test_cases=TEST.case)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def interrupt(*_: object) -> str:
+    raise KeyboardInterrupt

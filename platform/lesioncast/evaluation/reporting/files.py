@@ -30,21 +30,28 @@ def write_evaluation(
     test_cases: Sequence[int],
     examples: Sequence[ExampleCase] = (),
 ) -> None:
-    """Write the six files into `folder`.
+    """Write the six files into `folder`, metrics.json last.
+
+    All of them are rendered first: an error or a kill while they are drawn, which takes long, does
+    not mix them with those of an earlier evaluation.
 
     `test_cases` are the store's indices of the rows of `result`, `counterfactual_cases` those of
     the cases under every arm. The report shows the `examples`.
     """
     report = result.report
-    atomic_write(folder / METRICS, report_to_json(report).encode())
-    atomic_write(folder / ESTIMATES, estimates_csv(report).encode())
-    atomic_write(folder / TABLES, render_markdown(report).encode())
     rows = cases_csv(result, counterfactual_cases=counterfactual_cases, test_cases=test_cases)
-    atomic_write(folder / CASES, rows.encode())
     figure = evaluation_figure(report, result.cases, result.methods)
-    atomic_write(folder / FIGURE, png_bytes(figure))
     plots = panels(report, result.cases, result.methods)
-    atomic_write(folder / REPORT, render_html(report, plots, examples).encode())
+    contents = {
+        ESTIMATES: estimates_csv(report).encode(),
+        TABLES: render_markdown(report).encode(),
+        CASES: rows.encode(),
+        FIGURE: png_bytes(figure),
+        REPORT: render_html(report, plots, examples).encode(),
+        METRICS: report_to_json(report).encode(),
+    }
+    for name, content in contents.items():
+        atomic_write(folder / name, content)
 
 
 def cases_csv(
