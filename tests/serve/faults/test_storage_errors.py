@@ -1,7 +1,9 @@
 """Outages of a storage postpone a forecast for a bounded time; a refusal fails it, with reason."""
 
+import asyncio
 import errno
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from ray.exceptions import RayTaskError
 from lesioncast.errors import ForecastError
 from serve.api.routes import results
 from serve.client import Client
+from serve.inference.sampler import SamplerWorker
 from serve.settings import ServiceSettings
 from serve.worker import retry
 from serve.worker.loaded_model import LoadedModel
@@ -187,6 +190,27 @@ def test_an_outage_that_lasts_fails_the_forecast_after_a_bounded_time(
     )
     assert SECRET not in status["error"]
     wait_until(lambda: {outcome for _, outcome in service.errors} == {"postponed", "failed"})
+
+
+def test_a_forecast_that_makes_progress_between_outages_is_not_given_up(
+    client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every attempt saves one block before an outage ends it, and all take longer than allowed."""
+    monkeypatch.setattr(retry, "MAX_DELAY_S", 0.1)
+    draw, attempts = SamplerWorker.draw, list[float]()
+
+    async def draw_one(*given: Any) -> Any:
+        if not attempts or time.monotonic() - attempts[-1] > 0.3:
+            attempts.append(time.monotonic())
+            return await draw(*given)
+        await asyncio.sleep(0.4)
+        raise OUTAGES["disk"]
+
+    monkeypatch.setattr(SamplerWorker, "draw", draw_one)
+    job = client.create_forecast("sub-02", samples=4)
+    assert list(client.stream_events(job))[-1]["state"] == "succeeded"
+    assert attempts[-1] - attempts[0] > LIMIT_S
+    assert {outcome for _, outcome in service.errors} == {"postponed"}
 
 
 @pytest.mark.parametrize("route", ["result", "arms/placebo", "derivative"])
