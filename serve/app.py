@@ -27,7 +27,7 @@ from serve.api.app import create_app
 from serve.api.dependencies import create_context
 from serve.api.schemas import SamplerOverrides
 from serve.db.models import ForecastJob
-from serve.db.repository import JobRepository
+from serve.db.open import open_repository
 from serve.inference.engine_thread import EngineStoppedError
 from serve.inference.sampler import SamplerWorker
 from serve.log import JSON_LOGGING_CONFIG
@@ -38,6 +38,7 @@ from serve.worker.loaded_model import load_model, mount_model, patient_for_job
 from serve.worker.retry import OtherBundleError, SamplersUnavailableError
 from serve.worker.worker import ForecastWorker
 from storage import open_store
+from storage.private_files import private_folder
 
 UNAVAILABLE_ERRORS = (
     RayActorError,
@@ -110,7 +111,7 @@ class ForecastWorkerDeployment:
             arguments = job.id, patient_for_job(job), arm, block.seeds, overrides
             return await draw_with_retries(sampler, *arguments, bundle=loaded.bundle.digest)
 
-        jobs = JobRepository(settings.database_url)
+        jobs = open_repository(settings)
         self._worker = ForecastWorker(jobs, loaded, draw, ForecastMetrics())
         self._sampler = sampler
         self._task = asyncio.get_running_loop().create_task(self._worker.run())
@@ -214,7 +215,7 @@ def build(args: ServiceSettings) -> ray_serve.Application:
             "client looks local; start it with keys=FILE"
         )
     settings = args.absolute()
-    settings.artifacts.mkdir(parents=True, exist_ok=True)
+    private_folder(settings.artifacts.resolve())
     sampler = (
         as_deployment(SamplerDeployment)
         .options(

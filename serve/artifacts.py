@@ -41,7 +41,8 @@ def remove_artifacts(artifacts: Path, job_id: str) -> None:
 
 def jobs_with_artifacts(artifacts: Path) -> set[str]:
     """Return the ids of the forecasts that have any file."""
-    return {folder.name for pattern in ("*", "uploads/*") for folder in artifacts.glob(pattern)}
+    folders = ("*", "uploads/*", "samples/*.npz")
+    return {path.stem for pattern in folders for path in artifacts.glob(pattern)}
 
 
 def stale_uploads(artifacts: Path) -> list[str]:

@@ -68,6 +68,24 @@ class ServiceSettings(BaseModel):
         default=None,
         description="File of hashed API keys (`python -m serve.keys create NAME`).",
     )
+    audit_key: Path | None = Field(
+        default=None,
+        description="File of the keys that sign the audit; by default audit.key in `artifacts`, "
+        "which the first start creates. Keep it where nobody can read it who can write to the "
+        "database.",
+    )
+    keep_days: float = Field(
+        default=90,
+        ge=0,
+        description="Days after its end that a forecast is kept: result, uploads and request. 0 "
+        "keeps all until the client deletes it.",
+    )
+    keep_audit_days: float = Field(
+        default=0,
+        ge=0,
+        description="Days that entries of the audit and ids of expired forecasts are kept; 0 keeps "
+        "them for ever.",
+    )
     demo: bool = Field(
         default=False,
         description="Demo mode: needs no key and answers only requests from this machine.",
@@ -171,6 +189,20 @@ class ServiceSettings(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_retention(self) -> "ServiceSettings":
+        if self.keep_audit_days and not 0 < self.keep_days <= self.keep_audit_days:
+            raise ValueError(
+                f"keep_audit_days: expected at least keep_days, which must be above 0, got "
+                f"{self.keep_audit_days:g} with keep_days={self.keep_days:g}"
+            )
+        return self
+
+    @property
+    def audit_key_path(self) -> Path:
+        """Return the file of the keys that sign the audit."""
+        return self.audit_key or self.artifacts.absolute() / "audit.key"
+
     @property
     def database_url(self) -> str:
         """Return the SQLAlchemy URL of the database."""
@@ -180,7 +212,7 @@ class ServiceSettings(BaseModel):
         """Return a copy with absolute paths, for processes with another working directory."""
         paths = {
             name: value.absolute()
-            for name in ("bundle", "store", "artifacts", "keys", "truth")
+            for name in ("bundle", "store", "artifacts", "keys", "audit_key", "truth")
             if isinstance(value := getattr(self, name), Path)
         }
         return self.model_copy(update={**paths, "database": self.database_url})

@@ -13,6 +13,7 @@ from serve.api.problems import ApiProblemError
 from serve.api.status import StatusReader
 from serve.api.status_feed import StatusFeed
 from serve.db.models import UNFINISHED, ForecastJob
+from serve.db.open import open_repository
 from serve.db.repository import JobRepository
 from serve.keys import ApiKeyFile
 from serve.log import logger
@@ -83,7 +84,7 @@ def create_context(
 ) -> ServiceContext:
     """Create the context for a bundle and a store."""
     settings, model = mounted.settings, model_info(mounted.bundle)
-    jobs = JobRepository(settings.database_url)
+    jobs = open_repository(settings)
     statuses = StatusReader(jobs, model.digest, settings.apply_opening)
     return ServiceContext(
         settings=settings,
@@ -133,6 +134,8 @@ ForecastId = Annotated[str, Path(description="Id of the forecast: 32 hexadecimal
 def get_job_or_404(forecast_id: ForecastId, context: Context, caller: CurrentCaller) -> ForecastJob:
     """Return the caller's forecast. Raises ApiProblemError if the caller has none of this id.
 
+    The status is 410 for a forecast that was removed after `keep_days`.
+
     Malformed ids are rejected before the query: PostgreSQL cannot store some of them, such as NUL
     bytes, and would raise.
     """
@@ -140,6 +143,9 @@ def get_job_or_404(forecast_id: ForecastId, context: Context, caller: CurrentCal
     job = context.jobs.get(forecast_id, owner=caller.owner) if well_formed else None
     if job is None:
         raise ApiProblemError(404, "No forecast has this id.", field="id")
+    if job.state == "expired":
+        days = context.settings.keep_days
+        raise ApiProblemError(410, f"The forecast was removed {days:g} days after its end.")
     return job
 
 

@@ -17,7 +17,9 @@ from lesioncast.forecasting.view.schemas import Interval
 
 INT64_MAX_EXCLUSIVE = 2**63  # every database column and every format string holds smaller integers
 
-ForecastState = Literal["accepted", "running", "succeeded", "failed", "cancelled", "deleted"]
+ForecastState = Literal[
+    "accepted", "running", "succeeded", "failed", "cancelled", "deleted", "expired"
+]
 
 
 def _single_error(value: object, parse: ValidatorFunctionWrapHandler) -> object:
@@ -188,7 +190,10 @@ class ForecastStatus(BaseModel):
 
     id: str
     state: ForecastState
-    request: ResolvedRequest
+    request: ResolvedRequest | None = Field(
+        description="The request with every default made explicit; null once the forecast was "
+        "cancelled or deleted, because the request names the patient."
+    )
     progress: Progress
     partial: dict[str, PartialEstimate] = Field(
         description="Estimates by arm while the forecast runs; empty once it has finished."

@@ -44,11 +44,11 @@ class StatusReader:
         return ForecastStatus(
             id=job.id,
             state=job.state,
-            request=job.request,
+            request=job.stored_request,
             progress=Progress(done=done, total=job.total),
             partial={
                 arm: partial_estimate(lesions[arm], opening=self.opening)
-                for arm in job.request.arms
+                for arm in (job.request.arms if lesions else ())
                 if arm in lesions
             },
             error=job.error,

@@ -15,14 +15,18 @@ from lesioncast.imaging.lesions import LesionCounts
 from serve.api.schemas import ForecastState, ResolvedRequest
 
 UNFINISHED: tuple[ForecastState, ...] = ("accepted", "running")
-DISCARDED_STATES: tuple[ForecastState, ...] = ("cancelled", "deleted")
-"""States of forecasts whose files and samples are removed."""
+DISCARDED_STATES: tuple[ForecastState, ...] = ("cancelled", "deleted", "expired")
+"""States of forecasts whose files, samples and request are removed."""
+
+
+class RequestErasedError(Exception):
+    """The request of a cancelled, deleted or expired forecast is needed, but is removed."""
 
 
 class RequestJson(TypeDecorator[ResolvedRequest]):
     """A column type that stores a `ResolvedRequest` as JSON."""
 
-    impl = JSON
+    impl = JSON(none_as_null=True)
     cache_ok = True
 
     def process_bind_param(self, value: ResolvedRequest | None, dialect: Dialect) -> Any:
@@ -54,24 +58,34 @@ class ForecastJob(Base):
     `total` is the number of samples over all arms. `block_size` is the number of seeds in a block;
     it is stored so that a job keeps its blocks when the setting changes. `created` and `finished`
     are seconds since the epoch.
+
+    `stored_request` names the patient. It is erased when the job is cancelled, deleted or expired.
+    `idempotency_digest` is the sha256 of the client's key, which may name the patient too.
     """
 
     __tablename__ = "jobs"
     __table_args__ = (
-        UniqueConstraint("owner", "idempotency_key"),
+        UniqueConstraint("owner", "idempotency_digest"),
         Index("jobs_of_owner", "owner", "created", "id"),  # the order of lists
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     owner: Mapped[str]
-    idempotency_key: Mapped[str | None]
-    request: Mapped[ResolvedRequest]
+    idempotency_digest: Mapped[str | None]
+    stored_request: Mapped[ResolvedRequest | None] = mapped_column("request")
     total: Mapped[int]
     block_size: Mapped[int]
     state: Mapped[ForecastState] = mapped_column(String, index=True)
     error: Mapped[str | None]
     created: Mapped[float]
-    finished: Mapped[float | None]
+    finished: Mapped[float | None] = mapped_column(index=True)
+
+    @property
+    def request(self) -> ResolvedRequest:
+        """Return the request. Raises RequestErasedError if it was removed."""
+        if self.stored_request is None:
+            raise RequestErasedError(f"the forecast {self.id} is {self.state}")
+        return self.stored_request
 
 
 class DrawnBlock(Base):
@@ -107,7 +121,7 @@ class DrawnBlock(Base):
 class AuditEntry(Base):
     """One line of the audit: `record` is JSON, `previous_digest` chains it to the entry before.
 
-    See `serve.db.audit`.
+    `digest` is an HMAC of both under the key with the id `key_id`. See `serve.db.audit`.
     """
 
     __tablename__ = "audit"
@@ -116,6 +130,7 @@ class AuditEntry(Base):
     record: Mapped[str]
     previous_digest: Mapped[str]
     digest: Mapped[str]
+    key_id: Mapped[str]
 
 
 def to_drawn_block(

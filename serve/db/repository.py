@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from sqlalchemy import create_engine, delete, event, func, select, update
@@ -17,9 +18,17 @@ from sqlalchemy.orm import Session
 
 from lesioncast.imaging.lesions import LesionCounts
 from serve.api.schemas import ForecastState, ResolvedRequest
-from serve.db.audit import append_entry
-from serve.db.models import DISCARDED_STATES, UNFINISHED, DrawnBlock, ForecastJob
+from serve.db.audit import append_entry, last_entry, prune
+from serve.db.audit_key import AuditKeys
+from serve.db.models import DISCARDED_STATES, UNFINISHED, AuditEntry, DrawnBlock, ForecastJob
 from serve.db.schema import create_tables
+from serve.db.sqlite import empty_journal, set_up_sqlite
+from storage.digest import sha256_bytes
+
+EXPIRING: tuple[ForecastState, ...] = ("succeeded", "failed", "cancelled", "deleted")
+"""States of jobs that expire."""
+ERASED: Mapping[str, Any] = {"stored_request": None, "error": None}
+"""Columns that may identify the patient, without their content."""
 
 
 class QueueFullError(Exception):
@@ -49,14 +58,22 @@ class NewJob:
         """Return the number of samples over all arms."""
         return len(self.request.arms) * self.request.samples
 
+    @property
+    def idempotency_digest(self) -> str | None:
+        """Return the digest that stands for the idempotency key in the database."""
+        return None if self.idempotency_key is None else _digest_key(self.idempotency_key)
+
 
 class JobRepository:
-    """The jobs of the database at `url`. Raises DatabaseSchemaError for another schema."""
+    """The jobs of the database at `url`; `audit_keys` sign the audit.
 
-    def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, pool_pre_ping=True)
+    Raises DatabaseSchemaError for another schema.
+    """
+
+    def __init__(self, url: str, audit_keys: AuditKeys) -> None:
+        self._engine, self._audit_keys = create_engine(url, pool_pre_ping=True), audit_keys
         if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _make_sqlite_durable)
+            event.listen(self._engine, "connect", set_up_sqlite)
         create_tables(self._engine)
 
     def close(self) -> None:
@@ -82,8 +99,9 @@ class JobRepository:
         exceed the limit: counting under a lock would serialise all of them.
         """
         job = ForecastJob(
-            id=new.id, owner=new.owner, idempotency_key=new.idempotency_key, request=new.request,
-            total=new.total, block_size=new.block_size, state="accepted", created=time.time(),
+            id=new.id, owner=new.owner, idempotency_digest=new.idempotency_digest,
+            stored_request=new.request, total=new.total, block_size=new.block_size,
+            state="accepted", created=time.time(),
         )  # fmt: skip
         request = new.request
         try:
@@ -100,13 +118,14 @@ class JobRepository:
                     "by": new.requested_by,
                     "uploaded": request.upload is not None,
                 }
-                _append_audit(session, job, facts)
+                self._append_audit(session, job, facts)
         except IntegrityError:
             with self._session() as session:
                 existing = self._find_by_idempotency_key(
                     session, new.owner, str(new.idempotency_key)
                 )
-            if existing is None or existing.request != request:
+            # An erased request cannot be compared: its forecast is gone whatever it was.
+            if existing is None or existing.stored_request not in (None, request):
                 raise IdempotencyConflictError from None
             return existing
         return job
@@ -124,7 +143,7 @@ class JobRepository:
         self, session: Session, owner: str, key: str
     ) -> ForecastJob | None:
         query = select(ForecastJob).where(
-            ForecastJob.owner == owner, ForecastJob.idempotency_key == key
+            ForecastJob.owner == owner, ForecastJob.idempotency_digest == _digest_key(key)
         )
         return session.scalars(query).one_or_none()
 
@@ -188,21 +207,75 @@ class JobRepository:
         """Finish a job and delete its blocks. Returns False if it had finished before.
 
         `error` and `total` are stored with the job if they are given; `facts` go into the audit.
+        The request of a cancelled job is erased.
         """
         columns: dict[str, Any] = {"state": state, "finished": time.time()}
         if error is not None:
             columns["error"] = error
         if total is not None:
             columns["total"] = total
+        if state in DISCARDED_STATES:
+            columns |= ERASED
         finished = self._transition(job_id, UNFINISHED, columns, facts=facts or {})
         self.delete_blocks(job_id)
+        if finished and state in DISCARDED_STATES:
+            self.scrub()
         return finished
 
     def mark_deleted(self, job_id: str, *, by: str) -> bool:
-        """Mark a finished job as deleted. Returns False if it was deleted already."""
-        return self._transition(
-            job_id, ("succeeded", "failed"), {"state": "deleted"}, facts={"by": by}
+        """Mark a finished job as deleted, and erase its request.
+
+        Returns False if it was deleted already.
+        """
+        deleted = self._transition(
+            job_id, ("succeeded", "failed"), {"state": "deleted", **ERASED}, facts={"by": by}
         )
+        if deleted:
+            self.scrub()
+        return deleted
+
+    def expire(self, before: float) -> list[str]:
+        """Mark jobs that finished before a time as expired, and erase what they hold.
+
+        Only id, owner, state, numbers of samples and times are kept, so that the id is not found to
+        be unknown. Returns the ids.
+        """
+        query = select(ForecastJob.id).where(
+            ForecastJob.state.in_(EXPIRING), ForecastJob.finished < before
+        )
+        with self._session() as session:
+            ids = list(session.scalars(query))
+        columns = {"state": "expired", "idempotency_digest": None, **ERASED}
+        expired = [job for job in ids if self._transition(job, EXPIRING, columns, facts={})]
+        for job_id in expired:
+            self.delete_blocks(job_id)
+        return expired
+
+    def prune(self, before: float) -> int:
+        """Remove expired jobs that finished before a time, and older entries of the audit.
+
+        Returns the number of entries that were removed.
+        """
+        with self._session() as session:
+            session.execute(
+                delete(ForecastJob).where(
+                    ForecastJob.state == "expired", ForecastJob.finished < before
+                )
+            )
+            return prune(session, datetime.fromtimestamp(before, UTC), self._audit_keys)
+
+    def scrub(self) -> None:
+        """Remove erased rows from SQLite's files, where it keeps the pages of before for a while.
+
+        Connections that read at this moment keep them; the worker calls this from time to time.
+        """
+        if self._engine.dialect.name == "sqlite":
+            empty_journal(self._engine)
+
+    def last_audit_entry(self) -> AuditEntry | None:
+        """Return the last entry of the audit, None if there is none."""
+        with self._session() as session:
+            return last_entry(session)
 
     def delete_blocks(self, job_id: str) -> None:
         """Delete the blocks of a job, unless the job is unfinished."""
@@ -234,21 +307,18 @@ class JobRepository:
             if cast("CursorResult[Any]", session.execute(statement)).rowcount != 1:
                 return False
             if facts is not None:
-                _append_audit(session, session.get_one(ForecastJob, job_id), facts)
+                self._append_audit(session, session.get_one(ForecastJob, job_id), facts)
             return True
 
+    def _append_audit(self, session: Session, job: ForecastJob, facts: Mapping[str, Any]) -> None:
+        """Write a job's state to the audit, without anything that identifies the patient."""
+        record = {"forecast": job.id, "client": job.owner, "event": job.state, **facts}
+        append_entry(session, record, self._audit_keys)
 
-def _append_audit(session: Session, job: ForecastJob, facts: Mapping[str, Any]) -> None:
-    """Write a job's state to the audit, without anything that identifies the patient."""
-    append_entry(session, {"forecast": job.id, "client": job.owner, "event": job.state, **facts})
+
+def _digest_key(idempotency_key: str) -> str:
+    return sha256_bytes(idempotency_key.encode())
 
 
 def _count_unfinished(session: Session) -> int:
     return session.scalars(select(func.count()).where(ForecastJob.state.in_(UNFINISHED))).one()
-
-
-def _make_sqlite_durable(connection: Any, _: object) -> None:
-    # WAL lets readers go on while one process writes, FULL makes a commit survive a power cut, and
-    # the timeout makes a second writer wait rather than fail.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=20000"):
-        connection.execute(f"PRAGMA {pragma}")

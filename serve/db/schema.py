@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from lesioncast.errors import LesioncastError
 from serve.db.models import AuditEntry, Base, ForecastJob, SchemaVersion
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_ATTEMPTS = 10
 
 

@@ -81,7 +81,7 @@ function showProgress(status) {
   const { done, total } = status.progress;
   $("progress-bar").max = Math.max(total, 1);
   $("progress-bar").value = done;
-  $("progress-text").textContent = `${status.request.subject}: ${done} of ${total} samples`;
+  $("progress-text").textContent = `${status.request?.subject ?? ""}: ${done} of ${total} samples`;
 }
 
 async function showView(id, signal) {

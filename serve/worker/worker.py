@@ -19,6 +19,7 @@ from serve.artifacts import jobs_with_artifacts, remove_artifacts, remove_upload
 from serve.db.models import DISCARDED_STATES, DrawnBlock, ForecastJob, to_drawn_block
 from serve.db.repository import JobRepository
 from serve.log import logger
+from serve.retention import apply_retention
 from serve.worker.loaded_model import LoadedModel, samples_per_arm
 from serve.worker.retry import Failure, backoff_delays, failure_of, leaf_exceptions
 
@@ -249,8 +250,9 @@ class ForecastWorker:
             remove_artifacts(self._loaded.settings.artifacts, job_id)
 
     def _clean_up_orphans(self) -> None:
-        """Delete files that a process left when it died before it could delete them."""
+        """Delete forecasts that expired, and files that a process left when it died."""
         artifacts = self._loaded.settings.artifacts
+        apply_retention(self._jobs, self._loaded.settings)
         for upload in stale_uploads(artifacts):
             if self._jobs.get(upload) is None:
                 remove_upload(artifacts, upload)

@@ -8,6 +8,7 @@ import json
 import threading
 import time as clock
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,9 +27,10 @@ from lesioncast.forecasting.pipeline import ForecastRun
 from serve import keys
 from serve.api import middleware
 from serve.client import Client
-from serve.db import audit
+from serve.db import audit, audit_key
 from serve.db.audit import read_entries, verify_chain
-from serve.db.repository import JobRepository
+from serve.db.audit_key import AuditKeyError, read_audit_keys
+from serve.db.open import open_repository
 from serve.keys import ApiKey, ApiKeyFile, hash_key, read_keys
 from serve.settings import ServiceSettings
 from storage import Store
@@ -37,8 +39,10 @@ from tests.support.forecast import write_bundle, write_store
 from tests.support.service import (
     Service,
     assert_problem,
+    key_file,
     key_line,
     new_job,
+    open_jobs,
     run_app,
     run_service,
     wait_for_success,
@@ -308,7 +312,8 @@ def test_the_audit_records_client_and_outcome_without_the_patient(service: Servi
     assert len(mine[1]["bundle"]) == 64
     assert all(record["client"] == "a" for record in mine)
     assert "sub-" not in json.dumps(records)
-    assert list(verify_chain(read_entries(url))) == []
+    keys_of_audit = read_audit_keys(service.settings.audit_key_path)
+    assert list(verify_chain(read_entries(url), keys_of_audit)) == []
 
 
 def test_the_audit_records_cancelled_and_failed_forecasts(service: Service) -> None:
@@ -362,7 +367,7 @@ def test_no_line_of_the_log_names_a_subject(
 def chain(tmp_path: Path) -> str:
     """Return a database that several threads have written to at the same time."""
     url = f"sqlite:///{tmp_path / 'forecasts.sqlite'}"
-    records = JobRepository(url)
+    records = open_jobs(url)
 
     def accept(thread: int) -> None:
         for number in range(5):
@@ -394,34 +399,103 @@ def chain(tmp_path: Path) -> str:
             "UPDATE audit SET sequence = sequence - 1 WHERE sequence > 7",
             "entry 7 was changed",
         ),
+        # Who has no key writes the chain anew with plain hashes, from the seventh entry to the end:
         (
-            "UPDATE audit SET record = '{}' WHERE sequence = 7;"
-            "UPDATE audit SET digest = sha256(previous_digest || char(10) || record) "
-            "WHERE sequence = 7",
-            "entry 8 was changed",
+            "UPDATE audit SET record = replace(record, '\"a\"', '\"b\"') WHERE sequence = 7;"
+            + ";".join(
+                "UPDATE audit SET digest = sha256(previous_digest || char(10) || record) "
+                f"WHERE sequence = {number};"
+                "UPDATE audit SET previous_digest = (SELECT digest FROM audit "
+                f"WHERE sequence = {number}) WHERE sequence = {number + 1}"
+                for number in range(7, 21)
+            ),
+            "entry 7 was changed",
+        ),
+        ("UPDATE audit SET key_id = '00000000' WHERE sequence = 7", "entry 7 cannot be verified"),
+        # A record that says that the beginning was removed must be signed too:
+        (
+            "DELETE FROM audit WHERE sequence < 7;"
+            "UPDATE audit SET record = json_object('event', 'audit_pruned', 'through', 6, "
+            "'digest', (SELECT previous_digest FROM audit WHERE sequence = 7)) "
+            "WHERE sequence = 20",
+            "entry 1 is missing: expected it next, got entry 7",
         ),
     ],
 )
 def test_tampering_with_the_audit_is_detected(
-    chain: str, statements: str, message: str, capsys: pytest.CaptureFixture[str]
+    chain: str, tmp_path: Path, statements: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    command = [chain, "--key", str(key_file(tmp_path))]
     assert len(read_entries(chain)) == 20
-    assert audit.main([chain]) == 0
+    assert audit.main(command) == 0
     assert capsys.readouterr().out.startswith("20 entries, as they were written")
     with create_engine(chain).begin() as connection:
         raw: Any = connection.connection.dbapi_connection
         raw.create_function("sha256", 1, lambda line: hashlib.sha256(line.encode()).hexdigest())
         for statement in statements.split(";"):
             connection.execute(text(statement))
-    assert audit.main([chain]) == 1
+    assert audit.main(command) == 1
     assert capsys.readouterr().out.startswith(message)
 
 
-def test_missing_last_entries_are_detected_with_a_known_digest(chain: str) -> None:
+def test_missing_last_entries_are_detected_with_a_known_digest(chain: str, tmp_path: Path) -> None:
+    command = [chain, "--key", str(key_file(tmp_path))]
     head = read_entries(chain)[-1].digest
     with create_engine(chain).begin() as connection:
         connection.execute(text("DELETE FROM audit WHERE sequence > 18"))
-    assert list(verify_chain(read_entries(chain))) == []
-    assert audit.main([chain, "--head", head]) == 1
+    assert audit.main(command) == 0  # a missing end does not show by itself
+    assert audit.main([*command, "--head", head]) == 1
     for kept in (read_entries(chain)[-1].digest, read_entries(chain)[3].digest):
-        assert audit.main([chain, "--head", kept]) == 0
+        assert audit.main([*command, "--head", kept]) == 0
+
+
+def test_audit_key_is_rotated_and_lost_keys_are_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ServiceSettings(
+        bundle=tmp_path, store=tmp_path, artifacts=tmp_path / "out", demo=True
+    )
+    path = settings.audit_key_path
+    with closing(open_repository(settings)) as jobs:
+        jobs.enqueue(new_job("0" * 32), limit=9)
+    first = path.read_text()
+    assert audit_key.main([str(path)]) == 0
+    with closing(open_repository(settings)) as jobs:
+        jobs.enqueue(new_job("1" * 32), limit=9)
+    entries = read_entries(settings.database_url)
+    assert len({entry.key_id for entry in entries}) == 2
+    assert f"{entries[1].key_id} signs from now on" in capsys.readouterr().out
+    command = [settings.database_url, "--key", str(path)]
+    assert audit.main(command) == 0
+    path.write_text(first)  # the newer key is lost
+    assert audit.main(command) == 1
+    assert "entry 2 cannot be verified: expected the key" in capsys.readouterr().out
+    path.unlink()
+    with pytest.raises(AuditKeyError, match="expected the key that signed the audit"):
+        open_repository(settings)
+    assert audit.main(command) == 1
+    assert "restore it, or make one" in capsys.readouterr().err
+    assert audit_key.main([str(path)]) == 0  # a deliberate new beginning
+    open_repository(settings).close()
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "sentence"),
+    [
+        ("0" * 64, 0o644, "only its owner and group can read, got mode 0644; run chmod 600"),
+        ("0" * 63, 0o600, "line 1: expected 64 hexadecimal digits"),
+        ("\n", 0o600, "expected a key, got an empty file"),
+        ("\xff", 0o600, "expected a file of audit keys, got .*UTF-8"),
+    ],
+)
+def test_audit_key_file_that_cannot_be_trusted_is_refused(
+    tmp_path: Path, content: str, mode: int, sentence: str
+) -> None:
+    path = tmp_path / "audit.key"
+    path.write_bytes(content.encode("latin-1"))
+    path.chmod(mode)
+    settings = ServiceSettings(
+        bundle=tmp_path, store=tmp_path, artifacts=tmp_path / "out", demo=True, audit_key=path
+    )
+    with pytest.raises(AuditKeyError, match=sentence):
+        open_repository(settings)

@@ -42,6 +42,7 @@ from serve.api.routes import results
 from serve.app import build
 from serve.artifacts import result_dir
 from serve.client import ApiError, Client
+from serve.db.open import open_repository
 from serve.db.repository import JobRepository
 from serve.inference.sampler import SamplerWorker
 from serve.patients import PatientRef
@@ -553,7 +554,7 @@ def test_a_restarted_service_continues_with_the_stored_blocks(root: Path) -> Non
         first.budget = 4
         job = client.create_forecast("sub-02", samples=6)
         wait_until(lambda: client.status(job)["progress"] == {"done": 8, "total": 18})
-    records = JobRepository(settings.database_url)
+    records = open_repository(settings)
     assert [job_row.id for job_row in records.unfinished()] == [job]
     with run_service(settings) as second, Client(second.url) as client:
         assert client.result(wait_for_success(client, job)) == whole

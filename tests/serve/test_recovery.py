@@ -19,6 +19,7 @@ from serve import app
 from serve.artifacts import jobs_with_artifacts, result_dir, stale_uploads
 from serve.client import ApiError, Client
 from serve.db.models import DrawnBlock
+from serve.db.open import open_repository
 from serve.db.repository import JobRepository
 from serve.inference.engine_thread import EngineStoppedError
 from serve.settings import ServiceSettings
@@ -152,13 +153,13 @@ def ask_long(client: Client, service: Service) -> str:
 
 def end(service: Service, job: str) -> None:
     """Cancel a forecast as another process does, without notifying the worker."""
-    records = JobRepository(service.settings.database_url)
+    records = open_repository(service.settings)
     assert records.finish(job, "cancelled")
     records.close()
 
 
 def nothing_left(service: Service, job: str) -> bool:
-    records = JobRepository(service.settings.database_url)
+    records = open_repository(service.settings)
     parts = records.load_blocks(job, load_bundle(service.settings.bundle).digest)
     records.close()
     return not parts and job not in jobs_with_artifacts(service.settings.artifacts)
@@ -386,7 +387,7 @@ def test_blocks_are_deleted_even_if_the_first_cleanup_fails(
     lost = OperationalError("delete", {}, Exception("server closed"))
     once(monkeypatch, JobRepository, "delete_blocks", lost)
     job = wait_for_success(client, ask(client))
-    records = JobRepository(service.settings.database_url)
+    records = open_repository(service.settings)
     digest = load_bundle(service.settings.bundle).digest
     wait_until(lambda: records.load_blocks(job, digest) == [], seconds=10)
     records.close()

@@ -23,7 +23,9 @@ from serve.api.app import create_app
 from serve.api.dependencies import create_context
 from serve.api.schemas import ResolvedRequest
 from serve.client import Client
+from serve.db.audit_key import AuditKeys
 from serve.db.models import ForecastJob
+from serve.db.open import open_repository
 from serve.db.repository import JobRepository, NewJob
 from serve.inference.engine_thread import StepStats
 from serve.inference.sampler import SamplerWorker
@@ -35,8 +37,11 @@ from storage import StoreSettings
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
 from storage.convert.plan import plan_conversion
+from storage.private_files import private_file
 from tests.support.bids import ARMS, Geometry, write_participants, write_trial
 from tests.support.forecast import GEOMETRY, SPEC, write_bundle
+
+AUDIT_KEYS = AuditKeys((bytes(32),))
 
 
 @dataclass
@@ -107,10 +112,9 @@ def run_service(settings: ServiceSettings, *, root_path: str = "") -> Iterator[S
 
     `root_path` is the prefix that a proxy before it removes.
     """
-    settings.artifacts.mkdir(parents=True, exist_ok=True)
     service = Service(settings)
     observer = RecordingObserver(service)
-    loaded, jobs = load_model(settings), JobRepository(settings.database_url)
+    loaded, jobs = load_model(settings), open_repository(settings)
 
     def on_step(step: StepStats) -> None:
         service.slots, service.steps = step.running, service.steps + 1
@@ -248,6 +252,18 @@ def trial_settings(root: Path, artifacts: Path, **given: object) -> ServiceSetti
         seeds_per_block=2,
         **({"store": root / "store.zarr", "demo": True} | given),  # type: ignore[arg-type]
     )
+
+
+def open_jobs(url: str) -> JobRepository:
+    """Return the jobs of a database that no service has opened, with a fixed key of the audit."""
+    return JobRepository(url, AUDIT_KEYS)
+
+
+def key_file(folder: Path) -> Path:
+    """Write the file of the keys of `open_jobs`."""
+    path = private_file(folder / "audit.key")
+    path.write_text("".join(f"{key.hex()}\n" for key in AUDIT_KEYS.keys))
+    return path
 
 
 def new_job(job_id: str, *, idempotency_key: str | None = None) -> NewJob:

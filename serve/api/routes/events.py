@@ -77,7 +77,7 @@ class EventStreamResponse(StreamingResponse):
     responses={
         200: {"description": "Server-sent events; each data line is a ForecastStatus."},
         204: {"description": "The forecast has finished, and the client has seen its last event."},
-        **problem_responses(404, 429),
+        **problem_responses(404, 410, 429),
     },
 )
 async def stream_events(

@@ -84,7 +84,7 @@ async def create_forecast(
     return await run_in_threadpool(context.statuses.read, job, root)
 
 
-@router.get("/{forecast_id}", responses=problem_responses(404))
+@router.get("/{forecast_id}", responses=problem_responses(404, 410))
 def get_forecast(job: OwnedJob, context: Context, response: Response, root: Root) -> ForecastStatus:
     """Return state, progress and partial results of a forecast."""
     status = context.statuses.read(job, root)
@@ -93,9 +93,9 @@ def get_forecast(job: OwnedJob, context: Context, response: Response, root: Root
     return status
 
 
-@router.delete("/{forecast_id}", status_code=204, responses=problem_responses(404))
+@router.delete("/{forecast_id}", status_code=204, responses=problem_responses(404, 410))
 async def delete_forecast(job: OwnedJob, context: Context, caller: CurrentCaller) -> None:
-    """Cancel an unfinished forecast, or delete all files of a finished one."""
+    """Cancel an unfinished forecast, or delete a finished one: its files and its request."""
     by = caller.key_id
     cancelled = await run_in_threadpool(context.jobs.finish, job.id, "cancelled", facts={"by": by})
     if cancelled:

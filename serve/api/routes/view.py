@@ -80,10 +80,10 @@ def get_sample(
 
     Samples of the same number share their seed, so that arms can be compared sample by sample.
     """
+    view = _job_view(context, job)  # first: the request of a deleted forecast is erased
     if arm not in job.request.arms:
         detail = f"arm: expected one of {', '.join(job.request.arms)}, got another arm."
         raise ApiProblemError(404, detail, field="arm")
-    view = _job_view(context, job)
     with missing_files_as_410():
         masks, patient = view.samples().get(arm, ()), view.patient()
     if index >= len(masks):

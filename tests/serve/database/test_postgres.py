@@ -17,12 +17,15 @@ import pytest
 from serve.client import Client
 from serve.db.audit import read_entries, verify_chain
 from serve.db.listing import JobQuery, list_jobs, read_versions
-from serve.db.repository import JobRepository, QueueFullError
+from serve.db.repository import QueueFullError
 from serve.settings import ServiceSettings
 from tests.support.forecast import write_bundle, write_store
 from tests.support.service import (
+    AUDIT_KEYS,
     assert_problem,
+    key_file,
     new_job,
+    open_jobs,
     run_service,
     wait_for_success,
     wait_until,
@@ -75,7 +78,7 @@ def test_concurrent_writers_keep_one_audit_chain_and_one_job_per_key(url: str) -
     named: list[str] = []
 
     def accept(thread: int) -> None:
-        records = JobRepository(url)
+        records = open_jobs(url)
         for number in range(5):
             for job, key in ((f"{thread}-{number}", None), (f"{thread}-{number}-key", "one")):
                 done = records.enqueue(new_job(job, idempotency_key=key), limit=99)
@@ -87,9 +90,9 @@ def test_concurrent_writers_keep_one_audit_chain_and_one_job_per_key(url: str) -
         thread.start()
     for thread in threads:
         thread.join()
-    entries, records = read_entries(url), JobRepository(url)
+    entries, records = read_entries(url), open_jobs(url)
     assert len(entries) == 21
-    assert list(verify_chain(entries)) == []
+    assert list(verify_chain(entries, AUDIT_KEYS)) == []
     assert len(named) == 20
     assert len(set(named)) == 1
     assert {job.request.seed for job in records.unfinished()} == {2**63 - 1}
@@ -114,6 +117,7 @@ def settings_in(folder: Path, url: str) -> ServiceSettings:
         store=folder / "store.zarr",
         artifacts=folder / "out",
         database=url,
+        audit_key=key_file(folder),  # of the entries that earlier tests have written
         demo=True,
         seeds_per_block=2,
     )
@@ -129,11 +133,11 @@ def test_a_service_on_postgresql_continues_after_a_restart(url: str, tmp_path: P
     with run_service(settings) as second, Client(second.url) as client:
         assert client.result(wait_for_success(client, job)) == whole
         assert len(second.drawn) == 3
-    assert list(verify_chain(read_entries(url))) == []
+    assert list(verify_chain(read_entries(url), AUDIT_KEYS)) == []
 
 
 def test_forecasts_are_listed_and_followed(url: str) -> None:
-    jobs = JobRepository(url)
+    jobs = open_jobs(url)
     ids = [f"{number:032x}" for number in range(3)]
     for job_id in ids:
         jobs.enqueue(new_job(job_id), limit=99)

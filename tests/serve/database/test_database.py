@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import create_engine, inspect, text
 
 from serve.db import audit
-from serve.db.repository import IdempotencyConflictError, JobRepository
+from serve.db.repository import IdempotencyConflictError
 from serve.db.schema import SCHEMA_VERSION, DatabaseSchemaError
-from tests.support.service import new_job
+from tests.support.service import key_file, new_job, open_jobs
 
 OLD_TABLES = (
     "CREATE TABLE jobs (id VARCHAR PRIMARY KEY, owner VARCHAR, 'order' JSON, block INTEGER)",
@@ -32,32 +32,35 @@ def execute(url: str, *statements: str) -> None:
 
 
 def test_tables_and_columns_have_the_documented_names(url: str) -> None:
-    JobRepository(url).close()
+    open_jobs(url).close()
     engine = create_engine(url)
     tables = inspect(engine)
     assert set(tables.get_table_names()) == {"audit", "blocks", "jobs", "schema_version"}
-    names = {table: {c["name"] for c in tables.get_columns(table)} for table in ("blocks", "audit")}
+    names = {
+        table: {c["name"] for c in tables.get_columns(table)} for table in tables.get_table_names()
+    }
     engine.dispose()
     assert names["blocks"] >= {"first_seed_index", "masks_zlib", "mask_width"}
-    assert names["audit"] == {"sequence", "record", "previous_digest", "digest"}
+    assert names["audit"] == {"sequence", "record", "previous_digest", "digest", "key_id"}
+    assert "idempotency_key" not in names["jobs"]
 
 
 def test_a_database_without_a_version_is_refused(
-    url: str, capsys: pytest.CaptureFixture[str]
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     execute(url, *OLD_TABLES)
     message = f"expected a database of schema {SCHEMA_VERSION}, got schema 1.*move it away"
     with pytest.raises(DatabaseSchemaError, match=message):
-        JobRepository(url)
-    assert audit.main([url]) == 1
+        open_jobs(url)
+    assert audit.main([url, "--key", str(key_file(tmp_path))]) == 1
     assert "got schema 1" in capsys.readouterr().err
 
 
 def test_a_database_of_a_later_version_is_refused(url: str) -> None:
-    JobRepository(url).close()
+    open_jobs(url).close()
     execute(url, f"UPDATE schema_version SET version = {SCHEMA_VERSION + 1}")
     with pytest.raises(DatabaseSchemaError, match=f"got schema {SCHEMA_VERSION + 1}"):
-        JobRepository(url)
+        open_jobs(url)
 
 
 def test_several_processes_may_create_the_tables_at_once(url: str) -> None:
@@ -65,7 +68,7 @@ def test_several_processes_may_create_the_tables_at_once(url: str) -> None:
 
     def open_and_close() -> None:
         try:
-            JobRepository(url).close()
+            open_jobs(url).close()
         except Exception as error:
             errors.append(error)
 
@@ -79,7 +82,7 @@ def test_several_processes_may_create_the_tables_at_once(url: str) -> None:
 
 
 def test_a_stored_request_is_read_back_as_it_was(url: str) -> None:
-    jobs = JobRepository(url)
+    jobs = open_jobs(url)
     new = new_job("a" * 32, idempotency_key="once")
     jobs.enqueue(new, limit=9)
     job = jobs.get(new.id)
