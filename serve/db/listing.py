@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
-from sqlalchemy import JSON, func, select, tuple_, type_coerce
+from sqlalchemy import JSON, func, inspect, select, tuple_, type_coerce
 
 from serve.api.schemas import ForecastState
 from serve.db.models import DrawnBlock, ForecastJob
@@ -35,8 +35,8 @@ def read_versions(
 
 
 def _columns(job: ForecastJob) -> JobVersion:
-    names = ForecastJob.__table__.columns.keys()
-    return tuple(getattr(job, name) for name in names)
+    attributes = inspect(ForecastJob).column_attrs
+    return tuple(getattr(job, attribute.key) for attribute in attributes)
 
 
 class Place(NamedTuple):

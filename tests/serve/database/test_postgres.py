@@ -14,16 +14,18 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from serve.client import Client
+from serve.client import ApiError, Client
 from serve.db.audit import read_entries, verify_chain
 from serve.db.listing import JobQuery, list_jobs, read_versions
 from serve.db.repository import QueueFullError
 from serve.settings import ServiceSettings
+from tests.serve.database.guide import guide_commands, run_commands
 from tests.support.forecast import write_bundle, write_store
 from tests.support.service import (
     AUDIT_KEYS,
     assert_problem,
     key_file,
+    key_line,
     new_job,
     open_jobs,
     run_service,
@@ -133,6 +135,40 @@ def test_a_service_on_postgresql_continues_after_a_restart(url: str, tmp_path: P
     with run_service(settings) as second, Client(second.url) as client:
         assert client.result(wait_for_success(client, job)) == whole
         assert len(second.drawn) == 3
+    assert list(verify_chain(read_entries(url), AUDIT_KEYS)) == []
+
+
+def test_restored_postgresql_continues_what_was_unfinished(url: str, tmp_path: Path) -> None:
+    """The backup and the restore of the operator's guide, with a deletion in between."""
+    settings = settings_in(tmp_path, url)
+    keys = tmp_path / "keys.txt"
+    keys.write_text(key_line("hospital", "secret"))
+    assert settings.audit_key is not None
+    places = {
+        "ARTIFACTS": settings.artifacts,
+        "BACKUP": tmp_path / "backup",
+        "KEYS": keys,
+        "AUDIT_KEY": settings.audit_key,
+        "DATABASE": url.replace("+psycopg", ""),
+    }
+    with run_service(settings) as first, Client(first.url) as client:
+        done = wait_for_success(client, client.create_forecast("sub-02", samples=4))
+        whole = client.result(done)
+        first.budget = 3
+        job = client.create_forecast("sub-02", samples=4)
+        wait_until(lambda: client.status(job)["progress"] == {"done": 6, "total": 12})
+        run_commands(guide_commands("Backup", without="sqlite3.connect"), places, path=programs())
+        client.delete(done)
+        lost = client.create_forecast("sub-01", samples=2)
+    shutil.rmtree(settings.artifacts)
+    copied = guide_commands("Restore", without='"$BACKUP/forecasts.sqlite"')
+    run_commands(copied, places, path=programs())
+    with run_service(settings) as second, Client(second.url) as client:
+        assert client.result(done) == whole  # deleted after the backup: it has to be deleted again
+        assert client.result(wait_for_success(client, job)) == whole
+        assert len(second.drawn) == 3
+        with pytest.raises(ApiError, match="404 Not Found"):
+            client.status(lost)
     assert list(verify_chain(read_entries(url), AUDIT_KEYS)) == []
 
 
