@@ -1,13 +1,20 @@
 """A sample depends on case, arm and seed alone; the arms of a case share their seeds."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lesioncast.evaluation.run import summarise_samples
-from lesioncast.forecasting.ensemble import Ensemble, ExpectedOutcomes
+from lesioncast.forecasting.ensemble import (
+    Ensemble,
+    ExpectedOutcomes,
+    active_fraction,
+    wilson_interval,
+)
 from lesioncast.forecasting.output.summary import (
+    ActiveFraction,
     ActiveProbability,
     ForecastSummary,
     LesionCountDifference,
@@ -125,6 +132,7 @@ def test_a_summary_describes_the_samples() -> None:
     summary = forecast(200, seed=1)
     for rate, arm in zip(RATE, summary.arms.values(), strict=True):
         assert arm.p_active.low < rate < arm.p_active.high
+        assert asdict(arm.p_active) == {**asdict(arm.active_fraction), "exact": False}
         assert arm.count.mean == arm.p_active.value  # never more than one lesion
         assert arm.count.quantiles["0.05"] in (0, 1)
     assert [arm.received for arm in summary.arms.values()] == [False, True, False]
@@ -149,8 +157,11 @@ def test_a_summary_holds_exact_expectations() -> None:
     reference, other = (
         arm_summary(ensemble, found[0], received=False, opening=False) for ensemble in found
     )
-    assert reference.p_active == ActiveProbability(value=0.8, low=0.8, high=0.8, exact=True)
+    assert reference.p_active == ActiveProbability(value=0.8, low=None, high=None, exact=True)
     assert other.p_active.value == 0.55
+    share = active_fraction(found[1].counts(opening=False))
+    low, high = wilson_interval(share, 40)
+    assert other.active_fraction == ActiveFraction(value=share, low=low, high=high)
     difference = arm_difference(found[1], found[0], opening=False)
     assert difference.p_active.value == pytest.approx(-0.25)
     assert difference.p_active.mc_error == 0.0

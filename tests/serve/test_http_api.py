@@ -568,7 +568,7 @@ def test_sampling_stops_at_the_requested_tolerance(client: Client) -> None:
     record = client.result(job)
     drawn = record["samples"]
     assert 2 < drawn <= 20  # of 2 the interval is too wide whatever they show
-    intervals = [arm["p_active"] for arm in record["arms"].values()]
+    intervals = [arm["active_fraction"] for arm in record["arms"].values()]
     assert drawn == 20 or all((p["high"] - p["low"]) / 2 <= 0.3 for p in intervals)
     assert client.status(job)["progress"] == {"done": 3 * drawn, "total": 3 * drawn}
     assert any("known to 0.3" in notice for notice in record["notes"])

@@ -1,6 +1,7 @@
 """The event stream over HTTP: resumption, proxies, and how much it asks of the database."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ A, B = ({"Authorization": f"Bearer key of {name}"} for name in "ab")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("events")
     write_store(root / "store.zarr", root / "bids", test=1)
-    write_bundle(root / "bundle")
+    write_bundle(root / "bundle", lesion_loads=(1, 20))  # so that P(active) has a closed form
     (root / "keys.txt").write_text("".join(key_line(name, f"key of {name}") for name in "ab"))
     settings = ServiceSettings(
         bundle=root / "bundle",
@@ -208,3 +209,25 @@ def test_a_forecast_that_is_gone_ends_its_stream(
         next(received)
         monkeypatch.setattr(status_feed, "read_versions", lambda *_: {})
         assert list(received) == []
+
+
+def test_the_share_of_samples_and_the_exact_probability_have_names_of_their_own(
+    service: Service, client: Client, running: str
+) -> None:
+    service.paused, service.budget = False, 4
+    wait_until(lambda: client.status(running)["progress"]["done"] == 8)
+    arms = set(client.status(running)["partial"])
+    service.budget = 0
+    with stream(service, running) as answer:
+        status = json.loads(next(iter(httpx2.EventSource(answer))).data)
+    assert {"active_fraction", "samples", "count_mean"} == set(status["partial"][min(arms)])
+    service.budget = math.inf
+    wait_for_success(client, running)
+    for arm in client.result(running)["arms"].values():
+        share = arm["active_fraction"]
+        assert share["low"] <= share["value"] <= share["high"]
+        assert share["low"] < share["high"]
+        assert 4 * share["value"] == round(4 * share["value"])
+        exact = arm["p_active"]
+        assert (exact["exact"], exact["low"], exact["high"]) == (True, None, None)
+        assert 0 < exact["value"] < 1

@@ -120,8 +120,9 @@ def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | No
 
 def _format_p_active(p_active: ActiveProbability) -> str:
     """Format P(active), with the interval of a share of samples; exact values have none."""
-    interval = "" if p_active.exact else f" ({p_active.low:.2f} to {p_active.high:.2f})"
-    return f"{p_active.value:.2f}{interval}"
+    if p_active.low is None or p_active.high is None:
+        return f"{p_active.value:.2f}"
+    return f"{p_active.value:.2f} ({p_active.low:.2f} to {p_active.high:.2f})"
 
 
 def _format_difference(difference: Difference) -> str:

@@ -179,7 +179,7 @@ def _bar(axes: Axes, p_active: ActiveProbability) -> None:
     end = left + length * p_active.value
     if p_active.value > 0:
         axes.plot([left, end], [y, y], color=HEAT(0.55), lw=5, solid_capstyle="round")
-    if not p_active.exact:
+    if p_active.low is not None and p_active.high is not None:
         interval = [left + length * end for end in (p_active.low, p_active.high)]
         axes.plot(interval, [y, y], color=TEXT, lw=1.1)
     axes.plot(end, y, "|", color=TEXT, ms=7, mew=1.4)

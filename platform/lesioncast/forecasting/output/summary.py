@@ -15,6 +15,7 @@ from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import (
     Ensemble,
+    active_fraction,
     monte_carlo_error,
     paired_difference,
     wilson_interval,
@@ -89,16 +90,25 @@ class _Record:
 
 @dataclass(frozen=True, kw_only=True)
 class ActiveProbability(_Record):
-    """P(active) with a 95 % interval.
+    """The best estimate of P(active), with a 95 % interval where there is one.
 
-    An `exact` value is computed by the networks before sampling and has no Monte Carlo error:
-    `low` and `high` equal it. Otherwise the value is a share of samples with its Wilson interval.
+    An `exact` value is computed by the networks before sampling: `low` and `high` are None, because
+    nothing was sampled. Otherwise it is the active fraction with its interval.
     """
+
+    value: float
+    low: float | None
+    high: float | None
+    exact: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveFraction(_Record):
+    """Share of samples with at least one lesion, and its Wilson 95 % interval."""
 
     value: float
     low: float
     high: float
-    exact: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +167,7 @@ class ArmSummary(_Record):
 
     received: bool
     p_active: ActiveProbability
+    active_fraction: ActiveFraction
     count: LesionCountSummary
     count_mean: float
     count_mean_after_opening: float
@@ -281,14 +292,18 @@ def arm_summary(
     """Summarise one arm, also against the ensemble of the reference arm."""
     counts = ensemble.counts(opening=opening)
     expected = ensemble.expected_outcomes(opening=opening)
-    p_active = ensemble.p_active(opening=opening)
-    low, high = (
-        (p_active, p_active) if expected is not None else wilson_interval(p_active, len(counts))
-    )
+    exact, share = expected is not None, active_fraction(counts)
+    low, high = wilson_interval(share, len(counts))
     quantiles = np.quantile(counts, QUANTILES, method="inverted_cdf")
     return ArmSummary(
         received=received,
-        p_active=ActiveProbability(value=p_active, low=low, high=high, exact=expected is not None),
+        p_active=ActiveProbability(
+            value=ensemble.p_active(opening=opening),
+            low=None if exact else low,
+            high=None if exact else high,
+            exact=exact,
+        ),
+        active_fraction=ActiveFraction(value=share, low=low, high=high),
         count=LesionCountSummary(
             mean=float(counts.mean()),
             expected=None if expected is None else expected.lesions,

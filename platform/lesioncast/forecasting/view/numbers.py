@@ -29,14 +29,14 @@ def finished_numbers(summary: ForecastSummary, kept: KeptSamples) -> list[ArmNum
 
 def _finished(name: str, arm: ArmSummary, *, samples: int, kept: KeptSamples) -> ArmNumbers:
     p_active, counts, difference = arm.p_active, arm.count, arm.minus_reference.p_active
-    fraction = Interval(value=p_active.value, low=p_active.low, high=p_active.high)
+    share = arm.active_fraction
     return ArmNumbers(
         name=name,
         received=arm.received,
         samples=samples,
         kept_samples=len(kept.masks.get(name, ())),
         p_active=p_active.value if p_active.exact else None,
-        active_fraction=None if p_active.exact else fraction,
+        active_fraction=Interval(value=share.value, low=share.low, high=share.high),
         expected_lesions=counts.expected,
         lesions=Interval(
             value=counts.mean, low=counts.quantiles["0.05"], high=counts.quantiles["0.95"]
