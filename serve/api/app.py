@@ -12,6 +12,7 @@ from serve.api.middleware import AuthMiddleware, BodySizeLimitMiddleware, NoStor
 from serve.api.openapi import customize_openapi
 from serve.api.problems import ProblemCounterMiddleware, install_problem_handlers
 from serve.api.routes import (
+    docs,
     events,
     forecasts,
     health,
@@ -63,6 +64,8 @@ def create_app(context: ServiceContext) -> FastAPI:
     install_method_handler(app)
     for router in ROUTERS:
         app.include_router(router)
+    if context.keys is None:  # a browser that opens a page sends no key
+        app.include_router(docs.router)
     customize_openapi(app, keys=context.keys is not None)
     return app
 

@@ -77,14 +77,16 @@ def _describe_common_answers(path: str, operation: Document, *, keys: bool) -> N
     responses = operation["responses"]
     if JSON in responses.get("422", {}).get("content", {}):
         del responses["422"]
-    common = [500]
+    common = [500, 503]
     if not path.startswith(HEALTH_PREFIX):
         common += [403, 413]
         if keys:
             common.append(401)
             operation["security"] = [{"bearer": []}]
     for status, response in problem_responses(*common).items():
-        responses[str(status)] = response
+        # Probes answer 503 in a form of their own too.
+        described = responses.setdefault(str(status), response)
+        described["content"] = described["content"] | response["content"]
 
 
 def _forecast_body() -> Document:

@@ -1,5 +1,6 @@
 """Errors as problem documents (RFC 9457) that name the field."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal
@@ -14,6 +15,44 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.worker.retry import failure_of
 
 MEDIA_TYPE = "application/problem+json"
+
+
+EXAMPLES: Mapping[int, tuple[str, str | None]] = {
+    400: ("There was an error parsing the body.", None),
+    401: (
+        "Expected a known API key, of today, in the header Authorization: Bearer KEY.",
+        "Authorization",
+    ),
+    403: ("Expected a key that may forecast, got 1a2b3c4d, which may not.", "Authorization"),
+    404: ("No forecast has this id.", "id"),
+    408: ("Expected the whole form within 600 s.", None),
+    409: ("The forecast is running: it has no result.", None),
+    410: ("The files of the forecast are no longer there.", None),
+    413: ("Expected a body of at most 65536 bytes, got 70000.", None),
+    415: ("Content-Type: expected application/json, got text/plain.", "Content-Type"),
+    422: ("samples: expected at most 256, got 1000.", "samples"),
+    429: ("64 forecasts are unfinished; try again later.", None),
+    500: ("The service failed at this request; its log says why.", None),
+    501: ("This service was installed without the extra dicom.", None),
+    503: ("Expected an answer within the service, but the database is away; try again.", None),
+}
+"""Detail and field of a problem of each status, as examples in OpenAPI."""
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds after which to ask again.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_CHALLENGE = {
+    "WWW-Authenticate": {"description": "Always Bearer.", "schema": {"type": "string"}},
+}
+HEADERS: Mapping[int, Mapping[str, Any]] = {
+    401: _CHALLENGE,
+    409: _RETRY_AFTER,
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+"""Headers of a problem by status, as OpenAPI describes them."""
 
 
 class FieldProblem(BaseModel):
@@ -82,14 +121,20 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     `serve.api.openapi` adds the schema that they refer to. FastAPI's own `model` key would declare
     the media type application/json.
     """
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": schema}},
-        }
-        for status in statuses
+    return {status: _describe(status) for status in statuses}
+
+
+def _describe(status: int) -> dict[str, Any]:
+    detail, field = EXAMPLES[status]
+    content = {
+        "schema": {"$ref": "#/components/schemas/Problem"},
+        "example": json.loads(bytes(ApiProblemError(status, detail, field=field).response().body)),
     }
+    described: dict[str, Any] = {
+        "description": HTTPStatus(status).phrase,
+        "content": {MEDIA_TYPE: content},
+    }
+    return described | ({"headers": HEADERS[status]} if status in HEADERS else {})
 
 
 class ProblemCounterMiddleware:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from serve.api.app import create_app
+from serve.api.problems import Problem
 from serve.settings import ServiceSettings
 
+PROBLEM = "application/problem+json"
 METHODS = {"get", "post", "put", "patch", "delete"}
 Document = dict[str, Any]
 
@@ -80,8 +82,8 @@ def test_every_answer_has_a_schema_and_a_description(document: Document) -> None
             assert response["content"], (name, status)
             for media_type, content in response["content"].items():
                 assert content.get("schema"), (name, status, media_type)
-                problem = int(status) >= 400 and status != "503"
-                assert (media_type == "application/problem+json") == problem, (name, status)
+                if status != "503":  # probes answer it in a form of their own, or as a problem
+                    assert (media_type == PROBLEM) == (int(status) >= 400), (name, status)
 
 
 def test_every_schema_of_json_answers_names_its_fields(document: Document) -> None:
@@ -103,3 +105,32 @@ def test_operation_ids_and_tags_are_unique_names(document: Document) -> None:
 def test_a_forecast_is_requested_with_json_or_with_images(document: Document) -> None:
     body = document["paths"]["/v1/forecasts"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
+
+
+def test_every_problem_has_an_example_of_its_status(document: Document) -> None:
+    for name, operation in operations(document):
+        for status, response in operation["responses"].items():
+            if PROBLEM in response.get("content", {}):
+                example = response["content"][PROBLEM]["example"]
+                problem = Problem.model_validate(example)
+                assert problem.status == int(status), (name, status)
+                assert problem.title == response["description"] or status == "503"
+
+
+def test_answers_that_say_when_to_ask_again_are_described(document: Document) -> None:
+    keyed = "securitySchemes" in document["components"]
+    for name, operation in operations(document):
+        responses = operation["responses"]
+        for status in {"409", "429"} & set(responses):
+            assert "Retry-After" in responses[status]["headers"], name
+        assert ("WWW-Authenticate" in responses.get("401", {}).get("headers", {})) == (
+            keyed and "/health/" not in name
+        )
+    forecast = "/v1/forecasts/{forecast_id}"
+    for path, method, statuses in (
+        ("/v1/forecasts", "post", {"413", "422", "429", "503"}),
+        (f"{forecast}/events", "get", {"404", "429"}),
+        (f"{forecast}/result", "get", {"404", "409", "410"}),
+        (f"{forecast}/segmentation", "post", {"409", "410", "413", "415", "429", "501"}),
+    ):
+        assert statuses <= set(document["paths"][path][method]["responses"]), path
