@@ -66,6 +66,10 @@ def columns(titles: Mapping[str, str]) -> list[Column]:
         Column("in_field", "in field", lambda case: case.in_field, ".4f", "slab", "%", listed=True),
         Column("in_head", "in head", lambda case: case.in_head, ".4f", "slab", "%", listed=True),
         Column("asymmetry", "R − L", lambda case: case.asymmetry, ".4f", "slab", "%", listed=True),
+        *(
+            Column(f"{session}_in_head", title, partial(_head, session), ".4f", "head", "%")
+            for session, title in titles.items()
+        ),
         *_lesion_columns(titles),
         *_intensity_columns(titles),
         Column(
@@ -91,6 +95,10 @@ def columns(titles: Mapping[str, str]) -> list[Column]:
             group="source",
         ),
     ]
+
+
+def _head(session: str, case: CaseQuality) -> Value:
+    return case.head.get(session)
 
 
 def _lesion_columns(titles: Mapping[str, str]) -> Iterator[Column]:
