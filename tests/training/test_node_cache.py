@@ -3,6 +3,7 @@
 import fcntl
 import os
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +164,25 @@ def test_memory_is_released_and_caches_of_killed_runs_are_removed(cache: CaseSel
     release(cache)
     assert not (memory / cache.name).exists()
     assert cases.flair[:].any()  # an open cache stays readable
+
+
+def test_cache_on_disk_is_removed_a_month_after_its_last_use(
+    cache: CaseSelection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk = replace(cache, roots=cache.roots[1:])
+    unused, used, streamed, locked = (
+        replace(on_disk, digest=name) for name in ("unused", "used", "streamed", "locked")
+    )
+    streamed = replace(streamed, limit=0)
+    folders = [fill(each, read_in_process).folder for each in (unused, used, streamed, locked)]
+    month_ago = time.time() - node_cache.KEEP_UNUSED_S - 60
+    for folder in folders:
+        os.utime(folder, (month_ago, month_ago))
+    open_cases(used, read_in_process)
+    with (on_disk.roots[0] / f"{locked.name}.lock").open("w") as another_process:
+        fcntl.flock(another_process, fcntl.LOCK_EX)
+        fill(on_disk, read_in_process)
+    assert [folder.is_dir() for folder in folders] == [False, True, False, True]
 
 
 def test_available_bytes_are_half_of_the_free_memory_within_the_container_limit(

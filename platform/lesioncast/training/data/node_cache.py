@@ -11,6 +11,7 @@ then reads the masks only, to find the active cases. The batches are equal to th
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ from storage.private_files import check_private, private_folder
 from storage.store.ray_datasource import ZarrDatasource
 
 METADATA_ARRAYS = ("present", "arm")  # small, and cached even if the volumes are not
+STREAMED = "-streamed"  # ends the name of a cache without volumes
+KEEP_UNUSED_S = 30 * 86_400.0
+"""Seconds after its last use that a cache on disk is kept."""
 
 Array = npt.NDArray[Any]
 Rows = Mapping[str, Array]
@@ -71,7 +75,9 @@ def fill(selection: CaseSelection, read: Reader) -> CachedCases:
 
 
 def release(selection: CaseSelection) -> None:
-    """Free the memory that the cache takes on this node. A cache on disk stays for the next run.
+    """Free the memory that the cache takes on this node.
+
+    A cache on disk stays for the next run, until it was not used for `KEEP_UNUSED_S`.
 
     A process that has the cache open can go on reading.
     """
@@ -103,12 +109,17 @@ def _locked(selection: CaseSelection) -> Iterator[None]:
         yield
 
 
-def _clear_memory(selection: CaseSelection) -> None:
-    """Remove caches that killed runs left in memory."""
-    for root in filter(in_memory, selection.roots):
+def _clear_unused(selection: CaseSelection) -> None:
+    """Remove caches that killed runs left in memory, and those on disk that nobody used for long.
+
+    Without that, the images of every trial that was ever trained on would stay on the node.
+    """
+    longest_ago = time.time() - KEEP_UNUSED_S
+    for root in selection.roots:
         for folder in filter(Path.is_dir, root.glob("*")):
-            name = folder.name.removesuffix(".partial")
-            if name != selection.name:
+            name = folder.name.removesuffix(".partial").removesuffix(STREAMED)
+            unused = in_memory(root) or folder.stat().st_mtime < longest_ago
+            if unused and name != selection.name:
                 # A cache that is being filled is locked. It is left alone.
                 lock = selection.roots[-1] / f"{name}.lock"
                 with lock.open("w") as handle, suppress(OSError):
@@ -120,13 +131,14 @@ def _fill_if_missing(selection: CaseSelection, read: Reader) -> CachedCases:
     """Fill the cache unless its folder exists. The caller holds the lock."""
     root = _root(selection)
     description = describe_choice(selection.size, root, selection.roots)
-    streamed_folder = selection.roots[-1] / f"{selection.name}-streamed"
+    streamed_folder = selection.roots[-1] / f"{selection.name}{STREAMED}"
     folder = root / selection.name if root else streamed_folder
     if not folder.is_dir():
         columns = (*VOLUMES, *METADATA_ARRAYS) if root else METADATA_ARRAYS
         # Masks are always read: they tell which cases are active. dict removes duplicates in order.
         to_read = dict.fromkeys(("case", "masks", *columns))
         _write(selection, read(selection, tuple(to_read)), folder, columns=columns)
+    os.utime(folder)  # when it was used last
     return CachedCases(folder, root is None, description)
 
 
@@ -137,7 +149,7 @@ def _root(selection: CaseSelection) -> Path | None:
     for root in selection.roots:
         if (root / selection.name).is_dir():
             return root
-    _clear_memory(selection)
+    _clear_unused(selection)
     return first_that_fits(selection.roots, selection.size)
 
 
