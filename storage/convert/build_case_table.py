@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from storage.errors import StorageError
-from storage.layout import CHANNELS, OUTCOME, SESSIONS
 from storage.preprocess.prepare import CaseMetadata
-from storage.store.case_table import Case, CaseTable, Split
+from storage.store.case_table import Case, CaseTable, Split, has_outcome
 from storage.store.copies import find_copies, linked_subjects
 from storage.store.shards import ShardRecord
 from storage.store.split import assign_splits
@@ -69,7 +68,7 @@ def build_case_table(
             f"the first: {excluded[0]}."
         )
     arms = {
-        metadata.subject: metadata.arm if _has_outcome(metadata) else None
+        metadata.subject: metadata.arm if has_outcome(metadata.present, metadata.lesions) else None
         for _, metadata in metadata_by_row
     }
     existing_splits = {
@@ -94,9 +93,3 @@ def build_case_table(
         for index, (row, metadata) in enumerate(metadata_by_row)
     )
     return replace(head, cases=cases, excluded=excluded)
-
-
-def _has_outcome(metadata: CaseMetadata) -> bool:
-    """Return whether a case can train a forecast: NET2 at outcome under a known arm."""
-    net2 = metadata.present[SESSIONS.index(OUTCOME), CHANNELS.index("net2")]
-    return metadata.arm is not None and bool(net2)

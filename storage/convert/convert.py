@@ -30,6 +30,7 @@ from storage.layout import (
     shard_record_path,
 )
 from storage.store.case_table import CaseTable, encode_table, exclusions_tsv
+from storage.store.lost_lesions import outcome_exclusions
 from storage.store.shards import ShardRecord, encode_root, load_complete_shards
 from storage.store.store import Store, is_lesioncast_store, open_store, read_table
 
@@ -205,7 +206,7 @@ def _case_table(
 
 def _remove_stale_shards(backend: StoreBackend, table: CaseTable) -> None:
     """Write the table of exclusions, and remove stale shards and partial files."""
-    exclusions = exclusions_tsv(table.excluded)
+    exclusions = exclusions_tsv((*table.excluded, *outcome_exclusions(table)))
     names = backend.list_files()
     if EXCLUDED_TABLE not in names or backend.read(EXCLUDED_TABLE) != exclusions:
         backend.write(EXCLUDED_TABLE, exclusions)

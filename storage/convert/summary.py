@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from storage.layout import CHANNELS, SESSIONS
 from storage.store.case_table import SPLITS, CaseTable
 from storage.store.copies import find_copies
+from storage.store.lost_lesions import lost_lesions, outcome_exclusions
 from storage.trial.dataset import REQUIRED_SESSIONS
 
 
 def summarise(table: CaseTable) -> list[str]:
-    """Return lines on the number of cases, splits, missing inputs, copies and exclusions."""
+    """Return lines on cases, splits, missing inputs, copies, lost lesions and exclusions."""
     splits = Counter(case.split for case in table.cases)
     lines = [
         f"{len(table.cases)} converted: "
@@ -25,6 +26,12 @@ def summarise(table: CaseTable) -> list[str]:
     if noted := [(case.subject, note) for case in table.cases for note in case.notes]:
         lines.append(f"{len(noted)} dates to look at:")
         lines += [f"  {subject}: {note}" for subject, note in noted]
+    if lost := list(lost_lesions(table)):
+        lines.append("lesions lost on the way to the slab:")
+        lines += [f"  {line}" for line in lost]
+    if without := outcome_exclusions(table):
+        lines.append(f"{len(without)} without an outcome, because every new lesion was lost:")
+        lines += [f"  {exclusion}" for exclusion in without]
     kinds = Counter(exclusion.kind for exclusion in table.excluded)
     if kinds:
         counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())

@@ -134,6 +134,21 @@ def to_slab(data: Array, grid: SlabGrid, *, order: int, fill: float = 0) -> Arra
     return data
 
 
+def covered_indices(grid: SlabGrid, axis: int) -> tuple[Array, Array]:
+    """Return which indices of the source along an axis the slab takes, and which lie inside it.
+
+    Both are bool [index]. `to_slab` with order 0 takes these indices. A voxel lies inside if its
+    centre does.
+    """
+    size, scale, offset = grid.shape[axis], grid.scale[axis], grid.offset[axis]
+    positions = offset + scale * np.arange(grid.slab[axis])
+    in_field = positions[(positions >= -0.5) & (positions < size - 0.5)]
+    taken = np.zeros(size, bool)
+    taken[_nearest(in_field, size)] = True
+    from_slab = (np.arange(size) - offset) / scale
+    return taken, (from_slab >= -0.5) & (from_slab < grid.slab[axis] - 0.5) | taken
+
+
 def resample_labels(volume: Volume, grid: SlabGrid) -> Array:
     """Resample labels on a grid of their own onto the slab by the nearest voxel.
 
@@ -185,7 +200,7 @@ def _resample_axis(data: Array, positions: Array, *, axis: int, order: int, fill
     size = data.shape[axis]
     inside = np.clip(positions, 0, size - 1)
     if order == 0 or np.array_equal(positions, np.floor(positions)):
-        out = data.take(np.floor(inside + 0.5).astype(int), axis=axis)
+        out = data.take(_nearest(positions, size), axis=axis)
     else:
         low = np.floor(inside).astype(int)
         weight = np.expand_dims((inside - low).astype(data.dtype), _others(axis))
@@ -194,6 +209,11 @@ def _resample_axis(data: Array, positions: Array, *, axis: int, order: int, fill
     outside = (positions < -0.5) | (positions >= size - 0.5)
     out[(slice(None),) * axis + (outside,)] = fill
     return np.asarray(out)
+
+
+def _nearest(positions: Array, size: int) -> Array:
+    """Return the index of the voxel that is nearest to each position along an axis."""
+    return np.asarray(np.floor(np.clip(positions, 0, size - 1) + 0.5).astype(int))
 
 
 def _others(axis: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from storage.preprocess.duplicates import (
 )
 from storage.preprocess.grid import SlabGrid, place_slab, resample_labels, to_slab
 from storage.preprocess.label_schemes import merge_cortical_parcels
+from storage.preprocess.lesions import LesionTransfer, measure_transfer
 from storage.preprocess.normalise import intensity_range, scale_flair
 from storage.preprocess.tissue import tissue_mask
 from storage.preprocess.validation import (
@@ -77,6 +78,8 @@ class CaseMetadata:
     digests: dict[str, str]
     #: Path of each file below the trial's folder by its role, such as w048/flair.
     sources: dict[str, str]
+    #: What became of the lesions of each mask on the way to the slab, by role such as w048/net2.
+    lesions: dict[str, LesionTransfer]
     #: Days between its sessions.
     intervals: Intervals
     #: Sentences on its dates that a person should look at.
@@ -120,6 +123,7 @@ def preprocess_subject(
             f"{source.session}/{source.channel}": source.path.relative_to(root).as_posix()
             for source in files
         },
+        lesions=builder.lesions,
         intervals=visits.intervals,
         notes=visits.notes,
         fingerprints={
@@ -188,6 +192,7 @@ class _CaseBuilder:
     arrays: CaseArrays
     intensity: dict[str, tuple[float, float]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    lesions: dict[str, LesionTransfer] = field(default_factory=dict)
     #: The first file with each content, without masks of zeros.
     contents: dict[str, SourceFile] = field(default_factory=dict)
 
@@ -206,7 +211,9 @@ class _CaseBuilder:
             self.arrays.flair[k] = to_slab(image, grid, order=1, fill=BACKGROUND)
         elif source.channel in MASKS:
             kind = MASKS.index(source.channel)
-            self.arrays.masks[k, kind] = to_slab(volume.data, grid, order=0)
+            slab = self.arrays.masks[k, kind] = to_slab(volume.data, grid, order=0)
+            role = f"{source.session}/{source.channel}"
+            self.lesions[role] = measure_transfer(volume.data, slab, grid)
         elif source.channel == "parcellation":
             self.arrays.parcellation[:] = merge_cortical_parcels(self._labels(volume, source))
         if source.channel in CHANNELS:

@@ -13,6 +13,15 @@ from storage.layout import CURRENT, MASKS, OUTCOME
 from storage.qc.measure import CaseQuality
 
 Value = str | float | None
+# Numbers of a `LesionTransfer`.
+_TRANSFER_TITLES = {
+    "source_count": "lesions in the source",
+    "source_mm3": "mm3 in the source",
+    "outside_count": "lesions outside the slab",
+    "outside_mm3": "mm3 outside the slab",
+    "resampling_count": "lesions smaller than a voxel",
+    "resampling_mm3": "mm3 of lesions smaller than a voxel",
+}
 MASK_TITLES = {kind: "Gad" if kind == "gad" else kind.upper() for kind in MASKS}
 
 
@@ -34,6 +43,8 @@ class Column:
     unit: Literal["", "%", "ml"] = ""
     #: Whether the page's table has the column; all columns are in a case's details.
     listed: bool = False
+    #: Whether the page has the column, too; qc.tsv has all.
+    in_page: bool = True
     #: Name of the column that the page shows in small print below this one.
     below: str = ""
 
@@ -112,6 +123,24 @@ def _lesion_columns(titles: Mapping[str, str]) -> Iterator[Column]:
                 volume, title, partial(get, "ml"), ".4f", group, "ml", listed=True, below=count
             )
             yield Column(count, f"{title}, lesions", partial(get, "count"), ".0f", group)
+            for name, of in _TRANSFER_TITLES.items():
+                transfer = partial(_transfer, session, kind, name)
+                yield Column(
+                    f"{session}_{kind}_{name}",
+                    f"{title}, {of}",
+                    transfer,
+                    ".6g",
+                    group,
+                    in_page=name.endswith("count"),
+                )
+
+
+def _transfer(session: str, kind: str, name: str, case: CaseQuality) -> Value:
+    transfer = case.transfers.get((session, kind))
+    if transfer is None:
+        return None
+    number: float = getattr(transfer, name)
+    return number
 
 
 def _lesions(session: str, kind: str, field: Literal["ml", "count"], case: CaseQuality) -> Value:

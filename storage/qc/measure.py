@@ -24,6 +24,7 @@ from storage.layout import (
     head_mask,
 )
 from storage.preprocess.grid import SlabGrid
+from storage.preprocess.lesions import LesionTransfer
 from storage.preprocess.prepare import CaseArrays
 from storage.preprocess.visits import Intervals
 from storage.store.case_table import Case
@@ -50,6 +51,8 @@ MIN_SESSION_DIFFERENCE = 0.02
 MIN_EQUAL_VOXELS = 8
 # Share of a lesion mask outside the head.
 MAX_SHARE_OUTSIDE_HEAD = 0.05
+# Share of a mask's lesions that are not on the slab.
+MAX_LOST_SHARE = 0.5
 # Share of the parcellation outside the head.
 MAX_LABELS_OUTSIDE_HEAD = 0.5
 # Share of the NET2 mask inside the T2 mask of its session.
@@ -97,6 +100,8 @@ class CaseQuality:
     clipped: dict[str, float]
     #: By session and kind of mask, for masks that the case has.
     lesions: dict[tuple[str, str], LesionStats]
+    #: The lesions of the source and those that are not on the slab, by session and kind of mask.
+    transfers: dict[tuple[str, str], LesionTransfer]
     #: Reasons to look at the case.
     flags: tuple[str, ...]
 
@@ -113,6 +118,11 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
     current = heads[CURRENT]
     right, left = (int(half.sum()) for half in _halves(current))
     lesions = _lesions(case, arrays, spacing=store.spec.spacing)
+    transfers = {
+        (session, kind): case.lesions[f"{session}/{kind}"]
+        for session, kind in lesions
+        if f"{session}/{kind}" in case.lesions
+    }
     measured = {
         "in_field": field_share(case.grid),
         "in_head": float(current.mean()),
@@ -135,6 +145,7 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
         *_flag_masks(case, arrays, heads, visits),
         *_flag_equal_masks(arrays, visits),
         *_flag_t2_decrease(lesions, visits),
+        *_flag_lost_lesions(transfers, visits),
         *case.notes,
     )
     return CaseQuality(
@@ -150,6 +161,7 @@ def measure_case(store: Store, index: int, arrays: CaseArrays) -> CaseQuality:
         intensity=dict(case.intensity),
         clipped=clipped,
         lesions=lesions,
+        transfers=transfers,
         flags=flags,
     )
 
@@ -281,6 +293,16 @@ def _flag_t2_decrease(
     for (one, before), (other, after) in pairwise(t2):
         if after < before * MIN_T2_RETAINED:
             yield f"T2 falls from {before:.1f} ml at {one} to {after:.1f} ml at {other}"
+
+
+def _flag_lost_lesions(
+    transfers: dict[tuple[str, str], LesionTransfer], visits: VisitSchedule
+) -> Iterator[str]:
+    for (session, kind), transfer in transfers.items():
+        if transfer.lost_count > MAX_LOST_SHARE * transfer.source_count:
+            name = kind.upper() if kind != "gad" else "Gad"
+            lost = f"{transfer.lost_count} of {transfer.source_count} lesions lost"
+            yield f"{visits.label(session)}: {name} {lost} ({transfer.causes})"
 
 
 def sort_key(case: CaseQuality) -> tuple[Any, ...]:

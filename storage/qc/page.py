@@ -32,7 +32,7 @@ def render_page(
     titles: Mapping[str, str],
 ) -> str:
     """Return qc.html; `pictures` are the paths of a case's pictures without their suffix."""
-    shown = columns(titles)
+    shown = [column for column in columns(titles) if column.in_page]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,

@@ -10,9 +10,17 @@ import numpy.typing as npt
 
 from storage.digest import sha256_bytes
 from storage.errors import Exclusion
-from storage.layout import SCHEMA, CovariateValue, StoreSpec, VisitSchedule
+from storage.layout import (
+    OUTCOME,
+    SCHEMA,
+    CovariateValue,
+    StoreSpec,
+    VisitSchedule,
+    channel_index,
+)
 from storage.nifti.io import NiftiGeometry
 from storage.preprocess.grid import SlabGrid
+from storage.preprocess.lesions import LesionTransfer, lost_outcome
 from storage.preprocess.visits import Intervals
 from storage.settings import StoreSettings, settings_from_json
 from storage.trial.description import TrialDescription
@@ -43,7 +51,8 @@ class Case:
     arm_index: int
     #: Name of the trial, None if unknown.
     trial: str | None
-    #: `unlabelled` if the case cannot train a forecast: no arm, or no NET2 mask at outcome.
+    #: `unlabelled` if the case cannot train a forecast: no arm, no NET2 mask at outcome, or none of
+    #: that mask's lesions on the slab.
     split: Split
     #: Other columns of the table of participants.
     covariates: Mapping[str, CovariateValue]
@@ -59,12 +68,19 @@ class Case:
     digests: Mapping[str, str]
     #: Path of each source file in the BIDS folder by its role, such as w048/flair.
     sources: Mapping[str, str]
+    #: What became of the lesions of each mask on the way to the slab, by role such as w048/net2.
+    lesions: Mapping[str, LesionTransfer]
     #: Days between its sessions.
     intervals: Intervals
     #: Sentences on its dates that a person should look at.
     notes: tuple[str, ...]
     #: Some voxels of the normalised FLAIR by session, by which copies of an image are found.
     fingerprints: Mapping[str, str]
+
+    @property
+    def has_outcome(self) -> bool:
+        """Return whether NET2 at outcome is known: a mask whose lesions are not all lost."""
+        return has_outcome(self.present, self.lesions)
 
     @property
     def digest(self) -> str:
@@ -97,6 +113,11 @@ class CaseTable:
     cases: tuple[Case, ...]
     #: Subjects that are not in the store, with the reason.
     excluded: tuple[Exclusion, ...]
+
+
+def has_outcome(present: npt.NDArray[np.bool_], lesions: Mapping[str, LesionTransfer]) -> bool:
+    """Return `Case.has_outcome` of a case with these inputs and lesions."""
+    return bool(present[channel_index(f"{OUTCOME}/net2")]) and lost_outcome(lesions) is None
 
 
 def encode_table(table: CaseTable) -> bytes:
@@ -144,10 +165,15 @@ def _spec(record: dict[str, Any]) -> StoreSpec:
 def case_to_json(case: Any) -> dict[str, Any]:
     """Return a case or its metadata as JSON.
 
-    `grid.slab_affine` can be derived; it is there for readers in other languages.
+    `grid.slab_affine` can be derived; it is there for readers in other languages. Numbers of
+    lesions that are 0 are left out.
     """
     record = asdict(case) | {"present": case.present.tolist()}
     record["grid"]["slab_affine"] = case.grid.slab_affine
+    record["lesions"] = {
+        role: {name: value for name, value in vars(transfer).items() if value}
+        for role, transfer in case.lesions.items()
+    }
     return record
 
 
@@ -160,6 +186,7 @@ def case_from_json(record: dict[str, Any]) -> dict[str, Any]:
         "grid": _grid(record["grid"]),
         "present": present,
         "intensity": intensity,
+        "lesions": {role: LesionTransfer(**numbers) for role, numbers in record["lesions"].items()},
         "intervals": Intervals(**record["intervals"]),
         "notes": tuple(record["notes"]),
     }

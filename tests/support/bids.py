@@ -172,4 +172,5 @@ def case_of(grid: SlabGrid, *, index: int = 0, subject: str = "sub-01") -> Case:
         intervals=Intervals(),
         notes=(),
         fingerprints={},
+        lesions={},
     )

@@ -96,6 +96,7 @@ def _case(index: int, grid: SlabGrid, split: str) -> Case:
         intervals=Intervals(310.0 + 5 * index, None),
         notes=(),
         fingerprints={},
+        lesions={},
     )
 
 

@@ -58,7 +58,7 @@ from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.forecasting.view.build import ViewPatient, finished_view
 from lesioncast.forecasting.view.kept_samples import KeptSamples
 from lesioncast.forecasting.view.saved_page import saved_page
-from lesioncast.imaging.channels import CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
+from lesioncast.imaging.channels import CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.covariates import covariate_presence
 from lesioncast.imaging.intervals import interval_notes
 from lesioncast.imaging.lesions import lesion_count
@@ -308,10 +308,9 @@ def assemble_forecast(
 
 def _observed_mask(store: Store, case: Case) -> npt.NDArray[np.uint8] | None:
     """Return the NET2 mask at outcome [s, h, w], or None if it is not known."""
-    session = SESSIONS.index(OUTCOME)
-    if not case.present[session, CHANNELS.index("net2")]:
+    if not case.has_outcome:
         return None
-    return np.asarray(store.read(case.index).masks[session, MASKS.index("net2")])
+    return np.asarray(store.read(case.index).masks[SESSIONS.index(OUTCOME), MASKS.index("net2")])
 
 
 def background_source(store: Store, bids: Path) -> Background:

@@ -12,6 +12,7 @@ from lesioncast.config import Config
 from lesioncast.evaluation.analysis.scoring import EvaluationContext, EvaluationInputs
 from lesioncast.evaluation.causal.identifiability import identifiability_warnings
 from lesioncast.evaluation.evaluate import evaluate
+from lesioncast.evaluation.features.outcomes import source_lesions
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.provenance import EvaluationSources, current_command, provenance
 from lesioncast.evaluation.reporting.bundle_card import write_card
@@ -87,6 +88,8 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
         )
         context = replace(context, identifiability_warnings=warnings)
         result = evaluate(inputs, context, settings)
+        columns = {**result.columns, "lesions_in_source": source_lesions(cases.test)}
+        result = replace(result, columns=columns)
         examples = example_cases(store, cases.test, path, result, settings=settings)
     write_evaluation(
         result,

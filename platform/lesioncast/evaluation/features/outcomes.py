@@ -12,10 +12,10 @@ import torch
 from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.diffusion.covariates import covariate_features
 from lesioncast.evaluation.features.image_features import CaseMeasurements, measure_case
-from lesioncast.imaging.channels import CHANNELS, OUTCOME, SESSIONS
 from lesioncast.imaging.covariates import Covariate, encode_covariates
 from lesioncast.imaging.regions import REGIONS
 from storage import Case, Location, open_store
+from storage.layout import OUTCOME
 
 Chunk = tuple[int, ...]
 """Indices of the cases that one task measures."""
@@ -88,9 +88,21 @@ def net2_counts_current(measured: Sequence[CaseMeasurements]) -> Floats:
 
 
 def cases_with_outcome(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases with a known arm and an observed NET2 mask at outcome."""
-    row, column = SESSIONS.index(OUTCOME), CHANNELS.index("net2")
-    return [case for case in cases if case.arm is not None and case.present[row, column]]
+    """Return the cases with a known arm and an observed NET2 mask at outcome.
+
+    A case all of whose new lesions were lost on the way to the slab has no outcome.
+    """
+    return [case for case in cases if case.arm is not None and case.has_outcome]
+
+
+def source_lesions(cases: Sequence[Case]) -> Floats:
+    """Return the number of NET2 lesions at outcome in each case's source file, [n].
+
+    Scores use the lesions on the slab. The number is NaN in a store that does not record it.
+    """
+    transfers = [case.lesions.get(f"{OUTCOME}/net2") for case in cases]
+    counts = [np.nan if transfer is None else transfer.source_count for transfer in transfers]
+    return np.array(counts, np.float64)
 
 
 def chunk_cases(cases: Sequence[Case]) -> list[Chunk]:

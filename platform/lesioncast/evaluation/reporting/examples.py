@@ -34,7 +34,7 @@ from lesioncast.forecasting.output.figure import (
 )
 from lesioncast.forecasting.runtime import build_sampler, device_of
 from lesioncast.forecasting.sampling import EnsembleRequest, ensembles, plan_batches, seeds_of
-from lesioncast.imaging.channels import CHANNELS, CURRENT, MASKS, OUTCOME, SESSIONS
+from lesioncast.imaging.channels import CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.markdown import format_probability
 from storage import Case, Store
 
@@ -118,7 +118,7 @@ def example_case(
     """
     arrays = store.read(case.index)
     last = SESSIONS.index(OUTCOME)
-    assert case.present[last, CHANNELS.index("net2")]
+    assert case.has_outcome
     observed = arrays.masks[last, MASKS.index("net2")].astype(bool)
     affine = np.array(case.grid.slab_affine)
     view = View(
