@@ -17,6 +17,7 @@ from lesioncast.simulation.disease import count_cdf, draw_patient
 from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.training.progress import METRICS
 from lesioncast.training.settings import TrainSettings
+from tests.benchmarks.data.intensity_ranges import COMMON, OWN, SessionPair, differences
 from tests.benchmarks.studies import ablation_tables, ablations, bayes_optimal, image_information
 from tests.benchmarks.studies.covariates import arm_index
 from tests.support.forecast import SLAB, write_bundle, write_store
@@ -246,3 +247,14 @@ def test_the_table_of_presets_holds_the_values_of_the_configurations() -> None:
 def flair_weight(config: Config, stage: TrainSettings) -> float:
     """Return the weight of FLAIR in a stage's loss."""
     return config.objective.flair_weight if stage.flair_weight is None else stage.flair_weight
+
+
+def test_ranges_of_their_own_undo_a_gain_and_one_range_does_not() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.uniform(100, 500, (4, 20, 20)).astype(np.float32)
+    tissue, lesions = np.ones(image.shape, bool), np.zeros(image.shape, bool)
+    pair = SessionPair((image, image), (tissue, tissue), lesions)
+    same, brighter = differences(pair), differences(pair, gain=1.2)
+    assert same[OWN] == same[COMMON]
+    assert (brighter[OWN].mean, brighter[OWN].sd) == pytest.approx((0, 0), abs=1e-5)
+    assert brighter[COMMON].mean > 0.2
