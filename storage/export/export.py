@@ -29,7 +29,7 @@ CHANNEL_NAMES = (
     *(f"{session}/{channel}" for session in SESSIONS for channel in CHANNELS),
     PARCELLATION,
 )
-README = """Cases of a lesioncast store on the grids of their subjects' own FLAIR at week 48.
+README = """Cases of a lesioncast store on the grids of their subjects' own current FLAIR.
 
 Masks, labels and normalised FLAIR of the slab that the store holds. Outside the slab masks and
 labels are 0 and FLAIR is -1, as outside the head. If Resampled is false, every voxel is a voxel of

@@ -128,8 +128,8 @@ def scan_trial(root: Path, layout: TrialLayout) -> list[TrialSubject]:
 
 
 def _flair_paths(sources: list[SourceFile]) -> dict[str, list[Path]]:
-    """Return the FLAIR files of a subject by session."""
-    paths: defaultdict[str, list[Path]] = defaultdict(list)
+    """Return the FLAIR files of each session of which a subject has any file."""
+    paths: dict[str, list[Path]] = {source.session: [] for source in sources}
     for source in sources:
         if source.channel == "flair":
             paths[source.session].append(source.path)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from storage.trial.path_patterns import find_files
 TIME_COLUMN = "acq_time"
 # Fields of a sidecar that hold a date, the most exact first.
 _SIDECAR_FIELDS = ("AcquisitionDateTime", "AcquisitionDate", "SeriesDate", "StudyDate")
+
+_SESSION_LABEL = re.compile("(?:^|[/_])ses-([^/_]+)")
 
 Tables = Mapping[str, Sequence[Path]]
 """Tables of each subject, by the BIDS id."""
@@ -61,7 +64,7 @@ def read_dates(
 ) -> StatedDates:
     """Return the dates that the files of a subject state.
 
-    `images` are the FLAIR files of its sessions. Dates of other sessions are ignored.
+    `images` are the FLAIR files of each session that has files. Dates of others are ignored.
     """
     dates: list[StatedDate] = []
     problems: list[str] = []
@@ -75,11 +78,11 @@ def read_dates(
         ),
     ]
     for kind, path, session in files:
-        name = path.relative_to(tables.root).as_posix()
         try:
             text = read_text(path)
+            name = path.relative_to(tables.root).as_posix()
             if kind == "scans":
-                stated = _scan_dates(text, path.parent, images)
+                stated = _scan_dates(text, path, images, tables.roles)
             elif kind == "sessions":
                 stated = _session_dates(text, tables.roles)
             else:
@@ -93,8 +96,8 @@ def read_dates(
             continue  # most images have no sidecar
         except (OSError, ValueError, RecursionError, csv.Error) as error:
             problems.append(
-                f"expected dates in {name}, got {str(error).rstrip('.')}; correct it, no date of "
-                "it is used"
+                f"expected dates in {path.relative_to(tables.root).as_posix()}, got "
+                f"{str(error).rstrip('.')}; correct it, no date of it is used"
             )
     return StatedDates(tuple(dates), tuple(problems))
 
@@ -105,16 +108,30 @@ def sidecar_path(image: Path) -> Path:
 
 
 def _scan_dates(
-    text: str, folder: Path, images: Mapping[str, Sequence[Path]]
+    text: str, table: Path, images: Mapping[str, Sequence[Path]], roles: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield session and date of the rows that name a FLAIR file, relative to `folder`."""
+    """Yield session and date of the rows that name a FLAIR file, relative to the table's folder.
+
+    A FLAIR may be a processed copy that no row names. Then another FLAIR of the same visit stands
+    for it, or else the first file of that visit.
+    """
     sessions = {
         composed(_stem(str(path))): session for session, paths in images.items() for path in paths
     }
+    found: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     for row in _rows(text):
-        path = composed(_stem(str(folder / (row.get("filename") or ""))))
-        if path in sessions and row.get(TIME_COLUMN) is not None:
-            yield sessions[path], row[TIME_COLUMN]
+        name, cell = composed(row.get("filename") or ""), row.get(TIME_COLUMN) or ""
+        if is_missing(cell):
+            continue
+        exact = sessions.get(composed(_stem(str(table.parent / name))))
+        label = _SESSION_LABEL.search(name) or _SESSION_LABEL.search(composed(table.name))
+        session = exact or (roles.get(label[1]) if label else None)
+        if session is not None:
+            found[session].append((0 if exact else 1 if "_FLAIR." in name else 2, cell))
+    for session, cells in found.items():
+        nearest = min(rank for rank, _ in cells)
+        chosen = [cell for rank, cell in cells if rank == nearest]
+        yield from ((session, cell) for cell in (chosen[:1] if nearest == 2 else chosen))
 
 
 def _session_dates(text: str, roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -100,6 +100,30 @@ def test_dates_are_read_as_bids_and_dicom_write_them(trial: Path, dates: tuple[s
     assert convert(trial).case("sub-01").intervals.days_to_current == 336
 
 
+@pytest.mark.parametrize(
+    ("rows", "days"),
+    [
+        # The FLAIR of the layout is a processed copy; the table names files of the scanner.
+        ({"T1w": "2014-01-01", "acq-raw_FLAIR": "2015-03-02"}, 336),
+        ({"acq-raw_FLAIR": "n/a", "T1w": "2015-03-02", "T2w": "2015-03-05"}, 336),
+    ],
+)
+def test_a_table_that_does_not_name_the_flair_dates_its_visit(
+    trial: Path, rows: dict[str, str], days: int
+) -> None:
+    state(trial, "scans", ("n/a", "2016-02-01", "n/a"))
+    lines = [f"anat/sub-01_ses-w000_{name}.nii.gz\t{text}\n" for name, text in rows.items()]
+    table = trial / "sub-01/ses-w000/sub-01_ses-w000_scans.tsv"
+    table.write_text("filename\tacq_time\n" + "".join(lines))
+    assert convert(trial).case("sub-01").intervals.days_to_current == days
+
+
+def test_an_outcome_with_masks_alone_has_a_date_too(trial: Path) -> None:
+    state(trial, "sessions", IN_ORDER)
+    flair(trial, "w096").unlink()
+    assert convert(trial).case("sub-01").intervals == Intervals(336, 336)
+
+
 def test_shifted_dates_of_one_kind_of_file_may_stand_beside_real_ones(trial: Path) -> None:
     state(trial, "scans", ("1867-03-02", "1868-02-01", "1869-01-02"))
     state(trial, "sidecar", IN_ORDER)
