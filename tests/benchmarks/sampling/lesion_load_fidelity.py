@@ -7,6 +7,7 @@ The cases are sampled under the arm that they received. The last line shows the 
 sampling.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -25,10 +26,7 @@ from storage import Case, Store
 from tests.benchmarks.sampling.solvers import Masks, draw, lesion_count, observed_mask
 from tests.benchmarks.sampling.study_cli import load_study, study_parser
 
-HEAD = (
-    "| load | voxels at least | samples | empty | voxels | lesions | observed cases | voxels "
-    "| lesions |"
-)
+HEAD = "| load | mm3 at least | samples | empty | mm3 | lesions | observed cases | mm3 | lesions |"
 Loads = npt.NDArray[np.int64]
 
 
@@ -41,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store, bundle, cases = load_study(args)
     least = bundle.config.model.unet.lesion_load_thresholds
     if not least:
-        parser.error(f"{args.bundle}: expected networks with unet.lesion_load_thresholds, got none")
+        parser.error(f"{args.bundle}: expected networks with lesion_load_mm3, got none")
     truth = np.stack([observed_mask(store, case) for case in cases])
     with ray_cluster(RaySettings()):
         drawn = draw(
@@ -51,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     sampled_load, chance = sampled_lesion_loads(store, cases, bundle, samples=args.samples)
     true = lesion_load_class(torch.from_numpy(2.0 * truth - 1), least).numpy()
     print(HEAD, "|" + "---|" * 9, sep="\n")
+    voxel_mm3 = math.prod(store.spec.spacing)
     for load, voxels in enumerate((0, *least)):
         of_load, seen = masks[sampled_load == load], truth[true == load]
         empty = np.mean([not mask.any() for mask in of_load]) if len(of_load) else np.nan
         print(
-            f"| {load} | {voxels} | {len(of_load)} | {empty:.2f} | {means(of_load, store)} "
+            f"| {load} | {voxel_mm3 * voxels:g} | {len(of_load)} | {empty:.2f} | {means(of_load, store)} "
             f"| {len(seen)} | {means(seen, store)} |",
             flush=True,
         )
@@ -83,11 +82,12 @@ def sampled_lesion_loads(
 
 
 def means(masks: Masks, store: Store) -> str:
-    """Return the mean voxels and lesions of some masks."""
+    """Return the mean volume in mm3 and number of lesions of some masks."""
     if not len(masks):
         return " | "
     lesions = np.mean([lesion_count(mask, store) for mask in masks])
-    return f"{masks.sum() / len(masks):.1f} | {lesions:.2f}"
+    volume = math.prod(store.spec.spacing) * masks.sum() / len(masks)
+    return f"{volume:.0f} | {lesions:.2f}"
 
 
 if __name__ == "__main__":
