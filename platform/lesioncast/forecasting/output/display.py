@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
+from storage.preprocess.tissue import tissue_mask
 from storage.radiological import to_radiological
 
 Floats = npt.NDArray[np.float32]
@@ -21,7 +22,6 @@ SHOWN_MM = 0.6  # in-plane size of a displayed pixel
 APART_MM = 9.0  # distance of the displayed slices; nearer ones show the same lesions
 MARGIN_MM = 6.0
 STRAY_VOXELS = 100  # only head masks with more voxels are cleaned of isolated specks
-HEAD_SHARE = 0.15  # threshold of the head, between the 1st and the 99th percentile
 
 
 @dataclass(frozen=True)
@@ -94,20 +94,14 @@ def choose_slices(view: View, number: int) -> list[int]:
 
 def intensity_window(view: View) -> tuple[float, float]:
     """Return the FLAIR intensities that are displayed as black and as white."""
-    tissue = view.flair[head_mask(view.flair)]
+    tissue = view.flair[tissue_mask(view.flair)]
     low, high = np.percentile(tissue, [1.0, 99.7]) if tissue.size else (0.0, 1.0)
     return float(low - 0.1 * (high - low)), float(high)
 
 
-def head_mask(flair: Floats) -> npt.NDArray[np.bool_]:
-    """Return the mask of the head, which excludes air."""
-    low, high = (float(value) for value in np.percentile(flair, [1, 99]))
-    return np.asarray(flair > low + HEAD_SHARE * (high - low))
-
-
 def crop(view: View, slices: list[int]) -> tuple[slice, slice]:
     """Return the (h, w) window that contains the head in all of `slices`, with a margin."""
-    shown = np.asarray(head_mask(view.flair[slices]).any(axis=0))
+    shown = np.asarray(tissue_mask(view.flair[slices]).any(axis=0))
     if shown.sum() > STRAY_VOXELS:
         shown = ndimage.binary_opening(shown)
     return (
