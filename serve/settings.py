@@ -90,7 +90,7 @@ class ServiceSettings(BaseModel):
         default=False,
         description="Demo mode: needs no key and answers only requests from this machine.",
     )
-    truth: Path | None = Field(
+    truth: LocalPath | None = Field(
         default=None,
         description="Folder of the simulated trial, whose true counterfactual lesions the page "
         "shows. Only in demo mode.",

@@ -11,6 +11,7 @@ from lesioncast.bundle.bundle import (
     describe_bundle,
     load_bundle_prior,
 )
+from lesioncast.errors import ForecastError
 from lesioncast.forecasting.adaptive import sampling_notes
 from lesioncast.forecasting.output.bids import write_forecast_root
 from lesioncast.forecasting.pipeline import (
@@ -103,16 +104,26 @@ class LoadedModel(MountedModel):
 
 def mount_model(settings: ServiceSettings) -> MountedModel:
     """Open bundle and store without reading weights. Raises ForecastError if they do not fit."""
-    bundle, store = describe_bundle(settings.bundle), open_store(settings.store)
-    check_compatible(bundle, store)
-    return MountedModel(bundle, store, settings)
+    bundle = describe_bundle(settings.bundle)
+    return MountedModel(bundle, _open_store_for(bundle, settings), settings)
 
 
 def load_model(settings: ServiceSettings) -> LoadedModel:
     """Open bundle and store, and load the prior. Raises ForecastError if they do not fit."""
-    bundle, store = load_bundle_prior(settings.bundle), open_store(settings.store)
+    bundle = load_bundle_prior(settings.bundle)
+    return LoadedModel(bundle, _open_store_for(bundle, settings), settings)
+
+
+def _open_store_for(bundle: BundleDescription, settings: ServiceSettings) -> Store:
+    """Open the store. Raises ForecastError if it does not fit the bundle or the setting `truth`."""
+    store = open_store(settings.store)
     check_compatible(bundle, store)
-    return LoadedModel(bundle, store, settings)
+    if settings.truth is not None and not store.table.trial.simulated:
+        raise ForecastError(
+            f"truth: expected the trial of a store of simulated subjects, got {settings.truth} "
+            f"for {store.path}, whose subjects are not; leave it out"
+        )
+    return store
 
 
 def samples_per_arm(blocks: Sequence[DrawnBlock], request: ResolvedRequest) -> int:

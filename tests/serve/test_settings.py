@@ -18,9 +18,15 @@ def test_every_setting_is_explained() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), REMOVED_SETTINGS.keys.items())
-def test_a_removed_setting_names_its_successor(old: str, new: str) -> None:
-    assert new in ServiceSettings.model_fields
-    with pytest.raises(ValueError, match=f"{old} is an old key; write {new} in its place"):
+def test_a_removed_setting_names_its_successor_or_says_why_it_has_none(
+    old: str, new: str | None
+) -> None:
+    if new is None:
+        advice = f"remove it: {REMOVED_SETTINGS.reasons[old]}"
+    else:
+        assert new in ServiceSettings.model_fields
+        advice = f"write {new} in its place"
+    with pytest.raises(ValueError, match=f"{old} is an old key; {advice}"):
         settings(**{old: 1})
 
 

@@ -16,12 +16,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lesioncast.errors import ForecastError
 from lesioncast.imaging.covariates import Covariate
 from serve.api import multipart
 from serve.artifacts import ORPHAN_AGE_SECONDS, result_dir, stale_uploads, upload_dir
 from serve.client import Client
 from serve.settings import ServiceSettings
 from serve.uploads import UPLOAD_FIELDS
+from serve.worker.loaded_model import mount_model
 from tests.support.bids import ARMS, path_of, write_subject
 from tests.support.bids_validator import bids_uris, dead_links, validator_reports
 from tests.support.corrupt_trials import FILES, GRIDS, HEADERS, Corruption
@@ -127,6 +129,11 @@ def test_settings_that_name_no_store_refuse_urls_and_uploads_need_no_configurati
             ServiceSettings(**given)
     with pytest.raises(ValueError, match="config is an old key; remove it: uploads are prepared"):
         settings_in(root, "old", config=root / "config.yaml")
+
+
+def test_the_truth_of_a_trial_that_is_not_simulated_is_refused(root: Path) -> None:
+    with pytest.raises(ForecastError, match="truth: expected the trial of a store of simulated"):
+        mount_model(settings_in(root, "truth", truth=root / "bids"))
 
 
 def test_an_upload_needs_no_name_no_mask_and_no_compression(
