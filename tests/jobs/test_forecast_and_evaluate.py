@@ -272,6 +272,15 @@ def test_ground_truth_is_read_of_simulated_trials_alone_and_missed_where_it_has_
     assert {SIMULATED_SUBJECTS, evaluate.NO_GROUND_TRUTH}.isdisjoint(disclaimers)
 
 
+def test_an_evaluation_on_cases_of_the_training_is_refused(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(root / "store.zarr")
+    write_bundle(tmp_path / "bundle", trained_on=store.cases[3:])
+    assert evaluate.main([*given(root), "--bundle", str(tmp_path / "bundle")]) == 1
+    assert "got one that was trained on 1 of them, such as sub-04" in caplog.text
+
+
 def test_a_covariate_that_the_store_lacks_is_a_usage_error(root: Path) -> None:
     assert evaluate.main(given(root, "--set", "evaluation.covariates=[weight]")) == 2
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.errors import TrainingError
-from lesioncast.forecasting.runtime import training_data_note
+from lesioncast.errors import ForecastError, TrainingError
+from lesioncast.forecasting.training_data import check_unseen, training_data_note
 from lesioncast.jobs import convert, finetune, pretrain
 from lesioncast.training.data.node_cache import open_cases, read_in_process, read_with_ray_data
 from lesioncast.training.data.node_caches import prepare_nodes
@@ -122,6 +122,10 @@ def test_both_jobs_write_a_bundle_and_resume(
     assert bundle.config.model.arms == ARMS
     assert bundle.config.store == store.settings == StoreSettings(SLAB, SPACING, resample=False)
     assert (bundle.config.simulated, bundle.config.brain_mask_share) == (True, 0.0)
+    check_unseen(bundle, store.select(split="test"))
+    training = [store.cases[index] for index in training_cases(store, ARMS).cases]
+    with pytest.raises(ForecastError, match=f"trained on {len(training)} of them, such as sub-"):
+        check_unseen(bundle, training)
     assert training_data_note(bundle.path).endswith(
         "training cases of A made-up trial; simulated patients, which are no evidence about real "
         "ones."

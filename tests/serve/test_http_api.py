@@ -29,7 +29,7 @@ from lesioncast.forecasting.pipeline import (
     stored_flair,
     write_forecasts,
 )
-from lesioncast.forecasting.runtime import build_sampler, input_sessions, training_data_note
+from lesioncast.forecasting.runtime import build_sampler, input_sessions
 from lesioncast.forecasting.sampling import (
     EnsembleRequest,
     ensembles,
@@ -38,6 +38,7 @@ from lesioncast.forecasting.sampling import (
     sample_seeds,
 )
 from lesioncast.forecasting.settings import ForecastSettings
+from lesioncast.forecasting.training_data import training_data_note
 from serve.api.routes import results
 from serve.app import build
 from serve.artifacts import result_dir

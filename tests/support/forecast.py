@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lesioncast.bundle.bundle import save_bundle
+from lesioncast.bundle.bundle import CASE_DIGITS, save_bundle
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
 from lesioncast.diffusion.model import ModelConfig
@@ -137,6 +137,7 @@ def write_bundle(
     brain_mask_share: float = 0.0,
     covariates: tuple[Covariate, ...] = (),
     lesion_loads: tuple[int, ...] = (),
+    trained_on: Sequence[Case] = (),
 ) -> None:
     """Write a bundle of random weights whose samples depend on the condition."""
     torch.manual_seed(0)
@@ -158,5 +159,9 @@ def write_bundle(
         brain_mask_share=brain_mask_share,
         baseline_only=baseline_only,
     )
-    metrics = {"data": "8 training cases of a made-up trial.", "stages": {}}
+    metrics = {
+        "data": "8 training cases of a made-up trial.",
+        "cases": [case.digest[:CASE_DIGITS] for case in trained_on],
+        "stages": {},
+    }
     save_bundle(path, config, unet=unet.state_dict(), control=control.state_dict(), metrics=metrics)

@@ -40,6 +40,7 @@ CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md
 DESCRIPTION_FILES = (CONFIG_FILE, METRICS_FILE, CARD_FILE)
 FILES = (UNET_FILE, CONTROL_FILE, *DESCRIPTION_FILES)
 PRIOR = "lesion_load_prior."  # prefix of the prior's weights among those of the ControlNet
+CASE_DIGITS = 16  # digits of the digest of a training case in metrics.json, which need no more
 RETRAIN = "run jobs/pretrain.py and jobs/finetune.py to make it again"
 MAX_ATTEMPTS = 3  # to read a bundle that is replaced meanwhile
 

@@ -41,7 +41,6 @@ from lesioncast.forecasting.output.summary import (
 )
 from lesioncast.forecasting.runtime import (
     build_sampler,
-    data_notes,
     device_of,
     resolve_sessions,
 )
@@ -55,6 +54,7 @@ from lesioncast.forecasting.sampling import (
     seeds_of,
 )
 from lesioncast.forecasting.settings import ForecastSettings
+from lesioncast.forecasting.training_data import data_notes
 from lesioncast.forecasting.view.build import ViewPatient, finished_view
 from lesioncast.forecasting.view.kept_samples import KeptSamples
 from lesioncast.forecasting.view.saved_page import saved_page

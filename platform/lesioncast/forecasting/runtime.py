@@ -1,10 +1,8 @@
 """Sample masks with a bundle's networks for the cases of a store."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lesioncast.bundle.bundle import (
-    METRICS_FILE,
     Bundle,
     BundleDescription,
     BundlePrior,
@@ -23,7 +20,6 @@ from lesioncast.diffusion.model import ModelConfig, expected_outcomes
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ForecastError
-from lesioncast.forecasting.disclaimers import SIMULATED_SUBJECTS, TRAINED_ON_SIMULATED
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.sampling import (
     ArmExpectations,
@@ -228,29 +224,3 @@ def comparison_sessions(bundle: BundleDescription) -> Sessions | None:
     """
     sessions = supported_sessions(bundle)[-1]
     return None if sessions == input_sessions(bundle) else sessions
-
-
-def training_data_note(bundle: Path) -> str:
-    """Return a sentence on the data that the bundle was trained on."""
-    data = str(_training_metrics(bundle).get("data", "data not recorded"))
-    return f"Trained on {data.rstrip('.')}."
-
-
-def bundle_steps(bundle: Path) -> str:
-    """Return the length of the bundle's training, such as "450 + 600 steps, seed 0"."""
-    metrics = _training_metrics(bundle)
-    counts = " + ".join(str(stage["step"]) for stage in metrics["stages"].values())
-    return f"{counts} steps, seed {metrics['seed']}"
-
-
-def _training_metrics(bundle: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((bundle / METRICS_FILE).read_text())
-    return record
-
-
-def data_notes(bundle: BundleDescription, store: Store) -> tuple[str, ...]:
-    """Return the notes on the data that the bundle was trained on and on the store's subjects."""
-    trained_on = training_data_note(bundle.path)
-    if store.table.trial.simulated:
-        return trained_on, SIMULATED_SUBJECTS
-    return (trained_on, TRAINED_ON_SIMULATED) if bundle.config.simulated else (trained_on,)

@@ -18,7 +18,7 @@ from lesioncast.evaluation.reporting.summary_page import (
 )
 from lesioncast.forecasting.output.bids import figure_path, summary_path
 from lesioncast.forecasting.output.summary import ForecastSummary, read_summary
-from lesioncast.forecasting.runtime import bundle_steps
+from lesioncast.forecasting.training_data import bundle_steps
 from lesioncast.jobs import convert, evaluate, finetune, forecast, pretrain, simulate
 from lesioncast.jobs.arguments import DEMO
 from lesioncast.jobs.runner import run_job

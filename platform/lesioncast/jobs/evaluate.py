@@ -28,11 +28,10 @@ from lesioncast.evaluation.run import (
 from lesioncast.forecasting.disclaimers import RESEARCH_USE
 from lesioncast.forecasting.runtime import (
     check_compatible,
-    data_notes,
     input_sessions,
     supported_sessions,
-    training_data_note,
 )
+from lesioncast.forecasting.training_data import check_unseen, data_notes, training_data_note
 from lesioncast.jobs.arguments import EVALUATE
 from lesioncast.jobs.runner import run_job
 from lesioncast.jobs.trial_folder import trial_folder
@@ -61,6 +60,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     check_compatible(bundle, store)
     settings = config.evaluation
     cases = select_evaluation_cases(store, settings)
+    check_unseen(bundle, cases.forecast)
     bids = trial_folder(store, args.bids)
     context = evaluation_context(config, store, bundle, bids)
     with ray_cluster(config.ray, reads=[store.path, path]):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lesioncast.bundle.bundle import save_bundle
+from lesioncast.bundle.bundle import CASE_DIGITS, save_bundle
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.io import Weights
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
@@ -48,6 +48,7 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
         control={**last.tensors(EMA, CONTROL), **prior.weights},
         metrics={
             "data": describe_data(store, len(cases)),
+            "cases": sorted(case.digest[:CASE_DIGITS] for case in cases),
             "seed": stage.experiment.seed,
             "stages": {
                 "pretrain": _final_metrics(stage.pretrained),

@@ -1,0 +1,53 @@
+"""What a bundle records of the data and the length of its training, and what follows from it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lesioncast.bundle.bundle import CASE_DIGITS, METRICS_FILE, BundleDescription
+from lesioncast.errors import ForecastError
+from lesioncast.forecasting.disclaimers import SIMULATED_SUBJECTS, TRAINED_ON_SIMULATED
+from storage import Case, Store
+
+
+def training_data_note(bundle: Path) -> str:
+    """Return a sentence on the data that the bundle was trained on."""
+    data = str(_training_metrics(bundle).get("data", "data not recorded"))
+    return f"Trained on {data.rstrip('.')}."
+
+
+def data_notes(bundle: BundleDescription, store: Store) -> tuple[str, ...]:
+    """Return the notes on the data that the bundle was trained on and on the store's subjects."""
+    trained_on = training_data_note(bundle.path)
+    if store.table.trial.simulated:
+        return trained_on, SIMULATED_SUBJECTS
+    return (trained_on, TRAINED_ON_SIMULATED) if bundle.config.simulated else (trained_on,)
+
+
+def bundle_steps(bundle: Path) -> str:
+    """Return the length of the bundle's training, such as "450 + 600 steps, seed 0"."""
+    metrics = _training_metrics(bundle)
+    counts = " + ".join(str(stage["step"]) for stage in metrics["stages"].values())
+    return f"{counts} steps, seed {metrics['seed']}"
+
+
+def check_unseen(bundle: BundleDescription, cases: Sequence[Case]) -> None:
+    """Raise ForecastError if the bundle was trained on one of the cases, whatever store it is in.
+
+    Cases are the same if all of their files are. Without this check, another seed or other split
+    fractions of the store would put training cases into the test split unnoticed.
+    """
+    trained_on = set(_training_metrics(bundle.path).get("cases", ()))
+    seen = [case.subject for case in cases if case.digest[:CASE_DIGITS] in trained_on]
+    if seen:
+        raise ForecastError(
+            f"{bundle.path}: expected a bundle that was trained on none of the {len(cases)} cases, "
+            f"got one that was trained on {len(seen)} of them, such as {seen[0]}; evaluate it with "
+            "the seed and the store.split_fractions that it was trained with"
+        )
+
+
+def _training_metrics(bundle: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((bundle / METRICS_FILE).read_text())
+    return record
