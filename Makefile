@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 PINNED := $(shell cat pyproject.toml .ci/constraints.txt | cksum | cut -d' ' -f1)
+UNCOMPILED := $(VENV)/uncompiled-$(PINNED)
 INSTALLED := $(VENV)/installed-$(PINNED)
 SERVED := $(VENV)/served-$(PINNED)
 DEVELOPED := $(VENV)/developed-$(PINNED)
@@ -54,11 +55,15 @@ install: $(INSTALLED)  ## install what the jobs need
 
 develop: $(DEVELOPED)  ## install what the tests need, too
 
-$(INSTALLED):
+# pip uses one processor, so what is installed already is compiled beside it.
+$(UNCOMPILED):
 	@echo "Setting up $(VENV) (about 2 minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	($(COMPILE)) & $(PIP) --editable . && wait
+	@rm -f $(VENV)/uncompiled-* && touch $@
+
+$(INSTALLED): $(UNCOMPILED)
 	$(COMPILE)
 	@rm -f $(VENV)/installed-* && touch $@
 
@@ -67,9 +72,9 @@ $(SERVED): $(INSTALLED)
 	$(COMPILE)
 	@rm -f $(VENV)/served-* && touch $@
 
-$(DEVELOPED): $(INSTALLED)
+$(DEVELOPED): $(UNCOMPILED)
 	@echo "Adding what the tests need (about 1 minute the first time) ..."
-	$(PIP) --editable ".[dev]"
+	($(COMPILE)) & $(PIP) --editable ".[dev]" && wait
 	$(COMPILE)
 	@rm -f $(VENV)/developed-* && touch $@
 
