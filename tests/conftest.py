@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # which import torch and the whole service: most tests need n
 # wait for each other took three times the processor time of one thread on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-
 # The files that take longest, in descending order.
 LONGEST = (
     "serve/test_ray_serve.py",
@@ -30,7 +29,6 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first, so that all test processes end at about the same time."""
     longest = [Path(__file__).parent / name for name in LONGEST]
-    assert all(path.is_file() for path in longest), longest
     marks = ("slow", "ray")
     slow = {item.path for item in items if any(map(item.get_closest_marker, marks))}
 

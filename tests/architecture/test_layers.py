@@ -13,6 +13,7 @@ import ray
 
 from lesioncast.cluster.ray_internals import RAY_VERSION
 from tests.architecture.tree import ROOT, tracked
+from tests.conftest import LONGEST
 
 OURS = ("storage", "lesioncast", "serve", "jobs")
 MAX_MODULES = 13
@@ -237,3 +238,7 @@ def test_folders_are_small() -> None:
         if path.suffix == ".py" and path.name != "__init__.py":
             counts[path.parent] = counts.get(path.parent, 0) + 1
     assert {str(folder): n for folder, n in counts.items() if n > MAX_MODULES} == {}
+
+
+def test_the_longest_test_files_exist() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
