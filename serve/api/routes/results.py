@@ -19,6 +19,7 @@ from serve.api.dependencies import Context, CurrentCaller, SucceededJob, get_suc
 from serve.api.problems import ApiProblemError, problem_responses
 from serve.artifacts import result_dir
 from serve.worker.retry import is_transient
+from storage.atomic import PARTIAL_SUFFIX
 
 CHUNK_BYTES = 2**20
 MAX_BYTES_IN_MEMORY = 2**24  # of a zip; a larger one goes to a temporary file
@@ -129,9 +130,11 @@ def attachment_headers(file_name: str) -> dict[str, str]:
 def _zip(folder: Path, target: IO[bytes]) -> None:
     """Write every file of a folder to a zip, without compression: images are gzipped already.
 
-    Raises FileNotFoundError if the folder has no file.
+    What a killed writer left unfinished is no file of the result. Raises FileNotFoundError if the
+    folder has no file.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in files if not path.name.endswith(PARTIAL_SUFFIX))
     if not paths:
         raise FileNotFoundError(folder)
     with zipfile.ZipFile(target, "w") as archive:

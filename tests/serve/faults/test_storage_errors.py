@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 
 from lesioncast.errors import ForecastError
 from serve.api.routes import results
+from serve.artifacts import result_dir
 from serve.client import Client
 from serve.inference.sampler import SamplerWorker
 from serve.settings import ServiceSettings
@@ -22,6 +23,7 @@ from serve.worker import retry
 from serve.worker.loaded_model import LoadedModel
 from serve.worker.retry import failure_of, is_transient
 from storage import StoreError, open_store
+from storage.atomic import PARTIAL_SUFFIX
 from storage.errors import StoreUnavailableError
 from storage.store import array_reader
 from tests.support.bids import path_of
@@ -229,6 +231,15 @@ def test_a_result_on_a_disk_that_does_not_answer_is_not_called_gone(
     assert "Stale file handle" in problem["detail"]
     assert SECRET not in problem["detail"]
     assert httpx2.get(url).status_code == 200
+
+
+def test_what_a_killed_writer_left_is_in_no_derivative(client: Client, service: Service) -> None:
+    job = wait_for_success(client, client.create_forecast("sub-01", samples=2, seed=4))
+    url = f"{service.url}/v1/forecasts/{job}/derivative"
+    whole = httpx2.get(url).content
+    anat = next(result_dir(service.settings.artifacts, job).rglob("anat"))
+    (anat / f".map.nii.gz.0123{PARTIAL_SUFFIX}").write_bytes(b"a half")
+    assert httpx2.get(url).content == whole
 
 
 def test_an_upload_on_a_disk_that_does_not_answer_is_not_called_broken(
