@@ -8,6 +8,7 @@ from pathlib import Path
 from lesioncast.bundle.bundle import (
     BundleDescription,
     BundlePrior,
+    bundle_digest,
     describe_bundle,
     load_bundle_prior,
 )
@@ -30,6 +31,7 @@ from serve.artifacts import kept_samples_path, result_dir, upload_dir
 from serve.db.models import DrawnBlock, ForecastJob, masks_by_arm
 from serve.patients import PatientRef, store_for_patient
 from serve.settings import ServiceSettings
+from serve.worker.retry import OtherBundleError
 from storage import Store, open_store
 
 
@@ -51,8 +53,15 @@ class LoadedModel(MountedModel):
     def write_result(self, job: ForecastJob, blocks: Sequence[DrawnBlock]) -> Path:
         """Write the result of a job as jobs/forecast.py does. Returns the folder.
 
-        `blocks` holds equally many blocks of every arm, in the order of `split_into_blocks`.
+        `blocks` holds equally many blocks of every arm, in the order of `split_into_blocks`. Raises
+        OtherBundleError if the bundle was replaced: its notes are not about these samples.
         """
+        on_disk = bundle_digest(self.bundle.path)
+        if on_disk != self.bundle.digest:
+            raise OtherBundleError(
+                f"{self.bundle.path}: expected bundle {self.bundle.digest[:12]}, got "
+                f"{on_disk[:12]}; restart the service, so that all replicas load it"
+            )
         request, patient = job.request, patient_for_job(job)
         store = store_for_patient(patient, self.store, self.settings.artifacts)
         case = store.case(patient.subject)

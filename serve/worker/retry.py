@@ -21,7 +21,7 @@ class SamplersUnavailableError(Exception):
 
 
 class OtherBundleError(SamplersUnavailableError):
-    """The samplers hold another bundle than the forecast worker."""
+    """The bundle was replaced: the samplers or the disk hold another one than the worker."""
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,22 @@ def test_a_forecast_starts_again_when_the_bundle_is_replaced(
         assert len(second.drawn) == BLOCKS
 
 
+def test_a_forecast_waits_for_a_restart_after_the_bundle_was_replaced_where_it_lies(
+    settings: ServiceSettings, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    mounted = settings.model_copy(update={"bundle": tmp_path / "bundle"})
+    write_bundle(mounted.bundle)
+    with run_service(mounted) as first, Client(first.url) as client:
+        first.budget = 4
+        job = ask(client)
+        write_bundle(mounted.bundle, num_steps=5)
+        first.budget = BLOCKS
+        wait_until(lambda: ("OtherBundleError", "postponed") in first.errors)
+        assert client.status(job)["state"] == "running"
+    with run_service(mounted) as second, Client(second.url) as client:
+        assert client.result(wait_for_success(client, job)) == whole["other"]
+
+
 def test_samples_of_two_bundles_do_not_mix(
     settings: ServiceSettings, root: Path, whole: dict[str, Any]
 ) -> None:
