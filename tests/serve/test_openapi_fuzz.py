@@ -29,15 +29,18 @@ from tests.support.service import (
 
 pytestmark = pytest.mark.slow
 POST = "POST /v1/forecasts"
+LISTS = ("GET /v1/forecasts", "GET /v1/subjects")
 OPERATIONS = [
     POST,
-    "GET /v1/forecasts",
-    "GET /v1/subjects",
+    *LISTS,
     "GET /v1/forecasts/{forecast_id}",
     "GET /v1/forecasts/{forecast_id}/events",
     "GET /v1/forecasts/{forecast_id}/result",
     "GET /v1/forecasts/{forecast_id}/arms/{arm}",
+    "GET /v1/forecasts/{forecast_id}/arms/{arm}/samples/{index}",
     "GET /v1/forecasts/{forecast_id}/derivative",
+    "GET /v1/forecasts/{forecast_id}/view",
+    "GET /v1/forecasts/{forecast_id}/html",
     "POST /v1/forecasts/{forecast_id}/segmentation",
     "GET /v2/health/live",
     "GET /v2/health/ready",
@@ -104,6 +107,7 @@ def test_the_document_describes_problems_and_authentication(service: Service) ->
     ("operation", "mode", "examples"),
     [
         (POST, GenerationMode.NEGATIVE, 20),
+        *((name, GenerationMode.NEGATIVE, 8) for name in LISTS),
         *((name, GenerationMode.POSITIVE, 10 if name == POST else 4) for name in OPERATIONS),
     ],
 )
