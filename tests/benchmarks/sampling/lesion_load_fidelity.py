@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_load, seen = masks[sampled_load == load], truth[true == load]
         empty = np.mean([not mask.any() for mask in of_load]) if len(of_load) else np.nan
         print(
-            f"| {load} | {voxel_mm3 * voxels:g} | {len(of_load)} | {empty:.2f} | {means(of_load, store)} "
+            f"| {load} | {voxel_mm3 * voxels:g} | {len(of_load)} | {empty:.2f} "
+            f"| {means(of_load, store)} "
             f"| {len(seen)} | {means(seen, store)} |",
             flush=True,
         )
