@@ -4,6 +4,9 @@
 import { OUTLINES, SAMPLE_COLOUR, blendTable, diverging, greyTable, sequential } from "./colours.js";
 
 const OPACITY = 0.8;
+// Pixels are computed on the processor. A canvas on a graphics card would copy them back and forth,
+// and hospital desktops often have none.
+const ON_PROCESSOR = { willReadFrequently: true };
 
 /** Return the sides of the picture: the sign of the horizontal axis and the letters that follow. */
 export function sides(convention) {
@@ -67,21 +70,33 @@ export class Palette {
   }
 }
 
-/** Return the voxels that are coloured, as indices of colours; -1 where the FLAIR shows alone. */
-export function colourIndices(map, reference, start, count, state, out) {
-  const { mode, threshold, scale } = state;
-  const range = Math.max(scale - threshold, 1e-9);
-  for (let i = 0; i < count; i++) {
-    const p = map[start + i];
-    if (mode === "difference") {
-      const d = p - reference[start + i];
-      const index = Math.round(127.5 + (127.5 * d) / Math.max(scale, 1e-9));
-      out[i] = Math.abs(d) < threshold || d === 0 ? -1 : Math.min(Math.max(index, 0), 255);
-    } else {
-      out[i] = p < threshold || p <= 0 ? -1 : Math.min(255, Math.round((255 * (p - threshold)) / range));
-    }
+/** Write FLAIR with a map of probabilities from the threshold on. All arrays are of one slice. */
+function fillProbability(words, flair, map, { threshold, scale }, palette) {
+  const { grey, blend } = palette;
+  const factor = 255 / Math.max(scale - threshold, 1e-9);
+  for (let i = 0; i < words.length; i++) {
+    const p = map[i];
+    if (p < threshold || p <= 0) words[i] = grey[flair[i]];
+    else words[i] = blend[(flair[i] << 8) | Math.min(255, (p - threshold) * factor + 0.5)];
   }
-  return out;
+}
+
+/** Write FLAIR with the difference of two maps, where it is at least the threshold. */
+function fillDifference(words, flair, map, reference, { threshold, scale }, palette) {
+  const { grey, blend } = palette;
+  const factor = 127.5 / Math.max(scale, 1e-9);
+  for (let i = 0; i < words.length; i++) {
+    const d = map[i] - reference[i];
+    if (d === 0 || (d < threshold && d > -threshold)) words[i] = grey[flair[i]];
+    else words[i] = blend[(flair[i] << 8) | Math.min(Math.max(127.5 + d * factor + 0.5, 0), 255)];
+  }
+}
+
+/** Write FLAIR with a mask in one colour; no mask leaves the FLAIR alone. */
+function fillMask(words, flair, mask, { grey, sample }) {
+  for (let i = 0; i < words.length; i++) {
+    words[i] = mask !== null && mask[i] ? sample[flair[i] << 8] : grey[flair[i]];
+  }
 }
 
 /** Draw a tile: FLAIR, colours, outlines, crosshair, letters. */
@@ -91,9 +106,10 @@ export class Painter {
     const [, h, w] = view.header.shape;
     this.pixels = new ImageData(w, h);
     this.words = new Uint32Array(this.pixels.data.buffer);
-    this.indices = new Int16Array(w * h);
+    this.inside = new Uint8Array(w * h);
+    this.black = new Uint8Array(w * h);
     this.buffer = new OffscreenCanvas(w, h);
-    this.context = this.buffer.getContext("2d");
+    this.context = this.buffer.getContext("2d", ON_PROCESSOR);
     this.palette = new Palette();
   }
 
@@ -105,7 +121,7 @@ export class Painter {
     }
     this.palette.update(state);
     this.#fill(arm, state);
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", ON_PROCESSOR);
     context.resetTransform();
     context.fillStyle = "#000";
     context.fillRect(0, 0, canvas.width, canvas.height);
@@ -129,33 +145,25 @@ export class Painter {
   }
 
   #fill(arm, state) {
-    const { view, words, indices, palette } = this;
-    const count = words.length;
-    const start = state.slice * count;
-    const flair = view.flair.get(state.session);
-    const map = view.probability.get(arm);
-    const sample = state.sample >= 0 ? view.samples.get(`${arm}/${state.sample}`) : null;
-    for (let i = 0; i < count; i++) words[i] = palette.grey[flair ? flair[start + i] : 0];
-    if (state.sample >= 0) {
-      for (let i = 0; sample && i < count; i++) {
-        if (sample[start + i]) words[i] = palette.sample[(flair ? flair[start + i] : 0) << 8];
-      }
-    } else if (map && state.mode !== "outline") {
-      const reference = view.probability.get(view.header.reference_arm) ?? map;
-      colourIndices(map, reference, start, count, state, indices);
-      for (let i = 0; i < count; i++) {
-        if (indices[i] >= 0) words[i] = palette.blend[((flair ? flair[start + i] : 0) << 8) | indices[i]];
-      }
-    }
+    const { view, words, palette } = this;
+    const ofSlice = (array) => array?.subarray(state.slice * words.length, (state.slice + 1) * words.length) ?? null;
+    const flair = ofSlice(view.flair.get(state.session)) ?? this.black;
+    const map = ofSlice(view.probability.get(arm));
+    if (state.sample >= 0) fillMask(words, flair, ofSlice(view.samples.get(`${arm}/${state.sample}`)), palette);
+    else if (map === null || state.mode === "outline") fillMask(words, flair, null, palette);
+    else if (state.mode === "difference") {
+      const reference = ofSlice(view.probability.get(view.header.reference_arm)) ?? map;
+      fillDifference(words, flair, map, reference, state, palette);
+    } else fillProbability(words, flair, map, state, palette);
     this.context.putImageData(this.pixels, 0, 0);
   }
 
   #above(arm, state) {
-    const { view, indices } = this;
+    const { view, inside } = this;
     const map = view.probability.get(arm);
-    const start = state.slice * indices.length;
-    for (let i = 0; i < indices.length; i++) indices[i] = map && map[start + i] >= state.threshold && map[start + i] > 0 ? 1 : 0;
-    return indices;
+    const start = state.slice * inside.length;
+    for (let i = 0; i < inside.length; i++) inside[i] = map && map[start + i] >= state.threshold && map[start + i] > 0 ? 1 : 0;
+    return inside;
   }
 
   #path(layer, slice) {

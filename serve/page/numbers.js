@@ -48,8 +48,10 @@ function columns(view) {
   return [
     ["Treatment", (arm) => arm.name + (arm.received ? " (received)" : "")],
     ["P(active)", (arm) => percent(activeProbability(arm))],
-    ["95 % interval of the share of samples", (arm) =>
-      arm.active_fraction && arm.p_active === null ? `${percent(arm.active_fraction.low)} to ${percent(arm.active_fraction.high)}` : "closed form"],
+    ["Samples with a lesion (95 % interval)", (arm) => {
+      const share = arm.active_fraction;
+      return share ? `${percent(share.value)} (${percent(share.low)} to ${percent(share.high)})` : "–";
+    }],
     ["Expected lesions", (arm) => decimal(expectedLesions(arm))],
     ["Lesions in 90 % of samples", (arm) =>
       arm.lesions ? `${decimal(arm.lesions.low, 0)} to ${decimal(arm.lesions.high, 0)}` : "–"],
