@@ -251,7 +251,6 @@ class ModelMetadata(BaseModel):
         description="Combinations of sessions that a request may name; the first is the default."
     )
     covariates: list[CovariateInfo] = Field(description="Covariates that an upload may state.")
-    uploads: bool = Field(description="Whether clients may send images.")
     demo: bool = Field(description="Whether the service runs in demo mode, without keys.")
 
 

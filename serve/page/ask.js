@@ -39,7 +39,6 @@ export class Ask {
     }));
     $("reference").replaceChildren(...arms.map((arm) => new Option(arm, arm)));
     $("sessions").replaceChildren(...sessions.map((names) => new Option(names.join(" and "), names.join())));
-    $("upload-details").hidden = this.model.uploads === false;
     this.#buildCovariates(this.model.covariates ?? []);
     await this.searchSubjects("");
   }

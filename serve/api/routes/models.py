@@ -32,9 +32,7 @@ async def server_metadata() -> ServerMetadata:
 async def model_metadata(name: ModelName, context: Context) -> ModelMetadata:
     """Return inputs, outputs, arms and sessions of the mounted bundle."""
     _check_model_name(name)
-    return describe_model(
-        context.model, uploads=context.upload is not None, demo=context.keys is None
-    )
+    return describe_model(context.model, demo=context.keys is None)
 
 
 @router.get(
@@ -57,7 +55,7 @@ def _check_model_name(name: str) -> None:
         raise ApiProblemError(404, f"name: expected {MODEL_NAME}, got another model.", field="name")
 
 
-def describe_model(model: ModelInfo, *, uploads: bool, demo: bool) -> ModelMetadata:
+def describe_model(model: ModelInfo, *, demo: bool) -> ModelMetadata:
     """Describe a bundle as model metadata of the Open Inference Protocol."""
     slab = list(model.slab)
     inputs = [_tensor(name, "FP32", slab) for name in model.condition]
@@ -72,7 +70,6 @@ def describe_model(model: ModelInfo, *, uploads: bool, demo: bool) -> ModelMetad
         arms=list(model.arms),
         sessions=[list(sessions) for sessions in model.sessions],
         covariates=[_covariate(covariate) for covariate in model.covariates],
-        uploads=uploads,
         demo=demo,
     )
 
