@@ -20,6 +20,7 @@ LONGEST = (
     "serve/test_ray_serve.py",
     "jobs/test_submit.py",
     "benchmarks/test_benchmarks.py",
+    "serve/page/test_page.py",
     "jobs/test_forecast_and_evaluate.py",
     "jobs/test_training_jobs.py",
     "serve/test_openapi_fuzz.py",
