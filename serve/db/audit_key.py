@@ -94,6 +94,8 @@ def create_audit_keys(path: Path) -> None:
 
     Processes that start at the same time end up with one file: a link fails if its name exists.
     """
+    if path.exists():  # perhaps on a read-only file system, such as a Kubernetes secret
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = private_file(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
     try:

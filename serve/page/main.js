@@ -10,7 +10,7 @@ import { close3d, open3d } from "./volume3d.js";
 
 const $ = (id) => document.getElementById(id);
 const RUNNING = ["accepted", "running"];
-const STATE_NAMES = { accepted: "waiting", running: "running", succeeded: "done", failed: "failed", cancelled: "cancelled", deleted: "deleted" };
+const STATE_NAMES = { accepted: "waiting", running: "running", succeeded: "done", failed: "failed", cancelled: "cancelled", deleted: "deleted", expired: "expired" };
 
 const api = new Api();
 let state = fromHash(globalThis.EMBEDDED_HASH ?? location.hash);

@@ -479,6 +479,25 @@ def test_audit_key_is_rotated_and_lost_keys_are_noticed(
     open_repository(settings).close()
 
 
+def test_audit_key_of_a_secret_is_only_read(tmp_path: Path) -> None:
+    """Kubernetes mounts secrets read-only, as links to files that the pod's group can read."""
+    key_file(tmp_path).rename(tmp_path / "data")
+    (tmp_path / "data").chmod(0o440)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "audit.key").symlink_to(tmp_path / "data")
+    before = secret.stat().st_mtime_ns
+    settings = ServiceSettings(
+        bundle=tmp_path,
+        store=tmp_path,
+        artifacts=tmp_path / "out",
+        demo=True,
+        audit_key=secret / "audit.key",
+    )
+    open_repository(settings).close()
+    assert secret.stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(
     ("content", "mode", "sentence"),
     [
