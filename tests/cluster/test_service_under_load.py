@@ -21,7 +21,6 @@ from serve.client import Client
 from serve.settings import ServiceSettings
 from serve.uploads import UPLOAD_FIELDS
 from tests.support.bids import path_of
-from tests.support.forecast import write_bundle
 from tests.support.ray_clusters import free_ports
 from tests.support.service import trial_settings, wait_for_result, wait_until, write_trial_served
 
@@ -35,8 +34,7 @@ SAMPLES, SEEDS = 4, 3
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ServiceSettings:
     folder = tmp_path_factory.mktemp("load")
-    write_trial_served(folder, unlabelled=UNLABELLED)
-    write_bundle(folder / "bundle", num_steps=20)
+    write_trial_served(folder, unlabelled=UNLABELLED, num_steps=20)
     return trial_settings(
         folder, folder / "out", min_samplers=2, max_samplers=2, max_unfinished_forecasts=20
     )

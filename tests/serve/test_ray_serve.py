@@ -18,7 +18,7 @@ from serve.settings import ServiceSettings
 from serve.uploads import UPLOAD_FIELDS
 from tests.benchmarks.service.service_load import APPLICATION, deploy, measure, service_on_ray
 from tests.support.bids import path_of
-from tests.support.forecast import SPEC, write_bundle
+from tests.support.forecast import SPEC
 from tests.support.service import trial_settings, wait_for_result, wait_until, write_trial_served
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -31,8 +31,7 @@ UNLABELLED = "sub-03"
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ServiceSettings:
     """Return settings of a service whose samples take long enough to be interrupted."""
     folder = tmp_path_factory.mktemp("app")
-    write_trial_served(folder, unlabelled=UNLABELLED)
-    write_bundle(folder / "bundle", num_steps=60)
+    write_trial_served(folder, unlabelled=UNLABELLED, num_steps=60)
     given = {"max_samplers": 2, "min_samplers": 2, "max_concurrent_forecasts": 8}
     return trial_settings(folder, folder / "out", **given)
 

@@ -229,8 +229,9 @@ def write_trial_served(
     unlabelled: str,
     geometry: Geometry = GEOMETRY,
     covariates: tuple[Covariate, ...] = (),
+    num_steps: int = 3,
 ) -> None:
-    """Write a trial without week 96, its store and a bundle."""
+    """Write a trial without week 96, its store and a bundle that fits it."""
     bids = root / "bids"
     trial = write_trial(bids, 3, geometry=geometry)
     arms = dict(zip(trial, ARMS, strict=True))
@@ -241,7 +242,7 @@ def write_trial_served(
     settings = StoreSettings(SPEC.slab, SPEC.spacing, resample=False, percentiles=(5.0, 90.0))
     plan = plan_conversion(bids, root / "store.zarr", settings=settings, arms=ARMS, seed=0)
     convert(plan, build=lambda tasks: map(build_shard, tasks))
-    write_bundle(root / "bundle", settings=settings, covariates=covariates)
+    write_bundle(root / "bundle", settings=settings, covariates=covariates, num_steps=num_steps)
 
 
 def trial_settings(root: Path, artifacts: Path, **given: object) -> ServiceSettings:
