@@ -130,7 +130,7 @@ def demo_model() -> LesionDiffusion:
     """Return the demo's networks with random weights."""
     config = load_config(CONFIGS / "demo.yaml")
     torch.manual_seed(0)
-    unet = UNet(config.unet)
+    unet = UNet(config.model.unet)
     randomise(unet)
     control = ControlNet.from_unet(config.control, unet)
     randomise(control)

@@ -97,7 +97,7 @@ def test_every_configuration_accepts_the_baseline_condition(config: str) -> None
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("[w000/flair, w096/net2]", "exist before w096, got w096/net2; nearest: w048/n"),
+        ("[w000/flair, w096/net2]", "exist before the outcome, got w096/net2; nearest: w048/n"),
         ("[w096/flair]", "got w096/flair; nearest: w048/flair"),
         ("[w000/t3]", "control: condition: expected .* got w000/t3; nearest: w000/t2"),
         ("[w000/net2]", "got w000/net2; nearest: w000/t2"),
@@ -168,7 +168,12 @@ def test_forecast_of_a_baseline_bundle_names_the_baseline_image_as_its_source(
     sampler = build_sampler(bundle.path, store.path, device="cpu")
     run = ForecastRun(
         settings=settings,
-        provenance=RunProvenance(bundle.digest, 0, sessions=input_sessions(bundle)),
+        provenance=RunProvenance(
+            bundle.digest,
+            0,
+            sessions=input_sessions(bundle),
+            condition=bundle.config.model.control.condition,
+        ),
         out=tmp_path,
         background=bids_flair(Path(store.table.bids)),
     )

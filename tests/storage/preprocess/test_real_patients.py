@@ -93,5 +93,5 @@ def test_patients_are_converted_and_pass_quality_control(tmp_path: Path) -> None
     for row in rows:
         cells = dict(zip(head, row, strict=True))
         assert cells["flags"] == "n/a"
-        assert (cells["orientation"], cells["w096_low"]) == ("LPS", "n/a")
-        assert 2 < float(cells["w048_net2_ml"]) < 6
+        assert (cells["orientation"], cells["none_low"]) == ("LPS", "n/a")
+        assert 2 < float(cells["study2_net2_ml"]) < 6
