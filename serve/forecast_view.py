@@ -9,6 +9,7 @@ from lesioncast.forecasting.disclaimers import (
     POSITIVITY,
     PREDICTED,
     RESEARCH_USE,
+    bundle_p_active_errors,
     bundle_warnings,
 )
 from lesioncast.forecasting.output.bids import forecast_path, summary_path
@@ -25,7 +26,7 @@ from lesioncast.forecasting.view.kept_samples import (
     keep_samples,
     read_kept_samples,
 )
-from lesioncast.forecasting.view.numbers import PartialForecast, partial_numbers
+from lesioncast.forecasting.view.numbers import PartialForecast, finished_numbers, partial_numbers
 from lesioncast.forecasting.view.schemas import ViewFacts
 from lesioncast.imaging.lesions import LesionCounts
 from lesioncast.simulation.ground_truth import counterfactual_net2
@@ -82,7 +83,11 @@ class JobView:
         folder = result_dir(self.context.settings.artifacts, self.job.id)
         summary = read_summary(summary_path(folder, subject))
         maps = {arm: nib.load(forecast_path(folder, subject, arm)) for arm in summary.arms}
-        return finished_view(self.patient(), summary, maps, self._kept(), forecast=self.job.id)
+        errors: Mapping[str, float] = {}
+        if summary.bundle == self.context.model.digest:  # else the bundle was replaced since
+            errors = bundle_p_active_errors(self.context.settings.bundle, summary.bundle)
+        numbers = finished_numbers(summary, self._kept(), errors=errors)
+        return finished_view(self.patient(), summary, numbers, maps, forecast=self.job.id)
 
     def _partial(self) -> bytes:
         patient, blocks, request = self.patient(), self._blocks(), self.job.request

@@ -250,6 +250,9 @@ class ModelMetadata(BaseModel):
     sessions: list[list[str]] = Field(
         description="Combinations of sessions that a request may name; the first is the default."
     )
+    visits: dict[str, str] = Field(
+        description="What the trial of the bundle calls the sessions, by the names used here."
+    )
     covariates: list[CovariateInfo] = Field(description="Covariates that an upload may state.")
     demo: bool = Field(description="Whether the service runs in demo mode, without keys.")
 

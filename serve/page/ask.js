@@ -8,6 +8,10 @@ const REQUIRED = ["w000/flair", "w048/flair"];
 const KIND_NAMES = { flair: "FLAIR", t2: "T2 lesion mask", gad: "gadolinium lesion mask", net2: "mask of new lesions", parcellation: "parcellation", brain_mask: "brain mask" };
 const FIELDS = ["w000/flair", "w048/flair", "w000/t2", "w048/t2", "w000/gad", "w048/gad", "w048/net2", "w048/parcellation", "w048/brain_mask"];
 
+const KIND_PATTERNS = [
+  ["net2", /net2/i], ["gad", /gad/i], ["brain_mask", /brain/i], ["parcellation", /synthseg|dseg|aseg/i], ["t2", /t2/i], ["flair", /flair/i],
+];
+
 export class Ask {
   /** `requested(status)` is called with the answer of the service. */
   constructor(api, requested) {
@@ -15,9 +19,10 @@ export class Ask {
     this.requested = requested;
     this.model = null;
     this.timer = 0;
-    this.#buildUploadFields();
     $("subject-form").addEventListener("submit", (event) => { event.preventDefault(); this.#submitSubject(); });
     $("upload-form").addEventListener("submit", (event) => { event.preventDefault(); this.#submitUpload(); });
+    $("upload-form").addEventListener("dragover", (event) => event.preventDefault());
+    $("upload-form").addEventListener("drop", (event) => { event.preventDefault(); this.#takeDropped(event.dataTransfer.files); });
     $("subject").addEventListener("input", () => {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.searchSubjects($("subject").value), 150);
@@ -27,7 +32,8 @@ export class Ask {
   /** Fill the options from the model's own description. */
   async load() {
     this.model = await this.api.json("v2/models/lesioncast");
-    const { arms, sessions } = this.model;
+    const { arms, sessions, visits } = this.model;
+    this.#buildUploadFields(visits);
     $("arm-choice").replaceChildren(element("legend", "Treatments"), ...arms.map((arm) => {
       const label = element("label", "");
       const box = document.createElement("input");
@@ -38,7 +44,7 @@ export class Ask {
       return label;
     }));
     $("reference").replaceChildren(...arms.map((arm) => new Option(arm, arm)));
-    $("sessions").replaceChildren(...sessions.map((names) => new Option(names.join(" and "), names.join())));
+    $("sessions").replaceChildren(...sessions.map((names) => new Option(names.map((name) => visits[name]).join(" and "), names.join())));
     this.#buildCovariates(this.model.covariates ?? []);
     await this.searchSubjects("");
   }
@@ -112,10 +118,10 @@ export class Ask {
     }
   }
 
-  #buildUploadFields() {
+  #buildUploadFields(visits) {
     $("upload-fields").replaceChildren(...FIELDS.map((name) => {
       const [session, kind] = name.split("/");
-      const label = element("label", `${KIND_NAMES[kind]} of ${session}${REQUIRED.includes(name) ? " (required)" : ""}`);
+      const label = element("label", `${KIND_NAMES[kind]} of ${visits[session]}${REQUIRED.includes(name) ? " (required)" : ""}`);
       const input = document.createElement("input");
       input.type = "file";
       input.name = name;
@@ -130,6 +136,27 @@ export class Ask {
       box.append(label, problem);
       return box;
     }));
+  }
+
+  /** Give each dropped file to the field that its name speaks of, such as ses-w048 and FLAIR. */
+  #takeDropped(files) {
+    clearProblems();
+    const left = [];
+    for (const file of files) {
+      const session = ["w000", "w048"].find((name) => file.name.includes(name));
+      const kind = KIND_PATTERNS.find(([, pattern]) => pattern.test(file.name))?.[0];
+      const input = $("upload-fields").querySelector(`input[name="${session}/${kind}"]`);
+      if (input === null) left.push(file.name);
+      else {
+        const chosen = new DataTransfer();
+        chosen.items.add(file);
+        input.files = chosen.files;
+      }
+    }
+    if (left.length) {
+      $("upload-form").querySelector('.problem[data-field=""]').textContent =
+        `Choose the field of ${left.join(", ")}: expected names with w000 or w048 and FLAIR, T2, Gad, NET2, synthseg or brain.`;
+    }
   }
 
   #buildCovariates(covariates) {

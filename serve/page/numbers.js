@@ -21,9 +21,11 @@ export function expectedLesions(arm) {
   return arm.expected_lesions ?? arm.lesions?.value ?? null;
 }
 
-/** Return whether the difference to the reference is smaller than its Monte Carlo error. */
-export function isUncertain(difference) {
-  return difference !== null && difference.low <= 0 && difference.high >= 0;
+/** Return whether the difference to the reference is smaller than its error: that of sampling, or
+ * that of mean differences in the evaluation of the bundle. */
+export function isUncertain({ minus_reference: difference, difference_error: error }) {
+  if (difference === null) return false;
+  return (difference.low <= 0 && difference.high >= 0) || Math.abs(difference.value) <= (error ?? 0);
 }
 
 /** Return one sentence on the arms with the highest and the lowest P(active). */
@@ -58,16 +60,17 @@ function columns(view) {
     ["Mean volume, mm³", (arm) => decimal(arm.volume_mm3, 0)],
     ...regions.map((region) => [`Samples with a lesion in: ${REGION_NAMES[region] ?? region}`, (arm) => percent(arm.regions[region])]),
     [`P(active) minus ${view.header.reference_arm}`, (arm) =>
-      arm.name === view.header.reference_arm ? "reference" : differenceText(arm.minus_reference)],
+      arm.name === view.header.reference_arm ? "reference" : differenceText(arm)],
     ["Samples", (arm) => String(arm.samples)],
   ];
 }
 
-function differenceText(difference) {
+function differenceText({ minus_reference: difference, difference_error: error }) {
   if (difference === null) return "–";
   const points = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)}`;
   const range = difference.high > difference.low ? ` (${points(difference.low)} to ${points(difference.high)})` : "";
-  return `${points(difference.value)} points${range}`;
+  const known = error === null ? "" : `, error in evaluation ${(100 * error).toFixed(1)}`;
+  return `${points(difference.value)} points${range}${known}`;
 }
 
 /** Fill the table. Differences within their error are grey and say so. */
@@ -88,7 +91,7 @@ export function fillTable(table, view) {
       const cell = document.createElement(k === 0 ? "th" : "td");
       if (k === 0) cell.scope = "row";
       cell.textContent = text(arm);
-      if (title.startsWith("P(active) minus") && name !== view.header.reference_arm && isUncertain(arm.minus_reference)) {
+      if (title.startsWith("P(active) minus") && name !== view.header.reference_arm && isUncertain(arm)) {
         cell.className = "uncertain";
         cell.textContent += ", within the error";
       }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesioncast.bundle.evaluation_card import read_warnings
+from lesioncast.bundle.evaluation_card import read_evaluation_card
 from lesioncast.errors import EvaluationCardError, EvaluationReportError, ForecastError
 from lesioncast.evaluation.causal.schema import (
     ArmPositivity,
@@ -253,7 +253,9 @@ def test_forecasts_take_their_warnings_from_the_evaluation_card(
     digest = result.report.bundle
     assert bundle_warnings(tmp_path, digest) == (NOT_EVALUATED,)
     write_card(tmp_path, result.report)
-    assert read_warnings(tmp_path, digest) == (SENTENCE,)
+    card = read_evaluation_card(tmp_path, digest)
+    assert card is not None
+    assert card.identifiability_warnings == (SENTENCE,)
     assert bundle_warnings(tmp_path, digest) == (SENTENCE,)
     assert SENTENCE in (tmp_path / "EVALUATION.md").read_text()
     assert card_text(result.report).count("Research use only.") == 1
@@ -264,7 +266,7 @@ def test_the_evaluation_of_another_bundle_is_refused(
 ) -> None:
     write_card(tmp_path, result.report)
     with pytest.raises(EvaluationCardError, match="expected the evaluation of bundle 000000000000"):
-        read_warnings(tmp_path, "0" * 64)
+        read_evaluation_card(tmp_path, "0" * 64)
     with pytest.raises(ForecastError, match="run jobs/evaluate.py again"):
         bundle_warnings(tmp_path, "0" * 64)
 

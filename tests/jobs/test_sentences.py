@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lesioncast.bundle.evaluation_card import EVALUATION, read_warnings
+from lesioncast.bundle.evaluation_card import EVALUATION, read_evaluation_card
 from lesioncast.config import load_config
 from lesioncast.errors import (
     ConfigError,
@@ -68,7 +68,7 @@ MALFORMED: tuple[bytes, ...] = (b"", b"{", b"[]", b"\xff\xfe{\0}\0", b'"text"')
 def test_malformed_evaluation_files_are_named(tmp_path: Path, content: bytes) -> None:
     for read, name, kind in (
         (read_report, "metrics.json", EvaluationReportError),
-        (lambda path: read_warnings(path.parent, "0" * 64), EVALUATION, EvaluationCardError),
+        (lambda path: read_evaluation_card(path.parent, "0" * 64), EVALUATION, EvaluationCardError),
     ):
         (tmp_path / name).write_bytes(content)
         reader: Callable[[Path], Any] = read

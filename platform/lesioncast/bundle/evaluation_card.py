@@ -14,7 +14,7 @@ from lesioncast.parsing import parse_dataclass
 from storage.atomic import atomic_write
 from storage.text_files import read_text
 
-SCHEMA = 2
+SCHEMA = 3
 CARD, EVALUATION = "EVALUATION.md", "evaluation.json"
 
 
@@ -23,7 +23,8 @@ class EvaluationCard:
     """What a bundle's evaluation found, in words; the content of evaluation.json.
 
     `bundle` and `store` are digests. `findings` maps questions to answers. Date, code and store are
-    None where the evaluation did not record them.
+    None where the evaluation did not record them. `p_active_errors` are mean P(active) minus the
+    true rate of the same patients, by arm; only a simulated trial knows the rates of all arms.
     """
 
     bundle: str
@@ -33,6 +34,7 @@ class EvaluationCard:
     store: str | None
     findings: Mapping[str, str]
     identifiability_warnings: tuple[str, ...]
+    p_active_errors: Mapping[str, float]
     schema: int = SCHEMA
 
 
@@ -42,8 +44,8 @@ def write_evaluation_card(bundle: Path, card: EvaluationCard) -> None:
     atomic_write(bundle / EVALUATION, text.encode())
 
 
-def read_warnings(bundle: Path, digest: str) -> tuple[str, ...] | None:
-    """Return the warnings of the bundle's evaluation; None where it has not been evaluated.
+def read_evaluation_card(bundle: Path, digest: str) -> EvaluationCard | None:
+    """Return the card of the bundle's evaluation; None where it has not been evaluated.
 
     Raise EvaluationCardError where the card is about another bundle than that with `digest`, has
     another schema, or is incomplete.
@@ -69,7 +71,6 @@ def read_warnings(bundle: Path, digest: str) -> tuple[str, ...] | None:
             "run jobs/evaluate.py again, or remove the file"
         )
     try:
-        card = parse_dataclass(EvaluationCard, content, source=str(path))
+        return parse_dataclass(EvaluationCard, content, source=str(path))
     except ConfigError as error:
         raise EvaluationCardError(f"{error}; run jobs/evaluate.py again") from error
-    return card.identifiability_warnings

@@ -1,9 +1,9 @@
 """Sentences that every forecast carries: disclaimers, notes and warnings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lesioncast.bundle.evaluation_card import read_warnings
+from lesioncast.bundle.evaluation_card import EvaluationCard, read_evaluation_card
 from lesioncast.errors import EvaluationCardError, ForecastError
 from lesioncast.imaging.channels import BASELINE
 from storage import VisitSchedule
@@ -68,8 +68,21 @@ def bundle_warnings(bundle: Path, digest: str) -> tuple[str, ...]:
 
     Raise ForecastError if the evaluation beside the bundle is of another bundle.
     """
+    card = _evaluation_card(bundle, digest)
+    return (NOT_EVALUATED,) if card is None else card.identifiability_warnings
+
+
+def bundle_p_active_errors(bundle: Path, digest: str) -> Mapping[str, float]:
+    """Return by how much mean P(active) missed the truth in the bundle's evaluation, by arm.
+
+    The result is empty where that is not known. Raise ForecastError as `bundle_warnings` does.
+    """
+    card = _evaluation_card(bundle, digest)
+    return {} if card is None else card.p_active_errors
+
+
+def _evaluation_card(bundle: Path, digest: str) -> EvaluationCard | None:
     try:
-        warnings = read_warnings(bundle, digest)
+        return read_evaluation_card(bundle, digest)
     except EvaluationCardError as error:
         raise ForecastError(str(error)) from error
-    return (NOT_EVALUATED,) if warnings is None else warnings

@@ -17,6 +17,7 @@ from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import (
     brain_mask_notes,
+    bundle_p_active_errors,
     bundle_warnings,
     sessions_note,
 )
@@ -57,6 +58,7 @@ from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.forecasting.training_data import data_notes
 from lesioncast.forecasting.view.build import ViewPatient, finished_view
 from lesioncast.forecasting.view.kept_samples import KeptSamples
+from lesioncast.forecasting.view.numbers import finished_numbers
 from lesioncast.forecasting.view.saved_page import saved_page
 from lesioncast.imaging.channels import CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.covariates import covariate_presence
@@ -165,6 +167,7 @@ def run_provenance(
         ),
         covariates=bundle.config.model.covariates,
         identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
+        p_active_errors=bundle_p_active_errors(bundle.path, bundle.digest),
         visits=bundle.config.visits,
         brain_mask_share=bundle.config.brain_mask_share,
         intervals=bundle.config.intervals,
@@ -250,7 +253,10 @@ def write_forecast(
     figure = forecast_figure(view, forecast.summary, slices=run.settings.slices)
     save(figure, figure_path(run.out, case.subject))
     patient = ViewPatient(case, store, truth={})
-    page = finished_view(patient, forecast.summary, forecast.probability, KeptSamples({}, {}))
+    numbers = finished_numbers(
+        forecast.summary, KeptSamples({}, {}), errors=run.provenance.p_active_errors
+    )
+    page = finished_view(patient, forecast.summary, numbers, forecast.probability)
     atomic_write_text(page_path(run.out, case.subject), saved_page(page))
     # The summary comes last: a subject with a summary has all of its files.
     write_summary(summary_path(run.out, case.subject), forecast.summary)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
+from lesioncast.imaging.channels import SESSIONS
 from lesioncast.imaging.covariates import Covariate
 from serve.api.dependencies import Context
 from serve.api.problems import ApiProblemError, problem_responses
@@ -69,6 +70,7 @@ def describe_model(model: ModelInfo, *, demo: bool) -> ModelMetadata:
         outputs=[_tensor(f"{OUTCOME}/net2", "BOOL", slab)],
         arms=list(model.arms),
         sessions=[list(sessions) for sessions in model.sessions],
+        visits={session: model.visits.describe(session) for session in SESSIONS},
         covariates=[_covariate(covariate) for covariate in model.covariates],
         demo=demo,
     )

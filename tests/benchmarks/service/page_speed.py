@@ -65,7 +65,7 @@ def made_up_view(*, seed: int = 0) -> bytes:
             ArmNumbers(
                 name=arm, received=False, samples=16, kept_samples=0, p_active=0.4,
                 active_fraction=None, expected_lesions=1.0, lesions=None, volume_mm3=40.0,
-                regions={}, minus_reference=None,
+                regions={}, minus_reference=None, difference_error=None,
             )
             for arm in ARMS
         ],
@@ -96,7 +96,8 @@ def _document(path: str) -> object:
         "request": {"subject": "sub-0001"}, "subject": "sub-0001",
     }  # fmt: skip
     if path.startswith("v2/models"):
-        return {"arms": ARMS, "sessions": [["w000", "w048"]], "covariates": [], "uploads": True}
+        visits = {"w000": "w000 (day 0)", "w048": "w048 (day 336)"}
+        return {"arms": ARMS, "sessions": [["w000", "w048"]], "covariates": [], "visits": visits}
     if path == "v1/forecasts":
         return {"forecasts": [{"id": f"{k:032x}", **status} for k in range(20)], "next": None}
     if path.startswith("v1/forecasts/"):

@@ -4,6 +4,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
+from pydicom import dcmread
 
 from serve.client import Client
 from tests.serve.page.browser import DONE_MS, NO_WEBGL, Launch, OpenPage, launch_browsers, open_page
 from tests.support.bids import path_of
+from tests.support.dicom import write_series
+from tests.support.forecast import GEOMETRY
 from tests.support.service import (
     Service,
     key_line,
@@ -32,7 +36,8 @@ DESKTOP = {"width": 1440, "height": 900}
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
-    write_trial_served(root, unlabelled="sub-03")
+    # A DICOM SEG cannot say that a grid is sheared, as that of other tests is.
+    write_trial_served(root, unlabelled="sub-03", geometry=replace(GEOMETRY, tilt=0))
     return root
 
 
@@ -241,6 +246,53 @@ def test_slices_zoom_and_keys_change_every_tile(shown: OpenPage) -> None:
     page.keyboard.press("+")
     shown.settle()
     assert page.inner_text("#zoom-text") == "1.3 ×"
+
+
+def test_a_segmentation_is_made_on_a_series_of_the_visitor(
+    shown: OpenPage, root: Path, tmp_path: Path
+) -> None:
+    flair = nib.load(path_of(root / "bids", SUBJECT, "w048", "flair"))
+    series = write_series(tmp_path / "series", flair.affine[:, [2, 1, 0, 3]], flair.shape[::-1])
+    shown.page.click("#take summary")
+    shown.page.set_input_files("#series", sorted(series.iterdir()))
+    segmentation = dcmread(download(shown, "#take-seg", tmp_path))
+    assert segmentation.Modality == "SEG"
+    assert len(segmentation.SegmentSequence) == len(ARMS)
+
+
+def test_files_are_dropped_on_the_form(opened: OpenPage, root: Path) -> None:
+    """The session and the kind are read off the file's name."""
+    opened.page.click("#upload-details summary")
+    opened.page.evaluate(
+        """() => {
+            const files = new DataTransfer();
+            for (const name of ["a_ses-w048_FLAIR.nii.gz", "a_ses-w000_FLAIR.nii.gz",
+                "a_ses-w048_desc-T2_mask.nii.gz", "notes.txt"]) {
+                files.items.add(new File(["x"], name));
+            }
+            document.getElementById("upload-form").dispatchEvent(
+                new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true }));
+        }"""
+    )
+    chosen = {
+        field.get_attribute("name"): field.evaluate("(input) => input.files[0]?.name ?? null")
+        for field in opened.page.locator("#upload-fields input").all()
+    }
+    assert {name: file for name, file in chosen.items() if file} == {
+        "w000/flair": "a_ses-w000_FLAIR.nii.gz",
+        "w048/flair": "a_ses-w048_FLAIR.nii.gz",
+        "w048/t2": "a_ses-w048_desc-T2_mask.nii.gz",
+    }
+    assert "notes.txt" in opened.page.inner_text('#upload-form .problem[data-field=""]')
+
+
+def test_the_page_opens_on_an_example_in_demo_mode(root: Path, browser: Browser) -> None:
+    with (
+        run_service(trial_settings(root, root / "example")) as service,
+        open_page(browser, service.url, viewport=DESKTOP) as opened,
+    ):
+        opened.wait_until_done("sub-0")
+        assert opened.page.locator("#tiles canvas").count() == len(ARMS)
 
 
 def test_the_crosshair_tells_the_values_of_all_arms(shown: OpenPage) -> None:

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lesioncast.bundle.evaluation_card import EVALUATION, EvaluationCard, write_evaluation_card
 from lesioncast.forecasting.view.encode import decode_view
 from lesioncast.forecasting.view.schemas import ViewHeader
 from serve.api.routes.page import SECURITY_HEADERS, page_files
@@ -142,6 +143,23 @@ def test_numbers_and_warnings_of_the_view_are_those_of_the_result(
     assert header.disclaimers == result["disclaimers"]
     assert header.notes == result["notes"]
     assert header.warnings == result["identifiability_warnings"]
+
+
+def test_differences_state_the_error_that_the_evaluation_found(
+    http: httpx2.Client, forecast: str, root: Path
+) -> None:
+    header, _ = read_view(http, forecast)
+    assert [arm.difference_error for arm in header.arms] == [None, None]
+    card = EvaluationCard(
+        bundle=header.bundle, test_cases=1, date=None, code=None, store=None, findings={},
+        identifiability_warnings=(), p_active_errors={"placebo": 0.02, "ocrelizumab": -0.03},
+    )  # fmt: skip
+    write_evaluation_card(root / "bundle", card)
+    try:
+        header, _ = read_view(http, forecast)
+    finally:
+        (root / "bundle" / EVALUATION).unlink()
+    assert [arm.difference_error for arm in header.arms] == pytest.approx([0, 0.05])
 
 
 def test_samples_average_to_the_probability(http: httpx2.Client, forecast: str) -> None:

@@ -28,6 +28,7 @@ def write_card(bundle: Path, report: EvaluationReport) -> None:
         store=None if provenance is None else provenance.store,
         findings={finding.title: finding.text for finding in findings(report)},
         identifiability_warnings=report.warning_sentences,
+        p_active_errors=_p_active_errors(report),
     )
     try:
         write_evaluation_card(bundle, card)
@@ -38,6 +39,16 @@ def write_card(bundle: Path, report: EvaluationReport) -> None:
             "the report is complete, but forecasts carry no warnings of it: copy the bundle to "
             "where you may write and evaluate it there"
         ) from error
+
+
+def _p_active_errors(report: EvaluationReport) -> dict[str, float]:
+    """Return mean P(active) minus the true rate, by arm; empty where the truth is not known."""
+    arms = {} if report.activity_by_arm is None else report.activity_by_arm.arms
+    return {
+        arm: row.p_active.value - row.true_rate
+        for arm, row in arms.items()
+        if row.p_active.value is not None and row.true_rate is not None
+    }
 
 
 def card_text(report: EvaluationReport) -> str:

@@ -49,6 +49,8 @@ class RunProvenance:
     covariates: tuple[Covariate, ...] = ()
     #: Sentences of the bundle's evaluation on what its data cannot identify.
     identifiability_warnings: tuple[str, ...] = ()
+    #: By how much mean P(active) missed the truth in the bundle's evaluation, by arm, if known.
+    p_active_errors: Mapping[str, float] = field(default_factory=dict)
     #: Labels and nominal days of the sessions that the bundle was trained on.
     visits: VisitSchedule = VisitSchedule()
     #: Share of the training cases whose images were cleared outside a brain mask, if known.

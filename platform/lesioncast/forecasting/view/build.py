@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from lesioncast.forecasting.output.summary import ForecastSummary
 from lesioncast.forecasting.view.encode import LayerWriter, encode_view
-from lesioncast.forecasting.view.kept_samples import KeptSamples, Masks
-from lesioncast.forecasting.view.numbers import finished_numbers
+from lesioncast.forecasting.view.kept_samples import Masks
 from lesioncast.forecasting.view.schemas import VIEW_SCHEMA, ArmNumbers, ViewFacts, ViewHeader
 from lesioncast.forecasting.view.volumes import ViewGrid
 from storage import Case, Store
@@ -29,8 +28,8 @@ class ViewPatient:
 def finished_view(
     patient: ViewPatient,
     summary: ForecastSummary,
+    numbers: Sequence[ArmNumbers],
     maps: Mapping[str, nib.Nifti1Image],
-    kept: KeptSamples,
     *,
     forecast: str = "",
 ) -> bytes:
@@ -56,7 +55,7 @@ def finished_view(
         notes=list(summary.notes),
         bundle=summary.bundle,
     )
-    return _build(patient, facts, finished_numbers(summary, kept), volumes)
+    return _build(patient, facts, numbers, volumes)
 
 
 def partial_view(

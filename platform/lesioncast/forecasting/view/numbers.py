@@ -19,12 +19,21 @@ from lesioncast.imaging.lesions import LesionCounts
 _Z95 = 1.959964
 
 
-def finished_numbers(summary: ForecastSummary, kept: KeptSamples) -> list[ArmNumbers]:
-    """Return the numbers of a finished forecast, in the order of its arms."""
-    return [
+def finished_numbers(
+    summary: ForecastSummary, kept: KeptSamples, *, errors: Mapping[str, float]
+) -> list[ArmNumbers]:
+    """Return the numbers of a finished forecast, in the order of its arms.
+
+    `errors` are those of mean P(active) in the bundle's evaluation, by arm, where they are known.
+    """
+    numbers = [
         _finished(name, arm, samples=summary.samples, kept=kept)
         for name, arm in summary.arms.items()
     ]
+    for arm in numbers:
+        if {arm.name, summary.reference_arm} <= errors.keys():
+            arm.difference_error = abs(errors[arm.name] - errors[summary.reference_arm])
+    return numbers
 
 
 def _finished(name: str, arm: ArmSummary, *, samples: int, kept: KeptSamples) -> ArmNumbers:
@@ -44,6 +53,7 @@ def _finished(name: str, arm: ArmSummary, *, samples: int, kept: KeptSamples) ->
         volume_mm3=arm.volume_mm3.mean,
         regions=dict(kept.regions.get(name, {})),
         minus_reference=_interval(difference.value, difference.mc_error),
+        difference_error=None,
     )
 
 
@@ -94,6 +104,7 @@ def partial_numbers(forecast: PartialForecast) -> list[ArmNumbers]:
             volume_mm3=_volume(forecast.lesions.get(arm, ())),
             regions=dict(forecast.kept.regions.get(arm, {})),
             minus_reference=_difference(counts[arm], counts[forecast.reference]),
+            difference_error=None,
         )
         for arm in forecast.arms
     ]

@@ -59,6 +59,10 @@ class ArmNumbers(BaseModel):
         description="P(active) minus that under the reference arm, with the 95 % interval of the "
         "Monte Carlo error."
     )
+    difference_error: float | None = Field(
+        description="By how much the evaluation of the bundle missed the mean of that difference; "
+        "null if it is not known."
+    )
 
 
 class ViewFacts(BaseModel):
