@@ -15,6 +15,7 @@ export class Compare {
     this.loadSample = loadSample;
     this.view = null;
     this.cursor = null;
+    this.automatic = {}; // values that the page chose itself
     this.tiles = new Map();
     this.frame = 0;
     this.observer = new ResizeObserver(() => this.schedule());
@@ -26,7 +27,10 @@ export class Compare {
   show(view, state) {
     const same = this.view?.header.forecast === view.header.forecast;
     if (same) view.samples = this.view.samples;
-    else this.cursor = null;
+    else {
+      this.cursor = null;
+      this.automatic = {};
+    }
     this.view = view;
     this.painter = new Painter(view);
     this.order = slicesByDifference(view);
@@ -35,11 +39,13 @@ export class Compare {
     for (const layer of view.masks) layer.isOutcome = layer.kind === "net2" && !view.flair.has(layer.session) && layer.session === outcome[0];
     this.#buildTiles();
     this.#fillTexts();
-    const range = defaultRange(view);
+    const defaults = { slice: this.order[0], ...defaultRange(view) };
     const patch = {};
-    if (state.slice < 0 || state.slice >= view.header.shape[0]) patch.slice = this.order[0];
-    if (state.threshold < 0) patch.threshold = range.threshold;
-    if (state.scale < 0) patch.scale = range.scale;
+    if (state.slice >= view.header.shape[0]) patch.slice = defaults.slice;
+    for (const [name, value] of Object.entries(defaults)) {
+      // More samples change the defaults; what a person has set stays.
+      if (state[name] < 0 || state[name] === this.automatic[name]) patch[name] = this.automatic[name] = value;
+    }
     if (!view.flair.has(state.session)) patch.session = view.flair.keys().next().value ?? "";
     if (state.arm && !view.arms.includes(state.arm)) patch.arm = "";
     return patch;
