@@ -116,13 +116,13 @@ def test_many_requests_at_once_end_in_a_result_or_a_429_and_memory_stays(
     client: Client, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Run the load test in small: half of the requests wait until others have finished."""
-    measure(url, requests=12, rounds=3)
+    measure(url, requests=24, rounds=3)
     lines = capsys.readouterr().out.splitlines()
     rounds = [line.split("|")[2:-1] for line in lines if re.match(r"\| \d", line)]
     ended = [re.findall(r"(\d+) (succeeded|429)", each[0]) for each in rounds]
-    assert [sum(int(number) for number, _ in each) for each in ended] == [12] * 3
+    assert [sum(int(number) for number, _ in each) for each in ended] == [24] * 3
     memory = [float(each[4].split()[0]) for each in rounds]
-    assert memory[2] - memory[1] < 25  # MiB; the first round warms the processes
+    assert memory[2] - memory[1] < 50  # MiB; the first round warms the processes
 
 
 def test_killed_replicas_and_a_restart_lose_and_change_no_forecast(
