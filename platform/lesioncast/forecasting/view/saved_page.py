@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 
 PAGE_PACKAGE = "serve.page"
@@ -20,7 +21,8 @@ _IMPORT = re.compile(r'^import .* from "\./([\w-]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?:async )?(?:const|function\*?|class) (\w+)", re.MULTILINE)
 
 
-def page_sources() -> dict[str, str]:
+@cache
+def page_sources() -> Mapping[str, str]:
     """Return the files of the service's page by name."""
     return {
         entry.name: entry.read_text("utf-8")
@@ -29,12 +31,12 @@ def page_sources() -> dict[str, str]:
     }
 
 
-def saved_page(view: bytes, *, state: str = "", sources: Mapping[str, str] | None = None) -> str:
+def saved_page(view: bytes, *, state: str = "") -> str:
     """Return the page with the view inside, as HTML.
 
     `state` is the hash of an address of the page, which says what is shown at first.
     """
-    sources = page_sources() if sources is None else sources
+    sources = page_sources()
     embedded = base64.b64encode(gzip.compress(view, mtime=0)).decode()
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     style = f"{policy}\n<style>\n{sources[STYLE]}</style>"
