@@ -18,6 +18,7 @@ from lesioncast.forecasting.output.summary import ForecastSummary
 from serve.api.dependencies import Context, CurrentCaller, SucceededJob, get_succeeded_or_409
 from serve.api.problems import ApiProblemError, problem_responses
 from serve.artifacts import result_dir
+from serve.db.models import ForecastJob
 from serve.worker.retry import is_transient
 from storage.atomic import PARTIAL_SUFFIX
 
@@ -75,11 +76,7 @@ def get_probability_map(
     context: Context,
 ) -> GzipResponse:
     """Return the probability map under one arm."""
-    arms = job.request.arms
-    if arm not in arms:
-        raise ApiProblemError(
-            404, f"arm: expected one of {', '.join(arms)}, got another arm.", field="arm"
-        )
+    check_arm(job, arm)
     with missing_files_as_410():
         folder = result_dir(context.settings.artifacts, job.id)
         path = forecast_path(folder, job.request.subject, arm)
@@ -106,6 +103,14 @@ def get_derivative(job: SucceededJob, context: Context, caller: CurrentCaller) -
         archive.close()
         raise
     return ZipResponse(archive, headers=attachment_headers(f"{job.id}.zip"))
+
+
+def check_arm(job: ForecastJob, arm: str) -> None:
+    """Raise ApiProblemError 404 if the arm is not one of the forecast's."""
+    arms = job.request.arms
+    if arm not in arms:
+        detail = f"arm: expected one of {', '.join(arms)}, got another arm."
+        raise ApiProblemError(404, detail, field="arm")
 
 
 @contextmanager

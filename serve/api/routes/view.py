@@ -13,7 +13,7 @@ from lesioncast.forecasting.view.saved_page import saved_page
 from lesioncast.forecasting.view.volumes import ViewGrid, encode_mask
 from serve.api.dependencies import Context, OwnedJob, ServiceContext, SucceededJob
 from serve.api.problems import ApiProblemError, problem_responses
-from serve.api.routes.results import attachment_headers, missing_files_as_410
+from serve.api.routes.results import attachment_headers, check_arm, missing_files_as_410
 from serve.db.models import UNFINISHED, ForecastJob
 from serve.forecast_view import JobView
 
@@ -81,9 +81,7 @@ def get_sample(
     Samples of the same number share their seed, so that arms can be compared sample by sample.
     """
     view = _job_view(context, job)  # first: the request of a deleted forecast is erased
-    if arm not in job.request.arms:
-        detail = f"arm: expected one of {', '.join(job.request.arms)}, got another arm."
-        raise ApiProblemError(404, detail, field="arm")
+    check_arm(job, arm)
     with missing_files_as_410():
         masks, patient = view.samples().get(arm, ()), view.patient()
     if index >= len(masks):
