@@ -86,8 +86,9 @@ def serve(settings: Path | None) -> NoReturn:
     if path is None or not path.is_file():
         sys.exit(f"expected a file with the service's settings, got {path}; name one")
     # Importing it takes a second, which --help has not.
-    from lesioncast.cluster.connection import prepare_token
+    from lesioncast.cluster.connection import prepare_token, set_ray_defaults
 
+    set_ray_defaults()
     prepare_token()
     executable = Path(sys.executable).with_name("serve")
     sys.stdout.flush()

@@ -8,7 +8,7 @@ import grpc  # type: ignore[import-untyped]
 import pytest
 import ray
 
-from lesioncast.cluster.connection import prepare_token
+from lesioncast.cluster.connection import RAY_DEFAULTS, prepare_token
 
 TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -29,6 +29,18 @@ def test_stranger_without_the_token_is_refused_by_a_local_cluster(ray_cluster: N
     token = os.environ["RAY_AUTH_TOKEN"]
     assert ask(("authorization", f"Bearer {token[::-1]}")) == grpc.StatusCode.UNAUTHENTICATED
     assert ask(("authorization", f"Bearer {token}")) == grpc.StatusCode.OK
+
+
+@pytest.mark.ray
+def test_serves_controller_gives_the_proxy_our_time_to_start(ray_cluster: None) -> None:
+    @ray.remote
+    def seconds() -> float:
+        from ray.serve._private.constants import PROXY_READY_CHECK_TIMEOUT_S
+
+        return float(PROXY_READY_CHECK_TIMEOUT_S)
+
+    stated = float(RAY_DEFAULTS["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"])
+    assert ray.get(seconds.remote()) == stated
 
 
 def test_token_is_new_unless_the_user_has_one(

@@ -24,6 +24,16 @@ MALLOC_ENV = {
     "MALLOC_ARENA_MAX": "1",
 }
 
+# A first start reads Ray from a cold disk: its parts may take longer than Ray's own limits (30 s
+# for the raylet, three times 5 s for Serve's HTTP proxy, which Serve then kills).
+RAY_DEFAULTS = {
+    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "55",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
 
 @dataclass(frozen=True)
 class RaySettings:
@@ -75,11 +85,7 @@ def ray_cluster(
     Raise StorageError if a node of the running cluster does not share the folders that the job
     `reads` or `writes`.
     """
-    # Ray reads these when it is imported or started, so they are set before the import below.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    set_ray_defaults()
     import ray
 
     from lesioncast.cluster.nodes import check_shared_paths
@@ -109,6 +115,15 @@ def ray_cluster(
             yield
         finally:
             ray.shutdown()
+
+
+def set_ray_defaults() -> None:
+    """Set our defaults of Ray's settings in the environment, where the user has set none.
+
+    Ray reads them when it is imported or started, so call this before either.
+    """
+    for name, value in RAY_DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def prepare_token() -> None:
