@@ -91,9 +91,32 @@ def serve(settings: Path | None) -> NoReturn:
     set_ray_defaults()
     prepare_token()
     executable = Path(sys.executable).with_name("serve")
-    sys.stdout.flush()
+    print(f"The page will be at {page_address(path)} within about a minute.", flush=True)
     # Replaced instead of started as a child, so that signals reach Ray Serve itself.
     os.execv(executable, [str(executable), "run", str(path)])
+
+
+def page_address(service: Path) -> str:
+    """Return the address of the page of a service with the settings in the file `service`.
+
+    Exit with 1 if the file is no YAML mapping. Defaults are those of Ray Serve.
+    """
+    import yaml  # the imports of --help take little time
+
+    try:
+        settings = yaml.safe_load(service.read_text(encoding="utf-8"))
+        http = settings.get("http_options") or {}
+        (application, *_) = settings["applications"]
+        prefix = str(application.get("route_prefix") or "/")
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError):
+        sys.exit(
+            f"{service}: expected settings of Ray Serve with a list of applications, got none; "
+            "see serve/service.yaml"
+        )
+    host = http.get("host", "127.0.0.1")
+    if host in ("0.0.0.0", "::"):  # noqa: S104, every interface: this machine's browser is at localhost
+        host = "localhost"
+    return f"http://{host}:{http.get('port', 8000)}/{prefix.strip('/')}"
 
 
 def shipped_service() -> Path | None:

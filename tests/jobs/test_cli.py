@@ -73,7 +73,9 @@ def test_an_unknown_configuration_names_the_shipped_ones(
     assert "expected a file or one of counterfactual, demo, paper, small, got tiny" in error
 
 
-def test_serve_replaces_the_process_with_serve_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_replaces_the_process_with_serve_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     started: list[list[str]] = []
 
     def execv(path: Path, arguments: list[str]) -> None:
@@ -82,10 +84,26 @@ def test_serve_replaces_the_process_with_serve_run(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("os.execv", execv)
     executable = str(Path(sys.executable).with_name("serve"))
-    for given, file in (([], ROOT / "serve/service.yaml"), ([__file__], __file__)):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "http_options: {host: 0.0.0.0, port: 8123}\n"
+        "applications: [{import_path: serve.app:build, route_prefix: /lesions}]\n"
+    )
+    for given, file, address in (
+        ([], ROOT / "serve/service.yaml", "http://127.0.0.1:8000/"),
+        ([str(own)], own, "http://localhost:8123/lesions"),
+    ):
         with pytest.raises(SystemExit):
             cli.main(["serve", *given])
         assert started.pop() == [executable, "run", str(file)]
+        assert f"will be at {address} within" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "http_options: {port: 1}", "\x00"])
+def test_serve_refuses_a_file_without_applications(tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=r"own\.yaml: expected settings of Ray Serve"):
+        cli.main(["serve", str(tmp_path / "own.yaml")])
 
 
 def test_serve_says_which_extra_or_file_is_missing(

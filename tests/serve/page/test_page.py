@@ -86,6 +86,15 @@ def shown(browser: Browser, service: Service, finished: str) -> Iterator[OpenPag
         yield opened
 
 
+def test_the_printed_table_is_as_wide_as_the_paper(shown: OpenPage) -> None:
+    shown.page.emulate_media(media="print")
+    shown.page.set_viewport_size({"width": 700, "height": 1000})  # A4 between margins of 12 mm
+    right = shown.page.evaluate(
+        "() => document.getElementById('numbers').getBoundingClientRect().right"
+    )
+    assert right <= 700
+
+
 def download(opened: OpenPage, button: str, folder: Path) -> Path:
     with opened.page.expect_download() as event:
         opened.page.click(button)
