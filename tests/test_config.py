@@ -1,6 +1,7 @@
 """The configuration is closed: unknown and old keys are errors whose messages help."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from lesioncast.config import REMOVED_KEYS, load_config
 from lesioncast.diffusion.controlnet import ControlConfig
 from lesioncast.diffusion.unet import UNetConfig
 from lesioncast.errors import ConfigError
+from lesioncast.simulation.bids import subject_name
+from lesioncast.simulation.disease import draw_patient
+from storage.store.split import assign_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
@@ -194,3 +198,14 @@ def test_jobs_write_below_the_folder_in_the_environment_variable(
 
 def test_all_packages_come_from_one_tree() -> None:
     assert source_tree() == ROOT
+
+
+def test_the_demo_has_enough_validation_cases_to_choose_and_calibrate() -> None:
+    """Splits are assigned before any image exists, by arm and by name."""
+    config = load_config(DEMO)
+    arms = {
+        subject_name(index): draw_patient(config.simulation, index).arm
+        for index in range(config.simulation.subjects)
+    }
+    splits = assign_splits(arms, config.store.split_fractions, seed=config.seed)
+    assert Counter(splits.values()) == {"train": 1722, "val": 318, "test": 360}
