@@ -140,6 +140,7 @@ def test_expected_outcomes_are_the_means_over_sampled_classes() -> None:
         assert np.mean(sampled > 0) == pytest.approx(float(expected.p_active[arm]), abs=2e-3)
         assert np.mean(sampled) == pytest.approx(float(expected.lesions[arm]), abs=2e-2)
         assert np.log1p(sampled).mean() == pytest.approx(float(expected.log_lesions[arm]), abs=5e-3)
+        assert np.log1p(sampled).std() == pytest.approx(float(expected.log_sd[arm]), abs=5e-3)
     assert 0 < expected.p_active.min() < expected.p_active.max() < 1
 
 

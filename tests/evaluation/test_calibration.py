@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from lesioncast.evaluation.metrics.bootstrap import bootstrap_weights
 from lesioncast.evaluation.metrics.calibration import brier_decomposition, fit_platt_scaling
 from lesioncast.evaluation.metrics.conformal import (
+    LogCountForecast,
     conformal_quantile,
     nonconformity_scores,
     prediction_intervals,
@@ -70,6 +71,15 @@ def log_odds(samples: np.ndarray) -> np.ndarray:
     )
 
 
+def log_counts(samples: np.ndarray) -> LogCountForecast:
+    """Return mean and standard deviation of the log counts of the samples [n, k]."""
+    ensembles = [SampledCounts(plain=row, opened=row) for row in samples]
+    return LogCountForecast(
+        np.array([each.log_lesions(opening=False) for each in ensembles]),
+        np.array([each.log_sd(opening=False) for each in ensembles]),
+    )
+
+
 def test_platt_scaling_corrects_a_forecast_that_overestimates_activity() -> None:
     validation_true, validation_samples = ensembles(400, 0, bias=4.0)
     true, samples = ensembles(4000, 1, bias=4.0)
@@ -111,8 +121,8 @@ def test_intervals_have_nominal_coverage_whatever_the_forecast(bias: float) -> N
     for trial in range(150):
         validation_true, validation_samples = ensembles(64, 2 * trial, bias=bias)
         true, samples = ensembles(100, 2 * trial + 1, bias=bias)
-        scores = nonconformity_scores(validation_true, validation_samples)
-        low, high = prediction_intervals(samples, conformal_quantile(scores, 0.9).score)
+        scores = nonconformity_scores(validation_true, log_counts(validation_samples))
+        low, high = prediction_intervals(log_counts(samples), conformal_quantile(scores, 0.9).score)
         shares.append(np.mean((low <= true) & (true <= high)))
     assert 0.895 < np.mean(shares) < 0.95
 
@@ -129,14 +139,14 @@ def test_the_coverage_range_contains_95_percent_of_coverages_without_ties() -> N
 
 def test_an_interval_contains_exactly_the_counts_within_the_score() -> None:
     _, samples = ensembles(60, 3)
-    low, high = prediction_intervals(samples, 1.2)
+    low, high = prediction_intervals(log_counts(samples), 1.2)
     for count in range(30):
-        within = nonconformity_scores(np.full(60, float(count)), samples) <= 1.2
+        within = nonconformity_scores(np.full(60, float(count)), log_counts(samples)) <= 1.2
         assert np.array_equal(within, (low <= count) & (count <= high))
 
 
 def test_an_interval_without_a_whole_count_is_the_two_counts_around_it() -> None:
-    low, high = prediction_intervals(np.array([[0.0, 1.0], [2.0, 2.0]]), 0.0)
+    low, high = prediction_intervals(log_counts(np.array([[0.0, 1.0], [2.0, 2.0]])), 0.0)
     assert low.tolist() == [0, 2]
     assert high.tolist() == [1, 2]
 
@@ -144,7 +154,7 @@ def test_an_interval_without_a_whole_count_is_the_two_counts_around_it() -> None
 def test_an_oracles_intervals_are_the_counts_themselves() -> None:
     true, _ = ensembles(80, 4)
     samples = np.tile(true[:, None], 4)
-    scores = nonconformity_scores(true, samples)
-    low, high = prediction_intervals(samples, conformal_quantile(scores, 0.9).score)
+    scores = nonconformity_scores(true, log_counts(samples))
+    low, high = prediction_intervals(log_counts(samples), conformal_quantile(scores, 0.9).score)
     assert np.array_equal(low, true)
     assert np.array_equal(high, true)

@@ -373,7 +373,7 @@ def test_held_out_cases_are_requested_once_and_counterfactual_ones_under_every_a
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=6, train=3)
     split = select_evaluation_cases(store, EvaluationSettings(counterfactual_subjects=2))
     assert (len(split.train), len(split.test), split.counterfactual) == (3, 6, (0, 3))
-    factual = split.factual_requests()
+    factual = split.factual_requests(validation=True)
     counterfactual = split.counterfactual_requests(arms=3, sessions=None)
     assert len({*factual, *counterfactual}) == 4 + 2 * 3
     on_baseline = split.counterfactual_requests(arms=3, sessions=("w000",))

@@ -95,6 +95,8 @@ class LoadExpectations(NamedTuple):
     lesions: Tensor
     #: Expectation of log(1 + n), [arm].
     log_lesions: Tensor
+    #: Standard deviation of the mean of log(1 + n) over the lesion load classes, [arm].
+    log_sd: Tensor
 
 
 class LesionLoadPrior(nn.Module):
@@ -145,10 +147,13 @@ class LesionLoadPrior(nn.Module):
         """Return the expected outcomes of one patient [1, feature] under every arm but the null."""
         arms = torch.arange(self.arms - 1, device=patient.device)
         probability = self(patient.expand(len(arms), -1), arms).double().softmax(1)
+        log_lesions = probability @ self.log_lesions.double()
+        deviation = self.log_lesions.double() - log_lesions[:, None]
         return LoadExpectations(
             p_active=1 - probability[:, 0],
             lesions=probability @ self.lesions.double(),
-            log_lesions=probability @ self.log_lesions.double(),
+            log_lesions=log_lesions,
+            log_sd=(probability * deviation**2).sum(1).sqrt(),
         )
 
 

@@ -112,7 +112,7 @@ def evaluate(
         calibration=None
         if plain.calibration is None
         else calibration_report(
-            plain.calibration, plain.cases, plain.sampled, arms=arms, bootstrap=bootstrap
+            plain.calibration, plain.cases, plain.log_counts, arms=arms, bootstrap=bootstrap
         ),
         visits=context.visits,
         comparison_sessions=tuple(map(context.visits.label, context.comparison_sessions)),

@@ -10,6 +10,7 @@ from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.analysis.scoring import CounterfactualCounts
+from lesioncast.evaluation.closed_form import closed_form_summaries, has_closed_form
 from lesioncast.evaluation.features.image_features import observed_outcome
 from lesioncast.evaluation.features.outcomes import (
     OutcomeTable,
@@ -56,9 +57,10 @@ class EvaluationSplit:
         """Return the cases that are forecast."""
         return (*self.test, *self.validation)
 
-    def factual_requests(self) -> list[EnsembleRequest]:
-        """Request every forecast case under the arm that it received."""
-        return [EnsembleRequest(case.index, case.arm_index) for case in self.forecast]
+    def factual_requests(self, *, validation: bool) -> list[EnsembleRequest]:
+        """Request every test case, and with `validation` every validation case, under its arm."""
+        cases = self.forecast if validation else self.test
+        return [EnsembleRequest(case.index, case.arm_index) for case in cases]
 
     def counterfactual_requests(
         self, *, arms: int, sessions: Sessions | None
@@ -164,15 +166,23 @@ def measure_outcomes(
 
 
 def sample_and_summarise(
-    store: Store, cases: EvaluationSplit, bundle: Bundle, *, settings: EvaluationSettings, seed: int
+    store: Store,
+    cases: EvaluationSplit,
+    bundle: Bundle,
+    *,
+    settings: EvaluationSettings,
+    seed: int,
+    opening: bool,
 ) -> ForecastSummaries:
     """Sample every ensemble of the evaluation on Ray actors and keep a summary of each.
 
     Masks are compared as they arrive and then discarded, one ensemble at a time, so that memory
-    does not grow with the number of cases.
+    does not grow with the number of cases. Validation cases are not sampled where the bundle states
+    the count in closed form; `opening` says whether lesions are counted after the opening.
     """
     sessions = comparison_sessions(bundle)
-    factual = cases.factual_requests()
+    closed_form = has_closed_form(bundle, opening=opening) and bool(cases.validation)
+    factual = cases.factual_requests(validation=not closed_form)
     counterfactual = cases.counterfactual_requests(arms=len(store.spec.arms), sessions=sessions)
     # Without sessions left out, both lists share requests; each is sampled once.
     requests = list(dict.fromkeys([*factual, *counterfactual]))
@@ -198,8 +208,13 @@ def sample_and_summarise(
         compare = request.case in test_cases and request.sessions is None
         summaries[request] = summarise_samples(samples, store, compare=compare)
         expected |= samples.all_expected
+    validation = {}
+    if closed_form:
+        validation = closed_form_summaries(
+            store, cases.validation, bundle.path, workers=settings.workers
+        )
     return ForecastSummaries(
-        {(request.case, request.arm): summaries[request] for request in factual},
+        {(request.case, request.arm): summaries[request] for request in factual} | validation,
         {(request.case, request.arm): summaries[request] for request in counterfactual},
         {
             model_input.case: outcomes

@@ -16,6 +16,7 @@ class EvaluationSettings:
     #: Test cases to sample under every arm.
     counterfactual_subjects: int = 60
     #: Validation cases that calibrate the forecast; None is all of them, 0 leaves calibration out.
+    #: They are sampled only where the bundle states no count in closed form.
     validation_subjects: int | None = None
     #: Columns of participants.tsv, known by the current session, for one more regression baseline.
     covariates: tuple[str, ...] = ()

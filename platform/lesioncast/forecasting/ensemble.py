@@ -16,12 +16,14 @@ class ExpectedOutcomes(NamedTuple):
     """Expectations that the networks compute before sampling, so without Monte Carlo error.
 
     They are P(active) and the expectations of the number of lesions n and of log(1 + n), of one
-    case under one arm.
+    case under one arm. `log_sd` is the standard deviation of log(1 + n) between the lesion load
+    classes; their own spread is not part of it.
     """
 
     p_active: float
     lesions: float
     log_lesions: float
+    log_sd: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,13 @@ class SampledCounts:
         if expected is not None:
             return expected.log_lesions
         return float(np.log1p(self.counts(opening=opening)).mean())
+
+    def log_sd(self, *, opening: bool) -> float:
+        """Return the standard deviation of log(1 + n): as expected, else that of the samples."""
+        expected = self.expected_outcomes(opening=opening)
+        if expected is not None:
+            return expected.log_sd
+        return float(np.log1p(self.counts(opening=opening)).std())
 
     def log_odds(self, *, opening: bool) -> float:
         """Return the log odds of P(active).

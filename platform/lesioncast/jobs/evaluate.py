@@ -75,7 +75,14 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             bootstrap=Bootstrap(settings.bootstrap, config.seed),
             visits=store.spec.visits,
         )
-        summaries = sample_and_summarise(store, cases, bundle, settings=settings, seed=config.seed)
+        summaries = sample_and_summarise(
+            store,
+            cases,
+            bundle,
+            settings=settings,
+            seed=config.seed,
+            opening=config.forecast.apply_opening,
+        )
         inputs = EvaluationInputs(
             train=tables.train,
             test=tables.test,

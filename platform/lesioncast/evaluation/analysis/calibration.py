@@ -21,6 +21,7 @@ from lesioncast.evaluation.metrics.calibration import (
 )
 from lesioncast.evaluation.metrics.conformal import (
     ConformalQuantile,
+    LogCountForecast,
     conformal_quantile,
     nonconformity_scores,
     prediction_intervals,
@@ -124,18 +125,20 @@ class Calibration:
     quantiles: tuple[ConformalQuantile, ...]
     platt_scaling: PlattScaling | None
 
-    def intervals(self, sampled: Floats) -> tuple[Floats, Floats]:
-        """Return (lowest, highest) count at `REPORTED_LEVEL` for the ensembles `sampled` [n, k]."""
+    def intervals(self, forecast: LogCountForecast) -> tuple[Floats, Floats]:
+        """Return (lowest, highest) count at `REPORTED_LEVEL` of each forecast, both [n]."""
         reported = next(one for one in self.quantiles if one.level == REPORTED_LEVEL)
-        return prediction_intervals(sampled, reported.score)
+        return prediction_intervals(forecast, reported.score)
 
 
-def calibrate(validation: EvaluationCases, sampled: Floats, log_odds: Floats) -> Calibration:
+def calibrate(
+    validation: EvaluationCases, forecast: LogCountForecast, log_odds: Floats
+) -> Calibration:
     """Fit the calibration on validation cases alone.
 
-    `sampled` [n, k] are the lesion counts of their samples, `log_odds` [n] those of P(active).
+    `forecast` is that of their log counts, `log_odds` [n] are those of P(active).
     """
-    scores = nonconformity_scores(validation.count, sampled)
+    scores = nonconformity_scores(validation.count, forecast)
     return Calibration(
         cases=len(scores),
         positives=int(validation.active.sum()),
@@ -181,17 +184,17 @@ def _probability(
 def calibration_report(
     calibration: Calibration,
     cases: EvaluationCases,
-    sampled: Floats,
+    forecast: LogCountForecast,
     *,
     arms: Sequence[str],
     bootstrap: Bootstrap,
 ) -> CalibrationReport:
-    """Report the fitted calibration and its coverage on the test ensembles `sampled` [n, k]."""
+    """Report the fitted calibration and its coverage on the test cases."""
     return CalibrationReport(
         validation=ValidationCases(calibration.cases, calibration.positives),
         platt_scaling=calibration.platt_scaling,
         count_intervals=tuple(
-            _coverage(quantile, cases, sampled, arms=arms, bootstrap=bootstrap)
+            _coverage(quantile, cases, forecast, arms=arms, bootstrap=bootstrap)
             for quantile in calibration.quantiles
         ),
     )
@@ -200,12 +203,12 @@ def calibration_report(
 def _coverage(
     quantile: ConformalQuantile,
     cases: EvaluationCases,
-    sampled: Floats,
+    forecast: LogCountForecast,
     *,
     arms: Sequence[str],
     bootstrap: Bootstrap,
 ) -> IntervalCoverage:
-    low, high = prediction_intervals(sampled, quantile.score)
+    low, high = prediction_intervals(forecast, quantile.score)
     covered = (low <= cases.count) & (cases.count <= high)
     finite = bool(np.isfinite(quantile.score))
     weights = bootstrap.weights(len(covered))

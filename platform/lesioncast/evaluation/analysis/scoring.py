@@ -16,6 +16,7 @@ from lesioncast.evaluation.baselines.methods import (
 )
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.features.outcomes import EvaluationCases, OutcomeTable
+from lesioncast.evaluation.metrics.conformal import LogCountForecast
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
 from lesioncast.evaluation.provenance import Provenance
 from lesioncast.evaluation.settings import EvaluationSettings
@@ -90,13 +91,14 @@ class EvaluationInputs:
 
 @dataclass(frozen=True)
 class ScoredVariant:
-    """Test cases, the counts of their samples [n, k], and every method's predictions for them.
+    """Test cases, the forecast of their log counts, and every method's predictions for them.
 
-    `calibration` is None without validation cases.
+    `calibration` is None without validation cases. It is also None where the validation cases were
+    not sampled and the model does not state this variant's count in closed form.
     """
 
     cases: EvaluationCases
-    sampled: Floats
+    log_counts: LogCountForecast
     methods: tuple[MethodPredictions, ...]
     calibration: Calibration | None
 
@@ -128,22 +130,35 @@ def score_variant(
             train, test, arms=context.arms, runs=settings.monte_carlo_runs, seed=context.seed
         ),
     )
-    return ScoredVariant(test, sampled, methods, calibration)
+    return ScoredVariant(
+        test, _log_count_forecast(summaries, opening=opening), methods, calibration
+    )
 
 
 def _calibration(inputs: EvaluationInputs, variant: Variant) -> Calibration | None:
     if inputs.validation is None:
         return None
+    opening = variant.open_forecast
     summaries = factual_summaries(inputs.validation, inputs.factual)
+    if not all(summary.has_count_forecast(opening=opening) for summary in summaries):
+        return None
     return calibrate(
         inputs.validation.cases(opening=variant.open_truth),
-        _sampled(summaries, opening=variant.open_forecast),
-        _log_odds(summaries, opening=variant.open_forecast),
+        _log_count_forecast(summaries, opening=opening),
+        _log_odds(summaries, opening=opening),
     )
 
 
 def _sampled(summaries: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
     return np.array([summary.counts(opening=opening) for summary in summaries], np.float64)
+
+
+def _log_count_forecast(summaries: Sequence[EnsembleSummary], *, opening: bool) -> LogCountForecast:
+    """Return the mean and spread of log(1 + count) that each forecast states."""
+    return LogCountForecast(
+        np.array([summary.log_lesions(opening=opening) for summary in summaries], np.float64),
+        np.array([summary.log_sd(opening=opening) for summary in summaries], np.float64),
+    )
 
 
 def _log_odds(summaries: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
@@ -164,7 +179,7 @@ def case_columns(plain: ScoredVariant, summaries: Sequence[EnsembleSummary]) -> 
     columns: dict[str, Floats] = {}
     if plain.calibration is not None:
         columns["lesions_low_90"], columns["lesions_high_90"] = plain.calibration.intervals(
-            plain.sampled
+            plain.log_counts
         )
     comparisons = [summary.spatial for summary in summaries]
     columns["f1_sample"] = np.array([f1_of_samples(one) if one else np.nan for one in comparisons])

@@ -8,6 +8,7 @@ does not hold for each arm.
 
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import betabinom
@@ -51,32 +52,37 @@ def conformal_quantile(scores: Floats, level: float) -> ConformalQuantile:
     return ConformalQuantile(level, len(scores), rank, score)
 
 
-def _centre_and_scale(samples: Floats) -> tuple[Floats, Floats]:
-    """Return mean and sd + log 2 of log(1 + count) of each ensemble [n, k], both [n]."""
-    logs = np.log1p(samples)
-    return logs.mean(axis=1), logs.std(axis=1) + ONE_LESION
+class LogCountForecast(NamedTuple):
+    """Forecast mean and standard deviation of log(1 + count) of each case, both [n]."""
+
+    mean: Floats
+    sd: Floats
+
+    @property
+    def scale(self) -> Floats:
+        """Return the unit of the nonconformity scores, sd + log 2, [n]."""
+        return self.sd + ONE_LESION
 
 
-def nonconformity_scores(true: Floats, samples: Floats) -> Floats:
-    """Return the distance of each count `true` [n] from its ensemble `samples` [n, k], [n].
+def nonconformity_scores(true: Floats, forecast: LogCountForecast) -> Floats:
+    """Return the distance of each count `true` [n] from its forecast, [n].
 
     |log(1 + count) - mean| / (sd + log 2) on the log scale. Residuals are normalised by the
-    ensemble's own spread (Papadopoulos, Gammerman and Vovk 2008), so that an ensemble with little
+    forecast's own spread (Papadopoulos, Gammerman and Vovk 2008), so that a forecast with little
     spread gets a narrow interval.
     """
-    centre, scale = _centre_and_scale(samples)
-    return np.asarray(np.abs(np.log1p(true) - centre) / scale, np.float64)
+    return np.asarray(np.abs(np.log1p(true) - forecast.mean) / forecast.scale, np.float64)
 
 
-def prediction_intervals(samples: Floats, score: float) -> tuple[Floats, Floats]:
-    """Return the lowest and highest whole count within `score` of each ensemble [n, k], both [n].
+def prediction_intervals(forecast: LogCountForecast, score: float) -> tuple[Floats, Floats]:
+    """Return the lowest and highest whole count within `score` of each forecast, both [n].
 
-    If no whole count is that near, the interval is the two counts around the ensemble's centre.
-    An infinite `score` gives the interval from 0 to infinity.
+    If no whole count is that near, the interval is the two counts around the forecast mean. An
+    infinite `score` gives the interval from 0 to infinity.
     """
-    centre, scale = _centre_and_scale(samples)
+    centre, scale = forecast.mean, forecast.scale
     if np.isinf(score):
-        return np.zeros(len(samples)), np.full(len(samples), np.inf)
+        return np.zeros(len(centre)), np.full(len(centre), np.inf)
     tolerance = 1e-9  # a count exactly at the threshold belongs to the interval
     low = np.ceil(np.expm1(np.maximum(centre - score * scale, 0)) - tolerance)
     high = np.floor(np.expm1(centre + score * scale) + tolerance)

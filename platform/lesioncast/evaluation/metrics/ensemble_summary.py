@@ -14,6 +14,10 @@ class EnsembleSummary(SampledCounts):
     #: Comparison with the observed mask; None for a counterfactual arm, whose outcome is unknown.
     spatial: MaskComparison | None = None
 
+    def has_count_forecast(self, *, opening: bool) -> bool:
+        """Return True if the count was sampled or is stated in closed form."""
+        return bool(len(self.plain)) or self.expected_outcomes(opening=opening) is not None
+
 
 EnsembleSummaries = Mapping[tuple[int, int], EnsembleSummary]
 """(case index, arm index) -> the summary of that ensemble."""

@@ -208,7 +208,7 @@ def calibration_section(report: EvaluationReport) -> str:
 
 def _fitted(calibration: CalibrationReport | None) -> Sequence[str]:
     if calibration is None:
-        return ["Nothing was calibrated: no validation case was sampled."]
+        return ["Nothing was calibrated: there was no forecast of a validation case."]
     validation, curve = calibration.validation, calibration.platt_scaling
     logistic = (
         "P(active) could not be recalibrated: one class only."
