@@ -121,7 +121,12 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
         unet.load_state_dict(read_tensors(folder / UNET_FILE))
         control = ControlNet(model.control, model.unet, model.covariates)
         control.load_state_dict(read_tensors(folder / CONTROL_FILE))
-        networks = LesionDiffusion(unet.to(device), control.to(device), model)
+        networks = LesionDiffusion(
+            unet.to(device),
+            control.to(device),
+            model,
+            odds_ratio=description.config.balanced_odds_ratio,
+        )
         return Bundle(path, description.config, description.digest, networks)
 
     return _read_unchanged(path, load)

@@ -29,6 +29,10 @@ class BundleConfig:
     intervals: IntervalRanges = IntervalRanges()
     #: True if training also hid all images after baseline, so that baseline images suffice.
     baseline_only: bool = False
+    #: How many times too high the odds of activity are in what stage 2 learned: n_inactive /
+    #: n_active of the training cases if it saw equally many of both, else 1. Samples are drawn
+    #: without that bias.
+    balanced_odds_ratio: float = 1.0
     #: Version of the layout of the bundle's files.
     schema: int = SCHEMA
 

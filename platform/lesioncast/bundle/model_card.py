@@ -45,7 +45,7 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         arms=", ".join(config.model.arms),
         covariates=_covariates(config),
         baseline=_baseline(config),
-        lesion_load=_lesion_load(config),
+        lesion_load=_lesion_load(config) + _balance(config),
         slab=" x ".join(map(str, config.slab)),
         spacing=" x ".join(f"{size:g}" for size in config.spacing),
         solver=config.sampler.solver,
@@ -75,6 +75,16 @@ def _lesion_load(config: BundleConfig) -> str:
         f"- Lesion load: a class of lesion volume (none, or from {volumes} mm3) is sampled\n"
         "  first, given the arm, the covariates and the lesion burden of the images. The\n"
         "  diffusion model then places the lesions. Guidance does not change the lesion load.\n"
+    )
+
+
+def _balance(config: BundleConfig) -> str:
+    ratio = config.balanced_odds_ratio
+    if ratio == 1:
+        return ""
+    return (
+        "- Stage 2 saw as many cases without as with new lesions, which multiplies the odds of\n"
+        f"  new lesions by {ratio:.2f}. Samples are drawn without that bias, by rejection.\n"
     )
 
 

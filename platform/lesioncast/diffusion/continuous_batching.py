@@ -7,7 +7,7 @@ its batches.
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -59,6 +59,8 @@ class ReverseProcess(Generic[ConditionT]):
     known_sample: Callable[[ConditionT], Tensor | None] = lambda _: None
     #: Post-process the x of a sample that has ended.
     finalise: Callable[[ConditionT, Tensor], Tensor] = lambda _, x: x
+    #: Return the seed to draw again with in place of the seed that gave x, or None to keep x.
+    redraw_seed: Callable[[int, Tensor], int | None] = lambda _, x: None
 
 
 class ContinuousBatcher(Generic[ConditionT]):
@@ -128,12 +130,18 @@ class ContinuousBatcher(Generic[ConditionT]):
         if process.is_decided is not None:
             done |= process.is_decided(x)
         ended = done.tolist()
-        finished += [
-            (sample, process.finalise(sample.condition, x[row].clone()))
-            for row, sample in enumerate(self._running)
-            if ended[row]
-        ]
+        rejected = []
+        for row, sample in enumerate(self._running):
+            if not ended[row]:
+                continue
+            final = process.finalise(sample.condition, x[row].clone())
+            seed = process.redraw_seed(sample.seed, final)
+            if seed is None:
+                finished.append((sample, final))
+            else:
+                rejected.append(replace(sample, seed=seed))
         self._retain([not end for end in ended])
+        self.add(rejected)
         return finished
 
     def _admit(self) -> list[tuple[SampleRequest[ConditionT], Tensor]]:

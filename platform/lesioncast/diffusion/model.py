@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ from lesioncast.diffusion.objective import (
     Denoiser,
     ObjectiveConfig,
     predict_x0,
+    redraw_seed,
 )
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import ScheduleConfig
@@ -81,12 +83,20 @@ class SampleCondition:
 
 
 class LesionDiffusion:
-    """Trained networks of stage 2, which sample masks."""
+    """Trained networks of stage 2, which sample masks.
 
-    def __init__(self, unet: UNet, control: ControlNet, config: ModelConfig) -> None:
+    `odds_ratio` says how many times too high the odds of activity are in what the networks
+    learned: n_inactive / n_active after a balanced stage 2, else 1. Samples are drawn without that
+    bias.
+    """
+
+    def __init__(
+        self, unet: UNet, control: ControlNet, config: ModelConfig, *, odds_ratio: float = 1.0
+    ) -> None:
         self.unet = unet.eval()
         self.control = control.eval()
         self.config = config
+        self.odds_ratio = odds_ratio
 
     def predict(
         self,
@@ -188,6 +198,7 @@ class LesionDiffusion:
             is_decided=is_decided if certain else None,
             known_sample=known_sample,
             finalise=finalise_sample,
+            redraw_seed=partial(redraw_seed, odds_ratio=self.odds_ratio),
         )
         return ContinuousBatcher(process, slots=slots)
 

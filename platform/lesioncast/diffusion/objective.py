@@ -15,6 +15,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 FLAIR, NET2 = 0, 1  # channels of x
 NUM_TARGETS = 2
+WORD = 2**64  # number of values of 64 bits
 BASE_LOG_ODDS = -6.0  # prior log odds of a lesion voxel; about 0.1 % of brain voxels are NET2
 
 
@@ -163,3 +164,33 @@ def undo_lesion_weight(x_hat: Tensor, lesion_weight: float) -> Tensor:
     """
     q = (x_hat.clamp(-1, 1) + 1) / 2
     return 2 * q / (lesion_weight - (lesion_weight - 1) * q) - 1
+
+
+def acceptance(*, active: bool, odds_ratio: float) -> float:
+    """Return the share of samples to keep so that the odds of activity fall by `odds_ratio`.
+
+    A stage that sees equally many active and inactive cases learns odds of activity that are
+    n_inactive / n_active times too high, whatever the condition (case-control sampling: Prentice
+    and Pyke 1979). Keeping this share of the active samples, and all inactive ones, undoes that
+    exactly (von Neumann's rejection). If the ratio is below 1, the inactive ones are thinned.
+    """
+    return min(1.0, 1 / odds_ratio if active else odds_ratio)
+
+
+def redraw_seed(seed: int, x: Tensor, *, odds_ratio: float) -> int | None:
+    """Return the seed to draw again with if x [2, s, h, w] is rejected, or None if it is kept.
+
+    Both follow from `seed` and x alone, so that a seed still names one mask. The next seed has 62
+    bits, as the seeds of a forecast have.
+    """
+    share = acceptance(active=bool((x[NET2] > 0).any()), odds_ratio=odds_ratio)
+    first = _mixed(seed)
+    return None if first / WORD < share else _mixed(first) >> 2
+
+
+def _mixed(number: int) -> int:
+    """Return 64 bits that look independent of `number`: SplitMix64 (Steele, Lea, Flood 2014)."""
+    bits = (number + 0x9E3779B97F4A7C15) % WORD
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % WORD
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % WORD
+    return bits ^ bits >> 31

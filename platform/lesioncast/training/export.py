@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lesioncast.bundle.io import Weights
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import TrainingError
+from lesioncast.imaging.channels import MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.intervals import interval_ranges
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.experiment import CONTROL, UNET, Stage
@@ -33,6 +35,9 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
     assert stage.pretrained is not None
     prior = fit_prior_of_stage(stage, store)
     cases = [store.cases[index] for index in stage.experiment.cases.cases]
+    # The prior's training data tells the active cases; reading them again takes half a minute.
+    active = count_active(stage, store) if prior.active is None else prior.active
+    balance = training_balance(stage, active=active)
     digest = save_bundle(
         path,
         BundleConfig(
@@ -43,6 +48,7 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             brain_mask_share=float(np.mean([*map(store.cleared_by_brain_mask, cases)])),
             intervals=interval_ranges(cases),
             baseline_only=stage.settings.session_dropout > 0,
+            balanced_odds_ratio=balance.odds_ratio,
         ),
         unet=stage.pretrained.tensors(EMA, UNET),
         control={**last.tensors(EMA, CONTROL), **prior.weights},
@@ -55,10 +61,52 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
                 "finetune": _final_metrics(last),
             },
             "lesion_load_prior": prior.metrics,
+            "balance": asdict(balance),
         },
     )
     logger.info("bundle %s (%s)", path, digest[:12])
     return digest
+
+
+@dataclass(frozen=True)
+class TrainingBalance:
+    """Active and inactive training cases, and whether stage 2 saw equally many of both.
+
+    A model with lesion loads samples activity from its prior, which is fitted to all cases, so
+    that a balanced stage 2 does not bias it.
+    """
+
+    active: int
+    inactive: int
+    balanced: bool
+    lesion_loads: bool
+
+    @property
+    def odds_ratio(self) -> float:
+        """Return how many times too high the odds of activity are in what stage 2 learned."""
+        biased = self.balanced and not self.lesion_loads
+        return self.inactive / self.active if biased else 1.0
+
+
+def training_balance(stage: Stage, *, active: int) -> TrainingBalance:
+    """Return the balance of a stage with this number of active training cases."""
+    return TrainingBalance(
+        active=active,
+        inactive=len(stage.experiment.cases.cases) - active,
+        balanced=stage.settings.balanced,
+        lesion_loads=bool(stage.experiment.model.unet.lesion_load_thresholds),
+    )
+
+
+def count_active(stage: Stage, store: Store) -> int:
+    """Count the training cases of a stage that have NET2 at outcome."""
+    net2 = SESSIONS.index(OUTCOME), MASKS.index("net2")
+
+    def is_active(index: int) -> bool:
+        return bool(store.read(index).masks[net2].any())
+
+    with ThreadPoolExecutor() as threads:
+        return sum(threads.map(is_active, stage.experiment.cases.cases))
 
 
 @dataclass(frozen=True)
@@ -69,6 +117,8 @@ class FittedPrior:
     weights: Weights
     #: Number of cases and the cross entropy of the fit, in nats.
     metrics: Mapping[str, float] | None
+    #: Number of active cases it was fitted to; None without a fit.
+    active: int | None = None
 
 
 def fit_prior_of_stage(stage: Stage, store: Store) -> FittedPrior:
@@ -92,7 +142,8 @@ def fit_prior_of_stage(stage: Stage, store: Store) -> FittedPrior:
     )
     logger.info("lesion load prior fitted to %d cases: %.3f nats per case", cases, loss)
     weights = {f"{LESION_LOAD_PRIOR}.{name}": value for name, value in prior.state_dict().items()}
-    return FittedPrior(weights, {"cases": cases, "nats": loss})
+    active = int((training_data.lesion_load > 0).sum())
+    return FittedPrior(weights, {"cases": cases, "nats": loss}, active)
 
 
 def describe_data(store: Store, cases: int) -> str:
