@@ -15,6 +15,7 @@ from lesioncast.evaluation.evaluate import evaluate
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.conformal import LogCountForecast, prediction_intervals
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
+from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.run import EvaluationSplit
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
@@ -123,4 +124,5 @@ def test_an_evaluation_calibrates_on_cases_without_samples() -> None:
         name: "ensemble_recalibrated" in variant.activity["pooled"].methods
         for name, variant in report.variants.items()
     }
+    assert "recalibrated on 120 validation cases" in render_markdown(report)
     assert recalibrated == {"plain": True, "opened": False, "opened_forecast": False}

@@ -233,7 +233,9 @@ def test_counts_are_reported_with_and_without_an_effective_opening() -> None:
     assert means["opened_forecast"] == pytest.approx((plain, opened))
     coarse = evaluated(TEST, counts).report
     assert list(coarse.variants) == ["plain"]
-    assert coarse.opening == OpeningReport(in_plane_mm=5.0, element=(1, 1, 1), no_op=True)
+    assert coarse.opening == OpeningReport(
+        in_plane_mm=5.0, element=(1, 1, 1), no_op=True, applied=False
+    )
 
 
 def test_bias_is_the_mean_surplus_of_forecast_lesions() -> None:

@@ -258,7 +258,7 @@ def test_ground_truth_is_read_of_simulated_trials_alone_and_missed_where_it_has_
     moved = Path(shutil.copytree(root / "bids", tmp_path / "moved"))
     real = replace(store, table=replace(store.table, trial=TrialDescription()))
     counts = [
-        true_counts(a_store, cases, bids)
+        true_counts(a_store, cases, bids, opening=False)
         for a_store, bids in ((store, root / "bids"), (store, moved), (real, moved))
     ]
     assert counts[0] == counts[1]

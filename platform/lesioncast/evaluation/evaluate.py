@@ -28,6 +28,7 @@ from lesioncast.evaluation.analysis.scoring import (
     EvaluationInputs,
     case_columns,
     factual_summaries,
+    headline_variant,
     score_variant,
 )
 from lesioncast.evaluation.analysis.spatial import SpatialAgreement, spatial_agreement
@@ -51,9 +52,9 @@ from lesioncast.imaging.lesions import OPENING_MM, opening_element
 class EvaluationResult:
     """The report, and the cases and predictions behind it for tables and figures.
 
-    `cases` and `methods` count lesions as drawn. `counterfactual_p_active` [case, arm] is P(active)
-    of the counterfactual cases; None without any. `columns` are further values of each case, [n]
-    each, NaN where it has none.
+    `cases` and `methods` count lesions as forecasts do. `counterfactual_p_active` [case, arm] is
+    P(active) of the counterfactual cases; None without any. `columns` are further values of each
+    case, [n] each, NaN where it has none.
     """
 
     report: EvaluationReport
@@ -71,12 +72,13 @@ def evaluate(
     bootstrap = Bootstrap(settings.bootstrap, context.seed)
     element = opening_element(context.spacing)
     no_op = element == (1, 1, 1)
+    applied = context.opening and not no_op
     counterfactual = _counterfactual_sections(inputs, context, bootstrap)
     scored = {
         variant.name: score_variant(inputs, variant, context=context, settings=settings)
         for variant in ([PLAIN] if no_op else VARIANTS)
     }
-    plain = scored[PLAIN.name]
+    headline = scored[headline_variant(applied=applied).name]
     summaries = factual_summaries(inputs.test, inputs.factual)
     tables = {"train": inputs.train, "test": inputs.test}
     if inputs.validation is not None:
@@ -92,8 +94,10 @@ def evaluate(
         bootstrap_resamples=settings.bootstrap,
         arms=arms,
         cases=SplitSizes(train=len(inputs.train.case), test=len(inputs.test.case)),
-        opening=OpeningReport(in_plane_mm=OPENING_MM, element=element, no_op=no_op),
-        methods={method.key: method.label for method in plain.methods},
+        opening=OpeningReport(
+            in_plane_mm=OPENING_MM, element=element, no_op=no_op, applied=applied
+        ),
+        methods={method.key: method.label for method in headline.methods},
         baseline_characteristics=baseline_characteristics(tables, arms),
         variants={
             name: variant_report(variant.cases, variant.methods, arms=arms, bootstrap=bootstrap)
@@ -105,14 +109,18 @@ def evaluate(
             monte_carlo_runs=settings.monte_carlo_runs,
             bootstrap=bootstrap,
         ),
-        masks=_masks(plain.cases, summaries, arms=arms, bootstrap=bootstrap),
+        masks=_masks(headline.cases, summaries, arms=arms, bootstrap=bootstrap),
         probability_calibration=probability_calibration(
-            plain.cases, plain.methods, bootstrap=bootstrap
+            headline.cases, headline.methods, bootstrap=bootstrap
         ),
         calibration=None
-        if plain.calibration is None
+        if headline.calibration is None
         else calibration_report(
-            plain.calibration, plain.cases, plain.log_counts, arms=arms, bootstrap=bootstrap
+            headline.calibration,
+            headline.cases,
+            headline.log_counts,
+            arms=arms,
+            bootstrap=bootstrap,
         ),
         visits=context.visits,
         comparison_sessions=tuple(map(context.visits.label, context.comparison_sessions)),
@@ -125,10 +133,10 @@ def evaluate(
     )
     return EvaluationResult(
         report,
-        plain.cases,
-        plain.methods,
+        headline.cases,
+        headline.methods,
         counterfactual.p_active,
-        case_columns(plain, summaries),
+        case_columns(headline, summaries),
     )
 
 
@@ -164,13 +172,18 @@ def _counterfactual_sections(
     outcomes cover the counterfactual cases.
     """
     arms, cases = range(len(context.arms)), inputs.counterfactual_cases
-    training = arm_statistics(inputs.train.arm, inputs.train.plain, arms=len(arms))
+    opening = context.opening
+    training = arm_statistics(
+        inputs.train.arm, inputs.train.cases(opening=opening).count, arms=len(arms)
+    )
     activity_inputs = effects = p_active = None
     if cases:
         ensembles = inputs.counterfactual or inputs.factual
         summaries = [[ensembles[case, arm] for case in cases] for arm in arms]
-        sampled = np.array([[one.plain for one in row] for row in summaries], np.float64)
-        p_active = np.array([[one.p_active(opening=False) for one in row] for row in summaries])
+        sampled = np.array(
+            [[one.counts(opening=opening) for one in row] for row in summaries], np.float64
+        )
+        p_active = np.array([[one.p_active(opening=opening) for one in row] for row in summaries])
         true = _true_counts(inputs, cases, arms)
         activity_inputs = ActivityInputs(p_active, sampled, true)
         effects = treatment_effects(
@@ -180,7 +193,7 @@ def _counterfactual_sections(
             bootstrap=bootstrap,
         )
     test = inputs.test.case
-    if set(test) <= set(inputs.expected):
+    if not opening and set(test) <= set(inputs.expected):
         expected = np.array([[one.p_active for one in inputs.expected[case]] for case in test]).T
         activity_inputs = ActivityInputs(expected, true_counts=_true_counts(inputs, test, arms))
     return _CounterfactualSections(

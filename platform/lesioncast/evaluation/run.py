@@ -243,8 +243,12 @@ def summarise_samples(samples: RequestSamples, store: Store, *, compare: bool) -
     )
 
 
-def true_counts(store: Store, cases: EvaluationSplit, bids: Path) -> CounterfactualCounts | None:
+def true_counts(
+    store: Store, cases: EvaluationSplit, bids: Path, *, opening: bool
+) -> CounterfactualCounts | None:
     """Return the true lesions of the test cases under every arm; None where they are not known.
+
+    With `opening` they are counted after the opening.
 
     They are known of simulated subjects whose trial lies in `bids` with its ground truth. Raise
     StorageError where that lacks a file.
@@ -253,7 +257,7 @@ def true_counts(store: Store, cases: EvaluationSplit, bids: Path) -> Counterfact
     if not (store.table.trial.simulated and has_ground_truth(bids)):
         return None
     return {
-        (case.index, arm): lesion_count(mask, store.spec.spacing)
+        (case.index, arm): lesion_count(mask, store.spec.spacing, opening=opening)
         for case in cases.test
         for arm, mask in enumerate(counterfactual_net2(bids, case.subject, case.grid, arms=arms))
     }

@@ -91,7 +91,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             counterfactual_cases=cases.counterfactual,
             counterfactual=summaries.counterfactual,
             expected=summaries.expected,
-            ground_truth=true_counts(store, cases, bids),
+            ground_truth=true_counts(store, cases, bids, opening=config.forecast.apply_opening),
         )
         context = replace(context, identifiability_warnings=warnings)
         result = evaluate(inputs, context, settings)
@@ -125,6 +125,7 @@ def evaluation_context(
         reference=reference_arm_index(config.forecast.reference_arm, store),
         comparison_sessions=supported_sessions(bundle)[-1],
         visits=store.spec.visits,
+        opening=config.forecast.apply_opening,
         provenance=provenance(
             current_command(),
             EvaluationSources(

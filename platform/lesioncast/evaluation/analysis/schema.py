@@ -12,6 +12,7 @@ from lesioncast.evaluation.analysis.baseline_table import BaselineTable
 from lesioncast.evaluation.analysis.calibration import CalibrationReport, ProbabilityCalibration
 from lesioncast.evaluation.analysis.performance import VariantReport
 from lesioncast.evaluation.analysis.regional import RegionalReport
+from lesioncast.evaluation.analysis.scoring import headline_variant
 from lesioncast.evaluation.analysis.spatial import SpatialAgreement
 from lesioncast.evaluation.analysis.treatment_effects import TreatmentEffects
 from lesioncast.evaluation.analysis.trial_contrasts import TrialContrasts
@@ -21,7 +22,7 @@ from lesioncast.evaluation.paper_results import PaperResults
 from lesioncast.evaluation.provenance import Provenance
 from storage import VisitSchedule
 
-SCHEMA = 8
+SCHEMA = 9
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class OpeningReport:
     """The morphological opening: its side in mm within a slice, and its element in voxels.
 
     `no_op` is true where the element is a single voxel, so that the opening removes nothing.
+    `applied` is true where forecasts state lesions counted after the opening.
     """
 
     in_plane_mm: float
     element: tuple[int, int, int]
     no_op: bool
+    applied: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class EvaluationReport:
     effects: TreatmentEffects | None
     trial_contrasts: TrialContrasts
     paper_results: PaperResults
+
+    @property
+    def headline(self) -> VariantReport:
+        """Return the performance by the way of counting lesions that forecasts use."""
+        return self.variants[headline_variant(applied=self.opening.applied).name]
 
     @property
     def warning_sentences(self) -> tuple[str, ...]:

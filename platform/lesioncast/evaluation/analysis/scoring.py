@@ -25,7 +25,7 @@ from lesioncast.imaging.regions import REGIONS
 from storage import VisitSchedule
 
 CounterfactualCounts = Mapping[tuple[int, int], int]
-"""(case, arm) -> the lesions that a simulated patient would have had under the arm, as drawn."""
+"""(case, arm) -> the lesions that a simulated patient would have had under the arm."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,20 @@ class Variant:
 
 
 PLAIN = Variant("plain", open_forecast=False, open_truth=False)
+OPENED = Variant("opened", open_forecast=True, open_truth=True)
 VARIANTS = (
     PLAIN,
-    Variant("opened", open_forecast=True, open_truth=True),
+    OPENED,
     Variant("opened_forecast", open_forecast=True, open_truth=False),
 )
+
+
+def headline_variant(*, applied: bool) -> Variant:
+    """Return the variant that headline, findings, calibration and effects are about.
+
+    It counts lesions as forecasts do: after the opening if that is `applied`.
+    """
+    return OPENED if applied else PLAIN
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class EvaluationContext:
 
     `spacing` (s, h, w) is in mm. `reference` is the index of the arm that effects are taken
     against. Arms are compared from the images of `comparison_sessions`. `visits` gives the trial's
-    own labels and nominal days of the sessions.
+    own labels and nominal days of the sessions. `opening` is true where forecasts count lesions
+    after the opening.
     """
 
     arms: tuple[str, ...]
@@ -64,6 +74,7 @@ class EvaluationContext:
     identifiability_warnings: IdentifiabilityWarnings | None = None
     provenance: Provenance | None = None
     visits: VisitSchedule = VisitSchedule()
+    opening: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class EvaluationInputs:
       images of the comparison sessions. `factual` is read where it is None.
     - `expected` gives, by case, the outcomes that the networks expect under each arm, from the same
       images. It is empty for models that only sample.
-    - `ground_truth` is None for a trial that is not simulated.
+    - `ground_truth` counts lesions as forecasts do. It is None for a trial that is not simulated.
     """
 
     train: OutcomeTable
@@ -174,12 +185,12 @@ def _recalibrated(
     return (recalibrated_method(probability, calibration.cases),)
 
 
-def case_columns(plain: ScoredVariant, summaries: Sequence[EnsembleSummary]) -> dict[str, Floats]:
+def case_columns(scored: ScoredVariant, summaries: Sequence[EnsembleSummary]) -> dict[str, Floats]:
     """Return further columns of cases.csv, [n] each, NaN where a case has no value."""
     columns: dict[str, Floats] = {}
-    if plain.calibration is not None:
-        columns["lesions_low_90"], columns["lesions_high_90"] = plain.calibration.intervals(
-            plain.log_counts
+    if scored.calibration is not None:
+        columns["lesions_low_90"], columns["lesions_high_90"] = scored.calibration.intervals(
+            scored.log_counts
         )
     comparisons = [summary.spatial for summary in summaries]
     columns["f1_sample"] = np.array([f1_of_samples(one) if one else np.nan for one in comparisons])

@@ -13,7 +13,6 @@ from lesioncast.evaluation.analysis.activity_by_arm import ActivityByArm
 from lesioncast.evaluation.analysis.calibration import RELIABILITY_BINS
 from lesioncast.evaluation.analysis.performance import POOLED, ActivityGroup
 from lesioncast.evaluation.analysis.schema import EvaluationReport
-from lesioncast.evaluation.analysis.scoring import PLAIN
 from lesioncast.evaluation.baselines.methods import (
     ARM_RATE,
     ENSEMBLE,
@@ -51,7 +50,7 @@ def evaluation_figure(
     arms, roc, reliability = figure.subplots(1, 3, gridspec_kw={"wspace": 0.28})
     figure.subplots_adjust(left=0.055, right=0.985, top=0.89, bottom=0.25)
     _activity_by_arm(arms, report.activity_by_arm)
-    _roc(roc, cases, methods, report.variants[PLAIN.name].activity[POOLED])
+    _roc(roc, cases, methods, report.headline.activity[POOLED])
     _reliability(reliability, cases, methods)
     note = " ".join(report.disclaimers)
     size = f"{report.cases.test} test cases, {report.samples} samples a case."
@@ -72,7 +71,7 @@ def panels(
     report: EvaluationReport, cases: EvaluationCases, methods: Sequence[MethodPredictions]
 ) -> tuple[Panel, ...]:
     """Return the three panels of `evaluation_figure`, each as a figure of its own."""
-    pooled = report.variants[PLAIN.name].activity[POOLED]
+    pooled = report.headline.activity[POOLED]
     arms, roc, reliability = (_alone() for _ in range(3))
     _activity_by_arm(arms, report.activity_by_arm)
     _roc(roc, cases, methods, pooled)

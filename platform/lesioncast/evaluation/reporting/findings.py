@@ -9,7 +9,6 @@ from lesioncast.evaluation.analysis.activity_by_arm import ArmActivity
 from lesioncast.evaluation.analysis.performance import POOLED, VariantReport
 from lesioncast.evaluation.analysis.regional import RegionalReport
 from lesioncast.evaluation.analysis.schema import EvaluationReport
-from lesioncast.evaluation.analysis.scoring import PLAIN
 from lesioncast.evaluation.baselines.methods import ARM_RATE, ENSEMBLE, LOG_MEAN, REGRESSION
 from lesioncast.evaluation.metrics.estimate import Estimate, EstimateWithInterval
 from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, LOG_MSE
@@ -37,7 +36,7 @@ class Finding:
 
 def findings(report: EvaluationReport) -> tuple[Finding, ...]:
     """Return the findings: who, how reliable, how many, where, and under other treatments."""
-    variant = report.variants[PLAIN.name]
+    variant = report.headline
     return (
         _who(variant),
         _calibration(variant),

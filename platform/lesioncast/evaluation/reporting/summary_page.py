@@ -6,7 +6,6 @@ from pathlib import Path
 
 from lesioncast.evaluation.analysis.performance import POOLED, PairedDifference
 from lesioncast.evaluation.analysis.schema import EvaluationReport
-from lesioncast.evaluation.analysis.scoring import PLAIN
 from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, AVERAGE_PRECISION, LOG_MSE
 from lesioncast.evaluation.reporting.markdown.report import (
     METRIC_LABELS,
@@ -20,7 +19,7 @@ from lesioncast.markdown import format_estimate, format_number, markdown_table
 
 def evaluation_section(report: EvaluationReport, *, heading: str, figure: str | None = None) -> str:
     """Return pooled metrics beside the baselines, and P(active) of the same cases by arm."""
-    variant = report.variants[PLAIN.name]
+    variant = report.headline
     activity, count = variant.activity[POOLED], variant.count[POOLED]
     rows = []
     for key, scores in activity.methods.items():

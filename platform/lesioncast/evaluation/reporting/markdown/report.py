@@ -80,9 +80,17 @@ def _opening_words(report: EvaluationReport) -> str:
         f"over cases, {report.bootstrap_resamples} resamples; none where fewer than 95 % of the "
         f"resamples define the figure. {DASH}: undefined.",
         f"The paper's opening element of 1 x 5 x 5 mm is {element} voxels here"
-        + (", so it removes nothing." if report.opening.no_op else "."),
+        + (", so it removes nothing." if report.opening.no_op else f". {_headline_words(report)}"),
     ]
     return "\n\n".join(words)
+
+
+def _headline_words(report: EvaluationReport) -> str:
+    counted = "after the opening" if report.opening.applied else "without the opening"
+    return (
+        f"Forecasts count lesions {counted}, and so do findings, figures, calibration, activity by "
+        "arm and effects."
+    )
 
 
 def _variant(variant: VariantReport, methods: Mapping[str, str]) -> list[str]:
