@@ -5,12 +5,21 @@ import io
 import numpy as np
 import numpy.typing as npt
 import pytest
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from PIL import Image
 
-from lesioncast.evaluation.reporting.examples import example_case
+from lesioncast.evaluation.reporting.examples import ChosenCase, example_case
 from lesioncast.evaluation.reporting.html import ExampleCase
-from lesioncast.forecasting.ensemble import Ensemble, ExpectedOutcomes
+from lesioncast.evaluation.reporting.single_samples import SAMPLED, single_samples
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
+from lesioncast.forecasting.output.display import View
+from lesioncast.forecasting.output.figure import OBSERVED
+from lesioncast.forecasting.sampling import (
+    EnsembleRequest,
+    ModelInput,
+    RequestSamples,
+    SampleBatch,
+)
 from lesioncast.markdown import format_probability
 from storage import Store
 from tests.support.forecast import write_store
@@ -27,23 +36,25 @@ def example(
 ) -> ExampleCase:
     """Return a case that was not active, forecast with this share of samples in one block."""
     case = store.cases[0]
-    probability = np.zeros(store.spec.slab, np.float32)
+    masks = np.zeros((10, *store.spec.slab), bool)
     middle = store.spec.slab[2] // 2
     columns = slice(middle + 2, middle + 5) if right else slice(middle - 5, middle - 2)
-    probability[2, 8:12, columns] = share
-    counts = np.ones(10, np.int64)
-    ensemble = Ensemble(
-        plain=counts,
-        opened=counts,
-        expected=ExpectedOutcomes(p_active, 1.0, 0.5),
-        case=case.index,
-        arm=case.arm_index,
+    masks[: round(10 * share), 2, 8:12, columns] = True
+    batch = SampleBatch.from_masks(masks, store.spec.spacing)
+    samples = RequestSamples(
+        EnsembleRequest(case.index, case.arm_index),
         seeds=tuple(range(10)),
-        volume=counts.astype(float),
-        probability=probability,
+        masks=masks,
+        lesions=batch.lesions,
+        all_expected={ModelInput(case.index): (ExpectedOutcomes(p_active, 1.0, 0.5),) * 3},
     )
     return example_case(
-        store, case, ensemble, p_active=p_active, rule="why", scale=Normalize(0, 0.9)
+        store,
+        case,
+        samples,
+        chosen=ChosenCase(0, "why", p_active),
+        scale=Normalize(0, 0.9),
+        opening=False,
     )
 
 
@@ -85,3 +96,41 @@ def test_no_exact_forecast_is_shown_as_certain(
 ) -> None:
     assert f"Forecast: {exact} probability" in example(store, p_active=value).words
     assert format_probability(value, exact=False) == sampled
+
+
+def coloured(pixels: npt.NDArray[np.int64], colour: str) -> npt.NDArray[np.bool_]:
+    """Return the pixels near a colour."""
+    wanted = np.round(255 * np.array(to_rgb(colour)))
+    return np.abs(pixels - wanted).max(axis=-1) < 60
+
+
+def test_single_samples_stand_beside_the_outcome_with_sides_and_legend(store: Store) -> None:
+    """Sub-02 has a lesion at outcome; two of its three samples have one, elsewhere."""
+    masks = np.zeros((3, *store.spec.slab), bool)
+    masks[:2, 2, 4:7, 10:13] = True
+    arrays = store.read(1)
+    view = View(
+        flair=arrays.flair[1].astype(np.float32),
+        probability={},
+        observed=arrays.masks[2, 2].astype(bool),
+        spacing=store.spec.spacing,
+        heights=np.arange(5.0),
+    )
+    picture = single_samples(view, masks, 2, subject="sub-02")
+    volume = 12 * np.prod(store.spec.spacing)
+    assert f"observed new lesions ({4 * volume / 12:.0f} mm3" in picture.caption
+    sampled = 9 * np.prod(store.spec.spacing)
+    assert f"the first 3 samples, one by one ({sampled:.0f}, {sampled:.0f}, 0 mm3)" in (
+        picture.caption
+    )
+    pixels = np.asarray(Image.open(io.BytesIO(picture.png)).convert("RGB")).astype(int)
+    panels = np.array_split(pixels[: int(0.85 * len(pixels))], 4, axis=1)
+    assert coloured(panels[0], OBSERVED).any()
+    assert not coloured(panels[0], SAMPLED).any()
+    assert [bool(coloured(panel, SAMPLED).any()) for panel in panels[1:]] == [True, True, False]
+    # The patient's right is on the left: the columns of the sample are to the right of w = 8.
+    columns = np.nonzero(coloured(panels[1], SAMPLED))[1]
+    assert columns.mean() < panels[1].shape[1] / 2
+    legend = pixels[int(0.9 * len(pixels)) :]
+    assert coloured(legend, OBSERVED).any()
+    assert coloured(legend, SAMPLED).any()

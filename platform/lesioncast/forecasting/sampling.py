@@ -240,18 +240,22 @@ def group_by_request(
 def ensembles(
     requests: Sequence[EnsembleRequest], seeds: Mapping[int, Seeds], drawn: Iterable[SampleBatch]
 ) -> Iterator[Ensemble]:
-    """Yield the ensemble of each request, from the batches of `plan_batches` in order."""
-    for samples in group_by_request(requests, seeds, drawn):
-        yield Ensemble(
-            case=samples.request.case,
-            arm=samples.request.arm,
-            seeds=samples.seeds,
-            plain=samples.plain,
-            opened=samples.opened,
-            expected=samples.expected,
-            volume=np.array([counts.volume for counts in samples.lesions], np.float64),
-            probability=np.mean(samples.masks, axis=0, dtype=np.float32),
-        )
+    """Return the ensemble of each request, from the batches of `plan_batches` in order."""
+    return map(ensemble_of, group_by_request(requests, seeds, drawn))
+
+
+def ensemble_of(samples: RequestSamples) -> Ensemble:
+    """Return the ensemble of one request."""
+    return Ensemble(
+        case=samples.request.case,
+        arm=samples.request.arm,
+        seeds=samples.seeds,
+        plain=samples.plain,
+        opened=samples.opened,
+        expected=samples.expected,
+        volume=np.array([counts.volume for counts in samples.lesions], np.float64),
+        probability=np.mean(samples.masks, axis=0, dtype=np.float32),
+    )
 
 
 def _unbatched(

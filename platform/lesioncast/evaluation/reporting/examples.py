@@ -15,8 +15,8 @@ from lesioncast.cluster.actor_map import ordered_actor_map
 from lesioncast.evaluation.baselines.methods import ENSEMBLE, by_key
 from lesioncast.evaluation.evaluate import EvaluationResult
 from lesioncast.evaluation.reporting.html import ExampleCase, Picture
+from lesioncast.evaluation.reporting.single_samples import single_samples
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.display import (
     View,
     choose_slices,
@@ -33,7 +33,14 @@ from lesioncast.forecasting.output.figure import (
     draw_slice,
 )
 from lesioncast.forecasting.runtime import build_sampler, device_of
-from lesioncast.forecasting.sampling import EnsembleRequest, ensembles, plan_batches, seeds_of
+from lesioncast.forecasting.sampling import (
+    EnsembleRequest,
+    RequestSamples,
+    ensemble_of,
+    group_by_request,
+    plan_batches,
+    seeds_of,
+)
 from lesioncast.imaging.channels import CURRENT, MASKS, OUTCOME, SESSIONS
 from lesioncast.markdown import format_probability
 from storage import Case, Store
@@ -43,10 +50,11 @@ PANEL_INCHES = 2.6
 
 @dataclass(frozen=True)
 class ChosenCase:
-    """A row of the test cases, and the rule that chose it."""
+    """A row of the test cases, the rule that chose it, and its P(active)."""
 
     row: int
     rule: str
+    p_active: float
 
 
 def choose_examples(count: Floats, probability: Floats) -> list[ChosenCase]:
@@ -73,7 +81,7 @@ def choose_examples(count: Floats, probability: Floats) -> list[ChosenCase]:
     chosen: dict[int, str] = {}
     for row, rule in rules:
         chosen[int(row)] = f"{chosen[int(row)]}; {rule}" if int(row) in chosen else rule
-    return [ChosenCase(row, rule) for row, rule in chosen.items()]
+    return [ChosenCase(row, rule, float(probability[row])) for row, rule in chosen.items()]
 
 
 def example_cases(
@@ -100,22 +108,31 @@ def example_cases(
         build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
     )
     sampled = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
-    drawn = list(ensembles(requests, seeds, sampled))
+    drawn = list(group_by_request(requests, seeds, sampled))
     # One scale, so that a colour means the same share in every picture.
-    scale = Normalize(0, max(LEAST_SCALE, *(float(each.probability.max()) for each in drawn)))
+    highest = max(float(ensemble_of(each).probability.max()) for each in drawn)
+    scale = Normalize(0, max(LEAST_SCALE, highest))
+    opening = result.report.opening.applied
     return [
-        example_case(store, case, ensemble, p_active=scores[0][one.row], rule=one.rule, scale=scale)
-        for case, ensemble, one in zip(cases, drawn, chosen, strict=True)
+        example_case(store, case, samples, chosen=one, scale=scale, opening=opening)
+        for case, samples, one in zip(cases, drawn, chosen, strict=True)
     ]
 
 
 def example_case(
-    store: Store, case: Case, ensemble: Ensemble, *, p_active: float, rule: str, scale: Normalize
+    store: Store,
+    case: Case,
+    samples: RequestSamples,
+    *,
+    chosen: ChosenCase,
+    scale: Normalize,
+    opening: bool,
 ) -> ExampleCase:
     """Return one subject's forecast and outcome, in words and in slices of the store's slab.
 
-    `scale` gives the colour of a share of samples.
+    `scale` gives the colour of a share of samples. With `opening` lesions are counted after it.
     """
+    ensemble = ensemble_of(samples)
     arrays = store.read(case.index)
     last = SESSIONS.index(OUTCOME)
     assert case.has_outcome
@@ -128,22 +145,27 @@ def example_case(
         spacing=store.spec.spacing,
         heights=affine[2, 3] + affine[2, 2] * np.arange(observed.shape[0]),
     )
-    probability = format_probability(p_active, exact=ensemble.expected is not None)
+    exact = ensemble.expected_outcomes(opening=opening) is not None
+    probability = format_probability(chosen.p_active, exact=exact)
     flair = f"FLAIR at {store.spec.visits.label(CURRENT)}"
     words = (
         f"Received {case.arm}. Forecast: {probability} probability of new lesions, "
-        f"{ensemble.plain.mean():.1f} expected, from {len(ensemble.seeds)} samples."
+        f"{ensemble.counts(opening=opening).mean():.1f} expected, from {len(ensemble.seeds)} "
+        "samples."
     )
-    return ExampleCase(case.subject, rule, words, tuple(_pictures(view, case, scale, flair)))
+    indices = _shown_slices(view)
+    pictures = [_picture(view, index, case, scale, flair) for index in indices]
+    samples_beside = single_samples(view, samples.masks, indices[0], subject=case.subject)
+    return ExampleCase(case.subject, chosen.rule, words, (*pictures, samples_beside))
 
 
-def _pictures(view: View, case: Case, scale: Normalize, flair: str) -> list[Picture]:
-    """Show the slice with most observed lesion and the slice with most forecast probability."""
+def _shown_slices(view: View) -> list[int]:
+    """Return the slice with most observed lesion and the slice with most forecast probability."""
     assert view.observed is not None
     volume = view.observed.sum(axis=(1, 2))
     forecast = choose_slices(view, 1)[0]
     indices = [forecast] if not volume.any() else [int(np.argmax(volume)), forecast]
-    return [_picture(view, index, case, scale, flair) for index in dict.fromkeys(indices)]
+    return list(dict.fromkeys(indices))
 
 
 def _picture(view: View, index: int, case: Case, scale: Normalize, flair: str) -> Picture:
