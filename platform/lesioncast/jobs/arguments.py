@@ -145,6 +145,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=local_path, help="where files go (default: <root>/evaluation)"
     )
+    parser.add_argument(
+        "--choose-guidance",
+        action="store_true",
+        help="first choose the guidance on validation cases, and record it in the bundle",
+    )
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,7 +262,9 @@ EVALUATE = JobCommand(
     lesioncast evaluate --config demo
 
 Writes report.html to read, tables.md, metrics.json, estimates.csv, cases.csv and evaluation.png,
-and beside the bundle EVALUATION.md and evaluation.json, whose warnings later forecasts carry.""",
+and beside the bundle EVALUATION.md and evaluation.json, whose warnings later forecasts carry.
+With --choose-guidance the validation cases are first sampled with the guidance 1, 1.5, 2, 3 and
+4.5. The one with the least CRPS of the count, and the table, are recorded in the bundle.""",
     _evaluate_arguments,
 )
 EXPORT = JobCommand(

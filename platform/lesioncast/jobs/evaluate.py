@@ -13,12 +13,19 @@ from lesioncast.evaluation.analysis.scoring import EvaluationContext, Evaluation
 from lesioncast.evaluation.causal.identifiability import identifiability_warnings
 from lesioncast.evaluation.evaluate import evaluate
 from lesioncast.evaluation.features.outcomes import source_lesions
+from lesioncast.evaluation.guidance import (
+    GuidanceTrial,
+    choose_guidance,
+    guidance_lines,
+    record_guidance,
+)
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.provenance import EvaluationSources, current_command, provenance
 from lesioncast.evaluation.reporting.bundle_card import write_card
 from lesioncast.evaluation.reporting.examples import example_cases
 from lesioncast.evaluation.reporting.files import REPORT, write_evaluation
 from lesioncast.evaluation.run import (
+    EvaluationSplit,
     measure_outcomes,
     reference_arm_index,
     sample_and_summarise,
@@ -61,6 +68,8 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     settings = config.evaluation
     cases = select_evaluation_cases(store, settings)
     check_unseen(bundle, cases.forecast)
+    if args.choose_guidance:
+        bundle = with_chosen_guidance(config, store, bundle, cases)
     bids = trial_folder(store, args.bids)
     context = evaluation_context(config, store, bundle, bids)
     with ray_cluster(config.ray, reads=[store.path, path]):
@@ -107,6 +116,21 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     )
     logger.info("%s", out / REPORT)
     write_card(path, result.report)
+
+
+def with_chosen_guidance(
+    config: Config, store: Store, bundle: Bundle, cases: EvaluationSplit
+) -> Bundle:
+    """Choose the guidance on the validation cases, record it, and return the changed bundle."""
+    trial = GuidanceTrial(
+        cases.validation, config.evaluation, config.seed, config.forecast.apply_opening
+    )
+    with ray_cluster(config.ray, reads=[store.path, bundle.path]):
+        choice = choose_guidance(store, bundle, trial)
+    for line in guidance_lines(choice):
+        logger.info("%s", line)
+    record_guidance(bundle, choice)
+    return load_bundle(bundle.path)
 
 
 def evaluation_context(
