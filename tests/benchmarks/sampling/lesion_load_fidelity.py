@@ -32,7 +32,7 @@ Loads = npt.NDArray[np.int64]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample the cases and print one row per lesion load."""
-    parser = study_parser(__doc__, cases=300, split="test")
+    parser = study_parser(__doc__, cases=300, split="val")
     parser.add_argument("--samples", type=int, default=2, help="a case")
     args = parser.parse_args(argv)
     configure_logging()

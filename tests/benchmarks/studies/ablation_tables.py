@@ -2,7 +2,7 @@
 
 Values are means over the seeds, with minimum and maximum. Differences are paired: a variant minus
 the recipe on the same cases with the same seeds. Their 95 % intervals resample cases and seeds.
-Cases are those of the test split; the nats use only those with lesions.
+Cases are those scored of the trial `validation`; the nats use only those with lesions.
 """
 
 import csv
@@ -23,7 +23,7 @@ from lesioncast.evaluation.metrics.scores import (
 from lesioncast.evaluation.reporting.files import CASES
 from lesioncast.training.progress import read_metrics
 
-NATS_FILE = "nats.npz"
+NATS_FILE = "validation_nats.npz"
 DRAWS = 1000
 HEAD = (
     "| variant | seeds | AUC | minus recipe | log-count MSE | minus recipe | count "

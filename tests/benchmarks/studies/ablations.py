@@ -3,8 +3,10 @@
     PYTHONPATH=.:platform python tests/benchmarks/studies/ablations.py --seeds 0,1,2
 
 Simulate and convert once, then train and evaluate every variant with every seed and print the
-tables (`ablation_tables.py`). Variants that change only stage 2 share a stage 1. A second run keeps
-what is finished. `--variants` selects some of them; `recipe` is always included.
+tables (`ablation_tables.py`). All scores are of the trial `validation` (`trials.py`), so that
+choosing by them uses no test case. Variants that change only stage 2 share a stage 1. A second run
+keeps what is finished. `--variants` selects some of them; `recipe` is always included. `--cases`
+scores fewer cases, evenly chosen.
 """
 
 import argparse
@@ -22,11 +24,13 @@ from lesioncast.bundle.io import read_json
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import load_config
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
+from lesioncast.evaluation.run import evenly_spaced
 from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
 from lesioncast.jobs.runner import configure_logging
 from storage import open_store
 from tests.benchmarks.studies.ablation_tables import NATS_FILE, curves, table
 from tests.benchmarks.studies.image_information import nats
+from tests.benchmarks.studies.trials import VALIDATION, make_trial
 
 logger = logging.getLogger(__name__)
 CONFIG = Path("jobs/configs/demo.yaml")
@@ -60,10 +64,14 @@ EVALUATION = ("evaluation.counterfactual_subjects=0", "evaluation.validation_sub
 
 
 class Study(NamedTuple):
-    """Settings shared by all runs: the flags of a job, and the output folder."""
+    """Settings shared by all runs: the flags of a job, the output folder, and what is scored."""
 
     flags: tuple[str, ...]
     out: Path
+    #: Store whose test split is scored: that of the trial `validation`.
+    scored: Path
+    #: Cases to score, evenly over the split; 0 is all of them.
+    cases: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,20 +82,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--seeds", default="0,1,2", help="of training and drawing")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="some of the variants")
+    parser.add_argument("--cases", type=int, default=0, help="to score; 0 is all")
     args = parser.parse_args(argv)
     configure_logging()
     config = load_config(args.config, ["name=learning"])
     study = Study(
-        ("--config", str(args.config), "--set=name=learning"), config.paths.root / "learning"
+        ("--config", str(args.config), "--set=name=learning"),
+        config.paths.root / "learning",
+        scored=VALIDATION.store(args.config),
+        cases=args.cases,
     )
     seeds = [int(seed) for seed in args.seeds.split(",")]
     names = list(dict.fromkeys([RECIPE, *args.variants.split(",")]))
     with ray_cluster(config.ray):
         for job in (simulate, convert):
             require_success(job.main(study.flags), "the trial", job.__name__)
+        make_trial(VALIDATION, args.config)
         for name in names:
             for seed in seeds:
-                run_variant(name, seed, study, store=config.paths.store)
+                run_variant(name, seed, study)
     folders = {name: [run_folder(study, name, seed) for seed in seeds] for name in names}
     print("\n".join((*table(folders), "", *curves(folders))))
     return 0
@@ -98,7 +111,7 @@ def run_folder(study: Study, name: str, seed: int) -> Path:
     return study.out / f"{name.replace(' ', '-')}-{seed}"
 
 
-def run_variant(name: str, seed: int, study: Study, *, store: Path) -> None:
+def run_variant(name: str, seed: int, study: Study) -> None:
     """Run both stages and the evaluation of one variant."""
     out = run_folder(study, name, seed)
     if (out / NATS_FILE).is_file():
@@ -108,7 +121,7 @@ def run_variant(name: str, seed: int, study: Study, *, store: Path) -> None:
     flags = (*study.flags, *overrides(seed, (*changes, *EVALUATION)))
     bundle = ("--bundle", str(out / "bundle"))
     if name == UNCORRECTED:
-        run_variant(WEIGHTED, seed, study, store=store)
+        run_variant(WEIGHTED, seed, study)
         link_training(run_folder(study, WEIGHTED, seed) / "runs", out)
         save_uncorrected(run_folder(study, WEIGHTED, seed) / "bundle", out / "bundle")
     else:
@@ -117,12 +130,21 @@ def run_variant(name: str, seed: int, study: Study, *, store: Path) -> None:
         places = ("--out", str(out / "runs"), *bundle)
         require_success(finetune.main((*flags, *places)), f"{name}, seed {seed}", finetune.__name__)
     require_success(
-        evaluate.main((*flags, *bundle, "--out", str(out))),
+        evaluate.main(
+            (
+                *flags,
+                *bundle,
+                f"--store={study.scored}",
+                f"--set=evaluation.subjects={study.cases}",
+                f"--out={out}",
+            )
+        ),
         f"{name}, seed {seed}",
         evaluate.__name__,
     )
-    opened = open_store(store)
+    opened = open_store(study.scored)
     cases = cases_with_outcome(opened.select(split="test"))
+    cases = evenly_spaced(cases, study.cases or len(cases))
     own, none = nats(opened, load_bundle(out / "bundle"), cases)
     np.savez(out / NATS_FILE, own=own, none=none)
 

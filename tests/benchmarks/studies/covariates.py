@@ -27,6 +27,7 @@ from lesioncast.evaluation.metrics.scores import resampled_auc
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.simulation.disease import Patient, draw_patient
 from lesioncast.simulation.settings import SimulationSettings
+from tests.benchmarks.studies.trials import study_seed
 
 NUMBERS = ("age", "disease_duration", "edss", "relapses")
 BOOTSTRAP = 500
@@ -66,7 +67,7 @@ def parse_study(
     )
     parser.add_argument("--train", type=int, default=train)
     parser.add_argument("--test", type=int, default=test)
-    parser.add_argument("--seed", type=int, default=77, help="of the patients")
+    parser.add_argument("--seed", type=study_seed, default="77", help="of the patients")
     return parser.parse_args(argv)
 
 

@@ -5,9 +5,10 @@
 
 The score is the cross entropy of the observed NET2 voxels in cases that have some, given a noised
 copy of them: once with the patient's images and covariates, once without, as in stage 1. Networks
-with a lesion load get the true one, so that only location counts. The arm is the one received. A
-last table shows the gain of a location map of the training cases that knows the distance to older
-lesions but no noised copy.
+with a lesion load get the true one, so that only location counts. The arm is the one received. The
+cases are those of the validation split, so that choosing by them uses no test case. A last table
+shows the gain of a location map of the training cases that knows the distance to older lesions but
+no noised copy.
 """
 
 import sys
@@ -47,7 +48,7 @@ Outcome = tuple[Mask, Mask]
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per noise level: means over the cases."""
     store, bundle, cases = load_study(
-        study_parser(__doc__, cases=400, split="test").parse_args(argv)
+        study_parser(__doc__, cases=400, split="val").parse_args(argv)
     )
     own, none = nats(store, bundle, cases)
     print(HEAD, "|" + "---|" * 4, sep="\n")

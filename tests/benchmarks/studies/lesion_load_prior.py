@@ -1,11 +1,12 @@
 """Compare lesion-load priors fitted to different features and batch sizes with regressions.
 
     PYTHONPATH=.:platform python tests/benchmarks/studies/lesion_load_prior.py \
-        out/demo/store.zarr out/unseen/store.zarr
+        out/demo/store.zarr out/validation/store.zarr
 
 Fit the prior to the first store's training cases in several ways with every seed. Score P(active)
-at w096 on its test cases and on all cases of the other stores: means over the seeds with their
-range. Last, fit it to fewer training cases. No images are sampled and no other network is needed.
+at w096 on its validation cases and on all cases of the other stores, such as that of the trial
+`validation` (`trials.py`): means over the seeds with their range. No test case is used. Last, fit
+it to fewer training cases. No images are sampled and no other network is needed.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(args.config, [])
     first, *others = map(open_store, args.stores)
     train = load_cases(cases_with_outcome(first.select(split="train")), first, config)
-    evaluated = [load_cases(cases_with_outcome(first.select(split="test")), first, config)]
+    evaluated = [load_cases(cases_with_outcome(first.select(split="val")), first, config)]
     evaluated += [load_cases(cases_with_outcome(each.cases), each, config) for each in others]
     sizes = [len(each.scalars) for each in evaluated]
     print("| P(active) by | " + " | ".join(f"AUC, {n} | AP, {n}" for n in sizes) + " |")
