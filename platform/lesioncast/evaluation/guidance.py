@@ -25,6 +25,7 @@ from lesioncast.forecasting.runtime import build_sampler, device_of
 from lesioncast.forecasting.sampling import (
     EnsembleRequest,
     ensembles,
+    independent_seeds,
     plan_batches,
     seeds_of,
 )
@@ -107,7 +108,9 @@ def _sample(
     """Yield the lesion counts of each case's samples, [k]."""
     settings = trial.settings
     requests = [EnsembleRequest(case.index, case.arm_index) for case in trial.cases]
-    seeds = seeds_of(trial.cases, seed=trial.seed, samples=settings.samples)
+    seeds = seeds_of(
+        trial.cases, seed=trial.seed, samples=settings.samples, scheme=independent_seeds
+    )
     batches = plan_batches(requests, seeds, batch_size=settings.batch_size)
     build = partial(
         build_sampler,

@@ -29,6 +29,7 @@ from lesioncast.forecasting.sampling import (
     ModelInput,
     RequestSamples,
     group_by_request,
+    independent_seeds,
     plan_batches,
     seeds_of,
 )
@@ -176,9 +177,10 @@ def sample_and_summarise(
 ) -> ForecastSummaries:
     """Sample every ensemble of the evaluation on Ray actors and keep a summary of each.
 
-    Masks are compared as they arrive and then discarded, one ensemble at a time, so that memory
-    does not grow with the number of cases. Validation cases are not sampled where the bundle states
-    the count in closed form; `opening` says whether lesions are counted after the opening.
+    The samples of a case are independent, as the fair scores assume. Masks are compared as they
+    arrive and then discarded, one ensemble at a time, so that memory does not grow with the number
+    of cases. Validation cases are not sampled where the bundle states the count in closed form;
+    `opening` says whether lesions are counted after the opening.
     """
     sessions = comparison_sessions(bundle)
     closed_form = has_closed_form(bundle, opening=opening) and bool(cases.validation)
@@ -186,7 +188,7 @@ def sample_and_summarise(
     counterfactual = cases.counterfactual_requests(arms=len(store.spec.arms), sessions=sessions)
     # Without sessions left out, both lists share requests; each is sampled once.
     requests = list(dict.fromkeys([*factual, *counterfactual]))
-    seeds = seeds_of(cases.forecast, seed=seed, samples=settings.samples)
+    seeds = seeds_of(cases.forecast, seed=seed, samples=settings.samples, scheme=independent_seeds)
     batches = plan_batches(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(

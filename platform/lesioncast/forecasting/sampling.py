@@ -5,6 +5,10 @@ Seed k of a subject depends on the run's seed, the subject's name and k alone. T
 share their seeds: arms are compared on common random numbers. An ensemble of 32 samples begins with
 the ensemble of 16. Subjects have seeds of their own, so that the Monte Carlo errors of different
 subjects are independent and average out over subjects.
+
+There are two schemes of seeds. Forecasts take `sample_seeds`, whose lesion loads are spread out
+evenly, so that few samples give a precise mean. Evaluations take `independent_seeds`, because the
+fair scores of an ensemble (Ferro 2014) are unbiased for independent samples only.
 """
 
 import hashlib
@@ -114,6 +118,7 @@ class SampleBatch:
 
 
 Seeds = tuple[int, ...]
+INDEPENDENT = 1  # mixed into the seed, so that the two schemes share no sample
 
 
 def sample_seeds(seed: int, subject: str, samples: int) -> Seeds:
@@ -122,14 +127,35 @@ def sample_seeds(seed: int, subject: str, samples: int) -> Seeds:
     They are consecutive numbers of 63 bits: the lesion loads that consecutive seeds draw are spread
     out evenly (see lesioncast.diffusion.lesion_load).
     """
-    name = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
-    first = int(np.random.SeedSequence((seed, name)).generate_state(1, np.uint64)[0] >> 2)
+    sequence = np.random.SeedSequence((seed, _number_of(subject)))
+    first = int(sequence.generate_state(1, np.uint64)[0] >> 2)
     return tuple(range(first, first + samples))
 
 
-def seeds_of(cases: Iterable[Case], *, seed: int, samples: int) -> dict[int, Seeds]:
+def independent_seeds(seed: int, subject: str, samples: int) -> Seeds:
+    """Return seeds of a subject's samples 0 .. samples - 1 whose samples are independent.
+
+    They are random numbers of 63 bits, so the lesion loads that they draw are independent, too. As
+    with `sample_seeds`, seed k depends on `seed`, the subject's name and k alone.
+    """
+    numbers = np.random.PCG64(np.random.SeedSequence((seed, _number_of(subject), INDEPENDENT)))
+    return tuple(int(number) >> 1 for number in numbers.random_raw(samples))
+
+
+def _number_of(subject: str) -> int:
+    """Return the subject's name as a number of 64 bits."""
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:8], "big")
+
+
+SeedScheme = Callable[[int, str, int], Seeds]
+"""Makes seeds from the seed of a run, the name of a subject and a number of samples."""
+
+
+def seeds_of(
+    cases: Iterable[Case], *, seed: int, samples: int, scheme: SeedScheme = sample_seeds
+) -> dict[int, Seeds]:
     """Return the seeds of each case, by its index."""
-    return {case.index: sample_seeds(seed, case.subject, samples) for case in cases}
+    return {case.index: scheme(seed, case.subject, samples) for case in cases}
 
 
 def plan_batches(

@@ -37,7 +37,7 @@ from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
-from lesioncast.forecasting.sampling import sample_seeds
+from lesioncast.forecasting.sampling import independent_seeds
 from lesioncast.imaging.channels import BASELINE, channels_outside_sessions, parse_channels
 from lesioncast.imaging.lesions import count_lesions
 from lesioncast.training import randomness
@@ -296,7 +296,7 @@ class Run:
     def evaluate(self, model: LesionDiffusion, *, samples: int) -> EvaluationReport:
         """Evaluate `samples` samples of each test case under its factual arm."""
         test_cases, arms = DeviceCases(self.test.cases, self.device), self.test.outcomes.arm
-        seeds = [sample_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
+        seeds = [independent_seeds(SEED, name, samples) for name in self.test.outcomes.subjects]
         pieces = [
             (np.arange(first, min(first + 32, len(test_cases))), k)
             for k in range(samples)

@@ -31,7 +31,13 @@ from lesioncast.evaluation.metrics.scores import (
     log_count_errors,
 )
 from lesioncast.forecasting.runtime import build_sampler
-from lesioncast.forecasting.sampling import EnsembleRequest, SampleBatch, plan_batches, seeds_of
+from lesioncast.forecasting.sampling import (
+    EnsembleRequest,
+    SampleBatch,
+    independent_seeds,
+    plan_batches,
+    seeds_of,
+)
 from lesioncast.imaging.channels import MASKS, SESSIONS
 from lesioncast.imaging.lesions import count_lesions
 from lesioncast.jobs.runner import configure_logging
@@ -102,7 +108,7 @@ def draw(
     store: Store, cases: Sequence[Case], bundle: Path, sampler: SamplerConfig, *, samples: int
 ) -> Masks:
     """Sample every case under its factual arm on two actors: [case, sample, s, h, w]."""
-    seeds = seeds_of(cases, seed=0, samples=samples)
+    seeds = seeds_of(cases, seed=0, samples=samples, scheme=independent_seeds)
     requests = [EnsembleRequest(case.index, case.arm_index) for case in cases]
     batches = plan_batches(requests, seeds, batch_size=8)
     inputs = store.table.inputs

@@ -38,6 +38,7 @@ from lesioncast.forecasting.sampling import (
     RequestSamples,
     ensemble_of,
     group_by_request,
+    independent_seeds,
     plan_batches,
     seeds_of,
 )
@@ -101,7 +102,9 @@ def example_cases(
     chosen = choose_examples(result.cases.count, scores[0])
     cases = [test[one.row] for one in chosen]
     requests = [EnsembleRequest(case.index, case.arm_index) for case in cases]
-    seeds = seeds_of(cases, seed=result.report.seed, samples=settings.samples)
+    seeds = seeds_of(
+        cases, seed=result.report.seed, samples=settings.samples, scheme=independent_seeds
+    )
     batches = plan_batches(requests, seeds, batch_size=settings.batch_size)
     gpus = settings.gpus_per_worker
     build = partial(
