@@ -14,6 +14,7 @@ from lesioncast.bundle.bundle import (
 )
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.adaptive import sampling_notes
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.output.bids import write_forecast_root
 from lesioncast.forecasting.pipeline import (
     ForecastRun,
@@ -49,6 +50,16 @@ class LoadedModel(MountedModel):
     """A mounted model whose results can be written. The networks stay with the samplers."""
 
     bundle: BundlePrior
+
+    def expected_by_arm(self, job: ForecastJob) -> dict[str, ExpectedOutcomes]:
+        """Return the exact expectations under each arm of the job; empty where there are none."""
+        patient = patient_for_job(job)
+        store = store_for_patient(patient, self.store, self.settings.artifacts)
+        inputs = ModelInput(store.case(patient.subject).index, patient.sessions)
+        expected = expected_outcomes_of(self.bundle, store, inputs).get(inputs)
+        if expected is None:
+            return {}
+        return {arm: expected[store.spec.arms.index(arm)] for arm in job.request.arms}
 
     def write_result(self, job: ForecastJob, blocks: Sequence[DrawnBlock]) -> Path:
         """Write the result of a job as jobs/forecast.py does. Returns the folder.

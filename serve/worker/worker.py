@@ -2,10 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from lesioncast.forecasting.adaptive import (
     SampleBlock,
@@ -13,7 +15,9 @@ from lesioncast.forecasting.adaptive import (
     sampling_rounds,
     split_into_blocks,
 )
+from lesioncast.forecasting.ensemble import DrawnCounts, ExpectedOutcomes
 from lesioncast.forecasting.sampling import SampleBatch
+from lesioncast.imaging.lesions import LesionCounts
 from serve.api.schemas import ForecastState
 from serve.artifacts import jobs_with_artifacts, remove_artifacts, remove_upload, stale_uploads
 from serve.db.models import DISCARDED_STATES, DrawnBlock, ForecastJob, to_drawn_block
@@ -190,11 +194,18 @@ class ForecastWorker:
     async def _draw_and_write(self, job: ForecastJob) -> int:
         """Draw the samples and write the result. Returns the number of samples of each arm."""
         request, requested = job.request.sampling_request, list[SampleBlock]()
+        expected: dict[str, ExpectedOutcomes] = {}
+        if request.tolerance is not None:
+            expected = await asyncio.to_thread(self._loaded.expected_by_arm, job)
         all_blocks = split_into_blocks(request, size=job.block_size)
         for round_blocks in sampling_rounds(all_blocks, tolerance=request.tolerance):
             requested += round_blocks
             blocks = await self._collect_blocks(job, requested)
-            if is_precise_enough(self._lesion_counts(job, blocks), tolerance=request.tolerance):
+            if is_precise_enough(
+                _drawn_counts(requested, blocks, expected),
+                opening=self._loaded.settings.apply_opening,
+                tolerance=request.tolerance,
+            ):
                 break
         await _run_to_completion(asyncio.to_thread(self._loaded.write_result, job, blocks))
         return samples_per_arm(blocks, job.request)
@@ -230,18 +241,6 @@ class ForecastWorker:
             self._with_samples.add(job.id)
             self._observer.observe_first_samples(time.time() - job.created)
 
-    def _lesion_counts(
-        self, job: ForecastJob, blocks: Sequence[DrawnBlock]
-    ) -> dict[str, list[int]]:
-        """Return the number of lesions of each sample so far, by arm."""
-        opening = self._loaded.settings.apply_opening
-        counts: dict[str, list[int]] = {arm: [] for arm in job.request.arms}
-        for block in blocks:
-            counts[block.arm] += [
-                sample.opened if opening else sample.plain for sample in block.lesion_counts()
-            ]
-        return counts
-
     def _clean_up_job(self, job_id: str) -> None:
         """Delete the samples of a finished job, and the files of a cancelled or deleted one."""
         self._jobs.delete_blocks(job_id)
@@ -258,6 +257,28 @@ class ForecastWorker:
                 remove_upload(artifacts, upload)
         for job_id in jobs_with_artifacts(artifacts) & self._jobs.removed_job_ids():
             remove_artifacts(artifacts, job_id)
+
+
+def _drawn_counts(
+    requested: Sequence[SampleBlock],
+    blocks: Sequence[DrawnBlock],
+    expected: Mapping[str, ExpectedOutcomes],
+) -> dict[str, DrawnCounts]:
+    """Return the samples so far by arm, from the `blocks` that were drawn as `requested`."""
+    lesions: dict[str, list[LesionCounts]] = {}
+    seeds: dict[str, list[int]] = {}
+    for request, block in zip(requested, blocks, strict=True):
+        lesions.setdefault(request.arm, []).extend(block.lesion_counts())
+        seeds.setdefault(request.arm, []).extend(request.seeds)
+    return {
+        arm: DrawnCounts(
+            plain=np.array([sample.plain for sample in lesions[arm]], np.int64),
+            opened=np.array([sample.opened for sample in lesions[arm]], np.int64),
+            expected=expected.get(arm),
+            seeds=tuple(seeds[arm]),
+        )
+        for arm in lesions
+    }
 
 
 async def _run_to_completion(coroutine: Coroutine[Any, Any, None | Path]) -> None:

@@ -1,5 +1,6 @@
 """Adaptive sampling: blocks of seeds, when to stop, and the notes on it."""
 
+import numpy as np
 import pytest
 
 from lesioncast.forecasting.adaptive import (
@@ -9,6 +10,7 @@ from lesioncast.forecasting.adaptive import (
     sampling_rounds,
     split_into_blocks,
 )
+from lesioncast.forecasting.ensemble import DrawnCounts
 from lesioncast.forecasting.sampling import sample_seeds
 
 REQUEST = SamplingRequest(subject="sub-1", arms=("a", "b"), seed=3, samples=7, tolerance=0.2)
@@ -42,7 +44,13 @@ def test_a_round_holds_all_blocks_or_with_a_tolerance_one_of_each_arm() -> None:
 def test_sampling_stops_once_every_arm_is_precise(
     counts: dict[str, list[int]], tolerance: float | None, enough: bool
 ) -> None:
-    assert is_precise_enough(counts, tolerance=tolerance) is enough
+    drawn = {
+        arm: DrawnCounts(
+            plain=np.array(plain), opened=np.zeros_like(plain), seeds=tuple(range(len(plain)))
+        )
+        for arm, plain in counts.items()
+    }
+    assert is_precise_enough(drawn, opening=False, tolerance=tolerance) is enough
 
 
 def test_notes_name_the_tolerance_and_the_overrides() -> None:

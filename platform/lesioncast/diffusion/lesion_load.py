@@ -87,7 +87,10 @@ def shift_log_odds_to_sum(probability: Tensor, total: Tensor) -> Tensor:
 
 
 class LoadExpectations(NamedTuple):
-    """Expected outcomes of a patient under each arm, in closed form, without sampling."""
+    """Expected outcomes of a patient under each arm, in closed form, without sampling.
+
+    `edges` are the quantiles at which `sample_load_class` passes to the next class.
+    """
 
     #: Probability of a new lesion, [arm].
     p_active: Tensor
@@ -97,6 +100,8 @@ class LoadExpectations(NamedTuple):
     log_lesions: Tensor
     #: Standard deviation of the mean of log(1 + n) over the lesion load classes, [arm].
     log_sd: Tensor
+    #: Probability of each class and those before it, [arm, class - 1].
+    edges: Tensor
 
 
 class LesionLoadPrior(nn.Module):
@@ -154,7 +159,17 @@ class LesionLoadPrior(nn.Module):
             lesions=probability @ self.lesions.double(),
             log_lesions=log_lesions,
             log_sd=(probability * deviation**2).sum(1).sqrt(),
+            edges=probability.cumsum(1)[:, :-1],
         )
+
+
+def load_quantile(seed: int) -> float:
+    """Return the quantile in [0, 1) at which a sample's seed draws its lesion load class.
+
+    Consecutive seeds form a Weyl sequence of the golden ratio, whose quantiles are evenly spread,
+    however many there are.
+    """
+    return seed * GOLDEN % WORD / WORD
 
 
 def sample_load_class(logits: Tensor, seed: int) -> int:
@@ -162,9 +177,8 @@ def sample_load_class(logits: Tensor, seed: int) -> int:
 
     The seed gives a quantile, and the inverse of the cumulative distribution gives the class. One
     seed has the same quantile under every arm, which lowers the variance of differences between
-    arms (common random numbers). Consecutive seeds form a Weyl sequence of the golden ratio, whose
-    quantiles are evenly spread, however many there are.
+    arms (common random numbers).
     """
-    quantile = torch.tensor([seed * GOLDEN % WORD / WORD], dtype=torch.float64)
+    quantile = torch.tensor([load_quantile(seed)], dtype=torch.float64)
     upper_edges = logits.double().cpu().softmax(0).cumsum(0)[:-1].contiguous()
     return int(torch.searchsorted(upper_edges, quantile, right=True))

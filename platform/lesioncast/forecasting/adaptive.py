@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-import numpy as np
-
-from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
+from lesioncast.forecasting.ensemble import DrawnCounts
+from lesioncast.forecasting.monte_carlo import active_fraction_interval
 from lesioncast.forecasting.sampling import sample_seeds
 
 
@@ -67,19 +66,20 @@ def sampling_rounds(
 
 
 def is_precise_enough(
-    lesion_counts: Mapping[str, Sequence[int]], *, tolerance: float | None
+    drawn: Mapping[str, DrawnCounts], *, opening: bool, tolerance: float | None
 ) -> bool:
     """Return True if every arm's active fraction is known to within the tolerance.
 
-    `lesion_counts` holds the lesion count of each sample so far, by arm.
+    `drawn` holds the samples so far, by arm. Half the width of the 95 % interval is compared with
+    the tolerance.
     """
     return tolerance is not None and all(
-        _half_width(counts) <= tolerance for counts in lesion_counts.values()
+        _half_width(samples, opening=opening) <= tolerance for samples in drawn.values()
     )
 
 
-def _half_width(counts: Sequence[int]) -> float:
-    low, high = wilson_interval(active_fraction(np.array(counts)), len(counts))
+def _half_width(samples: DrawnCounts, *, opening: bool) -> float:
+    low, high = active_fraction_interval(samples, opening=opening)
     return (high - low) / 2
 
 

@@ -17,13 +17,15 @@ class ExpectedOutcomes(NamedTuple):
 
     They are P(active) and the expectations of the number of lesions n and of log(1 + n), of one
     case under one arm. `log_sd` is the standard deviation of log(1 + n) between the lesion load
-    classes; their own spread is not part of it.
+    classes; their own spread is not part of it. `load_edges` are the quantiles of a seed at which
+    the lesion load class of its sample changes.
     """
 
     p_active: float
     lesions: float
     log_lesions: float
     log_sd: float = 0.0
+    load_edges: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +82,26 @@ class SampledCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ensemble(SampledCounts):
+class DrawnCounts(SampledCounts):
+    """Lesion counts of K samples with their seeds, from which their Monte Carlo error follows."""
+
+    #: Seed of each sample [k].
+    seeds: tuple[int, ...]
+
+    @property
+    def load_edges(self) -> tuple[float, ...]:
+        """Return the quantiles at which the load class changes; none for models without loads."""
+        return () if self.expected is None else self.expected.load_edges
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(DrawnCounts):
     """K samples of one case under one arm."""
 
     #: Index of the case in its store.
     case: int
     #: Index of the arm.
     arm: int
-    #: Seed of each sample [k].
-    seeds: tuple[int, ...]
     #: Lesion volume of each sample [k], in mm3.
     volume: npt.NDArray[np.float64]
     #: Share of samples with a lesion at each voxel [s, h, w].

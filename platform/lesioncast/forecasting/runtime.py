@@ -162,8 +162,10 @@ def make_expectation_predictor(
         )
         # The model returns one tensor [arm] for each outcome; callers need the outcomes by arm.
         return tuple(
-            ExpectedOutcomes(*of_arm)
-            for of_arm in zip(*map(Tensor.tolist, expectations), strict=True)
+            ExpectedOutcomes(p_active, lesions, log_lesions, log_sd, tuple(edges))
+            for p_active, lesions, log_lesions, log_sd, edges in zip(
+                *map(Tensor.tolist, expectations), strict=True
+            )
         )
 
     return predict

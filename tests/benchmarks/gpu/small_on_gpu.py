@@ -349,7 +349,12 @@ class Run:
         if prior is None:
             return None
         stated = expected_outcomes(prior, model.config.control.masks, condition, None)
-        return ExpectedOutcomes(*(float(each[arm]) for each in stated))
+        return ExpectedOutcomes(
+            float(stated.p_active[arm]),
+            float(stated.lesions[arm]),
+            float(stated.log_lesions[arm]),
+            load_edges=tuple(stated.edges[arm].tolist()),
+        )
 
     def autocast(self) -> Any:
         """Use bfloat16 on a GPU only: it slows down CPUs without native support."""

@@ -16,10 +16,8 @@ from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_U
 from lesioncast.forecasting.ensemble import (
     Ensemble,
     active_fraction,
-    monte_carlo_error,
-    paired_difference,
-    wilson_interval,
 )
+from lesioncast.forecasting.monte_carlo import active_fraction_interval, mean_error
 from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.imaging.intervals import IntervalRanges
@@ -106,7 +104,7 @@ class ActiveProbability(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ActiveFraction(_Record):
-    """Share of samples with at least one lesion, and its Wilson 95 % interval."""
+    """Share of samples with at least one lesion, and the 95 % interval of its Monte Carlo error."""
 
     value: float
     low: float
@@ -295,7 +293,8 @@ def arm_summary(
     counts = ensemble.counts(opening=opening)
     expected = ensemble.expected_outcomes(opening=opening)
     exact, share = expected is not None, active_fraction(counts)
-    low, high = wilson_interval(share, len(counts))
+    low, high = active_fraction_interval(ensemble, opening=opening)
+    seeds, edges = ensemble.seeds, ensemble.load_edges
     quantiles = np.quantile(counts, QUANTILES, method="inverted_cdf")
     return ArmSummary(
         received=received,
@@ -309,7 +308,7 @@ def arm_summary(
         count=LesionCountSummary(
             mean=float(counts.mean()),
             expected=None if expected is None else expected.lesions,
-            mc_error=monte_carlo_error(counts),
+            mc_error=mean_error(counts, seeds, edges),
             sd=float(counts.std(ddof=1)),
             quantiles={
                 f"{level:.2f}": int(value)
@@ -319,7 +318,7 @@ def arm_summary(
         count_mean=float(ensemble.plain.mean()),
         count_mean_after_opening=float(ensemble.opened.mean()),
         volume_mm3=MeanWithError(
-            mean=float(ensemble.volume.mean()), mc_error=monte_carlo_error(ensemble.volume)
+            mean=float(ensemble.volume.mean()), mc_error=mean_error(ensemble.volume, seeds, edges)
         ),
         minus_reference=arm_difference(ensemble, reference, opening=opening),
     )
@@ -336,18 +335,25 @@ def arm_difference(ensemble: Ensemble, reference: Ensemble, *, opening: bool) ->
             f"expected both arms on the same seeds, got {len(ensemble.seeds)} and "
             f"{len(reference.seeds)} that differ; draw them in one forecast"
         )
+    edges = (*ensemble.load_edges, *reference.load_edges)
     counts, reference_counts = ensemble.counts(opening=opening), reference.counts(opening=opening)
-    active, active_error = paired_difference(counts > 0, reference_counts > 0)
-    count, count_error = paired_difference(counts, reference_counts)
+    difference = counts - reference_counts
     expected = ensemble.expected_outcomes(opening=opening)
     expected_of_reference = reference.expected_outcomes(opening=opening)
-    expected_difference = None
-    if expected is not None and expected_of_reference is not None:
-        active, active_error = expected.p_active - expected_of_reference.p_active, 0.0
+    if expected is None or expected_of_reference is None:
+        active = (counts > 0).astype(np.float64) - (reference_counts > 0)
+        p_active = Difference(
+            value=float(active.mean()), mc_error=mean_error(active, ensemble.seeds, edges)
+        )
+        expected_difference = None
+    else:
+        p_active = Difference(value=expected.p_active - expected_of_reference.p_active, mc_error=0)
         expected_difference = expected.lesions - expected_of_reference.lesions
     return ArmDifference(
-        p_active=Difference(value=active, mc_error=active_error),
+        p_active=p_active,
         count=LesionCountDifference(
-            value=count, mc_error=count_error, expected=expected_difference
+            value=float(difference.mean()),
+            mc_error=mean_error(difference, ensemble.seeds, edges),
+            expected=expected_difference,
         ),
     )

@@ -79,7 +79,8 @@ def partial_numbers(forecast: PartialForecast) -> list[ArmNumbers]:
     """Return the numbers that the samples drawn so far give, in the order of the request.
 
     An arm is compared with the reference on the seeds that both have. Blocks of seeds arrive in any
-    order, so arms are compared only while they have equally many samples.
+    order, so arms are compared only while they have equally many samples. Errors are those of
+    independent samples, hence rather too large (see `forecasting.monte_carlo`).
     """
     counts = {
         arm: np.array(
