@@ -28,8 +28,7 @@ CONFIGS = ROOT / "jobs" / "configs"
 LAST = "covariate"  # none of the presets has covariates
 LESIONS = (0, 0, 3, 1)
 HEADER = (
-    "participant_id,lesions,p_active_ensemble,lesions_ensemble,p_active_regression,"
-    "lesions_regression"
+    "participant_id,lesions,p_active_sampled,lesions_sampled,p_active_regression,lesions_regression"
 )
 
 

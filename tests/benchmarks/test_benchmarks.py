@@ -118,7 +118,7 @@ def test_the_middle_sized_run_ends_in_table_3_without_ray(tmp_path: Path) -> Non
     record = json.loads((tmp_path / "out" / "small.json").read_text())
     assert record["cases"]["train"] + record["cases"]["test"] == 60
     activity = record["variants"]["plain"]["activity"]["pooled"]["methods"]
-    assert {"ensemble", "arm_rate", "monte_carlo"} <= activity.keys()
+    assert {"sampled", "arm_rate", "monte_carlo"} <= activity.keys()
 
 
 @pytest.mark.slow

@@ -183,8 +183,8 @@ def test_an_undefined_score_is_called_undefined() -> None:
     report = evaluated(TEST, certain(TEST, TEST.plain)).report
     variant = report.variants["plain"]
     pooled = variant.activity["pooled"]
-    scores = replace(pooled.methods["ensemble"], auc=Estimate(None))
-    pooled = replace(pooled, methods={**pooled.methods, "ensemble": scores})
+    scores = replace(pooled.methods["sampled"], auc=Estimate(None))
+    pooled = replace(pooled, methods={**pooled.methods, "sampled": scores})
     variant = replace(variant, activity={**variant.activity, "pooled": pooled})
     assert "too few of one kind" in findings(replace(report, variants={"plain": variant}))[0].text
 
@@ -207,11 +207,11 @@ def test_estimates_csv_holds_each_estimate_once(result: EvaluationResult) -> Non
     keys = [tuple(row[name] for name in COLUMNS[:4]) for row in rows]
     assert len(keys) == len(set(keys))
     assert len(rows) == len(list(estimates(result.report)))
-    auc = result.report.variants["plain"].activity["avonex"].methods["ensemble"].auc
+    auc = result.report.variants["plain"].activity["avonex"].methods["sampled"].auc
     (row,) = [
         row for row in rows
         if (row["section"], row["group"], row["metric"], row["method"])
-        == ("variants.plain.activity.methods", "avonex", "auc", "ensemble")
+        == ("variants.plain.activity.methods", "avonex", "auc", "sampled")
     ]  # fmt: skip
     assert float(row["value"]) == auc.value
     assert (row["n"], row["positives"]) == ("40", str(int((TEST.plain[TEST.arm == 2] > 0).sum())))
@@ -277,10 +277,10 @@ def test_a_report_is_read_back_as_it_was_written(result: EvaluationResult) -> No
 
 def test_a_report_with_an_unknown_field_is_refused(result: EvaluationResult) -> None:
     content = json.loads(report_to_json(result.report))
-    content["variants"]["plain"]["activity"]["avonex"]["methods"]["ensemble"]["auroc"] = 0.5
+    content["variants"]["plain"]["activity"]["avonex"]["methods"]["sampled"]["auroc"] = 0.5
     with pytest.raises(
         EvaluationReportError,
-        match=r"here\.json: unknown field variants\.plain\..*\.avonex\.methods\.ensemble\.auroc;",
+        match=r"here\.json: unknown field variants\.plain\..*\.avonex\.methods\.sampled\.auroc;",
     ):
         report_from_json(json.dumps(content), source="here.json")
 

@@ -133,18 +133,18 @@ def test_an_oracle_has_perfect_scores_everywhere(oracle: EvaluationReport) -> No
         "log_mse": 0,
         "crps": 0,
     }.items():
-        assert pooled(oracle, "ensemble", metric).value == pytest.approx(perfect)
-        assert pooled(oracle, "ensemble", metric).low == pytest.approx(perfect)
-    assert pooled(oracle, "ensemble", "brier").value == 0
-    assert pooled(oracle, "ensemble_log_mean", "log_mse").value == pytest.approx(0)
+        assert pooled(oracle, "sampled", metric).value == pytest.approx(perfect)
+        assert pooled(oracle, "sampled", metric).low == pytest.approx(perfect)
+    assert pooled(oracle, "sampled", "brier").value == 0
+    assert pooled(oracle, "sampled_log_mean", "log_mse").value == pytest.approx(0)
 
 
 def test_a_shuffled_forecast_is_chance_and_loses_to_the_arm_rate(
     shuffled: EvaluationReport,
 ) -> None:
-    auc = pooled(shuffled, "ensemble", "auc")
+    auc = pooled(shuffled, "sampled", "auc")
     assert auc.low < 0.5 < auc.high
-    assert pooled(shuffled, "ensemble", "average_precision").value == pytest.approx(0.38, abs=0.09)
+    assert pooled(shuffled, "sampled", "average_precision").value == pytest.approx(0.38, abs=0.09)
     gap = next(
         row.difference
         for row in shuffled.variants["plain"].differences
@@ -182,7 +182,7 @@ def test_covariates_are_compared_with_the_regression_by_a_paired_difference() ->
         for row in report.variants["plain"].differences
     }
     assert gaps["regression_covariates", "regression", "auc"].low > 0.1
-    assert gaps["ensemble", "regression_covariates", "auc"].value > 0
+    assert gaps["sampled", "regression_covariates", "auc"].value > 0
     text = render_markdown(report)
     assert " and covariates |" in text
 
@@ -191,6 +191,9 @@ def test_without_covariates_there_is_one_regression(oracle: EvaluationReport) ->
     assert [key for key in oracle.methods if key.startswith("regression")] == ["regression"]
     minus = {row.minus_method for row in oracle.variants["plain"].differences}
     assert minus == {"arm_rate", "regression"}
+    # Nor is there a row of a prior, which these ensembles lack.
+    assert [key for key in oracle.methods if "prior" in key] == []
+    assert oracle.methods["sampled"] == "networks as sampled (8 samples)"
 
 
 def test_an_arm_without_active_cases_is_undefined_and_says_how_many(
@@ -223,7 +226,7 @@ def test_counts_are_reported_with_and_without_an_effective_opening() -> None:
     means = {
         name: (
             variant.count["pooled"].observed_mean,
-            variant.count["pooled"].methods["ensemble"].mean_count,
+            variant.count["pooled"].methods["sampled"].mean_count,
         )
         for name, variant in opened_report.variants.items()
     }
@@ -245,12 +248,12 @@ def test_bias_is_the_mean_surplus_of_forecast_lesions() -> None:
         report = evaluated(TEST, certain(TEST, drawn), spacing=MM1).report
         groups = report.variants["plain"].count
         for name, member in (("pooled", slice(None)), ("placebo", arm)):
-            bias = groups[name].methods["ensemble"].bias
+            bias = groups[name].methods["sampled"].bias
             assert bias.value == pytest.approx((drawn - TEST.plain)[member].mean())
             assert bias.low <= bias.value <= bias.high
         text = answer(report, "How many new lesions?")
         assert verdict in text
-        assert f"| {format_estimate(groups['pooled'].methods['ensemble'].bias, digits=2)} |" in (
+        assert f"| {format_estimate(groups['pooled'].methods['sampled'].bias, digits=2)} |" in (
             render_markdown(report)
         )
 
@@ -300,7 +303,7 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     for region, positives in zip(("white_matter", "cortex"), TEST.regions.sum(axis=0), strict=True):
         group = report.regional.regions[region]
         assert group.positives == positives
-        for method in ("ensemble", "sample"):
+        for method in ("sampled", "sample"):
             assert all(score.value == 1 for score in vars(group.methods[method]).values())
         assert group.methods["monte_carlo"].balanced_accuracy.value < 0.6
     masks = report.masks.groups["pooled"]
@@ -313,7 +316,7 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     )
     assert [one.coverage.value for one in calibration.count_intervals] == [1, 1]
     assert [one.mean_width for one in calibration.count_intervals] == [0, 0]
-    brier = report.probability_calibration["ensemble_recalibrated"]
+    brier = report.probability_calibration["sampled_recalibrated"]
     assert brier.brier.value < 0.01
     assert brier.resolution.value == pytest.approx(brier.uncertainty.value)
     (contrast,) = report.trial_contrasts.contrasts
@@ -332,10 +335,10 @@ def test_a_shuffled_forecast_is_chance_by_mask_region_and_interval() -> None:
     mixed = np.random.default_rng(9).permutation(TEST.plain)
     report = evaluated_with_validation(mixed).report
     for group in report.regional.regions.values():
-        balanced = group.methods["ensemble"].balanced_accuracy
+        balanced = group.methods["sampled"].balanced_accuracy
         assert balanced.value == pytest.approx(0.5, abs=0.12)
     assert report.masks.groups["pooled"].f1_sample.value < 0.6
-    assert report.probability_calibration["ensemble"].resolution.value < 0.02
+    assert report.probability_calibration["sampled"].resolution.value < 0.02
     assert report.calibration.count_intervals[1].coverage.high < 0.9
 
 
@@ -379,8 +382,8 @@ def expected_outcomes(p_active: float, lesions: float = 0.0) -> ExpectedOutcomes
     return ExpectedOutcomes(p_active, lesions, float(np.log1p(lesions)))
 
 
-def test_an_expected_p_active_is_scored_instead_of_the_share_of_samples() -> None:
-    # Only for lesions as drawn: the expectation does not describe lesions after the opening.
+def test_a_prior_and_the_samples_have_rows_of_their_own() -> None:
+    # The prior only for lesions as drawn: it does not describe lesions after the opening.
     counts, chosen = counts_by_arm()
     drawn = evaluated(TEST, counts, counterfactual_cases=chosen, spacing=(3.0, 1.0, 1.0)).report
     for key, summary in counts.items():
@@ -388,34 +391,80 @@ def test_an_expected_p_active_is_scored_instead_of_the_share_of_samples() -> Non
             summary, expected=expected_outcomes(0.9 if summary.plain.any() else 0.2)
         )
     report = evaluated(TEST, counts, counterfactual_cases=chosen, spacing=(3.0, 1.0, 1.0)).report
-    plain, opened = (
-        report.variants[name].activity["pooled"].methods["ensemble"].mean_probability
-        for name in ("plain", "opened")
-    )
+    prior = report.variants["plain"].activity["pooled"].methods["prognostic_prior"]
     active = (TEST.plain > 0).mean()
-    assert plain == pytest.approx(0.9 * active + 0.2 * (1 - active), abs=0.05)
-    before = drawn.variants["opened"].activity["pooled"].methods["ensemble"].mean_probability
-    assert opened == before
-    for name in ("ensemble", "arm_rate"):  # by the mean of what is drawn, as in the paper
-        assert pooled(report, name, "log_mse") == pooled(drawn, name, "log_mse")
+    assert prior.mean_probability == pytest.approx(0.9 * active + 0.2 * (1 - active), abs=0.05)
+    assert "prognostic_prior" not in report.variants["opened"].activity["pooled"].methods
+    for name in ("sampled", "sampled_log_mean", "arm_rate"):  # the prior changes none of them
+        for variant in ("plain", "opened"):
+            mine, other = report.variants[variant], drawn.variants[variant]
+            assert mine.count["pooled"].methods[name] == other.count["pooled"].methods[name]
+            if name != "sampled_log_mean":
+                assert (
+                    mine.activity["pooled"].methods[name] == other.activity["pooled"].methods[name]
+                )
+    assert report.methods["sampled"] == "prior and networks as sampled (8 samples)"
+    assert "By the prognostic prior, without any sample," in answer(
+        report, "Is the probability reliable?"
+    )
+    assert "By the share of samples" in answer(drawn, "Is the probability reliable?")
 
 
-def test_an_expected_log_count_is_scored_instead_of_the_mean_over_samples() -> None:
+def test_an_oracle_and_a_constant_prior_get_the_scores_that_they_must() -> None:
+    mixed = np.random.default_rng(9).permutation(TEST.plain)
+    counts = certain(TEST, mixed)
+    perfect, constant = (
+        evaluated(
+            TEST,
+            {
+                key: replace(counts[key], expected=ExpectedOutcomes(*outcomes))
+                for key, outcomes in zip(counts, rows, strict=True)
+            },
+        ).report
+        for rows in (
+            [(float(true > 0), true, np.log1p(true)) for true in TEST.plain],
+            [(0.4, 1.0, 0.5)] * len(counts),
+        )
+    )
+    for metric, best in {"auc": 1, "average_precision": 1, "brier": 0, "log_mse": 0}.items():
+        assert pooled(perfect, "prognostic_prior", metric).value == pytest.approx(best)
+    assert pooled(perfect, "prognostic_prior_log_mean", "log_mse").value == pytest.approx(0)
+    assert pooled(constant, "prognostic_prior", "auc").value == 0.5
+    share = (TEST.plain > 0).mean()
+    assert pooled(constant, "prognostic_prior", "average_precision").value == pytest.approx(share)
+    errors = (np.log1p(TEST.plain) - np.log(2)) ** 2
+    assert pooled(constant, "prognostic_prior", "log_mse").value == pytest.approx(errors.mean())
+    for report in (perfect, constant):  # shuffled samples stay chance beside either prior
+        auc = pooled(report, "sampled", "auc")
+        assert auc.low < 0.5 < auc.high
+    gaps = {
+        (row.method, row.minus_method): row.difference.value
+        for row in perfect.variants["plain"].differences
+        if row.metric == "auc"
+    }
+    assert gaps["sampled", "prognostic_prior"] == pytest.approx(
+        pooled(perfect, "sampled", "auc").value - 1
+    )
+
+
+def test_an_expected_log_count_is_scored_as_the_priors() -> None:
     counts = certain(TEST, np.random.default_rng(9).permutation(TEST.plain))
-    assert pooled(evaluated(TEST, counts).report, "ensemble_log_mean", "log_mse").value > 0.1
+    assert pooled(evaluated(TEST, counts).report, "sampled_log_mean", "log_mse").value > 0.1
     for (case, arm), summary in counts.items():
         true = TEST.plain[TEST.case.index(case)]
         counts[case, arm] = replace(summary, expected=expected_outcomes(0.5, true))
     report = evaluated(TEST, counts).report
-    assert pooled(report, "ensemble_log_mean", "log_mse").value == pytest.approx(0)
-    assert pooled(report, "ensemble", "log_mse").value > 0.1
+    assert pooled(report, "prognostic_prior_log_mean", "log_mse").value == pytest.approx(0)
+    assert pooled(report, "sampled_log_mean", "log_mse").value > 0.1
     (gap,) = (
-        row for row in report.variants["plain"].differences if row.method == "ensemble_log_mean"
+        row
+        for row in report.variants["plain"].differences
+        if row.method == "prognostic_prior_log_mean"
     )
     assert (gap.minus_method, gap.metric) == ("regression", "log_mse")
     assert gap.difference.value == -pooled(report, "regression", "log_mse").value
     text = answer(report, "How many new lesions?")
-    assert "By the mean of log counts it is 0.00, better than a regression" in text
+    assert "log counts of the prognostic prior it is 0.00 (0.00 to 0.00), better than" in text
 
 
 def test_expected_activity_by_arm_covers_every_test_case() -> None:
@@ -439,7 +488,7 @@ def test_expected_activity_by_arm_covers_every_test_case() -> None:
     assert [row.true_rate for row in activity.arms.values()] == [1, 1, 0, 0, 0, 0]
     assert all(row.monte_carlo_error is None for row in activity.arms.values())
     assert any(row.monte_carlo_error > 0 for row in drawn.arms.values())
-    assert "as the networks predict it" in render_markdown(report)
+    assert "as the prognostic prior states it" in render_markdown(report)
     assert evaluated(TEST, counts, expected=expected).report.activity_by_arm.cases == len(TEST.case)
 
 

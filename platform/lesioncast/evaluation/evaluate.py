@@ -97,7 +97,9 @@ def evaluate(
         opening=OpeningReport(
             in_plane_mm=OPENING_MM, element=element, no_op=no_op, applied=applied
         ),
-        methods={method.key: method.label for method in headline.methods},
+        methods={
+            method.key: method.label for variant in scored.values() for method in variant.methods
+        },
         baseline_characteristics=baseline_characteristics(tables, arms),
         variants={
             name: variant_report(variant.cases, variant.methods, arms=arms, bootstrap=bootstrap)

@@ -89,7 +89,7 @@ class ForecastSummaries:
 
     `factual` covers every forecast case under the arm that it received, from all its images.
     `counterfactual` covers the counterfactual cases under every arm, and `expected` the outcomes
-    that the networks predict before sampling, by case; both from the images of the sessions by
+    that the prior predicts before sampling, by case; both from the images of the sessions by
     which arms are compared.
     """
 

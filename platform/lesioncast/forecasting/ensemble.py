@@ -13,7 +13,7 @@ MIN_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1 so that l
 
 
 class ExpectedOutcomes(NamedTuple):
-    """Expectations that the networks compute before sampling, so without Monte Carlo error.
+    """Expectations that the prognostic prior states before sampling, so without Monte Carlo error.
 
     They are P(active) and the expectations of the number of lesions n and of log(1 + n), of one
     case under one arm. `log_sd` is the standard deviation of log(1 + n) between the lesion load

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from lesioncast.evaluation.baselines.methods import ENSEMBLE, REGRESSION
+from lesioncast.evaluation.baselines.methods import REGRESSION, SAMPLED, stated_activity
 from lesioncast.evaluation.metrics.bootstrap import LEVEL, bootstrap_weights, resampled_mean
 from lesioncast.evaluation.metrics.scores import (
     log_count_errors,
@@ -52,7 +52,7 @@ def table(folders: Folders) -> Iterator[str]:
             against[0],
             mean_and_range([log_count_error(run, unit_weights(run)) for run in runs]),
             against[1],
-            mean_and_range([np.mean(column(run, f"lesions_{ENSEMBLE}")) for run in runs], digits=2),
+            mean_and_range([np.mean(column(run, f"lesions_{SAMPLED}")) for run in runs], digits=2),
             mean_and_range(
                 [mean_nats(run, np.ones((1, len(nats_with_images(run))))) for run in runs], digits=2
             ),
@@ -96,14 +96,15 @@ def curves(folders: Folders) -> Iterator[str]:
 
 
 def auc(run: Path, weights: Floats) -> Floats:
-    """Return the AUC of activity in every resample [b]."""
+    """Return the AUC of the P(active) that a forecast states in every resample [b]."""
     active = column(run, "lesions") > 0
-    return resampled_auc(active, column(run, f"p_active_{ENSEMBLE}"), weights)
+    stated = stated_activity([name.removeprefix("p_active_") for name in rows(run)[0]])
+    return resampled_auc(active, column(run, f"p_active_{stated}"), weights)
 
 
 def log_count_error(run: Path, weights: Floats) -> Floats:
     """Return the log-count error of the mean count, as in the paper's table 4."""
-    errors = log_count_errors(column(run, "lesions"), column(run, f"lesions_{ENSEMBLE}"))
+    errors = log_count_errors(column(run, "lesions"), column(run, f"lesions_{SAMPLED}"))
     return resampled_mean(errors, weights)
 
 

@@ -3,7 +3,7 @@
 A group is `POOLED`, all cases together, or an arm.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,11 @@ from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.evaluation.baselines.methods import (
     ARM_RATE,
     COVARIATES,
-    ENSEMBLE,
-    LOG_MEAN,
+    PRIOR,
+    PRIOR_LOG_MEAN,
     REGRESSION,
+    SAMPLED,
+    SAMPLED_LOG_MEAN,
     MethodPredictions,
     by_key,
 )
@@ -23,7 +25,6 @@ from lesioncast.evaluation.metrics import scores
 from lesioncast.evaluation.metrics.bootstrap import (
     Bootstrap,
     ResampledScore,
-    estimate,
     estimate_difference,
     estimate_mean,
     estimate_of,
@@ -44,6 +45,19 @@ from lesioncast.evaluation.metrics.names import (
 )
 
 POOLED = "pooled"
+COMPARED = (
+    (PRIOR, ARM_RATE),
+    (PRIOR, REGRESSION),
+    (PRIOR_LOG_MEAN, REGRESSION),
+    (PRIOR, COVARIATES),
+    (SAMPLED, ARM_RATE),
+    (SAMPLED, REGRESSION),
+    (SAMPLED_LOG_MEAN, REGRESSION),
+    (SAMPLED, COVARIATES),
+    (SAMPLED, PRIOR),
+    (COVARIATES, REGRESSION),
+)
+"""Pairs of methods, of which the first minus the second is reported."""
 
 
 @dataclass(frozen=True)
@@ -154,35 +168,15 @@ def _activity_scores(
     active: Bools, runs: Floats, weights: Floats, *, arm: Ints | None
 ) -> ActivityScores:
     """Score P(active) of `runs` [run, n]; `arm` [n] is given where pairs within arms count."""
-
-    def mean_over_runs(
-        point: Callable[[Bools, Floats], float | None],
-        resampled: Callable[[Bools, Floats, Floats], Floats],
-    ) -> Estimate:
-        value = _run_mean([point(active, run) for run in runs])
-        return estimate(value, _over_runs(resampled, active, runs), weights)
-
     return ActivityScores(
-        average_precision=mean_over_runs(scores.average_precision, scores.resampled_ap),
-        auc=mean_over_runs(scores.roc_auc, scores.resampled_auc),
+        average_precision=scores.estimate_over_runs(scores.AP_RANKING, active, runs, weights),
+        auc=scores.estimate_over_runs(scores.AUC_RANKING, active, runs, weights),
         brier=estimate_mean(np.mean((runs - active) ** 2, axis=0), weights),
         mean_probability=float(runs.mean()),
         auc_within_arm=None
         if arm is None or len(runs) > 1
         else estimate_of(_within_arm(active, runs[0], arm), weights),
     )
-
-
-def _run_mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
-
-
-def _over_runs(
-    score: Callable[[Bools, Floats, Floats], Floats], active: Bools, runs: Floats
-) -> ResampledScore:
-    """Return the mean score over the runs of a random method, as a function of the resamples."""
-    return lambda weights: np.mean([score(active, run, weights) for run in runs], axis=0)
 
 
 def _within_arm(active: Bools, score: Floats, arm: Ints) -> ResampledScore:
@@ -231,17 +225,17 @@ def _count_scores(
 def paired_differences(
     cases: EvaluationCases, methods: Sequence[MethodPredictions], *, bootstrap: Bootstrap
 ) -> tuple[PairedDifference, ...]:
-    """Return the forecast minus each baseline over all cases, and what covariates add to one.
+    """Return each part of the forecast minus each baseline over all cases, where both are present.
 
-    The regression predicts a log count, so the forecast's mean of log counts is compared with it
-    too.
+    The regression predicts a log count, so means of log counts are compared with it too. Two more
+    pairs show what sampling costs the prior, and what covariates add to the regression.
     """
     weights = bootstrap.weights(len(cases.arm))
-    pairs = [(ENSEMBLE, ARM_RATE), (ENSEMBLE, REGRESSION), (LOG_MEAN, REGRESSION)]
-    if any(method.key == COVARIATES for method in methods):
-        pairs += [(ENSEMBLE, COVARIATES), (COVARIATES, REGRESSION)]
+    present = {method.key for method in methods}
     rows = []
-    for key, minus_key in pairs:
+    for key, minus_key in COMPARED:
+        if not {key, minus_key} <= present:
+            continue
         resampled, minus_resampled = (
             _resampled_metrics(cases, by_key(methods, name)) for name in (key, minus_key)
         )
@@ -253,6 +247,7 @@ def paired_differences(
                 estimate_difference(score, minus_resampled[metric], weights),
             )
             for metric, score in resampled.items()
+            if metric in minus_resampled
         ]
     return tuple(rows)
 
@@ -267,8 +262,8 @@ def _resampled_metrics(
     if method.scores is None:
         return of_count
     return {
-        AUC: _over_runs(scores.resampled_auc, cases.active, method.scores),
-        AVERAGE_PRECISION: _over_runs(scores.resampled_ap, cases.active, method.scores),
+        AUC: scores.over_runs(scores.AUC_RANKING, cases.active, method.scores),
+        AVERAGE_PRECISION: scores.over_runs(scores.AP_RANKING, cases.active, method.scores),
         AUC_WITHIN_ARM: _within_arm(cases.active, method.scores[0], cases.arm),
         **of_count,
     }

@@ -7,6 +7,7 @@ import numpy as np
 
 from lesioncast.arrays import Bools, Floats
 from lesioncast.evaluation.baselines.baselines import fit_regression_baseline, monte_carlo
+from lesioncast.evaluation.baselines.methods import SAMPLED
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_of
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
@@ -139,9 +140,7 @@ def regional_report(
 def _forecasts(samples: Bools) -> list[RegionalPrediction]:
     share = samples.mean(axis=0)
     return [
-        RegionalPrediction(
-            "ensemble", "ControlNet ensemble, half of the samples or more", share[None] >= 0.5
-        ),
+        RegionalPrediction(SAMPLED, "half of the samples or more", share[None] >= 0.5),
         RegionalPrediction("sample", f"one sample (mean of {len(samples)})", samples),
     ]
 

@@ -11,8 +11,11 @@ from lesioncast.evaluation.analysis.spatial import f1_of_samples
 from lesioncast.evaluation.baselines.methods import (
     MethodPredictions,
     baseline_methods,
-    ensemble_methods,
+    by_key,
+    prior_methods,
     recalibrated_method,
+    sampled_methods,
+    stated_activity,
 )
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.features.outcomes import EvaluationCases, OutcomeTable
@@ -85,7 +88,7 @@ class EvaluationInputs:
     - `factual` holds the ensemble of every test and validation case under its factual arm.
     - `counterfactual` holds that of every case in `counterfactual_cases` under every arm, from the
       images of the comparison sessions. `factual` is read where it is None.
-    - `expected` gives, by case, the outcomes that the networks expect under each arm, from the same
+    - `expected` gives, by case, the outcomes that the prior expects under each arm, from the same
       images. It is empty for models that only sample.
     - `ground_truth` counts lesions as forecasts do. It is None for a trial that is not simulated.
     """
@@ -132,11 +135,13 @@ def score_variant(
     opening = variant.open_forecast
     sampled = _sampled(summaries, opening=opening)
     calibration = _calibration(inputs, variant)
-    p_active = np.array([summary.p_active(opening=opening) for summary in summaries])
-    log_lesions = np.array([summary.log_lesions(opening=opening) for summary in summaries])
+    forecast = (
+        *_prior(summaries, opening=opening),
+        *sampled_methods(sampled, test.count, has_prior=has_prior(summaries)),
+    )
     methods = (
-        *ensemble_methods(sampled, p_active, log_lesions, test.count),
-        *_recalibrated(calibration, _log_odds(summaries, opening=opening)),
+        *forecast,
+        *_recalibrated(forecast, calibration, _log_odds(summaries, opening=opening)),
         *baseline_methods(
             train, test, arms=context.arms, runs=settings.monte_carlo_runs, seed=context.seed
         ),
@@ -144,6 +149,18 @@ def score_variant(
     return ScoredVariant(
         test, _log_count_forecast(summaries, opening=opening), methods, calibration
     )
+
+
+def has_prior(summaries: Sequence[EnsembleSummary]) -> bool:
+    """Return whether a prior drew the lesion load of the samples."""
+    return all(summary.expected is not None for summary in summaries)
+
+
+def _prior(summaries: Sequence[EnsembleSummary], *, opening: bool) -> tuple[MethodPredictions, ...]:
+    """Return the prior's predictions; none after the opening, for which it has none."""
+    stated = [summary.expected_outcomes(opening=opening) for summary in summaries]
+    known = [one for one in stated if one is not None]
+    return prior_methods(known) if len(known) == len(summaries) else ()
 
 
 def _calibration(inputs: EvaluationInputs, variant: Variant) -> Calibration | None:
@@ -177,12 +194,14 @@ def _log_odds(summaries: Sequence[EnsembleSummary], *, opening: bool) -> Floats:
 
 
 def _recalibrated(
-    calibration: Calibration | None, log_odds: Floats
+    forecast: Sequence[MethodPredictions], calibration: Calibration | None, log_odds: Floats
 ) -> tuple[MethodPredictions, ...]:
+    """Return the P(active) that a forecast states, recalibrated, if that is possible."""
     if calibration is None or calibration.platt_scaling is None:
         return ()
+    stated = by_key(forecast, stated_activity([method.key for method in forecast]))
     probability = calibration.platt_scaling.probability(log_odds)
-    return (recalibrated_method(probability, calibration.cases),)
+    return (recalibrated_method(stated, probability, calibration.cases),)
 
 
 def case_columns(scored: ScoredVariant, summaries: Sequence[EnsembleSummary]) -> dict[str, Floats]:

@@ -1,6 +1,6 @@
 """Predictions of the forecast and of its baselines in one form, so that one code scores them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,10 +15,12 @@ from lesioncast.evaluation.baselines.baselines import (
 )
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.scores import crps
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
 
-ENSEMBLE = "ensemble"
-LOG_MEAN = "ensemble_log_mean"
-RECALIBRATED = "ensemble_recalibrated"
+PRIOR = "prognostic_prior"
+PRIOR_LOG_MEAN = "prognostic_prior_log_mean"
+SAMPLED = "sampled"
+SAMPLED_LOG_MEAN = "sampled_log_mean"
 ARM_RATE = "arm_rate"
 REGRESSION = "regression"
 COVARIATES = "regression_covariates"
@@ -41,36 +43,72 @@ class MethodPredictions:
     crps: Floats | None = None
 
 
-def recalibrated_method(probability: Floats, validation: int) -> MethodPredictions:
-    """Return the ensemble's P(active) [n], recalibrated on `validation` other cases."""
-    label = f"ControlNet ensemble, recalibrated on {validation} validation cases"
-    return MethodPredictions(RECALIBRATED, label, scores=probability[None])
+def stated_activity(methods: Container[str]) -> str:
+    """Return the key of the method whose P(active) a forecast states: the prior's if there is one.
 
-
-def ensemble_methods(
-    counts: Floats, probability: Floats, log_lesions: Floats, true: Floats
-) -> tuple[MethodPredictions, ...]:
-    """Return the forecast's predictions, with two predictions of the count.
-
-    `counts` [n, k] are the lesions of the samples and `probability` [n] is P(active). The paper
-    predicts the mean count. The second method is the mean of log(1 + count), `log_lesions` [n],
-    which minimises a squared log error. `true` [n] are the observed counts.
+    `methods` holds the keys of the methods.
     """
-    samples = counts.shape[1]
+    return PRIOR if PRIOR in methods else SAMPLED
+
+
+def recalibrated_method(
+    stated: MethodPredictions, probability: Floats, validation: int
+) -> MethodPredictions:
+    """Return the P(active) of `stated` after recalibration, `probability` [n].
+
+    It was recalibrated on `validation` other cases.
+    """
+    label = f"{stated.label}, recalibrated on {validation} validation cases"
+    return MethodPredictions(f"{stated.key}_recalibrated", label, scores=probability[None])
+
+
+def prior_methods(expected: Sequence[ExpectedOutcomes]) -> tuple[MethodPredictions, ...]:
+    """Return what the prognostic prior predicts in closed form, `expected` [n], without a sample.
+
+    The second method is its expectation of log(1 + count), which minimises a squared log error.
+    """
+    p_active, lesions, log_lesions = np.array(
+        [(one.p_active, one.lesions, one.log_lesions) for one in expected], np.float64
+    ).T
     return (
         MethodPredictions(
-            ENSEMBLE,
-            f"ControlNet ensemble ({samples} samples)",
-            scores=probability[None],
+            PRIOR, "prognostic prior (closed form)", scores=p_active[None], counts=lesions
+        ),
+        MethodPredictions(
+            PRIOR_LOG_MEAN, "prognostic prior, mean of log counts", counts=np.expm1(log_lesions)
+        ),
+    )
+
+
+def sampled_methods(
+    counts: Floats, true: Floats, *, has_prior: bool
+) -> tuple[MethodPredictions, ...]:
+    """Return what the drawn masks predict, with two predictions of the count.
+
+    `counts` [n, k] are the lesions of the samples and `true` [n] those observed. P(active) is the
+    share of samples with a lesion. The paper predicts the mean count. The second method is the mean
+    of log(1 + count). The label says whether a prior drew the lesion load of each sample.
+    """
+    maker = sampled_label(has_prior=has_prior)
+    return (
+        MethodPredictions(
+            SAMPLED,
+            f"{maker} ({counts.shape[1]} samples)",
+            scores=(counts > 0).mean(axis=1)[None],
             counts=counts.mean(axis=1),
             crps=crps(true, counts),
         ),
         MethodPredictions(
-            LOG_MEAN,
-            "ControlNet ensemble, mean of log counts",
-            counts=np.expm1(log_lesions),
+            SAMPLED_LOG_MEAN,
+            f"{maker}, mean of log counts",
+            counts=np.expm1(np.log1p(counts).mean(axis=1)),
         ),
     )
+
+
+def sampled_label(*, has_prior: bool) -> str:
+    """Return who made the drawn masks: the networks, after the prior if there is one."""
+    return "prior and networks as sampled" if has_prior else "networks as sampled"
 
 
 def baseline_methods(

@@ -5,13 +5,15 @@ all bootstrap resamples at once; see `metrics.bootstrap` for their case weights 
 A score that is undefined for a group of cases is None or NaN, never 0 or 1.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lesioncast.arrays import Bools, Floats, Ints
-from lesioncast.evaluation.metrics.bootstrap import safe_ratio
+from lesioncast.evaluation.metrics.bootstrap import ResampledScore, estimate, safe_ratio
+from lesioncast.evaluation.metrics.estimate import Estimate
 
 
 def average_precision(active: Bools, score: Floats) -> float | None:
@@ -110,3 +112,27 @@ def resampled_ap(active: Bools, score: Floats, weights: Floats) -> Floats:
     defined = misses.sum(axis=1) > 0
     total = np.where(defined, hits.sum(axis=1), 0.0)
     return safe_ratio((hits * precision).sum(axis=1), total)
+
+
+class Ranking(NamedTuple):
+    """One score of a ranking, on the cases themselves and in every resample."""
+
+    point: Callable[[Bools, Floats], float | None]
+    resampled: Callable[[Bools, Floats, Floats], Floats]
+
+
+AUC_RANKING = Ranking(roc_auc, resampled_auc)
+AP_RANKING = Ranking(average_precision, resampled_ap)
+
+
+def over_runs(ranking: Ranking, active: Bools, runs: Floats) -> ResampledScore:
+    """Return the mean score over `runs` [run, n] of a random method, for `active` [n]."""
+    return lambda weights: np.mean([ranking.resampled(active, run, weights) for run in runs], 0)
+
+
+def estimate_over_runs(ranking: Ranking, active: Bools, runs: Floats, weights: Floats) -> Estimate:
+    """Estimate the mean score over `runs` [run, n]; a method that is not random has one run."""
+    values = [ranking.point(active, run) for run in runs]
+    defined = [value for value in values if value is not None]
+    mean = sum(defined) / len(defined) if defined else None
+    return estimate(mean, over_runs(ranking, active, runs), weights)

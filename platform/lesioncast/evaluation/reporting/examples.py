@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lesioncast.arrays import Float32s, Floats
 from lesioncast.cluster.actor_map import ordered_actor_map
-from lesioncast.evaluation.baselines.methods import ENSEMBLE, by_key
+from lesioncast.evaluation.baselines.methods import by_key, stated_activity
 from lesioncast.evaluation.evaluate import EvaluationResult
 from lesioncast.evaluation.reporting.html import ExampleCase, Picture
 from lesioncast.evaluation.reporting.single_samples import single_samples
@@ -97,7 +97,8 @@ def example_cases(
 
     The seeds are those of the evaluation, so the samples are the ones that were scored.
     """
-    scores = by_key(result.methods, ENSEMBLE).scores
+    stated = stated_activity([method.key for method in result.methods])
+    scores = by_key(result.methods, stated).scores
     assert scores is not None
     chosen = choose_examples(result.cases.count, scores[0])
     cases = [test[one.row] for one in chosen]
@@ -150,11 +151,12 @@ def example_case(
     )
     exact = ensemble.expected_outcomes(opening=opening) is not None
     probability = format_probability(chosen.p_active, exact=exact)
+    maker = "by the prognostic prior" if exact else "as the share of samples"
     flair = f"FLAIR at {store.spec.visits.label(CURRENT)}"
     words = (
-        f"Received {case.arm}. Forecast: {probability} probability of new lesions, "
-        f"{ensemble.counts(opening=opening).mean():.1f} expected, from {len(ensemble.seeds)} "
-        "samples."
+        f"Received {case.arm}. Forecast: {probability} probability of new lesions {maker}, "
+        f"{ensemble.counts(opening=opening).mean():.1f} lesions on average over "
+        f"{len(ensemble.seeds)} samples."
     )
     indices = _shown_slices(view)
     pictures = [_picture(view, index, case, scale, flair) for index in indices]

@@ -15,10 +15,12 @@ from lesioncast.evaluation.analysis.performance import POOLED, ActivityGroup
 from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.baselines.methods import (
     ARM_RATE,
-    ENSEMBLE,
+    PRIOR,
     REGRESSION,
+    SAMPLED,
     MethodPredictions,
     by_key,
+    stated_activity,
 )
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.calibration import reliability_curve
@@ -36,7 +38,8 @@ class LineStyle:
 
 
 STYLE = {
-    ENSEMBLE: LineStyle("#c8321e", "ControlNet ensemble", 2.2),
+    PRIOR: LineStyle("#c8321e", "prognostic prior", 2.2),
+    SAMPLED: LineStyle("#d08a2e", "share of samples", 1.4),
     REGRESSION: LineStyle("#2f6f9f", "regression on image features", 1.4),
     ARM_RATE: LineStyle("#8a929d", "arm rate", 1.4),
 }
@@ -89,7 +92,8 @@ def panels(
             "Is the probability reliable: the share of patients with new lesions among those with "
             "about the same forecast probability. A reliable forecast lies on the diagonal. The "
             "vertical lines are 95 % Wilson intervals.",
-            "Reliability curves of the forecast and of the regression. "
+            f"Reliability curves of the {STYLE[stated_activity(pooled.methods)].label} and of the "
+            "regression. "
             f"{pooled.positives} of {pooled.cases} cases active.",
         ),
         Panel(
@@ -112,7 +116,7 @@ def _figure_of(axes: Axes) -> Figure:
 
 
 def _auc_alt_text(pooled: ActivityGroup) -> str:
-    areas = {key: pooled.methods[key].auc.value for key in STYLE}
+    areas = {key: pooled.methods[key].auc.value for key in STYLE if key in pooled.methods}
     if None in areas.values():
         return "Undefined: one class only."
     return ", ".join(f"{STYLE[key].label} AUC {area:.3f}" for key, area in areas.items()) + "."
@@ -156,9 +160,10 @@ def _activity_by_arm(axes: Axes, activity: ActivityByArm | None) -> None:
     position = np.arange(len(rows))
     axes.set(xlim=(-0.6, len(rows) - 0.4), xticks=position)
     axes.set_xticklabels([name.capitalize() for name in activity.arms], rotation=30, ha="right")
-    label = f"forecast, {activity.cases} cases"
+    style = STYLE[PRIOR if activity.samples is None else SAMPLED]
+    label = f"{style.label}, {activity.cases} cases"
     means = np.array([row.p_active.value for row in rows], np.float64)
-    axes.bar(position, means, 0.56, color=STYLE[ENSEMBLE].color, alpha=0.85, label=label)
+    axes.bar(position, means, 0.56, color=style.color, alpha=0.85, label=label)
     for x, row in zip(position, rows, strict=True):
         interval = row.p_active.with_interval
         if interval is not None:
@@ -192,6 +197,8 @@ def _roc(
         axes.text(0.5, 0.5, "undefined: one class only", ha="center", color=DIM, fontsize=9)
         return
     for key, style in STYLE.items():
+        if key not in pooled.methods:
+            continue
         scores = by_key(methods, key).scores
         assert scores is not None
         false, true, _ = roc_curve(cases.active, scores[0])
@@ -205,7 +212,8 @@ def _reliability(axes: Axes, cases: EvaluationCases, methods: Sequence[MethodPre
     axes.set_xlabel("forecast P(active)", color=DIM, fontsize=9)
     axes.set_ylabel("share active", color=DIM, fontsize=9)
     axes.plot([0, 1], [0, 1], color=RULE, lw=1, ls=(0, (4, 4)))
-    for key in (REGRESSION, ENSEMBLE):
+    stated = stated_activity([method.key for method in methods])
+    for key in (REGRESSION, stated):
         style, scores = STYLE[key], by_key(methods, key).scores
         assert scores is not None
         bins = reliability_curve(cases.active, scores[0], bins=RELIABILITY_BINS)
@@ -213,6 +221,6 @@ def _reliability(axes: Axes, cases: EvaluationCases, methods: Sequence[MethodPre
         axes.plot(
             forecast, share, color=style.color, lw=style.width, marker="o", ms=4, label=style.label
         )
-        if key == ENSEMBLE:
+        if key == stated:
             axes.vlines(forecast, low, high, color=style.color, lw=1, alpha=0.6)
     _legend(axes, "upper left")

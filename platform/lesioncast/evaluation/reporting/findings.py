@@ -9,7 +9,15 @@ from lesioncast.evaluation.analysis.activity_by_arm import ArmActivity
 from lesioncast.evaluation.analysis.performance import POOLED, VariantReport
 from lesioncast.evaluation.analysis.regional import RegionalReport
 from lesioncast.evaluation.analysis.schema import EvaluationReport
-from lesioncast.evaluation.baselines.methods import ARM_RATE, ENSEMBLE, LOG_MEAN, REGRESSION
+from lesioncast.evaluation.baselines.methods import (
+    ARM_RATE,
+    PRIOR,
+    PRIOR_LOG_MEAN,
+    REGRESSION,
+    SAMPLED,
+    SAMPLED_LOG_MEAN,
+    stated_activity,
+)
 from lesioncast.evaluation.metrics.estimate import Estimate, EstimateWithInterval
 from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, LOG_MSE
 from lesioncast.evaluation.reporting.markdown.effects import describe_sessions
@@ -22,6 +30,10 @@ HIGHER_IS_BETTER = {AUC: True, AUC_WITHIN_ARM: True, LOG_MSE: False}
 BASELINES = {
     ARM_RATE: "the rate of the treatment arm",
     REGRESSION: "a regression on a few numbers measured on the images",
+}
+PARTS = {
+    PRIOR: "the prognostic prior, without any sample,",
+    SAMPLED: "the share of samples with lesions",
 }
 NOT_PART = "Not part of this evaluation."
 
@@ -48,7 +60,8 @@ def findings(report: EvaluationReport) -> tuple[Finding, ...]:
 
 def _who(variant: VariantReport) -> Finding:
     pooled = variant.activity[POOLED]
-    scores = pooled.methods[ENSEMBLE]
+    stated = stated_activity(pooled.methods)
+    scores = pooled.methods[stated]
     auc = scores.auc.with_interval
     cases = f"{pooled.positives} of {pooled.cases} patients had new or enlarging lesions"
     title = "Who will have new lesions?"
@@ -57,9 +70,10 @@ def _who(variant: VariantReport) -> Finding:
     chance = "" if auc.low > 0.5 else ", which is not distinguishable from a coin's 50"
     return Finding(
         title,
-        f"{cases}. Of two patients, one with and one without, the forecast gives the first the "
+        f"{cases}. Of two patients, one with and one without, {PARTS[stated]} gives the first the "
         f"higher probability in {_of_hundred(auc)} of 100 pairs{chance}. That is "
-        f"{_against_baselines(variant, AUC)}.{_within_words(scores.auc_within_arm)}",
+        f"{_against_baselines(variant, AUC, method=stated)}."
+        f"{_within_words(scores.auc_within_arm)}",
     )
 
 
@@ -79,8 +93,8 @@ def _of_hundred(share: EstimateWithInterval) -> str:
     return f"{100 * share.value:.0f} ({100 * share.low:.0f} to {100 * share.high:.0f})"
 
 
-def _against_baselines(variant: VariantReport, metric: str, *, method: str = ENSEMBLE) -> str:
-    """Compare the forecast, by `method`, with each baseline by the paired interval."""
+def _against_baselines(variant: VariantReport, metric: str, *, method: str) -> str:
+    """Compare one part of the forecast, `method`, with each baseline by the paired interval."""
     differences = {
         row.minus_method: row.difference
         for row in variant.differences
@@ -105,7 +119,8 @@ def _verdict(estimate: Estimate, metric: str) -> str:
 
 def _calibration(variant: VariantReport) -> Finding:
     pooled = variant.activity[POOLED]
-    observed, forecast = pooled.positives / pooled.cases, pooled.methods[ENSEMBLE].mean_probability
+    stated = stated_activity(pooled.methods)
+    observed, forecast = pooled.positives / pooled.cases, pooled.methods[stated].mean_probability
     low, high = wilson_interval(observed, pooled.cases)
     verdict = (
         "too high"
@@ -116,9 +131,10 @@ def _calibration(variant: VariantReport) -> Finding:
     )
     return Finding(
         "Is the probability reliable?",
-        f"{forecast:.0%} of the patients are predicted to have new lesions, {observed:.0%} "
-        f"({low:.0%} to {high:.0%}) were observed to have some. The forecast is {verdict}. The "
-        "reliability curve below shows whether low and high probabilities are reliable too.",
+        f"By {PARTS[stated]} {forecast:.0%} of the patients are predicted to have new lesions, "
+        f"{observed:.0%} ({low:.0%} to {high:.0%}) were observed to have some. The forecast is "
+        f"{verdict}. The reliability curve below shows whether low and high probabilities are "
+        "reliable too.",
     )
 
 
@@ -131,15 +147,27 @@ def _bias_words(estimate: Estimate) -> str:
 
 def _count(variant: VariantReport) -> Finding:
     pooled = variant.count[POOLED]
-    own = pooled.methods[ENSEMBLE]
-    log_mean = pooled.methods[LOG_MEAN].log_mse
+    own = pooled.methods[SAMPLED]
     return Finding(
         "How many new lesions?",
-        f"{own.mean_count:.2f} lesions a patient predicted, {pooled.observed_mean:.2f} observed. "
-        f"That is {_bias_words(own.bias)}. The squared error of the log count is "
-        f"{format_estimate(own.log_mse, digits=2)}, {_against_baselines(variant, LOG_MSE)}; 0 "
-        f"would be perfect. By the mean of log counts it is {log_mean.value:.2f}, "
-        f"{_against_baselines(variant, LOG_MSE, method=LOG_MEAN)}.",
+        f"{own.mean_count:.2f} lesions a sample, {pooled.observed_mean:.2f} observed. "
+        f"That is {_bias_words(own.bias)}. The squared error of the log of the samples' mean count "
+        f"is {format_estimate(own.log_mse, digits=2)}, "
+        f"{_against_baselines(variant, LOG_MSE, method=SAMPLED)}; 0 would be perfect."
+        f"{_log_means(variant)}",
+    )
+
+
+def _log_means(variant: VariantReport) -> str:
+    """Compare the mean of log counts of each part of the forecast with the regression."""
+    makers = {SAMPLED_LOG_MEAN: "the samples", PRIOR_LOG_MEAN: "the prognostic prior"}
+    methods = variant.count[POOLED].methods
+    return "".join(
+        f" By the mean of log counts of {maker} it is "
+        f"{format_estimate(methods[key].log_mse, digits=2)}, "
+        f"{_against_baselines(variant, LOG_MSE, method=key)}."
+        for key, maker in makers.items()
+        if key in methods
     )
 
 
@@ -165,7 +193,7 @@ def _regions(report: RegionalReport | None) -> str:
     if report is None:
         return ""
     scores = [
-        f"{REGION_NAMES[name]} {format_estimate(region.methods[ENSEMBLE].balanced_accuracy)}"
+        f"{REGION_NAMES[name]} {format_estimate(region.methods[SAMPLED].balanced_accuracy)}"
         for name, region in report.regions.items()
     ]
     return f" Balanced accuracy by region, where 0.5 is chance: {', '.join(scores)}."

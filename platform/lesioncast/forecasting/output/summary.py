@@ -92,8 +92,8 @@ class _Record:
 class ActiveProbability(_Record):
     """The best estimate of P(active), with a 95 % interval where there is one.
 
-    An `exact` value is computed by the networks before sampling: `low` and `high` are None, because
-    nothing was sampled. Otherwise it is the active fraction with its interval.
+    An `exact` value is computed by the prognostic prior before sampling: `low` and `high` are None,
+    because nothing was sampled. Otherwise it is the active fraction with its interval.
     """
 
     value: float
@@ -115,8 +115,8 @@ class ActiveFraction(_Record):
 class LesionCountSummary(_Record):
     """Distribution of the lesion count over the samples.
 
-    `expected` is the expectation that the networks compute before sampling, None for models that
-    only sample. `quantiles` are named by their level, such as 0.05.
+    `expected` is the expectation that the prognostic prior computes before sampling, None for
+    models that only sample. `quantiles` are named by their level, such as 0.05.
     """
 
     mean: float

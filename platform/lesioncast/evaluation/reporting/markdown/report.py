@@ -12,7 +12,7 @@ from lesioncast.evaluation.analysis.performance import (
     VariantReport,
 )
 from lesioncast.evaluation.analysis.schema import EvaluationReport
-from lesioncast.evaluation.baselines.methods import ENSEMBLE
+from lesioncast.evaluation.baselines.methods import SAMPLED
 from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.metrics.names import (
     AUC,
@@ -203,12 +203,12 @@ def _mean_counts(groups: Mapping[str, CountGroup], methods: Mapping[str, str]) -
         [
             name,
             format_number(group.observed_mean, digits=2),
-            format_estimate(group.methods[ENSEMBLE].bias, digits=2),
+            format_estimate(group.methods[SAMPLED].bias, digits=2),
             *(format_number(group.methods[key].mean_count, digits=2) for key in keys),
         ]
         for name, group in groups.items()
     ]
-    head = ["group", "observed", "ensemble minus observed", *(methods[key] for key in keys)]
+    head = ["group", "observed", "as sampled minus observed", *(methods[key] for key in keys)]
     return f"### Mean lesion count\n\n{markdown_table(head, rows)}"
 
 
@@ -244,7 +244,7 @@ def describe_comparison(activity: ActivityByArm, report: EvaluationReport) -> st
     """Describe from which images and how P(active) under every arm was obtained."""
     images = describe_sessions(report.comparison_sessions, report.visits)
     if activity.samples is None:
-        return f"{images}: P(active) as the networks predict it before sampling"
+        return f"{images}: P(active) as the prognostic prior states it, without samples"
     return f"{images}: {activity.samples} samples on the same seeds for all arms of a case"
 
 
