@@ -284,6 +284,11 @@ def with_masks(given: OutcomeTable, counts: np.ndarray) -> dict[tuple[int, int],
     }
 
 
+def estimates_of(scores: object) -> list[Estimate]:
+    """Return the estimates of a record; what else it holds is left out."""
+    return [value for value in vars(scores).values() if isinstance(value, Estimate)]
+
+
 VALIDATION = outcomes(120, seed=3, first=5000)
 
 
@@ -303,9 +308,10 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     for region, positives in zip(("white_matter", "cortex"), TEST.regions.sum(axis=0), strict=True):
         group = report.regional.regions[region]
         assert group.positives == positives
-        for method in ("sampled", "sample"):
-            assert all(score.value == 1 for score in vars(group.methods[method]).values())
+        for method in ("sampled", "one_sample"):
+            assert all(score.value == 1 for score in estimates_of(group.methods[method]))
         assert group.methods["monte_carlo"].balanced_accuracy.value < 0.6
+        assert group.methods["monte_carlo"].auc.value == pytest.approx(0.5, abs=0.05)
     masks = report.masks.groups["pooled"]
     assert masks.f1_sample.value == masks.f1_majority.value == 1
     assert masks.energy_distance.value == masks.diversity.value == 0
@@ -328,6 +334,7 @@ def test_an_oracles_masks_regions_and_intervals_are_perfect() -> None:
     assert "an F1 of 1.000 (1.000 to 1.000)" in where
     assert "the samples are closer to the observed masks than masks without" in where
     assert "cerebral white matter 1.000 (1.000 to 1.000), cerebral cortex 1.000" in where
+    assert "AUC of whether a region will have one" in where
     assert report_from_json(report_to_json(report), source="metrics.json") == report
 
 
@@ -337,6 +344,7 @@ def test_a_shuffled_forecast_is_chance_by_mask_region_and_interval() -> None:
     for group in report.regional.regions.values():
         balanced = group.methods["sampled"].balanced_accuracy
         assert balanced.value == pytest.approx(0.5, abs=0.12)
+        assert group.methods["sampled"].auc.value == pytest.approx(0.5, abs=0.08)
     assert report.masks.groups["pooled"].f1_sample.value < 0.6
     assert report.probability_calibration["sampled"].resolution.value < 0.02
     assert report.calibration.count_intervals[1].coverage.high < 0.9

@@ -28,6 +28,7 @@ from lesioncast.evaluation.analysis.scoring import (
     EvaluationInputs,
     case_columns,
     factual_summaries,
+    has_prior,
     headline_variant,
     score_variant,
 )
@@ -106,7 +107,16 @@ def evaluate(
             for name, variant in scored.items()
         },
         regional=regional_report(
-            RegionalInputs(inputs.train, inputs.test, summaries),
+            RegionalInputs(
+                inputs.train,
+                inputs.test,
+                summaries,
+                validation=inputs.validation,
+                validation_summaries=[]
+                if inputs.validation is None
+                else factual_summaries(inputs.validation, inputs.factual),
+                has_prior=has_prior(summaries),
+            ),
             arms=len(arms),
             monte_carlo_runs=settings.monte_carlo_runs,
             bootstrap=bootstrap,

@@ -201,13 +201,13 @@ def sample_and_summarise(
     )
     sampled = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     progress = with_progress(sampled, total=len(batches), label="batches sampled")
-    test_cases = {case.index for case in cases.test}
     summaries: dict[EnsembleRequest, EnsembleSummary] = {}
     expected: dict[ModelInput, ArmExpectations] = {}
     for samples in group_by_request(requests, seeds, progress):
         request = samples.request
-        # Masks are scored for test cases only, and only where the model saw all their images.
-        compare = request.case in test_cases and request.sessions is None
+        # Masks are compared only where the model saw all images. Those of validation cases give
+        # thresholds.
+        compare = request.sessions is None
         summaries[request] = summarise_samples(samples, store, compare=compare)
         expected |= samples.all_expected
     validation = {}

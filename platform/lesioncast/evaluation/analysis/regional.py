@@ -1,4 +1,9 @@
-"""Scores of the forecast by brain region (paper, table 2)."""
+"""Scores of the forecast by brain region (paper, table 2).
+
+Every method gives a probability that a region will have a new lesion. AUC and average precision
+score it without a threshold. The other scores need one, which every method takes by the same rule
+(`matching_threshold`) and without the outcome of any test case.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesioncast.arrays import Bools, Floats
-from lesioncast.evaluation.baselines.baselines import fit_regression_baseline, monte_carlo
-from lesioncast.evaluation.baselines.methods import SAMPLED
+from lesioncast.evaluation.baselines.methods import sampled_label
+from lesioncast.evaluation.baselines.regional import (
+    RegionalPrediction,
+    RegionMethods,
+    sampled_cases,
+)
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_of
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
@@ -18,13 +27,22 @@ from lesioncast.evaluation.metrics.estimate import (
     Estimate,
     PositiveCount,
 )
+from lesioncast.evaluation.metrics.scores import AP_RANKING, AUC_RANKING, estimate_over_runs
 from lesioncast.imaging.regions import REGIONS
 
 
 @dataclass(frozen=True)
 class RegionalScores:
-    """Scores of one method in one region."""
+    """Scores of one method in one region.
 
+    `auc` and `average_precision` are those of its probability. The others are of the yes or no at
+    `threshold`: yes from this probability on. It is None where the method says no of every case,
+    and for methods that draw yes or no.
+    """
+
+    auc: Estimate
+    average_precision: Estimate
+    threshold: float | None
     balanced_accuracy: Estimate
     precision: Estimate
     recall: Estimate
@@ -33,17 +51,26 @@ class RegionalScores:
 
 @dataclass(frozen=True)
 class RegionReport:
-    """Scores of every method in one region; a case is positive with a lesion voxel in it."""
+    """Scores of every method in one region; a case is positive with a lesion voxel in it.
+
+    `training_share` is the share of positive training cases; None without any.
+    """
 
     positives: PositiveCount
+    training_share: float | None
     methods: ByMethod[RegionalScores]
 
 
 @dataclass(frozen=True)
 class RegionalReport:
-    """Scores by region, and the label of each method."""
+    """Scores by region, and the label of each method.
+
+    Thresholds come from the methods' probabilities for `threshold_cases` validation cases; where
+    there are none (0), from those for the test cases.
+    """
 
     cases: CaseCount
+    threshold_cases: int
     methods: Mapping[str, str]
     regions: ByGroup[RegionReport]
 
@@ -56,15 +83,6 @@ class ResampledScores:
     precision: Floats
     recall: Floats
     f1: Floats
-
-
-@dataclass(frozen=True)
-class RegionalPrediction:
-    """The regions that one method forecasts, `present` [run, n]; scores are means over runs."""
-
-    key: str
-    label: str
-    present: Bools
 
 
 def binary_scores(true: Bools, present: Bools, weights: Floats) -> ResampledScores:
@@ -98,13 +116,32 @@ def _over_runs(values: Floats) -> Floats:
     return _share(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
 
 
+def matching_threshold(probability: Floats, share: float) -> float:
+    """Return the threshold from which on about a `share` of the `probability` [m] lies.
+
+    Among the values of `probability`, and infinity for none, it is that whose share is nearest; of
+    two as near, the higher. A rule such as 0.5 would say no of every rare region, whatever the
+    method knows.
+    """
+    levels = np.append(np.unique(probability), np.inf)[::-1]
+    above = np.array([np.mean(probability >= level) for level in levels])
+    return float(levels[np.argmin(np.abs(above - share))])
+
+
 @dataclass(frozen=True)
 class RegionalInputs:
-    """Training and test cases, and the factual ensembles `summaries` [n] of the test cases."""
+    """Training and test cases, and the factual ensembles `summaries` [n] of the test cases.
+
+    The same of the validation cases, which give the thresholds; None without any. `has_prior` as in
+    `sampled_label`.
+    """
 
     train: OutcomeTable
     test: OutcomeTable
     summaries: Sequence[EnsembleSummary]
+    validation: OutcomeTable | None = None
+    validation_summaries: Sequence[EnsembleSummary] = ()
+    has_prior: bool = False
 
 
 def regional_report(
@@ -115,77 +152,55 @@ def regional_report(
     A region is positive where any voxel of a lesion lies in it, in truth and forecast alike. The
     Monte Carlo baseline knows the region's share of the training cases, as in the paper.
     """
-    test = inputs.test
-    regions = [None if one.spatial is None else one.spatial.regions for one in inputs.summaries]
-    usable = np.array([one is not None for one in regions]) & ~np.isnan(test.regions).any(axis=1)
-    if not usable.any():
+    scored = sampled_cases(inputs.test, inputs.summaries)
+    if scored is None:
         return None
-    samples = np.stack([one for one in regions if one is not None], axis=1)  # [k, m, region]
-    samples = samples[:, usable[[one is not None for one in regions]]]
-    weights = bootstrap.weights(int(usable.sum()))
+    validation = (
+        None
+        if inputs.validation is None
+        else sampled_cases(inputs.validation, inputs.validation_summaries)
+    )
+    weights = bootstrap.weights(int(scored.rows.sum()))
     labels: dict[str, str] = {}
     reports = {}
     for index, region in enumerate(REGIONS):
-        true = test.regions[usable, index] == 1
-        baselines = _RegionalBaselines(inputs.train, index, arms, monte_carlo_runs, bootstrap.seed)
-        predictions = [*_forecasts(samples[:, :, index]), *baselines.predict(test, usable)]
+        true = scored.table.regions[scored.rows, index] == 1
+        region_of = RegionMethods(inputs.train, scored, validation or scored, index)
+        predictions = [
+            *region_of.sampled(sampled_label(has_prior=inputs.has_prior)),
+            *region_of.baselines(arms, runs=monte_carlo_runs, seed=bootstrap.seed),
+        ]
         labels |= {one.key: one.label for one in predictions}
+        share = region_of.training_share
         reports[region] = RegionReport(
             positives=int(true.sum()),
-            methods={one.key: _scores(true, one.present, weights) for one in predictions},
+            training_share=share,
+            methods={one.key: _scores(true, one, share, weights) for one in predictions},
         )
-    return RegionalReport(cases=int(usable.sum()), methods=labels, regions=reports)
+    return RegionalReport(
+        cases=int(scored.rows.sum()),
+        threshold_cases=0 if validation is None else int(validation.rows.sum()),
+        methods=labels,
+        regions=reports,
+    )
 
 
-def _forecasts(samples: Bools) -> list[RegionalPrediction]:
-    share = samples.mean(axis=0)
-    return [
-        RegionalPrediction(SAMPLED, "half of the samples or more", share[None] >= 0.5),
-        RegionalPrediction("sample", f"one sample (mean of {len(samples)})", samples),
-    ]
+def _scores(
+    true: Bools, prediction: RegionalPrediction, share: float | None, weights: Floats
+) -> RegionalScores:
+    runs, reference = prediction.probability, prediction.reference
+    # Without training cases of known regions only the samples are scored, at half of them.
+    threshold = 0.5 if reference is None or share is None else matching_threshold(reference, share)
+    present = runs >= threshold
+    has_threshold = reference is not None and np.isfinite(threshold)
 
-
-@dataclass(frozen=True)
-class _RegionalBaselines:
-    """Baselines of the region at `index`, fitted on the training cases whose regions are known."""
-
-    train: OutcomeTable
-    index: int
-    arms: int
-    runs: int
-    seed: int
-
-    def predict(self, test: OutcomeTable, usable: Bools) -> list[RegionalPrediction]:
-        """Return the predictions for the `usable` [n] test cases; none without training cases."""
-        train = self.train
-        has_regions = ~np.isnan(train.regions[:, self.index])
-        if not has_regions.any():
-            return []
-        observed = train.regions[has_regions, self.index]
-        rate = np.full(int(usable.sum()), observed.mean())
-        model = fit_regression_baseline(
-            train.image_features[has_regions], train.arm[has_regions], observed, arms=self.arms
-        )
-        probability = model.probability(test.image_features[usable], test.arm[usable])
-        return [
-            RegionalPrediction(
-                "monte_carlo",
-                f"Monte Carlo from the region's rate (mean of {self.runs} runs)",
-                monte_carlo(rate, runs=self.runs, seed=self.seed) > 0,
-            ),
-            RegionalPrediction(
-                "regression",
-                "Logistic regression on image features, 0.5 or more",
-                probability[None] >= 0.5,
-            ),
-        ]
-
-
-def _scores(true: Bools, present: Bools, weights: Floats) -> RegionalScores:
     def score(of: Callable[[ResampledScores], Floats]) -> Estimate:
         return estimate_of(lambda weights: of(binary_scores(true, present, weights)), weights)
 
     return RegionalScores(
+        auc=estimate_over_runs(AUC_RANKING, true, runs, weights),
+        average_precision=estimate_over_runs(AP_RANKING, true, runs, weights),
+        threshold=threshold if has_threshold else None,
         balanced_accuracy=score(lambda scores: scores.balanced_accuracy),
         precision=score(lambda scores: scores.precision),
         recall=score(lambda scores: scores.recall),

@@ -193,10 +193,13 @@ def _regions(report: RegionalReport | None) -> str:
     if report is None:
         return ""
     scores = [
-        f"{REGION_NAMES[name]} {format_estimate(region.methods[SAMPLED].balanced_accuracy)}"
+        f"{REGION_NAMES[name]} {format_estimate(region.methods[SAMPLED].auc)}"
         for name, region in report.regions.items()
     ]
-    return f" Balanced accuracy by region, where 0.5 is chance: {', '.join(scores)}."
+    return (
+        " By the share of samples with a lesion in it, the AUC of whether a region will have one "
+        f"is: {', '.join(scores)}; 0.5 is chance."
+    )
 
 
 def _treatments(report: EvaluationReport) -> Finding:

@@ -71,12 +71,18 @@ def regional_section(report: RegionalReport | None) -> str:
     parts = [
         "## Where lesions are forecast",
         f"{report.cases} test cases with a parcellation. Positive: any lesion voxel in the "
-        f"region. Published model and baseline: {REGIONAL_SOURCE}.",
+        "region. AUC and average precision are of a method's probability of that. For the other "
+        "scores a method says yes from the threshold on at which it would say yes of the share "
+        f"of positive training cases, {_threshold_cases(report)}. Monte Carlo and single samples "
+        f"draw yes or no. Published model and baseline: {REGIONAL_SOURCE}.",
     ]
     for region, group in report.regions.items():
         rows = [
             [
                 report.methods[key],
+                format_estimate(scores.auc),
+                format_estimate(scores.average_precision),
+                format_number(scores.threshold),
                 format_estimate(scores.balanced_accuracy),
                 format_estimate(scores.precision),
                 format_estimate(scores.recall),
@@ -84,13 +90,22 @@ def regional_section(report: RegionalReport | None) -> str:
             ]
             for key, scores in group.methods.items()
         ]
-        paper = REGIONAL[region]
-        rows.append(["published model (other data)", *_published_scores(paper.proposed)])
-        rows.append(["published baseline (other data)", *_published_scores(paper.baseline)])
+        paper, unknown = REGIONAL[region], [DASH] * 3
+        rows += [
+            ["published model (other data)", *unknown, *_published_scores(paper.proposed)],
+            ["published baseline (other data)", *unknown, *_published_scores(paper.baseline)],
+        ]
         title = f"### {REGION_NAMES[region].capitalize()}: {group.positives} of "
-        head = ["method", "balanced accuracy", "precision", "recall", "F1"]
+        head = ["method", "AUC", "average precision", "threshold"]
+        head += ["balanced accuracy", "precision", "recall", "F1"]
         parts.append(f"{title}{report.cases} cases positive\n\n{markdown_table(head, rows)}")
     return "\n\n".join(parts)
+
+
+def _threshold_cases(report: RegionalReport) -> str:
+    if report.threshold_cases:
+        return f"counted on the forecasts for {report.threshold_cases} validation cases"
+    return "counted on the forecasts for the test cases, whose outcomes it does not use"
 
 
 def _published_scores(scores: PaperRegionalScores) -> list[str]:
