@@ -31,7 +31,7 @@ class ForecastOptions(TypedDict, total=False):
     """Optional parameters of a forecast, with the names of the HTTP API.
 
     `samples` of each arm are drawn, 16 by default. With `tolerance`, sampling stops once the
-    half-width of the 95 % interval of the active fraction is at most this value for every arm, and
+    active fraction is at most this far from either end of its 95 % interval, for every arm, and
     `samples` is the maximum. `sampler` replaces settings of the bundle: `num_steps`, `guidance` and
     `eta`. The model sees images of `sessions` only, of all sessions by default.
     """

@@ -79,8 +79,8 @@ class ForecastParameters(BaseModel):
         default=None,
         gt=0,
         lt=0.5,
-        description="Stop sampling once the half-width of the 95 % interval of the active fraction "
-        "is at most this value for every arm.",
+        description="Stop sampling once the active fraction is at most this far from either end of "
+        "its 95 % interval, for every arm.",
     )
     seed: int = Field(
         default=0, ge=0, lt=INT64_MAX_EXCLUSIVE, description="Seed of the samples; arms share it."

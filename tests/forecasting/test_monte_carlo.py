@@ -91,7 +91,8 @@ def test_the_interval_holds_p_active(p_active: float, samples: int, opening: boo
     assert held > 0.94
     width = np.mean([high - low for low, high in intervals])
     low, high = wilson_interval(true, samples)
-    assert width < (0.95 if opening else 0.75) * (high - low)
+    # After the opening most of the error is independent, as Wilson's interval has it.
+    assert width < (1.0 if opening else 0.75) * (high - low)
 
 
 @pytest.mark.parametrize("samples", [16, 32, 64])
@@ -118,7 +119,7 @@ def test_the_error_of_a_difference_uses_the_classes_of_both_arms() -> None:
     assert 0.85 * spread < root_mean_square(stated) < 1.3 * spread
 
 
-@pytest.mark.parametrize("p_active", [0.03, 0.2, 0.5])
+@pytest.mark.parametrize("p_active", [0.03, 0.1, 0.2, 0.5])
 def test_sampling_stops_when_the_actual_error_is_within_the_tolerance(p_active: float) -> None:
     tolerance, off, drawn_samples = 0.05, [], []
     for run in range(100):

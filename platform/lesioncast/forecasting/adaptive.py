@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from lesioncast.forecasting.ensemble import DrawnCounts
+from lesioncast.forecasting.ensemble import DrawnCounts, active_fraction
 from lesioncast.forecasting.monte_carlo import active_fraction_interval
 from lesioncast.forecasting.sampling import sample_seeds
 
@@ -26,7 +26,8 @@ class SamplingRequest:
     seed: int
     #: Number of samples an arm; the largest number where there is a tolerance.
     samples: int
-    #: Largest half-width of the 95 % interval of the active fraction; None draws all samples.
+    #: Largest distance of the active fraction from either end of its 95 % interval; None draws all
+    #: samples.
     tolerance: float | None = None
     #: Settings of the sampler that replace the bundle's own, such as num_steps.
     sampler_overrides: Mapping[str, float] = field(default_factory=dict)
@@ -70,17 +71,18 @@ def is_precise_enough(
 ) -> bool:
     """Return True if every arm's active fraction is known to within the tolerance.
 
-    `drawn` holds the samples so far, by arm. Half the width of the 95 % interval is compared with
-    the tolerance.
+    `drawn` holds the samples so far, by arm. The end of the 95 % interval that lies further from
+    the fraction counts: near 0 and 1 the other end is nearer.
     """
     return tolerance is not None and all(
-        _half_width(samples, opening=opening) <= tolerance for samples in drawn.values()
+        _largest_error(samples, opening=opening) <= tolerance for samples in drawn.values()
     )
 
 
-def _half_width(samples: DrawnCounts, *, opening: bool) -> float:
+def _largest_error(samples: DrawnCounts, *, opening: bool) -> float:
+    fraction = active_fraction(samples.counts(opening=opening))
     low, high = active_fraction_interval(samples, opening=opening)
-    return (high - low) / 2
+    return max(fraction - low, high - fraction)
 
 
 def sampling_notes(request: SamplingRequest) -> tuple[str, ...]:
@@ -90,6 +92,6 @@ def sampling_notes(request: SamplingRequest) -> tuple[str, ...]:
     if request.tolerance is not None:
         notes.append(
             f"Drawn until the share of samples with lesions was known to {request.tolerance:g} "
-            f"under every arm (half its 95 % interval), or for {request.samples} samples."
+            f"under every arm (95 % interval), or for {request.samples} samples."
         )
     return tuple(notes)

@@ -141,10 +141,10 @@ def active_fraction_interval(drawn: DrawnCounts, *, opening: bool) -> tuple[floa
     """Return a 95 % interval of P(active) from the share of samples that have a lesion.
 
     The samples are on consecutive seeds. The interval is Wilson's for a model that draws no load.
-    Otherwise the share's error is that of the load, which is exact, times the share of samples that
-    keep a lesion after the opening, whose error is Wilson's. The two are added up, because neither
-    is normal where samples are few. The interval reaches at least half a step of the share to
-    either side.
+    Otherwise the error is that of the load, which is exact, and that of the share of samples that
+    keep a lesion after the opening, which is Wilson's. The two are added up, because neither is
+    normal where samples are few. The interval reaches at least half a step of the share to either
+    side.
     """
     counts = drawn.counts(opening=opening)
     share, samples = active_fraction(counts), len(counts)
@@ -154,7 +154,7 @@ def active_fraction_interval(drawn: DrawnCounts, *, opening: bool) -> tuple[floa
     load = deviations_over_starts(active_step_function(drawn.load_edges), samples).half_width
     p_active = 1 - drawn.load_edges[0]
     below, above = (
-        max(load * kept.value + p_active * error, 0.5 / samples)
+        max(load * kept.high + p_active * error, 0.5 / samples)
         for error in (kept.value - kept.low, kept.high - kept.value)
     )
     return max(0.0, share - below), min(1.0, share + above)
