@@ -234,3 +234,13 @@ def test_the_share_of_samples_and_the_exact_probability_have_names_of_their_own(
         exact = arm["p_active"]
         assert (exact["exact"], exact["low"], exact["high"]) == (True, None, None)
         assert 0 < exact["value"] < 1
+
+
+def test_a_tolerance_counts_on_the_even_spread_of_a_priors_samples(client: Client) -> None:
+    job = wait_for_success(client, client.create_forecast("sub-01", samples=40, tolerance=0.2))
+    result = client.result(job)
+    assert 2 < result["samples"] < 16  # independent samples need 16 and more, whatever they show
+    for arm in result["arms"].values():
+        share = arm["active_fraction"]
+        assert max(share["value"] - share["low"], share["high"] - share["value"]) <= 0.2
+        assert abs(share["value"] - arm["p_active"]["value"]) <= 0.2
