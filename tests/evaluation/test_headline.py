@@ -38,7 +38,7 @@ def test_every_section_is_about_the_count_that_forecasts_state(opening: bool, na
     assert report.headline is report.variants[name]
     assert report.headline.activity["pooled"].positives == active.sum()
     assert np.array_equal(evaluated.cases.count, observed)
-    brier = report.probability_calibration["ensemble"]
+    brier = report.probability_calibration["sampled"]
     assert brier.uncertainty.value == pytest.approx(active.mean() * (1 - active.mean()))
     validation = VALIDATION.opened if opening else VALIDATION.plain
     assert report.calibration.validation.positives == (validation > 0).sum()
