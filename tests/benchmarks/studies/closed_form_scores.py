@@ -39,6 +39,8 @@ from lesioncast.evaluation.metrics.conformal import LogCountForecast, prediction
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries
 from lesioncast.evaluation.run import measure_outcomes, select_evaluation_cases
 from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.forecasting.runtime import check_compatible
+from lesioncast.forecasting.training_data import check_unseen
 from lesioncast.jobs.runner import configure_logging
 from lesioncast.markdown import format_estimate
 from storage import open_store, parse_location
@@ -61,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     store, bundle = open_store(args.store), load_bundle(args.bundle.absolute())
     if not has_closed_form(bundle, opening=False):
         raise SystemExit(f"{args.bundle}: expected a bundle with lesion loads, got one without")
+    check_compatible(bundle, store)
     cases = select_evaluation_cases(store, EvaluationSettings())
+    check_unseen(bundle, cases.forecast)
     with ray_cluster(RaySettings()):
         tables = measure_outcomes(store, cases, workers=args.workers)
         stated = closed_form_summaries(store, cases.forecast, bundle.path, workers=args.workers)
