@@ -87,20 +87,21 @@ def shift_log_odds_to_sum(probability: Tensor, total: Tensor) -> Tensor:
 
 
 class LoadExpectations(NamedTuple):
-    """Expected outcomes of a patient under each arm, in closed form, without sampling.
+    """Expected outcomes in closed form, without sampling.
 
-    `edges` are the quantiles at which `sample_load_class` passes to the next class.
+    They are of one patient under each arm [arm], or of each patient under one arm [b]. `edges` are
+    the quantiles at which `sample_load_class` passes to the next class.
     """
 
-    #: Probability of a new lesion, [arm].
+    #: Probability of a new lesion.
     p_active: Tensor
-    #: Expected number n of new lesions, [arm].
+    #: Expected number n of new lesions.
     lesions: Tensor
-    #: Expectation of log(1 + n), [arm].
+    #: Expectation of log(1 + n).
     log_lesions: Tensor
-    #: Standard deviation of the mean of log(1 + n) over the lesion load classes, [arm].
+    #: Standard deviation of the mean of log(1 + n) over the lesion load classes.
     log_sd: Tensor
-    #: Probability of each class and those before it, [arm, class - 1].
+    #: Probability of each class and those before it, [arm or b, class - 1].
     edges: Tensor
 
 
@@ -151,7 +152,11 @@ class LesionLoadPrior(nn.Module):
     def expected_outcomes(self, patient: Tensor) -> LoadExpectations:
         """Return the expected outcomes of one patient [1, feature] under every arm but the null."""
         arms = torch.arange(self.arms - 1, device=patient.device)
-        probability = self(patient.expand(len(arms), -1), arms).double().softmax(1)
+        return self.expectations(patient.expand(len(arms), -1), arms)
+
+    def expectations(self, patient: Tensor, arm: Tensor) -> LoadExpectations:
+        """Return the expected outcomes of patients [b, feature] under arm [b], [b] each."""
+        probability = self(patient, arm).double().softmax(1)
         log_lesions = probability @ self.log_lesions.double()
         deviation = self.log_lesions.double() - log_lesions[:, None]
         return LoadExpectations(

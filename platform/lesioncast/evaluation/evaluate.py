@@ -39,6 +39,7 @@ from lesioncast.evaluation.analysis.treatment_effects import (
     treatment_effects,
 )
 from lesioncast.evaluation.analysis.trial_contrasts import trial_contrasts
+from lesioncast.evaluation.analysis.validity.reliance import reliance_report
 from lesioncast.evaluation.baselines.baselines import arm_statistics
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
@@ -136,6 +137,7 @@ def evaluate(
         ),
         visits=context.visits,
         comparison_sessions=tuple(map(context.visits.label, context.comparison_sessions)),
+        reliance=reliance_report(inputs.by_inputs, headline.cases, bootstrap=bootstrap),
         activity_by_arm=counterfactual.activity,
         effects=counterfactual.effects,
         trial_contrasts=trial_contrasts(

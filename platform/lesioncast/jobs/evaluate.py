@@ -19,6 +19,7 @@ from lesioncast.evaluation.guidance import (
     guidance_lines,
     record_guidance,
 )
+from lesioncast.evaluation.input_ablation import predict_from_parts
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.provenance import EvaluationSources, current_command, provenance
 from lesioncast.evaluation.reporting.bundle_card import write_card
@@ -101,6 +102,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             counterfactual=summaries.counterfactual,
             expected=summaries.expected,
             ground_truth=true_counts(store, cases, bids, opening=config.forecast.apply_opening),
+            by_inputs=predict_from_parts(store, cases.test, bundle, seed=config.seed),
         )
         context = replace(context, identifiability_warnings=warnings)
         result = evaluate(inputs, context, settings)

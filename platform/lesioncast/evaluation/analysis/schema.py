@@ -16,6 +16,7 @@ from lesioncast.evaluation.analysis.scoring import headline_variant
 from lesioncast.evaluation.analysis.spatial import SpatialAgreement
 from lesioncast.evaluation.analysis.treatment_effects import TreatmentEffects
 from lesioncast.evaluation.analysis.trial_contrasts import TrialContrasts
+from lesioncast.evaluation.analysis.validity.reliance import RelianceReport
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.metrics.estimate import ByMethod
 from lesioncast.evaluation.paper_results import PaperResults
@@ -75,6 +76,7 @@ class EvaluationReport:
     calibration: CalibrationReport | None
     visits: VisitSchedule
     comparison_sessions: tuple[str, ...]
+    reliance: RelianceReport | None
     activity_by_arm: ActivityByArm | None
     effects: TreatmentEffects | None
     trial_contrasts: TrialContrasts

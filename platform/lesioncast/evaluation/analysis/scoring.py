@@ -8,6 +8,7 @@ import numpy as np
 from lesioncast.arrays import Floats
 from lesioncast.evaluation.analysis.calibration import Calibration, calibrate
 from lesioncast.evaluation.analysis.spatial import f1_of_samples
+from lesioncast.evaluation.analysis.validity.reliance import InputPredictions
 from lesioncast.evaluation.baselines.methods import (
     MethodPredictions,
     baseline_methods,
@@ -91,6 +92,8 @@ class EvaluationInputs:
     - `expected` gives, by case, the outcomes that the prior expects under each arm, from the same
       images. It is empty for models that only sample.
     - `ground_truth` counts lesions as forecasts do. It is None for a trial that is not simulated.
+    - `by_inputs` predicts the test cases from parts of their inputs; empty for models that only
+      sample.
     """
 
     train: OutcomeTable
@@ -101,6 +104,7 @@ class EvaluationInputs:
     expected: Mapping[int, Sequence[ExpectedOutcomes]] = field(default_factory=dict)
     ground_truth: CounterfactualCounts | None = None
     validation: OutcomeTable | None = None
+    by_inputs: Sequence[InputPredictions] = ()
 
 
 @dataclass(frozen=True)

@@ -9,3 +9,4 @@ class RngStream(IntEnum):
     BOOTSTRAP = 101
     MONTE_CARLO_BASELINE = 102
     LEAKAGE_PROBE = 103
+    PERMUTED_INPUTS = 107

@@ -21,6 +21,7 @@ from lesioncast.evaluation.baselines.methods import (
 from lesioncast.evaluation.metrics.estimate import Estimate, EstimateWithInterval
 from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, LOG_MSE
 from lesioncast.evaluation.reporting.markdown.effects import describe_sessions
+from lesioncast.evaluation.reporting.markdown.reliance import QUESTION, describe_reliance
 from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity
 from lesioncast.evaluation.reporting.markdown.sections import REGION_NAMES
 from lesioncast.forecasting.ensemble import wilson_interval
@@ -47,15 +48,23 @@ class Finding:
 
 
 def findings(report: EvaluationReport) -> tuple[Finding, ...]:
-    """Return the findings: who, how reliable, how many, where, and under other treatments."""
+    """Return the findings: who, how reliable, how many, where, and under other treatments.
+
+    What the forecast rests on comes second. It comes first where that is not the patient's images.
+    """
     variant = report.headline
-    return (
+    others = (
         _who(variant),
         _calibration(variant),
         _count(variant),
         _where(report),
         _treatments(report),
     )
+    if report.reliance is None:
+        return others
+    reliance = Finding(QUESTION, describe_reliance(report.reliance, report.visits))
+    place = 0 if report.reliance.rests_on_images is False else 1
+    return (*others[:place], reliance, *others[place:])
 
 
 def _who(variant: VariantReport) -> Finding:

@@ -26,6 +26,7 @@ from lesioncast.evaluation.reporting.markdown.effects import (
     describe_sessions,
     effect_sections,
 )
+from lesioncast.evaluation.reporting.markdown.reliance import reliance_section
 from lesioncast.evaluation.reporting.markdown.sections import (
     baseline_section,
     calibration_section,
@@ -54,6 +55,7 @@ def render_markdown(report: EvaluationReport) -> str:
     sections = [
         _opening_words(report),
         baseline_section(report.baseline_characteristics, report.visits),
+        reliance_section(report.reliance, report.visits),
         _activity_by_arm(report),
     ]
     for name, variant in report.variants.items():
