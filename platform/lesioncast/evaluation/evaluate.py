@@ -39,7 +39,9 @@ from lesioncast.evaluation.analysis.treatment_effects import (
     treatment_effects,
 )
 from lesioncast.evaluation.analysis.trial_contrasts import trial_contrasts
+from lesioncast.evaluation.analysis.validity.decision_curve import decision_curve
 from lesioncast.evaluation.analysis.validity.reliance import reliance_report
+from lesioncast.evaluation.analysis.validity.subgroups import subgroup_report
 from lesioncast.evaluation.baselines.baselines import arm_statistics
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
@@ -138,6 +140,10 @@ def evaluate(
         visits=context.visits,
         comparison_sessions=tuple(map(context.visits.label, context.comparison_sessions)),
         reliance=reliance_report(inputs.by_inputs, headline.cases, bootstrap=bootstrap),
+        subgroups=subgroup_report(
+            inputs.subgroups, headline.cases, headline.methods, bootstrap=bootstrap
+        ),
+        decision_curve=decision_curve(headline.cases, headline.methods, bootstrap=bootstrap),
         activity_by_arm=counterfactual.activity,
         effects=counterfactual.effects,
         trial_contrasts=trial_contrasts(

@@ -13,6 +13,7 @@ from lesioncast.evaluation.analysis.scoring import EvaluationContext, Evaluation
 from lesioncast.evaluation.causal.identifiability import identifiability_warnings
 from lesioncast.evaluation.evaluate import evaluate
 from lesioncast.evaluation.features.outcomes import source_lesions
+from lesioncast.evaluation.features.subgroup_labels import subgroup_labels
 from lesioncast.evaluation.guidance import (
     GuidanceTrial,
     choose_guidance,
@@ -103,6 +104,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             expected=summaries.expected,
             ground_truth=true_counts(store, cases, bids, opening=config.forecast.apply_opening),
             by_inputs=predict_from_parts(store, cases.test, bundle, seed=config.seed),
+            subgroups=subgroup_labels(cases.train, cases.test),
         )
         context = replace(context, identifiability_warnings=warnings)
         result = evaluate(inputs, context, settings)

@@ -16,7 +16,9 @@ from lesioncast.evaluation.analysis.scoring import headline_variant
 from lesioncast.evaluation.analysis.spatial import SpatialAgreement
 from lesioncast.evaluation.analysis.treatment_effects import TreatmentEffects
 from lesioncast.evaluation.analysis.trial_contrasts import TrialContrasts
+from lesioncast.evaluation.analysis.validity.decision_curve import DecisionCurve
 from lesioncast.evaluation.analysis.validity.reliance import RelianceReport
+from lesioncast.evaluation.analysis.validity.subgroups import SubgroupVariable
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.metrics.estimate import ByMethod
 from lesioncast.evaluation.paper_results import PaperResults
@@ -77,6 +79,8 @@ class EvaluationReport:
     visits: VisitSchedule
     comparison_sessions: tuple[str, ...]
     reliance: RelianceReport | None
+    subgroups: Mapping[str, SubgroupVariable]
+    decision_curve: DecisionCurve
     activity_by_arm: ActivityByArm | None
     effects: TreatmentEffects | None
     trial_contrasts: TrialContrasts

@@ -94,6 +94,7 @@ class EvaluationInputs:
     - `ground_truth` counts lesions as forecasts do. It is None for a trial that is not simulated.
     - `by_inputs` predicts the test cases from parts of their inputs; empty for models that only
       sample.
+    - `subgroups` gives, by variable, the subgroup of each test case; None where it is unknown.
     """
 
     train: OutcomeTable
@@ -105,6 +106,7 @@ class EvaluationInputs:
     ground_truth: CounterfactualCounts | None = None
     validation: OutcomeTable | None = None
     by_inputs: Sequence[InputPredictions] = ()
+    subgroups: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ def png_bytes(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def _clean(axes: Axes, title: str) -> None:
+def clean_axes(axes: Axes, title: str) -> None:
+    """Give the axes the title, the colours and the grid of every plot, and limits of 0 to 1."""
     axes.set_title(title, loc="left", color=INK, fontsize=11, weight="bold", pad=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
@@ -146,12 +147,13 @@ def _clean(axes: Axes, title: str) -> None:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
-def _legend(axes: Axes, location: str) -> None:
+def place_legend(axes: Axes, location: str) -> None:
+    """Add the legend of every plot at `location`."""
     axes.legend(loc=location, frameon=False, fontsize=8, labelcolor=INK, handlelength=1.6)
 
 
 def _activity_by_arm(axes: Axes, activity: ActivityByArm | None) -> None:
-    _clean(axes, "Same patients, every arm")
+    clean_axes(axes, "Same patients, every arm")
     axes.set_ylabel("P(active), mean", color=DIM, fontsize=9)
     if activity is None:
         axes.text(0.5, 0.5, "not computed", ha="center", color=DIM, fontsize=9)
@@ -172,7 +174,7 @@ def _activity_by_arm(axes: Axes, activity: ActivityByArm | None) -> None:
     _diamonds(axes, training, face="white", label="training patients of the arm")
     true = [row.true_rate for row in rows]
     _diamonds(axes, true, face=INK, label="truth, the same cases")
-    _legend(axes, "upper right")
+    place_legend(axes, "upper right")
 
 
 def _diamonds(axes: Axes, rates: Sequence[float | None], *, face: str, label: str) -> None:
@@ -189,7 +191,7 @@ def _roc(
     methods: Sequence[MethodPredictions],
     pooled: ActivityGroup,
 ) -> None:
-    _clean(axes, "Who becomes active")
+    clean_axes(axes, "Who becomes active")
     axes.set_xlabel("false positive rate", color=DIM, fontsize=9)
     axes.set_ylabel("true positive rate", color=DIM, fontsize=9)
     axes.plot([0, 1], [0, 1], color=RULE, lw=1, ls=(0, (4, 4)))
@@ -204,11 +206,11 @@ def _roc(
         false, true, _ = roc_curve(cases.active, scores[0])
         label = f"{style.label}, AUC {pooled.methods[key].auc.value:.3f}"
         axes.plot(false, true, color=style.color, lw=style.width, label=label)
-    _legend(axes, "lower right")
+    place_legend(axes, "lower right")
 
 
 def _reliability(axes: Axes, cases: EvaluationCases, methods: Sequence[MethodPredictions]) -> None:
-    _clean(axes, "Is the probability reliable")
+    clean_axes(axes, "Is the probability reliable")
     axes.set_xlabel("forecast P(active)", color=DIM, fontsize=9)
     axes.set_ylabel("share active", color=DIM, fontsize=9)
     axes.plot([0, 1], [0, 1], color=RULE, lw=1, ls=(0, (4, 4)))
@@ -223,4 +225,4 @@ def _reliability(axes: Axes, cases: EvaluationCases, methods: Sequence[MethodPre
         )
         if key == stated:
             axes.vlines(forecast, low, high, color=style.color, lw=1, alpha=0.6)
-    _legend(axes, "upper left")
+    place_legend(axes, "upper left")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.evaluate import EvaluationResult
+from lesioncast.evaluation.reporting.drawings.decision_curve import decision_panel
 from lesioncast.evaluation.reporting.estimates_csv import estimates_csv
 from lesioncast.evaluation.reporting.figures import evaluation_figure, panels, png_bytes
 from lesioncast.evaluation.reporting.html import ExampleCase, render_html
@@ -41,7 +42,7 @@ def write_evaluation(
     report = result.report
     rows = cases_csv(result, counterfactual_cases=counterfactual_cases, test_cases=test_cases)
     figure = evaluation_figure(report, result.cases, result.methods)
-    plots = panels(report, result.cases, result.methods)
+    plots = (*panels(report, result.cases, result.methods), decision_panel(report))
     contents = {
         ESTIMATES: estimates_csv(report).encode(),
         TABLES: render_markdown(report).encode(),

@@ -33,6 +33,7 @@ from lesioncast.evaluation.reporting.markdown.sections import (
     mask_section,
     regional_section,
 )
+from lesioncast.evaluation.reporting.markdown.subgroups import decision_section, subgroup_section
 from lesioncast.evaluation.reporting.markdown.warnings import warnings_section
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
@@ -64,6 +65,8 @@ def render_markdown(report: EvaluationReport) -> str:
         regional_section(report.regional),
         mask_section(report.masks),
         calibration_section(report),
+        decision_section(report.decision_curve, report.methods),
+        subgroup_section(report.subgroups, report.methods),
         *effect_sections(report.effects, report.comparison_sessions, report.visits),
         contrast_section(report.trial_contrasts, report.comparison_sessions, report.visits),
         warnings_section(report.identifiability_warnings),
