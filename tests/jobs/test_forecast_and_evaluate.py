@@ -124,6 +124,18 @@ def test_the_evaluation_job_writes_tables_that_follow_from_its_json(evaluated: P
     assert report.effects.reference_arm == "placebo"
     assert report.effects.outcomes.count["ocrelizumab"].true.value == -2.0
     assert report.calibration is None  # the store has no validation cases
+    assert report.reliance is None  # a bundle without lesion loads only samples
+    assert report.censoring is None  # every case has an outcome
+    assert report.participants is not None
+    flow = report.participants.total
+    assert (flow.allocated, flow.training, flow.test, flow.scored) == (12, 8, 4, 4)
+    # Ages are 30, 32 ... 52, those of the four test cases come first; sexes alternate.
+    groups = {name: variable.groups for name, variable in report.subgroups.items()}
+    assert {name: list(found) for name, found in groups.items()} == {
+        "sex": ["F", "M"],
+        "age": ["up to 45 years"],
+    }
+    assert [group.positives for group in groups["sex"].values()] == [0, 2]
     rows = report.activity_by_arm.arms.values()
     assert [row.true_rate for row in rows] == [1.0, 1.0, 0.0]
     assert [row.true for row in report.effects.mean_count.values()] == [2.0, 1.0, 0.0]

@@ -39,7 +39,9 @@ from lesioncast.evaluation.analysis.treatment_effects import (
     treatment_effects,
 )
 from lesioncast.evaluation.analysis.trial_contrasts import trial_contrasts
+from lesioncast.evaluation.analysis.validity.censoring import censoring_report
 from lesioncast.evaluation.analysis.validity.decision_curve import decision_curve
+from lesioncast.evaluation.analysis.validity.participants import participant_flow
 from lesioncast.evaluation.analysis.validity.reliance import reliance_report
 from lesioncast.evaluation.analysis.validity.subgroups import subgroup_report
 from lesioncast.evaluation.baselines.baselines import arm_statistics
@@ -139,6 +141,10 @@ def evaluate(
         ),
         visits=context.visits,
         comparison_sessions=tuple(map(context.visits.label, context.comparison_sessions)),
+        participants=participant_flow(inputs.participants, arms, seed=context.seed),
+        censoring=censoring_report(
+            inputs.censoring, headline.cases, headline.methods, arms=len(arms), bootstrap=bootstrap
+        ),
         reliance=reliance_report(inputs.by_inputs, headline.cases, bootstrap=bootstrap),
         subgroups=subgroup_report(
             inputs.subgroups, headline.cases, headline.methods, bootstrap=bootstrap

@@ -11,6 +11,7 @@ from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.analysis.scoring import CounterfactualCounts
 from lesioncast.evaluation.closed_form import closed_form_summaries, has_closed_form
+from lesioncast.evaluation.features.censoring_table import CensoringTable, censoring_table
 from lesioncast.evaluation.features.image_features import observed_outcome
 from lesioncast.evaluation.features.outcomes import (
     OutcomeTable,
@@ -45,13 +46,15 @@ class EvaluationSplit:
     """The cases of an evaluation.
 
     Training cases fit the baselines, validation cases the calibration. `counterfactual` are the
-    indices of the test cases that are sampled under every arm.
+    indices of the test cases that are sampled under every arm. Cases `without_outcome` have an arm
+    and are measured only.
     """
 
     train: tuple[Case, ...]
     test: tuple[Case, ...]
     counterfactual: tuple[int, ...]
     validation: tuple[Case, ...] = ()
+    without_outcome: tuple[Case, ...] = ()
 
     @property
     def forecast(self) -> tuple[Case, ...]:
@@ -76,11 +79,15 @@ class EvaluationSplit:
 
 @dataclass(frozen=True)
 class OutcomeTables:
-    """Measured outcomes of each split; `validation` is None without validation cases."""
+    """Measured outcomes of each split; `validation` is None without validation cases.
+
+    `censoring` holds these cases and those without an outcome, the test cases first.
+    """
 
     train: OutcomeTable
     test: OutcomeTable
     validation: OutcomeTable | None
+    censoring: CensoringTable
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,9 @@ def select_evaluation_cases(store: Store, settings: EvaluationSettings) -> Evalu
         test=tuple(test),
         counterfactual=tuple(case.index for case in counterfactual),
         validation=tuple(validation),
+        without_outcome=tuple(
+            case for case in store.cases if case.arm is not None and not case.has_outcome
+        ),
     )
 
 
@@ -149,7 +159,7 @@ def measure_outcomes(
     `covariates` are standardised on the training cases. Raise ConfigError where these lack one.
     """
     fitted = fit_covariates(covariates, cases.train)
-    chunks = chunk_cases([*cases.train, *cases.forecast])
+    chunks = chunk_cases([*cases.train, *cases.forecast, *cases.without_outcome])
     build = partial(build_measurer, store.path)
     measured = with_progress(
         ordered_actor_map(build, chunks, workers=workers),
@@ -157,12 +167,15 @@ def measure_outcomes(
         label="chunks of cases measured",
     )
     measurements = list(chain.from_iterable(measured))
+    train, test = (outcome_table(of, measurements, fitted) for of in (cases.train, cases.test))
+    validation = outcome_table(cases.validation, measurements, fitted) if cases.validation else None
+    tables = [test, train, *([] if validation is None else [validation])]
+    by_case = {entry.case: entry for entry in measurements}
     return OutcomeTables(
-        train=outcome_table(cases.train, measurements, fitted),
-        test=outcome_table(cases.test, measurements, fitted),
-        validation=outcome_table(cases.validation, measurements, fitted)
-        if cases.validation
-        else None,
+        train,
+        test,
+        validation,
+        censoring_table(tables, cases.without_outcome, by_case, fitted),
     )
 
 

@@ -34,6 +34,7 @@ from lesioncast.evaluation.run import (
     select_evaluation_cases,
     true_counts,
 )
+from lesioncast.evaluation.trial_participants import trial_participants
 from lesioncast.forecasting.disclaimers import RESEARCH_USE
 from lesioncast.forecasting.runtime import (
     check_compatible,
@@ -105,6 +106,8 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             ground_truth=true_counts(store, cases, bids, opening=config.forecast.apply_opening),
             by_inputs=predict_from_parts(store, cases.test, bundle, seed=config.seed),
             subgroups=subgroup_labels(cases.train, cases.test),
+            participants=trial_participants(store, set(tables.test.case), bids),
+            censoring=tables.censoring,
         )
         context = replace(context, identifiability_warnings=warnings)
         result = evaluate(inputs, context, settings)

@@ -16,7 +16,9 @@ from lesioncast.evaluation.analysis.scoring import headline_variant
 from lesioncast.evaluation.analysis.spatial import SpatialAgreement
 from lesioncast.evaluation.analysis.treatment_effects import TreatmentEffects
 from lesioncast.evaluation.analysis.trial_contrasts import TrialContrasts
+from lesioncast.evaluation.analysis.validity.censoring import CensoringReport
 from lesioncast.evaluation.analysis.validity.decision_curve import DecisionCurve
+from lesioncast.evaluation.analysis.validity.participants import ParticipantFlow
 from lesioncast.evaluation.analysis.validity.reliance import RelianceReport
 from lesioncast.evaluation.analysis.validity.subgroups import SubgroupVariable
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
@@ -78,6 +80,8 @@ class EvaluationReport:
     calibration: CalibrationReport | None
     visits: VisitSchedule
     comparison_sessions: tuple[str, ...]
+    participants: ParticipantFlow | None
+    censoring: CensoringReport | None
     reliance: RelianceReport | None
     subgroups: Mapping[str, SubgroupVariable]
     decision_curve: DecisionCurve

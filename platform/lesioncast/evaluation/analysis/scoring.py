@@ -8,6 +8,7 @@ import numpy as np
 from lesioncast.arrays import Floats
 from lesioncast.evaluation.analysis.calibration import Calibration, calibrate
 from lesioncast.evaluation.analysis.spatial import f1_of_samples
+from lesioncast.evaluation.analysis.validity.participants import Participant
 from lesioncast.evaluation.analysis.validity.reliance import InputPredictions
 from lesioncast.evaluation.baselines.methods import (
     MethodPredictions,
@@ -19,6 +20,7 @@ from lesioncast.evaluation.baselines.methods import (
     stated_activity,
 )
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
+from lesioncast.evaluation.features.censoring_table import CensoringTable
 from lesioncast.evaluation.features.outcomes import EvaluationCases, OutcomeTable
 from lesioncast.evaluation.metrics.conformal import LogCountForecast
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
@@ -95,6 +97,8 @@ class EvaluationInputs:
     - `by_inputs` predicts the test cases from parts of their inputs; empty for models that only
       sample.
     - `subgroups` gives, by variable, the subgroup of each test case; None where it is unknown.
+    - `participants` are all of the trial; empty where they are not known. `censoring` describes
+      the cases with and without an outcome, the test cases first.
     """
 
     train: OutcomeTable
@@ -107,6 +111,8 @@ class EvaluationInputs:
     validation: OutcomeTable | None = None
     by_inputs: Sequence[InputPredictions] = ()
     subgroups: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    participants: Sequence[Participant] = ()
+    censoring: CensoringTable | None = None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from matplotlib.figure import Figure
 
 from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.paper_results import SOURCE
+from lesioncast.evaluation.reporting.drawings.flow_diagram import flow_svg
 from lesioncast.evaluation.reporting.figures import DIM, INK, RULE, Panel
 from lesioncast.evaluation.reporting.findings import findings
+from lesioncast.evaluation.reporting.markdown.participants import describe_missing
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from storage.radiological import CONVENTION
@@ -87,6 +89,8 @@ def render_html(
             InlinePlot(Markup(inline_svg(panel, name=f"plot{index}")), panel.caption)
             for index, panel in enumerate(panels)
         ],
+        flow=None if report.participants is None else Markup(flow_svg(report.participants)),
+        missing=None if report.participants is None else describe_missing(report.participants),
         examples=examples,
         convention=CONVENTION,
         tables=Markup(markdown_to_html(render_markdown(report))),

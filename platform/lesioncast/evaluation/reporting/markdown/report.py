@@ -26,6 +26,10 @@ from lesioncast.evaluation.reporting.markdown.effects import (
     describe_sessions,
     effect_sections,
 )
+from lesioncast.evaluation.reporting.markdown.participants import (
+    censoring_section,
+    participants_section,
+)
 from lesioncast.evaluation.reporting.markdown.reliance import reliance_section
 from lesioncast.evaluation.reporting.markdown.sections import (
     baseline_section,
@@ -55,6 +59,7 @@ def render_markdown(report: EvaluationReport) -> str:
     """Return the content of tables.md."""
     sections = [
         _opening_words(report),
+        participants_section(report.participants),
         baseline_section(report.baseline_characteristics, report.visits),
         reliance_section(report.reliance, report.visits),
         _activity_by_arm(report),
@@ -62,6 +67,7 @@ def render_markdown(report: EvaluationReport) -> str:
     for name, variant in report.variants.items():
         sections += [f"## {VARIANT_TITLES[name]}", *_variant(variant, report.methods)]
     sections += [
+        censoring_section(report.censoring, report.methods),
         regional_section(report.regional),
         mask_section(report.masks),
         calibration_section(report),
