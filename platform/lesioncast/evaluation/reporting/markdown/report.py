@@ -39,6 +39,7 @@ from lesioncast.evaluation.reporting.markdown.sections import (
 )
 from lesioncast.evaluation.reporting.markdown.subgroups import decision_section, subgroup_section
 from lesioncast.evaluation.reporting.markdown.warnings import warnings_section
+from lesioncast.evaluation.reporting.tripod_ai import checklist_section
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
 METRIC_LABELS = {
@@ -76,6 +77,7 @@ def render_markdown(report: EvaluationReport) -> str:
         *effect_sections(report.effects, report.comparison_sessions, report.visits),
         contrast_section(report.trial_contrasts, report.comparison_sessions, report.visits),
         warnings_section(report.identifiability_warnings),
+        checklist_section(),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
