@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 from scipy.special import expit
-from sklearn.isotonic import isotonic_regression
 from sklearn.linear_model import LogisticRegression
 
 from lesioncast.arrays import Bools, Floats
@@ -35,7 +35,7 @@ def _parts(hits: Floats, mass: Floats, levels: Floats) -> tuple[float, float, fl
         return np.nan, np.nan, np.nan
     hits, mass, levels = hits[present], mass[present], levels[present]
     share = hits / mass
-    recalibrated = isotonic_regression(share, sample_weight=mass, y_min=0, y_max=1)
+    recalibrated = isotonic_regression(share, weights=mass).x
 
     def score(forecast: Floats | float) -> float:
         return float(np.sum(mass * ((forecast - share) ** 2 + share * (1 - share))) / mass.sum())
