@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesioncast.diffusion.model import ModelConfig
 from lesioncast.evaluation.run import summarise_samples
 from lesioncast.forecasting.ensemble import (
     Ensemble,
@@ -24,6 +25,7 @@ from lesioncast.forecasting.output.summary import (
     arm_summary,
     summarise,
 )
+from lesioncast.forecasting.runtime import session_hider, store_reader
 from lesioncast.forecasting.sampling import (
     ArmExpectations,
     BatchSampler,
@@ -36,7 +38,8 @@ from lesioncast.forecasting.sampling import (
     plan_batches,
     sample_seeds,
 )
-from tests.support.forecast import RATE, SLAB, fake_draw, write_store
+from tests.support.bids import ARMS
+from tests.support.forecast import RATE, SLAB, UNET, fake_draw, write_store
 
 SPACING = (3.0, 2.0, 2.0)
 
@@ -191,6 +194,42 @@ def test_expectations_are_also_computed_for_the_comparison_sessions() -> None:
         assert np.mean(every.plain) > 0.3 > np.mean(start.plain)
         assert (every.expected, start.expected) == (*expectations(0.8), *expectations(0.2))
         assert every.all_expected[ModelInput(1, ("w000",))] == expectations(0.3, 0.2, 0.1)
+
+
+def test_a_case_at_hand_is_not_read_again_for_the_comparison_sessions(tmp_path: Path) -> None:
+    store, config = write_store(tmp_path / "store.zarr", tmp_path / "bids"), ModelConfig(ARMS, UNET)
+    read_case, inputs_read = store_reader(store, config), []
+
+    def read(inputs: ModelInput) -> ConditioningArrays:
+        inputs_read.append(inputs)
+        return read_case(inputs)
+
+    def predict(inputs: ConditioningArrays) -> ArmExpectations:
+        return expectations(*np.abs(inputs.condition).mean(axis=(1, 2, 3))[:3].tolist())
+
+    hiding, reading = (
+        BatchSampler(
+            fake_draw,
+            read,
+            spacing=SPACING,
+            predict=predict,
+            comparison_sessions=("w000",),
+            hide=hide,
+        )
+        for hide in (session_hider(config), None)
+    )
+    batch = plan_batches(
+        [EnsembleRequest(1, 1), EnsembleRequest(2, 0)], numbered(0, 2), batch_size=4
+    )
+    for samples, reads in ((hiding, 2), (reading, 4)):
+        inputs_read.clear()
+        found = samples(batch[0]).expected
+        assert len(inputs_read) == reads
+        for key, of_arms in found.items():
+            assert of_arms == predict(read_case(key))
+        assert len(found) == 4
+    alone = plan_batches([EnsembleRequest(1, 1, ("w000",))], numbered(0, 2), batch_size=4)
+    assert list(hiding(alone[0]).expected) == [ModelInput(1, ("w000",))]
 
 
 def test_the_paired_error_is_that_of_nested_arms_not_of_independent_ones() -> None:

@@ -27,6 +27,7 @@ from lesioncast.forecasting.sampling import (
     ConditioningArrays,
     Draw,
     ExpectationsByInput,
+    Hide,
     ModelInput,
     PredictExpectations,
     Read,
@@ -88,6 +89,7 @@ def bundle_sampler(
             bundle.model.control.lesion_load_prior, bundle.config.model, device=device
         ),
         comparison_sessions=comparison_sessions,
+        hide=session_hider(bundle.config.model),
     )
 
 
@@ -112,17 +114,28 @@ def check_compatible(bundle: BundleDescription, store: Store) -> None:
 
 def store_reader(store: Store, config: ModelConfig) -> Read:
     """Return a function that reads a case of the store as the input of the networks."""
-    channels = parse_channels(config.control.condition)
+    channels, hide = parse_channels(config.control.condition), session_hider(config)
 
     def read(inputs: ModelInput) -> ConditioningArrays:
-        condition = encode_case(store.read(inputs.case), channels=channels)
-        if inputs.sessions is not None:
-            condition[channels_outside_sessions(channels, inputs.sessions)] = 0
-        return ConditioningArrays(
-            condition, encode_covariates(config.covariates, store.cases[inputs.case])
+        arrays = ConditioningArrays(
+            encode_case(store.read(inputs.case), channels=channels),
+            encode_covariates(config.covariates, store.cases[inputs.case]),
         )
+        return arrays if inputs.sessions is None else hide(arrays, inputs.sessions)
 
     return read
+
+
+def session_hider(config: ModelConfig) -> Hide:
+    """Return a function that hides the images of all but some sessions from the networks."""
+    channels = parse_channels(config.control.condition)
+
+    def hide(arrays: ConditioningArrays, sessions: Sessions) -> ConditioningArrays:
+        condition = arrays.condition.copy()
+        condition[channels_outside_sessions(channels, sessions)] = 0
+        return ConditioningArrays(condition, arrays.covariates)
+
+    return hide
 
 
 def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:

@@ -51,6 +51,8 @@ class ConditioningArrays(NamedTuple):
 
 
 Read = Callable[[ModelInput], ConditioningArrays]
+Hide = Callable[[ConditioningArrays, Sessions], ConditioningArrays]
+"""Returns the input of a case without the images of all but the given sessions."""
 ArmExpectations = tuple[ExpectedOutcomes, ...]
 """Exact expectations of a patient under each arm."""
 PredictExpectations = Callable[[ConditioningArrays], ArmExpectations | None]
@@ -179,7 +181,8 @@ class BatchSampler:
     """Sampler of batches with one model, which also counts the lesions of each mask.
 
     `predict` computes the exact expectations of every case in a batch, from the sessions that its
-    samples are drawn from and, if `comparison_sessions` are given, from these as well.
+    samples are drawn from and, if `comparison_sessions` are given, from these as well. With `hide`,
+    a case whose images are all at hand is not read again for that.
     """
 
     def __init__(
@@ -190,9 +193,10 @@ class BatchSampler:
         spacing: tuple[float, float, float],
         predict: PredictExpectations = no_expectations,
         comparison_sessions: Sessions | None = None,
+        hide: Hide | None = None,
     ) -> None:
         self._draw, self._read, self._predict = draw, read, predict
-        self._comparison_sessions = comparison_sessions
+        self._comparison_sessions, self._hide = comparison_sessions, hide
         self._spacing = spacing
 
     def __call__(self, batch: Batch) -> SampleBatch:
@@ -211,13 +215,22 @@ class BatchSampler:
             others = {
                 ModelInput(key.case, self._comparison_sessions) for key in inputs
             } - arrays.keys()
-            arrays |= {key: self._read(key) for key in others}
+            arrays |= {key: self._for_comparison(key, arrays) for key in others}
         expectations = {key: self._predict(conditioning) for key, conditioning in arrays.items()}
         return SampleBatch.from_masks(
             masks,
             self._spacing,
             expected={key: of_arms for key, of_arms in expectations.items() if of_arms is not None},
         )
+
+    def _for_comparison(
+        self, key: ModelInput, at_hand: Mapping[ModelInput, ConditioningArrays]
+    ) -> ConditioningArrays:
+        """Return the input of a case from the comparison sessions alone."""
+        complete = at_hand.get(ModelInput(key.case))
+        if complete is None or self._hide is None or key.sessions is None:
+            return self._read(key)
+        return self._hide(complete, key.sessions)
 
 
 class RequestSamples(NamedTuple):
