@@ -18,14 +18,13 @@ from lesioncast.evaluation.baselines.methods import (
     SAMPLED,
     SAMPLED_LOG_MEAN,
     MethodPredictions,
-    by_key,
 )
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics import scores
 from lesioncast.evaluation.metrics.bootstrap import (
     Bootstrap,
     ResampledScore,
-    estimate_difference,
+    estimate,
     estimate_mean,
     estimate_of,
     resampled_mean,
@@ -231,25 +230,39 @@ def paired_differences(
     pairs show what sampling costs the prior, and what covariates add to the regression.
     """
     weights = bootstrap.weights(len(cases.arm))
-    present = {method.key for method in methods}
-    rows = []
-    for key, minus_key in COMPARED:
-        if not {key, minus_key} <= present:
-            continue
-        resampled, minus_resampled = (
-            _resampled_metrics(cases, by_key(methods, name)) for name in (key, minus_key)
+    compared = {key for pair in COMPARED for key in pair}
+    # Each method is scored once, and takes part in several pairs.
+    draws = {
+        method.key: _metric_draws(cases, method, weights)
+        for method in methods
+        if method.key in compared
+    }
+    return tuple(
+        PairedDifference(
+            metric, key, minus_key, _difference(values - draws[minus_key][metric], weights)
         )
-        rows += [
-            PairedDifference(
-                metric,
-                key,
-                minus_key,
-                estimate_difference(score, minus_resampled[metric], weights),
-            )
-            for metric, score in resampled.items()
-            if metric in minus_resampled
-        ]
-    return tuple(rows)
+        for key, minus_key in COMPARED
+        if key in draws and minus_key in draws
+        for metric, values in draws[key].items()
+        if metric in draws[minus_key]
+    )
+
+
+def _metric_draws(
+    cases: EvaluationCases, method: MethodPredictions, weights: Floats
+) -> dict[str, Floats]:
+    """Return every metric of `method` on the cases and then in every resample, [1 + b]."""
+    ones = np.ones((1, weights.shape[1]))
+    return {
+        metric: np.concatenate([score(ones), score(weights)])
+        for metric, score in _resampled_metrics(cases, method).items()
+    }
+
+
+def _difference(values: Floats, weights: Floats) -> Estimate:
+    """Estimate a difference from its `values` on the cases and in every resample, [1 + b]."""
+    point = None if np.isnan(values[0]) else float(values[0])
+    return estimate(point, lambda _: values[1:], weights)
 
 
 def _resampled_metrics(
