@@ -43,6 +43,12 @@ def subject_name(index: int) -> str:
     return f"sub-{index + 1:04d}"
 
 
+def subject_index(name: str) -> int | None:
+    """Return the index of the subject of that participant_id; None for another form of name."""
+    number = name.removeprefix("sub-")
+    return int(number) - 1 if number.isdigit() and number != name else None
+
+
 def initialise_dataset(root: Path, settings: SimulationSettings) -> list[int]:
     """Prepare `root` for this trial and return the indices of the subjects that are missing.
 
@@ -96,7 +102,8 @@ def finalise_dataset(root: Path, settings: SimulationSettings) -> int:
     """Write participants.tsv for all subjects in `root` and return their number."""
     for leftover in root.glob(f"{_STAGING}*"):
         shutil.rmtree(leftover)
-    indices = sorted(int(folder.name[4:]) - 1 for folder in root.glob("sub-*"))
+    names = (folder.name for folder in root.glob("sub-*"))
+    indices = sorted(index for name in names if (index := subject_index(name)) is not None)
     rows = ((subject_name(i), draw_patient(settings, i)) for i in indices)
     text, path = participant_table(rows), root / "participants.tsv"
     if not path.exists() or path.read_text() != text:

@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, ndtri
-from scipy.stats import nbinom, norm, poisson
+from scipy.stats import norm
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.arrays import Floats
@@ -36,6 +35,13 @@ from lesioncast.evaluation.metrics.scores import (
 )
 from lesioncast.simulation import disease
 from lesioncast.simulation.disease import Patient
+from lesioncast.simulation.outcome_law.posterior import (
+    COUNTS,
+    FRAILTY,
+    RESPONSE,
+    frailty_posterior,
+    probability_at_most,
+)
 from lesioncast.simulation.settings import SimulationSettings
 from tests.benchmarks.studies.covariates import (
     arm_index,
@@ -46,9 +52,6 @@ from tests.benchmarks.studies.covariates import (
 )
 
 EARLIER, ASKED = 0, 1  # periods
-FRAILTY = np.linspace(-5, 5, 81)[:, None]
-RESPONSE = np.linspace(-4, 4, 33)[None]
-COUNTS = np.arange(disease.MAX_COUNT + 1)
 BOOTSTRAP = 200
 SCORES = ("AUC", "average precision", "Brier score", "log-count MSE")
 
@@ -90,40 +93,19 @@ def posterior(patient: Patient, h: float) -> Floats:
     """
     arm, age = patient.arm, disease.standardised_age(patient.age)
     weights = disease.score_weights(arm, h)
-    centre = weights.severity * h * FRAILTY + weights.response * RESPONSE + weights.age * age
+    centre = (
+        weights.severity * h * FRAILTY[:, None] + weights.response * RESPONSE + weights.age * age
+    )
     spread = weights.severity * np.sqrt(1 - h**2)
-
-    def at_most(period: int) -> Floats:
-        bound = np.append(ndtri(disease.count_cdf(arm, period)[:-1]), np.inf)
-        return np.asarray(ndtr((bound - centre[..., None]) / spread))
-
+    earlier, asked = (
+        probability_at_most(arm, period, centre=centre, spread=spread)
+        for period in (EARLIER, ASKED)
+    )
     seen = int(patient.counts[EARLIER, arm_index(patient)])
-    earlier = at_most(EARLIER)[..., seen] - (at_most(EARLIER)[..., seen - 1] if seen else 0.0)
-    belief = (norm.pdf(RESPONSE) * baseline(patient, age) * earlier)[..., None]
-    below = (belief * at_most(ASKED)).sum(axis=(0, 1)) / belief.sum()
+    chance = earlier[..., seen] - (earlier[..., seen - 1] if seen else 0.0)
+    belief = (norm.pdf(RESPONSE) * frailty_posterior(patient)[:, None] * chance)[..., None]
+    below = (belief * asked).sum(axis=(0, 1)) / belief.sum()
     return np.diff(below, prepend=0.0)
-
-
-def baseline(patient: Patient, age: float) -> Floats:
-    """Return P(data at w000 and frailty), up to a factor, at each of FRAILTY."""
-    frail = norm.pdf(
-        FRAILTY,
-        disease.AGE_FRAILTY_CORRELATION * age,
-        np.sqrt(1 - disease.AGE_FRAILTY_CORRELATION**2),
-    )
-    shape = disease.GAD_SHAPE
-    gad = nbinom(shape, shape / (shape + disease.gad_mean(FRAILTY)))
-    relapses = poisson(disease.expected_extra_relapses(FRAILTY))
-    seen = patient.gad_count
-    gad_chance = gad.pmf(seen) if seen < disease.MAX_GAD else gad.sf(seen - 1)
-    median = np.log(disease.t2_median(FRAILTY, age, patient.duration))
-    low = patient.t2_count
-    edges = (
-        -np.inf if low == disease.MIN_T2 else np.log(low),
-        np.inf if low == disease.MAX_T2 else np.log(low + 1),
-    )
-    below, above = (ndtr((edge - median) / disease.T2_LOG_SD) for edge in edges)
-    return np.asarray(frail * gad_chance * (above - below) * relapses.pmf(patient.relapses - 1))
 
 
 def regression(features: Floats, patients: Sequence[Patient], train: int) -> Forecast:
