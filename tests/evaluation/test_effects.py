@@ -11,8 +11,12 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import StratifiedKFold
 
+from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.evaluation.analysis.arm_errors import arm_mean_errors
 from lesioncast.evaluation.analysis.treatment_effects import (
+    ArmForecasts,
     EffectInputs,
+    EffectVariances,
     TreatmentEffects,
     treatment_effects,
 )
@@ -32,10 +36,15 @@ from lesioncast.evaluation.causal.trial_effects import (
     mean_difference,
 )
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
-from lesioncast.evaluation.reporting.markdown.effects import effect_sections
+from lesioncast.evaluation.metrics.estimate import Estimate
+from lesioncast.evaluation.reporting.markdown.effects import NO_FLOOR, effect_sections
+from lesioncast.simulation import SimulationSettings
+from lesioncast.simulation.disease import draw_patient
+from lesioncast.simulation.outcome_law.posterior import counterfactual_moments
 from storage import VisitSchedule
 
 ARMS = ("placebo", "avonex", "ocrelizumab")
+ALL = range(len(PAPER_ARM_NAMES))
 BOOTSTRAP = Bootstrap(200, 0)
 
 
@@ -46,23 +55,39 @@ def futures(cases: int, seed: int) -> np.ndarray:
     return np.stack([lesions, rng.binomial(lesions, 0.6), rng.binomial(lesions, 0.1)]) * 1.0
 
 
-def effects_of(sampled: np.ndarray, true: np.ndarray | None) -> TreatmentEffects:
-    """Return the effects against placebo, with the training means of 90 other patients."""
-    arm = np.arange(90) % 3
-    training = arm_statistics(arm, futures(90, 9)[arm, np.arange(90)], arms=3)
-    inputs = EffectInputs(sampled, (sampled > 0).mean(axis=2), training, true)
+# Means of 90 other patients.
+TRAINING = arm_statistics(
+    np.arange(90) % 3, futures(90, 9)[np.arange(90) % 3, np.arange(90)], arms=3
+)
+
+
+def effects_of(
+    lesions: np.ndarray,
+    true: np.ndarray | None,
+    *,
+    p_active: np.ndarray | None = None,
+    unknown: EffectVariances | None = None,
+) -> TreatmentEffects:
+    """Return the effects against placebo of expected lesions [arm, n]."""
+    p_active = (lesions > 0) * 1.0 if p_active is None else p_active
+    forecasts = ArmForecasts(tuple(range(lesions.shape[1])), p_active, lesions)
+    inputs = EffectInputs(forecasts, TRAINING, true, unknown)
     return treatment_effects(inputs, arms=ARMS, reference=0, bootstrap=BOOTSTRAP)
 
 
 def test_an_oracle_has_the_true_effects_no_error_and_the_best_choice() -> None:
     true = futures(80, 0)
-    effects = effects_of(np.repeat(true[:, :, None], 4, axis=2), true)
+    effects = effects_of(true, true)
     for rows in (effects.outcomes.activity, effects.outcomes.count):
         for row in rows.values():
             assert row.forecast == row.true
             assert row.forecast_minus_true.value == row.pehe.value == 0
             assert row.pehe_of_arm_means.value > 0.2
+            assert row.pehe_minus_that_of_arm_means.value == -row.pehe_of_arm_means.value
     assert effects.outcomes.count["avonex"].true.value == (true[1] - true[0]).mean()
+    errors = effects.mean_count_errors
+    assert errors.forecast == Estimate(0, 0, 0, 1)
+    assert errors.forecast_minus_training_means.value == -errors.training_means.value < 0
     assert effects.ranking.kendall_tau.value == pytest.approx(1)
     assert effects.ranking.kendall_tau_of_means == pytest.approx(1)
     for choice in effects.policies:
@@ -72,41 +97,151 @@ def test_an_oracle_has_the_true_effects_no_error_and_the_best_choice() -> None:
     assert [choice.best_single_arm for choice in effects.policies] == ["ocrelizumab", "avonex"]
 
 
+def test_a_forecast_of_the_training_means_has_their_errors_and_no_more() -> None:
+    true = futures(80, 0)
+    constant = np.repeat(TRAINING.mean_count[:, None], 80, axis=1)
+    rates = np.repeat(TRAINING.activity[:, None], 80, axis=1)
+    effects = effects_of(constant, true, p_active=rates)
+    for rows in (effects.outcomes.activity, effects.outcomes.count):
+        for row in rows.values():
+            assert row.pehe.value == pytest.approx(row.pehe_of_arm_means.value)
+            assert row.pehe_minus_that_of_arm_means.value == pytest.approx(0)
+    errors = effects.mean_count_errors
+    assert errors.forecast == errors.training_means
+    assert errors.forecast_minus_training_means.value == pytest.approx(0)
+    assert errors.forecast.value == pytest.approx(
+        np.abs(TRAINING.mean_count - true.mean(axis=1)).mean()
+    )
+    for choice in effects.policies:
+        assert choice.count.model == choice.count.best_single_arm
+
+
 def test_effects_of_shuffled_arms_are_chance() -> None:
     true = futures(400, 1)
     shuffled = np.random.default_rng(2).permuted(true, axis=0)
-    effects = effects_of(np.repeat(shuffled[:, :, None], 2, axis=2), true)
+    effects = effects_of(shuffled, true)
     tau, value = effects.ranking.kendall_tau, effects.policies[0].count
     assert tau.low < 0 < tau.high
     assert value.model.value == pytest.approx(value.random_arm.value, abs=0.25)
     assert value.model_minus_best_single_arm.low > 0
     row = effects.outcomes.count["ocrelizumab"]
-    assert row.pehe.value > row.pehe_of_arm_means.value
+    assert row.pehe_minus_that_of_arm_means.low > 0
+    assert effects.mean_count_errors.forecast_minus_training_means.low > 0
+
+
+def test_effects_of_shuffled_patients_have_the_right_means_and_a_larger_pehe() -> None:
+    true = futures(400, 1)
+    shuffled = np.random.default_rng(3).permutation(true, axis=1)
+    effects = effects_of(shuffled, true)
+    assert effects.mean_count_errors.forecast.value == pytest.approx(0)
+    row = effects.outcomes.count["ocrelizumab"]
+    assert row.forecast_minus_true.value == pytest.approx(0)
+    assert row.pehe_minus_that_of_arm_means.low > 0
+
+
+def test_the_exact_forecast_of_simulated_patients_reaches_the_floor_and_others_do_not() -> None:
+    settings = SimulationSettings(subjects=1, seed=21)
+    patients = [draw_patient(settings, index) for index in range(300)]
+    laws = [
+        counterfactual_moments(patient, settings.predictability, arms=PAPER_ARM_NAMES)
+        for patient in patients
+    ]
+    true = np.array([patient.counts[1] for patient in patients], np.float64).T
+    exact, p_active = (
+        np.array([getattr(law, name).mean for law in laws]).T for name in ("count", "activity")
+    )
+    unknown = EffectVariances(
+        *(
+            np.array([[getattr(law, name).effect_variance(arm, 0) for law in laws] for arm in ALL])
+            for name in ("activity", "count")
+        )
+    )
+    # The means of all patients take the place of the training means: no constant is better.
+    arm = np.repeat(ALL, 300)
+    training = arm_statistics(arm, true.reshape(-1), arms=len(ALL))
+
+    def effects(lesions: np.ndarray, chance: np.ndarray) -> TreatmentEffects:
+        forecasts = ArmForecasts(tuple(range(300)), chance, lesions)
+        return treatment_effects(
+            EffectInputs(forecasts, training, true, unknown),
+            arms=PAPER_ARM_NAMES, reference=0, bootstrap=BOOTSTRAP,
+        )  # fmt: skip
+
+    mixed = np.random.default_rng(5).permutation(300)
+    for name in ("activity", "count"):
+        best = getattr(effects(exact, p_active).outcomes, name)
+        shuffled = getattr(effects(exact[:, mixed], p_active[:, mixed]).outcomes, name)
+        for arm_name in PAPER_ARM_NAMES[1:]:
+            row = best[arm_name]
+            # The interval of the squared error is that of the PEHE: within Monte Carlo error.
+            half = (row.pehe.high - row.pehe.low) / 2
+            assert row.pehe.value == pytest.approx(row.pehe_floor.value, abs=2.5 * half)
+        # Only a strong effect differs enough between patients to tell them apart.
+        assert best["ocrelizumab"].pehe_minus_that_of_arm_means.high < 0
+        assert shuffled["ocrelizumab"].pehe_minus_that_of_arm_means.low > 0
 
 
 def test_the_error_of_individual_effects_by_hand() -> None:
     # Forecast effects -1 and -1, true effects -3 and +1: errors 2 and -2, mean 0, root mean
     # square 2.
-    sampled = np.array([[[2, 2], [1, 1]], [[1, 1], [0, 0]]], np.float64)
+    lesions = np.array([[2, 2], [1, 1]], np.float64)
     true = np.array([[4, 0], [1, 1]], np.float64)
     training = arm_statistics(np.array([0, 1]), np.array([2.0, 1.0]), arms=2)
-    inputs = EffectInputs(sampled, np.array([[0.9, 0.9], [0.6, 0.4]]), training, true)
+    forecasts = ArmForecasts((0, 1), np.array([[0.9, 0.9], [0.6, 0.4]]), lesions)
+    unknown = EffectVariances(np.zeros((2, 2)), np.array([[0.0, 0.0], [1.0, 7.0]]))
+    inputs = EffectInputs(forecasts, training, true, unknown)
     effects = treatment_effects(inputs, arms=ARMS[:2], reference=0, bootstrap=BOOTSTRAP)
     row = effects.outcomes.activity["avonex"]
-    assert row.forecast.value == pytest.approx(-0.4)  # as stated, not as drawn
+    assert row.forecast.value == pytest.approx(-0.4)  # as stated, not as counted
     row = effects.outcomes.count["avonex"]
     assert (row.forecast.value, row.true.value) == (-1, -1)
     assert row.forecast_minus_true.value == 0
     assert row.pehe.value == row.pehe_of_arm_means.value == 2
+    assert row.pehe_floor.value == pytest.approx(2)  # root of the mean of 1 and 7
+    assert row.variance_reduction is None
     assert len(effects.policies) == 1  # with two arms there is nothing left without the best
+    text = effect_sections(effects, ("w000",), VisitSchedule())[0]
+    assert "as the prognostic prior states it" in text
+    assert "by the law of the simulation" in text
 
 
 def test_without_a_truth_only_forecast_effects_are_reported() -> None:
-    effects = effects_of(np.repeat(futures(30, 3)[:, :, None], 3, axis=2), None)
+    effects = effects_of(futures(30, 3), None)
     row = effects.outcomes.activity["avonex"]
     assert row.forecast.value < 0
     assert (row.true, row.pehe, effects.ranking, effects.policies) == (None, None, None, ())
+    assert effects.mean_count_errors is None
     assert "No truth is known here" in effect_sections(effects, ("w000",), VisitSchedule())[0]
+
+
+def test_without_the_law_the_report_says_that_the_floor_is_not_known() -> None:
+    effects = effects_of(futures(30, 3), futures(30, 3))
+    assert effects.outcomes.count["avonex"].pehe_floor is None
+    assert NO_FLOOR in effect_sections(effects, ("w000",), VisitSchedule())[0]
+
+
+def test_sampled_effects_report_the_variance_reduction_of_common_seeds() -> None:
+    luck = np.random.default_rng(6).random((40, 8))
+    sampled = np.stack([luck < 0.6, luck < 0.5, luck < 0.1]) * 1.0
+    forecasts = ArmForecasts(tuple(range(40)), sampled.mean(axis=2), sampled.mean(axis=2), sampled)
+    inputs = EffectInputs(forecasts, TRAINING)
+    effects = treatment_effects(inputs, arms=ARMS, reference=0, bootstrap=BOOTSTRAP)
+    assert effects.samples == 8
+    assert effects.outcomes.activity["avonex"].variance_reduction.low > 1
+    assert "variance reduction" in effect_sections(effects, ("w000",), VisitSchedule())[0]
+
+
+def test_the_mean_absolute_error_over_arms_by_hand() -> None:
+    # Means forecast 0.5 and 0.5, true 1 and 0.25, of training cases 1 and 0: errors -0.5 and 0.25
+    # of the forecast, 0 and -0.25 of the training means.
+    forecast, true = np.full((2, 4), 0.5), np.array([[1, 1, 1, 1], [0, 0, 0, 1]], np.float64)
+    weights = BOOTSTRAP.weights(4)
+    errors = arm_mean_errors(forecast, true, np.array([1.0, 0.0]), weights)
+    assert errors.forecast.value == pytest.approx(0.375)
+    assert errors.training_means.value == pytest.approx(0.125)
+    assert errors.forecast_minus_training_means.value == pytest.approx(0.25)
+    without = arm_mean_errors(forecast, true, np.array([1.0, np.nan]), weights)
+    assert (without.training_means, without.forecast_minus_training_means) == (None, None)
 
 
 def test_arms_with_equal_expectation_are_averaged() -> None:

@@ -27,10 +27,12 @@ from lesioncast.evaluation.reporting import files
 from lesioncast.evaluation.reporting.files import write_evaluation
 from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.json_io import read_report, report_from_json, report_to_json
+from lesioncast.evaluation.reporting.markdown.effects import NO_FLOOR
 from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity, render_markdown
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes, stratified_error
 from lesioncast.markdown import DASH, format_estimate
+from lesioncast.simulation.outcome_law.posterior import CounterfactualMoments, Moments
 
 ARMS = PAPER_ARM_NAMES
 RATE = np.array([0.6, 0.55, 0.5, 0.35, 0.25, 0.0])
@@ -85,6 +87,7 @@ def evaluated(
     spacing: tuple[float, float, float] = MM3,
     expected: dict[int, tuple[ExpectedOutcomes, ...]] | None = None,
     truth: CounterfactualCounts | None = None,
+    law: dict[int, CounterfactualMoments] | None = None,
 ) -> EvaluationResult:
     context = EvaluationContext(ARMS, spacing, "f" * 64, 0, ("Research use only.",))
     inputs = EvaluationInputs(
@@ -94,6 +97,7 @@ def evaluated(
         counterfactual_cases=counterfactual_cases,
         expected=expected or {},
         ground_truth=truth,
+        law=law or {},
     )
     return evaluate(inputs, context, SETTINGS)
 
@@ -500,6 +504,42 @@ def test_expected_activity_by_arm_covers_every_test_case() -> None:
     assert evaluated(TEST, counts, expected=expected).report.activity_by_arm.cases == len(TEST.case)
 
 
+def test_expected_effects_cover_every_test_case_without_samples() -> None:
+    """Training means are those of `outcomes`; the truth is one lesion under the first two arms."""
+    counts = certain(TEST, TEST.plain)
+    expected = {
+        case: tuple(expected_outcomes(1 - arm / 5, 2.0 * (arm < 2)) for arm in range(len(ARMS)))
+        for case in TEST.case
+    }
+    truth = {(case, arm): int(arm < 2) for case in TEST.case for arm in range(len(ARMS))}
+    of_count = Moments(np.zeros(len(ARMS)), np.diag([4.0, 0, 0, 0, 0, 12.0]))
+    law = dict.fromkeys(TEST.case, CounterfactualMoments(of_count, of_count))
+    result = evaluated(TEST, counts, expected=expected, truth=truth, law=law)
+    effects, activity = result.report.effects, result.report.activity_by_arm
+    assert (effects.cases, effects.samples, activity.samples) == (len(TEST.case), None, None)
+    last = effects.outcomes.count["ocrelizumab"]
+    assert (last.forecast.value, last.true.value, last.pehe.value) == (-2, -1, 1)
+    assert last.pehe_floor.value == pytest.approx(4)  # root of 4 + 12
+    assert last.variance_reduction is None
+    assert effects.mean_count_errors.forecast.value == pytest.approx(2 / 6)
+    # Forecast 1, .8, .6, .4, .2, 0 and true 1, 1, 0, 0, 0, 0.
+    assert activity.errors.forecast.value == pytest.approx(1.4 / 6)
+    train = outcomes(600, seed=1)
+    rates = [(train.plain[train.arm == arm] > 0).mean() for arm in range(len(ARMS))]
+    expected_error = np.abs(np.array(rates) - [1, 1, 0, 0, 0, 0]).mean()
+    assert activity.errors.training_means.value == pytest.approx(expected_error)
+    assert result.counterfactual_p_active.tolist() == [
+        pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0])
+    ] * (len(TEST.case))
+    without = evaluated(TEST, counts, expected=expected, truth=truth).report
+    assert without.effects.outcomes.count["ocrelizumab"].pehe_floor is None
+    assert NO_FLOOR in render_markdown(without)
+    assert NO_FLOOR not in render_markdown(result.report)
+    text = answer(result.report, "What would another treatment have done?")
+    assert "the share is off by 0.233 (0.233 to 0.233), that of the training patients" in text
+    assert "the forecast is better than it" in text
+
+
 def test_a_step_upwards_beyond_chance_names_the_arm() -> None:
     counts, chosen = counts_by_arm()
     for case in chosen:
@@ -530,7 +570,8 @@ def test_true_activity_by_arm_is_reported_where_it_is_known() -> None:
     assert [row.true_rate for row in rows] == [1, 1, 1, 1, 1, 0.5]
     means = report.effects.mean_count.values()
     assert [row.true for row in means] == [5.5, 4.5, 3.5, 2.5, 1.5, 0.5]
-    assert [row.forecast for row in means] == pytest.approx([1, 7 / 8, 5 / 8, 4 / 8, 2 / 8, 0])
+    forecast = [row.forecast.value for row in means]
+    assert forecast == pytest.approx([1, 7 / 8, 5 / 8, 4 / 8, 2 / 8, 0])
     assert "truly active" in render_markdown(report)
     placebo = evaluated(TEST, counts, counterfactual_cases=chosen).report.activity_by_arm.arms[
         "placebo"
@@ -577,7 +618,7 @@ def test_an_evaluation_is_written_as_six_files_or_not_at_all(
 ) -> None:
     counts, chosen = counts_by_arm()
     result = evaluated(TEST, counts, counterfactual_cases=chosen)
-    write_evaluation(result, tmp_path, counterfactual_cases=chosen, test_cases=TEST.case)
+    write_evaluation(result, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "report.html", "metrics.json", "tables.md", "estimates.csv", "cases.csv", "evaluation.png",
@@ -594,7 +635,7 @@ def test_an_evaluation_is_written_as_six_files_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(files, "render_html", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            write_evaluation(other, tmp_path, counterfactual_cases=chosen, test_cases=TEST.case)
+            write_evaluation(other, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

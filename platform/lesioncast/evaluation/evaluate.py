@@ -6,11 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lesioncast.arrays import Floats
-from lesioncast.evaluation.analysis.activity_by_arm import (
-    ActivityByArm,
-    ActivityInputs,
-    activity_by_arm,
-)
+from lesioncast.evaluation.analysis.activity_by_arm import ActivityByArm, activity_by_arm
 from lesioncast.evaluation.analysis.baseline_table import baseline_characteristics
 from lesioncast.evaluation.analysis.calibration import calibration_report, probability_calibration
 from lesioncast.evaluation.analysis.performance import groups, variant_report
@@ -34,7 +30,9 @@ from lesioncast.evaluation.analysis.scoring import (
 )
 from lesioncast.evaluation.analysis.spatial import SpatialAgreement, spatial_agreement
 from lesioncast.evaluation.analysis.treatment_effects import (
+    ArmForecasts,
     EffectInputs,
+    EffectVariances,
     TreatmentEffects,
     treatment_effects,
 )
@@ -58,15 +56,15 @@ from lesioncast.imaging.lesions import OPENING_MM, opening_element
 class EvaluationResult:
     """The report, and the cases and predictions behind it for tables and figures.
 
-    `cases` and `methods` count lesions as forecasts do. `counterfactual_p_active` [case, arm] is
-    P(active) of the counterfactual cases; None without any. `columns` are further values of each
-    case, [n] each, NaN where it has none.
+    `cases` and `methods` count lesions as forecasts do. `counterfactual_p_active` [n, arm] is
+    P(active) of the test cases under every arm, NaN for a case that was not forecast under every
+    arm. `columns` are further values of each case, [n] each, NaN where it has none.
     """
 
     report: EvaluationReport
     cases: EvaluationCases
     methods: tuple[MethodPredictions, ...]
-    counterfactual_p_active: Floats | None
+    counterfactual_p_active: Floats
     columns: Mapping[str, Floats] = field(default_factory=dict)
 
 
@@ -182,65 +180,84 @@ def _masks(
 
 @dataclass(frozen=True)
 class _CounterfactualSections:
-    """Report sections on every arm, and P(active) [case, arm]; None without such cases."""
+    """Report sections on every arm, None without forecasts, and P(active) [n, arm] (see above)."""
 
     activity: ActivityByArm | None
     effects: TreatmentEffects | None
-    p_active: Floats | None
+    p_active: Floats
 
 
 def _counterfactual_sections(
     inputs: EvaluationInputs, context: EvaluationContext, bootstrap: Bootstrap
 ) -> _CounterfactualSections:
-    """Compare the arms on the same cases.
-
-    Expected outcomes need no sampling, so activity by arm then covers all test cases. Sampled
-    outcomes cover the counterfactual cases.
-    """
-    arms, cases = range(len(context.arms)), inputs.counterfactual_cases
-    opening = context.opening
+    """Compare the arms on the same cases."""
+    arms, test = context.arms, inputs.test.case
+    p_active = np.full((len(test), len(arms)), np.nan)
+    forecasts = _arm_forecasts(inputs, len(arms), opening=context.opening)
+    if forecasts is None:
+        return _CounterfactualSections(None, None, p_active)
+    p_active[[test.index(case) for case in forecasts.cases]] = forecasts.p_active.T
     training = arm_statistics(
-        inputs.train.arm, inputs.train.cases(opening=opening).count, arms=len(arms)
+        inputs.train.arm, inputs.train.cases(opening=context.opening).count, arms=len(arms)
     )
-    activity_inputs = effects = p_active = None
-    if cases:
-        ensembles = inputs.counterfactual or inputs.factual
-        summaries = [[ensembles[case, arm] for case in cases] for arm in arms]
-        sampled = np.array(
-            [[one.counts(opening=opening) for one in row] for row in summaries], np.float64
-        )
-        p_active = np.array([[one.p_active(opening=opening) for one in row] for row in summaries])
-        true = _true_counts(inputs, cases, arms)
-        activity_inputs = ActivityInputs(p_active, sampled, true)
-        effects = treatment_effects(
-            EffectInputs(sampled, p_active, training, true),
-            arms=context.arms,
+    true = _true_counts(inputs, forecasts.cases, len(arms))
+    unknown = None if true is None else _unknown(inputs, forecasts.cases, context)
+    return _CounterfactualSections(
+        activity=activity_by_arm(
+            forecasts, true, arms=arms, training_rate=training.activity, bootstrap=bootstrap
+        ),
+        effects=treatment_effects(
+            EffectInputs(forecasts, training, true, unknown),
+            arms=arms,
             reference=context.reference,
             bootstrap=bootstrap,
-        )
-    test = inputs.test.case
-    if not opening and set(test) <= set(inputs.expected):
-        expected = np.array([[one.p_active for one in inputs.expected[case]] for case in test]).T
-        activity_inputs = ActivityInputs(expected, true_counts=_true_counts(inputs, test, arms))
-    return _CounterfactualSections(
-        activity=None
-        if activity_inputs is None
-        else activity_by_arm(
-            activity_inputs,
-            arms=context.arms,
-            training_rate=training.activity,
-            bootstrap=bootstrap,
         ),
-        effects=effects,
-        p_active=None if p_active is None else p_active.T,
+        p_active=p_active,
     )
 
 
-def _true_counts(
-    inputs: EvaluationInputs, cases: Sequence[int], arms: Sequence[int]
-) -> Floats | None:
+def _arm_forecasts(inputs: EvaluationInputs, arms: int, *, opening: bool) -> ArmForecasts | None:
+    """Return the forecasts of cases under every arm; None if no case has them.
+
+    Expected outcomes need no sampling and cover all test cases. Without them, or after the opening,
+    for which there are none, samples cover the counterfactual cases.
+    """
+    test, chosen = inputs.test.case, tuple(inputs.counterfactual_cases)
+    if not opening and set(test) <= set(inputs.expected):
+        expected = [inputs.expected[case] for case in test]
+        p_active = np.array([[of_arm.p_active for of_arm in of_case] for of_case in expected])
+        lesions = np.array([[of_arm.lesions for of_arm in of_case] for of_case in expected])
+        return ArmForecasts(test, p_active.T, lesions.T)
+    if not chosen:
+        return None
+    ensembles = inputs.counterfactual or inputs.factual
+    summaries = [[ensembles[case, arm] for case in chosen] for arm in range(arms)]
+    sampled = np.array(
+        [[one.counts(opening=opening) for one in row] for row in summaries], np.float64
+    )
+    p_active = np.array([[one.p_active(opening=opening) for one in row] for row in summaries])
+    return ArmForecasts(chosen, p_active, sampled.mean(axis=2), sampled)
+
+
+def _true_counts(inputs: EvaluationInputs, cases: Sequence[int], arms: int) -> Floats | None:
     """Return the true lesions of the cases under every arm, [arm, n]."""
     truth = inputs.ground_truth
     if truth is None:
         return None
-    return np.array([[truth[case, arm] for case in cases] for arm in arms], np.float64)
+    return np.array([[truth[case, arm] for case in cases] for arm in range(arms)], np.float64)
+
+
+def _unknown(
+    inputs: EvaluationInputs, cases: Sequence[int], context: EvaluationContext
+) -> EffectVariances | None:
+    """Return what nobody can know of the cases' effects; None where their law is not known."""
+    if not set(cases) <= set(inputs.law):
+        return None
+    laws, reference = [inputs.law[case] for case in cases], context.reference
+    arms = range(len(context.arms))
+    return EffectVariances(
+        *(
+            np.array([[law.effect_variance(arm, reference) for law in moments] for arm in arms])
+            for moments in ([law.activity for law in laws], [law.count for law in laws])
+        )
+    )

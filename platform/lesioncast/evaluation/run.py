@@ -46,8 +46,8 @@ class EvaluationSplit:
     """The cases of an evaluation.
 
     Training cases fit the baselines, validation cases the calibration. `counterfactual` are the
-    indices of the test cases that are sampled under every arm. Cases `without_outcome` have an arm
-    and are measured only.
+    indices of the test cases that are sampled under every arm, where no closed form states the
+    count. Cases `without_outcome` have an arm and are measured only.
     """
 
     train: tuple[Case, ...]
@@ -95,9 +95,10 @@ class ForecastSummaries:
     """What is kept of the ensembles of an evaluation.
 
     `factual` covers every forecast case under the arm that it received, from all its images.
-    `counterfactual` covers the counterfactual cases under every arm, and `expected` the outcomes
-    that the prior predicts before sampling, by case; both from the images of the sessions by
-    which arms are compared.
+    `expected` gives by case what the prognostic prior expects under every arm. It is empty for a
+    model without one. `counterfactual` covers the counterfactual cases under every arm, where no
+    closed form states the count. Both are from the images of the sessions by which arms are
+    compared.
     """
 
     factual: EnsembleSummaries
@@ -196,9 +197,14 @@ def sample_and_summarise(
     `opening` says whether lesions are counted after the opening.
     """
     sessions = comparison_sessions(bundle)
-    closed_form = has_closed_form(bundle, opening=opening) and bool(cases.validation)
+    closed_form = has_closed_form(bundle, opening=opening)
     factual = cases.factual_requests(validation=not closed_form)
-    counterfactual = cases.counterfactual_requests(arms=len(store.spec.arms), sessions=sessions)
+    # A prior states what is expected under every arm, so that no sample is needed.
+    counterfactual = (
+        []
+        if closed_form
+        else cases.counterfactual_requests(arms=len(store.spec.arms), sessions=sessions)
+    )
     # Without sessions left out, both lists share requests; each is sampled once.
     requests = list(dict.fromkeys([*factual, *counterfactual]))
     seeds = seeds_of(cases.forecast, seed=seed, samples=settings.samples, scheme=independent_seeds)
@@ -224,7 +230,7 @@ def sample_and_summarise(
         summaries[request] = summarise_samples(samples, store, compare=compare)
         expected |= samples.all_expected
     validation = {}
-    if closed_form:
+    if closed_form and cases.validation:
         validation = closed_form_summaries(
             store, cases.validation, bundle.path, workers=settings.workers
         )

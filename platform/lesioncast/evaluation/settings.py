@@ -13,7 +13,8 @@ class EvaluationSettings:
     samples: int = 16
     #: Test cases to evaluate, evenly over the split; 0 is all of them.
     subjects: int = 0
-    #: Test cases to sample under every arm.
+    #: Test cases to sample under every arm. A model with a lesion-load prior needs no samples for
+    #: that: its expected outcomes cover all test cases.
     counterfactual_subjects: int = 60
     #: Validation cases that calibrate the forecast; None is all of them, 0 leaves calibration out.
     #: They are sampled only where the bundle states no count in closed form.

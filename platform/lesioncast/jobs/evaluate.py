@@ -22,6 +22,7 @@ from lesioncast.evaluation.guidance import (
 )
 from lesioncast.evaluation.input_ablation import predict_from_parts
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
+from lesioncast.evaluation.outcome_law import outcome_law
 from lesioncast.evaluation.provenance import EvaluationSources, current_command, provenance
 from lesioncast.evaluation.reporting.bundle_card import write_card
 from lesioncast.evaluation.reporting.examples import example_cases
@@ -104,6 +105,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             counterfactual=summaries.counterfactual,
             expected=summaries.expected,
             ground_truth=true_counts(store, cases, bids, opening=config.forecast.apply_opening),
+            law=outcome_law(store, cases.test, bids),
             by_inputs=predict_from_parts(store, cases.test, bundle, seed=config.seed),
             subgroups=subgroup_labels(cases.train, cases.test),
             participants=trial_participants(store, set(tables.test.case), bids),
@@ -114,13 +116,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
         columns = {**result.columns, "lesions_in_source": source_lesions(cases.test)}
         result = replace(result, columns=columns)
         examples = example_cases(store, cases.test, path, result, settings=settings)
-    write_evaluation(
-        result,
-        out,
-        counterfactual_cases=cases.counterfactual,
-        test_cases=tables.test.case,
-        examples=examples,
-    )
+    write_evaluation(result, out, examples)
     logger.info("%s", out / REPORT)
     write_card(path, result.report)
 

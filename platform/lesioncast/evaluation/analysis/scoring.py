@@ -28,6 +28,7 @@ from lesioncast.evaluation.provenance import Provenance
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.imaging.regions import REGIONS
+from lesioncast.simulation.outcome_law.posterior import CounterfactualMoments
 from storage import VisitSchedule
 
 CounterfactualCounts = Mapping[tuple[int, int], int]
@@ -91,9 +92,11 @@ class EvaluationInputs:
     - `factual` holds the ensemble of every test and validation case under its factual arm.
     - `counterfactual` holds that of every case in `counterfactual_cases` under every arm, from the
       images of the comparison sessions. `factual` is read where it is None.
-    - `expected` gives, by case, the outcomes that the prior expects under each arm, from the same
+    - `expected` gives, by case, what the prognostic prior expects under each arm, from the same
       images. It is empty for models that only sample.
     - `ground_truth` counts lesions as forecasts do. It is None for a trial that is not simulated.
+    - `law` gives, by case, the exact moments of the outcomes under each arm given the record of
+      w000. It is empty where the law of a simulation is not known.
     - `by_inputs` predicts the test cases from parts of their inputs; empty for models that only
       sample.
     - `subgroups` gives, by variable, the subgroup of each test case; None where it is unknown.
@@ -108,6 +111,7 @@ class EvaluationInputs:
     counterfactual: EnsembleSummaries | None = None
     expected: Mapping[int, Sequence[ExpectedOutcomes]] = field(default_factory=dict)
     ground_truth: CounterfactualCounts | None = None
+    law: Mapping[int, CounterfactualMoments] = field(default_factory=dict)
     validation: OutcomeTable | None = None
     by_inputs: Sequence[InputPredictions] = ()
     subgroups: Mapping[str, Sequence[str | None]] = field(default_factory=dict)

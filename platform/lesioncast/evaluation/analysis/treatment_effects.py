@@ -1,4 +1,7 @@
-"""Effects of arms on the same cases: as forecast, and true where the trial is simulated."""
+"""Effects of arms on the same cases: as forecast, and true where the trial is simulated.
+
+An effect of a simulated patient includes the patient's own luck, which no forecast can know.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesioncast.arrays import Floats
+from lesioncast.evaluation.analysis.arm_errors import ArmMeanErrors, arm_mean_errors
 from lesioncast.evaluation.baselines.baselines import ArmStatistics
 from lesioncast.evaluation.causal.effects import (
     best_arm,
@@ -18,37 +22,49 @@ from lesioncast.evaluation.causal.effects import (
 )
 from lesioncast.evaluation.metrics.bootstrap import (
     Bootstrap,
+    estimate_difference,
     estimate_mean,
     estimate_ratio,
     estimate_rms,
+    resampled_rms,
 )
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
 
 
 @dataclass(frozen=True)
 class MeanCount:
-    """Mean lesion count of one arm as forecast and in truth; `true` is None where not known."""
+    """Mean lesion count of the same cases under one arm, as forecast and in truth.
 
-    forecast: float
+    `training` is the mean of the training cases who received the arm; None if there are none. What
+    needs the truth is None where it is not known.
+    """
+
+    forecast: Estimate
+    forecast_minus_true: Estimate | None
     true: float | None
+    training: float | None
 
 
 @dataclass(frozen=True)
 class ArmEffect:
     """Effect of one arm against the reference arm.
 
+    `pehe` is the root mean square error of individual effects (Hill 2011), `pehe_of_arm_means` that
+    of one effect for everyone, from the means of the training cases. `pehe_floor` is the root mean
+    square of what nobody can know of a patient's effect at week 0, by the law of the simulation.
     `variance_reduction` is how many times the samples independent seeds would need for the same
-    Monte Carlo error. `pehe` is the root mean square error of individual effects (Hill 2011);
-    `pehe_of_arm_means` is that of one effect for everyone, from the means of the training cases.
-    What needs the truth is None where it is not known.
+    Monte Carlo error; None where nothing is sampled. What needs the truth is None where it is not
+    known.
     """
 
     forecast: Estimate
-    variance_reduction: Estimate
+    variance_reduction: Estimate | None = None
     true: Estimate | None = None
     forecast_minus_true: Estimate | None = None
     pehe: Estimate | None = None
     pehe_of_arm_means: Estimate | None = None
+    pehe_minus_that_of_arm_means: Estimate | None = None
+    pehe_floor: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -104,78 +120,130 @@ class Policy:
 
 @dataclass(frozen=True)
 class TreatmentEffects:
-    """Effects of every arm against `reference_arm` on the counterfactual cases.
+    """Effects of every arm against `reference_arm` on the same cases.
 
-    `ranking` is None and `policies` is empty where the truth is not known.
+    `samples` is None where the lesion-load prior states what is expected, without sampling. Without
+    a known truth `mean_count_errors` and `ranking` are None and `policies` is empty.
     """
 
     cases: CaseCount
-    samples: int
+    samples: int | None
     reference_arm: str
     mean_count: ByGroup[MeanCount]
+    mean_count_errors: ArmMeanErrors | None
     outcomes: EffectsByOutcome
     ranking: ArmRanking | None
     policies: tuple[Policy, ...]
 
+    @property
+    def has_floor(self) -> bool:
+        """Return whether the law of the simulation gave the floor of the PEHE."""
+        return any(effect.pehe_floor is not None for effect in self.outcomes.count.values())
+
+
+@dataclass(frozen=True)
+class EffectVariances:
+    """Variance of what nobody can know of each case's effects against the reference, [arm, n]."""
+
+    activity: Floats
+    count: Floats
+
+
+@dataclass(frozen=True)
+class ArmForecasts:
+    """Forecasts of `cases`, n of them, under every arm.
+
+    `p_active` and `lesions` [arm, n] are P(active) and the expected number of lesions.
+    `sampled_counts` [arm, n, k] are the lesions of sample k, on the same seeds for all arms of a
+    case and on other seeds for each case, from which both were computed; None where the lesion-load
+    prior states both in closed form.
+    """
+
+    cases: tuple[int, ...]
+    p_active: Floats
+    lesions: Floats
+    sampled_counts: Floats | None = None
+
 
 @dataclass(frozen=True)
 class EffectInputs:
-    """Forecasts of n cases under every arm, and the truth where a simulation knows it.
+    """Forecasts under every arm, and what they are compared with.
 
-    `sampled_counts` [arm, n, k] are lesions of sample k, on the same seeds for all arms of a case.
-    `p_active` [arm, n] is P(active). `true_counts` [arm, n] are the lesions that the patients would
-    have had. `training` holds the arms' means in the training cases.
+    `training` holds the arms' means in the training cases. `true_counts` [arm, n] are the lesions
+    that the patients would have had, and `unknown` is the part of the effects that nobody can know;
+    both are None where no simulation knows them.
     """
 
-    sampled_counts: Floats
-    p_active: Floats
+    forecasts: ArmForecasts
     training: ArmStatistics
     true_counts: Floats | None = None
+    unknown: EffectVariances | None = None
 
 
 def treatment_effects(
     inputs: EffectInputs, *, arms: Sequence[str], reference: int, bootstrap: Bootstrap
 ) -> TreatmentEffects:
     """Return the effects of every arm against the arm at index `reference`."""
-    sampled, true, training = inputs.sampled_counts, inputs.true_counts, inputs.training
-    weights = bootstrap.weights(sampled.shape[1])
+    forecasts, training, true = inputs.forecasts, inputs.training, inputs.true_counts
+    sampled, unknown = forecasts.sampled_counts, inputs.unknown
+    weights = bootstrap.weights(len(forecasts.cases))
     activity = _OutcomeByArm(
-        samples=is_active(sampled),
-        expected=inputs.p_active,
-        true=None if true is None else is_active(true),
+        expected=forecasts.p_active,
         training_mean=training.activity,
+        true=None if true is None else is_active(true),
+        samples=None if sampled is None else is_active(sampled),
+        unknown=None if unknown is None else unknown.activity,
     )
-    count = _OutcomeByArm(sampled, sampled.mean(axis=2), true, training.mean_count)
+    count = _OutcomeByArm(
+        expected=forecasts.lesions,
+        training_mean=training.mean_count,
+        true=true,
+        samples=sampled,
+        unknown=None if unknown is None else unknown.count,
+    )
     return TreatmentEffects(
-        cases=sampled.shape[1],
-        samples=sampled.shape[2],
+        cases=len(forecasts.cases),
+        samples=None if sampled is None else sampled.shape[2],
         reference_arm=arms[reference],
-        mean_count={
-            name: MeanCount(
-                forecast=float(sampled[arm].mean()),
-                true=None if true is None else float(true[arm].mean()),
-            )
-            for arm, name in enumerate(arms)
-        },
+        mean_count={name: _mean_count(count, arm, weights) for arm, name in enumerate(arms)},
+        mean_count_errors=None
+        if true is None
+        else arm_mean_errors(count.expected, true, count.training_mean, weights),
         outcomes=EffectsByOutcome(
             activity=_effects(activity, arms, reference, weights),
             count=_effects(count, arms, reference, weights),
         ),
-        ranking=None if true is None else _ranking(sampled, true, weights),
+        ranking=None if true is None else _ranking(count.expected, true, weights),
         policies=()
         if true is None
-        else _policies(sampled.mean(axis=2), true, training, arms=arms, weights=weights),
+        else _policies(count.expected, true, training, arms=arms, weights=weights),
     )
 
 
 @dataclass(frozen=True)
 class _OutcomeByArm:
-    """One outcome under every arm: `samples` [arm, n, k], `expected` and `true` [arm, n]."""
+    """One outcome under every arm, as in `ArmForecasts` and `EffectInputs`.
 
-    samples: Floats
+    `expected`, `true` and `unknown` are [arm, n], `samples` [arm, n, k], `training_mean` [arm].
+    """
+
     expected: Floats
-    true: Floats | None
     training_mean: Floats
+    true: Floats | None
+    samples: Floats | None
+    unknown: Floats | None
+
+
+def _mean_count(count: _OutcomeByArm, arm: int, weights: Floats) -> MeanCount:
+    training = count.training_mean[arm]
+    return MeanCount(
+        forecast=estimate_mean(count.expected[arm], weights),
+        forecast_minus_true=None
+        if count.true is None
+        else estimate_mean(count.expected[arm] - count.true[arm], weights),
+        true=None if count.true is None else float(count.true[arm].mean()),
+        training=None if np.isnan(training) else float(training),
+    )
 
 
 def _effects(
@@ -190,24 +258,35 @@ def _effects(
 
 def _effect(outcome: _OutcomeByArm, arm: int, reference: int, weights: Floats) -> ArmEffect:
     forecast = individual_effects(outcome.expected, arm, reference)
-    independent, paired = paired_and_independent_variance(outcome.samples, arm, reference)
-    variance_reduction = estimate_ratio(independent, paired, weights)
+    variance_reduction = None
+    if outcome.samples is not None:
+        variances = paired_and_independent_variance(outcome.samples, arm, reference)
+        variance_reduction = estimate_ratio(*variances, weights)
     if outcome.true is None:
         return ArmEffect(estimate_mean(forecast, weights), variance_reduction)
     true = individual_effects(outcome.true, arm, reference)
     constant = float(outcome.training_mean[arm] - outcome.training_mean[reference])
+    errors, constant_errors = forecast - true, constant - true
+    known_means = not np.isnan(constant)
     return ArmEffect(
         forecast=estimate_mean(forecast, weights),
         variance_reduction=variance_reduction,
         true=estimate_mean(true, weights),
-        forecast_minus_true=estimate_mean(forecast - true, weights),
-        pehe=estimate_rms(forecast - true, weights),
-        pehe_of_arm_means=None if np.isnan(constant) else estimate_rms(constant - true, weights),
+        forecast_minus_true=estimate_mean(errors, weights),
+        pehe=estimate_rms(errors, weights),
+        pehe_of_arm_means=estimate_rms(constant_errors, weights) if known_means else None,
+        pehe_minus_that_of_arm_means=estimate_difference(
+            resampled_rms(errors), resampled_rms(constant_errors), weights
+        )
+        if known_means
+        else None,
+        pehe_floor=None
+        if outcome.unknown is None
+        else estimate_rms(np.sqrt(outcome.unknown[arm]), weights),
     )
 
 
-def _ranking(sampled: Floats, true: Floats, weights: Floats) -> ArmRanking:
-    forecast = sampled.mean(axis=2)
+def _ranking(forecast: Floats, true: Floats, weights: Floats) -> ArmRanking:
     tau = kendall_tau_b(forecast, true)
     (of_means,) = kendall_tau_b(forecast.mean(axis=1)[:, None], true.mean(axis=1)[:, None])
     return ArmRanking(

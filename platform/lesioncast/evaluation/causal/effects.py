@@ -1,9 +1,9 @@
 """Treatment effects on the same patients: as forecast, and as true in a simulated trial.
 
-`sampled` [arm, n, k] are the lesions of sample k of case n under each arm; the arms of a case share
-their seeds. `true` [arm, n] are the lesions that a simulated patient would have had. Both may hold
-counts, or activity as 0 and 1. A true individual effect includes the random part of the patient's
-outcome, which no forecast can know.
+`expected` [arm, n] are expected outcomes of case n under each arm. `sampled` [arm, n, k] are those
+of sample k; the arms of a case share their seeds. `true` [arm, n] are the outcomes that a simulated
+patient would have had. All may hold counts, or activity as 0 and 1. A true individual effect
+includes the random part of the patient's outcome, which no forecast can know.
 """
 
 from collections.abc import Sequence

@@ -93,7 +93,12 @@ def estimate_mean(values: Floats, weights: Floats) -> Estimate:
 
 def estimate_rms(values: Floats, weights: Floats) -> Estimate:
     """Estimate the root mean square of per-case `values` [n]."""
-    return estimate_of(lambda w: np.sqrt(resampled_mean(values**2, w)), weights)
+    return estimate_of(resampled_rms(values), weights)
+
+
+def resampled_rms(values: Floats) -> ResampledScore:
+    """Return a resampled score: the root mean square of per-case `values` [n]."""
+    return lambda weights: np.sqrt(resampled_mean(values**2, weights))
 
 
 def estimate_ratio(numerator: Floats, denominator: Floats, weights: Floats) -> Estimate:

@@ -45,9 +45,9 @@ def _p_active_errors(report: EvaluationReport) -> dict[str, float]:
     """Return mean P(active) minus the true rate, by arm; empty where the truth is not known."""
     arms = {} if report.activity_by_arm is None else report.activity_by_arm.arms
     return {
-        arm: row.p_active.value - row.true_rate
+        arm: row.forecast_minus_true.value
         for arm, row in arms.items()
-        if row.p_active.value is not None and row.true_rate is not None
+        if row.forecast_minus_true is not None and row.forecast_minus_true.value is not None
     }
 
 

@@ -26,9 +26,6 @@ ESTIMATES, CASES, FIGURE = "estimates.csv", "cases.csv", "evaluation.png"
 def write_evaluation(
     result: EvaluationResult,
     folder: Path,
-    *,
-    counterfactual_cases: Sequence[int],
-    test_cases: Sequence[int],
     examples: Sequence[ExampleCase] = (),
 ) -> None:
     """Write the six files into `folder`, metrics.json last.
@@ -36,11 +33,10 @@ def write_evaluation(
     All of them are rendered first: an error or a kill while they are drawn, which takes long, does
     not mix them with those of an earlier evaluation.
 
-    `test_cases` are the store's indices of the rows of `result`, `counterfactual_cases` those of
-    the cases under every arm. The report shows the `examples`.
+    The report shows the `examples`.
     """
     report = result.report
-    rows = cases_csv(result, counterfactual_cases=counterfactual_cases, test_cases=test_cases)
+    rows = cases_csv(result)
     figure = evaluation_figure(report, result.cases, result.methods)
     plots = (*panels(report, result.cases, result.methods), decision_panel(report))
     contents = {
@@ -55,12 +51,11 @@ def write_evaluation(
         atomic_write(folder / name, content)
 
 
-def cases_csv(
-    result: EvaluationResult, *, counterfactual_cases: Sequence[int], test_cases: Sequence[int]
-) -> str:
+def cases_csv(result: EvaluationResult) -> str:
     """Return a table with one row a test case.
 
-    A row holds the outcome, every method's prediction, and P(active) under the counterfactual arms.
+    A row holds the outcome, every method's prediction, and P(active) under every arm, blank where
+    the case was not forecast under every arm.
     """
     arms = result.report.arms
     scoring = [method for method in result.methods if _has_one_run(method)]
@@ -75,13 +70,13 @@ def cases_csv(
         + [f"p_active_if_{arm}" for arm in arms]
     )
     cases = result.cases
-    for row, index in enumerate(test_cases):
+    for row, subject in enumerate(cases.subjects):
         scores = [f"{method.scores[0, row]:.4f}" for method in scoring if method.scores is not None]
         counts = [f"{method.counts[row]:.3f}" for method in counting if method.counts is not None]
         writer.writerow(
-            [cases.subjects[row], arms[cases.arm[row]], f"{cases.count[row]:.0f}", *scores, *counts]
+            [subject, arms[cases.arm[row]], f"{cases.count[row]:.0f}", *scores, *counts]
             + [_cell(values[row]) for values in result.columns.values()]
-            + _counterfactual_cells(result, counterfactual_cases, index)
+            + ["" if isnan(p) else f"{p:.4f}" for p in result.counterfactual_p_active[row]]
         )
     return text.getvalue()
 
@@ -93,13 +88,3 @@ def _cell(value: float) -> str:
 def _has_one_run(method: MethodPredictions) -> bool:
     """Return whether the method gives one P(active) a case; a random method gives several."""
     return method.scores is not None and len(method.scores) == 1
-
-
-def _counterfactual_cells(
-    result: EvaluationResult, counterfactual_cases: Sequence[int], index: int
-) -> list[str]:
-    """Return P(active) under each arm of the case at `index`, blank where it was not computed."""
-    if result.counterfactual_p_active is None or index not in counterfactual_cases:
-        return ["" for _ in result.report.arms]
-    row = list(counterfactual_cases).index(index)
-    return [f"{probability:.4f}" for probability in result.counterfactual_p_active[row]]

@@ -6,6 +6,7 @@ No verdict is fixed beforehand: better, worse or not distinguishable follows fro
 from dataclasses import dataclass
 
 from lesioncast.evaluation.analysis.activity_by_arm import ArmActivity
+from lesioncast.evaluation.analysis.arm_errors import ArmMeanErrors
 from lesioncast.evaluation.analysis.performance import POOLED, VariantReport
 from lesioncast.evaluation.analysis.regional import RegionalReport
 from lesioncast.evaluation.analysis.schema import EvaluationReport
@@ -27,7 +28,8 @@ from lesioncast.evaluation.reporting.markdown.sections import REGION_NAMES
 from lesioncast.forecasting.ensemble import wilson_interval
 from lesioncast.markdown import format_estimate
 
-HIGHER_IS_BETTER = {AUC: True, AUC_WITHIN_ARM: True, LOG_MSE: False}
+ARM_ERROR = "mean absolute error over arms"
+HIGHER_IS_BETTER = {AUC: True, AUC_WITHIN_ARM: True, LOG_MSE: False, ARM_ERROR: False}
 BASELINES = {
     ARM_RATE: "the rate of the treatment arm",
     REGRESSION: "a regression on a few numbers measured on the images",
@@ -231,7 +233,7 @@ def _treatments(report: EvaluationReport) -> Finding:
         f"{describe_sessions(report.comparison_sessions, report.visits)}. "
         f"{describe_monotonicity(activity)} "
         f"{first.capitalize()} minus {last}: {difference.value:.2f} ({size})."
-        f"{_truth_words(first_row, last_row)}{warning}",
+        f"{_truth_words(first_row, last_row)}{_arm_error_words(activity.errors)}{warning}",
     )
 
 
@@ -248,4 +250,17 @@ def _truth_words(first: ArmActivity, last: ArmActivity) -> str:
     return (
         f" The true difference for the same patients, which the simulation knows, is "
         f"{first.true_rate - last.true_rate:.2f}."
+    )
+
+
+def _arm_error_words(errors: ArmMeanErrors | None) -> str:
+    if errors is None:
+        return ""
+    text = f" On average over the treatments the share is off by {format_estimate(errors.forecast)}"
+    if errors.training_means is None or errors.forecast_minus_training_means is None:
+        return f"{text}."
+    verdict = _verdict(errors.forecast_minus_training_means, ARM_ERROR)
+    return (
+        f"{text}, that of the training patients on each treatment by "
+        f"{format_estimate(errors.training_means)}: the forecast is {verdict} it."
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from lesioncast.evaluation.analysis.performance import POOLED, PairedDifference
 from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, AVERAGE_PRECISION, LOG_MSE
+from lesioncast.evaluation.reporting.markdown.effects import describe_arm_errors
 from lesioncast.evaluation.reporting.markdown.report import (
     METRIC_LABELS,
     describe_comparison,
@@ -76,6 +77,7 @@ def _activity_by_arm(report: EvaluationReport) -> str:
         f"The same {activity.cases} subjects under every arm, "
         f"{describe_comparison(activity, report)}. {describe_monotonicity(activity)} First minus "
         f"last arm: {format_estimate(activity.first_minus_last)}.\n\n{markdown_table(head, rows)}"
+        f"{describe_arm_errors(activity.errors, digits=3)}"
     )
 
 

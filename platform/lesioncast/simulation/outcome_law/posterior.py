@@ -23,11 +23,11 @@ from lesioncast.simulation.disease import Patient
 FRAILTY = np.linspace(-5, 5, 81)
 SEVERITY = np.linspace(-5, 5, 201)
 RESPONSE = np.linspace(-4, 4, 33)
-COUNTS = np.arange(disease.MAX_COUNT + 1)
+COUNTS = np.arange(disease.MAX_COUNT + 1.0)
 OUTCOME = disease.PERIODS.index("w096")
 # A count is a step function of the latents. Steps are smoothed by half a cell of SEVERITY, without
 # which a sum over its values would miss up to a cell of probability.
-_SMOOTHING = (SEVERITY[1] - SEVERITY[0]) / 2
+_SMOOTHING = float(SEVERITY[1] - SEVERITY[0]) / 2
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def counterfactual_moments(
     severity = _severity_posterior(patient, h)
     given_severity = np.stack([_count_given_severity(patient, h, arm) for arm in arms])
     moments = []
-    for outcome in (COUNTS > 0, COUNTS):
+    for outcome in (np.minimum(COUNTS, 1.0), COUNTS):
         # [arm, severity]: expectations of the outcome and of its square.
         first, second = given_severity @ outcome, given_severity @ outcome**2
         mean = first @ severity

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from lesioncast.evaluation.analysis.arm_errors import ArmMeanErrors
 from lesioncast.evaluation.analysis.treatment_effects import (
     ArmEffect,
     ArmRanking,
@@ -24,31 +25,29 @@ def describe_sessions(sessions: Sequence[str], visits: VisitSchedule) -> str:
     return f"from the images of {' and '.join(sessions)}"
 
 
+NO_FLOOR = (
+    "The floor is not known here: the trial's folder does not hold settings of this version of the "
+    "simulation."
+)
+
+
+def describe_source(samples: int | None) -> str:
+    """Say which part of the model made the figures on every arm."""
+    if samples is None:
+        return "as the prognostic prior states it, without samples"
+    return f"{samples} samples on the same seeds for all arms of a case"
+
+
 def effect_sections(
     effects: TreatmentEffects | None, sessions: Sequence[str], visits: VisitSchedule
 ) -> list[str]:
     """Return average and individual effects, the ranking of arms and the value of policies."""
     if effects is None:
         return []
-    opening = (
-        f"{effects.cases} test cases sampled under every arm, "
-        f"{describe_sessions(sessions, visits)}: "
-        f"{effects.samples} samples on the same seeds for all arms of a case. An effect is an arm "
-        f"minus {effects.reference_arm}. The last column is the variance reduction: how many times "
-        "the samples independent seeds would need for the same Monte Carlo error. "
-    )
-    opening += (
-        "No truth is known here: the table shows what the model says."
-        if effects.ranking is None
-        else "True effects are those of the simulated patients. They include each patient's own "
-        "luck, which nobody can forecast, so the PEHE (Hill 2011, root mean square error of "
-        "individual effects) cannot reach 0. Beside it stands the PEHE of one effect for everyone, "
-        "from the means of the training patients."
-    )
     parts = [
         "## Effects of the arms",
-        opening,
-        _mean_counts(effects.mean_count),
+        _opening(effects, describe_sessions(sessions, visits)),
+        _mean_counts(effects.mean_count, effects.mean_count_errors),
         _effects("Activity", effects.outcomes.activity),
         _effects("Lesion count", effects.outcomes.count),
     ]
@@ -57,30 +56,81 @@ def effect_sections(
     return ["\n\n".join(parts)]
 
 
-def _mean_counts(arms: Mapping[str, MeanCount]) -> str:
-    rows = [
-        [arm, format_number(mean.forecast, digits=2), format_number(mean.true, digits=2)]
-        for arm, mean in arms.items()
+def _opening(effects: TreatmentEffects, images: str) -> str:
+    sentences = [
+        f"{effects.cases} test cases under every arm, {images}: "
+        f"{describe_source(effects.samples)}. An effect is an arm minus {effects.reference_arm}."
     ]
-    return f"### Mean lesion count\n\n{markdown_table(['arm', 'forecast', 'true'], rows)}"
+    if effects.samples is not None:
+        sentences.append(
+            "The last column is the variance reduction: how many times the samples independent "
+            "seeds would need for the same Monte Carlo error."
+        )
+    if effects.ranking is None:
+        return " ".join(
+            [*sentences, "No truth is known here: the table shows what the model says."]
+        )
+    sentences.append(
+        "True effects are those of the simulated patients. They include each patient's own luck, "
+        "which nobody can forecast, so the PEHE (Hill 2011, root mean square error of individual "
+        "effects) cannot reach 0. Beside it stands the PEHE of one effect for everyone, from the "
+        "means of the training patients."
+    )
+    sentences.append(
+        "The floor is the PEHE expected of the exact forecast from all that is recorded at week 0, "
+        "by the law of the simulation. On these patients chance may put a forecast a little below."
+        if effects.has_floor
+        else NO_FLOOR
+    )
+    return " ".join(sentences)
 
 
-def _effects(outcome: str, arms: Mapping[str, ArmEffect]) -> str:
-    head = ["arm", "forecast effect", "true effect", "forecast minus true"]
-    head += ["PEHE", "PEHE of arm means", "variance reduction"]
+def _mean_counts(arms: Mapping[str, MeanCount], errors: ArmMeanErrors | None) -> str:
     rows = [
         [
             arm,
-            format_estimate(effect.forecast),
-            format_estimate(effect.true),
-            format_estimate(effect.forecast_minus_true),
-            format_estimate(effect.pehe),
-            format_estimate(effect.pehe_of_arm_means),
-            format_estimate(effect.variance_reduction),
+            format_estimate(mean.forecast, digits=2),
+            format_number(mean.true, digits=2),
+            format_estimate(mean.forecast_minus_true, digits=2),
+            format_number(mean.training, digits=2),
         ]
+        for arm, mean in arms.items()
+    ]
+    head = ["arm", "forecast", "true", "forecast minus true", "training mean of the arm"]
+    table = markdown_table(head, rows)
+    return f"### Mean lesion count\n\n{table}{describe_arm_errors(errors, digits=2)}"
+
+
+def describe_arm_errors(errors: ArmMeanErrors | None, *, digits: int) -> str:
+    """Return a paragraph on the errors of the means by arm; nothing without a known truth."""
+    if errors is None:
+        return ""
+    of_forecast = format_estimate(errors.forecast, digits=digits)
+    text = f"\n\nMean absolute error over the arms: {of_forecast} of the forecast"
+    if errors.training_means is not None:
+        of_training = format_estimate(errors.training_means, digits=digits)
+        difference = format_estimate(errors.forecast_minus_training_means, digits=digits)
+        text += f", {of_training} of the training means, difference {difference}"
+    return f"{text}. Chance errors of the arms do not cancel here."
+
+
+def _effects(outcome: str, arms: Mapping[str, ArmEffect]) -> str:
+    columns: dict[str, Callable[[ArmEffect], Estimate | None]] = {
+        "forecast effect": lambda effect: effect.forecast,
+        "true effect": lambda effect: effect.true,
+        "forecast minus true": lambda effect: effect.forecast_minus_true,
+        "PEHE": lambda effect: effect.pehe,
+        "PEHE of arm means": lambda effect: effect.pehe_of_arm_means,
+        "PEHE minus that of arm means": lambda effect: effect.pehe_minus_that_of_arm_means,
+        "floor of the PEHE": lambda effect: effect.pehe_floor,
+    }
+    if any(effect.variance_reduction is not None for effect in arms.values()):
+        columns["variance reduction"] = lambda effect: effect.variance_reduction
+    rows = [
+        [arm, *(format_estimate(value(effect)) for value in columns.values())]
         for arm, effect in arms.items()
     ]
-    return f"### {outcome}\n\n{markdown_table(head, rows)}"
+    return f"### {outcome}\n\n{markdown_table(['arm', *columns], rows)}"
 
 
 def _ranking(ranking: ArmRanking) -> str:

@@ -23,7 +23,9 @@ from lesioncast.evaluation.metrics.names import (
 from lesioncast.evaluation.paper_results import SOURCE, published
 from lesioncast.evaluation.reporting.markdown.effects import (
     contrast_section,
+    describe_arm_errors,
     describe_sessions,
+    describe_source,
     effect_sections,
 )
 from lesioncast.evaluation.reporting.markdown.participants import (
@@ -236,12 +238,13 @@ def _activity_by_arm(report: EvaluationReport) -> str:
             format_estimate(row.minus_previous),
             format_number(row.monte_carlo_error),
             format_number(row.true_rate),
+            format_estimate(row.forecast_minus_true),
             format_number(row.training_rate),
         ]
         for arm, row in activity.arms.items()
     ]
     head = ["arm", "mean P(active)", "minus the arm before", "Monte Carlo error"]
-    head += ["truly active", "training rate of the arm"]
+    head += ["truly active", "forecast minus true", "training rate of the arm"]
     return (
         "## The same patients under every arm\n\n"
         f"{activity.cases} test cases under each arm, "
@@ -250,15 +253,14 @@ def _activity_by_arm(report: EvaluationReport) -> str:
         f'{format_estimate(activity.first_minus_last)}. "Truly active" is the share of the same '
         "cases that would have been active in the simulation. The training rate is of other "
         f"patients: those who received the arm.\n\n{markdown_table(head, rows)}"
+        f"{describe_arm_errors(activity.errors, digits=3)}"
     )
 
 
 def describe_comparison(activity: ActivityByArm, report: EvaluationReport) -> str:
     """Describe from which images and how P(active) under every arm was obtained."""
     images = describe_sessions(report.comparison_sessions, report.visits)
-    if activity.samples is None:
-        return f"{images}: P(active) as the prognostic prior states it, without samples"
-    return f"{images}: {activity.samples} samples on the same seeds for all arms of a case"
+    return f"{images}: {describe_source(activity.samples)}"
 
 
 def describe_monotonicity(activity: ActivityByArm) -> str:
