@@ -68,6 +68,61 @@ def test_prior_recovers_the_distribution_of_the_lesion_load() -> None:
     assert not alike(flat, expected, within=0.2)
 
 
+def mean_by_arm(prior: LesionLoadPrior, data: PriorTrainingData) -> list[float]:
+    """Return the mean P(lesion load class 1) of the cases of each arm."""
+    return [predicted(prior, data)[data.arm == arm].mean().item() for arm in (0, 1)]
+
+
+def observed_by_arm(data: PriorTrainingData) -> list[float]:
+    return [data.lesion_load[data.arm == arm].float().mean().item() for arm in (0, 1)]
+
+
+def at_baseline(data: PriorTrainingData) -> PriorTrainingData:
+    """Return the cases without the second channel, which comes after baseline."""
+    return replace(data, burden=data.burden * torch.tensor([1.0, 0.0])[:, None])
+
+
+def test_mean_probability_of_each_arm_is_its_observed_share_for_each_pattern_of_images() -> None:
+    data = patients(300, seed=1)
+    prior = fitted(data, DropoutRates(arm=0.1, session=0.25))
+    for shown in (data, at_baseline(data), replace(data, burden=torch.zeros_like(data.burden))):
+        assert mean_by_arm(prior, shown) == pytest.approx(observed_by_arm(data), abs=1e-4)
+        unknown = replace(shown, arm=torch.full_like(data.arm, 2))
+        share = data.lesion_load.float().mean().item()
+        assert predicted(prior, unknown).mean().item() == pytest.approx(share, abs=1e-4)
+
+
+def test_offset_of_an_arm_changes_no_order_within_the_arm() -> None:
+    data = patients(300, seed=1)
+    prior = fitted(data)
+    assert prior.arm_offset[:, :2].abs().min() > 0
+    calibrated = predicted(prior, data)[data.arm == 1]
+    prior.arm_offset.zero_()
+    raw = predicted(prior, data)[data.arm == 1]
+    assert torch.equal(calibrated.argsort(), raw.argsort())
+    assert not torch.allclose(calibrated, raw)
+
+
+def test_offset_corrects_the_means_of_other_cases() -> None:
+    """A prior that never missed later images is wrong without them, under either arm."""
+    train, test = patients(2000, seed=1), patients(2000, seed=2)
+    train, test = (replace(data, burden=data.burden.flip(1)) for data in (train, test))
+    prior, observed = fitted(train), np.array(observed_by_arm(test))
+    assert mean_by_arm(prior, at_baseline(test)) == pytest.approx(observed, abs=0.04)
+    prior.arm_offset.zero_()
+    assert (np.abs(mean_by_arm(prior, at_baseline(test)) - observed) > 0.1).all()
+
+
+def test_offset_of_an_arm_whose_cases_are_all_active_is_finite_and_of_one_without_cases_is_0() -> (
+    None
+):
+    data = patients(40, seed=1)
+    data = replace(data, lesion_load=torch.ones_like(data.arm), arm=torch.zeros_like(data.arm))
+    prior = fitted(data)
+    assert mean_by_arm(prior, data)[0] == pytest.approx(39.5 / 40, abs=1e-4)
+    assert (prior.arm_offset[:, 1] == 0).all()
+
+
 def test_class_without_cases_takes_the_lesion_count_of_the_class_below() -> None:
     data = patients(3, seed=1)
     data = replace(data, lesion_load=torch.tensor([0, 1, 1]), lesions=torch.tensor([0.0, 1.0, 3.0]))
@@ -94,13 +149,13 @@ def test_prior_fitted_with_session_dropout_predicts_from_baseline() -> None:
     """The lesion load depends on the later channel alone, so that baseline is uninformative."""
     data = patients(2000, seed=1)
     data = replace(data, burden=data.burden.flip(1))
-    early = replace(data, burden=data.burden * torch.tensor([1.0, 0.0])[:, None])
+    early = at_baseline(data)
     rate = data.lesion_load.float()[data.arm == 0].mean().item()
-    assert predicted(fitted(data), early)[data.arm == 0].mean().item() != pytest.approx(
-        rate, abs=0.1
-    )
-    actual = predicted(fitted(data, DropoutRates(session=0.3)), early)[data.arm == 0].mean().item()
-    assert actual == pytest.approx(rate, abs=0.05)
+    unaware, aware = (fitted(data, DropoutRates(session=share)) for share in (0.0, 0.3))
+    for prior in (unaware, aware):
+        prior.arm_offset.zero_()  # which would give both the right mean
+    assert mean_by_arm(unaware, early)[0] != pytest.approx(rate, abs=0.1)
+    assert mean_by_arm(aware, early)[0] == pytest.approx(rate, abs=0.05)
 
 
 def test_prior_uses_a_covariate_and_predicts_without_it() -> None:

@@ -8,7 +8,7 @@ from lesioncast.imaging.intervals import IntervalRanges
 from storage import VisitSchedule
 from storage.settings import StoreSettings
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from lesioncast.diffusion.covariates import covariate_features, covariate_width,
 from lesioncast.imaging.covariates import Covariate
 
 HIDDEN = 32
+NO_IMAGE, BASELINE_ALONE, LATER_TOO = range(3)  # patterns of the images that a patient has
 MIN_PROBABILITY = 1e-7  # the largest float32 below 1 is about 1 - 1e-7
 SHIFT_LIMIT, BISECTIONS = 32.0, 18  # accurate to 0.0001 in log odds
 # Step of the Weyl sequence: 2^64 divided by the golden ratio, rounded to an odd number.
@@ -76,6 +77,14 @@ def shift_log_odds_to_sum(probability: Tensor, total: Tensor) -> Tensor:
     if total == 0:
         return torch.zeros_like(probability)
     log_odds = probability.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit()
+    return torch.sigmoid(log_odds + shift_to_sum(log_odds, total))
+
+
+def shift_to_sum(log_odds: Tensor, total: Tensor) -> float:
+    """Return the amount by which to shift all `log_odds` so that the probabilities sum to `total`.
+
+    The root is found by bisection.
+    """
     below, above = -SHIFT_LIMIT, SHIFT_LIMIT
     for _ in range(BISECTIONS):
         shift = (below + above) / 2
@@ -83,7 +92,7 @@ def shift_log_odds_to_sum(probability: Tensor, total: Tensor) -> Tensor:
             below = shift
         else:
             above = shift
-    return torch.sigmoid(log_odds + above)
+    return above
 
 
 class LoadExpectations(NamedTuple):
@@ -111,10 +120,17 @@ class LesionLoadPrior(nn.Module):
     It needs no other network, so that it can be fitted to all training cases at once. It starts
     with equal probabilities for all classes. `lesions` and `log_lesions` [class] are the means of
     the number of lesions n and of log(1 + n) over the training cases of each class.
+
+    `arm_offset` [pattern, arm] is added to the log odds of a lesion. It makes mean P(active) of an
+    arm's training cases their observed share (calibration in the large), which the shrunk weights
+    miss. There is one for each pattern of images that a patient may have. `image_pattern` [feature]
+    is the pattern that a feature other than 0 shows.
     """
 
     lesions: Tensor
     log_lesions: Tensor
+    arm_offset: Tensor
+    image_pattern: Tensor
 
     def __init__(
         self, patient: int, *, arms: int, classes: int, covariates: Sequence[Covariate]
@@ -127,6 +143,8 @@ class LesionLoadPrior(nn.Module):
         )
         self.register_buffer("lesions", torch.zeros(classes))
         self.register_buffer("log_lesions", torch.zeros(classes))
+        self.register_buffer("arm_offset", torch.zeros(LATER_TOO + 1, arms))
+        self.register_buffer("image_pattern", torch.zeros(features - arms, dtype=torch.long))
 
     def patient_features(self, burden: Tensor, covariates: Tensor | None) -> Tensor:
         """Return features of patients, [b, feature].
@@ -147,7 +165,12 @@ class LesionLoadPrior(nn.Module):
         """
         one_hot_arm = functional.one_hot(arm, self.arms).to(patient)
         logits: Tensor = self.layers(torch.cat([patient, one_hot_arm], dim=1))
-        return logits
+        offset = self.arm_offset[self.pattern(patient), arm]
+        return torch.cat([logits[:, :1], logits[:, 1:] + offset[:, None]], dim=1)
+
+    def pattern(self, patient: Tensor) -> Tensor:
+        """Return which images patients [b, feature] have, [b]: the latest of their patterns."""
+        return ((patient != 0) * self.image_pattern).amax(dim=1)
 
     def expected_outcomes(self, patient: Tensor) -> LoadExpectations:
         """Return the expected outcomes of one patient [1, feature] under every arm but the null."""

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from lesioncast.diffusion.controlnet import lesion_burden
-from lesioncast.diffusion.lesion_load import LesionLoadPrior, lesion_load_class
+from lesioncast.diffusion.lesion_load import (
+    BASELINE_ALONE,
+    LATER_TOO,
+    NO_IMAGE,
+    LesionLoadPrior,
+    lesion_load_class,
+    shift_to_sum,
+)
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import NET2
 from lesioncast.imaging.channels import TARGET_CHANNELS, encode_case, parse_channels
@@ -115,7 +122,56 @@ def fit_lesion_load_prior(
         (prior.log_lesions, data.lesions.log1p()),
     ):
         buffer.copy_(class_means(values, data.lesion_load, classes=len(buffer)))
+    calibrate_arms(prior, data, post_baseline=post_baseline)
     return float(torch.stack(losses[-STEPS // 10 :]).mean())
+
+
+@torch.no_grad()
+def calibrate_arms(
+    prior: LesionLoadPrior, data: PriorTrainingData, *, post_baseline: npt.NDArray[np.bool_]
+) -> None:
+    """Set the offset of each arm so that its mean P(active) is the observed share.
+
+    The mean is over the training cases who received the arm, with all their images, with those of
+    baseline alone, and without images. The null arm has the cases of all arms. An arm without cases
+    keeps the offset 0. Where all or none of an arm's cases are active, half a case is taken from
+    the share or added to it, since no offset gives 0 or 1. Calibration in the large: Steyerberg
+    2019, section 15.3.
+    """
+    later = torch.from_numpy(post_baseline).to(data.burden.device)
+    hidden = {
+        NO_IMAGE: torch.ones_like(later),
+        BASELINE_ALONE: later,
+        LATER_TOO: torch.zeros_like(later),
+    }
+    # The first features are the burden, [channel, 3], of which a missing channel has zeros.
+    of_channel = BASELINE_ALONE + (LATER_TOO - BASELINE_ALONE) * later.long()
+    prior.image_pattern.zero_()
+    prior.image_pattern[: data.burden[0].numel()] = of_channel.repeat_interleave(
+        data.burden.shape[2]
+    )
+    prior.arm_offset.zero_()
+    active = data.lesion_load > 0
+    for pattern, channels in hidden.items():
+        burden = data.burden.masked_fill(channels[:, None], 0)
+        patient = prior.patient_features(burden, data.covariates)
+        of_pattern = prior.pattern(patient) == pattern
+        for arm in range(prior.arms):
+            rows = of_pattern & ((data.arm == arm) | (arm == prior.arms - 1))
+            if rows.any():
+                offset = offset_to_share(prior, patient[rows], arm, active[rows])
+                prior.arm_offset[pattern, arm] = offset
+
+
+def offset_to_share(prior: LesionLoadPrior, patient: Tensor, arm: int, active: Tensor) -> float:
+    """Return what to add to the log odds under `arm` so that they give the share of `active` [n].
+
+    `patient` [n, feature] are the features of the same cases.
+    """
+    cases = len(active)
+    logits = prior(patient, torch.full((cases,), arm, device=patient.device)).double()
+    log_odds = logits[:, 1:].logsumexp(1) - logits[:, 0]
+    return shift_to_sum(log_odds, active.double().sum().clamp(0.5, cases - 0.5))
 
 
 def class_means(values: Tensor, lesion_load: Tensor, *, classes: int) -> Tensor:
