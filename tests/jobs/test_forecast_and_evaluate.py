@@ -19,6 +19,7 @@ from lesioncast.bundle.bundle import load_bundle
 from lesioncast.config import load_config
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.reporting.json_io import read_report
+from lesioncast.evaluation.reporting.markdown.effects import NO_FLOOR
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.reporting.summary_page import evaluation_section
 from lesioncast.evaluation.run import select_evaluation_cases, true_counts
@@ -67,14 +68,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
     write_bundle(folder / "bundle")
     write_bundle(folder / "baseline_only", baseline_only=True)
+    write_bundle(folder / "with_prior", lesion_loads=(1, 20))
     return folder
 
 
 @pytest.fixture(scope="module")
 def evaluated(ray_cluster: None, root: Path) -> Path:
-    """Evaluate copies of both bundles, and return the folder of the copies."""
+    """Evaluate copies of the bundles, and return the folder of the copies."""
     folder = root / "evaluated"
-    for name in ("bundle", "baseline_only"):
+    for name in ("bundle", "baseline_only", "with_prior"):
         shutil.copytree(root / name, folder / name)
         paths = ["--bundle", str(folder / name), "--out", str(folder / f"evaluation_{name}")]
         assert evaluate.main(given(root, *paths)) == 0
@@ -169,6 +171,29 @@ def test_arms_are_compared_on_baseline_images_if_the_bundle_was_trained_for_it(
     )
     assert (every != alone).any()
     assert "before any treatment: 3 samples" in render_markdown(start)
+
+
+@pytest.mark.ray
+def test_arms_are_compared_on_all_test_cases_without_samples_by_a_bundle_with_a_prior(
+    evaluated: Path,
+) -> None:
+    out = evaluated / "evaluation_with_prior"
+    report, sampled = (
+        read_report(evaluated / f"evaluation_{name}/metrics.json")
+        for name in ("with_prior", "bundle")
+    )
+    assert (report.effects.cases, report.effects.samples) == (4, None)
+    assert (sampled.effects.cases, sampled.effects.samples) == (2, 3)
+    assert (report.activity_by_arm.cases, report.activity_by_arm.samples) == (4, None)
+    assert report.effects.outcomes.count["ocrelizumab"].true.value == -2.0
+    # The folder does not hold the settings of a simulation, so that its law is not known.
+    assert report.effects.outcomes.count["ocrelizumab"].pehe_floor is None
+    assert NO_FLOOR in (out / "tables.md").read_text()
+    (head, *rows) = [line.split(",") for line in (out / "cases.csv").read_text().splitlines()]
+    assert head[-3:] == [f"p_active_if_{arm}" for arm in SPEC.arms]
+    means = [row.p_active.value for row in report.activity_by_arm.arms.values()]
+    written = np.array([row[-3:] for row in rows], np.float64)
+    assert written.mean(axis=0) == pytest.approx(means, abs=1e-4)
 
 
 @pytest.mark.ray
