@@ -193,12 +193,12 @@ def standardised_age(years: float) -> float:
     return (years - _MEAN_AGE) / _SD_AGE
 
 
-def gad_mean(z: Floats) -> Floats:
+def gad_mean(z: Floats | float) -> Floats:
     """Return the expected number of enhancing lesions at w000 for frailty z, before clipping."""
     return np.asarray(np.exp(-0.2 + 0.9 * z))
 
 
-def t2_median(z: Floats, age: float, duration: float) -> Floats:
+def t2_median(z: Floats | float, age: float, duration: float) -> Floats:
     """Return the median number of T2 lesions at w000 for frailty z.
 
     `age` is standardised and `duration` in years.
@@ -206,9 +206,50 @@ def t2_median(z: Floats, age: float, duration: float) -> Floats:
     return np.asarray(14 * np.exp(0.4 * z + 0.15 * age + 0.25 * np.log1p(duration / 5)))
 
 
-def expected_extra_relapses(z: Floats) -> Floats:
+def expected_extra_relapses(z: Floats | float) -> Floats:
     """Return the expected number of relapses after the first for frailty z."""
     return np.asarray(0.5 * np.exp(0.35 * z))
+
+
+class _Latents(NamedTuple):
+    """Standard normal variables from which a patient follows; age is standardised."""
+
+    frailty: float
+    age: float
+    disability: float
+    #: What no past tells of the severity of each period, [period].
+    luck: Floats
+    #: Response to each kind of therapy, [channel].
+    responses: Floats
+
+
+def _draw_latents(rng: np.random.Generator) -> _Latents:
+    """Draw the latents of a patient; age correlates with frailty."""
+    z, age, disability = rng.standard_normal(3)
+    age = AGE_FRAILTY_CORRELATION * z + np.sqrt(1 - AGE_FRAILTY_CORRELATION**2) * age
+    luck = rng.standard_normal(len(PERIODS))
+    return _Latents(z, age, disability, luck, rng.standard_normal(5))
+
+
+def _severity(latents: _Latents, h: float) -> Floats:
+    """Return the severity of each period with predictability `h`, [period]."""
+    return np.asarray(h * latents.frailty + np.sqrt(1 - h**2) * latents.luck)
+
+
+def redraw_count(
+    settings: SimulationSettings, index: int, arm: str, rng: np.random.Generator
+) -> int:
+    """Draw the new lesions of patient `index` in the last period once more, under `arm`.
+
+    Only the luck of that period is drawn anew. Frailty, age and response to therapy stay, so the
+    number follows its distribution given all that precedes the period.
+    """
+    h = settings.predictability
+    latents = _draw_latents(subject_rng(settings, index, RngStream.PATIENT))
+    luck = np.append(latents.luck[:-1], rng.standard_normal())
+    latents = latents._replace(luck=luck)
+    counts = _counts(_scores(_severity(latents, h), latents.age, latents.responses, h))
+    return int(counts[-1, PAPER_ARM_NAMES.index(arm)])
 
 
 def draw_patient(settings: SimulationSettings, index: int) -> Patient:
@@ -216,11 +257,9 @@ def draw_patient(settings: SimulationSettings, index: int) -> Patient:
     trial, arm = _assign(subject_rng(settings, index, RngStream.ASSIGNMENT))
     rng = subject_rng(settings, index, RngStream.PATIENT)
     h = settings.predictability
-    z, age, disability = rng.standard_normal(3)
-    # Standardised age, correlated with frailty.
-    age = AGE_FRAILTY_CORRELATION * z + np.sqrt(1 - AGE_FRAILTY_CORRELATION**2) * age
-    severity = h * z + np.sqrt(1 - h**2) * rng.standard_normal(len(PERIODS))
-    scores = _scores(severity, age, rng.standard_normal(5), h)
+    latents = _draw_latents(rng)
+    z, age, disability = latents.frailty, latents.age, latents.disability
+    scores = _scores(_severity(latents, h), age, latents.responses, h)
     years = float(np.clip(_MEAN_AGE + _SD_AGE * age, 18, 60))
     duration = float(np.clip(rng.gamma(1.6, 4.0) * years / _MEAN_AGE, 0.2, years - 12))
     sex = "F" if rng.random() < 0.68 else "M"

@@ -23,7 +23,7 @@ Window = tuple[slice, slice, slice]
 # New lesions lie in the paper's slab of 15 slices of 3 mm (section 3, Dataset).
 SLAB_MM = 45.0
 # Standard deviation of the distance to the anchor lesion.
-_NEAR_MM = 6.0
+NEAR_MM = 6.0
 # Number of candidate voxels of one kind of site before the next kind is tried.
 _MAX_TRIES = 40
 
@@ -106,7 +106,7 @@ class FreeTissue:
 
     def site_beside(self, rng: np.random.Generator, anchors: list[Voxel]) -> Voxel | None:
         """Draw a free voxel some millimetres from one of the `anchors`."""
-        steps = rng.standard_normal((_MAX_TRIES, 3)) * (_NEAR_MM / np.array(self.spacing))
+        steps = rng.standard_normal((_MAX_TRIES, 3)) * (NEAR_MM / np.array(self.spacing))
         chosen = np.array(anchors)[rng.integers(len(anchors), size=_MAX_TRIES)]
         candidates = np.rint(chosen + steps).astype(int)
         inside = ((candidates >= 0) & (candidates < self.white.shape)).all(axis=1)

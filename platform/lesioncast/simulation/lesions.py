@@ -6,6 +6,7 @@ any mask with more. New lesions of a period never touch (26-connectivity), so th
 connected components is the number of lesions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from lesioncast.simulation.disease import PERIODS, Patient
 from lesioncast.simulation.lesion_sites import (
     Axes,
     FreeTissue,
+    SiteWeights,
     Voxel,
     Window,
     lesion_site_weights,
@@ -26,7 +28,7 @@ from lesioncast.simulation.lesion_sites import (
 from storage.layout import CONNECTIVITY_26
 
 # Share of the lesions that arise near an existing lesion.
-_NEAR_SHARE = 0.45
+NEAR_SHARE = 0.45
 # Share of the new lesions that still enhance at the session that first shows them.
 _ENHANCING_SHARE = 0.3
 # Relative amplitude of the waves that make an ellipsoid irregular.
@@ -61,7 +63,7 @@ class SimulatedLesions:
 
 
 @dataclass(frozen=True)
-class _RadiusDistribution:
+class RadiusDistribution:
     """Lognormal distribution of radii in mm, clipped to [low, high]."""
 
     median: float
@@ -75,8 +77,24 @@ class _RadiusDistribution:
         return float(np.clip(radius, self.low, self.high))
 
 
-_BASELINE_RADIUS = _RadiusDistribution(3.2, 0.40, 1.5, 8.0)
-_NEW_LESION_RADIUS = _RadiusDistribution(3.4, 0.26, 2.0, 6.0)
+_BASELINE_RADIUS = RadiusDistribution(3.2, 0.40, 1.5, 8.0)
+NEW_LESION_RADIUS = RadiusDistribution(3.4, 0.26, 2.0, 6.0)
+
+
+@dataclass(frozen=True)
+class SlabTissue:
+    """Tissue of a subject in which new lesions arise: that of the central slab."""
+
+    anatomy: Anatomy
+    sites: SiteWeights
+    #: Voxel size (s, h, w) in mm.
+    spacing: tuple[float, ...]
+
+
+def slab_tissue(anatomy: Anatomy, axes: Axes) -> SlabTissue:
+    """Return the tissue of the central slab; `axes` are those of the target grid."""
+    sites = lesion_site_weights(anatomy, axes, slab_only=True)
+    return SlabTissue(anatomy, sites, spacing_of(axes))
 
 
 def place_lesions(
@@ -86,27 +104,50 @@ def place_lesions(
 
     Raises PlacementError if no white matter is free for a lesion.
     """
-    spacing = spacing_of(axes)
-    everywhere = FreeTissue(lesion_site_weights(anatomy, axes, slab_only=False), spacing)
+    sites = lesion_site_weights(anatomy, axes, slab_only=False)
+    everywhere = FreeTissue(sites, spacing_of(axes))
     baseline: list[Lesion] = []
     for _ in range(max(patient.t2_count, patient.gad_count)):
         baseline.append(_place(rng, everywhere, anatomy, baseline, patient, _BASELINE_RADIUS))
     taken = list(baseline)
     new: list[tuple[Lesion, ...]] = []
-    slab = lesion_site_weights(anatomy, axes, slab_only=True)
+    slab = slab_tissue(anatomy, axes)
     for period in range(len(PERIODS)):
-        free = FreeTissue(slab, spacing)
-        earlier = len(taken)
-        for lesion in taken:
-            free.occupy(lesion.window, lesion.mask)
-        # Later lesions may be placed near any earlier one, even if an arm does not show that one:
-        # sites must not depend on the arm, or counterfactual masks would not be nested.
-        for _ in range(int(patient.counts[period].max())):
-            lesion = _place(rng, free, anatomy, taken, patient, _NEW_LESION_RADIUS)
-            free.occupy_with_margin(lesion.window, lesion.mask)
-            taken.append(lesion)
-        new.append(tuple(taken[earlier:]))
+        number = int(patient.counts[period].max())
+        new.append(place_new_lesions(rng, slab, taken, patient, number=number))
+        taken.extend(new[-1])
     return SimulatedLesions(tuple(baseline), tuple(new))
+
+
+def place_new_lesions(
+    rng: np.random.Generator,
+    slab: SlabTissue,
+    earlier: Sequence[Lesion],
+    patient: Patient,
+    *,
+    number: int,
+) -> tuple[Lesion, ...]:
+    """Place `number` new lesions of one period in rank order, given all `earlier` lesions.
+
+    Raises PlacementError if no white matter is free for a lesion.
+    """
+    free = free_tissue(slab, earlier)
+    # Later lesions may be placed near any earlier one, even if an arm does not show that one:
+    # sites must not depend on the arm, or counterfactual masks would not be nested.
+    taken = list(earlier)
+    for _ in range(number):
+        lesion = _place(rng, free, slab.anatomy, taken, patient, NEW_LESION_RADIUS)
+        free.occupy_with_margin(lesion.window, lesion.mask)
+        taken.append(lesion)
+    return tuple(taken[len(earlier) :])
+
+
+def free_tissue(slab: SlabTissue, earlier: Sequence[Lesion]) -> FreeTissue:
+    """Return the tissue of the slab that no `earlier` lesion occupies."""
+    free = FreeTissue(slab.sites, slab.spacing)
+    for lesion in earlier:
+        free.occupy(lesion.window, lesion.mask)
+    return free
 
 
 def _place(
@@ -115,14 +156,14 @@ def _place(
     anatomy: Anatomy,
     others: list[Lesion],
     patient: Patient,
-    radius: _RadiusDistribution,
+    radius: RadiusDistribution,
 ) -> Lesion:
     """Place one lesion: cortical, near another lesion or deep, by the patient's probabilities."""
     cortical = bool(rng.random() < patient.cortical)
     at = None
     if cortical:
         at = free.juxtacortical_site(rng)
-    elif others and rng.random() < _NEAR_SHARE:
+    elif others and rng.random() < NEAR_SHARE:
         at = free.site_beside(rng, [lesion.centre for lesion in others])
     at = at or free.deep_site(rng) or free.any_site(rng)
     if at is None:
@@ -146,7 +187,7 @@ def _grow(
 
     The lesion has at least its central voxel.
     """
-    window, occupancy = _ellipsoid_occupancy(rng, ventricle_distance, at, spacing, radius)
+    window, occupancy = ellipsoid_occupancy(rng, ventricle_distance, at, spacing, radius)
     mask = (occupancy > 0.5) & allowed[window]
     centre = tuple(voxel - part.start for voxel, part in zip(at, window, strict=True))
     mask[centre] = True
@@ -163,7 +204,7 @@ def _grow(
     )
 
 
-def _ellipsoid_occupancy(
+def ellipsoid_occupancy(
     rng: np.random.Generator,
     ventricle_distance: Float32s,
     at: Voxel,

@@ -1,0 +1,114 @@
+"""Rebuild a simulated subject before its last period, and draw that period once more."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.arms import PAPER_ARM_NAMES
+from lesioncast.arrays import Floats, Mask
+from lesioncast.simulation.anatomy import build_anatomy, target_grid
+from lesioncast.simulation.bids_metadata import fingerprint
+from lesioncast.simulation.disease import Patient, draw_patient, redraw_count
+from lesioncast.simulation.lesion_sites import Window
+from lesioncast.simulation.lesions import (
+    Lesion,
+    SimulatedLesions,
+    SlabTissue,
+    place_lesions,
+    place_new_lesions,
+    slab_tissue,
+)
+from lesioncast.simulation.outcome_law.placement import placement_density
+from lesioncast.simulation.rng import RngStream, subject_rng
+from lesioncast.simulation.settings import SimulationSettings
+from storage.trial.description import DESCRIPTION_FILE, SIMULATED_WITH
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class LastPeriod:
+    """A simulated subject at the start of the last period, under the arm that it received.
+
+    All volumes are [s, h, w] on the grid of the settings.
+    """
+
+    settings: SimulationSettings
+    patient: Patient
+    slab: SlabTissue
+    lesions: SimulatedLesions
+
+    @property
+    def earlier(self) -> tuple[Lesion, ...]:
+        """Return every lesion placed before the period, shown by the arm or not."""
+        return (*self.lesions.baseline, *self.lesions.new[0])
+
+    @property
+    def number(self) -> int:
+        """Return the number of new lesions that the subject had."""
+        return int(self.patient.counts[-1, PAPER_ARM_NAMES.index(self.patient.arm)])
+
+    def outcome(self) -> Mask:
+        """Return the new lesions that the subject had."""
+        return self._mask(self.lesions.new[-1][: self.number])
+
+    def density(self) -> Floats:
+        """Return the density of new-lesion voxels given the number of lesions; the sum is 1."""
+        number = max(self.number, 1)
+        density = placement_density(self.slab, self.earlier, self.patient, number=number)
+        return self._on_grid(density)
+
+    def redraw(self, seed: int) -> Mask:
+        """Draw the period once more: number and places of the lesions, given all before it."""
+        rng = np.random.default_rng([self.settings.seed, self.patient.index, seed])
+        number = redraw_count(self.settings, self.patient.index, self.patient.arm, rng)
+        lesions = place_new_lesions(rng, self.slab, self.earlier, self.patient, number=number)
+        return self._mask(lesions)
+
+    def _mask(self, lesions: tuple[Lesion, ...]) -> Mask:
+        mask = np.zeros(self.slab.sites.white.shape, bool)
+        for lesion in lesions:
+            mask[lesion.window] |= lesion.mask
+        return self._on_grid(mask)
+
+    def _on_grid(self, volume: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        placed = np.zeros(self.settings.shape, volume.dtype)
+        placed[self._box] = volume
+        return placed
+
+    @property
+    def _box(self) -> Window:
+        return target_grid(self.settings.shape, self.settings.spacing).box
+
+
+def last_period(settings: SimulationSettings, index: int) -> LastPeriod:
+    """Rebuild subject `index` of a simulated trial, without its images."""
+    patient = draw_patient(settings, index)
+    anatomy = build_anatomy(
+        settings, subject_rng(settings, index, RngStream.ANATOMY), atrophy=patient.atrophy
+    )
+    axes = target_grid(settings.shape, settings.spacing).axes
+    lesions = place_lesions(subject_rng(settings, index, RngStream.LESIONS), anatomy, axes, patient)
+    return LastPeriod(settings, patient, slab_tissue(anatomy, axes), lesions)
+
+
+def simulation_settings(bids: Path) -> SimulationSettings | None:
+    """Return the settings of the simulated trial in `bids`.
+
+    Return None for other trials, and for one of another version of the simulation.
+    """
+    path = bids / DESCRIPTION_FILE
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text()).get(SIMULATED_WITH)
+    names = {field.name for field in fields(SimulationSettings)} - {"subjects"}
+    if not isinstance(stored, dict) or not names <= stored.keys():
+        return None
+    values = {name: stored[name] for name in names}
+    values |= {name: tuple(values[name]) for name in ("shape", "spacing")}
+    settings = SimulationSettings(subjects=1, **values)
+    return settings if fingerprint(settings) == stored else None
