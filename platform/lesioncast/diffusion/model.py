@@ -126,9 +126,26 @@ class LesionDiffusion:
         condition [b, channels, s, h, w], arm [b], covariates [b, covariate], lesion_load [b].
         """
         batch = BatchCondition(self.control.encode(condition, covariates), arm, lesion_load)
-        unconditional = self._unconditional(condition[:1]) if guidance != 1 else None
         config = self._guidance_config(guidance, interval)
-        return GuidedDenoiser(self.predict, batch, unconditional, config, len(condition))
+        return self._guided(batch, config, like=condition[:1])
+
+    def encoded_denoiser(
+        self, batch: BatchCondition, sampler: SamplerConfig, *, spatial_shape: Sequence[int]
+    ) -> Denoiser:
+        """Return the guided denoiser of encoded patients, with the sampler's guidance.
+
+        `spatial_shape` is (s, h, w).
+        """
+        like = batch.patient.features.new_zeros(1, self.config.control.channels, *spatial_shape)
+        config = self._guidance_config(sampler.guidance, sampler.guidance_interval)
+        return self._guided(batch, config, like=like)
+
+    def _guided(
+        self, batch: BatchCondition, config: GuidanceConfig, *, like: Tensor
+    ) -> GuidedDenoiser:
+        """Return the guided denoiser of images in the shape of `like` [1, channels, s, h, w]."""
+        unconditional = self._unconditional(like) if config.guidance != 1 else None
+        return GuidedDenoiser(self.predict, batch, unconditional, config, len(batch.arm))
 
     def _unconditional(self, like: Tensor) -> UnconditionalInput:
         """Return the null condition, with images in the shape of `like` [1, channels, s, h, w]."""
