@@ -58,7 +58,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("lesioncast.evaluation.paper_results",),
     ("lesioncast.evaluation.features",),
-    ("lesioncast.evaluation.baselines",),
+    ("lesioncast.evaluation.baselines", "lesioncast.evaluation.where"),
     ("lesioncast.evaluation.causal",),
     ("lesioncast.evaluation.analysis",),
     ("lesioncast.evaluation.evaluate",),

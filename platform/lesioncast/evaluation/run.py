@@ -12,7 +12,7 @@ from lesioncast.errors import ForecastError
 from lesioncast.evaluation.analysis.scoring import CounterfactualCounts
 from lesioncast.evaluation.closed_form import closed_form_summaries, has_closed_form
 from lesioncast.evaluation.features.censoring_table import CensoringTable, censoring_table
-from lesioncast.evaluation.features.image_features import observed_outcome
+from lesioncast.evaluation.features.image_features import lesion_voxels, observed_outcome
 from lesioncast.evaluation.features.outcomes import (
     OutcomeTable,
     build_measurer,
@@ -261,6 +261,9 @@ def summarise_samples(samples: RequestSamples, store: Store, *, compare: bool) -
         spatial=None
         if observed is None
         else compare_masks(samples.masks, observed, store.spec.spacing),
+        lesion_voxels=()
+        if observed is None
+        else tuple(lesion_voxels(mask) for mask in samples.masks),
     )
 
 

@@ -69,6 +69,8 @@ class CaseMeasurements:
     net2_count_current: int | None = None
     #: True for each region with a NET2 lesion at outcome, [region]; None if unknown.
     regions: Bools | None = None
+    #: Flat indices of the voxels of NET2 at outcome; None if it was not observed.
+    net2_voxels: npt.NDArray[np.int32] | None = None
 
 
 def measure_case(
@@ -86,7 +88,13 @@ def measure_case(
         if observed is None or observed.parcellation is None
         else lesions_in_regions(observed.net2[None], observed.parcellation)[0],
         appearance=appearance_features(arrays.flair, arrays.present, spacing),
+        net2_voxels=None if observed is None else lesion_voxels(observed.net2),
     )
+
+
+def lesion_voxels(mask: Mask) -> npt.NDArray[np.int32]:
+    """Return the flat indices of a mask's lesion voxels: a mask in little memory."""
+    return np.flatnonzero(mask).astype(np.int32)
 
 
 def observed_outcome(arrays: CaseImages) -> ObservedMask | None:

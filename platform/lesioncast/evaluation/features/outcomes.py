@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lesioncast.arrays import Bools, Floats, Ints
@@ -67,6 +68,8 @@ class OutcomeTable:
     covariates: Floats | None = None
     #: Values [n, feature] of `APPEARANCE_FEATURES`; None if they were not measured.
     appearance: Floats | None = None
+    #: Flat indices of the NET2 voxels at outcome of each case; empty if they were not measured.
+    net2_voxels: tuple[npt.NDArray[np.int32], ...] = ()
 
     def cases(self, *, opening: bool) -> EvaluationCases:
         """Return the cases with lesions counted after the opening or without it."""
@@ -144,6 +147,7 @@ def outcome_table(
         trial=tuple(case.trial for case in cases),
         covariates=covariate_matrix(covariates, cases) if covariates else None,
         appearance=np.array([entry.appearance for entry in rows], np.float64),
+        net2_voxels=tuple(entry.net2_voxels for entry in rows if entry.net2_voxels is not None),
     )
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from lesioncast.evaluation.metrics.mask_comparison import MaskComparison
 from lesioncast.forecasting.ensemble import SampledCounts
 
@@ -13,6 +16,8 @@ class EnsembleSummary(SampledCounts):
 
     #: Comparison with the observed mask; None for a counterfactual arm, whose outcome is unknown.
     spatial: MaskComparison | None = None
+    #: Flat indices of each sample's lesion voxels; empty where `spatial` is None.
+    lesion_voxels: tuple[npt.NDArray[np.int32], ...] = ()
 
     def has_count_forecast(self, *, opening: bool) -> bool:
         """Return True if the count was sampled or is stated in closed form."""

@@ -11,3 +11,4 @@ class RngStream(IntEnum):
     LEAKAGE_PROBE = 103
     PERMUTED_INPUTS = 107
     ATTRITION_TEST = 108
+    CLIMATOLOGY = 120

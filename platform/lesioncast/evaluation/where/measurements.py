@@ -1,0 +1,106 @@
+"""What is kept of each case: scores of every map, and of every method's sampled masks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lesioncast.arrays import Float32s, Floats
+from lesioncast.evaluation.metrics.mask_comparison import MaskComparison
+from lesioncast.evaluation.where.atlas import Voxels
+from lesioncast.evaluation.where.map_scores import MapScore
+
+EVEN, ATLAS, RINGS, NETWORKS, SAMPLES, EXACT = (
+    "even", "atlas", "atlas_rings", "networks", "samples", "exact",
+)  # fmt: skip
+OTHER_IMAGES, OTHER_HISTORY = "networks_other_images", "networks_other_history"
+CLIMATOLOGY = "climatology"
+MAP_LABELS = {
+    EVEN: "even brain",
+    ATLAS: "atlas of training lesions",
+    RINGS: "atlas x distance to older lesions",
+    NETWORKS: "networks, marginal map",
+    SAMPLES: "networks, share of samples",
+    EXACT: "exact law of the simulation",
+}
+RELIANCE_LABELS = {
+    NETWORKS: "own images",
+    OTHER_HISTORY: "own FLAIR, lesion masks of another patient",
+    OTHER_IMAGES: "images of another patient",
+}
+SAMPLE_LABELS = {
+    NETWORKS: "networks",
+    CLIMATOLOGY: "training patients of the arm",
+    EXACT: "exact law of the simulation",
+}
+
+
+@dataclass(frozen=True)
+class WhereTask:
+    """A test case to score, and what its samples and baselines need.
+
+    `sampled` and `climatology` are flat lesion voxels of masks. `other` is the case whose images
+    replace its own; None leaves that out. `score_samples` is False for a case whose maps alone are
+    scored. `keep_maps` keeps the maps for a figure.
+    """
+
+    case: int
+    sampled: tuple[Voxels, ...]
+    climatology: tuple[Voxels, ...]
+    other: int | None = None
+    score_samples: bool = True
+    keep_maps: bool = False
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """Scores of one method's sampled masks of a case.
+
+    `kernel` is at each of SMOOTHINGS_MM. `voxels` is the mean number of lesion voxels of a sample.
+    """
+
+    kernel: Floats
+    comparison: MaskComparison
+    voxels: float
+
+
+@dataclass(frozen=True)
+class CaseMaps:
+    """Maps of one case for a figure, as densities relative to the even brain, [s, h, w] each."""
+
+    maps: Mapping[str, Float32s]
+    brain: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class CaseWhere:
+    """What was measured of one test case.
+
+    `maps` holds the score of each map and of the maps from other images; it is empty without new
+    lesions. `samples` is empty for a case whose samples are not scored. `kernel_of_empty` is the
+    kernel score of a forecast without lesions.
+    """
+
+    case: int
+    arm: int
+    brain_voxels: int
+    lesion_voxels: int
+    lesion_voxels_outside: int
+    maps: Mapping[str, MapScore]
+    samples: Mapping[str, SampleScores]
+    kernel_of_empty: Floats
+    figure: CaseMaps | None = None
+
+
+@dataclass(frozen=True)
+class WhereMeasurements:
+    """What was measured of all test cases.
+
+    `cases` are in the order of the test cases. `mean_voxels` [arm] is the mean number of new-lesion
+    voxels of the arm's active training cases. `ring_rates` [ring] are those that were fitted.
+    """
+
+    cases: tuple[CaseWhere, ...]
+    mean_voxels: Floats
+    ring_rates: Floats

@@ -1,0 +1,149 @@
+"""Score where on Ray: fit the baselines on training cases, then score every test case."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from lesioncast.arrays import Bools, Floats, Ints
+from lesioncast.bundle.bundle import Bundle
+from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
+from lesioncast.evaluation.features.outcomes import OutcomeTable
+from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries
+from lesioncast.evaluation.metrics.rng import RngStream
+from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.evaluation.where.atlas import Voxels, smooth_symmetric, sum_of_masks
+from lesioncast.evaluation.where.case_scores import Baselines, build_case_scorer
+from lesioncast.evaluation.where.measurements import WhereMeasurements, WhereTask
+from lesioncast.evaluation.where.rings import fit_ring_rates, ring_counts
+from lesioncast.forecasting.runtime import device_of
+from lesioncast.simulation.settings import SimulationSettings
+from storage import Store
+
+# Each number is the most cases that are used, evenly over all of them: active training cases that
+# fit the rates of the rings, active test cases whose images are exchanged, and test cases whose
+# sampled masks are scored.
+RING_CASES = 120
+RELIANCE_CASES = 30
+SAMPLED_CASES = 120
+
+
+@dataclass(frozen=True)
+class WhereInputs:
+    """What where is scored from: outcomes of training and test cases, and sampled masks.
+
+    `simulation` are the settings of a simulated trial; None leaves the exact law out.
+    """
+
+    train: OutcomeTable
+    test: OutcomeTable
+    factual: EnsembleSummaries
+    simulation: SimulationSettings | None
+    seed: int
+
+
+def measure_where(
+    store: Store, bundle: Bundle, inputs: WhereInputs, settings: EvaluationSettings
+) -> WhereMeasurements:
+    """Return the scores of every map and of every method's sampled masks of the test cases."""
+    baselines = fit_baselines(store, inputs.train)
+    tasks = plan_tasks(inputs, samples=settings.samples)
+    gpus = settings.gpus_per_worker
+    build = partial(
+        build_case_scorer,
+        bundle.path,
+        store.path,
+        baselines,
+        inputs.simulation,
+        device=device_of(gpus),
+    )
+    scored = ordered_actor_map(build, tasks, workers=settings.workers, gpus_per_worker=gpus)
+    cases = with_progress(scored, total=len(tasks), label="maps of cases scored")
+    return WhereMeasurements(
+        cases=tuple(cases),
+        mean_voxels=mean_voxels_by_arm(inputs.train, arms=len(store.spec.arms)),
+        ring_rates=baselines.ring_rates,
+    )
+
+
+def fit_baselines(store: Store, train: OutcomeTable) -> Baselines:
+    """Return the atlas of the training cases' new lesions, and the rates of rings fitted to it."""
+    spacing = store.spec.spacing
+    atlas = smooth_symmetric(sum_of_masks(train.net2_voxels, store.spec.slab), spacing)
+    active = [row for row, voxels in enumerate(train.net2_voxels) if len(voxels)]
+    counts = [
+        ring_counts(store.read(train.case[row]), train.net2_voxels[row], atlas, spacing)
+        for row in spread(active, RING_CASES)
+    ]
+    return Baselines(atlas, fit_ring_rates(counts))
+
+
+def spread(items: Sequence[int], number: int) -> list[int]:
+    """Return `number` of the items, evenly over their order; all where there are fewer."""
+    number = min(number, len(items))
+    return [items[place * len(items) // number] for place in range(number)]
+
+
+def mean_voxels_by_arm(train: OutcomeTable, *, arms: int) -> Floats:
+    """Return the mean new-lesion voxels of each arm's active training cases, [arm].
+
+    An arm without active cases has the mean over all arms; NaN if no case is active.
+    """
+    voxels = np.array([len(places) for places in train.net2_voxels], np.float64)
+    active = voxels > 0
+    overall = voxels[active].mean() if active.any() else np.nan
+    means = [voxels[active & (train.arm == arm)] for arm in range(arms)]
+    return np.array([mean.mean() if len(mean) else overall for mean in means])
+
+
+def plan_tasks(inputs: WhereInputs, *, samples: int) -> list[WhereTask]:
+    """Return the task of each test case, in order."""
+    test = inputs.test
+    size = np.array([len(places) for places in test.net2_voxels])
+    others = exchange_partners(test.arm, size > 0)
+    exchanged = set(spread(sorted(others), RELIANCE_CASES))
+    sampled = set(spread(range(len(test.case)), SAMPLED_CASES))
+    shown = figure_case(size)
+    rng = np.random.default_rng([RngStream.CLIMATOLOGY, inputs.seed])
+    return [
+        WhereTask(
+            case=case,
+            sampled=inputs.factual[case, int(arm)].lesion_voxels,
+            climatology=_masks_of_arm(inputs.train, int(arm), samples, rng),
+            other=test.case[others[row]] if row in exchanged else None,
+            score_samples=row in sampled,
+            keep_maps=row == shown,
+        )
+        for row, (case, arm) in enumerate(zip(test.case, test.arm, strict=True))
+    ]
+
+
+def exchange_partners(arm: Ints, active: Bools) -> dict[int, int]:
+    """Return, for each active row, the next active row of its arm, which lends its images.
+
+    Rows whose arm has no other active case are left out.
+    """
+    partners: dict[int, int] = {}
+    for one in np.unique(arm[active]):
+        rows = np.flatnonzero(active & (arm == one)).tolist()
+        if len(rows) > 1:
+            partners |= dict(zip(rows, [*rows[1:], rows[0]], strict=True))
+    return partners
+
+
+def figure_case(lesion_voxels: Ints) -> int | None:
+    """Return the active row with the median number of new-lesion voxels; None without any."""
+    active = np.flatnonzero(lesion_voxels > 0)
+    if not len(active):
+        return None
+    return int(active[np.argsort(lesion_voxels[active], kind="stable")[len(active) // 2]])
+
+
+def _masks_of_arm(
+    train: OutcomeTable, arm: int, number: int, rng: np.random.Generator
+) -> tuple[Voxels, ...]:
+    """Return the observed masks of `number` random training cases of an arm, or of any arm."""
+    rows = np.flatnonzero(train.arm == arm)
+    rows = rows if len(rows) else np.arange(len(train.arm))
+    return tuple(train.net2_voxels[row] for row in rng.choice(rows, number))
