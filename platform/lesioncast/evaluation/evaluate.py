@@ -42,6 +42,7 @@ from lesioncast.evaluation.analysis.validity.decision_curve import decision_curv
 from lesioncast.evaluation.analysis.validity.participants import participant_flow
 from lesioncast.evaluation.analysis.validity.reliance import reliance_report
 from lesioncast.evaluation.analysis.validity.subgroups import subgroup_report
+from lesioncast.evaluation.analysis.where import where_report
 from lesioncast.evaluation.baselines.baselines import arm_statistics
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
@@ -125,6 +126,7 @@ def evaluate(
             bootstrap=bootstrap,
         ),
         masks=_masks(headline.cases, summaries, arms=arms, bootstrap=bootstrap),
+        where=where_report(inputs.where, bootstrap=bootstrap),
         probability_calibration=probability_calibration(
             headline.cases, headline.methods, bootstrap=bootstrap
         ),

@@ -27,6 +27,7 @@ from lesioncast.evaluation.provenance import EvaluationSources, current_command,
 from lesioncast.evaluation.reporting.bundle_card import write_card
 from lesioncast.evaluation.reporting.examples import example_cases
 from lesioncast.evaluation.reporting.files import REPORT, write_evaluation
+from lesioncast.evaluation.reporting.where_figure import map_figures
 from lesioncast.evaluation.run import (
     EvaluationSplit,
     measure_outcomes,
@@ -36,6 +37,7 @@ from lesioncast.evaluation.run import (
     true_counts,
 )
 from lesioncast.evaluation.trial_participants import trial_participants
+from lesioncast.evaluation.where.run import WhereInputs, measure_where
 from lesioncast.forecasting.disclaimers import RESEARCH_USE
 from lesioncast.forecasting.runtime import (
     check_compatible,
@@ -47,6 +49,7 @@ from lesioncast.jobs.arguments import EVALUATE
 from lesioncast.jobs.runner import run_job
 from lesioncast.jobs.trial_folder import trial_folder
 from lesioncast.simulation.ground_truth import has_ground_truth
+from lesioncast.simulation.outcome_law.redraw import simulation_settings
 from storage import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,14 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             seed=config.seed,
             opening=config.forecast.apply_opening,
         )
+        where_inputs = WhereInputs(
+            train=tables.train,
+            test=tables.test,
+            factual=summaries.factual,
+            simulation=simulation_settings(bids) if store.table.trial.simulated else None,
+            seed=config.seed,
+        )
+        where = measure_where(store, bundle, where_inputs, settings)
         inputs = EvaluationInputs(
             train=tables.train,
             test=tables.test,
@@ -110,13 +121,14 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             subgroups=subgroup_labels(cases.train, cases.test),
             participants=trial_participants(store, set(tables.test.case), bids),
             censoring=tables.censoring,
+            where=where,
         )
         context = replace(context, identifiability_warnings=warnings)
         result = evaluate(inputs, context, settings)
         columns = {**result.columns, "lesions_in_source": source_lesions(cases.test)}
         result = replace(result, columns=columns)
         examples = example_cases(store, cases.test, path, result, settings=settings)
-    write_evaluation(result, out, examples)
+    write_evaluation(result, out, examples, map_figures(store, where))
     logger.info("%s", out / REPORT)
     write_card(path, result.report)
 

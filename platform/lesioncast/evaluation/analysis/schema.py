@@ -21,6 +21,7 @@ from lesioncast.evaluation.analysis.validity.decision_curve import DecisionCurve
 from lesioncast.evaluation.analysis.validity.participants import ParticipantFlow
 from lesioncast.evaluation.analysis.validity.reliance import RelianceReport
 from lesioncast.evaluation.analysis.validity.subgroups import SubgroupVariable
+from lesioncast.evaluation.analysis.where import WhereReport
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.metrics.estimate import ByMethod
 from lesioncast.evaluation.paper_results import PaperResults
@@ -76,6 +77,7 @@ class EvaluationReport:
     variants: Mapping[str, VariantReport]
     regional: RegionalReport | None
     masks: SpatialAgreement | None
+    where: WhereReport | None
     probability_calibration: ByMethod[ProbabilityCalibration]
     calibration: CalibrationReport | None
     visits: VisitSchedule

@@ -26,6 +26,7 @@ from lesioncast.evaluation.metrics.conformal import LogCountForecast
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
 from lesioncast.evaluation.provenance import Provenance
 from lesioncast.evaluation.settings import EvaluationSettings
+from lesioncast.evaluation.where.measurements import WhereMeasurements
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.imaging.regions import REGIONS
 from lesioncast.simulation.outcome_law.posterior import CounterfactualMoments
@@ -102,6 +103,7 @@ class EvaluationInputs:
     - `subgroups` gives, by variable, the subgroup of each test case; None where it is unknown.
     - `participants` are all of the trial; empty where they are not known. `censoring` describes
       the cases with and without an outcome, the test cases first.
+    - `where` holds the scores of maps and sampled masks, case by case.
     """
 
     train: OutcomeTable
@@ -117,6 +119,7 @@ class EvaluationInputs:
     subgroups: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     participants: Sequence[Participant] = ()
     censoring: CensoringTable | None = None
+    where: WhereMeasurements | None = None
 
 
 @dataclass(frozen=True)

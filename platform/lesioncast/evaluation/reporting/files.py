@@ -1,6 +1,6 @@
 """An evaluation as files.
 
-metrics.json, tables.md, estimates.csv, cases.csv, evaluation.png and report.html.
+metrics.json, tables.md, estimates.csv, cases.csv, evaluation.png, where.png and report.html.
 """
 
 import csv
@@ -14,26 +14,27 @@ from lesioncast.evaluation.evaluate import EvaluationResult
 from lesioncast.evaluation.reporting.drawings.decision_curve import decision_panel
 from lesioncast.evaluation.reporting.estimates_csv import estimates_csv
 from lesioncast.evaluation.reporting.figures import evaluation_figure, panels, png_bytes
-from lesioncast.evaluation.reporting.html import ExampleCase, render_html
+from lesioncast.evaluation.reporting.html import ExampleCase, Picture, render_html
 from lesioncast.evaluation.reporting.json_io import report_to_json
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from storage.atomic import atomic_write
 
 METRICS, TABLES, REPORT = "metrics.json", "tables.md", "report.html"
-ESTIMATES, CASES, FIGURE = "estimates.csv", "cases.csv", "evaluation.png"
+ESTIMATES, CASES, FIGURE, MAPS = "estimates.csv", "cases.csv", "evaluation.png", "where.png"
 
 
 def write_evaluation(
     result: EvaluationResult,
     folder: Path,
     examples: Sequence[ExampleCase] = (),
+    maps: Sequence[Picture] = (),
 ) -> None:
-    """Write the six files into `folder`, metrics.json last.
+    """Write the files into `folder`, metrics.json last.
 
     All of them are rendered first: an error or a kill while they are drawn, which takes long, does
     not mix them with those of an earlier evaluation.
 
-    The report shows the `examples`.
+    The report shows the `examples` and `maps`; the first of `maps` is a file, too.
     """
     report = result.report
     rows = cases_csv(result)
@@ -44,9 +45,11 @@ def write_evaluation(
         TABLES: render_markdown(report).encode(),
         CASES: rows.encode(),
         FIGURE: png_bytes(figure),
-        REPORT: render_html(report, plots, examples).encode(),
+        REPORT: render_html(report, plots, examples, maps).encode(),
         METRICS: report_to_json(report).encode(),
     }
+    if maps:
+        atomic_write(folder / MAPS, maps[0].png)
     for name, content in contents.items():
         atomic_write(folder / name, content)
 

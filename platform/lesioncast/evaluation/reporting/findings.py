@@ -10,6 +10,7 @@ from lesioncast.evaluation.analysis.arm_errors import ArmMeanErrors
 from lesioncast.evaluation.analysis.performance import POOLED, VariantReport
 from lesioncast.evaluation.analysis.regional import RegionalReport
 from lesioncast.evaluation.analysis.schema import EvaluationReport
+from lesioncast.evaluation.analysis.where import WhereReport
 from lesioncast.evaluation.baselines.methods import (
     ARM_RATE,
     PRIOR,
@@ -25,8 +26,9 @@ from lesioncast.evaluation.reporting.markdown.effects import describe_sessions
 from lesioncast.evaluation.reporting.markdown.reliance import QUESTION, describe_reliance
 from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity
 from lesioncast.evaluation.reporting.markdown.sections import REGION_NAMES
+from lesioncast.evaluation.where.measurements import ATLAS, EXACT, NETWORKS
 from lesioncast.forecasting.ensemble import wilson_interval
-from lesioncast.markdown import format_estimate
+from lesioncast.markdown import DASH, format_estimate
 
 ARM_ERROR = "mean absolute error over arms"
 HIGHER_IS_BETTER = {AUC: True, AUC_WITHIN_ARM: True, LOG_MSE: False, ARM_ERROR: False}
@@ -196,8 +198,40 @@ def _where(report: EvaluationReport) -> Finding:
         f"Together, the samples are {'closer' if closer else 'not shown to be closer'} to the "
         "observed masks than masks without lesions: their energy distance is "
         f"{format_estimate(energy)}, that of empty masks {format_estimate(empty)}."
-        f"{_regions(report.regional)}",
+        f"{_map_words(report.where)}{_regions(report.regional)}",
     )
+
+
+def _map_words(where: WhereReport | None) -> str:
+    """Compare the networks' map with the atlas, and with the law of a simulation."""
+    if where is None:
+        return ""
+    scores, exact = where.maps[NETWORKS], where.maps.get(EXACT)
+    gain = scores.nats_case.with_interval
+    verdict = (
+        "not comparable with"
+        if gain is None
+        else "not distinguishable from"
+        if gain.contains(0)
+        else "better than"
+        if gain.low > 0
+        else "worse than"
+    )
+    best = (
+        ""
+        if exact is None
+        else f" The exact law of the simulation gains {format_estimate(exact.nats_case, digits=1)}."
+    )
+    return (
+        f" As a map, the networks are {verdict} an average of the training patients' new lesions: "
+        f"they gain {format_estimate(scores.nats_case, digits=1)} nats a patient over it.{best} "
+        f"The likeliest 5 % of the brain hold {_percent(scores.top_5)} of the new lesion by the "
+        f"networks' map and {_percent(where.maps[ATLAS].top_5)} by the average."
+    )
+
+
+def _percent(share: Estimate) -> str:
+    return DASH if share.value is None else f"{share.value:.0%}"
 
 
 def _regions(report: RegionalReport | None) -> str:

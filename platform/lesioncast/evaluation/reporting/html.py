@@ -68,7 +68,10 @@ class InlinePlot:
 
 
 def render_html(
-    report: EvaluationReport, panels: Sequence[Panel], examples: Sequence[ExampleCase]
+    report: EvaluationReport,
+    panels: Sequence[Panel],
+    examples: Sequence[ExampleCase],
+    maps: Sequence[Picture] = (),
 ) -> str:
     """Return report.html, from the content of metrics.json and the pictures."""
     environment = Environment(
@@ -92,6 +95,7 @@ def render_html(
         flow=None if report.participants is None else Markup(flow_svg(report.participants)),
         missing=None if report.participants is None else describe_missing(report.participants),
         examples=examples,
+        maps=maps,
         convention=CONVENTION,
         tables=Markup(markdown_to_html(render_markdown(report))),
         published=SOURCE,

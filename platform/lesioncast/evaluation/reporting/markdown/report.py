@@ -41,6 +41,7 @@ from lesioncast.evaluation.reporting.markdown.sections import (
 )
 from lesioncast.evaluation.reporting.markdown.subgroups import decision_section, subgroup_section
 from lesioncast.evaluation.reporting.markdown.warnings import warnings_section
+from lesioncast.evaluation.reporting.markdown.where import where_section
 from lesioncast.evaluation.reporting.tripod_ai import checklist_section
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
@@ -73,6 +74,7 @@ def render_markdown(report: EvaluationReport) -> str:
         censoring_section(report.censoring, report.methods),
         regional_section(report.regional),
         mask_section(report.masks),
+        where_section(report.where),
         calibration_section(report),
         decision_section(report.decision_curve, report.methods),
         subgroup_section(report.subgroups, report.methods),

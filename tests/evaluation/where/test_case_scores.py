@@ -1,0 +1,134 @@
+"""Maps and masks of one case: what the networks are shown, and the law on the slab's own grid."""
+
+import logging
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lesioncast.evaluation.features.image_features import lesion_voxels
+from lesioncast.evaluation.reporting.where_figure import map_picture
+from lesioncast.evaluation.where.case_scores import (
+    Baselines,
+    NetworkMaps,
+    build_case_scorer,
+    exact_law,
+)
+from lesioncast.evaluation.where.measurements import (
+    ATLAS,
+    CLIMATOLOGY,
+    EVEN,
+    NETWORKS,
+    OTHER_HISTORY,
+    OTHER_IMAGES,
+    RINGS,
+    SAMPLES,
+    WhereTask,
+)
+from lesioncast.evaluation.where.rings import NUMBER_OF_RINGS
+from lesioncast.forecasting.sampling import ConditioningArrays
+from lesioncast.simulation import SimulationSettings
+from lesioncast.simulation.bids import initialise_dataset, subject_name, write_subjects
+from lesioncast.simulation.outcome_law.redraw import last_period
+from storage import Store
+from storage.nifti.io import read_volume
+from storage.preprocess.grid import place_slab, to_slab
+from storage.settings import StoreSettings
+from storage.trial.dataset import SourceFile
+from tests.support.forecast import SLAB, write_bundle, write_store
+
+SIMULATION = SimulationSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("trial")
+    write_bundle(folder / "bundle", lesion_loads=(1, 4))
+    return write_store(folder / "store.zarr", folder / "bids", test=4)
+
+
+def test_a_case_is_scored_by_every_map_and_by_sampled_masks(store: Store) -> None:
+    rates = np.linspace(1, 2, NUMBER_OF_RINGS)
+    score = build_case_scorer(
+        Path(str(store.path)).parent / "bundle",
+        store.path,
+        Baselines(np.ones(SLAB), rates),
+        None,
+        device="cpu",
+    )
+    observed = store.read(1).masks[2, 2] > 0
+    mask = lesion_voxels(observed)
+    task = WhereTask(1, sampled=(mask, mask), climatology=(mask[:0], mask[:0]), other=3)
+    found = score(replace(task, keep_maps=True))
+    assert list(found.maps) == [EVEN, ATLAS, RINGS, NETWORKS, OTHER_IMAGES, OTHER_HISTORY, SAMPLES]
+    assert found.lesion_voxels + found.lesion_voxels_outside == observed.sum()
+    assert found.maps[EVEN].nats_case == pytest.approx(0)  # this atlas is even
+    assert found.maps[SAMPLES].auc == pytest.approx(1)
+    assert list(found.samples) == [NETWORKS, CLIMATOLOGY]
+    assert found.samples[NETWORKS].kernel == pytest.approx(np.zeros(3), abs=1e-3)
+    assert found.samples[CLIMATOLOGY].kernel == pytest.approx(found.kernel_of_empty)
+    assert found.figure is not None
+    assert found.figure.maps[NETWORKS][found.figure.brain].mean() == pytest.approx(1, rel=1e-4)
+    picture = map_picture(store, 1, found.figure)
+    assert "networks, marginal map" in picture.alt
+    assert Image.open(BytesIO(picture.png)).size[0] > 800
+    quiet = score(WhereTask(0, (mask,) * 2, (mask,) * 2, score_samples=False))
+    assert quiet.maps == {}
+    assert quiet.samples == {}
+
+
+def test_exchanged_images_and_exchanged_histories_reach_the_networks() -> None:
+    arrays = {
+        index: ConditioningArrays(np.full((3, 1, 1, 1), float(index), np.float32), np.zeros(0))
+        for index in (5, 7)
+    }
+    shown = []
+
+    def predict(inputs: ConditioningArrays, arm: int) -> np.ndarray:
+        shown.append((inputs.condition.ravel().tolist(), arm))
+        return np.ones((1, 1, 1), np.float32)
+
+    networks = NetworkMaps(predict, lambda key: arrays[key.case], masks=[1, 2])
+    networks.maps(WhereTask(5, (), (), other=7), arm=4)
+    assert shown == [([5, 5, 5], 4), ([7, 7, 7], 4), ([5, 7, 7], 4)]
+    assert arrays[5].condition.ravel().tolist() == [5, 5, 5]
+    shown.clear()
+    networks.maps(WhereTask(5, (), ()), arm=4)
+    assert len(shown) == 1
+
+
+def test_the_law_lies_on_the_slab_of_the_case_and_other_files_have_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = next(i for i in range(30) if last_period(SIMULATION, i).number > 2)
+    initialise_dataset(tmp_path, SIMULATION)
+    write_subjects(tmp_path, SIMULATION, [index])
+    name = subject_name(index)
+
+    def read(channel: str, pattern: str) -> object:
+        (path,) = tmp_path.glob(pattern.format(name))
+        return read_volume(SourceFile(name, "w096", channel, path))
+
+    flair = read("flair", "{0}/ses-w048/anat/*_FLAIR.nii.gz")
+    net2 = read("net2", "derivatives/lesions/{0}/ses-w096/anat/*NET2_mask.nii.gz")
+    settings = StoreSettings(slab=(15, 64, 56), spacing=(3.0, 3.0, 3.0), resample=False)
+    grid = place_slab(flair, settings=settings, brain=None)
+    arm = last_period(SIMULATION, index).patient.arm
+    case = SimpleNamespace(subject=name, arm=arm, grid=grid)
+    observed = to_slab(net2.data, grid, order=0) > 0
+    law = exact_law(SIMULATION, case, observed)
+    assert law is not None
+    density = law.density()
+    assert density.shape == observed.shape == (15, 64, 56)
+    assert (density[observed] > 0).all()
+    assert density[observed].mean() > 5 * density.mean()
+    assert law.redraw(0).shape == observed.shape
+    # The same voxels one column further are another subject's files.
+    assert exact_law(SIMULATION, case, np.roll(observed, 1, axis=2)) is None
+    with caplog.at_level(logging.WARNING):
+        assert exact_law(SIMULATION, SimpleNamespace(subject="sub-X", arm=arm), observed) is None
+    assert "sub-X: expected the subject of the trial's simulation settings" in caplog.text
