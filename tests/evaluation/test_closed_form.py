@@ -16,7 +16,7 @@ from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.conformal import LogCountForecast, prediction_intervals
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
-from lesioncast.evaluation.run import EvaluationSplit
+from lesioncast.evaluation.run import EvaluationSplit, sample_and_summarise
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.runtime import build_sampler
@@ -60,6 +60,28 @@ def test_validation_cases_are_requested_only_where_they_must_be_sampled(tmp_path
     split = EvaluationSplit((), tuple(store.cases[:4]), (), tuple(store.cases[4:]))
     assert [one.case for one in split.factual_requests(validation=False)] == [0, 1, 2, 3]
     assert [one.case for one in split.factual_requests(validation=True)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(180)
+def test_sampling_takes_all_cpus_and_validation_is_still_forecast_in_closed_form(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    """The cluster of the tests has four CPUs, and four actors sample."""
+    store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=6)
+    write_bundle(tmp_path / "bundle", lesion_loads=(1, 4))
+    split = EvaluationSplit((), tuple(store.cases[:4]), (), tuple(store.cases[4:]))
+    summaries = sample_and_summarise(
+        store,
+        split,
+        load_bundle(tmp_path / "bundle"),
+        settings=EvaluationSettings(samples=3, batch_size=3, workers=4),
+        seed=0,
+        opening=False,
+    ).factual
+    samples = {case: len(summary.plain) for (case, _), summary in summaries.items()}
+    assert samples == {0: 3, 1: 3, 2: 3, 3: 3, 4: 0, 5: 0}
+    assert all(summary.expected is not None for summary in summaries.values())
 
 
 def exact_law(cases: int, seed: int) -> tuple[EvaluationCases, LogCountForecast, np.ndarray]:

@@ -46,7 +46,7 @@ def test_every_section_is_about_the_count_that_forecasts_state(opening: bool, na
     share = active[: len(CASES)].mean()
     assert report.activity_by_arm.arms["placebo"].p_active.value == pytest.approx(share)
     mean = observed[: len(CASES)].mean()
-    assert report.effects.mean_count["placebo"].forecast == pytest.approx(mean)
+    assert report.effects.mean_count["placebo"].forecast.value == pytest.approx(mean)
     words = f"Forecasts count lesions {'after' if opening else 'without'} the opening"
     assert words in render_markdown(report)
     assert f"{int(active.sum())} of them active" in evaluation_section(report, heading="")

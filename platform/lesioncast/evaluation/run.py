@@ -199,6 +199,13 @@ def sample_and_summarise(
     sessions = comparison_sessions(bundle)
     closed_form = has_closed_form(bundle, opening=opening)
     factual = cases.factual_requests(validation=not closed_form)
+    # Before sampling, whose actors keep their CPUs until this function returns: on a cluster that
+    # has no other CPUs, actors that are asked for afterwards would never start.
+    validation = (
+        closed_form_summaries(store, cases.validation, bundle.path, workers=settings.workers)
+        if closed_form and cases.validation
+        else {}
+    )
     # A prior states what is expected under every arm, so that no sample is needed.
     counterfactual = (
         []
@@ -229,11 +236,6 @@ def sample_and_summarise(
         compare = request.sessions is None
         summaries[request] = summarise_samples(samples, store, compare=compare)
         expected |= samples.all_expected
-    validation = {}
-    if closed_form and cases.validation:
-        validation = closed_form_summaries(
-            store, cases.validation, bundle.path, workers=settings.workers
-        )
     return ForecastSummaries(
         {(request.case, request.arm): summaries[request] for request in factual} | validation,
         {(request.case, request.arm): summaries[request] for request in counterfactual},

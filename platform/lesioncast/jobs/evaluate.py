@@ -49,7 +49,7 @@ from lesioncast.jobs.arguments import EVALUATE
 from lesioncast.jobs.runner import run_job
 from lesioncast.jobs.trial_folder import trial_folder
 from lesioncast.simulation.ground_truth import has_ground_truth
-from lesioncast.simulation.outcome_law.redraw import simulation_settings
+from lesioncast.simulation.outcome_law.patients import simulation_settings
 from storage import Store, open_store
 
 logger = logging.getLogger(__name__)

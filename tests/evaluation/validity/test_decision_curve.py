@@ -9,7 +9,7 @@ from lesioncast.evaluation.analysis.validity.decision_curve import (
     DecisionCurve,
     decision_curve,
 )
-from lesioncast.evaluation.baselines.methods import ENSEMBLE, MethodPredictions
+from lesioncast.evaluation.baselines.methods import SAMPLED, MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.reporting.drawings.decision_curve import decision_panel
@@ -80,7 +80,7 @@ def test_net_benefit_equals_a_count_of_true_and_false_positives() -> None:
 
 def test_the_report_shows_the_curve_and_says_that_no_decision_follows() -> None:
     report = evaluated(TEST, certain(TEST, TEST.plain)).report
-    assert report.decision_curve.methods[ENSEMBLE].curve == pytest.approx(
+    assert report.decision_curve.methods[SAMPLED].curve == pytest.approx(
         [PREVALENCE] * len(THRESHOLDS)
     )
     assert "monte_carlo" not in report.decision_curve.methods  # several runs, no one decision

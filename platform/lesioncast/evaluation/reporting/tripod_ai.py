@@ -119,7 +119,7 @@ ITEMS = (
     ),
     ChecklistItem(
         "12c", "Type of model, building, tuning, internal validation", Answer.PARTLY,
-        pages=(f"{METHOD}#presets", f"{METHOD}#known-departures-from-the-paper"),
+        pages=(f"{METHOD}#presets", f"{METHOD}#departures-from-the-paper"),
         note="how settings were tuned is described, not logged trial by trial",
     ),
     ChecklistItem(
@@ -140,7 +140,7 @@ ITEMS = (
     ),
     ChecklistItem(
         "13", "Class imbalance", Answer.YES, ("Calibration",),
-        (f"{METHOD}#known-departures-from-the-paper",),
+        (f"{METHOD}#departures-from-the-paper",),
     ),
     ChecklistItem(
         "14", "Approaches to fairness", Answer.PARTLY, ("Subgroups",),

@@ -1,8 +1,6 @@
 """Rebuild a simulated subject before its last period, and draw that period once more."""
 
-import json
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +9,6 @@ import numpy.typing as npt
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.arrays import Floats, Mask
 from lesioncast.simulation.anatomy import build_anatomy, target_grid
-from lesioncast.simulation.bids_metadata import fingerprint
 from lesioncast.simulation.disease import Patient, draw_patient, redraw_count
 from lesioncast.simulation.lesion_sites import Window
 from lesioncast.simulation.lesions import (
@@ -25,7 +22,6 @@ from lesioncast.simulation.lesions import (
 from lesioncast.simulation.outcome_law.placement import placement_density
 from lesioncast.simulation.rng import RngStream, subject_rng
 from lesioncast.simulation.settings import SimulationSettings
-from storage.trial.description import DESCRIPTION_FILE, SIMULATED_WITH
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -94,21 +90,3 @@ def last_period(settings: SimulationSettings, index: int) -> LastPeriod:
     axes = target_grid(settings.shape, settings.spacing).axes
     lesions = place_lesions(subject_rng(settings, index, RngStream.LESIONS), anatomy, axes, patient)
     return LastPeriod(settings, patient, slab_tissue(anatomy, axes), lesions)
-
-
-def simulation_settings(bids: Path) -> SimulationSettings | None:
-    """Return the settings of the simulated trial in `bids`.
-
-    Return None for other trials, and for one of another version of the simulation.
-    """
-    path = bids / DESCRIPTION_FILE
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text()).get(SIMULATED_WITH)
-    names = {field.name for field in fields(SimulationSettings)} - {"subjects"}
-    if not isinstance(stored, dict) or not names <= stored.keys():
-        return None
-    values = {name: stored[name] for name in names}
-    values |= {name: tuple(values[name]) for name in ("shape", "spacing")}
-    settings = SimulationSettings(subjects=1, **values)
-    return settings if fingerprint(settings) == stored else None
