@@ -281,7 +281,12 @@ def test_the_section_is_part_of_every_file(report: WhereReport) -> None:
     where = next(each.text for each in findings(whole) if each.title == "Where will they lie?")
     assert "the networks are better than an average of the training patients' new lesions" in where
     assert "The exact law of the simulation gains" in where
+    assert "by the rule of MSSEG-2, where samples of the exact law of the simulation have" in where
     assert where_section(report) in render_markdown(whole)
     worse = replace(report, maps=report.maps | {NETWORKS: report.maps[RINGS]})
     text = next(e.text for e in findings(replace(whole, where=worse)) if "Where" in e.title)
     assert "the networks are worse than an average" in text
+    no_law = replace(report.samples, methods={NETWORKS: report.samples.methods[NETWORKS]})
+    unknown = replace(whole, where=replace(report, samples=no_law))
+    text = next(e.text for e in findings(unknown) if "Where" in e.title)
+    assert "what a perfect forecast would reach is not known" in text

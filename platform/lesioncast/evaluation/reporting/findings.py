@@ -194,12 +194,20 @@ def _where(report: EvaluationReport) -> Finding:
     return Finding(
         title,
         f"The lesions of one sample detect the observed lesions with an F1 of "
-        f"{format_estimate(pooled.f1_sample)} by the rule of MSSEG-2, where 1 would be perfect. "
+        f"{format_estimate(pooled.f1_sample)} by the rule of MSSEG-2{_best_f1(report.where)}. "
         f"Together, the samples are {'closer' if closer else 'not shown to be closer'} to the "
         "observed masks than masks without lesions: their energy distance is "
         f"{format_estimate(energy)}, that of empty masks {format_estimate(empty)}."
         f"{_map_words(report.where)}{_regions(report.regional)}",
     )
+
+
+def _best_f1(where: WhereReport | None) -> str:
+    """Say which F1 a perfect forecast would have, since nobody can name the voxels of a lesion."""
+    exact = None if where is None else where.samples.methods.get(EXACT)
+    if exact is None:
+        return "; what a perfect forecast would reach is not known"
+    return f", where samples of the exact law of the simulation have {format_estimate(exact.f1)}"
 
 
 def _map_words(where: WhereReport | None) -> str:
