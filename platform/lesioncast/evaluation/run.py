@@ -18,6 +18,7 @@ from lesioncast.evaluation.features.outcomes import (
     build_measurer,
     cases_with_outcome,
     chunk_cases,
+    evenly_spaced,
     outcome_table,
 )
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
@@ -144,12 +145,6 @@ def reference_arm_index(arm: str, store: Store) -> int:
             f"forecast.reference_arm: expected one of {', '.join(store.spec.arms)}, got {arm}"
         )
     return store.spec.arms.index(arm)
-
-
-def evenly_spaced(cases: Sequence[Case], number: int) -> list[Case]:
-    """Return `number` of the cases, evenly over their order; all where there are fewer."""
-    number = min(number, len(cases))
-    return [cases[position * len(cases) // number] for position in range(number)]
 
 
 def measure_outcomes(

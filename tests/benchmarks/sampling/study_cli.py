@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
-from lesioncast.evaluation.features.outcomes import cases_with_outcome
-from lesioncast.evaluation.run import evenly_spaced
+from lesioncast.evaluation.features.outcomes import cases_with_outcome, evenly_spaced
 from storage import Case, Store, open_store, parse_location
 
 

@@ -23,8 +23,7 @@ from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
 from lesioncast.bundle.io import read_json
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import load_config
-from lesioncast.evaluation.features.outcomes import cases_with_outcome
-from lesioncast.evaluation.run import evenly_spaced
+from lesioncast.evaluation.features.outcomes import cases_with_outcome, evenly_spaced
 from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
 from lesioncast.jobs.runner import configure_logging
 from storage import open_store

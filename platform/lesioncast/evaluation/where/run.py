@@ -1,6 +1,5 @@
 """Score where on Ray: fit the baselines on training cases, then score every test case."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +8,7 @@ import numpy as np
 from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
-from lesioncast.evaluation.features.outcomes import OutcomeTable
+from lesioncast.evaluation.features.outcomes import OutcomeTable, evenly_spaced
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries
 from lesioncast.evaluation.metrics.rng import RngStream
 from lesioncast.evaluation.settings import EvaluationSettings
@@ -74,15 +73,9 @@ def fit_baselines(store: Store, train: OutcomeTable) -> Baselines:
     active = [row for row, voxels in enumerate(train.net2_voxels) if len(voxels)]
     counts = [
         ring_counts(store.read(train.case[row]), train.net2_voxels[row], atlas, spacing)
-        for row in spread(active, RING_CASES)
+        for row in evenly_spaced(active, RING_CASES)
     ]
     return Baselines(atlas, fit_ring_rates(counts))
-
-
-def spread(items: Sequence[int], number: int) -> list[int]:
-    """Return `number` of the items, evenly over their order; all where there are fewer."""
-    number = min(number, len(items))
-    return [items[place * len(items) // number] for place in range(number)]
 
 
 def mean_voxels_by_arm(train: OutcomeTable, *, arms: int) -> Floats:
@@ -102,8 +95,8 @@ def plan_tasks(inputs: WhereInputs, *, samples: int) -> list[WhereTask]:
     test = inputs.test
     size = np.array([len(places) for places in test.net2_voxels])
     others = exchange_partners(test.arm, size > 0)
-    exchanged = set(spread(sorted(others), RELIANCE_CASES))
-    sampled = set(spread(range(len(test.case)), SAMPLED_CASES))
+    exchanged = set(evenly_spaced(sorted(others), RELIANCE_CASES))
+    sampled = set(evenly_spaced(range(len(test.case)), SAMPLED_CASES))
     shown = figure_case(size)
     rng = np.random.default_rng([RngStream.CLIMATOLOGY, inputs.seed])
     return [
