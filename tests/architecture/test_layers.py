@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("lesioncast.parsing", "lesioncast.yaml_text"),
     ("lesioncast.imaging", "lesioncast.cluster"),
+    ("lesioncast.priors",),
     ("lesioncast.diffusion", "lesioncast.simulation"),
     ("lesioncast.bundle",),
     ("lesioncast.training",),

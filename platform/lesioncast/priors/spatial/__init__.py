@@ -1,0 +1,1 @@
+"""Where new lesions are expected: conditional logistic regression on features in millimetres."""

@@ -1,0 +1,1 @@
+"""Features of voxels: older lesions, tissue and FLAIR, all in millimetres."""

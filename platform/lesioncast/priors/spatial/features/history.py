@@ -1,0 +1,122 @@
+"""Features of older lesions: distance to them, their size and activity, and their density."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from lesioncast.arrays import Bools, Float32s, Mask
+from lesioncast.priors.spatial.features.curves import columns, hats
+from lesioncast.priors.spatial.inputs import Places, Spacing, SpatialInputs
+from lesioncast.priors.spatial.smoothing import smooth
+
+DISTANCE_KNOTS_MM = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0, 12.0, 16.0, 22.0)
+# A new voxel this near to an older lesion may belong to its enlargement.
+NEAR_MM = 6.0
+# Widths at which the density of older lesions is compared with that of the atlas.
+REGION_MM = (12.0, 25.0)
+# Volume of older lesions, in mm3, that the comparison adds on both sides: with little lesion in a
+# region, the ratio stays near 1.
+REGION_SHRINKAGE_MM3 = 500.0
+_CONNECTIVITY_26 = np.ones((3, 3, 3), bool)
+
+
+@dataclass(frozen=True)
+class History:
+    """Older lesions of a patient, [s, h, w] each."""
+
+    older: Mask
+    #: New since w000; empty if that is unknown.
+    new: Mask
+    #: Taking up gadolinium at any session; empty if that is unknown.
+    enhancing: Mask
+
+
+def history_of(inputs: SpatialInputs) -> History | None:
+    """Return the older lesions of a patient, None if no mask shows them."""
+    older = inputs.mask("w000/t2", "w048/t2", "w048/net2")
+    if older is None:
+        return None
+    nothing = np.zeros(older.shape, bool)
+    new = inputs.mask("w048/net2")
+    if new is None and "w000/t2" in inputs.channels and "w048/t2" in inputs.channels:
+        new = (inputs.channels["w048/t2"] > 0) & (inputs.channels["w000/t2"] <= 0)
+    enhancing = inputs.mask("w000/gad", "w048/gad")
+    return History(
+        older,
+        nothing if new is None else new,
+        nothing if enhancing is None else enhancing,
+    )
+
+
+def history_features(history: History, atlas: Float32s, spacing: Spacing, at: Places) -> Float32s:
+    """Return features at the voxels `at` [n], [n, feature].
+
+    `atlas` [s, h, w] is the density of lesions in other patients.
+    """
+    distance, nearest = _distance(history.older, spacing)
+    distance = distance.ravel()[at]
+    near = np.maximum(1 - distance / NEAR_MM, 0)
+    volume, active = _nearest_lesion(history, nearest, spacing, at)
+    return columns(
+        hats(distance, DISTANCE_KNOTS_MM),
+        (distance == 0).astype(np.float32),
+        near * volume,
+        near * active,
+        np.exp(-distance / 4) * active,
+        _densities(history, spacing, at),
+        _regional_excess(history.older, atlas, spacing, at),
+    )
+
+
+def _distance(older: Mask, spacing: Spacing) -> tuple[Float32s, Places]:
+    """Return the distance to the nearest older lesion in mm, and that lesion's voxel, each [...].
+
+    Without lesions all are at the last knot.
+    """
+    if not older.any():
+        return (
+            np.full(older.shape, DISTANCE_KNOTS_MM[-1], np.float32),
+            np.zeros(older.size, np.intp),
+        )
+    distance, index = ndimage.distance_transform_edt(~older, sampling=spacing, return_indices=True)
+    nearest = np.ravel_multi_index(tuple(index.reshape(3, -1)), older.shape)
+    return distance.astype(np.float32), nearest
+
+
+def _nearest_lesion(
+    history: History, nearest: Places, spacing: Spacing, at: Places
+) -> tuple[Float32s, Float32s]:
+    """Return log volume (relative to 100 mm3) and activity of the nearest older lesion, [n] each.
+
+    A lesion is active if part of it is new or takes up gadolinium.
+    """
+    if not history.older.any():
+        return np.zeros(len(at), np.float32), np.zeros(len(at), np.float32)
+    labels, number = ndimage.label(history.older, _CONNECTIVITY_26)
+    flat = labels.ravel()
+    volume = np.bincount(flat, minlength=number + 1) * np.prod(spacing)
+    shown: Bools = (history.new | history.enhancing).ravel()
+    active = np.bincount(flat[shown], minlength=number + 1) > 0
+    lesion = flat[nearest[at]]
+    return np.log(volume[lesion] / 100).astype(np.float32), active[lesion].astype(np.float32)
+
+
+def _densities(history: History, spacing: Spacing, at: Places) -> Float32s:
+    """Return log densities of older, new and enhancing lesions at two or three widths, [n, 7]."""
+    masks = np.stack([history.older, history.new, history.enhancing]).astype(np.float32)
+    fine, middle = (smooth(masks, spacing, sigma).reshape(3, -1)[:, at] for sigma in (3.0, 7.0))
+    wide = smooth(masks[0], spacing, 16.0).ravel()[at]
+    return columns(*np.log(fine + 0.02), *np.log(middle + 0.005), np.log(wide + 0.002))
+
+
+def _regional_excess(older: Mask, atlas: Float32s, spacing: Spacing, at: Places) -> Float32s:
+    """Return the log ratio of older lesions to what the atlas expects around, [n, width]."""
+    pair = np.stack([older, atlas * older.sum()]).astype(np.float32)
+    ratios = []
+    for sigma in REGION_MM:
+        # The integral of the smoothing kernel's shape: densities become volumes around a voxel.
+        around = (2 * np.pi) ** 1.5 * sigma**3
+        found, usual = smooth(pair, spacing, sigma).reshape(2, -1)[:, at] * around
+        ratios.append(np.log((found + REGION_SHRINKAGE_MM3) / (usual + REGION_SHRINKAGE_MM3)))
+    return columns(*ratios)
