@@ -162,7 +162,7 @@ class ArmAlone(nn.Module):
         self.passes = 0
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: ControlNetOutput, _: None
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, residuals: ControlNetOutput, *_: None
     ) -> Tensor:
         self.passes += 1
         return 0.1 * arm[:, None, None, None, None] + residuals.middle.expand(z.shape)
@@ -176,7 +176,7 @@ class ConditionAlone(nn.Module):
         return PatientEncoding(condition.mean((1, 2, 3, 4), keepdim=True), None, None)
 
     def forward(
-        self, z: Tensor, logsnr: Tensor, arm: Tensor, patient: PatientEncoding, _: None
+        self, z: Tensor, logsnr: Tensor, arm: Tensor, patient: PatientEncoding, *_: None
     ) -> ControlNetOutput:
         return ControlNetOutput([], patient.features)
 

@@ -1,5 +1,6 @@
 """The marginal map: the weighted sum over load classes of x_hat at pure noise."""
 
+import pytest
 import torch
 
 from lesioncast.config import load_config
@@ -12,6 +13,9 @@ from lesioncast.diffusion.schedule import logsnr_at
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.forecasting.marginal_map import marginal_map, spatial_shape
+from tests.diffusion.test_base_map import VOXELS, log_density
+from tests.diffusion.test_base_map import condition_of as base_map_condition
+from tests.diffusion.test_base_map import model as base_map_model
 from tests.diffusion.test_model import case, tiny_model
 from tests.diffusion.test_networks import randomise
 from tests.support.known_denoisers import CONFIGS
@@ -74,6 +78,17 @@ def test_each_class_is_one_row_of_one_pass_and_the_map_repeats() -> None:
     assert torch.equal(first, marginal_map(model, patient, 0, SAMPLER))
     assert ((first >= 0) & (first <= 1)).all()
     assert not torch.equal(first, marginal_map(model, patient, 1, SAMPLER))
+
+
+def test_the_map_of_a_base_map_model_expects_the_mean_voxels_of_the_load_classes() -> None:
+    networks = base_map_model(random=True)
+    patient = networks.encode_patient(base_map_condition(1)[0], None, SAMPLER, log_density(9))
+    logits = networks.lesion_load_logits(patient, 1)
+    assert logits is not None
+    expected = float(logits.softmax(0)[1:] @ VOXELS.mean(1))
+    assert float(marginal_map(networks, patient, 1, SAMPLER).sum()) == pytest.approx(
+        expected, rel=2e-3
+    )
 
 
 def test_without_lesion_loads_the_map_is_one_evaluation_at_pure_noise() -> None:

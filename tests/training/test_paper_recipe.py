@@ -82,11 +82,12 @@ def test_stage_two_starts_with_the_predictions_of_stage_one_to_the_last_bit(
     logsnr, arm = torch.linspace(-10, 10, 4), torch.tensor([0, 1, 2, 2])
     load = torch.tensor([1, 2, 1, 2]) if loads else None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced):
-        expected = first(z, logsnr, arm, None, None, load)
-        actual = second(z, logsnr, arm, condition, None, load)
+        batch = Batch(z, arm, condition)
+        expected = first(z, logsnr, batch, load)
+        actual = second(z, logsnr, batch, load)
     assert torch.equal(actual, expected)
     randomise(second.control.zero_middle)
-    other = second(z, logsnr, arm, condition, None, load)
+    other = second(z, logsnr, batch, load)
     assert not torch.equal(other, expected)
 
 

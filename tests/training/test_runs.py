@@ -21,6 +21,7 @@ from lesioncast.errors import (
     TrainingError,
 )
 from lesioncast.training.checkpoint import Checkpoint, checkpoints, save_checkpoint
+from lesioncast.training.data.dataset import Batch
 from lesioncast.training.experiment import (
     CONTROL,
     UNET,
@@ -321,7 +322,8 @@ def test_every_trained_weight_gets_a_gradient(
     condition = torch.randn(2, 7, *SLAB)
     arm = torch.zeros(2, dtype=torch.int64)
     load = torch.tensor([1, 2]) if loads else None
-    predicted = networks(z, torch.zeros(2), arm, condition, torch.zeros(2, 2), load)
+    batch = Batch(z, arm, condition, torch.zeros(2, 2))
+    predicted = networks(z, torch.zeros(2), batch, load)
     sum(part.square().sum() for part in predicted if part is not None).backward()
     # Without one, DDP would wait for it.
     missing = [n for n, p in networks.named_parameters() if p.requires_grad and p.grad is None]

@@ -87,13 +87,22 @@ class PatientEncoding:
     covariates: Tensor | None = None
     #: Features for the lesion load prior, [b, feature].
     lesion_load: Tensor | None = None
+    #: Log density of a new-lesion voxel, for a model with a base map, [b, s, h, w].
+    log_density: Tensor | None = None
 
     def index_select(self, index: Tensor) -> "PatientEncoding":
         """Return the encodings of the rows `index` [n], in that order."""
         return PatientEncoding(*(part if part is None else part[index] for part in self._parts()))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.features, self.burden, self.voxels, self.covariates, self.lesion_load
+        return (
+            self.features,
+            self.burden,
+            self.voxels,
+            self.covariates,
+            self.lesion_load,
+            self.log_density,
+        )
 
     @staticmethod
     def cat(encodings: "Sequence[PatientEncoding]") -> "PatientEncoding":

@@ -9,6 +9,7 @@ from torch import Tensor
 from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.lesion_load import constrain_to_load
 from lesioncast.diffusion.objective import NET2, undo_lesion_weight
+from lesioncast.diffusion.spatial.base_map import hold_voxels
 
 
 class Predictor(Protocol):
@@ -35,6 +36,8 @@ class BatchCondition:
     arm: Tensor
     #: Lesion load classes [b]; None for a model without them.
     lesion_load: Tensor | None = None
+    #: Numbers of lesion voxels that the samples hold [b]; None for a model without a base map.
+    voxels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class GuidedDenoiser:
             x_hat[guided] = unconditional + self.config.guidance * difference
         x_hat = x_hat.clamp(-1, 1)
         x_hat[:, NET2] = undo_lesion_weight(x_hat[:, NET2], self.config.lesion_weight)
-        if self.condition.lesion_load is not None:
+        if self.condition.voxels is not None:
+            x_hat[:, NET2] = hold_voxels(x_hat[:, NET2], self.condition.voxels)
+        elif self.condition.lesion_load is not None:
             x_hat[:, NET2] = constrain_to_load(
                 x_hat[:, NET2], self.condition.lesion_load, self.config.lesion_load_thresholds
             )

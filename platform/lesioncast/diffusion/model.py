@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -42,6 +42,7 @@ from lesioncast.diffusion.objective import (
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import ScheduleConfig
 from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.spatial.base_map import BaseMap
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.imaging.covariates import Covariate
 
@@ -68,6 +69,11 @@ class ModelConfig:
                 f"unet.arms: expected {len(self.arms)}, the number of named arms "
                 f"({', '.join(self.arms)}), got {self.unet.arms}; set unet.arms to their number"
             )
+        if self.unet.base_map and self.objective.prediction != "log_odds":
+            raise ValueError(
+                "objective.prediction: expected log_odds for networks that refine a base map, got "
+                f"{self.objective.prediction}; set it to log_odds, or priors to load"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class SampleCondition:
     arm: int
     #: Lesion load class that the sample's seed drew; None for a model without lesion loads.
     lesion_load: int | None = None
+    #: Number of lesion voxels that the sample's seed drew; None for a model without a base map.
+    voxels: float | None = None
 
 
 class LesionDiffusion:
@@ -87,16 +95,28 @@ class LesionDiffusion:
 
     `odds_ratio` says how many times too high the odds of activity are in what the networks
     learned: n_inactive / n_active after a balanced stage 2, else 1. Samples are drawn without that
-    bias.
+    bias. `base_map` is given for networks that refine one.
     """
 
     def __init__(
-        self, unet: UNet, control: ControlNet, config: ModelConfig, *, odds_ratio: float = 1.0
+        self,
+        unet: UNet,
+        control: ControlNet,
+        config: ModelConfig,
+        *,
+        odds_ratio: float = 1.0,
+        base_map: BaseMap | None = None,
     ) -> None:
         self.unet = unet.eval()
         self.control = control.eval()
         self.config = config
         self.odds_ratio = odds_ratio
+        self.base_map = base_map
+        if config.unet.base_map != (base_map is not None):
+            raise ValueError(
+                f"base_map: expected one if unet.base_map is set ({config.unet.base_map}), got "
+                f"{base_map and 'one'}; load networks and base map from one bundle"
+            )
 
     def predict(
         self,
@@ -108,7 +128,8 @@ class LesionDiffusion:
     ) -> Tensor:
         """Return x_hat [b, 2, s, h, w] for z of that shape, under a condition without guidance."""
         residuals = self.control(z, logsnr, arm, patient, lesion_load)
-        prediction = self.unet(z, logsnr, arm, residuals, lesion_load).float()
+        offset = net2_offset(self.base_map, patient.log_density, lesion_load, self.config.objective)
+        prediction = self.unet(z, logsnr, arm, residuals, lesion_load, offset).float()
         return predict_x0(prediction, z, logsnr, self.config.objective)
 
     def denoiser(
@@ -123,9 +144,11 @@ class LesionDiffusion:
     ) -> Denoiser:
         """Return the guided denoiser of a batch; see `GuidedDenoiser`.
 
-        condition [b, channels, s, h, w], arm [b], covariates [b, covariate], lesion_load [b].
+        condition [b, channels, s, h, w], arm [b], covariates [b, covariate], lesion_load [b]. A
+        base map is that of the atlas.
         """
-        batch = BatchCondition(self.control.encode(condition, covariates), arm, lesion_load)
+        patient = self._with_log_density(self.control.encode(condition, covariates), None)
+        batch = BatchCondition(patient, arm, lesion_load)
         config = self._guidance_config(guidance, interval)
         return self._guided(batch, config, like=condition[:1])
 
@@ -149,7 +172,7 @@ class LesionDiffusion:
 
     def _unconditional(self, like: Tensor) -> UnconditionalInput:
         """Return the null condition, with images in the shape of `like` [1, channels, s, h, w]."""
-        patient = self.control.encode(torch.zeros_like(like))
+        patient = self._with_log_density(self.control.encode(torch.zeros_like(like)), None)
         return UnconditionalInput(self.config.unet.null_arm, patient)
 
     def _guidance_config(self, guidance: float, interval: tuple[float, float]) -> GuidanceConfig:
@@ -187,10 +210,12 @@ class LesionDiffusion:
 
         def make_denoiser(conditions: Sequence[SampleCondition]) -> Denoiser:
             loads = [condition.lesion_load for condition in conditions]
+            voxels = [condition.voxels for condition in conditions]
             batch = BatchCondition(
                 PatientEncoding.cat([condition.patient for condition in conditions]),
                 torch.tensor([condition.arm for condition in conditions], device=device),
                 torch.tensor(loads, device=device) if lesion_loads else None,
+                torch.tensor(voxels, device=device) if self.base_map else None,
             )
             guided = GuidedDenoiser(self.predict, batch, unconditional, config, slots)
 
@@ -221,16 +246,32 @@ class LesionDiffusion:
 
     @torch.no_grad()
     def encode_patient(
-        self, condition: Tensor, covariates: Tensor | None, sampler: SamplerConfig
+        self,
+        condition: Tensor,
+        covariates: Tensor | None,
+        sampler: SamplerConfig,
+        log_density: Tensor | None = None,
     ) -> PatientEncoding:
         """Encode one patient, in the sampler's precision, for all of the patient's samples.
 
-        condition [channels, s, h, w], covariates [covariate], NaN if missing.
+        condition [channels, s, h, w], covariates [covariate], NaN if missing. `log_density`
+        [s, h, w] is the patient's for a model with a base map; None stands for the atlas.
         """
         with autocast(sampler.precision, condition.device):
-            return self.control.encode(
+            encoding = self.control.encode(
                 condition[None], None if covariates is None else covariates[None]
             )
+        return self._with_log_density(encoding, log_density)
+
+    def _with_log_density(
+        self, patient: PatientEncoding, log_density: Tensor | None
+    ) -> PatientEncoding:
+        """Add a log density [s, h, w], or the atlas, to patients of a model with a base map."""
+        if self.base_map is None:
+            return patient
+        density = self.base_map.atlas if log_density is None else log_density
+        rows = len(patient.features)
+        return replace(patient, log_density=density.expand(rows, *density.shape))
 
     def _encode_rows(
         self, condition: Tensor, covariates: Tensor | None, sampler: SamplerConfig
@@ -254,7 +295,19 @@ class LesionDiffusion:
         logits = self.lesion_load_logits(patient, arm)
         if logits is None:
             return [SampleCondition(patient, arm)] * len(seeds)
-        return [SampleCondition(patient, arm, sample_load_class(logits, seed)) for seed in seeds]
+        return [
+            self._sample_condition(SampleCondition(patient, arm), logits, seed) for seed in seeds
+        ]
+
+    def _sample_condition(
+        self, condition: SampleCondition, logits: Tensor, seed: int
+    ) -> SampleCondition:
+        """Add the lesion load class, and the number of lesion voxels in it, that a seed draws."""
+        load = sample_load_class(logits, seed)
+        if self.base_map is None:
+            return replace(condition, lesion_load=load)
+        voxels = self.base_map.sample_voxels(logits, seed, load)
+        return replace(condition, lesion_load=load, voxels=voxels)
 
     @torch.no_grad()
     def lesion_load_logits(self, patient: PatientEncoding, arm: int) -> Tensor | None:
@@ -313,6 +366,22 @@ class LesionDiffusion:
         A voxel is a lesion if its x is positive.
         """
         return self.sample(condition, arm, seeds, sampler, covariates=covariates)[:, NET2] > 0
+
+
+def net2_offset(
+    base_map: BaseMap | None,
+    log_density: Tensor | None,
+    lesion_load: Tensor | None,
+    objective: ObjectiveConfig,
+) -> Tensor | None:
+    """Return what networks that refine a base map add to NET2's log odds, [b, s, h, w].
+
+    It puts the base log odds in the place of the objective's constant. Return None without a base
+    map.
+    """
+    if base_map is None or log_density is None or lesion_load is None:
+        return None
+    return base_map.log_odds(log_density, lesion_load) - objective.base_log_odds
 
 
 @torch.no_grad()

@@ -53,6 +53,8 @@ class UNetConfig:
     #: Smallest number of NET2 voxels of each lesion load class above "no lesion". The
     #: configuration gives volumes (`lesion_load_mm3`), from which it follows for one voxel size.
     lesion_load_thresholds: tuple[int, ...] = ()
+    #: Whether NET2's log odds start from a base map of each patient (see `base_map`).
+    base_map: bool = False
 
     def __post_init__(self) -> None:
         uneven = [width for width in self.widths if width % self.groups]
@@ -63,6 +65,11 @@ class UNetConfig:
             raise ValueError(
                 "lesion_load_thresholds: expected voxels that rise from 1, got "
                 f"{list(self.lesion_load_thresholds)}; use for example [1, 10, 30, 100]"
+            )
+        if self.base_map and not self.lesion_load_thresholds:
+            raise ValueError(
+                "base_map: expected lesion_load_thresholds beside it, got none; the base map of a "
+                "patient is scaled by the lesion voxels of a load class"
             )
 
     @property
@@ -206,7 +213,9 @@ class UNet(nn.Module):
             zero_module(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
         )
         self.head = (
-            VoxelRefinementHead(config.voxel_head_width, embedding=config.embedding)
+            VoxelRefinementHead(
+                config.voxel_head_width, embedding=config.embedding, base_map=config.base_map
+            )
             if config.voxel_head_width
             else None
         )
@@ -218,11 +227,13 @@ class UNet(nn.Module):
         arm: Tensor,
         residuals: ControlNetOutput | None = None,
         lesion_load: Tensor | None = None,
+        net2_offset: Tensor | None = None,
     ) -> Tensor:
         """Return the prediction [b, 2, s, h, w] for z of that shape, logsnr [b] and arm [b].
 
         `arm` holds rows of the arm table. `lesion_load` [b] is the class of lesion load that the
-        sample shall have.
+        sample shall have. `net2_offset` [b, s, h, w] is added to the log odds of NET2: the base map
+        of each patient, for a model with `base_map`.
         """
         embedding = self.encoder.embedding(logsnr, arm, lesion_load)
         skips, features = self.encoder(z, embedding)
@@ -244,6 +255,8 @@ class UNet(nn.Module):
             flair, net2 = out.unbind(1)
             if residuals is not None and residuals.net2 is not None:
                 net2 = net2 + residuals.net2
+            if net2_offset is not None:
+                net2 = net2 + net2_offset
             if self.head is not None:
-                net2 = self.head(net2, z[:, NET2], logsnr, embedding.float())
+                net2 = self.head(net2, z[:, NET2], logsnr, embedding.float(), net2_offset)
         return torch.stack([flair, net2], dim=1)

@@ -15,6 +15,7 @@ from lesioncast.diffusion.blocks import zero_module
 from lesioncast.diffusion.objective import BASE_LOG_ODDS, log_likelihood_ratio
 
 EVIDENCE_LIMIT = 5.0
+OFFSET_SCALE = 4.0  # about the spread of base log odds over the brain
 CENTRE = 8.0  # one over the binomial's central weight; turns averages into sums of evidence
 
 
@@ -106,19 +107,31 @@ class VoxelRefinementHead(nn.Module):
     around, the second also the probabilities that the first pass gave them (Zheng et al. 2015,
     section 4, with learned messages). With one pass, samples lost half their lesion volume between
     logsnr 0 and 2 and ended as single voxels.
+
+    With `base_map` both passes also read the offset of the base map (`base_map`).
     """
 
-    def __init__(self, width: int, *, embedding: int) -> None:
+    def __init__(self, width: int, *, embedding: int, base_map: bool = False) -> None:
         super().__init__()
-        self.first = VoxelMLP(5, width, embedding=embedding)
-        self.second = VoxelMLP(9, width, embedding=embedding)
+        self.first = VoxelMLP(5 + base_map, width, embedding=embedding)
+        self.second = VoxelMLP(9 + base_map, width, embedding=embedding)
 
-    def forward(self, net2: Tensor, z: Tensor, logsnr: Tensor, embedding: Tensor) -> Tensor:
+    def forward(
+        self,
+        net2: Tensor,
+        z: Tensor,
+        logsnr: Tensor,
+        embedding: Tensor,
+        offset: Tensor | None = None,
+    ) -> Tensor:
         """Return refined log odds [b, s, h, w].
 
-        `net2` are the log odds of the UNet and `z` is z_t of NET2, both [b, s, h, w].
+        `net2` are the log odds of the UNet and `z` is z_t of NET2, both [b, s, h, w]. `offset`, of
+        that shape, is what the base map has added to `net2`.
         """
         evidence = evidence_features(z, logsnr)
+        if offset is not None:
+            evidence = torch.cat([(offset / OFFSET_SCALE).unsqueeze(1), evidence], dim=1)
         net2 = net2 + self.first(torch.cat([net2.unsqueeze(1), evidence], dim=1), embedding)
         beliefs = belief_features(net2, z, logsnr)
         features = torch.cat([net2.unsqueeze(1), evidence, beliefs], dim=1)

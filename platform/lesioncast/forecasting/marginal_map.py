@@ -70,6 +70,8 @@ def marginal_map(
         patient.index_select(torch.zeros(rows, dtype=torch.long, device=device)),
         torch.full((rows,), arm, device=device),
         loads,
+        # The mean of the class: the map then expects the mean volume of the samples.
+        None if loads is None or model.base_map is None else model.base_map.mean_voxels(loads),
     )
     shape = spatial_shape(model, patient)
     z = torch.zeros(rows, NUM_TARGETS, *shape, device=device)

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.lesion_load import lesion_load_class, rows_with_lesions
+from lesioncast.diffusion.model import net2_offset
 from lesioncast.diffusion.objective import NET2, ObjectiveConfig, diffusion_loss
 from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.spatial.base_map import BaseMap
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training.data.dataset import Batch
 
@@ -25,13 +27,12 @@ class PretrainModule(nn.Module):
         self,
         z: Tensor,
         logsnr: Tensor,
-        arm: Tensor,
-        condition: None,
-        covariates: None = None,
+        batch: Batch,
         lesion_load: Tensor | None = None,
+        net2_offset: Tensor | None = None,
     ) -> Tensor:
-        """Return the prediction [b, 2, s, h, w], given the arm and the lesion load."""
-        prediction: Tensor = self.unet(z, logsnr, arm, None, lesion_load)
+        """Return the prediction [b, 2, s, h, w], given arm, lesion load and base map."""
+        prediction: Tensor = self.unet(z, logsnr, batch.arm, None, lesion_load, net2_offset)
         return prediction
 
 
@@ -60,15 +61,15 @@ class FinetuneModule(nn.Module):
         self,
         z: Tensor,
         logsnr: Tensor,
-        arm: Tensor,
-        condition: Tensor,
-        covariates: Tensor | None = None,
+        batch: Batch,
         lesion_load: Tensor | None = None,
+        net2_offset: Tensor | None = None,
     ) -> Tensor:
-        """Return the prediction [b, 2, s, h, w]; `condition` is c_f [b, channels, s, h, w]."""
-        patient = self.control.encode(condition, covariates)
-        residuals = self.control(z, logsnr, arm, patient, lesion_load)
-        prediction: Tensor = self.unet(z, logsnr, arm, residuals, lesion_load)
+        """Return the prediction [b, 2, s, h, w], given the whole condition of the batch."""
+        assert batch.condition is not None
+        patient = self.control.encode(batch.condition, batch.covariates)
+        residuals = self.control(z, logsnr, batch.arm, patient, lesion_load)
+        prediction: Tensor = self.unet(z, logsnr, batch.arm, residuals, lesion_load, net2_offset)
         return prediction
 
 
@@ -84,6 +85,8 @@ class LossInputs:
     t: Tensor
     #: Standard normal noise, [r, 2, s, h, w].
     noise: Tensor
+    #: What scales the batch's log densities; None for a model without a base map.
+    base_map: BaseMap | None = None
 
 
 def rows_to_train_on(x: Tensor, thresholds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -113,11 +116,10 @@ def stage_loss(
     there is no other.
     """
     batch, lesion_load = inputs.batch, inputs.lesion_load
+    offset = net2_offset(inputs.base_map, batch.log_density, lesion_load, objective)
 
     def predict(z: Tensor, logsnr: Tensor) -> Tensor:
-        prediction: Tensor = networks(
-            z, logsnr, batch.arm, batch.condition, batch.covariates, lesion_load
-        )
+        prediction: Tensor = networks(z, logsnr, batch, lesion_load, offset)
         return prediction
 
     loss = diffusion_loss(

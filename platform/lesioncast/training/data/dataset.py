@@ -43,6 +43,8 @@ class Batch:
     condition: Tensor | None
     #: Encoded covariates, NaN if missing, [b, covariate]; None in stage 1 and without covariates.
     covariates: Tensor | None = None
+    #: Log densities of new-lesion voxels, [b, s, h, w]; None for a model without a base map.
+    log_density: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""
@@ -54,11 +56,11 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply `function` to every tensor of the batch."""
-        condition, covariates = (
+        optional = (
             None if tensor is None else function(tensor)
-            for tensor in (self.condition, self.covariates)
+            for tensor in (self.condition, self.covariates, self.log_density)
         )
-        return Batch(function(self.x), function(self.arm), condition, covariates)
+        return Batch(function(self.x), function(self.arm), *optional)
 
 
 @dataclass(frozen=True)

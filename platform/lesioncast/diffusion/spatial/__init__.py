@@ -1,0 +1,1 @@
+"""Start the networks from a spatial prior of each patient."""
