@@ -8,7 +8,7 @@ import pytest
 
 from lesioncast.simulation import SimulationSettings, simulate_subject
 from lesioncast.simulation.bids import initialise_dataset, subject_index, subject_name
-from lesioncast.simulation.lesions import place_new_lesions
+from lesioncast.simulation.lesions.placement import place_new_lesions
 from lesioncast.simulation.outcome_law.patients import simulation_settings
 from lesioncast.simulation.outcome_law.placement import mean_shape, placement_density
 from lesioncast.simulation.outcome_law.redraw import LastPeriod, last_period

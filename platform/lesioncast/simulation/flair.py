@@ -7,7 +7,7 @@ import numpy as np
 
 from lesioncast.arrays import Float32s
 from lesioncast.simulation.anatomy import Anatomy, TargetGrid
-from lesioncast.simulation.lesions import Lesion
+from lesioncast.simulation.lesions.shapes import Lesion
 
 
 @dataclass(frozen=True)

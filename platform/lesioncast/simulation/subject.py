@@ -19,8 +19,9 @@ from lesioncast.errors import SimulationError
 from lesioncast.simulation.anatomy import Anatomy, build_anatomy, target_grid
 from lesioncast.simulation.disease import PERIODS, draw_patient
 from lesioncast.simulation.flair import lesion_brightness, scan_sessions
-from lesioncast.simulation.lesion_sites import Window
-from lesioncast.simulation.lesions import Lesion, SimulatedLesions, place_lesions
+from lesioncast.simulation.lesions.placement import SimulatedLesions, place_lesions
+from lesioncast.simulation.lesions.shapes import Lesion
+from lesioncast.simulation.lesions.sites import Window
 from lesioncast.simulation.rng import RngStream, subject_rng
 from lesioncast.simulation.settings import SimulationSettings
 

@@ -1,4 +1,4 @@
-"""Compute where a simulated subject's next new lesions arise: the density behind `lesions.py`.
+"""Compute where a simulated subject's next new lesions arise: the density behind `lesions`.
 
 A forecast cannot know a lesion's place better than the law that placed it, so the density is the
 bar for every map of a simulated trial. It follows from the law in two steps: the distribution of a
@@ -14,15 +14,14 @@ from scipy import signal, special
 
 from lesioncast.arrays import Floats
 from lesioncast.simulation.disease import Patient
-from lesioncast.simulation.lesion_sites import NEAR_MM, FreeTissue, Voxel
-from lesioncast.simulation.lesions import (
+from lesioncast.simulation.lesions.placement import (
     NEAR_SHARE,
     NEW_LESION_RADIUS,
-    Lesion,
     SlabTissue,
-    ellipsoid_occupancy,
     free_tissue,
 )
+from lesioncast.simulation.lesions.shapes import Lesion, ellipsoid_occupancy
+from lesioncast.simulation.lesions.sites import NEAR_MM, FreeTissue, Voxel
 
 # Lesions drawn for the mean shape; their error is far below that of any score over cases.
 _SHAPES = 1500

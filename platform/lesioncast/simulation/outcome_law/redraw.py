@@ -10,15 +10,15 @@ from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.arrays import Floats, Mask
 from lesioncast.simulation.anatomy import build_anatomy, target_grid
 from lesioncast.simulation.disease import Patient, draw_patient, redraw_count
-from lesioncast.simulation.lesion_sites import Window
-from lesioncast.simulation.lesions import (
-    Lesion,
+from lesioncast.simulation.lesions.placement import (
     SimulatedLesions,
     SlabTissue,
     place_lesions,
     place_new_lesions,
     slab_tissue,
 )
+from lesioncast.simulation.lesions.shapes import Lesion
+from lesioncast.simulation.lesions.sites import Window
 from lesioncast.simulation.outcome_law.placement import placement_density
 from lesioncast.simulation.rng import RngStream, subject_rng
 from lesioncast.simulation.settings import SimulationSettings
