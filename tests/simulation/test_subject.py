@@ -1,7 +1,7 @@
 """Simulated subjects: exact counterfactuals, lesion sites as in the paper, MRI contrast."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -13,8 +13,11 @@ from lesioncast.imaging.regions import CORTEX, CSF, VENTRICLE, WHITE_MATTER
 from lesioncast.simulation import SimulatedSubject, SimulationSettings, simulate_subject
 from lesioncast.simulation.disease import draw_patient
 from storage.layout import CONNECTIVITY_26
+from tests.simulation.optional_parts import with_all_parts
 
 SETTINGS = SimulationSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
+ALL_PARTS = with_all_parts(replace(SETTINGS, subjects=200))
+BOTH = pytest.mark.parametrize("settings", [SETTINGS, ALL_PARTS], ids=["default", "all parts"])
 PERIODS = ("w048", "w096")
 
 
@@ -55,10 +58,11 @@ def measure(subject: SimulatedSubject) -> SubjectMeasurements:
     )
 
 
-@pytest.fixture(scope="module")
-def trial() -> list[SubjectMeasurements]:
+@pytest.fixture(scope="module", params=[SETTINGS, ALL_PARTS], ids=["default", "all parts"])
+def trial(request: pytest.FixtureRequest) -> list[SubjectMeasurements]:
     """Simulate and measure all subjects."""
-    return [measure(simulate_subject(SETTINGS, index)) for index in range(SETTINGS.subjects)]
+    settings: SimulationSettings = request.param
+    return [measure(simulate_subject(settings, index)) for index in range(settings.subjects)]
 
 
 def same(
@@ -103,20 +107,24 @@ def test_new_lesions_stay_in_the_central_slab_and_are_rare(
     assert np.mean([m.brain_share for m in trial]) < 0.001
 
 
-def test_an_arm_changes_outcomes_and_nothing_before_them() -> None:
+@BOTH
+def test_an_arm_changes_outcomes_and_nothing_before_them(settings: SimulationSettings) -> None:
     """The intervention do(arm) keeps patient, brain and w000 and changes the new lesions."""
-    subject = busy_subject()
+    subject = busy_subject(settings)
     for arm in ("placebo", "ocrelizumab"):
-        treated = simulate_subject(SETTINGS, subject.index, arm=arm)
+        treated = simulate_subject(settings, subject.index, arm=arm)
         assert same(treated, subject, except_fields=("arm", "flair", "t2", "gad"))
         assert np.array_equal(treated.flair[0], subject.flair[0])
         for period in PERIODS:
             assert np.array_equal(treated.net2(period), subject.net2(period, arm))
 
 
-def test_the_observed_mask_is_the_counterfactual_one_under_the_assigned_arm() -> None:
+@BOTH
+def test_the_observed_mask_is_the_counterfactual_one_under_the_assigned_arm(
+    settings: SimulationSettings,
+) -> None:
     for index in range(12):
-        subject = simulate_subject(SETTINGS, index)
+        subject = simulate_subject(settings, index)
         for session, period in enumerate(PERIODS, 1):
             added = subject.t2[session] & ~subject.t2[session - 1]
             assert np.array_equal(added, subject.net2(period))
@@ -132,8 +140,9 @@ def test_a_subject_depends_on_seed_and_index_alone() -> None:
     assert not same(first, simulate_subject(other, 3))
 
 
-def test_flair_shows_tissue_and_new_lesions_as_mri_does() -> None:
-    subject = busy_subject()
+@BOTH
+def test_flair_shows_tissue_and_new_lesions_as_mri_does(settings: SimulationSettings) -> None:
+    subject = busy_subject(settings)
     first, second = subject.flair[0], subject.flair[1]
 
     def level(*ids: int, percentile: float = 50) -> float:

@@ -42,6 +42,10 @@ class TargetGrid:
     texture: SplineField
     #: Random field of the intensity bias.
     bias: SplineField
+    #: Random field of regional propensity to lesions.
+    region: SplineField
+    #: Random field of places that are prone to lesions in one period.
+    prone: SplineField
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def target_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]
         warps=tuple(SplineField(nodes.nodes, _BRAIN_EXTENT_MM, step) for step, _ in _WARPS),
         texture=SplineField(axes, _BRAIN_EXTENT_MM, 5.0),
         bias=SplineField(axes, _BRAIN_EXTENT_MM, 60.0),
+        region=SplineField(axes, _BRAIN_EXTENT_MM, 24.0),
+        prone=SplineField(axes, _BRAIN_EXTENT_MM, 8.0),
     )
 
 

@@ -14,6 +14,14 @@ from storage.version import installed_version
 
 # Version of the simulation: raise it when the same settings no longer give the same subjects.
 GENERATOR = 1
+# Settings that a fingerprint leaves out at their defaults.
+_OPTIONAL = (
+    "location_law",
+    "enlarging_share",
+    "regional_propensity",
+    "prone_places",
+    "early_sign",
+)
 DERIVATIVES = {
     "lesions": "T2, gadolinium-enhancing, and new and enlarging T2 (NET2) lesions, as observed",
     "synthseg": "Regions by FreeSurfer id in the manner of SynthSeg, taken from the simulation",
@@ -116,6 +124,10 @@ def fingerprint(settings: SimulationSettings) -> dict[str, Any]:
     """
     values = dataclasses.asdict(settings) | {"generator": GENERATOR}
     del values["subjects"]
+    # Older trials were written without these settings and equal those with their defaults.
+    for field in dataclasses.fields(settings):
+        if field.name in _OPTIONAL and values[field.name] == field.default:
+            del values[field.name]
     # Through JSON, so that the result equals a stored fingerprint: tuples become lists.
     as_stored: dict[str, Any] = json.loads(json.dumps(values))
     return as_stored

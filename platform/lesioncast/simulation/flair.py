@@ -8,6 +8,7 @@ import numpy as np
 from lesioncast.arrays import Float32s
 from lesioncast.simulation.anatomy import Anatomy, TargetGrid
 from lesioncast.simulation.lesions.shapes import Lesion
+from lesioncast.simulation.lesions.sites import Window
 
 
 @dataclass(frozen=True)
@@ -27,40 +28,50 @@ CONTRASTS = {
     "OPERA": ScannerContrast(grey=1.25, csf=0.16, noise=0.025, gain=300.0),
     "DEFINE": ScannerContrast(grey=1.16, csf=0.30, noise=0.045, gain=760.0),
 }
+
+
+@dataclass(frozen=True)
+class FlairExcess:
+    """FLAIR excess relative to white matter in a part of the box."""
+
+    window: Window
+    #: Excess at the voxels of the window.
+    values: Float32s
+
+
 # Relative brightness of a new lesion at the session after the one that first shows it, and of a
 # lesion that takes up gadolinium.
 _FADED = 0.85
 _ENHANCING = 1.2
 
 
-def lesion_brightness(lesion: Lesion, *, sessions: int, baseline: bool) -> float:
+def lesion_excess(lesion: Lesion, *, sessions: int, baseline: bool) -> FlairExcess:
     """Return the FLAIR excess of a lesion `sessions` sessions after the first that shows it.
 
     A lesion of the baseline session keeps its brightness.
     """
     if baseline:
-        return lesion.brightness
-    if sessions > 0:
-        return _FADED * lesion.brightness
-    return (_ENHANCING if lesion.enhances else 1.0) * lesion.brightness
+        relative = 1.0
+    elif sessions > 0:
+        relative = _FADED
+    else:
+        relative = _ENHANCING if lesion.enhances else 1.0
+    return FlairExcess(lesion.window, relative * lesion.brightness * lesion.occupancy)
 
 
 def scan_sessions(
     rng: np.random.Generator,
     anatomy: Anatomy,
     grid: TargetGrid,
-    lesions: Sequence[Iterable[tuple[Lesion, float]]],
+    excess: Sequence[Iterable[FlairExcess]],
     trial: str,
 ) -> list[Float32s]:
-    """Simulate FLAIR [s, h, w] of each session.
-
-    `lesions` are, by session, the lesions with their excess over white matter.
-    """
+    """Simulate FLAIR [s, h, w] of each session, given by session what exceeds white matter."""
     contrast = _site_contrast(rng, trial)
     tissue = _tissue(rng, anatomy, grid, contrast)
     return [
-        _scan(rng, tissue + _lesion_signal(session_lesions, anatomy), anatomy, grid, contrast)
-        for session_lesions in lesions
+        _scan(rng, tissue + _excess_signal(patches, anatomy), anatomy, grid, contrast)
+        for patches in excess
     ]
 
 
@@ -93,12 +104,12 @@ def _tissue(
     return shaded
 
 
-def _lesion_signal(lesions: Iterable[tuple[Lesion, float]], anatomy: Anatomy) -> Float32s:
-    """Return the FLAIR excess of lesions, [s, h, w]; where two overlap, the brighter one counts."""
+def _excess_signal(patches: Iterable[FlairExcess], anatomy: Anatomy) -> Float32s:
+    """Return the FLAIR excess, [s, h, w]; where two patches overlap, the brighter one counts."""
     signal = np.zeros(anatomy.inside.shape, np.float32)
-    for lesion, brightness in lesions:
-        in_window = signal[lesion.window]
-        np.maximum(in_window, brightness * lesion.occupancy, out=in_window)
+    for patch in patches:
+        in_window = signal[patch.window]
+        np.maximum(in_window, patch.values, out=in_window)
     return signal * (1 - anatomy.csf)
 
 

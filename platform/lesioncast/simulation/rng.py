@@ -15,6 +15,9 @@ class RngStream(IntEnum):
     ANATOMY = 2
     LESIONS = 3
     SCAN = 4
+    PROPENSITY = 5
+    PRONE_PLACES = 6
+    ACTIVITY = 7
 
 
 def subject_rng(

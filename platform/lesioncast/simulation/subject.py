@@ -18,7 +18,8 @@ from lesioncast.arrays import Float32s, Ints, LabelMap, Mask
 from lesioncast.errors import SimulationError
 from lesioncast.simulation.anatomy import Anatomy, build_anatomy, target_grid
 from lesioncast.simulation.disease import PERIODS, draw_patient
-from lesioncast.simulation.flair import lesion_brightness, scan_sessions
+from lesioncast.simulation.early_signs import early_signs
+from lesioncast.simulation.flair import FlairExcess, lesion_excess, scan_sessions
 from lesioncast.simulation.lesions.placement import SimulatedLesions, place_lesions
 from lesioncast.simulation.lesions.shapes import Lesion
 from lesioncast.simulation.lesions.sites import Window
@@ -72,16 +73,14 @@ def simulate_subject(
     anatomy = build_anatomy(
         settings, subject_rng(settings, index, RngStream.ANATOMY), atrophy=patient.atrophy
     )
-    lesions = place_lesions(
-        subject_rng(settings, index, RngStream.LESIONS), anatomy, grid.axes, patient
-    )
+    lesions = place_lesions(settings, patient, anatomy)
     counts = patient.counts[:, PAPER_ARM_NAMES.index(arm)]
     history = _history(lesions, counts, gad_count=patient.gad_count)
     scans = scan_sessions(
         subject_rng(settings, index, RngStream.SCAN),
         anatomy,
         grid,
-        history.brightness,
+        history.excess,
         patient.trial,
     )
     on_grid = partial(_place_box, shape=settings.shape, box=grid.box)
@@ -107,8 +106,8 @@ class _History:
     t2: tuple[tuple[Lesion, ...], ...]
     #: Enhancing lesions of each session.
     gad: tuple[tuple[Lesion, ...], ...]
-    #: T2 lesions of each session with their FLAIR excess.
-    brightness: tuple[tuple[tuple[Lesion, float], ...], ...]
+    #: FLAIR excess of each session: lesions, and early signs of the next period.
+    excess: tuple[tuple[FlairExcess, ...], ...]
 
 
 def _history(lesions: SimulatedLesions, counts: Ints, *, gad_count: int) -> _History:
@@ -119,17 +118,26 @@ def _history(lesions: SimulatedLesions, counts: Ints, *, gad_count: int) -> _His
         lesions.baseline[:gad_count],
         *(tuple(lesion for lesion in new if lesion.enhances) for new in new_lesions[1:]),
     )
-    t2, brightness = [], []
+    t2, excess = [], []
     for session in range(len(SESSIONS)):
         t2.append(tuple(chain.from_iterable(new_lesions[: session + 1])))
-        brightness.append(
-            tuple(
-                (lesion, lesion_brightness(lesion, sessions=session - first, baseline=first == 0))
-                for first in range(session + 1)
-                for lesion in new_lesions[first]
-            )
+        shown = (
+            lesion_excess(lesion, sessions=session - first, baseline=first == 0)
+            for first in range(session + 1)
+            for lesion in new_lesions[first]
         )
-    return _History(tuple(t2), enhancing, tuple(brightness))
+        excess.append((*shown, *_signs_at(lesions, counts, session)))
+    return _History(tuple(t2), enhancing, tuple(excess))
+
+
+def _signs_at(lesions: SimulatedLesions, counts: Ints, session: int) -> list[FlairExcess]:
+    """Return the early signs at a session of the period that it begins; none at the last one."""
+    if session == len(PERIODS):
+        return []
+    visible = [True] * len(lesions.baseline)
+    for new, count in zip(lesions.new[:session], counts, strict=False):
+        visible += [rank <= count for rank in range(1, len(new) + 1)]
+    return early_signs(lesions.starts[session], visible)
 
 
 def _label_map(anatomy: Anatomy, lesions: Iterable[Lesion]) -> npt.NDArray[np.uint8]:

@@ -30,6 +30,8 @@ class Lesion:
     brightness: float
     #: True if the lesion takes up gadolinium while it is new.
     enhances: bool
+    #: True if the lesion is a lobe that enlarges an older one.
+    enlarges: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lesioncast.arrays import Floats, Mask
+from lesioncast.arrays import Float32s, Floats, Mask
 from lesioncast.imaging.regions import CORTEX, WHITE_MATTER
 from lesioncast.simulation.anatomy import Anatomy
+from lesioncast.simulation.lesions.measured import measured_weight
+from lesioncast.simulation.settings import LocationLaw
 from storage.layout import CONNECTIVITY_26
 
 Axes = tuple[Floats, ...]
@@ -22,10 +24,24 @@ Window = tuple[slice, slice, slice]
 
 # New lesions lie in the paper's slab of 15 slices of 3 mm (section 3, Dataset).
 SLAB_MM = 45.0
-# Standard deviation of the distance to the anchor lesion.
-NEAR_MM = 6.0
 # Number of candidate voxels of one kind of site before the next kind is tried.
 _MAX_TRIES = 40
+
+
+@dataclass(frozen=True)
+class NearbyLaw:
+    """How lesions arise beside older ones."""
+
+    #: Share of the lesions that do.
+    share: float
+    #: Standard deviation of each coordinate of the distance to the older lesion, in mm.
+    mm: float
+
+
+NEARBY: dict[LocationLaw, NearbyLaw] = {
+    "exponential": NearbyLaw(0.45, 6.0),
+    "measured": NearbyLaw(0.30, 7.0),
+}
 
 
 @dataclass(frozen=True)
@@ -38,17 +54,25 @@ class SiteWeights:
     cortex: Mask
     #: Flat indices of the voxels of `white`, [n].
     voxels: npt.NDArray[np.intp]
-    #: Cumulative weight of deep lesions: near the ventricles and away from the cortex, [n].
+    #: Cumulative weight of deep lesions, by distance to the ventricles and the cortex, [n].
     deep: Floats
     #: Cumulative weight of juxtacortical lesions: at the cortex and away from the ventricles, [n].
     juxtacortical: Floats
 
 
-def lesion_site_weights(anatomy: Anatomy, axes: Axes, *, slab_only: bool) -> SiteWeights:
+def lesion_site_weights(
+    anatomy: Anatomy,
+    axes: Axes,
+    *,
+    slab_only: bool,
+    law: LocationLaw = "exponential",
+    propensity: Float32s | None = None,
+) -> SiteWeights:
     """Compute the weights of lesion sites.
 
     Outside the central slab the weight is 0 if `slab_only` (new lesions), else it decreases with
-    the distance (baseline lesions).
+    the distance (baseline lesions). `propensity` [s, h, w] is the subject's own preference, added
+    to the logarithm of each weight.
     """
     thickness = spacing_of(axes)[0]
     beyond = np.clip(np.abs(axes[0]) + thickness / 2 - SLAB_MM / 2, 0, None)  # mm, [s]
@@ -60,14 +84,23 @@ def lesion_site_weights(anatomy: Anatomy, axes: Axes, *, slab_only: bool) -> Sit
     near = anatomy.ventricle_distance.ravel()[voxels]
     depth = anatomy.cortex_distance.ravel()[voxels]
     shares = share[voxels // (white.shape[1] * white.shape[2])]
+    if propensity is not None:
+        shares = shares * np.exp(propensity.ravel()[voxels])
     rim = max(2.0, spacing_of(axes)[1])
     return SiteWeights(
         white=white,
         cortex=cortex,
         voxels=voxels,
-        deep=np.cumsum(shares * (np.exp(-near / 5) + 0.05) * (depth > 2.5)),
+        deep=np.cumsum(shares * _deep_weight(law, near, depth)),
         juxtacortical=np.cumsum(shares * (depth <= rim) * (near > 6)),
     )
+
+
+def _deep_weight(law: LocationLaw, near: Float32s, depth: Float32s) -> Floats:
+    """Return the weight of sites `near` mm from the ventricles and `depth` mm from the cortex."""
+    if law == "measured":
+        return measured_weight(near)
+    return np.asarray((np.exp(-near / 5) + 0.05) * (depth > 2.5))
 
 
 def spacing_of(axes: Axes) -> tuple[float, ...]:
@@ -104,9 +137,11 @@ class FreeTissue:
         """Draw a free voxel of white matter at the cortex."""
         return self._weighted(rng, self._sites.juxtacortical)
 
-    def site_beside(self, rng: np.random.Generator, anchors: list[Voxel]) -> Voxel | None:
-        """Draw a free voxel some millimetres from one of the `anchors`."""
-        steps = rng.standard_normal((_MAX_TRIES, 3)) * (NEAR_MM / np.array(self.spacing))
+    def site_beside(
+        self, rng: np.random.Generator, anchors: list[Voxel], *, mm: float
+    ) -> Voxel | None:
+        """Draw a free voxel at a normally distributed distance, of sd `mm`, from an anchor."""
+        steps = rng.standard_normal((_MAX_TRIES, 3)) * (mm / np.array(self.spacing))
         chosen = np.array(anchors)[rng.integers(len(anchors), size=_MAX_TRIES)]
         candidates = np.rint(chosen + steps).astype(int)
         inside = ((candidates >= 0) & (candidates < self.white.shape)).all(axis=1)

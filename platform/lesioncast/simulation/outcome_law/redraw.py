@@ -11,11 +11,10 @@ from lesioncast.arrays import Floats, Mask
 from lesioncast.simulation.anatomy import build_anatomy, target_grid
 from lesioncast.simulation.disease import Patient, draw_patient, redraw_count
 from lesioncast.simulation.lesions.placement import (
+    PeriodStart,
     SimulatedLesions,
-    SlabTissue,
     place_lesions,
     place_new_lesions,
-    slab_tissue,
 )
 from lesioncast.simulation.lesions.shapes import Lesion
 from lesioncast.simulation.lesions.sites import Window
@@ -35,13 +34,12 @@ class LastPeriod:
 
     settings: SimulationSettings
     patient: Patient
-    slab: SlabTissue
     lesions: SimulatedLesions
 
     @property
-    def earlier(self) -> tuple[Lesion, ...]:
-        """Return every lesion placed before the period, shown by the arm or not."""
-        return (*self.lesions.baseline, *self.lesions.new[0])
+    def start(self) -> PeriodStart:
+        """Return what precedes the period, with every lesion placed, shown by the arm or not."""
+        return self.lesions.starts[-1]
 
     @property
     def number(self) -> int:
@@ -55,18 +53,16 @@ class LastPeriod:
     def density(self) -> Floats:
         """Return the density of new-lesion voxels given the number of lesions; the sum is 1."""
         number = max(self.number, 1)
-        density = placement_density(self.slab, self.earlier, self.patient, number=number)
-        return self._on_grid(density)
+        return self._on_grid(placement_density(self.start, number=number))
 
     def redraw(self, seed: int) -> Mask:
         """Draw the period once more: number and places of the lesions, given all before it."""
         rng = np.random.default_rng([self.settings.seed, self.patient.index, seed])
         number = redraw_count(self.settings, self.patient.index, self.patient.arm, rng)
-        lesions = place_new_lesions(rng, self.slab, self.earlier, self.patient, number=number)
-        return self._mask(lesions)
+        return self._mask(place_new_lesions(rng, self.start, number=number))
 
     def _mask(self, lesions: tuple[Lesion, ...]) -> Mask:
-        mask = np.zeros(self.slab.sites.white.shape, bool)
+        mask = np.zeros(self.start.sites.white.shape, bool)
         for lesion in lesions:
             mask[lesion.window] |= lesion.mask
         return self._on_grid(mask)
@@ -87,6 +83,4 @@ def last_period(settings: SimulationSettings, index: int) -> LastPeriod:
     anatomy = build_anatomy(
         settings, subject_rng(settings, index, RngStream.ANATOMY), atrophy=patient.atrophy
     )
-    axes = target_grid(settings.shape, settings.spacing).axes
-    lesions = place_lesions(subject_rng(settings, index, RngStream.LESIONS), anatomy, axes, patient)
-    return LastPeriod(settings, patient, slab_tissue(anatomy, axes), lesions)
+    return LastPeriod(settings, patient, place_lesions(settings, patient, anatomy))
