@@ -31,7 +31,7 @@ pytest: develop  # in more processes than two cores have, because many tests wai
 	$(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 30
 
 faults: develop  ## clusters of several nodes, some of which are killed; many minutes
-	$(VENV)/bin/python -m pytest -m faults
+	RAY_AUTH_MODE=disabled $(VENV)/bin/python -m pytest -m faults  # as are the clusters of these tests
 
 observe: install  ## Prometheus on the cluster that `ray start` began here, with our alerts
 	$(VENV)/bin/python k8s/monitoring/observe.py --out out/observe

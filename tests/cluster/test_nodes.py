@@ -12,6 +12,7 @@ import yaml
 from ray.util.state import list_actors, list_nodes, list_tasks
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.cluster.actor_map import _FunctionActor
 from lesioncast.training.checkpoint import checkpoints
 from storage import StoreSettings, StoreSpec
 from storage.preprocess.grid import place_slab
@@ -86,7 +87,7 @@ def test_a_head_without_cpus_does_no_work_and_four_workers_span_two_nodes(
     found = places(cluster)
     assert found["RayTrainWorker"] == {"a", "b"}
     assert found["fill"] == {"a", "b"}
-    for name in ("build_shard", "_Applied"):
+    for name in ("build_shard", _FunctionActor.__name__):
         assert found[name] <= {"a", "b"}, name
     # What is left to the head is to watch over the others and their room, which takes no CPU.
     watching = {name for name, where in found.items() if "head" in where}

@@ -128,7 +128,11 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def nodes(**environment: str) -> Iterator[Nodes]:
-    """Yield an empty cluster with its own folder and HOME. Its nodes are killed at the end."""
+    """Yield an empty cluster with its own folder and HOME. Its nodes are killed at the end.
+
+    It asks nobody for a token. Tests that use Ray's state API on it have to run with
+    RAY_AUTH_MODE=disabled, as `make faults` does: Ray reads the mode once in a process.
+    """
     with ExitStack() as stack:
         # Sockets have short paths, which pytest's folders would exceed.
         home = stack.enter_context(
@@ -136,7 +140,10 @@ def nodes(**environment: str) -> Iterator[Nodes]:
         )
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON"))}
         path = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"
-        ours = {"HOME": home, "PATH": path, "RAY_raylet_start_wait_time_s": "300"}
+        ours = {
+            "HOME": home, "PATH": path, "RAY_AUTH_MODE": "disabled",
+            "RAY_raylet_start_wait_time_s": "300",
+        }  # fmt: skip
         cluster = Nodes(Path(home), inherited | ours | environment)
         stack.callback(lambda: [node.kill() for node in reversed(cluster.started)])
         yield cluster
