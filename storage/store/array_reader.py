@@ -1,17 +1,12 @@
 """Read rows of a store's arrays, with checksums verified and missing files reported."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.abc.store import ByteRequest, SuffixByteRequest
-from zarr.abc.store import Store as ZarrStore
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore
 
 from storage.backends.backend import Location, StoreBackend
 from storage.backends.open import open_backend
@@ -19,48 +14,32 @@ from storage.backends.outages import storage_failure
 from storage.errors import StoreError, StoreUnavailableError
 from storage.layout import ARRAYS, SHARDS, shard_record_path
 from storage.store.case_table import ShardRow
+from storage.store.shard_file import open_shard_file
 from storage.store.shards import decode_record
+from storage.store.zarr_shard import open_zarr_shard
 
 # Raised by zarr, its codecs and obstore on files that are missing, truncated or corrupt.
 _READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError, EOFError)
 
 
-_CHECKSUM_BYTES = 4  # of the CRC32C behind a shard's index
-_ENTRY_BYTES = 16  # offset and length of a chunk, each a little-endian uint64
-_NO_CHUNK = 2**64 - 1  # offset and length of a chunk that a shard does not hold
+class ShardArray(Protocol):
+    """One array of one shard."""
 
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
 
-class MissingDataIsError(WrapperStore[ZarrStore]):
-    """A read-only Zarr store that raises for missing data, where Zarr would read zeros.
+    def row_shape(self, sessions: Sequence[int] | None) -> tuple[int, ...]:
+        """Return the shape of a row restricted to `sessions`."""
+        ...
 
-    Data are missing if there is no file, or if the index at the end of a shard's file says that the
-    file does not hold a chunk. Conversion writes every chunk, even one of zeros.
-    """
-
-    #: Number of chunks in the shard of the array that is read; 0 while it is opened.
-    chunks_per_shard: int = 0
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        content = await super().get(key, prototype, byte_range)
-        if content is None:
-            raise FileNotFoundError(f"no file {key}")
-        # Zarr reads the index either alone, as the end of the file, or with the whole file.
-        if byte_range is None or isinstance(byte_range, SuffixByteRequest):
-            self._check_index(key, content)
-        return content
-
-    def _check_index(self, key: str, content: Buffer) -> None:
-        """Raise ValueError if the index at the end of `content` lacks a chunk."""
-        size = self.chunks_per_shard * _ENTRY_BYTES
-        if not size or len(content) < size + _CHECKSUM_BYTES:
-            return  # metadata, or a truncated file, for which Zarr raises
-        end = content[len(content) - size - _CHECKSUM_BYTES : len(content) - _CHECKSUM_BYTES]
-        entries = np.frombuffer(end.to_bytes(), "<u8").reshape(-1, 2)
-        missing = int((entries == _NO_CHUNK).any(axis=1).sum())
-        if missing:
-            raise ValueError(f"an index without {missing} of {len(entries)} chunks in {key}")
+    def read_into(
+        self,
+        rows: Sequence[npt.NDArray[Any]],
+        positions: Sequence[int],
+        sessions: Sequence[int] | None,
+    ) -> None:
+        """Fill the arrays `rows` with the cases at `positions`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,21 +48,22 @@ class ShardedArray:
 
     backend: StoreBackend
     name: str
-    _opened: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    _opened: dict[str, ShardArray] = field(default_factory=dict, compare=False, repr=False)
 
-    def of_shard(self, shard: str) -> Any:
-        """Return the Zarr array of one shard, opened at the first call."""
+    def of_shard(self, shard: str) -> ShardArray:
+        """Return the array of one shard, opened at the first call.
+
+        A local file with the layout and codecs of `write_shard` is read directly. Zarr-python reads
+        everything else.
+        """
         if shard not in self._opened:
-            files = MissingDataIsError(self.backend.zarr_store())
             path = f"{SHARDS}/{shard}/{self.name}"
-            array = zarr.open_array(files, path=path, mode="r", zarr_format=3)
-            files.chunks_per_shard = math.prod(
-                -(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)
-            )
-            self._opened[shard] = array
+            folder = self.backend.location
+            opened = open_shard_file(folder, path) if isinstance(folder, Path) else None
+            self._opened[shard] = opened or open_zarr_shard(self.backend.zarr_store(), path)
         return self._opened[shard]
 
-    # Open Zarr arrays are left out of pickles: workers open the shards that they read.
+    # Open arrays are left out of pickles: workers open the shards that they read.
     def __getstate__(self) -> dict[str, Any]:
         return {"backend": self.backend, "name": self.name, "_opened": {}}
 
@@ -104,16 +84,15 @@ def read_rows(
     """
     values: npt.NDArray[Any] | None = None
     for shard, indices in _by_shard(rows).items():
-        positions_in_shard = [rows[index].position for index in indices]
+        positions = [rows[index].position for index in indices]
         try:
-            part = _read(array.of_shard(shard), positions_in_shard, sessions)
+            opened = array.of_shard(shard)
+            if values is None:
+                values = np.empty((len(rows), *opened.row_shape(sessions)), opened.dtype)
+            _read(opened, [values[index] for index in indices], positions, sessions)
         except _READ_ERRORS as error:
-            raise _read_error(
-                array, [ShardRow(shard, position) for position in positions_in_shard], error
-            ) from error
-        if values is None:
-            values = np.empty((len(rows), *part.shape[1:]), part.dtype)
-        values[indices] = part
+            in_shard = [ShardRow(shard, position) for position in positions]
+            raise _read_error(array, in_shard, error) from error
     if values is None:
         raise ValueError("expected rows to read, got none")
     return values
@@ -127,35 +106,13 @@ def _by_shard(rows: Sequence[ShardRow]) -> dict[str, list[int]]:
     return indices
 
 
-def _read(array: Any, positions: Sequence[int], sessions: Sequence[int] | None) -> npt.NDArray[Any]:
-    """Read rows of one shard in runs of neighbours.
-
-    A list of rows would make Zarr enumerate every voxel; slices do not.
-    """
-    by_session = sessions is not None and "session" in array.metadata.dimension_names
-    spans = _contiguous_slices(sessions) if by_session and sessions is not None else [slice(None)]
-    return _concatenate(
-        [
-            _concatenate([np.asarray(array[rows, span]) for span in spans], axis=1)
-            for rows in _contiguous_slices(positions)
-        ],
-        axis=0,
-    )
-
-
-def _contiguous_slices(positions: Sequence[int]) -> list[slice]:
-    """Return the positions in their order, as slices of neighbours."""
-    runs: list[slice] = []
-    for position in positions:
-        if runs and runs[-1].stop == position:
-            runs[-1] = slice(runs[-1].start, position + 1)
-        else:
-            runs.append(slice(position, position + 1))
-    return runs
-
-
-def _concatenate(parts: Sequence[npt.NDArray[Any]], *, axis: int) -> npt.NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+def _read(
+    array: ShardArray,
+    rows: Sequence[npt.NDArray[Any]],
+    positions: Sequence[int],
+    sessions: Sequence[int] | None,
+) -> None:
+    array.read_into(rows, positions, sessions)
 
 
 def _read_error(array: ShardedArray, rows: Sequence[ShardRow], error: Exception) -> StoreError:
@@ -175,7 +132,8 @@ def _read_error(array: ShardedArray, rows: Sequence[ShardRow], error: Exception)
 
 def _readable(array: ShardedArray, row: ShardRow) -> bool:
     try:
-        _read(array.of_shard(row.shard), [row.position], None)
+        opened = array.of_shard(row.shard)
+        _read(opened, [np.empty(opened.row_shape(None), opened.dtype)], [row.position], None)
     except _READ_ERRORS:
         return False
     return True

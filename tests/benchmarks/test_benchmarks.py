@@ -13,6 +13,10 @@ import pytest
 import yaml
 
 from lesioncast.config import load_config
+from storage.store.shard_file import ShardFile
+from storage.store.zarr_shard import ZarrShard
+from tests.benchmarks.data import store_reads
+from tests.support.store import SHARD, write_small_store
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
@@ -119,6 +123,21 @@ def test_the_middle_sized_run_ends_in_table_3_without_ray(tmp_path: Path) -> Non
     assert record["cases"]["train"] + record["cases"]["test"] == 60
     activity = record["variants"]["plain"]["activity"]["pooled"]["methods"]
     assert {"sampled", "arm_rate", "monte_carlo"} <= activity.keys()
+
+
+def test_reads_are_measured_directly_and_through_zarr_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [case.row for case in write_small_store(tmp_path).cases]
+    assert store_reads.main(["--store", str(tmp_path), "--rounds", "2"]) == 0
+    *_, directly, through_zarr = capsys.readouterr().out.splitlines()
+    assert "| directly |" in directly
+    assert "| through zarr-python |" in through_zarr
+    for way, reader in zip(
+        store_reads.compare(tmp_path, rows, rounds=1), (ShardFile, ZarrShard), strict=True
+    ):
+        assert len(way.processor) == len(way.elapsed) == 1
+        assert {type(array.of_shard(SHARD)) for array in way.arrays} == {reader}
 
 
 @pytest.mark.slow

@@ -12,15 +12,12 @@ import zarr
 
 from storage import Store, StoreError, open_store, pack_masks, unpack_masks
 from storage.convert.summary import summarise
-from storage.errors import Exclusion
-from storage.layout import CASE_TABLE, StoreSpec, unpack_masks_signed
-from storage.preprocess.grid import place_slab
+from storage.layout import CASE_TABLE, unpack_masks_signed
 from storage.settings import StoreSettings
 from storage.store.array_reader import open_arrays, read_rows
-from storage.store.case_table import Case, CaseTable
+from storage.store.case_table import Case
 from storage.store.split import assign_splits
-from tests.support import bids
-from tests.support.store import noise, table_of, write_tiny_store
+from tests.support.store import noise, write_small_store
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -101,19 +98,8 @@ def test_invalid_settings_are_refused(change: dict[str, object], message: str) -
         StoreSettings(**good | change)  # type: ignore[arg-type]
 
 
-def small_store(path: Path, slab: tuple[int, int, int] = (5, 12, 13)) -> CaseTable:
-    """Write a store of three cases and one exclusion; return its table."""
-    settings = StoreSettings(slab, (3.0, 2.0, 2.0), resample=False)
-    spec = StoreSpec(bids.ARMS, settings.slab, settings.spacing)
-    volume = bids.volume_of(bids.head((9, 18, 14), 0), bids.Geometry())
-    grid = place_slab(volume, settings=settings, brain=None)
-    cases = [bids.case_of(grid, index=i, subject=f"sub-0{i}") for i in range(3)]
-    exclusion = Exclusion("sub-09", "not finite", "expected ...")
-    return write_tiny_store(path, table_of(spec, cases, excluded=[exclusion]), noise(3, spec))
-
-
 def test_open_store_returns_its_cases(tmp_path: Path) -> None:
-    table = small_store(tmp_path / "store.zarr")
+    table = write_small_store(tmp_path / "store.zarr")
     store = open_store(tmp_path / "store.zarr")
     assert store.table == table
     assert store.case("sub-01") == table.cases[1]
@@ -125,7 +111,7 @@ def test_open_store_returns_its_cases(tmp_path: Path) -> None:
 def test_reading_rows_in_any_order_needs_little_memory(
     tmp_path: Path,
 ) -> None:
-    small_store(tmp_path, (5, 64, 64))
+    write_small_store(tmp_path, (5, 64, 64))
     store = open_store(tmp_path)
     flair, rows = open_arrays(tmp_path)["flair"], [store.cases[position].row for position in (2, 0)]
     read_rows(flair, rows)  # fills caches
@@ -139,14 +125,14 @@ def test_reading_rows_in_any_order_needs_little_memory(
 
 
 def test_case_indices_are_refused_for_another_table(tmp_path: Path) -> None:
-    table = small_store(tmp_path)
+    table = write_small_store(tmp_path)
     assert open_store(tmp_path, inputs=table.inputs).table == table
     with pytest.raises(StoreError, match=r"expected the cases of before, got inputs: it was conv"):
         open_store(tmp_path, inputs="before")
 
 
 def test_missing_case_error_gives_the_reason(tmp_path: Path) -> None:
-    small_store(tmp_path)
+    write_small_store(tmp_path)
     store: Store = open_store(tmp_path)
     with pytest.raises(StoreError, match=r"a case of sub-77, got none; it holds 3 others"):
         store.case("sub-77")
@@ -155,14 +141,14 @@ def test_missing_case_error_gives_the_reason(tmp_path: Path) -> None:
 
 
 def test_store_without_case_table_is_refused(tmp_path: Path) -> None:
-    small_store(tmp_path)
+    write_small_store(tmp_path)
     (tmp_path / CASE_TABLE).unlink()
     with pytest.raises(StoreError, match=r"expected cases.json, got none: its conversion did not"):
         open_store(tmp_path)
 
 
 def test_store_of_another_schema_is_refused_with_make_it_again(tmp_path: Path) -> None:
-    small_store(tmp_path)
+    write_small_store(tmp_path)
     group = json.loads((tmp_path / "zarr.json").read_text())
     table = json.loads((tmp_path / CASE_TABLE).read_text())
     for key, value, message in (
@@ -187,7 +173,7 @@ def test_store_of_another_schema_is_refused_with_make_it_again(tmp_path: Path) -
 def test_paths_that_hold_no_store_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"expected a Zarr 3 store, got none"):
         open_store(tmp_path / "nowhere")
-    small_store(tmp_path)
+    write_small_store(tmp_path)
     (tmp_path / CASE_TABLE).write_text("{}")
     with pytest.raises(StoreError, match="expected a case table"):
         open_store(tmp_path)
@@ -199,7 +185,7 @@ def test_paths_that_hold_no_store_are_refused(tmp_path: Path) -> None:
 
 
 def test_cases_share_a_file_with_one_chunk_per_session(tmp_path: Path) -> None:
-    small_store(tmp_path)
+    write_small_store(tmp_path)
     files = [path for path in (tmp_path / "shards/shard/flair/c").rglob("*") if path.is_file()]
     assert len(files) == 1
     group = zarr.open_group(tmp_path / "shards/shard", mode="r")
@@ -216,7 +202,7 @@ def test_cases_share_a_file_with_one_chunk_per_session(tmp_path: Path) -> None:
 def test_rows_are_returned_in_the_requested_order(
     tmp_path: Path, positions: list[int], sessions: list[int] | None
 ) -> None:
-    table = small_store(tmp_path)
+    table = write_small_store(tmp_path)
     arrays = open_arrays(tmp_path)
     for name, block in noise(3, table.spec).items():
         expected = block[positions]
@@ -238,7 +224,7 @@ def read_or_error(path: Path, name: str, case: Case) -> np.ndarray | str:
 
 @pytest.mark.parametrize("name", ["flair", "masks", "parcellation", "present"])
 def test_flipped_bit_raises_an_error_that_names_the_subject(tmp_path: Path, name: str) -> None:
-    table = small_store(tmp_path)
+    table = write_small_store(tmp_path)
     (file,) = (path for path in (tmp_path / f"shards/shard/{name}/c").rglob("0") if path.is_file())
     original, rng = file.read_bytes(), np.random.default_rng(0)
     expected = noise(3, table.spec)[name]
@@ -258,7 +244,7 @@ def test_flipped_bit_raises_an_error_that_names_the_subject(tmp_path: Path, name
 
 
 def test_missing_file_is_an_error_and_not_zeros(tmp_path: Path) -> None:
-    small_store(tmp_path)
+    write_small_store(tmp_path)
     store = open_store(tmp_path)
     assert store.read(0).flair.any()
     (file,) = (path for path in (tmp_path / "shards/shard/flair/c").rglob("0") if path.is_file())
@@ -281,7 +267,7 @@ def test_chunk_missing_in_the_index_is_an_error_and_not_zeros(
     tmp_path: Path, name: str, sessions: list[int] | None
 ) -> None:
     """The index has a valid checksum and marks one chunk, or all of them, as not stored."""
-    table = small_store(tmp_path)
+    table = write_small_store(tmp_path)
     row = table.cases[1].row
     assert read_rows(open_arrays(tmp_path)[name], [row], sessions=sessions).any()
     (file,) = (path for path in (tmp_path / f"shards/shard/{name}/c").rglob("0") if path.is_file())
@@ -301,7 +287,7 @@ def test_chunk_missing_in_the_index_is_an_error_and_not_zeros(
 
 
 def test_summary_counts_cases_and_lists_exclusions(tmp_path: Path) -> None:
-    table = small_store(tmp_path)
+    table = write_small_store(tmp_path)
     assert summarise(table) == [
         "3 converted: 3 train",
         "1 excluded: not finite 1",
