@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.convert`.
 
 import sys
 
-from lesioncast.jobs.convert import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["convert", *sys.argv[1:]]))

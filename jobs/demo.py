@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.demo`.
 
 import sys
 
-from lesioncast.jobs.demo import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["demo", *sys.argv[1:]]))

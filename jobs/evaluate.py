@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.evaluate`.
 
 import sys
 
-from lesioncast.jobs.evaluate import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

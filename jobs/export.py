@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.export`.
 
 import sys
 
-from lesioncast.jobs.export import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["export", *sys.argv[1:]]))

@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.finetune`.
 
 import sys
 
-from lesioncast.jobs.finetune import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["finetune", *sys.argv[1:]]))

@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.forecast`.
 
 import sys
 
-from lesioncast.jobs.forecast import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["forecast", *sys.argv[1:]]))

@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.pretrain`.
 
 import sys
 
-from lesioncast.jobs.pretrain import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.qc`.
 
 import sys
 
-from lesioncast.jobs.qc import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["qc", *sys.argv[1:]]))

@@ -7,7 +7,7 @@ The job itself is in `lesioncast.jobs.simulate`.
 
 import sys
 
-from lesioncast.jobs.simulate import main
+from lesioncast.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["simulate", *sys.argv[1:]]))

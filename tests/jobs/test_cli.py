@@ -1,5 +1,6 @@
 """The console script: its commands, what it imports, and the configurations that it finds."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,27 +12,55 @@ from lesioncast.jobs.arguments import COMMANDS, config_path, shipped_configs
 from storage.version import installed_version
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "ray", "zarr", "numpy", "storage", "pydantic"}
+HEAVY = {
+    "torch", "ray", "sklearn", "matplotlib", "zarr", "numpy", "scipy", "skimage", "nibabel",
+    "nilearn", "storage", "pydantic",
+}  # fmt: skip
 NAMES = [command.name for command in COMMANDS]
+COMMAND_LINE = "from lesioncast.cli import main; main(sys.argv[1:])"
+SCRIPT = "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
-def run_help(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the console script and print the heavy modules that it imported."""
-    script = (
-        "import sys; from lesioncast.cli import main\n"
-        f"try: main({[*arguments]!r})\n"
+def heavy_imports(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` with the command line `argv`; the last line of errors is what it imported."""
+    program = (
+        f"import sys; sys.argv = {[*argv]!r}\n"
+        f"try: {code}\n"
         f"finally: print('HEAVY', {HEAVY!r} & set(sys.modules), file=sys.stderr)"
     )
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("pretrain", "--help"), ("serve", "--help")])
-def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
-    done = run_help(*arguments)
+@pytest.mark.parametrize("command", [None, *NAMES, "serve"])
+def test_help_imports_nothing_heavy(command: str | None) -> None:
+    arguments = [command, "--help"] if command else ["--help"]
+    done = heavy_imports(COMMAND_LINE, "lesioncast", *arguments)
     assert done.returncode == 0, done.stderr
-    assert "HEAVY set()" in done.stderr
+    assert " ".join(["usage: lesioncast", *arguments[:-1]]) in done.stdout
+    assert done.stderr.splitlines()[-1] == "HEAVY set()"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_a_script_imports_nothing_heavy_and_is_that_of_the_command(name: str) -> None:
+    done = heavy_imports(SCRIPT, f"jobs/{name}.py", "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: lesioncast {name} " in done.stdout
+    assert done.stderr.splitlines()[-1] == "HEAVY set()"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_passes_its_command_line_to_its_job(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr(f"lesioncast.jobs.{name}.main", lambda argv: given.append(argv) or 3)
+    arguments = ["--config", "demo", "--set", "seed=1"]
+    monkeypatch.setattr("sys.argv", [f"jobs/{name}.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+    assert (end.value.code, given) == (3, [arguments])
 
 
 def test_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
