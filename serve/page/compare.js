@@ -1,7 +1,7 @@
 // The comparison: one tile a treatment, with slice, zoom, window, threshold and colours in common.
 
 import { OUTLINES } from "./colours.js";
-import { Geometry, Painter } from "./draw.js";
+import { Geometry, ON_PROCESSOR, Painter } from "./draw.js";
 import { activeProbability, expectedLesions, decimal, fillTable, percent, summarySentence } from "./numbers.js";
 import { defaultRange, slicesByDifference, toWorld } from "./view.js";
 
@@ -75,7 +75,7 @@ export class Compare {
       this.painter.paint(tile.canvas, arm, state, this.geometry, this.cursor);
     }
     this.#syncControls();
-    this.#drawColourBar();
+    this.#labelColourBar();
     // Descriptions are for people who do not see the pictures; they can wait for a pause.
     clearTimeout(this.describing);
     this.describing = setTimeout(() => this.#describeAll(), 100);
@@ -254,39 +254,40 @@ export class Compare {
     setValue("sample", state.sample);
     setValue("session", state.session);
     setValue("convention", state.convention);
-    $("slice-text").textContent = `${state.slice + 1} of ${view.header.shape[0]}`;
-    $("slice").setAttribute("aria-valuetext", $("slice-text").textContent);
-    $("threshold-text").textContent = precise(state.threshold);
-    $("threshold").setAttribute("aria-valuetext", precise(state.threshold));
-    $("scale-text").textContent = precise(state.scale);
-    $("scale").setAttribute("aria-valuetext", precise(state.scale));
-    $("zoom-text").textContent = `${state.zoom.toFixed(1)} ×`;
-    for (const radio of document.getElementsByName("mode")) radio.checked = radio.value === state.mode;
-    for (const box of $("outlines").querySelectorAll("input")) box.checked = state.outlines.includes(box.value);
+    setOutput("slice", `${state.slice + 1} of ${view.header.shape[0]}`);
+    setOutput("threshold", precise(state.threshold));
+    setOutput("scale", precise(state.scale));
+    setText($("zoom-text"), `${state.zoom.toFixed(1)} ×`);
+    for (const radio of document.getElementsByName("mode")) set(radio, "checked", radio.value === state.mode);
+    for (const box of $("outlines").querySelectorAll("input")) set(box, "checked", state.outlines.includes(box.value));
   }
 
-  #drawColourBar() {
-    const { state, painter, view } = this;
-    const key = [state.mode, state.threshold, state.scale, state.sample, view.header.forecast].join();
-    if (key === this.barKey) return;
-    this.barKey = key;
+  #labelColourBar() {
+    const { state, view } = this;
+    const { threshold, scale } = state;
+    const difference = state.mode === "difference";
+    this.#drawColourBar(difference);
+    const ticks = difference ? [-scale, -scale / 2, 0, scale / 2, scale] : [0, 0.25, 0.5, 0.75, 1].map((share) => threshold + share * (scale - threshold));
+    const labels = $("colour-ticks").children;
+    ticks.forEach((tick, k) => setText(labels[k], (difference && tick > 0 ? "+" : "") + precise(tick)));
+    $("colour-bar").hidden = state.mode === "outline" || state.sample >= 0;
+    const what = `probability of ${view.header.target}`;
+    setText($("colour-bar").querySelector("figcaption"), difference
+      ? `Difference to ${view.header.reference_arm} in the ${what}; smaller differences than the threshold are left out`
+      : `Share of samples with a lesion at the voxel: ${what}`);
+  }
+
+  #drawColourBar(difference) {
+    if (this.barOfDifference === difference) return; // threshold and scale change the labels alone
+    this.barOfDifference = difference;
     const canvas = $("colour-bar").querySelector("canvas");
-    const context = canvas.getContext("2d");
-    const { colours } = painter.palette;
+    const context = canvas.getContext("2d", ON_PROCESSOR);
+    const { colours } = this.painter.palette;
     for (let x = 0; x < canvas.width; x++) {
       const [r, g, b] = colours[Math.floor((256 * x) / canvas.width)];
       context.fillStyle = `rgb(${r} ${g} ${b})`;
       context.fillRect(x, 0, 1, canvas.height);
     }
-    const { threshold, scale } = state;
-    const difference = state.mode === "difference";
-    const ticks = difference ? [-scale, -scale / 2, 0, scale / 2, scale] : [0, 0.25, 0.5, 0.75, 1].map((share) => threshold + share * (scale - threshold));
-    $("colour-ticks").replaceChildren(...ticks.map((tick) => element("span", (difference && tick > 0 ? "+" : "") + precise(tick))));
-    $("colour-bar").hidden = state.mode === "outline" || state.sample >= 0;
-    const what = `probability of ${view.header.target}`;
-    $("colour-bar").querySelector("figcaption").textContent = difference
-      ? `Difference to ${view.header.reference_arm} in the ${what}; smaller differences than the threshold are left out`
-      : `Share of samples with a lesion at the voxel: ${what}`;
   }
 
   #listen() {
@@ -388,9 +389,24 @@ function precise(value) {
   return `${p.toFixed(size === 0 || size >= 10 ? 0 : size >= 1 ? 1 : 2)} %`;
 }
 
+/** Set a property that differs. A browser may lay out and draw again for an equal one. */
+function set(node, name, value) {
+  if (node[name] !== value) node[name] = value;
+}
+
+function setText(node, text) {
+  set(node, "textContent", text);
+}
+
+/** Show the value of a slider as text, to the eye and to a screen reader. */
+function setOutput(id, text) {
+  setText($(`${id}-text`), text);
+  if ($(id).getAttribute("aria-valuetext") !== text) $(id).setAttribute("aria-valuetext", text);
+}
+
 function setValue(id, value) {
   const control = $(id);
-  if (document.activeElement !== control || control.tagName === "SELECT") control.value = value;
+  if (document.activeElement !== control || control.tagName === "SELECT") set(control, "value", String(value));
 }
 
 export function element(name, text) {

@@ -6,7 +6,7 @@ import { OUTLINES, SAMPLE_COLOUR, blendTable, diverging, greyTable, sequential }
 const OPACITY = 0.8;
 // Pixels are computed on the processor. A canvas on a graphics card would copy them back and forth,
 // and hospital desktops often have none.
-const ON_PROCESSOR = { willReadFrequently: true };
+export const ON_PROCESSOR = { willReadFrequently: true };
 
 /** Return the sides of the picture: the sign of the horizontal axis and the letters that follow. */
 export function sides(convention) {
