@@ -5,11 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from lesioncast.priors.spatial.atlas import LesionAtlas
+from lesioncast.priors.spatial.conditional_logit import Controls, fit_conditional_logit
+from lesioncast.priors.spatial.features.flair import tissue_intensity
+from lesioncast.priors.spatial.features.tissue import classes_of
 from lesioncast.priors.spatial.fit import SpatialFitSettings, fit_spatial_prior
 from lesioncast.priors.spatial.inputs import CHANNELS, SpatialCase, SpatialInputs
 from lesioncast.priors.spatial.patterns import NOTHING, PATTERNS, pattern_of, reduced
 from lesioncast.priors.spatial.prior import LOG_IMPOSSIBLE, SpatialPrior
+from lesioncast.priors.spatial.sampling import draw_controls
+from lesioncast.priors.spatial.smoothing import smooth
 from tests.priors.spatial.made_up_cases import SHAPE, SPACING, make_case
 
 SETTINGS = SpatialFitSettings(cases=60, controls=200)
@@ -142,3 +149,91 @@ def test_cases_without_new_lesions_are_refused() -> None:
     case = make_case(0)
     with pytest.raises(ValueError, match="expected training cases with new lesions"):
         fit_spatial_prior([replace(case, outcome=np.zeros(SHAPE, bool))], SETTINGS, seed=0)
+
+
+def test_tissue_is_told_from_flair_without_a_parcellation(
+    prior: SpatialPrior, unseen: list[SpatialCase]
+) -> None:
+    assert prior.classifier is not None
+    found = []
+    for case in unseen[:10]:
+        labels = classes_of(case.inputs.parcellation)
+        inside = labels >= 0
+        intensity = tissue_intensity(case.inputs, inside).mean(axis=0)
+        tissue = prior.classifier.tissue(intensity, inside, SPACING)
+        np.testing.assert_allclose(tissue.sum(axis=0)[inside], 1, rtol=1e-4)
+        assert not tissue[:, ~inside].any()
+        found.append((tissue.argmax(axis=0) == labels)[inside].mean())
+    assert np.mean(found) > 0.9
+
+
+def test_cases_without_parcellation_still_give_a_prior(
+    cases: list[SpatialCase], unseen: list[SpatialCase]
+) -> None:
+    plain = [replace(case, inputs=replace(case.inputs, parcellation=None)) for case in cases]
+    prior = fit_spatial_prior(plain, SETTINGS, seed=0)
+    assert prior.classifier is None
+    assert not any(pattern.parcellation for pattern in prior.models)
+    gains = [gain(prior, replace(c.inputs, parcellation=None), c) for c in unseen]
+    assert np.mean(gains) > 3
+    config, arrays = prior.to_arrays()
+    assert SpatialPrior.from_arrays(config, arrays).classifier is None
+
+
+def test_the_atlas_of_a_training_case_leaves_out_its_own_lesions(cases: list[SpatialCase]) -> None:
+    """A case that counts itself in its atlas would learn to trust the atlas too much."""
+    outcomes = [case.outcome for case in cases]
+    atlas = LesionAtlas(np.sum(outcomes, axis=0).astype(np.float32), SPACING)
+    others = LesionAtlas(np.sum(outcomes[1:], axis=0).astype(np.float32), SPACING)
+    np.testing.assert_allclose(
+        atlas.without(outcomes[0]).densities, others.densities, rtol=1e-4, atol=1e-9
+    )
+    assert not np.allclose(atlas.densities, others.densities, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [3.0, 7.0, 16.0])
+@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (3.0, 1.0, 1.5)])
+def test_smoothing_is_that_of_a_gaussian_in_millimetres(
+    sigma: float, spacing: tuple[float, float, float]
+) -> None:
+    volume = np.zeros((12, 40, 41), np.float32)
+    volume[5, 15:25, 12:30] = 1
+    widths = [sigma / step for step in spacing]
+    expected = ndimage.gaussian_filter(volume, widths, mode="constant", truncate=8)
+    smoothed = smooth(volume, spacing, sigma)
+    assert np.abs(smoothed - expected).max() < 0.03 * expected.max()
+
+
+def test_importance_sampled_controls_estimate_sums_over_the_brain() -> None:
+    case = make_case(0)
+    brain = case.inputs.parcellation > 0
+    atlas = np.exp(-np.arange(brain.size) / 500).reshape(SHAPE).astype(np.float32)
+    older = case.inputs.channels["w000/t2"] > 0
+    rng = np.random.default_rng(0)
+    drawn = draw_controls(rng, brain, atlas / atlas.sum(), older, number=20_000, spacing=SPACING)
+    value = np.cos(np.arange(brain.size) / 300) * brain.ravel()
+    estimate = (np.exp(drawn.log_weight) * value[drawn.at]).sum()
+    assert estimate == pytest.approx(value.sum(), abs=0.03 * brain.sum())
+
+
+def test_the_fit_finds_the_weights_of_a_known_law() -> None:
+    rng = np.random.default_rng(0)
+    weight, cases, voxels, lesions = np.array([1.0, -0.5]), 150, 300, 20
+    features = rng.standard_normal((cases, 2, voxels)).astype(np.float32)
+    score = np.einsum("k,nkv->nv", weight, features)
+    density = np.exp(score) / np.exp(score).sum(axis=1, keepdims=True)
+    found = np.array(
+        [
+            features[row][:, rng.choice(voxels, lesions, p=density[row])].sum(axis=1)
+            for row in range(cases)
+        ]
+    )
+    controls = Controls(
+        np.concatenate(list(features), axis=1),
+        np.zeros(cases * voxels, np.float32),
+        np.arange(cases) * voxels,
+    )
+    model = fit_conditional_logit(
+        controls, found, np.full(cases, lesions), penalty=1e-6, iterations=60
+    )
+    np.testing.assert_allclose(model.weight / model.scale, weight, atol=0.06)

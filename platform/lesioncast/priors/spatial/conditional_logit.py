@@ -17,7 +17,7 @@ from lesioncast.arrays import Float32s, Floats, Ints
 class Controls:
     """Sampled voxels of all cases, with k features."""
 
-    #: Features, [control, k], in the order of the cases.
+    #: Features, [k, control], in the order of the cases.
     features: Float32s
     #: Logarithm of 1 / (controls of the case x probability of drawing this one), [control].
     log_weight: Float32s
@@ -34,9 +34,9 @@ class LinearModel:
     weight: Float32s
 
     def score(self, features: Float32s) -> Float32s:
-        """Return the log density of voxels [n] up to a constant from features [n, k]."""
+        """Return the log density of voxels [n] up to a constant from features [k, n]."""
         weight = self.weight / self.scale
-        return np.asarray(features @ weight - self.centre @ weight)
+        return np.asarray(weight @ features - self.centre @ weight)
 
 
 def fit_conditional_logit(
@@ -47,30 +47,30 @@ def fit_conditional_logit(
     `lesions` [case, k] are the sums of the features over each case's lesion voxels, whose number is
     `voxels` [case]. The objective is concave; L-BFGS maximises it.
     """
-    centre = controls.features.mean(axis=0)
-    scale = controls.features.std(axis=0)
+    centre = controls.features.mean(axis=1)
+    scale = controls.features.std(axis=1)
     scale = np.where(scale > 1e-6, scale, 1.0).astype(np.float32)
-    standard = (controls.features - centre) / scale
+    standard = (controls.features - centre[:, None]) / scale[:, None]
     found = (lesions - voxels[:, None] * centre) / scale
     total = float(voxels.sum())
     mean_found = found.sum(axis=0) / total
     share = voxels / total
-    sizes = np.diff(controls.first, append=len(standard))
+    sizes = np.diff(controls.first, append=standard.shape[1])
 
     def negative(weight: Floats) -> tuple[float, Floats]:
-        score = standard @ weight.astype(np.float32) + controls.log_weight
+        score = weight.astype(np.float32) @ standard + controls.log_weight
         top = np.maximum.reduceat(score, controls.first)
         likelihood = np.exp(score - np.repeat(top, sizes), dtype=np.float64)
         sums = np.add.reduceat(likelihood, controls.first)
         expected = likelihood * np.repeat(share / sums, sizes)
         value = share @ (np.log(sums) + top) - mean_found @ weight
-        slope = standard.T @ expected.astype(np.float32) - mean_found
+        slope = standard @ expected.astype(np.float32) - mean_found
         return (
             float(value + penalty * weight @ weight / 2),
             np.asarray(slope + penalty * weight, np.float64),
         )
 
-    start = np.zeros(standard.shape[1])
+    start = np.zeros(len(standard))
     best = optimize.minimize(
         negative, start, jac=True, method="L-BFGS-B", options={"maxiter": iterations}
     )

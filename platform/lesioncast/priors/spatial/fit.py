@@ -14,7 +14,9 @@ from lesioncast.priors.spatial.conditional_logit import (
     fit_conditional_logit,
 )
 from lesioncast.priors.spatial.features.history import history_of
+from lesioncast.priors.spatial.features.tissue_classifier import TissueClassifier
 from lesioncast.priors.spatial.features.voxels import VoxelFeatures
+from lesioncast.priors.spatial.fit_tissue import evenly, fit_tissue
 from lesioncast.priors.spatial.inputs import SpatialCase
 from lesioncast.priors.spatial.patterns import PATTERNS, Pattern, reduced
 from lesioncast.priors.spatial.prior import SpatialPrior
@@ -27,14 +29,17 @@ class SpatialFitSettings:
     """How the prior is fitted."""
 
     #: Active cases that the weights are fitted to, evenly over all; the atlas has all cases.
-    cases: int = 600
+    cases: int = 300
     #: Control voxels of each case.
     controls: int = 500
     #: Strength of the penalty on squared standardised weights, per lesion voxel.
-    penalty: float = 1e-4
+    penalty: float = 1e-3
     iterations: int = 60
     #: Fewest cases of a pattern of presence that get weights of their own.
     least_cases: int = 20
+    #: Cases with FLAIR and parcellation that the tissue classifier is fitted to, and their voxels.
+    classifier_cases: int = 120
+    classifier_voxels: int = 500
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class CaseSample:
     #: Number of lesion voxels, and the sum of their features, [feature].
     voxels: int
     lesions: Floats
-    #: Controls, [control, feature], and their log weights, [control].
+    #: Controls, [feature, control], and their log weights, [control].
     controls: Float32s
     log_weight: Float32s
 
@@ -64,12 +69,17 @@ def fit_spatial_prior(
         )
     total = np.asarray(np.sum([case.outcome for case in active], axis=0), np.float32)
     atlas = LesionAtlas(total, active[0].inputs.spacing)
-    step = max(len(active) / settings.cases, 1.0)
-    chosen = [active[int(row)] for row in np.arange(0, len(active), step)]
+    chosen = evenly(active, settings.cases)
+    classifier = fit_tissue(
+        active,
+        cases_used=settings.classifier_cases,
+        voxels=settings.classifier_voxels,
+        seed=seed,
+    )
 
     def sample(number: int) -> Mapping[Pattern, CaseSample]:
         rng = np.random.default_rng([seed, number])
-        return sample_case(rng, chosen[number], atlas, controls=settings.controls)
+        return sample_case(rng, chosen[number], atlas, classifier, controls=settings.controls)
 
     with ThreadPoolExecutor() as threads:
         sampled = list(threads.map(sample, range(len(chosen))))
@@ -82,13 +92,14 @@ def fit_spatial_prior(
 
     with ThreadPoolExecutor() as threads:
         models = [model for model in threads.map(fit, PATTERNS) if model is not None]
-    return SpatialPrior(atlas, dict(models))
+    return SpatialPrior(atlas, dict(models), classifier)
 
 
 def sample_case(
     rng: np.random.Generator,
     case: SpatialCase,
     atlas: LesionAtlas,
+    classifier: TissueClassifier | None,
     *,
     controls: int,
 ) -> dict[Pattern, CaseSample]:
@@ -104,7 +115,7 @@ def sample_case(
     drawn = draw_controls(rng, brain, others[0], older, number=controls, spacing=spacing)
     lesions = np.flatnonzero(case.outcome)
     at = np.concatenate([lesions, drawn.at])
-    features = VoxelFeatures(others, at, brain)
+    features = VoxelFeatures(others, at, classifier)
     sampled: dict[Pattern, CaseSample] = {}
     for pattern in PATTERNS:
         used = reduced(inputs, pattern)
@@ -117,8 +128,8 @@ def sample_case(
         hit, kept = inside[: len(lesions)], inside[len(lesions) :]
         sampled[pattern] = CaseSample(
             int(hit.sum()),
-            matrix[: len(lesions)][hit].sum(axis=0, dtype=np.float64),
-            matrix[len(lesions) :][kept],
+            matrix[:, : len(lesions)][:, hit].sum(axis=1, dtype=np.float64),
+            matrix[:, len(lesions) :][:, kept],
             drawn.log_weight[kept],
         )
     return sampled
@@ -128,7 +139,7 @@ def fit_pattern(cases: Sequence[CaseSample], settings: SpatialFitSettings) -> Li
     """Fit the weights of one pattern of presence."""
     sizes = [len(case.log_weight) for case in cases]
     controls = Controls(
-        np.concatenate([case.controls for case in cases]),
+        np.concatenate([case.controls for case in cases], axis=1),
         np.concatenate([case.log_weight for case in cases]),
         np.concatenate([[0], np.cumsum(sizes)[:-1]]),
     )

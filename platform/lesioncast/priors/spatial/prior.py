@@ -10,6 +10,7 @@ import numpy.typing as npt
 from lesioncast.arrays import Float32s
 from lesioncast.priors.spatial.atlas import LesionAtlas
 from lesioncast.priors.spatial.conditional_logit import LinearModel
+from lesioncast.priors.spatial.features.tissue_classifier import TissueClassifier
 from lesioncast.priors.spatial.features.voxels import VoxelFeatures
 from lesioncast.priors.spatial.inputs import SpatialInputs
 from lesioncast.priors.spatial.patterns import PATTERNS, Pattern, covers, pattern_of, reduced
@@ -26,10 +27,11 @@ LOG_IMPOSSIBLE = -30.0
 
 @dataclass(frozen=True)
 class SpatialPrior:
-    """Lesion atlas, and the weights of each pattern of presence."""
+    """Lesion atlas, tissue classifier, and the weights of each pattern of presence."""
 
     atlas: LesionAtlas
     models: Mapping[Pattern, LinearModel]
+    classifier: TissueClassifier | None = None
 
     def atlas_log_density(self) -> Float32s:
         """Return the log density of a patient of whom nothing is known, [s, h, w]."""
@@ -56,7 +58,7 @@ class SpatialPrior:
             density = even
         else:
             pattern, used = known
-            features = VoxelFeatures(atlas, at, brain)
+            features = VoxelFeatures(atlas, at, self.classifier)
             score = self.models[pattern].score(features.matrix(used))
             density = np.exp(score - score.max())
             density = (1 - ATLAS_SHARE) * density / density.sum() + ATLAS_SHARE * even
@@ -94,7 +96,10 @@ class SpatialPrior:
         for pattern, model in self.models.items():
             for part in ("centre", "scale", "weight"):
                 arrays[f"{pattern.name}/{part}"] = getattr(model, part)
+        if self.classifier is not None:
+            arrays |= {f"classifier/{name}": array for name, array in vars(self.classifier).items()}
         config = {
+            "classifier": self.classifier is not None,
             "spacing": list(self.atlas.spacing),
             "patterns": [pattern.name for pattern in self.models],
         }
@@ -123,4 +128,13 @@ class SpatialPrior:
                 )
                 for name in config["patterns"]
             },
+            TissueClassifier(
+                **{
+                    name.removeprefix("classifier/"): array
+                    for name, array in arrays.items()
+                    if name.startswith("classifier/")
+                }
+            )
+            if config["classifier"]
+            else None,
         )

@@ -1,4 +1,4 @@
-"""Features of FLAIR: intensity in units of the patient's own tissue, dark and bright surroundings.
+"""Features of FLAIR in units of the patient's own tissue: contrast, change and surroundings.
 
 FLAIR is measured from the median of the brain, in units of the distance from there to the brain's
 darkest two percent, which are fluid. So white matter is near 0 and fluid near -1 on any scanner.
@@ -7,7 +7,7 @@ darkest two percent, which are fluid. So white matter is near 0 and fluid near -
 import numpy as np
 
 from lesioncast.arrays import Float32s, Mask
-from lesioncast.priors.spatial.features.curves import columns, hats
+from lesioncast.priors.spatial.features.curves import hats, join
 from lesioncast.priors.spatial.inputs import Places, Spacing, SpatialInputs
 from lesioncast.priors.spatial.smoothing import smooth
 
@@ -17,16 +17,13 @@ _LEAST_CONTRAST = 0.05  # of the stored range: an image without contrast is not 
 _RANGE = 3.0
 
 
-def tissue_intensity(inputs: SpatialInputs, brain: Mask) -> Float32s | None:
+def tissue_intensity(inputs: SpatialInputs, brain: Mask) -> Float32s:
     """Return FLAIR in units of the patient's own tissue, [session, s, h, w], 0 outside the brain.
 
-    None if there is no FLAIR or no brain.
+    `brain` [s, h, w] is where FLAIR shows it. The patient has FLAIR of at least one session.
     """
-    flairs = inputs.flairs()
-    if not flairs or not brain.any():
-        return None
     scaled = []
-    for flair in flairs:
+    for flair in inputs.flairs():
         inside = flair[brain]
         fluid, middle = np.percentile(inside, (_FLUID_SHARE, 50))
         unit = max(float(middle - fluid), _LEAST_CONTRAST)
@@ -37,23 +34,32 @@ def tissue_intensity(inputs: SpatialInputs, brain: Mask) -> Float32s | None:
 
 
 def flair_features(intensity: Float32s, spacing: Spacing, at: Places) -> Float32s:
-    """Return features at the voxels `at` [n], [n, feature], from `tissue_intensity`."""
+    """Return intensity, local contrast and change at the voxels `at` [n], [feature, n].
+
+    `intensity` is [session, s, h, w]. The change is 0 if there is one session alone.
+    """
+    image, change = intensity.mean(axis=0), intensity[-1] - intensity[0]
+    stack = np.stack([image, change])
+    here = stack.reshape(2, -1)[:, at]
+    around = smooth(stack, spacing, 4.0).reshape(2, -1)[:, at]
+    return join(here[0] - around[0], around[0], here[1], around[1])
+
+
+def surroundings(intensity: Float32s, spacing: Spacing, at: Places) -> Float32s:
+    """Return what stands in for tissue where it is unknown, [feature, n].
+
+    It is a curve of the intensity, and how much dark fluid and bright grey matter is around.
+    """
     image = intensity.mean(axis=0)
-    change = intensity[-1] - intensity[0]
     dark = np.clip(-2 * image - 0.6, 0, 1)
     bright = np.clip(3 * image - 0.9, 0, 1)
-    stack = np.stack([image, dark, bright, change])
-    fine = smooth(stack, spacing, 4.0).reshape(4, -1)[:, at]
-    wide = smooth(stack[:3], spacing, 9.0).reshape(3, -1)[:, at]
-    widest = smooth(stack[1:3], spacing, 18.0).reshape(2, -1)[:, at]
-    return columns(
+    stack = np.stack([dark, bright])
+    fine, middle, wide = (
+        smooth(stack, spacing, sigma).reshape(2, -1)[:, at] for sigma in (4.0, 9.0, 18.0)
+    )
+    return join(
         hats(image.ravel()[at], INTENSITY_KNOTS),
-        image.ravel()[at] - fine[0],
-        fine[0],
-        *np.log(fine[1:3] + 0.02),
-        wide[0],
-        *np.log(wide[1:3] + 0.01),
-        *np.log(widest + 0.005),
-        change.ravel()[at],
-        fine[3],
+        np.log(fine + 0.02),
+        np.log(middle + 0.01),
+        np.log(wide + 0.005),
     )

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from lesioncast.arrays import Bools, Float32s, Mask
-from lesioncast.priors.spatial.features.curves import columns, hats
+from lesioncast.priors.spatial.features.curves import hats, join
 from lesioncast.priors.spatial.inputs import Places, Spacing, SpatialInputs
 from lesioncast.priors.spatial.smoothing import smooth
 
@@ -50,7 +50,7 @@ def history_of(inputs: SpatialInputs) -> History | None:
 
 
 def history_features(history: History, atlas: Float32s, spacing: Spacing, at: Places) -> Float32s:
-    """Return features at the voxels `at` [n], [n, feature].
+    """Return features at the voxels `at` [n], [feature, n].
 
     `atlas` [s, h, w] is the density of lesions in other patients.
     """
@@ -58,7 +58,7 @@ def history_features(history: History, atlas: Float32s, spacing: Spacing, at: Pl
     distance = distance.ravel()[at]
     near = np.maximum(1 - distance / NEAR_MM, 0)
     volume, active = _nearest_lesion(history, nearest, spacing, at)
-    return columns(
+    return join(
         hats(distance, DISTANCE_KNOTS_MM),
         (distance == 0).astype(np.float32),
         near * volume,
@@ -103,15 +103,15 @@ def _nearest_lesion(
 
 
 def _densities(history: History, spacing: Spacing, at: Places) -> Float32s:
-    """Return log densities of older, new and enhancing lesions at two or three widths, [n, 7]."""
+    """Return log densities of older, new and enhancing lesions at two or three widths, [7, n]."""
     masks = np.stack([history.older, history.new, history.enhancing]).astype(np.float32)
     fine, middle = (smooth(masks, spacing, sigma).reshape(3, -1)[:, at] for sigma in (3.0, 7.0))
     wide = smooth(masks[0], spacing, 16.0).ravel()[at]
-    return columns(*np.log(fine + 0.02), *np.log(middle + 0.005), np.log(wide + 0.002))
+    return join(*np.log(fine + 0.02), *np.log(middle + 0.005), np.log(wide + 0.002))
 
 
 def _regional_excess(older: Mask, atlas: Float32s, spacing: Spacing, at: Places) -> Float32s:
-    """Return the log ratio of older lesions to what the atlas expects around, [n, width]."""
+    """Return the log ratio of older lesions to what the atlas expects around, [width, n]."""
     pair = np.stack([older, atlas * older.sum()]).astype(np.float32)
     ratios = []
     for sigma in REGION_MM:
@@ -119,4 +119,4 @@ def _regional_excess(older: Mask, atlas: Float32s, spacing: Spacing, at: Places)
         around = (2 * np.pi) ** 1.5 * sigma**3
         found, usual = smooth(pair, spacing, sigma).reshape(2, -1)[:, at] * around
         ratios.append(np.log((found + REGION_SHRINKAGE_MM3) / (usual + REGION_SHRINKAGE_MM3)))
-    return columns(*ratios)
+    return join(*ratios)

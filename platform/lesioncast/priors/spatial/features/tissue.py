@@ -12,7 +12,7 @@ from lesioncast.imaging.regions import (
     VENTRICLE,
     WHITE_MATTER,
 )
-from lesioncast.priors.spatial.features.curves import columns, hats
+from lesioncast.priors.spatial.features.curves import hats, join
 from lesioncast.priors.spatial.inputs import Labels, Places, Spacing
 from lesioncast.priors.spatial.smoothing import smooth
 
@@ -51,7 +51,7 @@ def one_hot(classes: Labels) -> Float32s:
 def tissue_features(tissue: Float32s, spacing: Spacing, at: Places) -> Float32s:
     """Return features at the voxels `at` [n] from tissue probabilities [class, s, h, w].
 
-    The result is [n, feature].
+    The result is [feature, n].
     """
     here = tissue.reshape(CLASSES, -1)[:, at]
     likely = tissue.argmax(axis=0)
@@ -60,7 +60,7 @@ def tissue_features(tissue: Float32s, spacing: Spacing, at: Places) -> Float32s:
     cortex = _distance(inside & (likely == GREY), spacing, CORTEX_KNOTS_MM[-1])
     fine = smooth(tissue[[WHITE, VENTRICLES]], spacing, LESION_MM).reshape(2, -1)[:, at]
     wide = smooth(tissue[[WHITE, GREY, VENTRICLES]], spacing, 8.0).reshape(3, -1)[:, at]
-    return columns(
+    return join(
         *here,
         np.log(here[WHITE] + 0.02),
         np.log(fine[0] + 0.02),

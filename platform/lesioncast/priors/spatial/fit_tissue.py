@@ -1,0 +1,61 @@
+"""Fit the tissue classifier to training cases that have FLAIR and a parcellation."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from lesioncast.priors.spatial.features.flair import tissue_intensity
+from lesioncast.priors.spatial.features.tissue import classes_of, one_hot
+from lesioncast.priors.spatial.features.tissue_classifier import (
+    LabelledVoxels,
+    TissueClassifier,
+    classifier_inputs,
+    fit_tissue_classifier,
+)
+from lesioncast.priors.spatial.inputs import Labels, SpatialCase, SpatialInputs
+from lesioncast.priors.spatial.support import brain_support
+
+# Fewer cases than this give no classifier.
+LEAST_CASES = 20
+
+
+def evenly(cases: Sequence[SpatialCase], number: int) -> list[SpatialCase]:
+    """Return at most `number` of the cases, evenly over all."""
+    step = max(len(cases) / number, 1.0)
+    return [cases[int(row)] for row in np.arange(0, len(cases), step)]
+
+
+def fit_tissue(
+    cases: Sequence[SpatialCase], *, cases_used: int, voxels: int, seed: int
+) -> TissueClassifier | None:
+    """Fit the classifier to `voxels` voxels of each of at most `cases_used` cases.
+
+    Returns None if fewer than LEAST_CASES have FLAIR and a parcellation.
+    """
+    with_flair = [case for case in cases if case.inputs.flairs()]
+    labelled: list[tuple[SpatialInputs, Labels]] = [
+        (case.inputs, classes_of(case.inputs.parcellation))
+        for case in evenly(with_flair, cases_used)
+        if case.inputs.parcellation is not None
+    ]
+    if len(labelled) < LEAST_CASES:
+        return None
+    shares = np.mean([one_hot(classes) for _, classes in labelled], axis=0)
+    label_atlas = np.asarray((shares + shares[..., ::-1]) / 2, np.float32)
+
+    def sample(number: int) -> LabelledVoxels:
+        inputs, classes = labelled[number]
+        rng = np.random.default_rng([seed, number, 1])
+        # A patient is classified without the parcellation, so its brain is not used here either.
+        s, h, w = classes.shape
+        brain = brain_support(replace(inputs, parcellation=None), (s, h, w))
+        at = rng.choice(np.flatnonzero(brain & (classes >= 0)), voxels)
+        image = tissue_intensity(inputs, brain).mean(axis=0)
+        read = classifier_inputs(image, brain, label_atlas, inputs.spacing, at)
+        return LabelledVoxels(read, classes.ravel()[at].astype(np.int64))
+
+    with ThreadPoolExecutor() as threads:
+        sampled = list(threads.map(sample, range(len(labelled))))
+    return fit_tissue_classifier(sampled, label_atlas, seed)
