@@ -94,6 +94,12 @@ def write_truth(bids: Path, subject: str) -> None:
     stem.with_name(f"{stem.name}.json").write_text(json.dumps({"LesionCounts": counts}))
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 def given(root: Path, *extra: str) -> list[str]:
     paths = ["--store", str(root / "store.zarr"), "--bundle", str(root / "bundle")]
     return ["--config", str(root / "tiny.yaml"), *paths, *extra]
@@ -111,6 +117,27 @@ def test_the_forecast_job_writes_every_named_subject(ray_cluster: None, root: Pa
     assert "The subjects are simulated." in record["notes"]
     assert record["identifiability_warnings"] == [NOT_EVALUATED]
     assert len(list(out.rglob("*_probseg.nii.gz"))) == 6
+
+
+def test_a_local_forecast_starts_no_cluster(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.setattr("ray.remote", start)
+    paths = ["--out", str(root / "local"), "--subjects", "sub-03,sub-02", "--local"]
+    assert forecast.main(given(root, *paths)) == 0
+    assert {path.name for path in (root / "local").glob("sub-*")} == {"sub-02", "sub-03"}
+
+
+@pytest.mark.ray
+def test_a_local_forecast_has_the_bytes_of_the_job_on_ray(ray_cluster: None, root: Path) -> None:
+    for folder, flags in (("on_ray", []), ("in_process", ["--local"])):
+        paths = ["--out", str(root / folder), "--subjects", "sub-03,sub-02", *flags]
+        assert forecast.main(given(root, *paths)) == 0
+    on_ray, in_process = tree(root / "on_ray"), tree(root / "in_process")
+    assert sum(name.endswith("_probseg.nii.gz") for name in on_ray) == 6
+    assert on_ray == in_process
 
 
 @pytest.mark.ray

@@ -136,6 +136,9 @@ def _forecast_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=local_path, help="where forecasts go (default: <root>/forecasts)"
     )
     parser.add_argument("--subjects", default="", help="such as sub-0001,sub-0002")
+    parser.add_argument(
+        "--local", action="store_true", help="sample in this process, without a Ray cluster"
+    )
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -247,8 +250,9 @@ FORECAST = JobCommand(
     "forecast subjects under every arm",
     """Forecast subjects under every arm: probability maps, a summary and a figure of each subject.
 
-    lesioncast forecast --config demo [--subjects sub-0001,sub-0002]
+    lesioncast forecast --config demo [--subjects sub-0001,sub-0002] [--local]
 
+--local is faster for a few subjects, because no Ray cluster has to start. It gives the same files.
 Without --subjects: the first subjects of the test split, or all of a store without outcomes. To
 compare arms as if they were taken from the start, show the model the images from before treatment
 alone: --set forecast.sessions=[w000]""",

@@ -2,25 +2,30 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import Config
 from lesioncast.forecasting.output.bids import figure_path, write_forecast_root
+from lesioncast.forecasting.output.summary import ForecastSummary
 from lesioncast.forecasting.pipeline import (
     ForecastRun,
     background_source,
     draw_forecast,
+    plan_forecast,
     run_provenance,
     subjects_to_forecast,
     write_forecasts,
 )
-from lesioncast.forecasting.runtime import check_compatible
+from lesioncast.forecasting.runtime import build_sampler, check_compatible, device_of
+from lesioncast.forecasting.sampling import SampleBatch
+from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.jobs.arguments import FORECAST
 from lesioncast.jobs.runner import run_job
 from lesioncast.jobs.trial_folder import trial_folder
-from storage import open_store
+from storage import Case, Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def forecast(config: Config, args: argparse.Namespace) -> None:
-    """Draw every subject under every arm on Ray, and write each as soon as it is whole."""
+    """Draw every subject under every arm, and write each as soon as it is whole.
+
+    Ray actors draw the samples or, with --local, this process does. A seed names the same
+    samples in both.
+    """
     store = open_store(args.store or config.paths.store)
     path = (args.bundle or config.paths.bundle).absolute()
     out = (args.out or config.paths.forecasts).absolute()
@@ -48,7 +57,25 @@ def forecast(config: Config, args: argparse.Namespace) -> None:
         background=background_source(store, bids),
     )
     write_forecast_root(out, source=bids)
+    if args.local:
+        drawn = draw_in_process(cases, store, path, settings=settings, seed=seed)
+        log_figures(write_forecasts(store, cases, drawn, run), out)
+        return
     with ray_cluster(config.ray, reads=[store.path, path]):
         drawn = draw_forecast(cases, store, path, settings=settings, seed=seed)
-        for summary in write_forecasts(store, cases, drawn, run):
-            logger.info("%s", figure_path(out, summary.subject))
+        log_figures(write_forecasts(store, cases, drawn, run), out)
+
+
+def draw_in_process(
+    cases: Sequence[Case], store: Store, bundle: Path, *, settings: ForecastSettings, seed: int
+) -> Iterator[SampleBatch]:
+    """Draw the batches of `plan_forecast` in order, in this process and without Ray."""
+    batches = plan_forecast(store, cases, settings=settings, seed=seed).batches(settings.batch_size)
+    device = device_of(settings.gpus_per_worker)
+    return map(build_sampler(bundle, store.path, device=device, inputs=store.table.inputs), batches)
+
+
+def log_figures(written: Iterable[ForecastSummary], out: Path) -> None:
+    """Log the figure of each forecast as soon as the forecast is written."""
+    for summary in written:
+        logger.info("%s", figure_path(out, summary.subject))
