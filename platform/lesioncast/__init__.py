@@ -1,12 +1,12 @@
 """Forecasts of new multiple-sclerosis lesions under each treatment arm (arXiv 2508.07006).
 
-`lesioncast.load_bundle` is the entry to the Python API, `lesioncast.api`.
+`lesioncast.load_bundle` and `lesioncast.Patient` are the Python API, from `lesioncast.api`.
 """
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["load_bundle"]
+__all__ = ["Patient", "load_bundle"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,19 +3,22 @@
     import lesioncast
 
     model = lesioncast.load_bundle("out/demo/bundle")
-    forecast = model.forecast({"w000/flair": "week0.nii.gz", "w048/flair": "week48.nii.gz"})
+    images = {"w000/flair": "week0.nii.gz", "w048/flair": nibabel.load("week48.nii.gz")}
+    forecast = model.forecast(images, samples=16, seed=0)
     forecast.arms["placebo"].p_active
+    forecast.arms["placebo"].probability            # a NIfTI image on the grid of w048/flair
 
 A seed names the same samples here, in the forecast job and in the service. Research use only; not a
 medical device.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -46,6 +49,24 @@ from storage.convert.patient import (
 from storage.layout import CovariateValue
 
 DEFAULT_SETTINGS = ForecastSettings()
+# A NIfTI file, or an image in memory.
+PatientImage: TypeAlias = str | Path | nib.Nifti1Image
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is known of a patient beside the images."""
+
+    #: Values that the model knows by these names, and the days between sessions (`INTERVALS`): a
+    #: note says where they leave the range of training.
+    covariates: Mapping[str, CovariateValue] = field(default_factory=dict)
+    #: BIDS name, on which the seeds depend.
+    subject: str = "sub-patient"
+    #: Whether images of another voxel size are resampled; None does what was done in training.
+    resample: bool | None = None
+
+
+UNKNOWN_PATIENT = Patient()
 
 
 @dataclass(frozen=True)
@@ -86,84 +107,89 @@ class ForecastModel:
 
     def forecast(
         self,
-        images: Mapping[str, str | Path],
+        images: Mapping[str, PatientImage],
         *,
-        covariates: Mapping[str, CovariateValue] | None = None,
-        subject: str = "sub-patient",
-        resample: bool | None = None,
-        settings: ForecastSettings = DEFAULT_SETTINGS,
+        patient: Patient = UNKNOWN_PATIENT,
+        arms: Sequence[str] = (),
+        samples: int | None = None,
         seed: int = 0,
+        settings: ForecastSettings = DEFAULT_SETTINGS,
     ) -> Forecast:
-        """Forecast a patient from NIfTI files.
+        """Forecast a patient from NIfTI files or images in memory.
 
-        `images` names files by session and channel: w000/flair and w048/flair are required, the
-        others in `PATIENT_IMAGES` are optional. `covariates` are values that the model knows by
-        these names, and the days between sessions (`INTERVALS`): a note says where they leave the
-        range of training. `subject` is a BIDS name, on which the seeds depend. The images are
-        prepared as the training images of the bundle were. `resample` says whether images of
-        another voxel size are resampled; by default they are if those of the training were.
+        `images` has session and channel as keys: w000/flair and w048/flair are required, the others
+        in `PATIENT_IMAGES` are optional. The images are prepared as the training images of the
+        bundle were. `arms` names the arms to forecast, by default all. `samples` is the number of
+        samples an arm, by default that of `settings`.
 
         Raise ForecastError for an unknown image, covariate, arm or session, and CaseError, which
         names the file, for an image that cannot be used.
         """
-        store_settings = self._store_settings(resample=resample)
+        store_settings = self._store_settings(resample=patient.resample)
         layout = store_settings.layout
-        self._check_patient(images, covariates or {})
+        self._check_patient(images, patient.covariates)
+        settings = settings if samples is None else replace(settings, samples=samples)
         with TemporaryDirectory(prefix="lesioncast-") as folder:
             bids = Path(folder) / "bids"
-            write_patient_table(bids, subject, covariates or {}, layout=layout)
+            write_patient_table(bids, patient.subject, patient.covariates, layout=layout)
             for name, source in images.items():
-                target = bids / patient_image_path(name, subject, layout)
+                target = bids / patient_image_path(name, patient.subject, layout)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+                _write_image(name, source, target)
             store = convert_patient(
                 bids, Path(folder) / "store.zarr", settings=store_settings, arms=self.arms
             )
-            return self.forecast_case(store, subject, settings=settings, seed=seed)
+            return self.forecast_case(
+                store, patient.subject, arms=arms, settings=settings, seed=seed
+            )
 
     def forecast_case(
         self,
         store: Store | Location,
         subject: str,
         *,
+        arms: Sequence[str] = (),
         settings: ForecastSettings = DEFAULT_SETTINGS,
         seed: int = 0,
     ) -> Forecast:
-        """Forecast a subject of a store, given open or by its path or URL.
+        """Forecast a subject of a store, given open or by its path or URL, under `arms` or all.
 
         The numbers are those of the forecast job with the same settings and seed.
 
-        Raise ForecastError if the store does not fit the bundle, and StoreError if it does not hold
-        the subject.
+        Raise ForecastError if the store does not fit the bundle, or for an arm that the bundle does
+        not know, and StoreError if the store does not hold the subject.
         """
         store = store if isinstance(store, Store) else open_store(store)
-        check_reference_arm(settings.reference_arm, self.arms)
+        arms = tuple(arms) or self.arms
+        if unknown := [arm for arm in arms if arm not in self.arms]:
+            raise ForecastError(f"arms: expected some of {', '.join(self.arms)}, got {unknown[0]}")
+        check_reference_arm(settings.reference_arm, arms)
         case = store.case(subject)
         provenance = run_provenance(self.bundle, store, seed=seed, sessions=settings.sessions)
-        plan = plan_forecast(store, [case], settings=settings, seed=seed)
+        plan = plan_forecast(store, [case], settings=settings, seed=seed, arms=arms)
         sampler = bundle_sampler(self.bundle, store, device=self.device)
         with _one_thread(self.device):
             drawn = map(sampler, plan.batches(settings.batch_size))
-            by_arm = dict(zip(self.arms, ensembles(plan.requests, plan.seeds, drawn), strict=True))
+            by_arm = dict(zip(arms, ensembles(plan.requests, plan.seeds, drawn), strict=True))
         assembled = assemble_forecast(store, case, by_arm, settings=settings, provenance=provenance)
-        arms = {}
+        by_name = {}
         for arm, ensemble in by_arm.items():
             summary = assembled.summary.arms[arm]
             expected = summary.count.expected
-            arms[arm] = ArmForecast(
+            by_name[arm] = ArmForecast(
                 p_active=summary.p_active.value,
                 expected_count=summary.count.mean if expected is None else expected,
                 lesion_counts=ensemble.counts(opening=settings.apply_opening),
                 probability=assembled.probability[arm],
             )
-        return Forecast(arms, assembled.summary)
+        return Forecast(by_name, assembled.summary)
 
     def _store_settings(self, *, resample: bool | None) -> StoreSettings:
         recorded = self.bundle.config.store
         return recorded if resample is None else replace(recorded, resample=resample)
 
     def _check_patient(
-        self, images: Mapping[str, str | Path], covariates: Mapping[str, CovariateValue]
+        self, images: Mapping[str, PatientImage], covariates: Mapping[str, CovariateValue]
     ) -> None:
         """Raise ForecastError for names of images or covariates that would be ignored."""
         if unknown := sorted(set(images) - set(PATIENT_IMAGES)):
@@ -192,6 +218,33 @@ def load_bundle(path: str | Path, *, device: str = "cpu") -> ForecastModel:
     Raise BundleError, naming the file, if one is missing, altered or not of a bundle.
     """
     return ForecastModel(bundles.load_bundle(Path(path), device=device), device=device)
+
+
+def _write_image(name: str, source: PatientImage, target: Path) -> None:
+    """Write an image to the file `target` with the values, types and header that it has.
+
+    A file that was loaded and its path give the same forecast to the last bit: nibabel would scale
+    values anew if the header did not say how they are scaled.
+    """
+    if isinstance(source, str | Path):
+        shutil.copyfile(source, target)
+        return
+    if not isinstance(source, nib.Nifti1Image):
+        raise ForecastError(
+            f"images.{name}: expected a path or a NIfTI image, got {type(source).__name__}; "
+            "convert it with nibabel.Nifti1Image.from_image"
+        )
+    values, slope, inter = source.dataobj, 1.0, 0.0
+    if nib.is_proxy(values):
+        slope, inter = values.slope, values.inter
+        values = values.get_unscaled()
+    values = np.asarray(values)
+    values = values.astype(np.uint8) if values.dtype == bool else values
+    header = source.header.copy()
+    header.set_data_dtype(values.dtype)
+    image = type(source)(values, source.affine, header)
+    image.header.set_slope_inter(slope, inter)
+    nib.save(image, target)
 
 
 @contextmanager

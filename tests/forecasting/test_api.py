@@ -132,8 +132,7 @@ def test_images_give_the_forecast_of_the_same_subject_in_the_store(
     threads = torch.get_num_threads()
     found = model.forecast(
         images,
-        covariates={"age": 32},
-        subject=SUBJECT,
+        patient=lesioncast.Patient(covariates={"age": 32}, subject=SUBJECT),
         settings=SETTINGS,
         seed=7,
     )
@@ -143,6 +142,62 @@ def test_images_give_the_forecast_of_the_same_subject_in_the_store(
         assert np.array_equal(
             found.arms[arm].probability.get_fdata(), forecast.arms[arm].probability.get_fdata()
         )
+
+
+def test_loaded_images_give_the_bits_of_their_files(
+    root: Path, model: api.ForecastModel, tmp_path: Path
+) -> None:
+    """Also of a file whose values are scaled integers, and of a mask of true and false."""
+    paths = {name: path_of(root / "bids", SUBJECT, *name.split("/")) for name in IMAGES}
+    scaled = nib.Nifti1Image.from_filename(paths["w048/flair"])
+    values = np.asarray(scaled.dataobj)
+    header = scaled.header.copy()
+    header.set_data_dtype(np.int16)
+    stored = np.round(values / values.max() * 3000).astype(np.int16)
+    image = nib.Nifti1Image(stored, scaled.affine, header)
+    image.header.set_slope_inter(0.37, -11.0)
+    paths["w048/flair"] = tmp_path / "scaled.nii.gz"
+    nib.save(image, paths["w048/flair"])
+    images = {name: nib.load(path) for name, path in paths.items()}
+    assert images["w048/flair"].dataobj.slope == np.float32(0.37)
+    gad = images["w048/gad"]
+    images["w048/gad"] = nib.Nifti1Image(np.asarray(gad.dataobj) > 0, gad.affine, gad.header)
+    one, other = (
+        model.forecast(given, settings=SETTINGS, samples=2, seed=3) for given in (paths, images)
+    )
+    for arm in ARMS:
+        assert np.array_equal(one.arms[arm].lesion_counts, other.arms[arm].lesion_counts)
+        assert np.array_equal(
+            one.arms[arm].probability.get_fdata(), other.arms[arm].probability.get_fdata()
+        )
+    assert one.summary.arms == other.summary.arms
+
+
+def test_an_image_of_another_format_is_rejected(model: api.ForecastModel) -> None:
+    image = nib.MGHImage(np.zeros((3, 3, 3), np.float32), np.eye(4))
+    with pytest.raises(
+        ForecastError, match=r"w000/flair: expected a path or a NIfTI image, got MGH"
+    ):
+        model.forecast({"w000/flair": image})
+
+
+def test_some_arms_have_the_samples_of_a_forecast_of_all_arms(
+    root: Path, model: api.ForecastModel, forecast: api.Forecast
+) -> None:
+    arms = (ARMS[2], ARMS[0])
+    settings = replace(SETTINGS, reference_arm=ARMS[0])
+    some = model.forecast_case(root / "store.zarr", SUBJECT, arms=arms, settings=settings, seed=7)
+    assert tuple(some.arms) == arms
+    for arm in arms:
+        assert some.summary.arms[arm].count == forecast.summary.arms[arm].count
+        assert np.array_equal(
+            some.arms[arm].probability.get_fdata(), forecast.arms[arm].probability.get_fdata()
+        )
+    for unknown in (("aspirin",), (ARMS[0], "aspirin")):
+        with pytest.raises(ForecastError, match="arms: expected some of .*, got aspirin"):
+            model.forecast_case(root / "store.zarr", SUBJECT, arms=unknown)
+    with pytest.raises(ForecastError, match="reference_arm: expected one of .*, got placebo"):
+        model.forecast_case(root / "store.zarr", SUBJECT, arms=[a for a in ARMS if a != "placebo"])
 
 
 def test_images_of_another_voxel_size_are_resampled_on_demand(
@@ -157,7 +212,7 @@ def test_images_of_another_voxel_size_are_resampled_on_demand(
     settings = replace(SETTINGS, samples=2)
     with pytest.raises(CaseError, match="resample it or set store.resample"):
         model.forecast(images, settings=settings)
-    assert model.forecast(images, settings=settings, resample=True).arms
+    assert model.forecast(images, patient=lesioncast.Patient(resample=True), settings=settings).arms
 
 
 def test_a_forecast_says_if_its_bundle_knows_simulated_or_masked_images_alone(
@@ -177,8 +232,8 @@ def test_a_forecast_says_if_its_bundle_knows_simulated_or_masked_images_alone(
 
 def test_images_need_no_configuration(root: Path, model: api.ForecastModel) -> None:
     images = {name: str(path_of(root / "bids", SUBJECT, *name.split("/"))) for name in FLAIR}
-    days = {"days_to_current": 100}
-    found = model.forecast(images, covariates=days, settings=replace(SETTINGS, samples=2))
+    patient = lesioncast.Patient(covariates={"days_to_current": 100})
+    found = model.forecast(images, patient=patient, settings=SETTINGS, samples=2)
     assert "month 12 is 100 days after baseline for this patient" in found.summary.notes[-1]
     assert found.summary.subject == "sub-patient"
     assert found.summary.covariates.missing == ("age",)
@@ -198,7 +253,7 @@ def test_unknown_images_and_covariates_are_rejected(
     model: api.ForecastModel, images: dict, covariates: dict, message: str
 ) -> None:
     with pytest.raises(ForecastError, match=message):
-        model.forecast(images, covariates=covariates)
+        model.forecast(images, patient=lesioncast.Patient(covariates=covariates))
 
 
 def test_errors_name_what_is_missing(root: Path, model: api.ForecastModel) -> None:
