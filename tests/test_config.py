@@ -139,11 +139,41 @@ def test_lesion_load_volumes_rise_from_zero_by_a_voxel(volumes: str) -> None:
         load_config(DEMO, [f"lesion_load_mm3={volumes}"])
 
 
+def test_priors_switch_the_lesion_load_and_the_base_map() -> None:
+    """Presets keep what they have; any of them can be switched."""
+
+    def shape(path: Path, *overrides: str) -> tuple[int, bool]:
+        unet = load_config(path, overrides).model.unet
+        return unet.lesion_load_classes, unet.base_map
+
+    assert shape(DEMO) == shape(DEMO, "priors=load") == (7, False)
+    assert shape(DEMO, "priors=none") == (1, False)
+    assert shape(DEMO, "priors=both") == (7, True)
+    paper, log_odds = DEMO.with_name("paper.yaml"), "objective.prediction=log_odds"
+    assert shape(paper) == (1, False)
+    assert shape(paper, "priors=load") == (7, False)
+    assert shape(paper, "priors=both", log_odds) == (7, True)
+    assert shape(DEMO.with_name("small.yaml"), "priors=both") == (7, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["priors=both", "objective={}"], r"objective\.prediction: expected log_odds"),
+        (["unet.base_map=true"], r"unet\.base_map is an old key; write priors in its place"),
+        (["priors=all"], "priors"),
+    ],
+)
+def test_priors_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(DEMO, overrides)
+
+
 def test_new_names_of_old_keys_exist() -> None:
     keys = {key for key, _ in dotted_fields(load_config(DEMO))}
     assert {new for new in REMOVED_KEYS.keys.values() if new is not None} <= keys
-    # The configuration gives volumes, from which the network's own field follows.
-    derived = {"unet.lesion_load_thresholds"}
+    # The configuration gives volumes and priors, from which the network's own fields follow.
+    derived = {"unet.lesion_load_thresholds", "unet.base_map"}
     assert not REMOVED_KEYS.keys.keys() & (keys - derived)
     for (key, old), new in REMOVED_KEYS.values.items():
         assert getattr(load_config(DEMO, [f"{key}={new}"]), key.split(".")[0])

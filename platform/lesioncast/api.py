@@ -13,8 +13,7 @@ medical device.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,6 @@ from typing import TypeAlias
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lesioncast.bundle import bundle as bundles
 from lesioncast.bundle.bundle import Bundle
@@ -35,11 +33,11 @@ from lesioncast.forecasting.pipeline import (
     plan_forecast,
     run_provenance,
 )
-from lesioncast.forecasting.runtime import bundle_sampler
+from lesioncast.forecasting.runtime import forecast_sampler, one_thread
 from lesioncast.forecasting.sampling import ensembles
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.intervals import INTERVALS, check_days
-from storage import Location, Store, StoreSettings, open_store
+from storage import Location, Store, StoreSettings, open_store, to_source_grid
 from storage.convert.patient import (
     PATIENT_IMAGES,
     convert_patient,
@@ -79,8 +77,11 @@ class ArmForecast:
     expected_count: float
     #: Number of lesions in each sample [k].
     lesion_counts: npt.NDArray[np.int64]
-    #: Share of samples with a lesion, in each voxel of the patient's own current FLAIR.
+    #: Probability of a lesion in each voxel of the patient's own current FLAIR: in closed form if
+    #: the networks refine a base map, else the share of samples.
     probability: nib.Nifti1Image
+    #: Share of samples with a lesion, in the same voxels.
+    sample_share: nib.Nifti1Image
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,8 @@ class ForecastModel:
         case = store.case(subject)
         provenance = run_provenance(self.bundle, store, seed=seed, sessions=settings.sessions)
         plan = plan_forecast(store, [case], settings=settings, seed=seed, arms=arms)
-        sampler = bundle_sampler(self.bundle, store, device=self.device)
-        with _one_thread(self.device):
+        sampler = forecast_sampler(self.bundle, store, device=self.device)
+        with one_thread(self.device):
             drawn = map(sampler, plan.batches(settings.batch_size))
             by_arm = dict(zip(arms, ensembles(plan.requests, plan.seeds, drawn), strict=True))
         assembled = assemble_forecast(store, case, by_arm, settings=settings, provenance=provenance)
@@ -181,6 +182,7 @@ class ForecastModel:
                 expected_count=summary.count.mean if expected is None else expected,
                 lesion_counts=ensemble.counts(opening=settings.apply_opening),
                 probability=assembled.probability[arm],
+                sample_share=to_source_grid(ensemble.sample_share, case.grid, order=1),
             )
         return Forecast(by_name, assembled.summary)
 
@@ -245,15 +247,3 @@ def _write_image(name: str, source: PatientImage, target: Path) -> None:
     image = type(source)(values, source.affine, header)
     image.header.set_slope_inter(slope, inter)
     nib.save(image, target)
-
-
-@contextmanager
-def _one_thread(device: str) -> Iterator[None]:
-    """Draw on one CPU thread: the last bits of a sum depend on the number of threads."""
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

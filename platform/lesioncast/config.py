@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lesioncast.arms import PAPER_ARM_NAMES, describe_label_collision
 from lesioncast.cluster.connection import RaySettings
@@ -33,6 +33,8 @@ from storage.settings import StoreSettings, TrialLayout
 from storage.text_files import TextEncodingError, read_text
 
 STAGES = ("pretrain", "finetune")
+#: Classes of lesion load for a configuration that names none, in mm3.
+LESION_LOAD_MM3 = (0.0, 270.0, 675.0, 1620.0, 3240.0, 6480.0)
 _OLD_DROP_RATES = ("arm_drop", "condition_drop", "channel_drop", "session_drop", "covariate_drop")
 REMOVED_KEYS = RemovedKeys(
     {
@@ -42,6 +44,7 @@ REMOVED_KEYS = RemovedKeys(
         "unet.head": "unet.voxel_head_width",
         "unet.loads": "lesion_load_mm3",
         "unet.lesion_load_thresholds": "lesion_load_mm3",
+        "unet.base_map": "priors",
         "unet.target_channels": None,
         "control.voxels": "control.voxel_mlp_width",
         "sampler.grid": "sampler.spacing",
@@ -122,8 +125,12 @@ class Config:
     #: Columns of participants.tsv that the ControlNet sees, none in the paper's model. A name alone
     #: is scaled on the training split; a `Covariate` names its scaling or categories itself.
     covariates: tuple[str | Covariate, ...] = ()
+    #: Priors that the networks start from: `none`, as in the paper; `load`, the prognostic prior of
+    #: the lesion load; `both`, that and the spatial prior, a base map of each patient. By default
+    #: `load` if `lesion_load_mm3` is given, else `none`.
+    priors: Literal["none", "load", "both"] | None = None
     #: Least volume in mm3 of new lesions in each lesion load class above "no lesion"; the first is
-    #: 0. Without, as in the paper, the networks are not conditioned on the lesion load.
+    #: 0. Without it, a configuration with priors has the classes of LESION_LOAD_MM3.
     lesion_load_mm3: tuple[float, ...] = ()
     #: Shape of the UNet.
     unet: UNetConfig = field(default_factory=UNetConfig)
@@ -144,6 +151,7 @@ class Config:
 
     def __post_init__(self) -> None:
         lesion_load_voxels(self.lesion_load_mm3, self.store.spacing)
+        _ = self.model  # raises for priors that the rest of the configuration does not fit
 
     @property
     def paths(self) -> Paths:
@@ -162,8 +170,13 @@ class Config:
     @property
     def model(self) -> ModelConfig:
         """Return what determines the shape of the weights, except covariates, which are fitted."""
-        thresholds = lesion_load_voxels(self.lesion_load_mm3, self.store.spacing)
-        unet = dataclasses.replace(self.unet, lesion_load_thresholds=thresholds)
+        priors = self.priors or ("load" if self.lesion_load_mm3 else "none")
+        volumes = () if priors == "none" else self.lesion_load_mm3 or LESION_LOAD_MM3
+        unet = dataclasses.replace(
+            self.unet,
+            lesion_load_thresholds=lesion_load_voxels(volumes, self.store.spacing),
+            base_map=priors == "both",
+        )
         return ModelConfig(self.arms, unet, self.control, self.schedule, self.objective)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.objective import NET2
+from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.runtime import check_compatible, device_of, store_reader
 from lesioncast.forecasting.sampling import ModelInput, SampleBatch
 from serve.api.schemas import SamplerOverrides
@@ -38,7 +39,8 @@ class SamplerWorker:
         bundle, store = load_bundle(settings.bundle, device=device), open_store(settings.store)
         check_compatible(bundle, store)
         self.bundle = bundle.digest
-        self._device, self._sampler, self._model = device, bundle.config.sampler, bundle.model
+        self._sampler, self._model = bundle.config.sampler, bundle.model
+        self._encode_arrays = PatientEncoder(bundle, device=device)
         self._store, self._artifacts = store, settings.artifacts
         self._encodings: OrderedDict[PatientRef, PatientEncoding] = OrderedDict()
         self._encoding_lock = asyncio.Lock()
@@ -87,8 +89,7 @@ class SamplerWorker:
         store = store_for_patient(patient, self._store, self._artifacts)
         model_input = ModelInput(store.case(patient.subject).index, patient.sessions)
         arrays = store_reader(store, self._model.config)(model_input)
-        condition, covariates = (torch.from_numpy(array).to(self._device) for array in arrays)
-        return self._model.encode_patient(condition, covariates, self._sampler)
+        return self._encode_arrays(arrays)
 
     def _to_drawn_samples(self, x: Sequence[Tensor]) -> SampleBatch:
         """Convert samples x [2, s, h, w] to packed NET2 masks and their lesions."""

@@ -1,15 +1,17 @@
 """The mounted bundle and store, and the result of a job that they give."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lesioncast.arrays import Float32s
 from lesioncast.bundle.bundle import (
     BundleDescription,
     BundlePrior,
     bundle_digest,
     describe_bundle,
+    load_bundle,
     load_bundle_prior,
 )
 from lesioncast.errors import ForecastError
@@ -22,18 +24,24 @@ from lesioncast.forecasting.pipeline import (
     stored_flair,
     write_forecasts,
 )
-from lesioncast.forecasting.runtime import check_compatible, expected_outcomes_of
-from lesioncast.forecasting.sampling import ModelInput
+from lesioncast.forecasting.runtime import (
+    check_compatible,
+    expected_outcomes_of,
+    maps_of_requests,
+    one_thread,
+)
+from lesioncast.forecasting.sampling import EnsembleRequest, ModelInput
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.forecasting.view.build import parcellation_of
 from lesioncast.forecasting.view.kept_samples import keep_samples, write_kept_samples
+from lesioncast.imaging.channels import Sessions
 from serve.api.schemas import ResolvedRequest
 from serve.artifacts import kept_samples_path, result_dir, upload_dir
 from serve.db.models import DrawnBlock, ForecastJob, masks_by_arm
 from serve.patients import PatientRef, store_for_patient
 from serve.settings import ServiceSettings
 from serve.worker.retry import OtherBundleError
-from storage import Store, open_store
+from storage import Case, Store, open_store
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,10 @@ class LoadedModel(MountedModel):
         expected = expected_outcomes_of(
             self.bundle, store, ModelInput(case.index, patient.sessions)
         )
+        maps = self._maps(store, case, request.arms, patient.sessions)
         # The database returns blocks in the order of seeds; a forecast reads them arm by arm.
         drawn = [
-            replace(block.to_batch(), expected=expected)
+            replace(block.to_batch(), expected=expected, maps=maps)
             for arm in request.arms
             for block in blocks
             if block.arm == arm
@@ -110,6 +119,23 @@ class LoadedModel(MountedModel):
         for _ in write_forecasts(store, [case], drawn, run, arms=request.arms):
             pass  # the one case is written as it is yielded
         return run.out
+
+    def _maps(
+        self, store: Store, case: Case, arms: Sequence[str], sessions: Sessions | None
+    ) -> Mapping[EnsembleRequest, Float32s]:
+        """Return the map of each arm in closed form, as the forecast job computes it.
+
+        The networks are loaded for it and let go again: they are small where there is a base map,
+        and no sampler has to wait.
+        """
+        if not self.bundle.config.model.unet.base_map:
+            return {}
+        requests = [
+            EnsembleRequest(case.index, store.spec.arms.index(arm), sessions or None)
+            for arm in arms
+        ]
+        with one_thread():
+            return maps_of_requests(load_bundle(self.bundle.path), store, requests)
 
     def _source(self, patient: PatientRef, result: Path) -> Path | str:
         """Return the data set with the patient's images, as the result names it to the client.

@@ -15,6 +15,7 @@ from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.forecasting.sampling import ConditioningArrays
 from lesioncast.imaging.covariates import Covariate
 from storage import Store, StoreSettings, StoreSpec, open_store, pack_masks
 from storage.nifti.io import read_volume
@@ -109,10 +110,7 @@ def _masks(*, active: bool) -> npt.NDArray[np.bool_]:
 
 
 def fake_draw(
-    condition: npt.NDArray[np.float32],
-    arm: npt.NDArray[np.int64],
-    seeds: Sequence[int],
-    covariates: npt.NDArray[np.float32],
+    inputs: Sequence[ConditioningArrays], arm: npt.NDArray[np.int64], seeds: Sequence[int]
 ) -> npt.NDArray[np.bool_]:
     """Draw one lesion if the uniform number of the seed is below the arm's rate.
 
@@ -121,7 +119,7 @@ def fake_draw(
     """
     masks = np.zeros((len(seeds), *SLAB), bool)
     for row, seed in enumerate(seeds):
-        rate = RATE[arm[row]] if (condition[row, NET2_W048] > 0).any() else 0.05
+        rate = RATE[arm[row]] if (inputs[row].condition[NET2_W048] > 0).any() else 0.05
         if np.random.default_rng(seed).random() < rate:
             masks[row, 2, 10:12, 3:5] = True
     return masks

@@ -1,10 +1,12 @@
 """Save and load a bundle, the folder that training hands to forecasting and serving.
 
 A bundle holds unet.safetensors and controlnet.safetensors (averaged weights), config.json,
-metrics.json, README.md (the model card) and manifest.json with the SHA-256 of each file. The
-SHA-256 of the manifest names the bundle. Loading a bundle needs no settings.
+metrics.json, README.md (the model card) and manifest.json with the SHA-256 of each file. Where the
+networks refine a base map, spatial_prior.safetensors holds the spatial prior. The SHA-256 of the
+manifest names the bundle. Loading a bundle needs no settings.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +27,7 @@ from lesioncast.bundle.io import (
     write_tensors,
 )
 from lesioncast.bundle.model_card import model_card
+from lesioncast.bundle.spatial_base import SpatialBase, read_spatial_base
 from lesioncast.diffusion.controlnet import ControlNet, build_lesion_load_prior
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.model import LesionDiffusion
@@ -36,6 +39,7 @@ from storage.digest import sha256_file
 
 MANIFEST = "manifest.json"
 UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
+SPATIAL_FILE = "spatial_prior.safetensors"  # of a model with a base map alone
 CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"
 DESCRIPTION_FILES = (CONFIG_FILE, METRICS_FILE, CARD_FILE)
 FILES = (UNET_FILE, CONTROL_FILE, *DESCRIPTION_FILES)
@@ -70,16 +74,25 @@ class Bundle(BundleDescription):
     """Loaded bundle: its description and its networks."""
 
     model: LesionDiffusion
+    #: Gives each patient a base map; None for networks without one.
+    base: SpatialBase | None = None
 
 
 def save_bundle(
-    path: Path, config: BundleConfig, *, unet: Weights, control: Weights, metrics: Mapping[str, Any]
+    path: Path,
+    config: BundleConfig,
+    *,
+    unet: Weights,
+    control: Weights,
+    metrics: Mapping[str, Any],
+    base: Path | None = None,
 ) -> str:
     """Write a bundle to `path` and return its digest. An older bundle at `path` is replaced.
 
     `unet` and `control` are the averaged weights, by the names of `UNet` and `ControlNet`.
-    `metrics` describes the data and the training of each stage, as JSON. Raise BundleError if
-    `path` exists and is not a bundle, or if a weight is not finite.
+    `metrics` describes the data and the training of each stage, as JSON. `base` is the file of the
+    spatial prior for networks with a base map. Raise BundleError if `path` exists and is not a
+    bundle, or if a weight is not finite.
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(
@@ -99,8 +112,16 @@ def save_bundle(
         write_json(folder / CONFIG_FILE, asdict(config))
         write_json(folder / METRICS_FILE, metrics)
         (folder / CARD_FILE).write_text(model_card(config, metrics))
-        write_json(folder / MANIFEST, {"schema": SCHEMA, "sha256": digests_of(folder, FILES)})
+        if base is not None:
+            shutil.copyfile(base, folder / SPATIAL_FILE)
+        digests = digests_of(folder, files_of(config))
+        write_json(folder / MANIFEST, {"schema": SCHEMA, "sha256": digests})
     return bundle_digest(path)
+
+
+def files_of(config: BundleConfig) -> tuple[str, ...]:
+    """Return the names of the files of a bundle with this configuration, without the manifest."""
+    return (*FILES, SPATIAL_FILE) if config.model.unet.base_map else FILES
 
 
 def bundle_digest(path: Path) -> str:
@@ -115,19 +136,21 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
     """
 
     def load(folder: Path) -> Bundle:
-        description = _describe(path, folder, verified=FILES)
+        description = _describe(path, folder, verified=(*FILES, SPATIAL_FILE))
         model = description.config.model
         unet = UNet(model.unet)
         unet.load_state_dict(read_tensors(folder / UNET_FILE))
         control = ControlNet(model.control, model.unet, model.covariates)
         control.load_state_dict(read_tensors(folder / CONTROL_FILE))
+        base = read_spatial_base(folder / SPATIAL_FILE) if model.unet.base_map else None
         networks = LesionDiffusion(
             unet.to(device),
             control.to(device),
             model,
             odds_ratio=description.config.balanced_odds_ratio,
+            base_map=None if base is None else base.base_map.to(device),
         )
-        return Bundle(path, description.config, description.digest, networks)
+        return Bundle(path, description.config, description.digest, networks, base)
 
     return _read_unchanged(path, load)
 
@@ -195,19 +218,29 @@ def _describe(path: Path, folder: Path, *, verified: Iterable[str]) -> BundleDes
         )
     manifest = read_json(folder / MANIFEST)
     # An older schema has other configuration keys and weight names, which nothing converts.
-    if manifest.get("schema") != SCHEMA or set(manifest.get("sha256", ())) != set(FILES):
+    listed = set(manifest.get("sha256", ())) - {SPATIAL_FILE}
+    if manifest.get("schema") != SCHEMA or listed != set(FILES):
         raise BundleError(
             f"{path / MANIFEST}: expected schema {SCHEMA} and the files {', '.join(FILES)}, "
             f"got schema {manifest.get('schema')} and {', '.join(manifest.get('sha256', ()))}; "
             f"{RETRAIN}"
         )
-    corrupt = first_corrupt_file(folder, {name: manifest["sha256"][name] for name in verified})
+    digests = manifest["sha256"]
+    corrupt = first_corrupt_file(
+        folder, {name: digests[name] for name in verified if name in digests}
+    )
     if corrupt is not None:
         raise BundleError(
             f"{path / corrupt}: expected the file that {MANIFEST} lists, got none or an altered "
             "one; copy the bundle again or run jobs/finetune.py"
         )
-    return BundleDescription(path, _read_config(folder), sha256_file(folder / MANIFEST))
+    config = _read_config(folder)
+    if set(files_of(config)) != set(manifest["sha256"]):
+        raise BundleError(
+            f"{path / MANIFEST}: expected {SPATIAL_FILE} if and only if the networks refine a base "
+            f"map ({config.model.unet.base_map}), got {', '.join(manifest['sha256'])}; {RETRAIN}"
+        )
+    return BundleDescription(path, config, sha256_file(folder / MANIFEST))
 
 
 def _read_config(folder: Path) -> BundleConfig:

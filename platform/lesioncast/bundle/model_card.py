@@ -45,7 +45,7 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         arms=", ".join(config.model.arms),
         covariates=_covariates(config),
         baseline=_baseline(config),
-        lesion_load=_lesion_load(config) + _balance(config),
+        lesion_load=_lesion_load(config) + _base_map(config) + _balance(config),
         slab=" x ".join(map(str, config.slab)),
         spacing=" x ".join(f"{size:g}" for size in config.spacing),
         solver=config.sampler.solver,
@@ -75,6 +75,15 @@ def _lesion_load(config: BundleConfig) -> str:
         f"- Lesion load: a class of lesion volume (none, or from {volumes} mm3) is sampled\n"
         "  first, given the arm, the covariates and the lesion burden of the images. The\n"
         "  diffusion model then places the lesions. Guidance does not change the lesion load.\n"
+    )
+
+
+def _base_map(config: BundleConfig) -> str:
+    if not config.model.unet.base_map:
+        return ""
+    return (
+        "- Base map: a spatial prior, fitted to the new lesions of the training cases, gives each\n"
+        "  patient a map of where lesions are likely. The networks start from it.\n"
     )
 
 

@@ -339,17 +339,33 @@ class LesionDiffusion:
         missing. On a CPU a sample does not depend on the other rows. On a GPU all rows share a
         forward pass, and a sample differs by rounding from the same sample in another batch.
         """
-        slots = CPU_BATCH_SIZE if condition.device.type == "cpu" else len(condition)
+        return self.sample_encoded(
+            self._encode_rows(condition, covariates, sampler),
+            arm.tolist(),
+            seeds,
+            sampler,
+            spatial_shape=condition.shape[2:],
+        )
+
+    @torch.no_grad()
+    def sample_encoded(
+        self,
+        patients: Sequence[PatientEncoding],
+        arms: Sequence[int],
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        *,
+        spatial_shape: Sequence[int],
+    ) -> Tensor:
+        """Sample one x for each encoded patient, arm and seed, n of each -> [n, 2, s, h, w]."""
+        device = patients[0].features.device
+        slots = CPU_BATCH_SIZE if device.type == "cpu" else len(patients)
         conditions = [
             sample_condition
-            for row, patient in enumerate(self._encode_rows(condition, covariates, sampler))
-            for sample_condition in self.sample_conditions(
-                patient, int(arm[row]), seeds[row : row + 1]
-            )
+            for row, patient in enumerate(patients)
+            for sample_condition in self.sample_conditions(patient, arms[row], seeds[row : row + 1])
         ]
-        batcher = self.batcher(
-            sampler, spatial_shape=condition.shape[2:], device=condition.device, slots=slots
-        )
+        batcher = self.batcher(sampler, spatial_shape=spatial_shape, device=device, slots=slots)
         return run_until_idle(batcher, conditions, seeds)
 
     def sample_masks(

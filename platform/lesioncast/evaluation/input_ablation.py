@@ -86,7 +86,7 @@ def read_prior_inputs(store: Store, cases: Sequence[Case], bundle: Bundle) -> Pr
     read = store_reader(store, model)
 
     def read_case(case: Case) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        condition, covariates = read(ModelInput(case.index))
+        condition, covariates, _ = read(ModelInput(case.index))
         burden = lesion_burden(torch.from_numpy(condition)[None], model.control.masks)
         return burden[0].numpy(), covariates
 

@@ -105,7 +105,25 @@ class Ensemble(DrawnCounts):
     #: Lesion volume of each sample [k], in mm3.
     volume: npt.NDArray[np.float64]
     #: Share of samples with a lesion at each voxel [s, h, w].
-    probability: npt.NDArray[np.float32]
+    sample_share: npt.NDArray[np.float32]
+    #: Probability of a lesion at each voxel [s, h, w] without sampling; None for models without a
+    #: base map, whose map is not better than the share.
+    closed_form_map: npt.NDArray[np.float32] | None = None
+
+    @property
+    def probability(self) -> npt.NDArray[np.float32]:
+        """Return the probability of a lesion at each voxel [s, h, w], the best that is known."""
+        return self.sample_share if self.closed_form_map is None else self.closed_form_map
+
+    def expected_voxels(self, *, opening: bool) -> float | None:
+        """Return the expected number of lesion voxels, None where it is known from samples alone.
+
+        The map expects as many voxels as the lesion load classes on average. After the opening
+        nothing is known without samples.
+        """
+        if opening or self.closed_form_map is None:
+            return None
+        return float(self.closed_form_map.sum(dtype=np.float64))
 
 
 def active_fraction(counts: Counts) -> float:

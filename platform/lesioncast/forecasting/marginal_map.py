@@ -8,7 +8,8 @@ Trained networks depend a little on the noise that they are given: on the demo a
 the log likelihood of a case by about 1 nat, and 0 does as well on average.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,15 @@ from lesioncast.diffusion.objective import NET2, NUM_TARGETS
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import logsnr_at
 from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.forecasting.sampling import ConditioningArrays
+from lesioncast.forecasting.encoding import PatientEncoder
+from lesioncast.forecasting.sampling import (
+    Batch,
+    BatchSampler,
+    ConditioningArrays,
+    EnsembleRequest,
+    Read,
+    SampleBatch,
+)
 
 PredictMap = Callable[[ConditioningArrays, int], Float32s]
 """Computes the probability of a lesion at each voxel [s, h, w] from a case's input and an arm."""
@@ -33,15 +42,37 @@ LEAST_SHARE = 0.01
 
 def make_map_predictor(bundle: Bundle, *, device: str) -> PredictMap:
     """Return a function that computes marginal maps with the bundle's networks on `device`."""
-    sampler = bundle.config.sampler
+    sampler, encode = bundle.config.sampler, PatientEncoder(bundle, device=device)
 
     def predict(inputs: ConditioningArrays, arm: int) -> Float32s:
-        condition, covariates = (torch.from_numpy(array).to(device) for array in inputs)
-        patient = bundle.model.encode_patient(condition, covariates, sampler)
+        patient = encode(inputs)
         probability: Float32s = marginal_map(bundle.model, patient, arm, sampler).cpu().numpy()
         return probability
 
     return predict
+
+
+class MappingSampler:
+    """Sampler of batches that also computes the map of every request in a batch.
+
+    A request whose samples lie in two batches has its map computed twice, to the same bits.
+    """
+
+    def __init__(self, sampler: BatchSampler, read: Read, predict: PredictMap) -> None:
+        self._sampler, self._read, self._predict = sampler, read, predict
+
+    def __call__(self, batch: Batch) -> SampleBatch:
+        """Sample a batch and return its masks, lesion counts, expectations and maps."""
+        return replace(self._sampler(batch), maps=self.maps(sample.request for sample in batch))
+
+    def maps(self, requests: Iterable[EnsembleRequest]) -> dict[EnsembleRequest, Float32s]:
+        """Return the map of each request."""
+        distinct = dict.fromkeys(requests)
+        inputs = {request.model_input: None for request in distinct}
+        arrays = {key: self._read(key) for key in inputs}
+        return {
+            request: self._predict(arrays[request.model_input], request.arm) for request in distinct
+        }
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ from lesioncast.forecasting.output.summary import (
     write_summary,
 )
 from lesioncast.forecasting.runtime import (
-    build_sampler,
+    build_forecast_sampler,
     device_of,
     resolve_sessions,
 )
@@ -199,7 +199,11 @@ def draw_forecast(
     gpus = settings.gpus_per_worker
     batches = plan_forecast(store, cases, settings=settings, seed=seed).batches(settings.batch_size)
     build = partial(
-        build_sampler, bundle, store.path, device=device_of(gpus), inputs=store.table.inputs
+        build_forecast_sampler,
+        bundle,
+        store.path,
+        device=device_of(gpus),
+        inputs=store.table.inputs,
     )
     drawn = ordered_actor_map(build, batches, workers=settings.workers, gpus_per_worker=gpus)
     return with_progress(drawn, total=len(batches), label="batches drawn")

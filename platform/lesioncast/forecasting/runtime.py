@@ -1,6 +1,7 @@
 """Sample masks with a bundle's networks for the cases of a store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lesioncast.arrays import Float32s
 from lesioncast.bundle.bundle import (
     Bundle,
     BundleDescription,
@@ -17,23 +19,30 @@ from lesioncast.bundle.bundle import (
 )
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.model import ModelConfig, expected_outcomes
+from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.errors import ForecastError
+from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
+from lesioncast.forecasting.marginal_map import MappingSampler, make_map_predictor
 from lesioncast.forecasting.sampling import (
     ArmExpectations,
+    Batch,
     BatchSampler,
     ConditioningArrays,
     Draw,
+    EnsembleRequest,
     ExpectationsByInput,
     Hide,
     ModelInput,
     PredictExpectations,
     Read,
+    SampleBatch,
 )
 from lesioncast.imaging.channels import (
     BASELINE,
+    CURRENT,
     Sessions,
     channels_outside_sessions,
     encode_case,
@@ -43,6 +52,9 @@ from lesioncast.imaging.channels import (
 from lesioncast.imaging.covariates import encode_covariates
 from storage import Location, Store, open_store
 from storage.settings import PREPARATION
+
+DrawBatch = Callable[[Batch], SampleBatch]
+"""Samples a batch, and counts the lesions of each mask."""
 
 
 def build_sampler(
@@ -93,6 +105,51 @@ def bundle_sampler(
     )
 
 
+def build_forecast_sampler(
+    bundle: Path, store: Location, *, device: str, inputs: str | None = None
+) -> DrawBatch:
+    """Return `forecast_sampler` of a bundle and a store; see `build_sampler`."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+    loaded, opened = load_bundle(bundle, device=device), open_store(store, inputs=inputs)
+    return forecast_sampler(loaded, opened, device=device)
+
+
+def forecast_sampler(bundle: Bundle, store: Store, *, device: str) -> DrawBatch:
+    """Return a sampler for forecasts: with maps in closed form where the networks have a base map.
+
+    The map of networks without one is not better than the share of samples.
+    """
+    sampler = bundle_sampler(bundle, store, device=device)
+    if bundle.base is None:
+        return sampler
+    read = store_reader(store, bundle.config.model)
+    return MappingSampler(sampler, read, make_map_predictor(bundle, device=device))
+
+
+def maps_of_requests(
+    bundle: Bundle, store: Store, requests: Sequence[EnsembleRequest]
+) -> dict[EnsembleRequest, Float32s]:
+    """Return the map of each request in closed form; empty for networks without a base map.
+
+    The bundle is on the CPU.
+    """
+    sampler = forecast_sampler(bundle, store, device="cpu")
+    return sampler.maps(requests) if isinstance(sampler, MappingSampler) else {}
+
+
+@contextmanager
+def one_thread(device: str = "cpu") -> Iterator[None]:
+    """Compute on one CPU thread: the last bits of a sum depend on the number of threads."""
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def device_of(gpus_per_worker: float) -> str:
     """Return the device of an actor's networks: cuda if it has a GPU."""
     return "cuda" if gpus_per_worker > 0 else "cpu"
@@ -117,9 +174,11 @@ def store_reader(store: Store, config: ModelConfig) -> Read:
     channels, hide = parse_channels(config.control.condition), session_hider(config)
 
     def read(inputs: ModelInput) -> ConditioningArrays:
+        case, images = store.cases[inputs.case], store.read(inputs.case)
         arrays = ConditioningArrays(
-            encode_case(store.read(inputs.case), channels=channels),
-            encode_covariates(config.covariates, store.cases[inputs.case]),
+            encode_case(images, channels=channels),
+            encode_covariates(config.covariates, case),
+            images.parcellation if config.unet.base_map and case.parcellation else None,
         )
         return arrays if inputs.sessions is None else hide(arrays, inputs.sessions)
 
@@ -133,28 +192,31 @@ def session_hider(config: ModelConfig) -> Hide:
     def hide(arrays: ConditioningArrays, sessions: Sessions) -> ConditioningArrays:
         condition = arrays.condition.copy()
         condition[channels_outside_sessions(channels, sessions)] = 0
-        return ConditioningArrays(condition, arrays.covariates)
+        # The parcellation was made from the current session.
+        parcellation = arrays.parcellation if CURRENT in sessions else None
+        return ConditioningArrays(condition, arrays.covariates, parcellation)
 
     return hide
 
 
 def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
     """Return a function that samples masks with the bundle's networks and sampler settings."""
+    encode = PatientEncoder(bundle, device=device)
 
     def draw(
-        condition: npt.NDArray[np.float32],
-        arm: npt.NDArray[np.int64],
-        seeds: Sequence[int],
-        covariates: npt.NDArray[np.float32],
+        inputs: Sequence[ConditioningArrays], arm: npt.NDArray[np.int64], seeds: Sequence[int]
     ) -> npt.NDArray[np.bool_]:
-        masks = bundle.model.sample_masks(
-            torch.from_numpy(condition).to(device),
-            torch.from_numpy(arm).to(device),
+        # Samples of one patient share the object of their input, and its encoding.
+        patients = {id(patient): patient for patient in inputs}
+        encodings = {key: encode(patient) for key, patient in patients.items()}
+        x = bundle.model.sample_encoded(
+            [encodings[id(patient)] for patient in inputs],
+            arm.tolist(),
             seeds,
             bundle.config.sampler,
-            covariates=torch.from_numpy(covariates).to(device),
+            spatial_shape=inputs[0].condition.shape[1:],
         )
-        return masks.cpu().numpy()
+        return (x[:, NET2] > 0).cpu().numpy()
 
     return draw
 
@@ -171,7 +233,12 @@ def make_expectation_predictor(
         if prior is None:
             return None
         expectations = expected_outcomes(
-            prior, config.control.masks, *(torch.from_numpy(array).to(device) for array in inputs)
+            prior,
+            config.control.masks,
+            *(
+                torch.from_numpy(array).to(device)
+                for array in (inputs.condition, inputs.covariates)
+            ),
         )
         # The model returns one tensor [arm] for each outcome; callers need the outcomes by arm.
         return tuple(

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lesioncast.arrays import LabelMap
 from lesioncast.forecasting.ensemble import Counts, Ensemble, ExpectedOutcomes
 from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.lesions import LesionCounts, count_lesions
@@ -27,9 +28,6 @@ from storage import Case
 
 Masks = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
-Draw = Callable[[Floats, npt.NDArray[np.int64], Sequence[int], Floats], Masks]
-"""Samples masks: (condition [n, channels, s, h, w], arm [n], seeds [n], covariates [n, k]) -> NET2
-masks [n, s, h, w]."""
 
 
 class ModelInput(NamedTuple):
@@ -43,13 +41,17 @@ class ConditioningArrays(NamedTuple):
     """Input of the model as arrays.
 
     `condition` [channels, s, h, w] is zero for channels that the case lacks and for sessions that
-    are not shown. `covariates` [k] are encoded; missing ones are NaN.
+    are not shown. `covariates` [k] are encoded; missing ones are NaN. `parcellation` [s, h, w] is
+    read by a spatial prior alone; None if the case or the model has none.
     """
 
     condition: Floats
     covariates: Floats
+    parcellation: LabelMap | None = None
 
 
+Draw = Callable[[Sequence[ConditioningArrays], npt.NDArray[np.int64], Sequence[int]], Masks]
+"""Samples masks: (input, arm, seed), n of each -> NET2 masks [n, s, h, w]."""
 Read = Callable[[ModelInput], ConditioningArrays]
 Hide = Callable[[ConditioningArrays, Sessions], ConditioningArrays]
 """Returns the input of a case without the images of all but the given sessions."""
@@ -97,6 +99,8 @@ class SampleBatch:
     lesions: tuple[LesionCounts, ...]
     #: Exact expectations of the cases in the batch, for models that compute them.
     expected: ExpectationsByInput = field(default_factory=dict)
+    #: Probability of a lesion at each voxel without sampling, [s, h, w], by request, if computed.
+    maps: Mapping[EnsembleRequest, Floats] = field(default_factory=dict)
 
     @classmethod
     def from_masks(
@@ -204,12 +208,10 @@ class BatchSampler:
         inputs = [sample.request.model_input for sample in batch]
         # Samples of one case share their input, which is read once.
         arrays = {key: self._read(key) for key in dict.fromkeys(inputs)}
-        conditions, covariates = zip(*(arrays[key] for key in inputs), strict=True)
         masks = self._draw(
-            np.stack(conditions),
+            [arrays[key] for key in inputs],
             np.array([sample.request.arm for sample in batch], np.int64),
             [sample.seed for sample in batch],
-            np.stack(covariates),
         )
         if self._comparison_sessions is not None:
             others = {
@@ -237,7 +239,8 @@ class RequestSamples(NamedTuple):
     """All samples of one request, before they become an ensemble.
 
     `masks` is [k, s, h, w]. `all_expected` holds the exact expectations of the request's case, if
-    there are any, and of the other cases in the same batch.
+    there are any, and of the other cases in the same batch. `closed_form_map` [s, h, w] is the
+    probability of a lesion at each voxel without sampling, if it was computed.
     """
 
     request: EnsembleRequest
@@ -245,6 +248,7 @@ class RequestSamples(NamedTuple):
     masks: Masks
     lesions: tuple[LesionCounts, ...]
     all_expected: ExpectationsByInput
+    closed_form_map: Floats | None = None
 
     @property
     def plain(self) -> Counts:
@@ -272,8 +276,15 @@ def group_by_request(
     """
     samples = _unbatched(drawn)
     for request in requests:
-        masks, lesions, expected = zip(*islice(samples, len(seeds[request.case])), strict=True)
-        yield RequestSamples(request, seeds[request.case], np.stack(masks), lesions, expected[0])
+        masks, lesions, batches = zip(*islice(samples, len(seeds[request.case])), strict=True)
+        yield RequestSamples(
+            request,
+            seeds[request.case],
+            np.stack(masks),
+            lesions,
+            batches[0].expected,
+            batches[0].maps.get(request),
+        )
 
 
 def ensembles(
@@ -293,14 +304,15 @@ def ensemble_of(samples: RequestSamples) -> Ensemble:
         opened=samples.opened,
         expected=samples.expected,
         volume=np.array([counts.volume for counts in samples.lesions], np.float64),
-        probability=np.mean(samples.masks, axis=0, dtype=np.float32),
+        sample_share=np.mean(samples.masks, axis=0, dtype=np.float32),
+        closed_form_map=samples.closed_form_map,
     )
 
 
 def _unbatched(
     drawn: Iterable[SampleBatch],
-) -> Iterator[tuple[Masks, LesionCounts, ExpectationsByInput]]:
-    """Yield the mask, the lesion counts and the batch's expectations of each sample."""
+) -> Iterator[tuple[Masks, LesionCounts, SampleBatch]]:
+    """Yield the mask, the lesion counts and the batch of each sample."""
     for batch in drawn:
         for mask, lesions in zip(batch.masks(), batch.lesions, strict=True):
-            yield mask, lesions, batch.expected
+            yield mask, lesions, batch

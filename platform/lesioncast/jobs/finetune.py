@@ -9,6 +9,8 @@ from lesioncast.jobs.arguments import FINETUNE
 from lesioncast.jobs.runner import run_job
 from lesioncast.training.experiment import experiment_of, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
+from lesioncast.training.spatial.base_maps import compute_base_maps
+from lesioncast.training.spatial.fit import with_base_of_run
 from lesioncast.training.trainer import discard, final_checkpoint, train
 from storage import open_store
 
@@ -25,11 +27,13 @@ def finetune(config: Config, args: argparse.Namespace) -> None:
     experiment = experiment_of(
         store, runs, model=config.model, covariates=config.covariates, seed=config.seed
     )
+    experiment = with_base_of_run(experiment)
     pretrained = final_checkpoint(pretrain_stage(config.pretrain, experiment))
     stage = finetune_stage(config.finetune, experiment, pretrained)
     if args.fresh:
         discard(stage)
     with ray_cluster(config.ray, reads=[store.path], writes=[runs]):
+        compute_base_maps(experiment, store, workers=config.finetune.workers)
         train(stage)
     bundle = (args.bundle or config.paths.bundle).absolute()
     export_bundle(stage, store, bundle, sampler=config.sampler)

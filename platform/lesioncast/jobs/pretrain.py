@@ -8,6 +8,8 @@ from lesioncast.config import Config
 from lesioncast.jobs.arguments import PRETRAIN
 from lesioncast.jobs.runner import run_job
 from lesioncast.training.experiment import experiment_of, pretrain_stage
+from lesioncast.training.spatial.base_maps import compute_base_maps, discard_base
+from lesioncast.training.spatial.fit import with_fitted_base
 from lesioncast.training.trainer import discard, train
 from storage import open_store
 
@@ -24,8 +26,11 @@ def pretrain(config: Config, args: argparse.Namespace) -> None:
     experiment = experiment_of(
         store, runs, model=config.model, covariates=config.covariates, seed=config.seed
     )
-    stage = pretrain_stage(config.pretrain, experiment)
     if args.fresh:
-        discard(stage)
+        discard(pretrain_stage(config.pretrain, experiment))
+        discard_base(experiment)
+    experiment = with_fitted_base(experiment, store)
+    stage = pretrain_stage(config.pretrain, experiment)
     with ray_cluster(config.ray, reads=[store.path], writes=[runs]):
+        compute_base_maps(experiment, store, workers=config.pretrain.workers)
         train(stage)

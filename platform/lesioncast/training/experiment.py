@@ -13,6 +13,7 @@ from torch import nn
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.spatial.base_map import BaseMap
 from lesioncast.diffusion.unet import UNet
 from lesioncast.imaging.channels import (
     BASELINE,
@@ -36,6 +37,19 @@ UNET, CONTROL = "unet.", "control."
 
 
 @dataclass(frozen=True)
+class FittedBase:
+    """The spatial prior of a run, which both stages read."""
+
+    #: File of the prior and its SHA-256.
+    path: Path
+    digest: str
+    #: Training cases with new lesions, bool [case].
+    active: npt.NDArray[np.bool_]
+    #: What scales log densities to base log odds.
+    base_map: BaseMap
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Model, training cases, folder of runs and seed, which both stages share."""
 
@@ -43,6 +57,8 @@ class Experiment:
     cases: CaseSelection
     runs: Path
     seed: int
+    #: None for networks without a base map.
+    base: FittedBase | None = None
 
 
 def experiment_of(
@@ -124,12 +140,14 @@ class Stage:
         if self.condition is None:
             # Stage 1 has no covariates, so that one stage 1 serves stages 2 with and without them.
             del model["covariates"]
+        base = self.experiment.base
         return {
             "seed": self.experiment.seed,
             self.name: settings,
             "model": model,
             "cases": self.experiment.cases.digest,
             "pretrained": dict(self.pretrained.digests) if self.pretrained else None,
+            **({} if base is None else {"spatial_prior": base.digest}),
         }
 
     def build(self) -> nn.Module:

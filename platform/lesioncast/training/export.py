@@ -52,6 +52,7 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
         ),
         unet=stage.pretrained.tensors(EMA, UNET),
         control={**last.tensors(EMA, CONTROL), **prior.weights},
+        base=None if stage.experiment.base is None else stage.experiment.base.path,
         metrics={
             "data": describe_data(store, len(cases)),
             "cases": sorted(case.digest[:CASE_DIGITS] for case in cases),

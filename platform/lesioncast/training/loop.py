@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from lesioncast.training.progress import (
     truncate_metrics,
 )
 from lesioncast.training.settings import TrainSettings
+from lesioncast.training.spatial.base_maps import BaseMaps
 from lesioncast.training.state import TrainState, initial_state, learning_rate
 from lesioncast.training.worker import (
     PreemptionNotices,
@@ -113,7 +115,11 @@ def batch_loss(
         device=worker.device,
     )
     inputs = LossInputs(
-        batch.at(rows), lesion_load, torch.from_numpy(t[positions]).to(worker.device), noise
+        batch.at(rows),
+        lesion_load,
+        torch.from_numpy(t[positions]).to(worker.device),
+        noise,
+        None if stage.experiment.base is None else stage.experiment.base.base_map,
     )
     return stage_loss(
         networks,
@@ -132,6 +138,7 @@ def batches(
     Threads read the next batches ahead.
     """
     settings = stage.settings
+    base_maps = BaseMaps.of(stage.experiment)
 
     def read(step: int) -> Batch:
         rows = batch_rows(
@@ -149,12 +156,17 @@ def batches(
             rates=settings.dropout_rates,
             covariates=len(stage.experiment.model.covariates),
         )
-        return cases.batch(
-            active_first(rows, cases.active)[worker.positions],
-            dropout.at(worker.positions),
+        rows = active_first(rows, cases.active)[worker.positions]
+        dropout = dropout.at(worker.positions)
+        batch = cases.batch(
+            rows,
+            dropout,
             null_arm=stage.experiment.model.unet.null_arm,
             condition=stage.condition,
         )
+        if base_maps is None:
+            return batch
+        return replace(batch, log_density=base_maps.batch(rows, dropout.channels))
 
     depth = STREAM_PREFETCH if cases.streamed else 1
     for step, batch in prefetch(read, range(first, settings.steps), depth=depth):

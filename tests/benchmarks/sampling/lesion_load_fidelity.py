@@ -72,7 +72,7 @@ def sampled_lesion_loads(
     read = store_reader(store, bundle.config.model)
     loads, chance = [], []
     for case in cases:
-        inputs = map(torch.from_numpy, read(ModelInput(case.index)))
+        inputs = map(torch.from_numpy, read(ModelInput(case.index))[:2])
         hint = bundle.model.encode_patient(*inputs, bundle.config.sampler)
         drawn = bundle.model.sample_conditions(hint, case.arm_index, seeds[case.index])
         loads += [each.lesion_load for each in drawn]

@@ -80,7 +80,7 @@ def nats(store: Store, bundle: Bundle, cases: Sequence[Case]) -> tuple[Floats, F
             continue
         batch, x = [batch[row] for row in rows.tolist()], x[rows]
         arm = torch.tensor([case.arm_index for case in batch])
-        inputs = zip(*(read(ModelInput(case.index)) for case in batch), strict=True)
+        inputs = zip(*(read(ModelInput(case.index))[:2] for case in batch), strict=True)
         condition, covariates = (torch.from_numpy(np.stack(arrays)) for arrays in inputs)
         own.append(negative_log_likelihood(bundle.model, x, arm, condition, covariates))
         none.append(

@@ -218,7 +218,7 @@ def test_hidden_inputs_give_what_the_prior_says_of_images_without_them(tmp_path:
     )
     for key, channel_is_hidden in hidden.items():
         for row, case in enumerate(store.cases):
-            condition, covariates = read(ModelInput(case.index))
+            condition, covariates, _ = read(ModelInput(case.index))
             condition[channel_is_hidden] = 0
             if key == ARM_ALONE:
                 covariates = np.full_like(covariates, np.nan)

@@ -44,7 +44,7 @@ class BaseMap:
 
         Class 0 has no lesions and passes through no network, but may fill up a batch.
         """
-        means: Tensor = self.voxels.mean(1)
+        means: Tensor = self.voxels.to(lesion_load.device).mean(1)
         return means[lesion_load.clamp(min=1) - 1]
 
     def log_odds(self, log_density: Tensor, lesion_load: Tensor) -> Tensor:

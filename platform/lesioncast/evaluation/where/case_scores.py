@@ -72,11 +72,14 @@ class NetworkMaps:
         own = self.read(ModelInput(task.case))
         maps: dict[str, Volume] = {NETWORKS: self.predict(own, arm)}
         if task.other is not None:
-            other = self.read(ModelInput(task.other)).condition
+            other = self.read(ModelInput(task.other))
             history = own.condition.copy()
-            history[self.masks] = other[self.masks]
-            for key, condition in ((OTHER_IMAGES, other), (OTHER_HISTORY, history)):
-                maps[key] = self.predict(own._replace(condition=condition), arm)
+            history[self.masks] = other.condition[self.masks]
+            for key, inputs in (
+                (OTHER_IMAGES, other._replace(covariates=own.covariates)),
+                (OTHER_HISTORY, own._replace(condition=history)),
+            ):
+                maps[key] = self.predict(inputs, arm)
         return maps
 
 

@@ -41,9 +41,10 @@ README = f"""Forecasts of new and enlarging T2 lesions at the next visit, from t
 {PREDICTED} {RESEARCH_USE}
 {POSITIVITY}
 
-Each _probseg map is the share of samples with a lesion at a voxel under the arm that its desc
-entity names, on the grid of the subject's own current FLAIR. sub-*_forecast.json holds the
-numbers of a subject, sub-*_forecast.png the figure and sub-*_forecast.html a page to explore."""
+Each _probseg map is the probability of a lesion at a voxel under the arm that its desc entity
+names, on the grid of the subject's own current FLAIR. Its sidecar says whether it was computed in
+closed form or as the share of samples with a lesion. sub-*_forecast.json holds the numbers of a
+subject, sub-*_forecast.png the figure and sub-*_forecast.html a page to explore."""
 IGNORED = ("*_forecast.json", "*_forecast.png", "*_forecast.html", "*.md")
 
 
@@ -158,6 +159,13 @@ def remove_other_maps(root: Path, subject: str, keep: Collection[Path]) -> None:
         sidecar_path(path).unlink(missing_ok=True)
 
 
+def describe_map(ensemble: Ensemble, arm: str) -> str:
+    """Return in words what the map of an ensemble shows."""
+    if ensemble.closed_form_map is None:
+        return f"Share of {len(ensemble.seeds)} samples with a lesion under {arm}"
+    return f"Probability of a lesion under {arm}, computed without sampling"
+
+
 def sidecar(
     ensemble: Ensemble,
     *,
@@ -169,10 +177,7 @@ def sidecar(
     """Return the BIDS sidecar of a map: content, sources, provenance and disclaimers."""
     return {
         "Type": "Lesion",
-        "Description": (
-            f"Share of {len(ensemble.seeds)} samples with a lesion under {arm}, of the "
-            f"{provenance.target}. {PREDICTED}"
-        ),
+        "Description": f"{describe_map(ensemble, arm)}, of the {provenance.target}. {PREDICTED}",
         "Sources": [names.uri(name) for name in provenance.condition if name in names.sources],
         "SpatialReference": names.uri(REFERENCE_FLAIR),
         "PredictedNotObserved": True,

@@ -28,6 +28,7 @@ from lesioncast.forecasting.output.summary import (
     ActiveProbability,
     ArmSummary,
     ForecastSummary,
+    MapKind,
 )
 from lesioncast.imaging.channels import CURRENT, OUTCOME
 from lesioncast.markdown import format_probability
@@ -43,6 +44,7 @@ HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#5c0a12", "#b3190f", "#ee5a1c", "#fca42d", "#ffe36b", "#fffbe0"]
 )
 LEAST_SCALE = 0.2
+FINE_SCALES = (0.01, 0.02, 0.05)
 FOOTER_WIDTH = 145  # characters that fit beside the scale bar
 PANEL_INCHES = 1.95
 HEADER_INCHES, STRIP_INCHES, FOOTER_INCHES, LINE_INCHES = 0.95, 0.95, 1.0, 0.17
@@ -66,7 +68,7 @@ def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Fig
     columns = 1 + len(view.probability)
     figure, grid = _canvas(view, window_hw, rows=len(shown), columns=columns, room=room)
     scale, grey = (
-        Normalize(0, _colour_scale_maximum(view, shown)),
+        Normalize(0, _colour_scale_maximum(view, shown, summary.map)),
         Normalize(*intensity_window(view)),
     )
     _head_column(figure.add_subplot(grid[0, 0]), summary)
@@ -81,7 +83,8 @@ def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Fig
             if summary.arms[arm].received:
                 draw_outline(axes, view, index, window_hw)
     _draw_text(figure, summary, footer, room=room)
-    _scale_bar(figure, scale, room=room)
+    share = "share of samples with" if summary.map == "share of samples" else "probability of"
+    _scale_bar(figure, scale, title=f"{share} a lesion here", room=room)
     return figure
 
 
@@ -117,10 +120,17 @@ def _canvas(
     return figure, grid
 
 
-def _colour_scale_maximum(view: View, shown: list[int]) -> float:
-    """Return the highest probability shown, rounded up to the next 10 %."""
+def _colour_scale_maximum(view: View, shown: list[int], kind: MapKind) -> float:
+    """Return the highest probability shown, rounded up to the next 10 %.
+
+    A share of few samples is not drawn on a finer scale than LEAST_SCALE. A map in closed form has
+    no such steps, and is often below 10 %: its scale is rounded up to one of FINE_SCALES first.
+    """
     highest = max(float(probability[shown].max()) for probability in view.probability.values())
-    return min(1.0, max(LEAST_SCALE, math.ceil(highest * 10) / 10))
+    if kind == "closed form" and highest <= FINE_SCALES[-1]:
+        return next(scale for scale in FINE_SCALES if highest <= scale)
+    least = LEAST_SCALE if kind == "share of samples" else 0.0
+    return min(1.0, max(least, math.ceil(highest * 10) / 10))
 
 
 def _bare(axes: Axes) -> None:
@@ -301,20 +311,24 @@ def _footer(summary: ForecastSummary, outline: str) -> list[str]:
         f"Bundle {summary.bundle[:12]}.",
         f"{outline}{CONVENTION} "
         + (
-            "P(active) and lesions expected are exact; the range and the maps are of samples."
+            f"P(active) and lesions expected are exact; {_of_samples(summary)} of samples."
             if exact
             else "White whisker: 95% Wilson interval."
         ),
     ]
 
 
-def _scale_bar(figure: Figure, scale: Normalize, *, room: float) -> None:
+def _of_samples(summary: ForecastSummary) -> str:
+    return "the range is" if summary.map == "closed form" else "the range and the maps are"
+
+
+def _scale_bar(figure: Figure, scale: Normalize, *, title: str, room: float) -> None:
     tall, wide = figure.get_figheight(), figure.get_figwidth()
     axes = figure.add_axes((1 - 3.1 / wide, (room - 0.38) / tall, 2.8 / wide, 0.09 / tall))
     bar = figure.colorbar(ScalarMappable(scale, HEAT), cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
     top = float(scale.vmax or 1)
     bar.set_ticks([0, top / 2, top])
-    bar.set_ticklabels([f"{tick:.0%}" for tick in (0, top / 2, top)])
+    bar.set_ticklabels([f"{100 * tick:g}%" for tick in (0, top / 2, top)])
     axes.tick_params(colors=DIM, labelsize=8, length=0, pad=3)
-    axes.set_title("share of samples with a lesion here", color=DIM, fontsize=8, pad=4)
+    axes.set_title(title, color=DIM, fontsize=8, pad=4)

@@ -3,10 +3,11 @@
 `write_summary` is the only writer of its JSON form and `read_summary` the only reader.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -25,7 +26,9 @@ from lesioncast.imaging.lesions import opening_element
 from storage import VisitSchedule
 from storage.export.bids_derivative import write_json
 
-SCHEMA = 5
+SCHEMA = 6
+MapKind = Literal["closed form", "share of samples"]
+"""How the probability at each voxel was computed."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -127,11 +130,15 @@ class LesionCountSummary(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanWithError(_Record):
-    """Mean over the samples and its Monte Carlo standard error."""
+class VolumeSummary(_Record):
+    """Lesion volume over the samples with its Monte Carlo standard error.
+
+    `expected` is that of the map in closed form, None for maps that are shares of samples.
+    """
 
     mean: float
     mc_error: float
+    expected: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +178,7 @@ class ArmSummary(_Record):
     count: LesionCountSummary
     count_mean: float
     count_mean_after_opening: float
-    volume_mm3: MeanWithError
+    volume_mm3: VolumeSummary
     minus_reference: ArmDifference
 
 
@@ -208,6 +215,7 @@ class ForecastSummary(_Record):
     seed: int
     samples: int
     seeds: tuple[int, ...]
+    map: MapKind
     opening: OpeningSummary
     received_arm: str | None
     observed_lesions: int | None
@@ -269,6 +277,7 @@ def summarise(
         seed=provenance.seed,
         samples=len(seeds),
         seeds=seeds,
+        map=map_kind(by_arm[reference]),
         opening=OpeningSummary(element=tuple(opening_element(spacing)), applied=opening),
         received_arm=subject.arm,
         observed_lesions=subject.observed_lesions,
@@ -279,17 +288,32 @@ def summarise(
         reference_arm=reference,
         arms={
             arm: arm_summary(
-                ensemble, by_arm[reference], received=arm == subject.arm, opening=opening
+                ensemble,
+                by_arm[reference],
+                received=arm == subject.arm,
+                opening=opening,
+                voxel_mm3=math.prod(spacing),
             )
             for arm, ensemble in by_arm.items()
         },
     )
 
 
+def map_kind(ensemble: Ensemble) -> MapKind:
+    """Return how the probability map of an ensemble was computed."""
+    return "share of samples" if ensemble.closed_form_map is None else "closed form"
+
+
 def arm_summary(
-    ensemble: Ensemble, reference: Ensemble, *, received: bool, opening: bool
+    ensemble: Ensemble,
+    reference: Ensemble,
+    *,
+    received: bool,
+    opening: bool,
+    voxel_mm3: float = 1.0,
 ) -> ArmSummary:
     """Summarise one arm, also against the ensemble of the reference arm."""
+    voxels = ensemble.expected_voxels(opening=opening)
     counts = ensemble.counts(opening=opening)
     expected = ensemble.expected_outcomes(opening=opening)
     exact, share = expected is not None, active_fraction(counts)
@@ -317,8 +341,10 @@ def arm_summary(
         ),
         count_mean=float(ensemble.plain.mean()),
         count_mean_after_opening=float(ensemble.opened.mean()),
-        volume_mm3=MeanWithError(
-            mean=float(ensemble.volume.mean()), mc_error=mean_error(ensemble.volume, seeds, edges)
+        volume_mm3=VolumeSummary(
+            mean=float(ensemble.volume.mean()),
+            mc_error=mean_error(ensemble.volume, seeds, edges),
+            expected=None if voxels is None else voxels * voxel_mm3,
         ),
         minus_reference=arm_difference(ensemble, reference, opening=opening),
     )

@@ -50,7 +50,9 @@ def _finished(name: str, arm: ArmSummary, *, samples: int, kept: KeptSamples) ->
         lesions=Interval(
             value=counts.mean, low=counts.quantiles["0.05"], high=counts.quantiles["0.95"]
         ),
-        volume_mm3=arm.volume_mm3.mean,
+        volume_mm3=arm.volume_mm3.mean
+        if arm.volume_mm3.expected is None
+        else arm.volume_mm3.expected,
         regions=dict(kept.regions.get(name, {})),
         minus_reference=_interval(difference.value, difference.mc_error),
         difference_error=None,

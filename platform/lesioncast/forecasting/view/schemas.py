@@ -51,7 +51,10 @@ class ArmNumbers(BaseModel):
     lesions: Interval | None = Field(
         description="Mean number of lesions of the samples, with their 5 % and 95 % quantiles."
     )
-    volume_mm3: float | None = Field(description="Mean lesion volume of the samples.")
+    volume_mm3: float | None = Field(
+        description="Expected lesion volume: that of the map in closed form, else the mean of the "
+        "samples."
+    )
     regions: dict[str, float] = Field(
         description="Share of samples with a lesion in each region; empty without a parcellation."
     )
