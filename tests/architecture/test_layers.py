@@ -76,6 +76,15 @@ EVALUATION_IMPORTERS = ("lesioncast.evaluation", "lesioncast.config", "lesioncas
 ALLOWED_IN_DIFFUSION = (
     "lesioncast.diffusion",
     "lesioncast.imaging.covariates",
+    "lesioncast.priors.flair_reader",
+    "lesioncast.priors.input_patterns",
+    "lesioncast.errors",
+)
+ALLOWED_IN_PRIORS = (
+    "lesioncast.priors",
+    "lesioncast.imaging",
+    "lesioncast.arms",
+    "lesioncast.arrays",
     "lesioncast.errors",
 )
 FORBIDDEN_IN_DIFFUSION = {"ray", "zarr", "nibabel", "numpy", "storage"}
@@ -218,6 +227,25 @@ def test_diffusion_runs_with_torch_alone() -> None:
         assert not {target.split(".")[0] for target in targets} & FORBIDDEN_IN_DIFFUSION, path
         ours = {target for target in targets if target.startswith("lesioncast")}
         assert all(target.startswith(ALLOWED_IN_DIFFUSION) for target in ours), path
+
+
+def test_priors_know_neither_the_networks_nor_storage() -> None:
+    for name, path in source_files().items():
+        if not name.startswith("lesioncast.priors"):
+            continue
+        targets = imported_names((ROOT / path).read_text())
+        assert not {target.split(".")[0] for target in targets} & {"ray", "zarr", "storage"}, path
+        ours = {target for target in targets if target.startswith("lesioncast")}
+        assert all(target.startswith(ALLOWED_IN_PRIORS) for target in ours), path
+
+
+def test_what_the_networks_import_of_the_priors_needs_torch_alone() -> None:
+    inside = ("lesioncast.priors.flair_reader", "lesioncast.priors.input_patterns")
+    for name, path in source_files().items():
+        if name.startswith(inside):
+            targets = imported_names((ROOT / path).read_text())
+            assert not {target.split(".")[0] for target in targets} & FORBIDDEN_IN_DIFFUSION, path
+            assert all(t.startswith(inside) for t in targets if t.startswith("lesioncast")), path
 
 
 def test_ray_internals_are_imported_in_one_module() -> None:
