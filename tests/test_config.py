@@ -172,8 +172,10 @@ def test_priors_that_do_not_fit_are_refused(overrides: list[str], words: str) ->
 def test_new_names_of_old_keys_exist() -> None:
     keys = {key for key, _ in dotted_fields(load_config(DEMO))}
     assert {new for new in REMOVED_KEYS.keys.values() if new is not None} <= keys
-    # The configuration gives volumes and priors, from which the network's own fields follow.
-    derived = {"unet.lesion_load_thresholds", "unet.base_map"}
+    # The configuration gives volumes and priors, from which the networks' own fields follow.
+    derived = {
+        "unet.lesion_load_thresholds", "unet.base_map", "control.flair_reader_spacing",
+    }  # fmt: skip
     assert not REMOVED_KEYS.keys.keys() & (keys - derived)
     for (key, old), new in REMOVED_KEYS.values.items():
         assert getattr(load_config(DEMO, [f"{key}={new}"]), key.split(".")[0])
@@ -239,3 +241,15 @@ def test_the_demo_has_enough_validation_cases_to_choose_and_calibrate() -> None:
     }
     splits = assign_splits(arms, config.store.split_fractions, seed=config.seed)
     assert Counter(splits.values()) == {"train": 1722, "val": 318, "test": 360}
+
+
+def test_the_reader_of_flair_works_on_the_voxels_of_the_store_and_needs_lesion_loads() -> None:
+    off, on = (load_config(DEMO, [f"flair_reader={value}"]) for value in ("false", "true"))
+    assert off.model.control.flair_reader_spacing is None
+    assert on.model.control.flair_reader_spacing == on.store.spacing
+    with pytest.raises(ConfigError, match="flair_reader: expected lesion loads beside it"):
+        load_config(DEMO, ["flair_reader=true", "lesion_load_mm3=[]"])
+    with pytest.raises(ConfigError, match="flair_reader_spacing is an old key; write flair_reader"):
+        load_config(DEMO, ["control.flair_reader_spacing=[3, 3, 3]"])
+    with pytest.raises(ConfigError, match="expected a channel of FLAIR for the prior to read"):
+        load_config(DEMO, ["flair_reader=true", "control.condition=[w000/t2]"])

@@ -47,6 +47,7 @@ REMOVED_KEYS = RemovedKeys(
         "unet.base_map": "priors",
         "unet.target_channels": None,
         "control.voxels": "control.voxel_mlp_width",
+        "control.flair_reader_spacing": "flair_reader",
         "sampler.grid": "sampler.spacing",
         "forecast.opening": "forecast.apply_opening",
     }
@@ -132,6 +133,9 @@ class Config:
     #: Least volume in mm3 of new lesions in each lesion load class above "no lesion"; the first is
     #: 0. Without it, a configuration with priors has the classes of LESION_LOAD_MM3.
     lesion_load_mm3: tuple[float, ...] = ()
+    #: Let the lesion load prior recognise lesions in FLAIR. Without, it reads masks alone, and a
+    #: patient without masks gets little more than the rate of the arm.
+    flair_reader: bool = False
     #: Shape of the UNet.
     unet: UNetConfig = field(default_factory=UNetConfig)
     #: Shape of the ControlNet.
@@ -151,7 +155,12 @@ class Config:
 
     def __post_init__(self) -> None:
         lesion_load_voxels(self.lesion_load_mm3, self.store.spacing)
-        _ = self.model  # raises for priors that the rest of the configuration does not fit
+        model = self.model  # raises for priors that the rest of the configuration does not fit
+        if self.flair_reader and not model.unet.lesion_load_thresholds:
+            raise ValueError(
+                "flair_reader: expected lesion loads beside it, got none; set priors to load or both, "
+                "or flair_reader to false, since only the lesion load prior reads FLAIR"
+            )
 
     @property
     def paths(self) -> Paths:
@@ -177,7 +186,9 @@ class Config:
             lesion_load_thresholds=lesion_load_voxels(volumes, self.store.spacing),
             base_map=priors == "both",
         )
-        return ModelConfig(self.arms, unet, self.control, self.schedule, self.objective)
+        spacing = self.store.spacing if self.flair_reader else None
+        control = dataclasses.replace(self.control, flair_reader_spacing=spacing)
+        return ModelConfig(self.arms, unet, control, self.schedule, self.objective)
 
 
 def load_config(

@@ -111,7 +111,7 @@ def test_load_refuses_another_schema_and_says_how_to_make_the_bundle_again(tmp_p
     write_random_bundle(tmp_path / "bundle")
     manifest = tmp_path / "bundle" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
-    with pytest.raises(BundleError, match="expected schema 6 .* got schema 99 .* to make it again"):
+    with pytest.raises(BundleError, match="expected schema 7 .* got schema 99 .* to make it again"):
         load_bundle(tmp_path / "bundle")
 
 
@@ -198,3 +198,7 @@ def test_model_card_states_intended_use_data_arms_and_lesion_load(tmp_path: Path
     with_lesion_load = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=(1, 20)))
     card = model_card(replace(CONFIG, model=with_lesion_load), METRICS)
     assert "(none, or from 6.75, 135 mm3) is sampled\n  first" in card
+    assert "Lesions in FLAIR" not in card
+    control = replace(MODEL.control, flair_reader_spacing=STORE.spacing)
+    card = model_card(replace(CONFIG, model=replace(with_lesion_load, control=control)), METRICS)
+    assert "Lesions in FLAIR" in card

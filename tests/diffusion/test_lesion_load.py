@@ -19,6 +19,7 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.forecasting.sampling import sample_seeds
+from lesioncast.training.modules import FinetuneModule
 from tests.diffusion.test_networks import TINY, randomise
 
 THRESHOLDS = (1, 4, 20)
@@ -33,16 +34,17 @@ def mask_of(voxels: int) -> torch.Tensor:
     return torch.where(torch.arange(48) < voxels, 1.0, -1.0).reshape(3, 4, 4)
 
 
-def lesion_load_model() -> LesionDiffusion:
+def lesion_load_model(control_config: ControlConfig = ControlConfig()) -> LesionDiffusion:  # noqa: B008
     """Return random networks that are conditioned on the lesion load."""
     torch.manual_seed(0)
     config = replace(TINY, lesion_load_thresholds=THRESHOLDS)
     unet = UNet(config)
     randomise(unet)
-    control = ControlNet.from_unet(ControlConfig(), unet)
+    control = ControlNet.from_unet(control_config, unet)
     randomise(control)
     objective = ObjectiveConfig(prediction="log_odds", mask_loss="cross_entropy")
-    return LesionDiffusion(unet, control, ModelConfig(("a", "b"), config, objective=objective))
+    model = ModelConfig(("a", "b"), config, control_config, objective=objective)
+    return LesionDiffusion(unet, control, model)
 
 
 def condition_of(rows: int) -> torch.Tensor:
@@ -156,6 +158,43 @@ def test_sample_without_lesions_needs_no_evaluation() -> None:
     model.unet.register_forward_hook(count)
     assert not model.sample_masks(condition, torch.tensor([0]), [5], SAMPLER).any()
     assert calls == 0
+
+
+def test_flair_is_read_once_for_all_samples_and_arms_of_a_patient_and_never_in_training() -> None:
+    model = lesion_load_model(ControlConfig(flair_reader_spacing=(3.0, 3.0, 3.0)))
+    reader = model.control.lesion_load_prior.reader
+    reads = 0
+
+    def count(*_: object) -> None:
+        nonlocal reads
+        reads += 1
+
+    reader.register_forward_hook(count)
+    first, second = condition_of(2)
+    condition = torch.stack([first, first, first, second])
+    model.sample(condition, torch.tensor([0, 1, 1, 0]), [1, 2, 3, 4], SAMPLER)
+    assert reads == 2
+    patient = model.encode_patient(first, None, SAMPLER)
+    expected_outcomes(model.control.lesion_load_prior, model.control.masks, first, None)
+    assert reads == 4
+    for arm in (0, 1):
+        model.sample_conditions(patient, arm, SEEDS)
+    assert reads == 4
+    network = FinetuneModule(model.unet, model.control)
+    z, logsnr, loads = torch.randn(2, 2, 3, 8, 8), torch.zeros(2), torch.tensor([1, 2])
+    network(z, logsnr, torch.tensor([0, 1]), condition[2:], None, loads)
+    assert reads == 4
+
+
+def test_prior_says_another_p_active_if_flair_alone_changes() -> None:
+    model = lesion_load_model(ControlConfig(flair_reader_spacing=(3.0, 3.0, 3.0)))
+    prior, masks = model.control.lesion_load_prior, model.control.masks
+    (condition,) = condition_of(1)
+    changed = condition.clone()
+    # The order of voxels along a row changes, and neither their mean nor their number.
+    changed[3] = condition[3].flip(-1)[:, torch.randperm(8)]
+    one, other = (expected_outcomes(prior, masks, each, None) for each in (condition, changed))
+    assert not torch.allclose(one.p_active, other.p_active)
 
 
 @torch.no_grad()

@@ -135,12 +135,14 @@ def write_bundle(
     brain_mask_share: float = 0.0,
     covariates: tuple[Covariate, ...] = (),
     lesion_loads: tuple[int, ...] = (),
+    flair_reader: bool = False,
     trained_on: Sequence[Case] = (),
 ) -> None:
     """Write a bundle of random weights whose samples depend on the condition."""
     torch.manual_seed(0)
     shape = replace(UNET, lesion_load_thresholds=lesion_loads)
-    unet, control = UNet(shape), ControlNet(ControlConfig(), shape, covariates)
+    condition = ControlConfig(flair_reader_spacing=settings.spacing if flair_reader else None)
+    unet, control = UNet(shape), ControlNet(condition, shape, covariates)
     with torch.no_grad():
         for parameter in (*unet.parameters(), *control.parameters()):  # many are zero at first
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -148,6 +150,7 @@ def write_bundle(
         ModelConfig(
             SPEC.arms,
             shape,
+            condition,
             objective=ObjectiveConfig(lesion_weight=1.0),
             covariates=covariates,
         ),

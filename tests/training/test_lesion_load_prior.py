@@ -10,11 +10,14 @@ from skimage.measure import euler_number as skimage_euler_number
 from lesioncast.diffusion.controlnet import euler_number, lesion_burden
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.imaging.covariates import Covariate
-from lesioncast.training.lesion_load_prior import PriorTrainingData, fit_lesion_load_prior
+from lesioncast.priors.input_patterns import PATTERNS, channels_of_pattern
+from lesioncast.training.lesion_load_prior.data import PriorTrainingData
+from lesioncast.training.lesion_load_prior.dropout import PriorDropout, drop_inputs, lost_types
+from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior
 from lesioncast.training.settings import DropoutRates
 from tests.support.training import SETTINGS
 
-POST_BASELINE = np.array([False, True])
+CHANNELS = ("w000/t2", "w048/t2")
 NO_DROPOUT = DropoutRates()
 AGE = (Covariate("age"),)
 
@@ -26,7 +29,9 @@ def patients(number: int, *, seed: int) -> PriorTrainingData:
     burden = torch.rand(number, 2, 3, generator=random) * 2
     burden[:, :, 0] = 1
     load = (torch.rand(number, generator=random) < true_probability(burden, arm)).long()
-    return PriorTrainingData(burden, torch.zeros(number, 0), arm, load, 3.0 * load)
+    return PriorTrainingData(
+        burden, torch.zeros(number, 0), arm, load, 3.0 * load, torch.zeros(number, 1, 0)
+    )
 
 
 def true_probability(burden: torch.Tensor, arm: torch.Tensor) -> torch.Tensor:
@@ -48,8 +53,9 @@ def fitted(
 ) -> LesionLoadPrior:
     """Return a prior that is fitted to `data`."""
     torch.manual_seed(0)
-    prior = LesionLoadPrior(6, arms=3, classes=classes, covariates=covariates)
-    fit_lesion_load_prior(prior, data, rates, seed=0, post_baseline=POST_BASELINE)
+    prior = LesionLoadPrior(CHANNELS, arms=3, classes=classes, covariates=covariates)
+    independent = PriorDropout(rates, gadolinium=0, t2_and_gadolinium=0, masks=0)
+    fit_lesion_load_prior(prior, data, independent, seed=0)
     return prior
 
 
@@ -192,6 +198,96 @@ def test_balanced_sampling_does_not_change_the_fitted_prior() -> None:
         for value in (False, True)
     )
     assert all(torch.equal(natural[name], balanced[name]) for name in natural)
+
+
+ALL_CHANNELS = (
+    "w000/flair", "w000/t2", "w000/gad", "w048/flair", "w048/t2", "w048/gad", "w048/net2",
+)  # fmt: skip
+
+
+def test_whole_types_of_input_are_lost_at_their_rates_and_never_flair() -> None:
+    dropout = PriorDropout(NO_DROPOUT, gadolinium=0.2, t2_and_gadolinium=0.1, masks=0.3)
+    lost = lost_types(dropout, ALL_CHANNELS, seed=0, step=0, cases=20000)
+    patterns, counts = np.unique(lost, axis=0, return_counts=True)
+    shares = {
+        tuple(name for name, one in zip(ALL_CHANNELS, row, strict=True) if one): count / 20000
+        for row, count in zip(patterns, counts, strict=True)
+    }
+    gad, t2 = ("w000/gad", "w048/gad"), ("w000/t2", "w048/t2")
+    in_order = [name for name in ALL_CHANNELS if not name.endswith("flair")]
+    expected = {
+        (): 0.4,
+        gad: 0.2,
+        tuple(name for name in ALL_CHANNELS if name in gad + t2): 0.1,
+        tuple(in_order): 0.3,
+    }
+    assert shares == pytest.approx(expected, abs=0.015)
+
+
+def test_rates_of_types_that_exceed_1_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected rates of .* sum to at most 1, got 0.5, 0.4"):
+        PriorDropout(gadolinium=0.5, t2_and_gadolinium=0.4, masks=0.2)
+
+
+def test_lost_inputs_are_those_of_both_kinds_of_dropout() -> None:
+    data = patients(500, seed=1)
+    lost = drop_inputs(
+        data, PriorDropout(DropoutRates(session=0.5), masks=0.85, gadolinium=0),
+        CHANNELS, seed=0, step=0, null_arm=2,
+    )  # fmt: skip
+    shown = lost.burden.any(2).float().mean(0)
+    assert shown.tolist() == pytest.approx([0, 0], abs=1e-6)  # T2 goes with either type
+    lost = drop_inputs(
+        data, PriorDropout(DropoutRates(session=0.5), masks=0.4, t2_and_gadolinium=0),
+        CHANNELS, seed=0, step=0, null_arm=2,
+    )  # fmt: skip
+    shown = lost.burden.any(2).float().mean(0)
+    assert shown.tolist() == pytest.approx([0.6, 0.3], abs=0.07)
+
+
+def test_mean_probability_is_the_observed_share_for_every_pattern_of_input() -> None:
+    channels = ("w000/flair", "w000/t2", "w048/flair", "w048/net2", "w048/gad")
+    random = torch.Generator().manual_seed(0)
+    arm = torch.randint(2, (400,), generator=random)
+    burden = torch.rand(400, 5, 3, generator=random)
+    burden[:, :, 0] = 1
+    load = (burden[:, 1, 2] + burden[:, 3, 1] + burden[:, 4, 1] > 1.7 + 0.3 * arm).long()
+    nothing = torch.zeros(400, 0), torch.zeros(400, 1, 0)
+    data = PriorTrainingData(burden, nothing[0], arm, load, load.float(), nothing[1])
+    torch.manual_seed(0)
+    prior = LesionLoadPrior(channels, arms=3, classes=2, covariates=())
+    fit_lesion_load_prior(prior, data, PriorDropout(), seed=0)
+    seen = set()
+    for pattern in range(PATTERNS):
+        shown = torch.tensor(channels_of_pattern(pattern, channels))
+        part = replace(data, burden=burden * shown[:, None])
+        seen.add(int(prior.pattern(part.patient_features(prior))[0]))
+        assert mean_by_arm(prior, part) == pytest.approx(observed_by_arm(data), abs=1e-4)
+    # These channels leave one without images, two at baseline (FLAIR, T2) and four later.
+    assert len(seen) == 7
+
+
+def test_input_beyond_the_training_range_is_clipped_and_named() -> None:
+    data = patients(300, seed=1)
+    prior = fitted(data)
+    inside = prior.patient_features(data.burden[:1], None)
+    assert prior.beyond_training(inside) == ()
+    limit, beyond, far = (data.burden[:1].clone() for _ in range(3))
+    limit[0, 0, 2] = data.burden[:, 0, 2].max()
+    beyond[0, 0, 2] = data.burden[:, 0, 2].max() + 1
+    far[0, 0, 2] = data.burden[:, 0, 2].max() + 100
+    at_limit, outside, far_outside = (
+        prior.patient_features(one, None) for one in (limit, beyond, far)
+    )
+    assert prior.beyond_training(at_limit) == ()
+    assert prior.beyond_training(outside) == ("number of lesions of w000/t2",)
+    arm = torch.tensor([0])
+    assert torch.equal(prior(outside, arm), prior(at_limit, arm))
+    assert torch.equal(prior(far_outside, arm), prior(at_limit, arm))
+    far[0, 0] = 0
+    missing = prior.patient_features(far, None)
+    assert prior.beyond_training(missing) == ()
+    assert (prior.clip(missing)[0, :3] == 0).all()
 
 
 def test_euler_number_equals_that_of_scikit_image() -> None:

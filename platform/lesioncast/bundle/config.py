@@ -8,7 +8,7 @@ from lesioncast.imaging.intervals import IntervalRanges
 from storage import VisitSchedule
 from storage.settings import StoreSettings
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,15 @@ def _lesion_load(config: BundleConfig) -> str:
         f"- Lesion load: a class of lesion volume (none, or from {volumes} mm3) is sampled\n"
         "  first, given the arm, the covariates and the lesion burden of the images. The\n"
         "  diffusion model then places the lesions. Guidance does not change the lesion load.\n"
+    ) + _flair_reader(config)
+
+
+def _flair_reader(config: BundleConfig) -> str:
+    if config.model.control.flair_reader_spacing is None:
+        return ""
+    return (
+        "- Lesions in FLAIR: the lesion load also follows from lesions that two small networks\n"
+        "  recognise in FLAIR. They learned it from the masks of the training cases.\n"
     )
 
 

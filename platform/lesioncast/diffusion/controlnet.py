@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from lesioncast.diffusion.blocks import slices_to_channels, zero_module
 from lesioncast.diffusion.covariates import CovariateEmbedding, missing_covariates
-from lesioncast.diffusion.lesion_load import LesionLoadPrior
+from lesioncast.diffusion.lesion_load import BURDEN_FEATURES, LesionLoadPrior
 from lesioncast.diffusion.unet import ControlNetOutput, Encoder, UNet, UNetConfig
 from lesioncast.diffusion.voxel_mlp import VoxelMLP, with_local_mean
 from lesioncast.imaging.covariates import Covariate
+from lesioncast.priors.flair_reader.reader import FlairReader
 
 # Images of a patient that exist before the outcome, as session/channel in the order of the paper.
 CONDITION = (
@@ -28,7 +29,6 @@ CONDITION = (
     "w048/gad",
     "w048/net2",
 )
-BURDEN_FEATURES = 3  # numbers per channel
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class ControlConfig:
     burden: bool = False
     #: Hidden width of the `VoxelMLP` that reads the condition voxel by voxel. 0 leaves it out.
     voxel_mlp_width: int = 0
+    #: Size (s, h, w) in mm of the voxels whose FLAIR the lesion load prior reads; None if it reads
+    #: none. The configuration's `flair_reader` sets it.
+    flair_reader_spacing: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in self.condition:
@@ -59,6 +62,11 @@ class ControlConfig:
             raise ValueError(
                 "condition: expected one or more channels, each once, got "
                 f"[{', '.join(self.condition)}]; name each channel once"
+            )
+        if self.flair_reader_spacing and not any("/flair" in name for name in self.condition):
+            raise ValueError(
+                "condition: expected a channel of FLAIR for the prior to read, got "
+                f"[{', '.join(self.condition)}]; add w000/flair, or set flair_reader to false"
             )
 
     @property
@@ -156,12 +164,25 @@ def build_lesion_load_prior(
     """Return the untrained prior of a model, or None for a model without lesion loads."""
     if not unet.lesion_load_thresholds:
         return None
+    spacing = config.flair_reader_spacing
     return LesionLoadPrior(
-        BURDEN_FEATURES * config.channels,
+        config.condition,
         arms=unet.arms + 1,
         classes=unet.lesion_load_classes,
         covariates=covariates,
+        reader=FlairReader(spacing) if spacing else None,
     )
+
+
+def prior_features(
+    prior: LesionLoadPrior, masks: Sequence[int], condition: Tensor, covariates: Tensor | None
+) -> Tensor:
+    """Return the prior's features [b, feature] of c_f [b, channels, s, h, w].
+
+    The channels `masks` are masks. `covariates` [b, covariate] as in `patient_features`.
+    """
+    burden = lesion_burden(condition, masks)
+    return prior.patient_features(burden, covariates, prior.read(condition))
 
 
 class ControlNet(nn.Module):
@@ -219,19 +240,22 @@ class ControlNet(nn.Module):
         control.encoder.load_state_dict(unet.encoder.state_dict())
         return control
 
-    def encode(self, condition: Tensor, covariates: Tensor | None = None) -> PatientEncoding:
+    def encode(
+        self, condition: Tensor, covariates: Tensor | None = None, *, lesion_load: bool = True
+    ) -> PatientEncoding:
         """Encode c_f [b, channels, s, h, w] and encoded covariates [b, covariate].
 
-        The result is shared by all t, arms and seeds. Without `covariates` all are missing.
+        The result is shared by all t, arms and seeds. Without `covariates` all are missing. Without
+        `lesion_load` the prior's features are left out, which training does not need.
         """
-        prior = self.lesion_load_prior
+        prior = self.lesion_load_prior if lesion_load else None
         burden = self.encode_burden(condition) if self.burden or prior else None
         return PatientEncoding(
             features=self.hint(slices_to_channels(condition, self.patch)),
             burden=self.burden(burden.flatten(1)) if self.burden and burden is not None else None,
             voxels=with_local_mean(condition) if self.voxels else None,
             covariates=self._embed_covariates(condition, covariates),
-            lesion_load=prior.patient_features(burden, covariates)
+            lesion_load=prior.patient_features(burden, covariates, prior.read(condition))
             if prior and burden is not None
             else None,
         )

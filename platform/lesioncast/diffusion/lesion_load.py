@@ -16,11 +16,21 @@ from torch.nn import functional
 from lesioncast.diffusion.blocks import zero_module
 from lesioncast.diffusion.covariates import covariate_features, covariate_width, missing_covariates
 from lesioncast.imaging.covariates import Covariate
+from lesioncast.priors.flair_reader.reader import (
+    FLAIR_SESSIONS,
+    NUMBER_NAMES,
+    NUMBERS,
+    FlairReader,
+    reading_of_sessions,
+)
+from lesioncast.priors.input_patterns import PATTERNS, patterns_of
 
 HIDDEN = 32
-NO_IMAGE, BASELINE_ALONE, LATER_TOO = range(3)  # patterns of the images that a patient has
+BURDEN_FEATURES = 3  # numbers per channel
+READING_LIMIT = 2.5  # standard deviations at which the numbers read off FLAIR are clipped
 MIN_PROBABILITY = 1e-7  # the largest float32 below 1 is about 1 - 1e-7
 SHIFT_LIMIT, BISECTIONS = 32.0, 18  # accurate to 0.0001 in log odds
+_FLAIR_CHANNELS = tuple(f"{session}/flair" for session in FLAIR_SESSIONS)
 # Step of the Weyl sequence: 2^64 divided by the golden ratio, rounded to an odd number.
 GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64
 
@@ -117,46 +127,92 @@ class LoadExpectations(NamedTuple):
 class LesionLoadPrior(nn.Module):
     """Prior p(lesion load | arm, patient), an MLP on a few numbers of each patient.
 
-    It needs no other network, so that it can be fitted to all training cases at once. It starts
-    with equal probabilities for all classes. `lesions` and `log_lesions` [class] are the means of
-    the number of lesions n and of log(1 + n) over the training cases of each class.
+    It needs no other network but the `reader` of FLAIR, if it has one, so that it can be fitted to
+    all training cases at once. It starts with equal probabilities for all classes. `channels` are
+    those of the condition. `lesions` and `log_lesions` [class] are the means of the number of
+    lesions n and of log(1 + n) over the training cases of each class.
 
     `arm_offset` [pattern, arm] is added to the log odds of a lesion. It makes mean P(active) of an
     arm's training cases their observed share (calibration in the large), which the shrunk weights
-    miss. There is one for each pattern of images that a patient may have. `image_pattern` [feature]
-    is the pattern that a feature other than 0 shows.
+    miss. There is one for each pattern of images that a patient may have.
+
+    `lowest` and `highest` [feature] are the ranges in the training cases. A feature outside them is
+    clipped, because nothing shows that the prior holds beyond.
     """
 
     lesions: Tensor
     log_lesions: Tensor
     arm_offset: Tensor
-    image_pattern: Tensor
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(
-        self, patient: int, *, arms: int, classes: int, covariates: Sequence[Covariate]
+        self,
+        channels: Sequence[str],
+        *,
+        arms: int,
+        classes: int,
+        covariates: Sequence[Covariate],
+        reader: FlairReader | None = None,
     ) -> None:
         super().__init__()
-        self.arms, self.covariates = arms, tuple(covariates)
-        features = patient + covariate_width(covariates) + arms
+        self.channels, self.arms, self.covariates = tuple(channels), arms, tuple(covariates)
+        patient = BURDEN_FEATURES * len(self.channels) + covariate_width(covariates)
+        patient += NUMBERS if reader else 0
         self.layers = nn.Sequential(
-            nn.Linear(features, HIDDEN), nn.SiLU(), zero_module(nn.Linear(HIDDEN, classes))
+            nn.Linear(patient + arms, HIDDEN), nn.SiLU(), zero_module(nn.Linear(HIDDEN, classes))
         )
+        self.reader = reader
         self.register_buffer("lesions", torch.zeros(classes))
         self.register_buffer("log_lesions", torch.zeros(classes))
-        self.register_buffer("arm_offset", torch.zeros(LATER_TOO + 1, arms))
-        self.register_buffer("image_pattern", torch.zeros(features - arms, dtype=torch.long))
+        self.register_buffer("arm_offset", torch.zeros(PATTERNS, arms))
+        largest = torch.finfo(torch.float32).max
+        self.register_buffer("lowest", torch.full((patient,), -largest))
+        self.register_buffer("highest", torch.full((patient,), largest))
 
-    def patient_features(self, burden: Tensor, covariates: Tensor | None) -> Tensor:
+    def read(self, condition: Tensor) -> Tensor:
+        """Return the reader's numbers of c_f [b, channels, s, h, w], [b, choice, number].
+
+        They are those from each choice of sessions. Without a reader there is no number.
+        """
+        if self.reader is None:
+            return condition.new_zeros(len(condition), 1, 0)
+        missing = torch.zeros_like(condition[:, 0])
+        flair = [
+            condition[:, self.channels.index(name)] if name in self.channels else missing
+            for name in _FLAIR_CHANNELS
+        ]
+        readings: Tensor = self.reader(torch.stack(flair, dim=1))
+        return readings
+
+    def patient_features(
+        self, burden: Tensor, covariates: Tensor | None, readings: Tensor | None = None
+    ) -> Tensor:
         """Return features of patients, [b, feature].
 
-        `burden` is the lesion burden [b, channel, 3]. `covariates` are encoded values
-        [b, covariate], NaN if missing. None means that all are missing.
+        `burden` is the lesion burden [b, channel, 3], which also says which FLAIR is there.
+        `covariates` are encoded values [b, covariate], NaN if missing; None means that all are
+        missing. `readings` [b, choice, number] are those of `read`, which a prior with a reader
+        needs.
         """
-        if not self.covariates:
-            return burden.flatten(1)
-        if covariates is None:
-            covariates = missing_covariates(self.covariates, burden)
-        return torch.cat([burden.flatten(1), covariate_features(covariates, self.covariates)], 1)
+        parts = [burden.flatten(1)]
+        if self.covariates:
+            if covariates is None:
+                covariates = missing_covariates(self.covariates, burden)
+            parts.append(covariate_features(covariates, self.covariates))
+        if self.reader is not None:
+            assert readings is not None
+            parts.append(reading_of_sessions(readings, self._flair_present(burden)))
+        return torch.cat(parts, dim=1)
+
+    def _flair_present(self, burden: Tensor) -> Tensor:
+        """Return whether FLAIR of each session is there, bool [b, session]."""
+        absent = torch.zeros(len(burden), dtype=torch.bool, device=burden.device)
+        present = [
+            burden[:, self.channels.index(name)].any(1) if name in self.channels else absent
+            for name in _FLAIR_CHANNELS
+        ]
+        return torch.stack(present, dim=1)
 
     def forward(self, patient: Tensor, arm: Tensor) -> Tensor:
         """Return the logits of the classes, [b, classes], of patients under arm [b].
@@ -164,13 +220,40 @@ class LesionLoadPrior(nn.Module):
         The last arm is the null arm.
         """
         one_hot_arm = functional.one_hot(arm, self.arms).to(patient)
-        logits: Tensor = self.layers(torch.cat([patient, one_hot_arm], dim=1))
+        logits: Tensor = self.layers(torch.cat([self.clip(patient), one_hot_arm], dim=1))
         offset = self.arm_offset[self.pattern(patient), arm]
         return torch.cat([logits[:, :1], logits[:, 1:] + offset[:, None]], dim=1)
 
+    def clip(self, patient: Tensor) -> Tensor:
+        """Return features [b, feature] within the training range; a missing one stays 0."""
+        clipped = torch.where(patient == 0, 0, patient.clamp(self.lowest, self.highest))
+        if self.reader is None:
+            return clipped
+        numbers = clipped[:, -NUMBERS:].clamp(-READING_LIMIT, READING_LIMIT)
+        return torch.cat([clipped[:, :-NUMBERS], numbers], dim=1)
+
+    def beyond_training(self, patient: Tensor) -> tuple[str, ...]:
+        """Return what of one patient [1, feature] lies outside the range of the training cases."""
+        outside = (patient != 0) & ((patient < self.lowest) | (patient > self.highest))
+        names = zip(self.feature_names, outside[0].tolist(), strict=True)
+        return tuple(dict.fromkeys(name for name, is_outside in names if is_outside))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Return what each feature is about, in words, [feature]; one name may stand for more."""
+        burden = [
+            name
+            for channel in self.channels
+            for name in (channel, _amount_name(channel), f"number of lesions of {channel}")
+        ]
+        covariates = [one.name for one in self.covariates for _ in range(covariate_width([one]))]
+        return (*burden, *covariates, *(NUMBER_NAMES if self.reader else ()))
+
     def pattern(self, patient: Tensor) -> Tensor:
-        """Return which images patients [b, feature] have, [b]: the latest of their patterns."""
-        return ((patient != 0) * self.image_pattern).amax(dim=1)
+        """Return which images patients [b, feature] have, [b], as one of `PATTERNS`."""
+        burden = patient[:, : BURDEN_FEATURES * len(self.channels)]
+        present = burden.view(len(patient), len(self.channels), BURDEN_FEATURES).any(2)
+        return patterns_of(present, self.channels)
 
     def expected_outcomes(self, patient: Tensor) -> LoadExpectations:
         """Return the expected outcomes of one patient [1, feature] under every arm but the null."""
@@ -189,6 +272,10 @@ class LesionLoadPrior(nn.Module):
             log_sd=(probability * deviation**2).sum(1).sqrt(),
             edges=probability.cumsum(1)[:, :-1],
         )
+
+
+def _amount_name(channel: str) -> str:
+    return f"{'mean intensity' if channel.endswith('/flair') else 'lesion volume'} of {channel}"
 
 
 def load_quantile(seed: int) -> float:

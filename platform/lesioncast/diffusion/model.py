@@ -17,7 +17,7 @@ from lesioncast.diffusion.controlnet import (
     ControlConfig,
     ControlNet,
     PatientEncoding,
-    lesion_burden,
+    prior_features,
 )
 from lesioncast.diffusion.guidance import (
     BatchCondition,
@@ -409,10 +409,8 @@ def expected_outcomes(
     condition [channels, s, h, w], of which the channels `masks` are masks; covariates [covariate].
     No weight but the prior's is needed.
     """
-    burden = lesion_burden(condition[None], masks)
-    return prior.expected_outcomes(
-        prior.patient_features(burden, None if covariates is None else covariates[None])
-    )
+    values = None if covariates is None else covariates[None]
+    return prior.expected_outcomes(prior_features(prior, masks, condition[None], values))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

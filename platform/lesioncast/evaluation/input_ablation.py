@@ -1,7 +1,8 @@
 """Forecast the test cases from parts of their inputs, and from the images of another patient.
 
-The prognostic prior reads a few numbers of each channel, which do not depend on the other channels.
-They are computed once for each case; a hidden channel has zeros, as where a patient lacks it.
+The prognostic prior reads a few numbers of each channel, which do not depend on the other channels,
+and numbers read off FLAIR, which depend on the sessions that are shown. They are computed once for
+each case and choice of sessions; a hidden channel has zeros, as where a patient lacks it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,8 @@ class PriorInputs:
     covariates: npt.NDArray[np.float32]
     #: Index of the arm received, [n].
     arm: Ints
+    #: Numbers read off FLAIR for each choice of sessions, [n, choice, number].
+    readings: npt.NDArray[np.float32]
 
 
 Predict = Callable[[PriorInputs], tuple[Floats, Floats]]
@@ -74,7 +77,9 @@ def predict_with_prior(prior: LesionLoadPrior, inputs: PriorInputs) -> tuple[Flo
     """Return what `prior` expects of each patient under the arm received (see `Predict`)."""
     with torch.no_grad():
         patient = prior.patient_features(
-            torch.from_numpy(inputs.burden), torch.from_numpy(inputs.covariates)
+            torch.from_numpy(inputs.burden),
+            torch.from_numpy(inputs.covariates),
+            torch.from_numpy(inputs.readings),
         )
         expected = prior.expectations(patient, torch.from_numpy(inputs.arm))
     return expected.p_active.numpy(), expected.log_lesions.numpy()
@@ -82,18 +87,20 @@ def predict_with_prior(prior: LesionLoadPrior, inputs: PriorInputs) -> tuple[Flo
 
 def read_prior_inputs(store: Store, cases: Sequence[Case], bundle: Bundle) -> PriorInputs:
     """Read what the prior of `bundle` reads of each case."""
-    model = bundle.config.model
+    model, prior = bundle.config.model, bundle.model.control.lesion_load_prior
+    assert prior is not None
     read = store_reader(store, model)
 
-    def read_case(case: Case) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        condition, covariates, _ = read(ModelInput(case.index))
-        burden = lesion_burden(torch.from_numpy(condition)[None], model.control.masks)
-        return burden[0].numpy(), covariates
+    def read_case(case: Case) -> tuple[npt.NDArray[np.float32], ...]:
+        images, covariates, _ = read(ModelInput(case.index))
+        condition = torch.from_numpy(images)[None]
+        burden = lesion_burden(condition, model.control.masks)
+        return burden[0].numpy(), covariates, prior.read(condition)[0].numpy()
 
     with ThreadPoolExecutor() as threads:
-        burden, covariates = zip(*threads.map(read_case, cases), strict=True)
+        burden, covariates, readings = zip(*threads.map(read_case, cases), strict=True)
     arm = np.array([case.arm_index for case in cases], np.int64)
-    return PriorInputs(np.stack(burden), np.stack(covariates), arm)
+    return PriorInputs(np.stack(burden), np.stack(covariates), arm, np.stack(readings))
 
 
 def predictions_by_inputs(
@@ -113,7 +120,11 @@ def predictions_by_inputs(
     exchanged = np.flatnonzero(donors >= 0)
     if len(exchanged):
         own = select_patients(patients, exchanged)
-        others = replace(own, burden=patients.burden[donors[exchanged]])
+        others = replace(
+            own,
+            burden=patients.burden[donors[exchanged]],
+            readings=patients.readings[donors[exchanged]],
+        )
         yield _predictions(OTHER_PATIENT, exchanged, predict, others)
     blind = hide_channels(patients, np.ones(len(channels), bool))
     if patients.covariates.shape[1]:
@@ -149,7 +160,12 @@ def hide_covariates(patients: PriorInputs) -> PriorInputs:
 
 def select_patients(patients: PriorInputs, rows: Ints) -> PriorInputs:
     """Return the patients at `rows`."""
-    return PriorInputs(patients.burden[rows], patients.covariates[rows], patients.arm[rows])
+    return PriorInputs(
+        patients.burden[rows],
+        patients.covariates[rows],
+        patients.arm[rows],
+        patients.readings[rows],
+    )
 
 
 def draw_donors(arm: Ints, *, seed: int) -> Ints:

@@ -19,7 +19,9 @@ from lesioncast.imaging.channels import MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.intervals import interval_ranges
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.experiment import CONTROL, UNET, Stage
-from lesioncast.training.lesion_load_prior import fit_lesion_load_prior, load_prior_data
+from lesioncast.training.lesion_load_prior.data import fit_reader, load_prior_data
+from lesioncast.training.lesion_load_prior.dropout import PriorDropout
+from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior
 from lesioncast.training.progress import METRICS, read_metrics
 from lesioncast.training.trainer import final_checkpoint
 from storage import Store
@@ -128,18 +130,18 @@ def fit_prior_of_stage(stage: Stage, store: Store) -> FittedPrior:
         return FittedPrior({}, None)
     prior = stage.build().get_submodule(f"{CONTROL}{LESION_LOAD_PRIOR}")
     assert isinstance(prior, LesionLoadPrior)
-    training_data = load_prior_data(
+    loaded = load_prior_data(
         [store.cases[index] for index in stage.experiment.cases.cases],
         store,
         stage.experiment.model,
     )
+    training_data = fit_reader(prior, loaded, seed=stage.experiment.seed)
     cases = len(training_data.arm)
     loss = fit_lesion_load_prior(
         prior,
         training_data,
-        stage.settings.dropout_rates,
+        PriorDropout(stage.settings.dropout_rates),
         seed=stage.experiment.seed,
-        post_baseline=stage.post_baseline_channels,
     )
     logger.info("lesion load prior fitted to %d cases: %.3f nats per case", cases, loss)
     weights = {f"{LESION_LOAD_PRIOR}.{name}": value for name, value in prior.state_dict().items()}

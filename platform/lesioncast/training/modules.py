@@ -67,7 +67,7 @@ class FinetuneModule(nn.Module):
     ) -> Tensor:
         """Return the prediction [b, 2, s, h, w], given the whole condition of the batch."""
         assert batch.condition is not None
-        patient = self.control.encode(batch.condition, batch.covariates)
+        patient = self.control.encode(batch.condition, batch.covariates, lesion_load=False)
         residuals = self.control(z, logsnr, batch.arm, patient, lesion_load)
         prediction: Tensor = self.unet(z, logsnr, batch.arm, residuals, lesion_load, net2_offset)
         return prediction

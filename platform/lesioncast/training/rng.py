@@ -16,6 +16,7 @@ class RngStream(IntEnum):
     COVARIATE_DROPOUT = 5
     SESSION_DROPOUT = 6
     LESION_LOAD = 7
+    INPUT_TYPES = 8
 
 
 def rng_for(stream: RngStream, seed: int, *counters: int) -> np.random.Generator:

@@ -43,7 +43,9 @@ from lesioncast.imaging.lesions import count_lesions
 from lesioncast.training import randomness
 from lesioncast.training.data.dataset import Batch, CaseDataset
 from lesioncast.training.data.order import Rows, active_first, batch_rows
-from lesioncast.training.lesion_load_prior import PriorTrainingData, fit_lesion_load_prior
+from lesioncast.training.lesion_load_prior.data import PriorTrainingData
+from lesioncast.training.lesion_load_prior.dropout import PriorDropout
+from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior
 from lesioncast.training.modules import (
     FinetuneModule,
     LossInputs,
@@ -173,9 +175,8 @@ class Run:
             nats = fit_lesion_load_prior(
                 control.lesion_load_prior,
                 patients,
-                settings.dropout_rates,
+                PriorDropout(settings.dropout_rates),
                 seed=SEED,
-                post_baseline=LATER,
             )
             print_progress(f"lesion load: {nats:.3f} nats a case")
         return control, trained
@@ -187,7 +188,8 @@ class Run:
         load = lesion_load_class(resident.x[:, NET2], self.model.unet.lesion_load_thresholds)
         none = torch.empty(len(resident), 0, device=self.device)
         lesions = torch.from_numpy(self.train.outcomes.plain).float().to(self.device)
-        return PriorTrainingData(torch.cat(burden), none, resident.arm, load, lesions)
+        readings = torch.empty(len(resident), 1, 0, device=self.device)
+        return PriorTrainingData(torch.cat(burden), none, resident.arm, load, lesions, readings)
 
     def train_for(self, stage: str, networks: nn.Module, seconds: float) -> StageResult:
         """Train the networks for the given seconds, as many steps as their measured pace allows."""

@@ -25,22 +25,22 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lesioncast.arrays import Floats
 from lesioncast.config import Config, load_config
-from lesioncast.diffusion.controlnet import BURDEN_FEATURES
-from lesioncast.diffusion.lesion_load import BASELINE_ALONE, LATER_TOO, LesionLoadPrior
+from lesioncast.diffusion.controlnet import build_lesion_load_prior
+from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.evaluation.baselines.baselines import arm_statistics, fit_regression_baseline
 from lesioncast.evaluation.features.image_features import image_features
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
-from lesioncast.imaging.channels import BASELINE, channels_outside_sessions, parse_channels
+from lesioncast.priors.input_patterns import pattern_number
 from lesioncast.simulation.ground_truth import counterfactual_net2
-from lesioncast.training.lesion_load_prior import (
-    ROWS,
-    PriorTrainingData,
-    fit_lesion_load_prior,
-    load_prior_data,
-)
+from lesioncast.training.lesion_load_prior.calibration import features_of_pattern
+from lesioncast.training.lesion_load_prior.data import PriorTrainingData, load_prior_data
+from lesioncast.training.lesion_load_prior.dropout import PriorDropout
+from lesioncast.training.lesion_load_prior.fit import ROWS, fit_lesion_load_prior
 from storage import Case, Store, open_store, parse_location
 
 NUMBER = 2  # place among the numbers of a channel
+BASELINE_ALONE = pattern_number(later=False, kind="gad")
+ALL_IMAGES = pattern_number(later=True, kind="gad")
 
 
 class StudyCases(NamedTuple):
@@ -152,7 +152,7 @@ def compare_arms(
     for seed in range(seeds):
         prior = fit_prior(train, config, seed, rows=ROWS)
         fitted = prior.arm_offset.clone()
-        same = fitted[LATER_TOO].expand(len(fitted), -1)
+        same = fitted[ALL_IMAGES].expand(len(fitted), -1)
         for name, offset in zip(names, (torch.zeros_like(fitted), same, fitted), strict=True):
             prior.arm_offset.copy_(offset)
             errors[name].append([arm_error(arm_probabilities(prior, of), of) for of in evaluated])
@@ -185,8 +185,7 @@ def arm_error(probability: Floats, of: StudyCases) -> float:
 @torch.no_grad()
 def arm_probabilities(prior: LesionLoadPrior, of: StudyCases) -> Floats:
     """Return P(active) under every arm from the images of w000, [n, arm]."""
-    patient = prior.patient_features(of.patients.burden, of.patients.covariates)
-    patient = patient.masked_fill(prior.image_pattern == LATER_TOO, 0)
+    patient = features_of_pattern(prior, of.patients, BASELINE_ALONE)
     return np.array([prior.expected_outcomes(row[None]).p_active.numpy() for row in patient])
 
 
@@ -196,7 +195,7 @@ def load_cases(cases: Sequence[Case], store: Store, config: Config) -> StudyCase
     bids, arms = Path(store.table.bids), store.spec.arms
     masks = (counterfactual_net2(bids, case.subject, case.grid, arms=arms) for case in cases)
     return StudyCases(
-        load_prior_data(cases, store, config.model),
+        load_prior_data(cases, store, config.model).data,
         np.array(scalars),
         np.array([mask.any(axis=(1, 2, 3)) for mask in masks], np.float64),
     )
@@ -207,22 +206,14 @@ def fit_prior(
 ) -> LesionLoadPrior:
     """Fit the prior of the configuration's networks."""
     torch.manual_seed(seed)
-    channels, unet = config.model.control.channels, config.model.unet
-    prior = LesionLoadPrior(
-        BURDEN_FEATURES * channels,
-        arms=unet.arms + 1,
-        classes=unet.lesion_load_classes,
-        covariates=(),
-    )
-    post_baseline = channels_outside_sessions(
-        parse_channels(config.model.control.condition), (BASELINE,)
-    )
+    control = replace(config.model.control, flair_reader_spacing=None)
+    prior = build_lesion_load_prior(control, config.model.unet, ())
+    assert prior is not None
     fit_lesion_load_prior(
         prior,
         training_cases.patients,
-        config.finetune.dropout_rates,
+        PriorDropout(config.finetune.dropout_rates),
         seed=seed,
-        post_baseline=post_baseline,
         rows=rows,
     )
     return prior
@@ -231,7 +222,7 @@ def fit_prior(
 @torch.no_grad()
 def activity_probability(prior: LesionLoadPrior, of: StudyCases) -> Floats:
     """Return P(active) [n]."""
-    patient = prior.patient_features(of.patients.burden, of.patients.covariates)
+    patient = of.patients.patient_features(prior)
     chance: Floats = 1 - prior(patient, of.patients.arm).double().softmax(1)[:, 0].numpy()
     return chance
 

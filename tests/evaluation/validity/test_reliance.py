@@ -58,7 +58,12 @@ def patients() -> PriorInputs:
     burden = np.random.default_rng(0).random((len(CASES.arm), len(CHANNELS), 3), np.float32)
     burden[:, NET2, 2] = CASES.count + 1
     age = np.random.default_rng(1).random((len(CASES.arm), 1), np.float32)
-    return PriorInputs(burden, age, CASES.arm)
+    return PriorInputs(burden, age, CASES.arm, no_readings(len(CASES.arm)))
+
+
+def no_readings(cases: int) -> np.ndarray:
+    """Return what a prior without a reader reads off FLAIR."""
+    return np.zeros((cases, 1, 0), np.float32)
 
 
 def ignore_images(inputs: PriorInputs) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +187,8 @@ def test_every_patient_gets_the_images_of_another_one_of_the_same_arm() -> None:
 
 def test_a_choice_that_hides_nothing_is_left_out() -> None:
     channels = parse_channels(("w000/flair",))
-    inputs = PriorInputs(np.ones((4, 1, 3), np.float32), np.ones((4, 0), np.float32), np.arange(4))
+    burden, covariates = np.ones((4, 1, 3), np.float32), np.ones((4, 0), np.float32)
+    inputs = PriorInputs(burden, covariates, np.arange(4), no_readings(4))
     made = predictions_by_inputs(ignore_images, inputs, channels, seed=0)
     assert [one.inputs for one in made] == [ALL_INPUTS, ARM_ALONE]
 
@@ -195,10 +201,15 @@ def test_without_a_second_patient_of_any_arm_no_verdict_is_given() -> None:
     assert text.startswith("Whether it rests on the patient's images cannot be told")
 
 
-def test_hidden_inputs_give_what_the_prior_says_of_images_without_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flair_reader", [False, True])
+def test_hidden_inputs_give_what_the_prior_says_of_images_without_them(
+    tmp_path: Path, flair_reader: bool
+) -> None:
     age = (Covariate("age", centre=40.0, scale=10.0),)
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=6)
-    write_bundle(tmp_path / "bundle", lesion_loads=(1, 4), covariates=age)
+    write_bundle(
+        tmp_path / "bundle", lesion_loads=(1, 4), covariates=age, flair_reader=flair_reader
+    )
     bundle = load_bundle(tmp_path / "bundle")
     by_inputs = {one.inputs: one for one in predict_from_parts(store, store.cases, bundle, seed=0)}
     assert list(by_inputs) == EVERY_ROW
