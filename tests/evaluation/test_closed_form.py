@@ -37,11 +37,12 @@ def test_closed_form_forecasts_are_those_that_sampling_states(tmp_path: Path) ->
     received = [store.cases[case].arm_index for case in range(4)]
     assert len(set(received)) == 3
     for case, arm in enumerate(received):
-        (*outcomes, edges), (*expected, load_edges) = (
+        (*outcomes, edges, clipped), (*expected, load_edges, named) = (
             stated[case],
             batch.expected[ModelInput(case)][arm],
         )
         assert outcomes == pytest.approx(expected)
+        assert clipped == named
         assert edges == pytest.approx(load_edges)
     assert len({outcome.p_active for outcome in stated}) > 1
 

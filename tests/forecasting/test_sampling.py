@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesioncast.bundle.bundle import load_bundle
 from lesioncast.diffusion.model import ModelConfig
 from lesioncast.evaluation.run import summarise_samples
 from lesioncast.forecasting.ensemble import (
@@ -25,7 +26,12 @@ from lesioncast.forecasting.output.summary import (
     arm_summary,
     summarise,
 )
-from lesioncast.forecasting.runtime import session_hider, store_reader
+from lesioncast.forecasting.pipeline import assemble_forecast
+from lesioncast.forecasting.runtime import (
+    make_expectation_predictor,
+    session_hider,
+    store_reader,
+)
 from lesioncast.forecasting.sampling import (
     ArmExpectations,
     BatchSampler,
@@ -38,8 +44,9 @@ from lesioncast.forecasting.sampling import (
     plan_batches,
     sample_seeds,
 )
+from lesioncast.forecasting.settings import ForecastSettings
 from tests.support.bids import ARMS
-from tests.support.forecast import RATE, SLAB, UNET, fake_draw, write_store
+from tests.support.forecast import RATE, SLAB, UNET, fake_draw, write_bundle, write_store
 
 SPACING = (3.0, 2.0, 2.0)
 
@@ -173,6 +180,42 @@ def test_a_summary_holds_exact_expectations() -> None:
     assert reference.count.expected == 1.6
     opened = arm_summary(found[0], found[0], received=False, opening=True)
     assert (opened.p_active.exact, opened.count.expected) == (False, None)
+
+
+@pytest.mark.parametrize("clipped", [(), ("lesion volume of w048/t2", "age")])
+def test_notes_name_the_inputs_beyond_the_training_range(
+    tmp_path: Path, clipped: tuple[str, ...]
+) -> None:
+    store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=2)
+    requests, seeds = [EnsembleRequest(1, arm) for arm in range(3)], numbered(0, 4)
+    expected = (ExpectedOutcomes(0.5, 1.0, 0.5, clipped=clipped),) * 3
+    exact_sampler = BatchSampler(
+        fake_draw, active_patient, spacing=SPACING, predict=lambda *_: expected
+    )
+    batches = map(exact_sampler, plan_batches(requests, seeds, batch_size=12))
+    by_arm = dict(zip(store.spec.arms, ensembles(requests, seeds, batches), strict=True))
+    assembled = assemble_forecast(
+        store, store.cases[1], by_arm,
+        settings=ForecastSettings(samples=4, reference_arm="placebo"),
+        provenance=RunProvenance("b" * 64, 0),
+    )  # fmt: skip
+    notes = [note for note in assembled.summary.notes if "range of the training cases" in note]
+    assert len(notes) == len(clipped[:1])
+    assert all("expected count: lesion volume of w048/t2, age." in note for note in notes)
+
+
+def test_expectations_name_the_inputs_that_the_prior_clips(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=2)
+    write_bundle(tmp_path / "bundle", lesion_loads=(1, 4), flair_reader=True)
+    bundle = load_bundle(tmp_path / "bundle")
+    prior, model = bundle.model.control.lesion_load_prior, bundle.config.model
+    predict = make_expectation_predictor(prior, model, device="cpu")
+    inputs = store_reader(store, model)(ModelInput(1))
+    assert {one.clipped for one in predict(inputs)} == {()}
+    prior.highest[-4] = -100.0
+    assert {one.clipped for one in predict(inputs)} == {
+        ("new lesions between FLAIR of w000 and w048",)
+    }
 
 
 def test_expectations_are_also_computed_for_the_comparison_sessions() -> None:

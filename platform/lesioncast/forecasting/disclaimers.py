@@ -63,6 +63,16 @@ def brain_mask_notes(share: float | None, *, cleared: bool) -> tuple[str, ...]:
     return (BRAIN_MASK_UNSEEN,) if share < 1 - _ALMOST_ALL and cleared else ()
 
 
+def training_range_notes(clipped: Sequence[str]) -> tuple[str, ...]:
+    """Return a note if inputs of a subject lie beyond the training range; `clipped` names them."""
+    if not clipped:
+        return ()
+    return (
+        "Beyond the range of the training cases, and set to its limit to compute P(active) and the "
+        f"expected count: {', '.join(clipped)}. Nothing shows that both hold for such a patient.",
+    )
+
+
 def bundle_warnings(bundle: Path, digest: str) -> tuple[str, ...]:
     """Return the warnings of the bundle's evaluation on what its data cannot identify.
 

@@ -18,7 +18,8 @@ class ExpectedOutcomes(NamedTuple):
     They are P(active) and the expectations of the number of lesions n and of log(1 + n), of one
     case under one arm. `log_sd` is the standard deviation of log(1 + n) between the lesion load
     classes; their own spread is not part of it. `load_edges` are the quantiles of a seed at which
-    the lesion load class of its sample changes.
+    the lesion load class of its sample changes. `clipped` names the inputs of the case that lie
+    beyond the training range.
     """
 
     p_active: float
@@ -26,6 +27,7 @@ class ExpectedOutcomes(NamedTuple):
     log_lesions: float
     log_sd: float = 0.0
     load_edges: tuple[float, ...] = ()
+    clipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,11 @@ class DrawnCounts(SampledCounts):
     def load_edges(self) -> tuple[float, ...]:
         """Return the quantiles at which the load class changes; none for models without loads."""
         return () if self.expected is None else self.expected.load_edges
+
+    @property
+    def clipped(self) -> tuple[str, ...]:
+        """Return the names of the case's inputs that lie beyond the training range."""
+        return () if self.expected is None else self.expected.clipped
 
 
 @dataclass(frozen=True, kw_only=True)

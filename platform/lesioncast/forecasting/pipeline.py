@@ -20,6 +20,7 @@ from lesioncast.forecasting.disclaimers import (
     bundle_p_active_errors,
     bundle_warnings,
     sessions_note,
+    training_range_notes,
 )
 from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.bids import (
@@ -296,6 +297,8 @@ def assemble_forecast(
                 trained=provenance.intervals,
                 visits=provenance.visits,
             ),
+            # Every arm has the same inputs.
+            *training_range_notes(by_arm[settings.reference_arm].clipped),
         ),
     )
     return SubjectForecast(

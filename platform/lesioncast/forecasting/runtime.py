@@ -17,8 +17,9 @@ from lesioncast.bundle.bundle import (
     BundlePrior,
     load_bundle,
 )
+from lesioncast.diffusion.controlnet import prior_features
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
-from lesioncast.diffusion.model import ModelConfig, expected_outcomes
+from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.solvers import SamplerConfig
@@ -232,17 +233,16 @@ def make_expectation_predictor(
     def predict(inputs: ConditioningArrays) -> ArmExpectations | None:
         if prior is None:
             return None
-        expectations = expected_outcomes(
-            prior,
-            config.control.masks,
-            *(
-                torch.from_numpy(array).to(device)
-                for array in (inputs.condition, inputs.covariates)
-            ),
+        condition, covariates = (
+            torch.from_numpy(array).to(device)[None]
+            for array in (inputs.condition, inputs.covariates)
         )
+        with torch.no_grad():
+            patient = prior_features(prior, config.control.masks, condition, covariates)
+            expectations, clipped = prior.expected_outcomes(patient), prior.beyond_training(patient)
         # The model returns one tensor [arm] for each outcome; callers need the outcomes by arm.
         return tuple(
-            ExpectedOutcomes(p_active, lesions, log_lesions, log_sd, tuple(edges))
+            ExpectedOutcomes(p_active, lesions, log_lesions, log_sd, tuple(edges), clipped)
             for p_active, lesions, log_lesions, log_sd, edges in zip(
                 *map(Tensor.tolist, expectations), strict=True
             )
