@@ -158,8 +158,8 @@ class Config:
         model = self.model  # raises for priors that the rest of the configuration does not fit
         if self.flair_reader and not model.unet.lesion_load_thresholds:
             raise ValueError(
-                "flair_reader: expected lesion loads beside it, got none; set priors to load or both,"
-                " or flair_reader to false, since only the lesion load prior reads FLAIR"
+                "flair_reader: expected lesion loads beside it, got none; set priors to load or "
+                "both, or flair_reader to false, since only the lesion load prior reads FLAIR"
             )
 
     @property

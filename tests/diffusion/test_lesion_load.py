@@ -19,6 +19,7 @@ from lesioncast.diffusion.objective import ObjectiveConfig
 from lesioncast.diffusion.solvers import SamplerConfig
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.forecasting.sampling import sample_seeds
+from lesioncast.training.data.dataset import Batch
 from lesioncast.training.modules import FinetuneModule
 from tests.diffusion.test_networks import TINY, randomise
 
@@ -182,7 +183,7 @@ def test_flair_is_read_once_for_all_samples_and_arms_of_a_patient_and_never_in_t
     assert reads == 4
     network = FinetuneModule(model.unet, model.control)
     z, logsnr, loads = torch.randn(2, 2, 3, 8, 8), torch.zeros(2), torch.tensor([1, 2])
-    network(z, logsnr, torch.tensor([0, 1]), condition[2:], None, loads)
+    network(z, logsnr, Batch(z, torch.tensor([0, 1]), condition[2:]), loads)
     assert reads == 4
 
 
