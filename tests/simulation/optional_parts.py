@@ -10,6 +10,7 @@ def with_all_parts(settings: SimulationSettings) -> SimulationSettings:
     return replace(
         settings,
         location_law="measured",
+        lesion_sizes="measured",
         enlarging_share=0.3,
         regional_propensity=0.6,
         prone_places=0.3,

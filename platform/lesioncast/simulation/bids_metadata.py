@@ -17,6 +17,7 @@ GENERATOR = 1
 # Settings that a fingerprint leaves out at their defaults.
 _OPTIONAL = (
     "location_law",
+    "lesion_sizes",
     "enlarging_share",
     "regional_propensity",
     "prone_places",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LocationLaw = Literal["exponential", "measured"]
+LesionSizes = Literal["lognormal", "measured"]
 
 # Largest value of each optional part of the disease; at 0 the part is absent.
 _STRENGTHS = {
@@ -32,9 +33,12 @@ class SimulationSettings:
     seed: int = 0
     #: Where lesions arise in white matter. "exponential": with density exp(-d / 5 mm) + 0.05 at
     #: distance d to the ventricles, away from the cortex; 45 % arise beside older lesions.
-    #: "measured": with the density by distance to the ventricles that was measured in patients;
-    #: 30 % arise beside older lesions.
+    #: "measured": with the density by distance to the ventricles and to the cortex that was
+    #: measured in patients; 30 % arise beside older lesions.
     location_law: LocationLaw = "exponential"
+    #: Size of the lesions of w000. "lognormal": radii about 3.2 mm. "measured": as in patients,
+    #: where most lesions are smaller and a few beside the ventricles are large.
+    lesion_sizes: LesionSizes = "lognormal"
     #: e, the share of new lesions in white matter that enlarge an older lesion. Lesions that start
     #: at the cortex are always separate.
     enlarging_share: float = 0.0

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lesioncast.arrays import Bools, Floats
-from lesioncast.simulation.lesions.shapes import Lesion, RadiusDistribution
+from lesioncast.simulation.lesions.radii import RadiusDistribution
+from lesioncast.simulation.lesions.shapes import Lesion
 from lesioncast.simulation.lesions.sites import FreeTissue, Voxel
 from storage.layout import CONNECTIVITY_26
 

@@ -16,7 +16,9 @@ from lesioncast.errors import PlacementError
 from lesioncast.simulation.anatomy import Anatomy, target_grid
 from lesioncast.simulation.disease import PERIODS, Patient
 from lesioncast.simulation.lesions.enlarging import LOBE_RADIUS, draw_enlargement, host_weights
-from lesioncast.simulation.lesions.shapes import Lesion, RadiusDistribution, grow_lesion
+from lesioncast.simulation.lesions.measured import MEASURED_RADIUS
+from lesioncast.simulation.lesions.radii import RadiusDistribution
+from lesioncast.simulation.lesions.shapes import Lesion, grow_lesion
 from lesioncast.simulation.lesions.sites import (
     NEARBY,
     FreeTissue,
@@ -31,9 +33,12 @@ from lesioncast.simulation.lesions.susceptibility import (
     regional_propensity,
 )
 from lesioncast.simulation.rng import RngStream, subject_rng
-from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.simulation.settings import LesionSizes, SimulationSettings
 
-_BASELINE_RADIUS = RadiusDistribution(3.2, 0.40, 1.5, 8.0)
+BASELINE_RADIUS: dict[LesionSizes, RadiusDistribution] = {
+    "lognormal": RadiusDistribution(3.2, 0.40, 1.5, 8.0),
+    "measured": MEASURED_RADIUS,
+}
 NEW_LESION_RADIUS = RadiusDistribution(3.4, 0.26, 2.0, 6.0)
 
 
@@ -112,12 +117,7 @@ def place_lesions(
     activity = subject_rng(settings, patient.index, RngStream.ACTIVITY)
     propensity = regional_propensity(settings, patient.index)
     everywhere = FreeTissue(brain.sites(propensity, slab_only=False), brain.spacing)
-    baseline: list[Lesion] = []
-    for _ in range(max(patient.t2_count, patient.gad_count)):
-        cortical = _draw_cortical(rng, patient)
-        baseline.append(
-            _place(rng, everywhere, brain, baseline, _BASELINE_RADIUS, cortical=cortical)
-        )
+    baseline = place_baseline(rng, brain, everywhere)
     slab = brain.sites(propensity, slab_only=True)
     taken = list(baseline)
     enhancing = [rank < patient.gad_count for rank in range(len(baseline))]
@@ -135,6 +135,19 @@ def place_lesions(
         taken.extend(new[-1])
     assert len(new) == len(PERIODS)
     return SimulatedLesions(tuple(baseline), tuple(new), tuple(starts))
+
+
+def place_baseline(rng: np.random.Generator, brain: Brain, tissue: FreeTissue) -> list[Lesion]:
+    """Place the lesions of w000, the enhancing ones first. They may overlap.
+
+    Raises PlacementError if there is no white matter.
+    """
+    radius = BASELINE_RADIUS[brain.settings.lesion_sizes]
+    baseline: list[Lesion] = []
+    for _ in range(max(brain.patient.t2_count, brain.patient.gad_count)):
+        cortical = _draw_cortical(rng, brain.patient)
+        baseline.append(_place(rng, tissue, brain, baseline, radius, cortical=cortical))
+    return baseline
 
 
 def place_new_lesions(
@@ -213,4 +226,5 @@ def _place(
         )
     allowed = free.white | free.cortex if cortical else free.white
     near = brain.anatomy.ventricle_distance
-    return grow_lesion(rng, allowed, near, at, free.spacing, radius.draw(rng))
+    size = radius.draw(rng, float(near[at]))
+    return grow_lesion(rng, allowed, near, at, free.spacing, size)

@@ -34,21 +34,6 @@ class Lesion:
     enlarges: bool = False
 
 
-@dataclass(frozen=True)
-class RadiusDistribution:
-    """Lognormal distribution of radii in mm, clipped to [low, high]."""
-
-    median: float
-    spread: float
-    low: float
-    high: float
-
-    def draw(self, rng: np.random.Generator) -> float:
-        """Draw one radius."""
-        radius = self.median * np.exp(self.spread * rng.standard_normal())
-        return float(np.clip(radius, self.low, self.high))
-
-
 def grow_lesion(
     rng: np.random.Generator,
     allowed: Mask,

@@ -99,7 +99,7 @@ def lesion_site_weights(
 def _deep_weight(law: LocationLaw, near: Float32s, depth: Float32s) -> Floats:
     """Return the weight of sites `near` mm from the ventricles and `depth` mm from the cortex."""
     if law == "measured":
-        return measured_weight(near)
+        return measured_weight(near, depth)
     return np.asarray((np.exp(-near / 5) + 0.05) * (depth > 2.5))
 
 

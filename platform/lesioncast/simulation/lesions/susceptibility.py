@@ -7,7 +7,6 @@ all other draws of the subject as they are.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
 
 from lesioncast.arrays import Bools, Float32s
 from lesioncast.simulation.anatomy import target_grid
@@ -20,10 +19,9 @@ from lesioncast.simulation.settings import SimulationSettings
 # distance in mm over which each axis passes from one side to the other.
 _AXIS_WEIGHTS, _AXIS_MM = (0.4, 0.8, 0.6), (15.0, 30.0, 15.0)
 _FIELD_WEIGHT = 0.7
-# A voxel is prone where a unit normal field exceeds this: about a tenth of all voxels.
-_PRONE_ABOVE = 1.28
-# Width over which proneness rises from 0 to 1, in units of the field.
-_PRONE_EDGE = 0.1
+# Values of a unit normal field between which proneness rises from 0 to 1: about a tenth of all
+# voxels lie above their middle.
+_PRONE = (1.1, 1.5)
 # Probability that a lesion is active in a period, in general and if it enhances as that begins.
 _ACTIVE, _ACTIVE_IF_ENHANCING = 0.2, 0.6
 
@@ -59,7 +57,8 @@ def prone_places(settings: SimulationSettings, index: int) -> tuple[Float32s | N
     rng = subject_rng(settings, index, RngStream.PRONE_PLACES)
     grid = target_grid(settings.shape, settings.spacing)
     fields = grid.prone.sample(rng, len(PERIODS))
-    return tuple(special.expit((field - _PRONE_ABOVE) / _PRONE_EDGE) for field in fields)
+    low, high = map(np.float32, _PRONE)
+    return tuple(np.clip((fields - low) / (high - low), 0, 1))
 
 
 def draw_active(

@@ -18,7 +18,8 @@ from lesioncast.simulation.lesions.enlarging import (
     host_weights,
 )
 from lesioncast.simulation.lesions.placement import NEW_LESION_RADIUS, PeriodStart
-from lesioncast.simulation.lesions.shapes import RadiusDistribution, ellipsoid_occupancy
+from lesioncast.simulation.lesions.radii import RadiusDistribution
+from lesioncast.simulation.lesions.shapes import ellipsoid_occupancy
 from lesioncast.simulation.lesions.sites import FreeTissue
 
 # Lesions drawn for the mean shape; their error is far below that of any score over cases.
