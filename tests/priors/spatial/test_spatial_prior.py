@@ -237,3 +237,27 @@ def test_the_fit_finds_the_weights_of_a_known_law() -> None:
         controls, found, np.full(cases, lesions), penalty=1e-6, iterations=60
     )
     np.testing.assert_allclose(model.weight / model.scale, weight, atol=0.06)
+
+
+def test_added_lesions_move_the_map_towards_them(
+    prior: SpatialPrior, unseen: list[SpatialCase]
+) -> None:
+    """The made-up law places most new lesions beside older ones."""
+    inputs = unseen[0].inputs
+    older = inputs.channels["w048/t2"] > 0
+    away = ndimage.distance_transform_edt(~older, sampling=SPACING) > 6
+    white = np.flatnonzero((inputs.parcellation == 2) & away)
+    places = white[len(white) // 8 :: len(white) // 4]
+    beside = np.ones(SHAPE, bool)
+    beside.flat[places] = False
+    beside = ndimage.distance_transform_edt(beside, sampling=SPACING) < 5
+    shares = []
+    for number in range(len(places) + 1):
+        shown = inputs.channels["w048/t2"].copy()
+        shown.flat[places[:number]] = 1
+        channels = dict(inputs.channels) | {"w000/t2": shown, "w048/t2": shown}
+        density = np.exp(prior.log_density(replace(inputs, channels=channels)))
+        shares.append(float(density[beside].sum()))
+    assert len(shares) == 5
+    assert shares == sorted(shares)
+    assert shares[-1] > 2 * shares[0]

@@ -64,7 +64,8 @@ class SpatialInputs:
 
     def flairs(self) -> list[Float32s]:
         """Return the FLAIR volumes that there are, baseline first."""
-        return [self.channels[name] for name in FLAIR_CHANNELS if name in self.channels]
+        names = [name for name in FLAIR_CHANNELS if name in self.channels]
+        return [np.asarray(self.channels[name], np.float32) for name in names]
 
     def mask(self, *names: str) -> Mask | None:
         """Return the union of those of the named masks that there are, None without any."""

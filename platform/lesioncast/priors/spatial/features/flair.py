@@ -12,6 +12,7 @@ from lesioncast.priors.spatial.inputs import Places, Spacing, SpatialInputs
 from lesioncast.priors.spatial.smoothing import smooth
 
 INTENSITY_KNOTS = (-1.0, -0.6, -0.35, -0.15, 0.0, 0.15, 0.3, 0.5, 0.8)
+FLUID_KNOTS = (-0.7, -0.5, -0.3, -0.1)
 _FLUID_SHARE = 2.0  # percent of the brain
 _LEAST_CONTRAST = 0.05  # of the stored range: an image without contrast is not blown up
 _RANGE = 3.0
@@ -36,13 +37,15 @@ def tissue_intensity(inputs: SpatialInputs, brain: Mask) -> Float32s:
 def flair_features(intensity: Float32s, spacing: Spacing, at: Places) -> Float32s:
     """Return intensity, local contrast and change at the voxels `at` [n], [feature, n].
 
-    `intensity` is [session, s, h, w]. The change is 0 if there is one session alone.
+    `intensity` is [session, s, h, w]. The change is 0 if there is one session alone. The curve of
+    the intensity keeps lesions out of voxels that are partly fluid, whatever their tissue class.
     """
     image, change = intensity.mean(axis=0), intensity[-1] - intensity[0]
     stack = np.stack([image, change])
     here = stack.reshape(2, -1)[:, at]
     around = smooth(stack, spacing, 4.0).reshape(2, -1)[:, at]
-    return join(here[0] - around[0], around[0], here[1], around[1])
+    curve = hats(here[0], FLUID_KNOTS)
+    return join(here[0] - around[0], around[0], curve, here[1], around[1])
 
 
 def surroundings(intensity: Float32s, spacing: Spacing, at: Places) -> Float32s:
