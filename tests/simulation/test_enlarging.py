@@ -1,13 +1,19 @@
 """Lesions that enlarge, regions that a subject prefers, prone places, and their early signs."""
 
+import re
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy import ndimage
 
+from lesioncast import simulation
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.imaging.regions import WHITE_MATTER
+from lesioncast.parsing import parse_dataclass
 from lesioncast.simulation import SimulationSettings, simulate_subject
 from lesioncast.simulation.bids_metadata import fingerprint
 from lesioncast.simulation.lesions.enlarging import host_weights
@@ -179,3 +185,12 @@ def test_a_fingerprint_names_optional_parts_only_where_they_differ_from_the_defa
     changed = fingerprint(with_all_parts(SETTINGS))
     assert changed["location_law"] == "measured"
     assert changed["enlarging_share"] == 0.3
+
+
+def test_the_settings_shown_in_the_readme_are_valid_and_turn_every_part_on() -> None:
+    readme = Path(simulation.__file__).with_name("README.md").read_text()
+    (block,) = re.findall(r"^    simulation:\n(?:      .*\n)+", readme, re.M)
+    values = yaml.safe_load(textwrap.dedent(block))["simulation"]
+    settings = parse_dataclass(SimulationSettings, {"subjects": 1} | values, source="README.md")
+    assert settings.location_law == settings.lesion_sizes == "measured"
+    assert all(getattr(settings, name) > 0 for name in STRENGTHS)
