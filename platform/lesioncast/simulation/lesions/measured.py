@@ -17,7 +17,8 @@ VOXEL_DENSITY = (4.0, 4.8, 4.5, 4.1, 3.6, 3.0, 2.3, 1.8, 1.4, 0.85, 0.41)
 # The same if each lesion and each patient counts once, [bin], and beyond the last bin.
 LESION_DENSITY = (4.6, 2.9, 2.3, 1.7, 1.7, 1.7, 1.7, 1.5, 1.2, 1.2, 0.72)
 
-# Quartiles of the volume of a lesion in mm3: components of at least 2 voxels of 3 x 1 x 1 mm.
+# Quartiles of the volume of a lesion in mm3 in 20 of these patients: components of at least 2
+# voxels of 3 x 1 x 1 mm.
 VOLUME_QUARTILES = (12.0, 27.0, 67.0)
 
 # Radii that reproduce these volumes, and the share of volume in lesions beside the ventricles.
