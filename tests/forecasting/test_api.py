@@ -36,7 +36,7 @@ from lesioncast.imaging.covariates import Covariate
 from storage import CaseError, StoreError, StoreSettings, TrialLayout, open_store
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
-from storage.convert.patient import PATIENT_IMAGES
+from storage.convert.patient import PATIENT_IMAGES, convert_patient
 from storage.convert.plan import plan_conversion
 from storage.trial.description import TrialDescription
 from tests.support.bids import ARMS, path_of, write_participants, write_trial
@@ -145,9 +145,22 @@ def test_images_give_the_forecast_of_the_same_subject_in_the_store(
 
 
 def test_loaded_images_give_the_bits_of_their_files(
-    root: Path, model: api.ForecastModel, tmp_path: Path
+    root: Path, model: api.ForecastModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a file whose values are scaled integers, and of a mask of true and false."""
+    converted: list[dict[str, tuple[object, bytes, bytes]]] = []
+
+    def convert_and_note(bids: Path, store: Path, **settings: object) -> object:
+        files = {path.name: nib.load(path) for path in bids.rglob("*.nii.gz")}
+        converted.append(
+            {
+                name: (image.shape, np.asarray(image.dataobj).tobytes(), image.affine.tobytes())
+                for name, image in files.items()
+            }
+        )
+        return convert_patient(bids, store, **settings)
+
+    monkeypatch.setattr(api, "convert_patient", convert_and_note)
     paths = {name: path_of(root / "bids", SUBJECT, *name.split("/")) for name in IMAGES}
     scaled = nib.Nifti1Image.from_filename(paths["w048/flair"])
     values = np.asarray(scaled.dataobj)
@@ -171,6 +184,11 @@ def test_loaded_images_give_the_bits_of_their_files(
             one.arms[arm].probability.get_fdata(), other.arms[arm].probability.get_fdata()
         )
     assert one.summary.arms == other.summary.arms
+    from_files, from_images = converted
+    masks = {name for name in from_files if "gad" in name.lower()}  # another type, equal voxels
+    assert len(from_files) == len(IMAGES)
+    assert from_files.keys() == from_images.keys()
+    assert [n for n in from_files if from_files[n] != from_images[n] and n not in masks] == []
 
 
 def test_an_image_of_another_format_is_rejected(model: api.ForecastModel) -> None:
