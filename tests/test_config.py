@@ -247,6 +247,8 @@ def test_the_reader_of_flair_works_on_the_voxels_of_the_store_and_needs_lesion_l
     off, on = (load_config(DEMO, [f"flair_reader={value}"]) for value in ("false", "true"))
     assert off.model.control.flair_reader_spacing is None
     assert on.model.control.flair_reader_spacing == on.store.spacing
+    without = load_config(DEMO, ["flair_reader=true", "priors=none"])
+    assert without.model.control.flair_reader_spacing is None
     with pytest.raises(ConfigError, match="flair_reader: expected lesion loads beside it"):
         load_config(DEMO, ["flair_reader=true", "lesion_load_mm3=[]"])
     with pytest.raises(ConfigError, match="flair_reader_spacing is an old key; write flair_reader"):

@@ -156,7 +156,8 @@ class Config:
     def __post_init__(self) -> None:
         lesion_load_voxels(self.lesion_load_mm3, self.store.spacing)
         model = self.model  # raises for priors that the rest of the configuration does not fit
-        if self.flair_reader and not model.unet.lesion_load_thresholds:
+        asked_for = self.flair_reader and self.priors != "none"
+        if asked_for and not model.unet.lesion_load_thresholds:
             raise ValueError(
                 "flair_reader: expected lesion loads beside it, got none; set priors to load or "
                 "both, or flair_reader to false, since only the lesion load prior reads FLAIR"
@@ -186,7 +187,9 @@ class Config:
             lesion_load_thresholds=lesion_load_voxels(volumes, self.store.spacing),
             base_map=priors == "both",
         )
-        spacing = self.store.spacing if self.flair_reader else None
+        # A preset that reads FLAIR can be run without any prior, by `priors: none` alone.
+        reads = self.flair_reader and self.priors != "none"
+        spacing = self.store.spacing if reads else None
         control = dataclasses.replace(self.control, flair_reader_spacing=spacing)
         return ModelConfig(self.arms, unet, control, self.schedule, self.objective)
 
