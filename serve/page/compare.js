@@ -274,7 +274,7 @@ export class Compare {
     const what = `probability of ${view.header.target}`;
     setText($("colour-bar").querySelector("figcaption"), difference
       ? `Difference to ${view.header.reference_arm} in the ${what}; smaller differences than the threshold are left out`
-      : `Share of samples with a lesion at the voxel: ${what}`);
+      : `${view.header.map === "closed form" ? "Computed without sampling" : "Share of samples with a lesion at the voxel"}: ${what}`);
   }
 
   #drawColourBar(difference) {

@@ -26,6 +26,10 @@ from lesioncast.forecasting.runtime import (
 )
 from lesioncast.forecasting.sampling import EnsembleRequest, ModelInput, ensembles
 from lesioncast.forecasting.settings import ForecastSettings
+from lesioncast.forecasting.view.build import ViewPatient, finished_view
+from lesioncast.forecasting.view.encode import decode_view
+from lesioncast.forecasting.view.kept_samples import KeptSamples
+from lesioncast.forecasting.view.numbers import finished_numbers
 from lesioncast.imaging.regions import lesions_in_regions
 from storage import Store
 from tests.forecasting.test_output import ramp_view
@@ -145,6 +149,11 @@ def test_the_map_has_no_monte_carlo_error_and_is_the_same_for_job_api_and_servic
         assert not np.array_equal(
             found.arms[arm].sample_share.get_fdata(), found.arms[arm].probability.get_fdata()
         )
+    numbers = finished_numbers(summary, KeptSamples({}, {}), errors={})
+    patient = ViewPatient(store.case("sub-02"), store, truth={})
+    page, _ = decode_view(finished_view(patient, summary, numbers, {}))
+    assert page.map == "closed form"
+    assert page.arms[0].volume_mm3 == summary.arms[ARMS[0]].volume_mm3.expected
     service = maps_of_requests(model.bundle, store, plan.requests)
     assert np.array_equal(service[EnsembleRequest(1, 0)], drawn.probability)  # other samples
     assert json.loads((tmp_path / "sub-02/sub-02_forecast.json").read_text())["map"]

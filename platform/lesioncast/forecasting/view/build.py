@@ -50,6 +50,7 @@ def finished_view(
         observed_lesions=summary.observed_lesions,
         samples=summary.samples,
         seed=summary.seed,
+        map=summary.map,
         disclaimers=list(summary.disclaimers),
         warnings=list(summary.identifiability_warnings),
         notes=list(summary.notes),

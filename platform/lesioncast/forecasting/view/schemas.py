@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from lesioncast.forecasting.output.summary import MapKind
+
 VIEW_SCHEMA = 1
 
 LayerKind = Literal["flair", "t2", "gad", "net2", "probability", "truth"]
@@ -81,6 +83,10 @@ class ViewFacts(BaseModel):
     observed_lesions: int | None
     samples: int = Field(description="Samples of each arm that were asked for.")
     seed: int
+    map: MapKind = Field(
+        default="share of samples",
+        description="What the probabilities of voxels are; a share while the forecast runs.",
+    )
     disclaimers: list[str]
     warnings: list[str] = Field(description="Findings of the bundle's evaluation.")
     notes: list[str]
