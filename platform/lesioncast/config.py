@@ -154,6 +154,8 @@ class Config:
     ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
+        if problem := describe_label_collision(self.arms):
+            raise ValueError(f"arms: expected {problem}; rename one, since files are named so")
         lesion_load_voxels(self.lesion_load_mm3, self.store.spacing)
         model = self.model  # raises for priors that the rest of the configuration does not fit
         asked_for = self.flair_reader and self.priors != "none"
@@ -212,8 +214,6 @@ def load_config(
         # Each override by itself, so that the message names it and not the file.
         refuse_removed(raw, REMOVED_KEYS, source=f"--set {override}")
     config = parse_dataclass(Config, raw, source=str(path))
-    if problem := describe_label_collision(config.arms):
-        raise ConfigError(f"{path}: arms: expected {problem}; rename one, since files are named so")
     if mapping is None:
         return config
     layout = parse_dataclass(TrialLayout, _read_yaml(mapping), source=str(mapping))

@@ -69,7 +69,8 @@ def _format_error(problem: ErrorDetails) -> str:
     """
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "value_error":
-        return f"{where}: {problem['ctx']['error']}"
+        reason = str(problem["ctx"]["error"])
+        return f"{where}: {reason}" if where else reason  # a check of all keys names its own
     return f"{where}: {problem['msg']}, got {problem['input']!r}"
 
 
