@@ -157,7 +157,9 @@ class Config:
         if problem := describe_label_collision(self.arms):
             raise ValueError(f"arms: expected {problem}; rename one, since files are named so")
         lesion_load_voxels(self.lesion_load_mm3, self.store.spacing)
-        model = self.model  # raises for priors that the rest of the configuration does not fit
+        # Raises for priors that the rest of the configuration does not fit. The number of arms is
+        # left to the jobs that have networks: a trial of other arms can be converted first.
+        model = self._model(dataclasses.replace(self.unet, arms=len(self.arms)))
         asked_for = self.flair_reader and self.priors != "none"
         if asked_for and not model.unet.lesion_load_thresholds:
             raise ValueError(
@@ -181,11 +183,17 @@ class Config:
 
     @property
     def model(self) -> ModelConfig:
-        """Return what determines the shape of the weights, except covariates, which are fitted."""
+        """Return what determines the shape of the weights, except covariates, which are fitted.
+
+        Raise ValueError if `unet.arms` is not the number of named arms.
+        """
+        return self._model(self.unet)
+
+    def _model(self, unet: UNetConfig) -> ModelConfig:
         priors = self.priors or ("load" if self.lesion_load_mm3 else "none")
         volumes = () if priors == "none" else self.lesion_load_mm3 or LESION_LOAD_MM3
         unet = dataclasses.replace(
-            self.unet,
+            unet,
             lesion_load_thresholds=lesion_load_voxels(volumes, self.store.spacing),
             base_map=priors == "both",
         )
