@@ -1,7 +1,7 @@
 """Read twelve numbers of lesions from the FLAIR of both sessions.
 
 Two small perceptrons give each candidate its probabilities of lying in a lesion. Sums over the
-candidates estimate how much lesion there is, so a lesion more never lowers them.
+candidates estimate how much lesion there is.
 """
 
 import torch

@@ -6,6 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from lesioncast.arrays import Bools, Float32s, Mask
+from lesioncast.imaging.lesions import components
 from lesioncast.priors.spatial.features.curves import hats, join
 from lesioncast.priors.spatial.inputs import Places, Spacing, SpatialInputs
 from lesioncast.priors.spatial.smoothing import smooth
@@ -18,7 +19,6 @@ REGION_MM = (12.0, 25.0)
 # Volume of older lesions, in mm3, that the comparison adds on both sides: with little lesion in a
 # region, the ratio stays near 1.
 REGION_SHRINKAGE_MM3 = 500.0
-_CONNECTIVITY_26 = np.ones((3, 3, 3), bool)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _nearest_lesion(
     """
     if not history.older.any():
         return np.zeros(len(at), np.float32), np.zeros(len(at), np.float32)
-    labels, number = ndimage.label(history.older, _CONNECTIVITY_26)
+    labels, number = components(history.older)
     flat = labels.ravel()
     volume = np.bincount(flat, minlength=number + 1) * np.prod(spacing)
     shown: Bools = (history.new | history.enhancing).ravel()
