@@ -11,6 +11,8 @@ Float32s = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+Spacing = tuple[float, float, float]
+"""Size of a voxel (s, h, w) in mm."""
 Mask = npt.NDArray[np.bool_]
 """A binary volume [s, h, w]."""
 LabelMap = npt.NDArray[np.int16]

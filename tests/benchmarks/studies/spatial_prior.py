@@ -26,7 +26,7 @@ from lesioncast.evaluation.features.image_features import lesion_voxels
 from lesioncast.evaluation.features.outcomes import cases_with_outcome, evenly_spaced
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_mean, estimate_ratio
 from lesioncast.evaluation.metrics.estimate import Estimate
-from lesioncast.evaluation.where.atlas import smooth_symmetric, sum_of_masks
+from lesioncast.evaluation.where.atlas import atlas_of, sum_of_masks
 from lesioncast.evaluation.where.case_scores import exact_law
 from lesioncast.evaluation.where.density import brain_of, density_in
 from lesioncast.evaluation.where.map_scores import MapScore, score_map
@@ -160,7 +160,7 @@ def baseline_maps(
     """Return a function that gives the atlas and the atlas with distance rings for a case."""
     spacing = store.spec.spacing
     voxels = [lesion_voxels(case.spatial.outcome) for case in train]
-    atlas = smooth_symmetric(sum_of_masks(voxels, store.spec.slab), spacing)
+    atlas = atlas_of(sum_of_masks(voxels, store.spec.slab), spacing)
     rates = fit_ring_rates(
         [
             ring_counts(train[row].arrays, voxels[row], atlas, spacing)

@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize
 
 from lesioncast.evaluation.features.image_features import lesion_voxels
-from lesioncast.evaluation.where.atlas import smooth_symmetric, sum_of_masks
+from lesioncast.evaluation.where.atlas import atlas_of, sum_of_masks
 from lesioncast.evaluation.where.rings import (
     NUMBER_OF_RINGS,
     RingCounts,
@@ -43,7 +43,7 @@ def test_the_atlas_without_a_case_does_not_know_its_lesions() -> None:
     """A lone training case has an even atlas: its own lesion must not help it."""
     mask = point(3, 10, 4)
     voxels = lesion_voxels(mask)
-    total = smooth_symmetric(sum_of_masks([voxels], SHAPE), SPACING)
+    total = atlas_of(sum_of_masks([voxels], SHAPE), SPACING)
     counts = ring_counts(images(point(3, 2, 2)), voxels, total, SPACING)
     ring = ring_of_voxels(point(3, 2, 2), SPACING)
     even = np.bincount(ring.ravel(), minlength=NUMBER_OF_RINGS) / ring.size
@@ -52,7 +52,7 @@ def test_the_atlas_without_a_case_does_not_know_its_lesions() -> None:
 
 
 def test_the_atlas_is_symmetric_and_keeps_the_number_of_lesions_away_from_the_edge() -> None:
-    atlas = smooth_symmetric(sum_of_masks([lesion_voxels(point(3, 10, 8))], SHAPE), (9.0,) * 3)
+    atlas = atlas_of(sum_of_masks([lesion_voxels(point(3, 10, 8))], SHAPE), (9.0,) * 3)
     assert atlas == pytest.approx(atlas[..., ::-1])
     assert atlas.sum() == pytest.approx(1, rel=1e-3)
 

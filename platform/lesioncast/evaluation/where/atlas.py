@@ -4,15 +4,14 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
-from lesioncast.arrays import Floats
+from lesioncast.arrays import Floats, Spacing
+from lesioncast.priors.spatial.atlas import ATLAS_MM, smooth_symmetric
 
 # Standard deviation of the smoothing. Left-out training cases of the demo had about their highest
 # likelihood at 3 and 4 mm, of 3 to 10; the wider one asks for fewer cases.
-SMOOTHING_MM = 4.0
+SMOOTHING_MM = ATLAS_MM[0]
 
-Spacing = tuple[float, float, float]
 Voxels = npt.NDArray[np.int32]
 """Flat indices of the lesion voxels of a slab."""
 
@@ -25,12 +24,9 @@ def sum_of_masks(masks: Iterable[Voxels], shape: tuple[int, int, int]) -> Floats
     return total
 
 
-def smooth_symmetric(total: Floats, spacing: Spacing) -> Floats:
-    """Return counts of lesions [s, h, w], smoothed and averaged with their mirror image.
+def atlas_of(total: Floats, spacing: Spacing) -> Floats:
+    """Return counts of lesions [s, h, w] as the atlas of a spatial prior smooths them.
 
-    Slabs are centred on the brain in plane, so left and right are mirrored about the middle of w.
-    The operation is linear: the atlas without one case is that of the sum minus that case's mask.
+    The atlas without one case is that of the sum minus that case's mask.
     """
-    symmetric = (total + total[..., ::-1]) / 2
-    widths = [SMOOTHING_MM / size for size in spacing]
-    return np.asarray(ndimage.gaussian_filter(symmetric, widths, mode="constant"))
+    return smooth_symmetric(total, spacing, SMOOTHING_MM).astype(np.float64)

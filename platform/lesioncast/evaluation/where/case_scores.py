@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.arrays import Bools, Floats, Mask
+from lesioncast.arrays import Bools, Floats, Mask, Spacing
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.evaluation.features.image_features import observed_outcome
 from lesioncast.evaluation.metrics.mask_comparison import ObservedMask, compare_masks
-from lesioncast.evaluation.where.atlas import Spacing, Voxels
+from lesioncast.evaluation.where.atlas import Voxels
 from lesioncast.evaluation.where.density import brain_of, density_in
 from lesioncast.evaluation.where.kernel_score import kernel_scores, kernel_scores_of_empty
 from lesioncast.evaluation.where.map_scores import score_map

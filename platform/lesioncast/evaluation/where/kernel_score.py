@@ -8,9 +8,8 @@ proper (Gneiting and Raftery 2007, section 5.1).
 
 import numpy as np
 
-from lesioncast.arrays import Bools, Float32s, Floats
+from lesioncast.arrays import Bools, Float32s, Floats, Spacing
 from lesioncast.evaluation.metrics.mask_comparison import mean_off_diagonal
-from lesioncast.evaluation.where.atlas import Spacing
 
 SMOOTHINGS_MM = (3.0, 6.0, 10.0)
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lesioncast.arrays import Bools, Floats, Mask
+from lesioncast.arrays import Bools, Floats, Mask, Spacing
 from lesioncast.evaluation.features.image_features import CaseImages
-from lesioncast.evaluation.where.atlas import Spacing, Voxels, smooth_symmetric, sum_of_masks
+from lesioncast.evaluation.where.atlas import Voxels, atlas_of, sum_of_masks
 from lesioncast.evaluation.where.density import brain_of, density_in
 from lesioncast.imaging.channels import BASELINE, CHANNELS, CURRENT, MASKS, SESSIONS
 
@@ -62,7 +62,7 @@ def ring_counts(images: CaseImages, voxels: Voxels, atlas: Floats, spacing: Spac
     """
     own = sum_of_masks([voxels], images.parcellation.shape)
     brain = brain_of(images)
-    density = density_in(brain, np.maximum(atlas - smooth_symmetric(own, spacing), 0.0))
+    density = density_in(brain, np.maximum(atlas - atlas_of(own, spacing), 0.0))
     ring = ring_of_voxels(older_lesions(images), spacing)[brain]
 
     def by_ring(weights: Floats) -> Floats:

@@ -12,7 +12,7 @@ from lesioncast.evaluation.features.outcomes import OutcomeTable, evenly_spaced
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries
 from lesioncast.evaluation.metrics.rng import RngStream
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.evaluation.where.atlas import Voxels, smooth_symmetric, sum_of_masks
+from lesioncast.evaluation.where.atlas import Voxels, atlas_of, sum_of_masks
 from lesioncast.evaluation.where.case_scores import Baselines, build_case_scorer
 from lesioncast.evaluation.where.measurements import WhereMeasurements, WhereTask
 from lesioncast.evaluation.where.rings import fit_ring_rates, ring_counts
@@ -69,7 +69,7 @@ def measure_where(
 def fit_baselines(store: Store, train: OutcomeTable) -> Baselines:
     """Return the atlas of the training cases' new lesions, and the rates of rings fitted to it."""
     spacing = store.spec.spacing
-    atlas = smooth_symmetric(sum_of_masks(train.net2_voxels, store.spec.slab), spacing)
+    atlas = atlas_of(sum_of_masks(train.net2_voxels, store.spec.slab), spacing)
     active = [row for row, voxels in enumerate(train.net2_voxels) if len(voxels)]
     counts = [
         ring_counts(store.read(train.case[row]), train.net2_voxels[row], atlas, spacing)

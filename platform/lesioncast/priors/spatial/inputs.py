@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.arrays import Bools, Float32s, Mask
+from lesioncast.arrays import Bools, Float32s, Mask, Spacing
 
-Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
 Labels = npt.NDArray[np.integer]
 Places = npt.NDArray[np.intp]

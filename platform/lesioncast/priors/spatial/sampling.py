@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from lesioncast.arrays import Float32s, Floats, Mask
-from lesioncast.priors.spatial.inputs import Places, Spacing
+from lesioncast.arrays import Float32s, Floats, Mask, Spacing
+from lesioncast.priors.spatial.inputs import Places
 
 # Shares of the controls: even over the brain, by the atlas, and near older lesions.
 EVEN, ATLAS, NEAR = 0.3, 0.4, 0.3

@@ -8,8 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lesioncast.arrays import Float32s
-from lesioncast.priors.spatial.inputs import Spacing
+from lesioncast.arrays import Float32s, Spacing
 
 # A Gaussian reads blocks of at most this share of its standard deviation.
 _BLOCK_SHARE = 0.6

@@ -6,9 +6,9 @@ darkest two percent, which are fluid. So white matter is near 0 and fluid near -
 
 import numpy as np
 
-from lesioncast.arrays import Float32s, Mask
+from lesioncast.arrays import Float32s, Mask, Spacing
 from lesioncast.priors.spatial.features.curves import hats, join
-from lesioncast.priors.spatial.inputs import Places, Spacing, SpatialInputs
+from lesioncast.priors.spatial.inputs import Places, SpatialInputs
 from lesioncast.priors.spatial.smoothing import smooth
 
 INTENSITY_KNOTS = (-1.0, -0.6, -0.35, -0.15, 0.0, 0.15, 0.3, 0.5, 0.8)

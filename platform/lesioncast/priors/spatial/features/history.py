@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from lesioncast.arrays import Bools, Float32s, Mask
+from lesioncast.arrays import Bools, Float32s, Mask, Spacing
 from lesioncast.imaging.lesions import components
 from lesioncast.priors.spatial.features.curves import hats, join
-from lesioncast.priors.spatial.inputs import Places, Spacing, SpatialInputs
+from lesioncast.priors.spatial.inputs import Places, SpatialInputs
 from lesioncast.priors.spatial.smoothing import smooth
 
 DISTANCE_KNOTS_MM = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0, 12.0, 16.0, 22.0)

@@ -6,8 +6,8 @@ two densities lets the model express both.
 
 import numpy as np
 
-from lesioncast.arrays import Float32s, Floats, Mask
-from lesioncast.priors.spatial.inputs import Places, Spacing
+from lesioncast.arrays import Float32s, Floats, Mask, Spacing
+from lesioncast.priors.spatial.inputs import Places
 from lesioncast.priors.spatial.smoothing import smooth
 
 # Standard deviations of the density beside older lesions in mm, and their shares of new lesions.

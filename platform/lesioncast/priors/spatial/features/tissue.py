@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from lesioncast.arrays import Float32s
+from lesioncast.arrays import Float32s, Spacing
 from lesioncast.imaging.regions import (
     CEREBELLAR_CORTEX,
     CEREBELLAR_WHITE_MATTER,
@@ -13,7 +13,7 @@ from lesioncast.imaging.regions import (
     WHITE_MATTER,
 )
 from lesioncast.priors.spatial.features.curves import hats, join
-from lesioncast.priors.spatial.inputs import Labels, Places, Spacing
+from lesioncast.priors.spatial.inputs import Labels, Places
 from lesioncast.priors.spatial.smoothing import smooth
 
 # FreeSurfer ids of each class. The inferior horns (5, 44) belong to the lateral ventricles; the

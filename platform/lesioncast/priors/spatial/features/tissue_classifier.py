@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from lesioncast.arrays import Float32s, Ints, Mask
+from lesioncast.arrays import Float32s, Ints, Mask, Spacing
 from lesioncast.priors.spatial.features.curves import join
 from lesioncast.priors.spatial.features.tissue import CLASSES
-from lesioncast.priors.spatial.inputs import Places, Spacing
+from lesioncast.priors.spatial.inputs import Places
 from lesioncast.priors.spatial.smoothing import shift, smooth
 
 HIDDEN = 48
