@@ -289,8 +289,8 @@ def test_a_report_of_another_schema_or_with_a_wrong_value_is_refused(
     result: EvaluationResult,
 ) -> None:
     content = json.loads(report_to_json(result.report))
-    with pytest.raises(EvaluationReportError, match="in schema 9, got 8; run jobs/evaluate.py"):
-        report_from_json(json.dumps(content | {"schema": 8}), source="here.json")
+    with pytest.raises(EvaluationReportError, match="in schema 10, got 9; run jobs/evaluate.py"):
+        report_from_json(json.dumps(content | {"schema": 9}), source="here.json")
     with pytest.raises(EvaluationReportError, match=r"samples: Input should be .* got '3'"):
         report_from_json(json.dumps(content | {"samples": "3"}), source="here.json")
     with pytest.raises(EvaluationReportError, match="expected JSON, got the figure NaN"):

@@ -12,6 +12,7 @@ from lesioncast.bundle.spatial_base import SpatialBase, read_spatial_base
 from lesioncast.diffusion.controlnet import CONDITION
 from lesioncast.diffusion.spatial.base_map import LEAST_DENSITY
 from lesioncast.errors import BundleError, ChangedSettingsError, TrainingError
+from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.marginal_map import make_map_predictor
 from lesioncast.forecasting.runtime import bundle_sampler, store_reader
 from lesioncast.forecasting.sampling import EnsembleRequest, ModelInput, Sample
@@ -179,7 +180,7 @@ def test_both_stages_and_the_bundle_read_one_file(
     assert len(evaluations) == 3
 
     # The networks hardly moved, so the map is the prior's: it follows the patient's own images.
-    predict = make_map_predictor(bundle, device="cpu")
+    predict = make_map_predictor(bundle, PatientEncoder(bundle, device="cpu"))
     inputs = store_reader(store, bundle.config.model)(ModelInput(1))
     found = np.log(predict(inputs, 0))
     own = bundle.base.log_density(inputs.condition, inputs.parcellation)

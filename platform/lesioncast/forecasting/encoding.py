@@ -31,10 +31,11 @@ class PatientEncoder:
             for array in (inputs.condition, inputs.covariates)
         )
         return self._bundle.model.encode_patient(
-            condition, covariates, self._bundle.config.sampler, self._log_density(inputs)
+            condition, covariates, self._bundle.config.sampler, self.log_density(inputs)
         )
 
-    def _log_density(self, inputs: ConditioningArrays) -> Tensor | None:
+    def log_density(self, inputs: ConditioningArrays) -> Tensor | None:
+        """Return the spatial prior's log density [s, h, w]; None for a bundle without one."""
         base = self._bundle.base
         if base is None:
             return None

@@ -40,9 +40,12 @@ PredictMap = Callable[[ConditioningArrays, int], Float32s]
 LEAST_SHARE = 0.01
 
 
-def make_map_predictor(bundle: Bundle, *, device: str) -> PredictMap:
-    """Return a function that computes marginal maps with the bundle's networks on `device`."""
-    sampler, encode = bundle.config.sampler, PatientEncoder(bundle, device=device)
+def make_map_predictor(bundle: Bundle, encode: PatientEncoder) -> PredictMap:
+    """Return a function that computes marginal maps with the bundle's networks.
+
+    `encode` has the same bundle, whose networks are on its device.
+    """
+    sampler = bundle.config.sampler
 
     def predict(inputs: ConditioningArrays, arm: int) -> Float32s:
         patient = encode(inputs)

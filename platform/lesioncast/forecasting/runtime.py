@@ -125,7 +125,9 @@ def forecast_sampler(bundle: Bundle, store: Store, *, device: str) -> DrawBatch:
     if bundle.base is None:
         return sampler
     read = store_reader(store, bundle.config.model)
-    return MappingSampler(sampler, read, make_map_predictor(bundle, device=device))
+    return MappingSampler(
+        sampler, read, make_map_predictor(bundle, PatientEncoder(bundle, device=device))
+    )
 
 
 def maps_of_requests(

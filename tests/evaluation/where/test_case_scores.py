@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lesioncast.bundle.bundle import load_bundle
 from lesioncast.evaluation.features.image_features import lesion_voxels
 from lesioncast.evaluation.reporting.where_figure import map_picture
 from lesioncast.evaluation.where.case_scores import (
@@ -18,6 +19,7 @@ from lesioncast.evaluation.where.case_scores import (
     build_case_scorer,
     exact_law,
 )
+from lesioncast.evaluation.where.density import brain_of, density_in
 from lesioncast.evaluation.where.measurements import (
     ATLAS,
     CLIMATOLOGY,
@@ -25,12 +27,16 @@ from lesioncast.evaluation.where.measurements import (
     NETWORKS,
     OTHER_HISTORY,
     OTHER_IMAGES,
+    PRIOR_OTHER_HISTORY,
+    PRIOR_OTHER_IMAGES,
     RINGS,
     SAMPLES,
+    SPATIAL_PRIOR,
     WhereTask,
 )
 from lesioncast.evaluation.where.rings import NUMBER_OF_RINGS
-from lesioncast.forecasting.sampling import ConditioningArrays
+from lesioncast.forecasting.runtime import store_reader
+from lesioncast.forecasting.sampling import ConditioningArrays, ModelInput
 from lesioncast.simulation import SimulationSettings
 from lesioncast.simulation.bids import initialise_dataset, subject_name, write_subjects
 from lesioncast.simulation.outcome_law.redraw import last_period
@@ -40,6 +46,7 @@ from storage.preprocess.grid import place_slab, to_slab
 from storage.settings import StoreSettings
 from storage.trial.dataset import SourceFile
 from tests.support.forecast import SLAB, write_bundle, write_store
+from tests.training.base_map_runs import write_base_map_bundle
 
 SIMULATION = SimulationSettings(subjects=300, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 
@@ -99,6 +106,57 @@ def test_exchanged_images_and_exchanged_histories_reach_the_networks() -> None:
     shown.clear()
     networks.maps(WhereTask(5, (), ()), arm=4)
     assert len(shown) == 1
+
+
+def test_the_spatial_prior_sees_what_the_networks_see() -> None:
+    arrays = {
+        index: ConditioningArrays(
+            np.full((2, 1, 1, 1), float(index), np.float32),
+            np.zeros(0),
+            np.full((1, 1, 1), index, np.int16),
+        )
+        for index in (5, 7)
+    }
+
+    def prior(inputs: ConditioningArrays) -> np.ndarray:
+        return np.array([*inputs.condition.ravel(), *inputs.parcellation.ravel()])
+
+    def predict(inputs: ConditioningArrays, arm: int) -> np.ndarray:
+        return prior(inputs) + 100
+
+    networks = NetworkMaps(predict, lambda key: arrays[key.case], [1], prior)
+    maps = networks.maps(WhereTask(5, (), (), other=7), arm=0)
+    # FLAIR, masks, parcellation: another patient's lesion history leaves the anatomy.
+    seen = {SPATIAL_PRIOR: [5, 5, 5], PRIOR_OTHER_IMAGES: [7, 7, 7], PRIOR_OTHER_HISTORY: [5, 7, 5]}
+    for key, expected in seen.items():
+        assert maps[key].tolist() == expected
+    for key, of_prior in zip((NETWORKS, OTHER_IMAGES, OTHER_HISTORY), seen.values(), strict=True):
+        assert maps[key].tolist() == [value + 100 for value in of_prior]
+
+
+def test_a_bundle_with_a_spatial_prior_scores_it_alone(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=4, train=40)
+    write_base_map_bundle(tmp_path / "bundle", store)
+    score = build_case_scorer(
+        tmp_path / "bundle",
+        store.path,
+        Baselines(np.ones(SLAB), np.ones(NUMBER_OF_RINGS)),
+        None,
+        device="cpu",
+    )
+    mask = lesion_voxels(store.read(1).masks[2, 2] > 0)
+    found = score(WhereTask(1, (mask,) * 2, (mask,) * 2, other=3))
+    bundle = load_bundle(tmp_path / "bundle")
+    inputs = store_reader(store, bundle.config.model)(ModelInput(1))
+    assert bundle.base is not None
+    density = np.exp(bundle.base.log_density(inputs.condition, inputs.parcellation))
+    brain = brain_of(store.read(1))
+    inside = density_in(brain, density)[(store.read(1).masks[2, 2] > 0)[brain]]
+    gain = np.log(inside * brain.sum()).sum()  # this atlas is even
+    assert found.maps[SPATIAL_PRIOR].nats_case == pytest.approx(gain, rel=1e-5)
+    assert gain > 1
+    assert found.maps[NETWORKS].nats_case > 1
+    assert PRIOR_OTHER_IMAGES in found.maps
 
 
 def test_the_law_lies_on_the_slab_of_the_case_and_other_files_have_none(

@@ -17,6 +17,7 @@ from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.json_io import report_from_json, report_to_json
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.reporting.markdown.where import where_section
+from lesioncast.evaluation.reporting.summary_page import evaluation_section
 from lesioncast.evaluation.where.case_scores import score_samples
 from lesioncast.evaluation.where.density import density_in
 from lesioncast.evaluation.where.kernel_score import kernel_scores_of_empty
@@ -29,8 +30,11 @@ from lesioncast.evaluation.where.measurements import (
     NETWORKS,
     OTHER_HISTORY,
     OTHER_IMAGES,
+    PRIOR_OTHER_HISTORY,
+    PRIOR_OTHER_IMAGES,
     RINGS,
     SAMPLES,
+    SPATIAL_PRIOR,
     CaseWhere,
     WhereMeasurements,
 )
@@ -183,6 +187,50 @@ def test_sampled_masks_of_an_oracle_are_perfect_and_empty_ones_have_one(
     assert oracle.energy_distance.value == 0
     assert empty.f1.value == empty.voxels.value == 0
     assert oracle.voxels.value == pytest.approx(report.samples.observed_voxels)
+
+
+def with_prior(case: CaseWhere) -> CaseWhere:
+    """Return a case whose spatial prior knows as much as its networks, and takes it from images."""
+    if not case.maps:
+        return case
+    own, other = case.maps[NETWORKS], case.maps[OTHER_IMAGES]
+    prior = {SPATIAL_PRIOR: own, PRIOR_OTHER_HISTORY: own, PRIOR_OTHER_IMAGES: other}
+    return replace(case, maps={**case.maps, **prior})
+
+
+def test_the_spatial_prior_has_rows_of_its_own_and_paired_differences(
+    report: WhereReport,
+) -> None:
+    cases = tuple(map(with_prior, MEASURED.cases))
+    found = where_report(replace(MEASURED, cases=cases), bootstrap=Bootstrap(200, 0))
+    assert found is not None
+    assert found.maps[SPATIAL_PRIOR] == found.maps[NETWORKS]
+    differences = {(row.method, row.minus_method): row.difference for row in found.differences}
+    same = differences[NETWORKS, SPATIAL_PRIOR]
+    assert same.value == same.low == same.high == 0
+    gain = found.maps[SPATIAL_PRIOR].nats_case.value - found.maps[RINGS].nats_case.value
+    assert differences[SPATIAL_PRIOR, RINGS].value == pytest.approx(gain)
+    assert differences[SPATIAL_PRIOR, RINGS].low > 0
+    inputs = found.reliance.inputs
+    assert inputs[PRIOR_OTHER_IMAGES] == inputs[OTHER_IMAGES]
+    assert inputs[PRIOR_OTHER_HISTORY].loss.value == 0
+    assert inputs[SPATIAL_PRIOR].loss is None
+    whole = replace(evaluated_with_validation(TEST.plain).report, where=found)
+    assert report_from_json(report_to_json(whole), source="metrics.json") == whole
+    assert f"{NETWORKS} minus {SPATIAL_PRIOR}" in estimates_csv(whole)
+    text = where_section(found)
+    assert "| spatial prior alone |" in text
+    assert "| networks, marginal map | spatial prior alone | 0.00 (0.00 to 0.00) |" in text
+    assert "| spatial prior alone, images of another patient |" in text
+    words = next(each.text for each in findings(whole) if each.title == "Where will they lie?")
+    assert "by itself; networks minus prior: 0.00" in words
+    page = evaluation_section(whole, heading="Evaluation")
+    assert "networks, marginal map minus spatial prior alone: **0.00" in page
+    # A bundle without a spatial prior has none of these.
+    without = replace(whole, where=report)
+    assert report.differences == ()
+    for rendered in (where_section(report), evaluation_section(without, heading="Evaluation")):
+        assert "spatial prior" not in rendered
 
 
 def test_without_the_law_its_rows_are_left_out() -> None:

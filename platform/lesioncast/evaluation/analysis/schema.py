@@ -28,7 +28,7 @@ from lesioncast.evaluation.paper_results import PaperResults
 from lesioncast.evaluation.provenance import Provenance
 from storage import VisitSchedule
 
-SCHEMA = 9
+SCHEMA = 10
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesioncast.arrays import Floats
+from lesioncast.evaluation.analysis.performance import PairedDifference
 from lesioncast.evaluation.analysis.spatial import f1_of_samples
 from lesioncast.evaluation.metrics.bootstrap import (
     Bootstrap,
@@ -20,11 +21,13 @@ from lesioncast.evaluation.where.density import EVEN_SHARE
 from lesioncast.evaluation.where.kernel_score import SMOOTHINGS_MM
 from lesioncast.evaluation.where.map_scores import RANK_EDGES, MapScore
 from lesioncast.evaluation.where.measurements import (
+    COMPARED_MAPS,
     MAP_LABELS,
-    NETWORKS,
     OTHER_IMAGES,
+    OWN_IMAGES,
     RELIANCE_LABELS,
     SAMPLE_LABELS,
+    SPATIAL_PRIOR,
     CaseWhere,
     SampleScores,
     WhereMeasurements,
@@ -76,7 +79,7 @@ class MapScores:
 
 @dataclass(frozen=True)
 class Reliance:
-    """The networks' map from a case's own images and from those of another case of its arm.
+    """A map from a case's own images or from those of another case of its arm.
 
     `loss` is the gain from own images minus that from the others', in nats a case; None for own.
     """
@@ -88,7 +91,7 @@ class Reliance:
 
 @dataclass(frozen=True)
 class RelianceScores:
-    """Reliance of the networks' map on images, over the cases that exchanged them."""
+    """Reliance of the maps on images, over the cases that exchanged them."""
 
     cases: CaseCount
     inputs: ByMethod[Reliance]
@@ -137,7 +140,8 @@ class WhereReport:
 
     `cases` of `positives`: the test cases, and those with new lesions, whose maps are scored.
     `voxels_outside` lie outside the brain mask and are not scored. Every map has a share
-    `even_share` of the even brain; the atlas is smoothed by `atlas_mm`.
+    `even_share` of the even brain; the atlas is smoothed by `atlas_mm`. `differences` compare the
+    map of a bundle's spatial prior with others; there are none without one.
     """
 
     cases: CaseCount
@@ -148,6 +152,7 @@ class WhereReport:
     atlas_mm: float
     rings: tuple[RingRate, ...]
     maps: ByMethod[MapScores]
+    differences: tuple[PairedDifference, ...]
     reliance: RelianceScores | None
     samples: SampledMasks
 
@@ -180,8 +185,26 @@ def where_report(
             for key in MAP_LABELS
             if all(key in case.maps for case in active)
         },
+        differences=_differences(active, weights),
         reliance=_reliance([case for case in active if OTHER_IMAGES in case.maps], bootstrap),
         samples=_sampled_masks([case for case in measurements.cases if case.samples], bootstrap),
+    )
+
+
+def _differences(cases: Sequence[CaseWhere], weights: Floats) -> tuple[PairedDifference, ...]:
+    """Compare the spatial prior's map with others by what they gain on the same cases."""
+    return tuple(
+        PairedDifference(
+            metric="nats_case",
+            method=method,
+            minus_method=other,
+            difference=estimate_mean(
+                np.array([c.maps[method].nats_case - c.maps[other].nats_case for c in cases]),
+                weights,
+            ),
+        )
+        for method, other in COMPARED_MAPS
+        if all({method, other, SPATIAL_PRIOR} <= case.maps.keys() for case in cases)
     )
 
 
@@ -247,22 +270,26 @@ def _rank_rows(
 
 
 def _reliance(cases: Sequence[CaseWhere], bootstrap: Bootstrap) -> RelianceScores | None:
-    """Score the networks' map from own and from exchanged images on the same cases."""
+    """Score the maps from own and from exchanged images on the same cases."""
     if not cases:
         return None
     weights = bootstrap.weights(len(cases))
-    gain = {key: np.array([c.maps[key].nats_case for c in cases]) for key in RELIANCE_LABELS}
+    gain = {
+        key: np.array([case.maps[key].nats_case for case in cases])
+        for key in RELIANCE_LABELS
+        if all(key in case.maps for case in cases)
+    }
     return RelianceScores(
         cases=len(cases),
         inputs={
             key: Reliance(
                 nats_case=estimate_mean(gain[key], weights),
-                loss=None
-                if key == NETWORKS
-                else estimate_mean(gain[NETWORKS] - gain[key], weights),
+                loss=estimate_mean(gain[OWN_IMAGES[key]] - gain[key], weights)
+                if key in OWN_IMAGES
+                else None,
                 auc=estimate_mean(np.array([case.maps[key].auc for case in cases]), weights),
             )
-            for key in RELIANCE_LABELS
+            for key in gain
         },
     )
 

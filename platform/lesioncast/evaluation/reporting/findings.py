@@ -26,7 +26,7 @@ from lesioncast.evaluation.reporting.markdown.effects import describe_sessions
 from lesioncast.evaluation.reporting.markdown.reliance import QUESTION, describe_reliance
 from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity
 from lesioncast.evaluation.reporting.markdown.sections import REGION_NAMES
-from lesioncast.evaluation.where.measurements import ATLAS, EXACT, NETWORKS
+from lesioncast.evaluation.where.measurements import ATLAS, EXACT, NETWORKS, SPATIAL_PRIOR
 from lesioncast.forecasting.ensemble import wilson_interval
 from lesioncast.markdown import DASH, format_estimate
 
@@ -232,9 +232,27 @@ def _map_words(where: WhereReport | None) -> str:
     )
     return (
         f" As a map, the networks are {verdict} an average of the training patients' new lesions: "
-        f"they gain {format_estimate(scores.nats_case, digits=1)} nats a patient over it.{best} "
+        f"they gain {format_estimate(scores.nats_case, digits=1)} nats a patient over it."
+        f"{_prior_words(where)}{best} "
         f"The likeliest 5 % of the brain hold {_percent(scores.top_5)} of the new lesion by the "
         f"networks' map and {_percent(where.maps[ATLAS].top_5)} by the average."
+    )
+
+
+def _prior_words(where: WhereReport) -> str:
+    """Say what the spatial prior alone gains, and what the networks add to it or lose."""
+    prior = where.maps.get(SPATIAL_PRIOR)
+    if prior is None:
+        return ""
+    networks = next(
+        row.difference
+        for row in where.differences
+        if (row.method, row.minus_method) == (NETWORKS, SPATIAL_PRIOR)
+    )
+    return (
+        " The spatial prior from which they start gains "
+        f"{format_estimate(prior.nats_case, digits=1)} by itself; networks minus prior: "
+        f"{format_estimate(networks, digits=2)}."
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lesioncast.evaluation.analysis.performance import POOLED, PairedDifference
 from lesioncast.evaluation.analysis.schema import EvaluationReport
+from lesioncast.evaluation.analysis.where import WhereReport
 from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, AVERAGE_PRECISION, LOG_MSE
 from lesioncast.evaluation.reporting.markdown.effects import describe_arm_errors
 from lesioncast.evaluation.reporting.markdown.report import (
@@ -13,6 +14,7 @@ from lesioncast.evaluation.reporting.markdown.report import (
     describe_comparison,
     describe_monotonicity,
 )
+from lesioncast.evaluation.where.measurements import MAP_LABELS, SPATIAL_PRIOR
 from lesioncast.forecasting.output.summary import ActiveProbability, Difference, ForecastSummary
 from lesioncast.imaging.channels import OUTCOME
 from lesioncast.markdown import format_estimate, format_number, markdown_table
@@ -44,6 +46,7 @@ def evaluation_section(report: EvaluationReport, *, heading: str, figure: str | 
         markdown_table(head, rows),
         _auc_differences(variant.differences, report.methods),
         _activity_by_arm(report),
+        _where(report.where),
         f"![evaluation]({figure})" if figure else "",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -79,6 +82,24 @@ def _activity_by_arm(report: EvaluationReport) -> str:
         f"last arm: {format_estimate(activity.first_minus_last)}.\n\n{markdown_table(head, rows)}"
         f"{describe_arm_errors(activity.errors, digits=3)}"
     )
+
+
+def _where(where: WhereReport | None) -> str:
+    """Return what each map gains over the atlas, for bundles with a spatial prior."""
+    if where is None or SPATIAL_PRIOR not in where.maps:
+        return ""
+    rows = [
+        [MAP_LABELS[key], format_estimate(scores.nats_case, digits=1), format_estimate(scores.auc)]
+        for key, scores in where.maps.items()
+    ]
+    head = ["map of where", "gain over the atlas, nats a case", "in-brain AUC"]
+    differences = "".join(
+        f"\n- {MAP_LABELS[row.method]} minus {MAP_LABELS[row.minus_method]}: "
+        f"**{format_estimate(row.difference, digits=2)}** nats a case"
+        for row in where.differences
+    )
+    cases = f"{where.positives} subjects with new lesions."
+    return f"{cases}\n\n{markdown_table(head, rows)}\n{differences}"
 
 
 def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | None = None) -> str:

@@ -19,6 +19,7 @@ from lesioncast.evaluation.where.measurements import (
     NETWORKS,
     RINGS,
     SAMPLES,
+    SPATIAL_PRIOR,
     CaseMaps,
     WhereMeasurements,
 )
@@ -35,8 +36,7 @@ from lesioncast.forecasting.output.figure import (
 from lesioncast.imaging.channels import CURRENT, MASKS, OUTCOME, SESSIONS
 from storage import Store
 
-SHOWN = (ATLAS, RINGS, NETWORKS, SAMPLES, EXACT)
-COLUMNS = 3
+SHOWN = (ATLAS, RINGS, SPATIAL_PRIOR, NETWORKS, SAMPLES, EXACT)
 PANEL_INCHES = 2.6
 TITLE_INCHES, FOOT_INCHES = 0.32, 0.75
 # Colours run from the density of the even brain upwards; below it the FLAIR shows through.
@@ -88,22 +88,23 @@ def map_picture(store: Store, index: int, maps: CaseMaps) -> Picture:
 def maps_figure(view: View, index: int, *, title: str) -> Figure:
     """Draw slice `index`: the FLAIR alone, then each map on it, on one colour scale."""
     keys = [key for key in SHOWN if key in view.probability]
-    rows = math.ceil((len(keys) + 1) / COLUMNS)
+    columns = 3 if len(keys) < 6 else 4
+    rows = math.ceil((len(keys) + 1) / columns)
     window = crop(view, [index])
     height, width = (
         (part.stop - part.start) * size for part, size in zip(window, view.spacing[1:], strict=True)
     )
     panel = PANEL_INCHES * height / width
     tall = rows * (panel + TITLE_INCHES) + FOOT_INCHES
-    figure = Figure(figsize=(COLUMNS * PANEL_INCHES, tall), facecolor=BACKGROUND)
+    figure = Figure(figsize=(columns * PANEL_INCHES, tall), facecolor=BACKGROUND)
     grid = GridSpec(
-        rows, COLUMNS, figure, left=0, right=1, top=1 - TITLE_INCHES / tall,
+        rows, columns, figure, left=0, right=1, top=1 - TITLE_INCHES / tall,
         bottom=FOOT_INCHES / tall, wspace=0.02, hspace=TITLE_INCHES / panel,
     )  # fmt: skip
     grey, scale = Normalize(*intensity_window(view)), LogNorm(LEAST, MOST)
     flair = to_display(view.flair[index][window], view.spacing, order=3)
     for place, key in enumerate([None, *keys]):
-        axes = draw_slice(figure, grid[place // COLUMNS, place % COLUMNS], flair, grey)
+        axes = draw_slice(figure, grid[place // columns, place % columns], flair, grey)
         axes.set_title(title if key is None else MAP_LABELS[key], color=TEXT, fontsize=9, pad=4)
         if key is None:
             draw_height(axes, view.heights[index])

@@ -25,17 +25,21 @@ from lesioncast.evaluation.where.measurements import (
     NETWORKS,
     OTHER_HISTORY,
     OTHER_IMAGES,
+    PRIOR_OTHER_HISTORY,
+    PRIOR_OTHER_IMAGES,
     RINGS,
     SAMPLES,
+    SPATIAL_PRIOR,
     CaseMaps,
     CaseWhere,
     SampleScores,
     WhereTask,
 )
 from lesioncast.evaluation.where.rings import older_lesions, ring_of_voxels
+from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.marginal_map import PredictMap, make_map_predictor
 from lesioncast.forecasting.runtime import store_reader
-from lesioncast.forecasting.sampling import ModelInput, Read
+from lesioncast.forecasting.sampling import ConditioningArrays, ModelInput, Read
 from lesioncast.imaging.lesions import components
 from lesioncast.simulation.bids import subject_index
 from lesioncast.simulation.outcome_law.redraw import LastPeriod, last_period
@@ -46,6 +50,12 @@ from storage.preprocess.grid import SlabGrid, to_slab
 logger = logging.getLogger(__name__)
 
 Volume = npt.NDArray[np.floating]
+PriorDensity = Callable[[ConditioningArrays], Volume | None]
+"""Computes the spatial prior's density [s, h, w]; returns None for a bundle without one."""
+
+
+def no_prior(_: ConditioningArrays) -> None:
+    """Return None, for a bundle without a spatial prior."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class NetworkMaps:
-    """The networks' map of an input, and how inputs are read.
+    """The maps that a bundle makes of an input, and how inputs are read.
 
     `masks` are the positions of masks among the channels of an input.
     """
@@ -66,21 +76,46 @@ class NetworkMaps:
     predict: PredictMap
     read: Read
     masks: list[int]
+    prior: PriorDensity = no_prior
 
     def maps(self, task: WhereTask, arm: int) -> dict[str, Volume]:
-        """Return the map from the case's own images and, if asked for, from those of another."""
+        """Return the maps from the case's own images and, if asked for, from those of another.
+
+        They are those of the networks and, where the bundle has one, of the spatial prior alone.
+        """
         own = self.read(ModelInput(task.case))
-        maps: dict[str, Volume] = {NETWORKS: self.predict(own, arm)}
+        maps = self._both(own, arm, (SPATIAL_PRIOR, NETWORKS))
         if task.other is not None:
             other = self.read(ModelInput(task.other))
             history = own.condition.copy()
             history[self.masks] = other.condition[self.masks]
-            for key, inputs in (
-                (OTHER_IMAGES, other._replace(covariates=own.covariates)),
-                (OTHER_HISTORY, own._replace(condition=history)),
-            ):
-                maps[key] = self.predict(inputs, arm)
+            images = other._replace(covariates=own.covariates)
+            maps |= self._both(images, arm, (PRIOR_OTHER_IMAGES, OTHER_IMAGES))
+            history_of_other = own._replace(condition=history)
+            maps |= self._both(history_of_other, arm, (PRIOR_OTHER_HISTORY, OTHER_HISTORY))
         return maps
+
+    def _both(
+        self, inputs: ConditioningArrays, arm: int, keys: tuple[str, str]
+    ) -> dict[str, Volume]:
+        """Return the maps of the prior, if there is one, and of the networks under `keys`."""
+        of_prior, of_networks = keys
+        density = self.prior(inputs)
+        maps = {} if density is None else {of_prior: density}
+        return {**maps, of_networks: self.predict(inputs, arm)}
+
+
+def prior_density(encode: PatientEncoder) -> PriorDensity:
+    """Return a function that computes the density of the spatial prior that `encode` has, if any.
+
+    The networks' maps of the same inputs use it too; `encode` computes it once.
+    """
+
+    def density(inputs: ConditioningArrays) -> Volume | None:
+        log_density = encode.log_density(inputs)
+        return None if log_density is None else np.exp(log_density.cpu().numpy())
+
+    return density
 
 
 @dataclass(frozen=True)
@@ -112,10 +147,12 @@ def build_case_scorer(
     `simulation` are the settings of a simulated trial; None leaves the exact law out.
     """
     loaded, opened = load_bundle(bundle, device=device), open_store(store)
+    encode = PatientEncoder(loaded, device=device)
     networks = NetworkMaps(
-        make_map_predictor(loaded, device=device),
+        make_map_predictor(loaded, encode),
         store_reader(opened, loaded.config.model),
         loaded.config.model.control.masks,
+        prior_density(encode),
     )
     return partial(
         score_case, store=opened, baselines=baselines, networks=networks, simulation=simulation

@@ -15,11 +15,15 @@ EVEN, ATLAS, RINGS, NETWORKS, SAMPLES, EXACT = (
     "even", "atlas", "atlas_rings", "networks", "samples", "exact",
 )  # fmt: skip
 OTHER_IMAGES, OTHER_HISTORY = "networks_other_images", "networks_other_history"
+SPATIAL_PRIOR = "spatial_prior"
+PRIOR_OTHER_IMAGES = "spatial_prior_other_images"
+PRIOR_OTHER_HISTORY = "spatial_prior_other_history"
 CLIMATOLOGY = "climatology"
 MAP_LABELS = {
     EVEN: "even brain",
     ATLAS: "atlas of training lesions",
     RINGS: "atlas x distance to older lesions",
+    SPATIAL_PRIOR: "spatial prior alone",
     NETWORKS: "networks, marginal map",
     SAMPLES: "networks, share of samples",
     EXACT: "exact law of the simulation",
@@ -28,7 +32,19 @@ RELIANCE_LABELS = {
     NETWORKS: "own images",
     OTHER_HISTORY: "own FLAIR, lesion masks of another patient",
     OTHER_IMAGES: "images of another patient",
+    SPATIAL_PRIOR: "spatial prior alone, own images",
+    PRIOR_OTHER_HISTORY: "spatial prior alone, own anatomy, lesion masks of another patient",
+    PRIOR_OTHER_IMAGES: "spatial prior alone, images of another patient",
 }
+# The map from own images that each map from exchanged ones is compared with.
+OWN_IMAGES = {
+    OTHER_HISTORY: NETWORKS,
+    OTHER_IMAGES: NETWORKS,
+    PRIOR_OTHER_HISTORY: SPATIAL_PRIOR,
+    PRIOR_OTHER_IMAGES: SPATIAL_PRIOR,
+}
+# Maps whose difference is reported, in bundles with a spatial prior.
+COMPARED_MAPS = ((NETWORKS, SPATIAL_PRIOR), (SPATIAL_PRIOR, RINGS), (EXACT, SPATIAL_PRIOR))
 SAMPLE_LABELS = {
     NETWORKS: "networks",
     CLIMATOLOGY: "training patients of the arm",

@@ -13,6 +13,7 @@ from lesioncast.evaluation.where.measurements import (
     RELIANCE_LABELS,
     RINGS,
     SAMPLE_LABELS,
+    SPATIAL_PRIOR,
 )
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
@@ -42,8 +43,12 @@ def where_section(report: WhereReport | None) -> str:
             "much of the brain. Miscalibration: divergence of the observed from the forecast "
             f"shares over bins of ranks, in nats a voxel; 0 is best. {_EXACT_WORDS}",
             _maps(report),
-            *(_ranks(MAP_LABELS[key], report.maps[key]) for key in (RINGS, NETWORKS)),
-            *(_ranks(MAP_LABELS[key], report.maps[key]) for key in (EXACT,) if key in report.maps),
+            *_differences(report),
+            *(
+                _ranks(MAP_LABELS[key], report.maps[key])
+                for key in (RINGS, SPATIAL_PRIOR, NETWORKS, EXACT)
+                if key in report.maps
+            ),
             _ring_rates(report),
             _reliance(report.reliance),
             _samples(report.samples),
@@ -68,6 +73,25 @@ def _maps(report: WhereReport) -> str:
     head = ["map", "gain over the atlas, nats a case", "nats a lesion", "in-brain AUC"]
     head += ["top 1 %", "top 5 %", "top 10 %", "miscalibration"]
     return f"### Maps of the cases with new lesions\n\n{markdown_table(head, rows)}"
+
+
+def _differences(report: WhereReport) -> list[str]:
+    """Return the table of differences between maps as a list; empty without a spatial prior."""
+    if not report.differences:
+        return []
+    rows = [
+        [
+            MAP_LABELS[row.method],
+            MAP_LABELS[row.minus_method],
+            format_estimate(row.difference, digits=2),
+        ]
+        for row in report.differences
+    ]
+    return [
+        "### The spatial prior beside other maps\n\nThe networks start from the map of the spatial "
+        "prior, which is fitted by itself. Differences are paired: both maps score the same "
+        f"cases.\n\n{markdown_table(['map', 'minus', 'nats a case'], rows)}"
+    ]
 
 
 def _ranks(label: str, scores: MapScores) -> str:
@@ -96,7 +120,7 @@ def _ring_rates(report: WhereReport) -> str:
 
 
 def _reliance(reliance: RelianceScores | None) -> str:
-    title = "### Does the networks' map depend on the patient's own images?"
+    title = "### Does the map depend on the patient's own images?"
     if reliance is None:
         return f"{title}\n\nNo two cases with new lesions have the same arm."
     rows = [
@@ -108,7 +132,7 @@ def _reliance(reliance: RelianceScores | None) -> str:
         ]
         for key, scores in reliance.inputs.items()
     ]
-    head = ["input of the networks", "gain over the atlas, nats a case"]
+    head = ["map from", "gain over the atlas, nats a case"]
     head += ["lost against own images", "in-brain AUC"]
     return (
         f"{title}\n\n{reliance.cases} cases with new lesions. The other patient is the next test "
