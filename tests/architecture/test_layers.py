@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lesioncast.markdown",
     ),
     ("lesioncast.parsing", "lesioncast.yaml_text"),
-    ("lesioncast.imaging", "lesioncast.cluster"),
+    ("lesioncast.imaging", "lesioncast.cluster", "lesioncast.calibration"),
     ("lesioncast.priors",),
     ("lesioncast.diffusion", "lesioncast.simulation"),
     ("lesioncast.bundle",),

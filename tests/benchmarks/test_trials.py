@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesioncast.calibration.conformal import LogCountForecast
+from lesioncast.calibration.fit import calibrate
 from lesioncast.config import load_config
-from lesioncast.evaluation.analysis.calibration import calibrate
 from lesioncast.evaluation.features.outcomes import EvaluationCases
-from lesioncast.evaluation.metrics.conformal import LogCountForecast
 from tests.benchmarks.studies.bayes_optimal import Forecast
 from tests.benchmarks.studies.closed_form_scores import calibration_lines, score_tables
 from tests.benchmarks.studies.covariates import parse_study
@@ -95,7 +95,7 @@ def test_the_calibration_of_an_oracle_covers_all_cases_without_width() -> None:
     true = np.random.default_rng(1).poisson(1.0, 200) * 1.0
     cases = EvaluationCases(("",) * 200, np.zeros(200, int), np.zeros((200, 1)), true)
     exact = LogCountForecast(np.log1p(true), np.zeros(200))
-    lines = list(calibration_lines(calibrate(cases, exact, true - 0.5), cases, exact))
+    lines = list(calibration_lines(calibrate(true, exact, true - 0.5), cases, exact))
     assert len(lines) == 3
     assert all(
         "1.000 (1.000 to 1.000) of the test cases, mean width 0.00" in one for one in lines[1:]

@@ -8,12 +8,12 @@ import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.evaluation.analysis.calibration import calibrate
+from lesioncast.calibration.conformal import LogCountForecast, prediction_intervals
+from lesioncast.calibration.fit import calibrate
 from lesioncast.evaluation.analysis.scoring import EvaluationContext, EvaluationInputs
 from lesioncast.evaluation.closed_form import NOT_SAMPLED, build_closed_form, has_closed_form
 from lesioncast.evaluation.evaluate import evaluate
 from lesioncast.evaluation.features.outcomes import EvaluationCases
-from lesioncast.evaluation.metrics.conformal import LogCountForecast, prediction_intervals
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
 from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from lesioncast.evaluation.run import EvaluationSplit, sample_and_summarise
@@ -105,12 +105,13 @@ def exact_law(cases: int, seed: int) -> tuple[EvaluationCases, LogCountForecast,
 
 def test_an_exact_law_in_closed_form_needs_no_recalibration_and_covers_nominally() -> None:
     validation, forecast, log_odds = exact_law(40000, 0)
-    calibration = calibrate(validation, forecast, log_odds)
+    calibration = calibrate(validation.count, forecast, log_odds)
     curve = calibration.platt_scaling
     assert (curve.slope, curve.intercept) == (pytest.approx(1, abs=0.06), pytest.approx(0, abs=0.1))
     shares = []
     for trial in range(40):
-        calibration = calibrate(*exact_law(300, 2 * trial + 1))
+        known, of_known, log_odds = exact_law(300, 2 * trial + 1)
+        calibration = calibrate(known.count, of_known, log_odds)
         test, of_test, _ = exact_law(300, 2 * trial + 2)
         low, high = calibration.intervals(of_test)
         shares.append(np.mean((low <= test.count) & (test.count <= high)))

@@ -19,8 +19,9 @@ import numpy as np
 
 from lesioncast.arrays import Floats
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.calibration.conformal import LogCountForecast, prediction_intervals
+from lesioncast.calibration.fit import Calibration, calibrate
 from lesioncast.cluster.connection import RaySettings, ray_cluster
-from lesioncast.evaluation.analysis.calibration import Calibration, calibrate
 from lesioncast.evaluation.analysis.scoring import factual_summaries
 from lesioncast.evaluation.baselines.baselines import (
     arm_statistics,
@@ -35,7 +36,6 @@ from lesioncast.evaluation.metrics.bootstrap import (
     estimate_mean,
     estimate_of,
 )
-from lesioncast.evaluation.metrics.conformal import LogCountForecast, prediction_intervals
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries
 from lesioncast.evaluation.run import measure_outcomes, select_evaluation_cases
 from lesioncast.evaluation.settings import EvaluationSettings
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(score_tables(forecasts, test.count)))
     if tables.validation is not None:
         calibration = calibrate(
-            tables.validation.cases(opening=False),
+            tables.validation.cases(opening=False).count,
             log_counts(tables.validation, stated),
             log_odds(tables.validation, stated),
         )

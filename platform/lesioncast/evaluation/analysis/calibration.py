@@ -6,6 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lesioncast.arrays import Bools, Floats
+from lesioncast.calibration.conformal import (
+    ConformalQuantile,
+    LogCountForecast,
+    prediction_intervals,
+)
+from lesioncast.calibration.fit import Calibration
+from lesioncast.calibration.recalibration import PlattScaling
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
 from lesioncast.evaluation.metrics.bootstrap import (
@@ -14,23 +21,12 @@ from lesioncast.evaluation.metrics.bootstrap import (
     estimate_mean,
 )
 from lesioncast.evaluation.metrics.calibration import (
-    PlattScaling,
     brier_decomposition,
-    fit_platt_scaling,
     reliability_curve,
-)
-from lesioncast.evaluation.metrics.conformal import (
-    ConformalQuantile,
-    LogCountForecast,
-    conformal_quantile,
-    nonconformity_scores,
-    prediction_intervals,
 )
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate, PositiveCount
 from lesioncast.forecasting.ensemble import wilson_interval
 
-LEVELS = (0.8, 0.9)
-REPORTED_LEVEL = 0.9  # the level that cases.csv lists
 RELIABILITY_BINS = 8
 
 
@@ -110,41 +106,6 @@ class CalibrationReport:
     validation: ValidationCases
     platt_scaling: PlattScaling | None
     count_intervals: tuple[IntervalCoverage, ...]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The calibration fitted on validation cases: count intervals, and a curve for P(active).
-
-    `quantiles` has one entry for each of `LEVELS`. `platt_scaling` is None where the validation
-    cases lack a class.
-    """
-
-    cases: int
-    positives: int
-    quantiles: tuple[ConformalQuantile, ...]
-    platt_scaling: PlattScaling | None
-
-    def intervals(self, forecast: LogCountForecast) -> tuple[Floats, Floats]:
-        """Return (lowest, highest) count at `REPORTED_LEVEL` of each forecast, both [n]."""
-        reported = next(one for one in self.quantiles if one.level == REPORTED_LEVEL)
-        return prediction_intervals(forecast, reported.score)
-
-
-def calibrate(
-    validation: EvaluationCases, forecast: LogCountForecast, log_odds: Floats
-) -> Calibration:
-    """Fit the calibration on validation cases alone.
-
-    `forecast` is that of their log counts, `log_odds` [n] are those of P(active).
-    """
-    scores = nonconformity_scores(validation.count, forecast)
-    return Calibration(
-        cases=len(scores),
-        positives=int(validation.active.sum()),
-        quantiles=tuple(conformal_quantile(scores, level) for level in LEVELS),
-        platt_scaling=fit_platt_scaling(validation.active, log_odds),
-    )
 
 
 def probability_calibration(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lesioncast.arrays import Floats
-from lesioncast.evaluation.analysis.calibration import Calibration, calibrate
+from lesioncast.calibration.conformal import LogCountForecast
+from lesioncast.calibration.fit import Calibration, calibrate
 from lesioncast.evaluation.analysis.spatial import f1_of_samples
 from lesioncast.evaluation.analysis.validity.participants import Participant
 from lesioncast.evaluation.analysis.validity.reliance import InputPredictions
@@ -22,7 +23,6 @@ from lesioncast.evaluation.baselines.methods import (
 from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.features.censoring_table import CensoringTable
 from lesioncast.evaluation.features.outcomes import EvaluationCases, OutcomeTable
-from lesioncast.evaluation.metrics.conformal import LogCountForecast
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
 from lesioncast.evaluation.provenance import Provenance
 from lesioncast.evaluation.settings import EvaluationSettings
@@ -190,7 +190,7 @@ def _calibration(inputs: EvaluationInputs, variant: Variant) -> Calibration | No
     if not all(summary.has_count_forecast(opening=opening) for summary in summaries):
         return None
     return calibrate(
-        inputs.validation.cases(opening=variant.open_truth),
+        inputs.validation.cases(opening=variant.open_truth).count,
         _log_count_forecast(summaries, opening=opening),
         _log_odds(summaries, opening=opening),
     )

@@ -1,12 +1,9 @@
-"""Measure the calibration of probabilities and recalibrate them."""
+"""Measure the calibration of probabilities."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 
 from lesioncast.arrays import Bools, Floats
 from lesioncast.forecasting.ensemble import wilson_interval
@@ -68,31 +65,3 @@ def reliability_curve(active: Bools, probability: Floats, *, bins: int) -> list[
         mean = float(probability[in_bin].mean())
         curve.append(ReliabilityBin(mean, share, *wilson_interval(share, int(in_bin.sum()))))
     return curve
-
-
-@dataclass(frozen=True)
-class PlattScaling:
-    """Recalibration P(active) = sigmoid(intercept + slope * log odds), fitted on other cases.
-
-    The log odds are those of the forecast (`SampledCounts.log_odds`). The map is logistic and not
-    isotonic, because its two numbers can be learned from some dozens of cases. A free monotone
-    curve needs about a thousand (Niculescu-Mizil and Caruana 2005).
-    """
-
-    slope: float
-    intercept: float
-
-    def probability(self, log_odds: Floats) -> Floats:
-        """Return the recalibrated P(active) of forecasts with `log_odds` [n], [n]."""
-        return np.asarray(expit(self.intercept + self.slope * log_odds), np.float64)
-
-
-def fit_platt_scaling(active: Bools, log_odds: Floats) -> PlattScaling | None:
-    """Fit Platt scaling (1999) on forecasts with `log_odds` [n]; None if a class is missing.
-
-    scikit-learn's default ridge penalty keeps the slope finite if the classes separate.
-    """
-    if not active.any() or active.all():
-        return None
-    model = LogisticRegression().fit(log_odds[:, None], active)
-    return PlattScaling(float(model.coef_[0, 0]), float(model.intercept_[0]))

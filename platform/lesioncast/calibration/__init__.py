@@ -1,0 +1,1 @@
+"""Calibration of counts and of P(active), learned on cases with known outcomes."""
