@@ -25,9 +25,10 @@ from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.outcome_law import outcome_law
 from lesioncast.evaluation.provenance import EvaluationSources, current_command, provenance
 from lesioncast.evaluation.reporting.bundle_card import write_card
+from lesioncast.evaluation.reporting.drawings.patients import patients_picture
 from lesioncast.evaluation.reporting.examples import example_cases
-from lesioncast.evaluation.reporting.files import REPORT, write_evaluation
-from lesioncast.evaluation.reporting.where_figure import map_figures
+from lesioncast.evaluation.reporting.files import MAPS, PATIENTS, REPORT, write_evaluation
+from lesioncast.evaluation.reporting.where_figure import median_picture
 from lesioncast.evaluation.run import (
     EvaluationSplit,
     measure_outcomes,
@@ -128,7 +129,9 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
         columns = {**result.columns, "lesions_in_source": source_lesions(cases.test)}
         result = replace(result, columns=columns)
         examples = example_cases(store, cases.test, path, result, settings=settings)
-    write_evaluation(result, out, examples, map_figures(store, where))
+    pictures = {MAPS: median_picture(store, where), PATIENTS: patients_picture(store, where)}
+    shown = {name: picture for name, picture in pictures.items() if picture is not None}
+    write_evaluation(result, out, examples, shown)
     logger.info("%s", out / REPORT)
     write_card(path, result.report)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.evaluation.features.image_features import lesion_voxels
+from lesioncast.evaluation.reporting.drawings.patients import patients_picture
 from lesioncast.evaluation.reporting.where_figure import map_picture
 from lesioncast.evaluation.where.case_scores import (
     Baselines,
@@ -32,6 +33,7 @@ from lesioncast.evaluation.where.measurements import (
     RINGS,
     SAMPLES,
     SPATIAL_PRIOR,
+    WhereMeasurements,
     WhereTask,
 )
 from lesioncast.evaluation.where.rings import NUMBER_OF_RINGS
@@ -145,7 +147,8 @@ def test_a_bundle_with_a_spatial_prior_scores_it_alone(tmp_path: Path) -> None:
         device="cpu",
     )
     mask = lesion_voxels(store.read(1).masks[2, 2] > 0)
-    found = score(WhereTask(1, (mask,) * 2, (mask,) * 2, other=3))
+    task = WhereTask(1, (mask, mask[:0]), (mask,) * 2, other=3, keep_maps=True, p_active=0.4)
+    found = score(task)
     bundle = load_bundle(tmp_path / "bundle")
     inputs = store_reader(store, bundle.config.model)(ModelInput(1))
     assert bundle.base is not None
@@ -157,6 +160,19 @@ def test_a_bundle_with_a_spatial_prior_scores_it_alone(tmp_path: Path) -> None:
     assert gain > 1
     assert found.maps[NETWORKS].nats_case > 1
     assert PRIOR_OTHER_IMAGES in found.maps
+    where = WhereMeasurements((found,), np.ones(3), np.ones(NUMBER_OF_RINGS))
+    picture = patients_picture(store, where)  # the same patient has few and many
+    assert picture is not None
+    volume = 4 * np.prod(store.spec.spacing)
+    said = f"Forecast: 40% for any new lesion. Observed: few (1, {volume:.0f} mm3)."
+    assert said in picture.alt
+    assert picture.alt.startswith("Patients")  # this trial is not called simulated
+    assert Image.open(BytesIO(picture.png)).size[0] > 1500
+    assert found.figure is not None
+    networks = replace(found.figure, maps={NETWORKS: found.figure.maps[NETWORKS]})
+    plain = replace(where, cases=(replace(found, figure=networks),))
+    assert patients_picture(store, plain) is None
+    assert patients_picture(store, replace(where, cases=())) is None
 
 
 def test_the_law_lies_on_the_slab_of_the_case_and_other_files_have_none(

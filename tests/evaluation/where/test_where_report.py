@@ -41,8 +41,8 @@ from lesioncast.evaluation.where.measurements import (
 from lesioncast.evaluation.where.rings import NUMBER_OF_RINGS
 from lesioncast.evaluation.where.run import (
     WhereInputs,
+    case_at,
     exchange_partners,
-    figure_case,
     mean_voxels_by_arm,
     plan_tasks,
 )
@@ -283,8 +283,13 @@ def test_images_are_exchanged_between_active_cases_of_an_arm() -> None:
     arm = np.array([0, 0, 0, 1, 1, 2])
     active = np.array([True, True, True, True, False, True])
     assert exchange_partners(arm, active) == {0: 1, 1: 2, 2: 0}
-    assert figure_case(np.array([0, 9, 2, 5])) == 3
-    assert figure_case(np.zeros(3)) is None
+
+
+def test_cases_of_figures_are_chosen_by_their_order_among_active_ones() -> None:
+    voxels = np.array([0, 9, 2, 5, 7, 0, 30])
+    assert [case_at(voxels, share) for share in (0.2, 0.5, 0.9)] == [3, 4, 6]
+    assert case_at(np.zeros(3), 0.5) is None
+    assert case_at(np.array([0, 0, 4]), 0.9) == 2
 
 
 def test_tasks_take_samples_of_the_case_and_masks_of_its_arm() -> None:
@@ -301,7 +306,8 @@ def test_tasks_take_samples_of_the_case_and_masks_of_its_arm() -> None:
     tasks = plan_tasks(WhereInputs(train, test, factual, None, seed=0), samples=2)
     assert [task.case for task in tasks] == [10, 11, 12]
     assert [task.other for task in tasks] == [11, 10, None]
-    assert [task.keep_maps for task in tasks] == [False, True, False]
+    assert [task.keep_maps for task in tasks] == [True, True, False]  # few, then median and many
+    assert [task.p_active for task in tasks] == [1.0, 1.0, 1.0]
     assert tasks[1].sampled == factual[11, 0].lesion_voxels
     assert {tuple(mask) for mask in tasks[2].climatology} <= {(7,), (1, 2, 3, 4)}
     assert mean_voxels_by_arm(train, arms=3).tolist() == [2.0, 2.5, pytest.approx(7 / 3)]

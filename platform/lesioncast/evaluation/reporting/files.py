@@ -1,11 +1,12 @@
 """An evaluation as files.
 
-metrics.json, tables.md, estimates.csv, cases.csv, evaluation.png, where.png and report.html.
+metrics.json, tables.md, estimates.csv, cases.csv, evaluation.png and report.html; of maps where.png
+and where_patients.png.
 """
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 
@@ -20,23 +21,24 @@ from lesioncast.evaluation.reporting.markdown.report import render_markdown
 from storage.atomic import atomic_write
 
 METRICS, TABLES, REPORT = "metrics.json", "tables.md", "report.html"
-ESTIMATES, CASES, FIGURE, MAPS = "estimates.csv", "cases.csv", "evaluation.png", "where.png"
+ESTIMATES, CASES, FIGURE = "estimates.csv", "cases.csv", "evaluation.png"
+MAPS, PATIENTS = "where.png", "where_patients.png"
 
 
 def write_evaluation(
     result: EvaluationResult,
     folder: Path,
     examples: Sequence[ExampleCase] = (),
-    maps: Sequence[Picture] = (),
+    maps: Mapping[str, Picture] | None = None,
 ) -> None:
     """Write the files into `folder`, metrics.json last.
 
     All of them are rendered first: an error or a kill while they are drawn, which takes long, does
     not mix them with those of an earlier evaluation.
 
-    The report shows the `examples` and `maps`; the first of `maps` is a file, too.
+    The report shows the `examples` and `maps`, by the names of their files.
     """
-    report = result.report
+    report, maps = result.report, maps or {}
     rows = cases_csv(result)
     figure = evaluation_figure(report, result.cases, result.methods)
     plots = (*panels(report, result.cases, result.methods), decision_panel(report))
@@ -45,11 +47,11 @@ def write_evaluation(
         TABLES: render_markdown(report).encode(),
         CASES: rows.encode(),
         FIGURE: png_bytes(figure),
-        REPORT: render_html(report, plots, examples, maps).encode(),
+        REPORT: render_html(report, plots, examples, tuple(maps.values())).encode(),
         METRICS: report_to_json(report).encode(),
     }
-    if maps:
-        atomic_write(folder / MAPS, maps[0].png)
+    for name, picture in maps.items():
+        atomic_write(folder / name, picture.png)
     for name, content in contents.items():
         atomic_write(folder / name, content)
 

@@ -80,7 +80,7 @@ def _png(view: View, masks: Sequence[Bools], index: int) -> bytes:
     for column, mask in enumerate(masks):
         axes = draw_slice(figure, grid[0, column], flair, grey)
         colour = OBSERVED if column == 0 else SAMPLED
-        _fill(axes, mask[index][window_hw], view, colour)
+        fill_lesions(axes, mask[index][window_hw], view, colour)
         title = f"sample {column}" if column else "observed"
         axes.set_title(title, color=TEXT, fontsize=9, pad=3)
         if column == 0:
@@ -101,10 +101,12 @@ def _png(view: View, masks: Sequence[Bools], index: int) -> bytes:
     return content.getvalue()
 
 
-def _fill(axes: Axes, plane: Bools, view: View, colour: str) -> None:
+def fill_lesions(
+    axes: Axes, plane: Bools, view: View, colour: str, *, opacity: float = 0.85
+) -> None:
     """Fill the lesions of a slice [h, w] with one colour; voxels keep their edges."""
     shown = to_display(plane.astype(np.float32), view.spacing, order=0) > 0.5
     colours = np.zeros((*shown.shape, 4), np.float32)
     colours[..., :3] = to_rgb(colour)
-    colours[..., 3] = 0.85 * shown
+    colours[..., 3] = opacity * shown
     axes.imshow(colours, interpolation="nearest")

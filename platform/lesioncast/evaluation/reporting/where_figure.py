@@ -23,6 +23,7 @@ from lesioncast.evaluation.where.measurements import (
     CaseMaps,
     WhereMeasurements,
 )
+from lesioncast.evaluation.where.run import MEDIAN, case_at
 from lesioncast.forecasting.output.display import View, crop, intensity_window, to_display
 from lesioncast.forecasting.output.figure import (
     BACKGROUND,
@@ -44,25 +45,20 @@ LEAST, MOST = 1.0, 64.0
 RULER_MM = 50.0
 
 
-def map_figures(store: Store, where: WhereMeasurements) -> list[Picture]:
-    """Return the figure of the case whose maps were kept; none if no case has new lesions."""
-    kept = [(case.case, case.figure) for case in where.cases if case.figure is not None]
-    return [map_picture(store, case, figure) for case, figure in kept if figure.maps]
+def median_picture(store: Store, where: WhereMeasurements) -> Picture | None:
+    """Return the figure of the case with the median volume; None if no case has new lesions."""
+    row = case_at(where.lesion_voxels, MEDIAN)
+    case = None if row is None else where.cases[row]
+    if case is None or case.figure is None or not case.figure.maps:
+        return None
+    return map_picture(store, case.case, case.figure)
 
 
 def map_picture(store: Store, index: int, maps: CaseMaps) -> Picture:
     """Show the maps of one case in the slice with most observed new lesion."""
-    case, arrays = store.cases[index], store.read(index)
-    observed = arrays.masks[SESSIONS.index(OUTCOME), MASKS.index("net2")].astype(bool)
-    affine = np.array(case.grid.slab_affine)
-    view = View(
-        flair=arrays.flair[SESSIONS.index(CURRENT)].astype(np.float32),
-        probability=maps.maps,
-        observed=observed,
-        spacing=store.spec.spacing,
-        heights=affine[2, 3] + affine[2, 2] * np.arange(observed.shape[0]),
-    )
-    shown = int(np.argmax(observed.sum(axis=(1, 2))))
+    case, view = store.cases[index], map_view(store, index, maps)
+    assert view.observed is not None
+    shown = int(np.argmax(view.observed.sum(axis=(1, 2))))
     current, outcome = (store.spec.visits.label(session) for session in (CURRENT, OUTCOME))
     names = [MAP_LABELS[key] for key in SHOWN if key in maps.maps]
     content = io.BytesIO()
@@ -82,6 +78,20 @@ def map_picture(store: Store, index: int, maps: CaseMaps) -> Picture:
             "once. "
             f"Blue outline: new lesions observed at {outcome}. z is the height in mm."
         ),
+    )
+
+
+def map_view(store: Store, index: int, maps: CaseMaps) -> View:
+    """Return the current FLAIR of a case, its maps and its observed new lesions on the slab."""
+    case, arrays = store.cases[index], store.read(index)
+    observed = arrays.masks[SESSIONS.index(OUTCOME), MASKS.index("net2")].astype(bool)
+    affine = np.array(case.grid.slab_affine)
+    return View(
+        flair=arrays.flair[SESSIONS.index(CURRENT)].astype(np.float32),
+        probability=maps.maps,
+        observed=observed,
+        spacing=store.spec.spacing,
+        heights=affine[2, 3] + affine[2, 2] * np.arange(observed.shape[0]),
     )
 
 
@@ -108,15 +118,15 @@ def maps_figure(view: View, index: int, *, title: str) -> Figure:
         axes.set_title(title if key is None else MAP_LABELS[key], color=TEXT, fontsize=9, pad=4)
         if key is None:
             draw_height(axes, view.heights[index])
-            _draw_ruler(axes, flair.shape[1] / width)
+            draw_ruler(axes, flair.shape[1] / width)
         else:
-            _draw_density(axes, view.probability[key][index][window], view, scale)
+            draw_density(axes, view.probability[key][index][window], view, scale)
         draw_outline(axes, view, index, window)
     _scale_bar(figure, scale)
     return figure
 
 
-def _draw_density(axes: Axes, plane: Float32s, view: View, scale: LogNorm) -> None:
+def draw_density(axes: Axes, plane: Float32s, view: View, scale: LogNorm) -> None:
     """Draw a density relative to the even brain; voxels below 1 stay clear."""
     smooth = to_display(np.maximum(plane, 1e-3), view.spacing, order=1)
     share = np.clip(np.asarray(scale(smooth), np.float32), 0, 1)
@@ -125,7 +135,7 @@ def _draw_density(axes: Axes, plane: Float32s, view: View, scale: LogNorm) -> No
     axes.imshow(colours, interpolation="nearest")
 
 
-def _draw_ruler(axes: Axes, pixels_per_mm: float) -> None:
+def draw_ruler(axes: Axes, pixels_per_mm: float) -> None:
     """Draw a bar of RULER_MM at the lower right."""
     right, low = axes.get_xlim()[1] - 4, axes.get_ylim()[0] - 5
     left = right - RULER_MM * pixels_per_mm

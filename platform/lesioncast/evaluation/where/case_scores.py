@@ -197,7 +197,7 @@ def score_case(
         if task.score_samples
         else {},
         kernel_of_empty=kernel_scores_of_empty(observed.net2, spacing),
-        figure=_figure_maps(maps, brain) if task.keep_maps else None,
+        figure=_figure_maps(maps, brain, task) if task.keep_maps else None,
     )
 
 
@@ -268,10 +268,10 @@ def score_samples(masks: Bools, observed: ObservedMask, spacing: Spacing) -> Sam
     )
 
 
-def _figure_maps(maps: Mapping[str, Floats], brain: Mask) -> CaseMaps:
+def _figure_maps(maps: Mapping[str, Floats], brain: Mask, task: WhereTask) -> CaseMaps:
     """Return densities [n] as volumes, relative to the even brain."""
     volumes = {}
     for key, density in maps.items():
         volumes[key] = np.zeros(brain.shape, np.float32)
         volumes[key][brain] = density * len(density)
-    return CaseMaps(volumes, brain)
+    return CaseMaps(volumes, brain, task.sampled, task.p_active)

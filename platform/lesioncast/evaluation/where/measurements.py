@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.arrays import Float32s, Floats
+from lesioncast.arrays import Float32s, Floats, Ints
 from lesioncast.evaluation.metrics.mask_comparison import MaskComparison
 from lesioncast.evaluation.where.atlas import Voxels
 from lesioncast.evaluation.where.map_scores import MapScore
@@ -58,7 +58,7 @@ class WhereTask:
 
     `sampled` and `climatology` are flat lesion voxels of masks. `other` is the case whose images
     replace its own; None leaves that out. `score_samples` is False for a case whose maps alone are
-    scored. `keep_maps` keeps the maps for a figure.
+    scored. `keep_maps` keeps the maps for a figure, which states `p_active`.
     """
 
     case: int
@@ -67,6 +67,7 @@ class WhereTask:
     other: int | None = None
     score_samples: bool = True
     keep_maps: bool = False
+    p_active: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,15 @@ class SampleScores:
 
 @dataclass(frozen=True)
 class CaseMaps:
-    """Maps of one case for a figure, as densities relative to the even brain, [s, h, w] each."""
+    """Maps of one case for a figure, as densities relative to the even brain, [s, h, w] each.
+
+    `samples` are flat lesion voxels of the case's sampled masks, `p_active` is its forecast.
+    """
 
     maps: Mapping[str, Float32s]
     brain: npt.NDArray[np.bool_]
+    samples: tuple[Voxels, ...]
+    p_active: float
 
 
 @dataclass(frozen=True)
@@ -120,3 +126,9 @@ class WhereMeasurements:
     cases: tuple[CaseWhere, ...]
     mean_voxels: Floats
     ring_rates: Floats
+
+    @property
+    def lesion_voxels(self) -> Ints:
+        """Return the number of new-lesion voxels of each case, [n]."""
+        voxels = [case.lesion_voxels + case.lesion_voxels_outside for case in self.cases]
+        return np.array(voxels, np.int64)

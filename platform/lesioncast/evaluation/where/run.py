@@ -26,6 +26,8 @@ from storage import Store
 RING_CASES = 120
 RELIANCE_CASES = 30
 SAMPLED_CASES = 120
+# Cases that figures show, by their place in the order of new-lesion voxels of active test cases.
+FEW, MEDIAN, MANY = 0.2, 0.5, 0.9
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def plan_tasks(inputs: WhereInputs, *, samples: int) -> list[WhereTask]:
     others = exchange_partners(test.arm, size > 0)
     exchanged = set(evenly_spaced(sorted(others), RELIANCE_CASES))
     sampled = set(evenly_spaced(range(len(test.case)), SAMPLED_CASES))
-    shown = figure_case(size)
+    shown = {case_at(size, share) for share in (FEW, MEDIAN, MANY)}
     rng = np.random.default_rng([RngStream.CLIMATOLOGY, inputs.seed])
     return [
         WhereTask(
@@ -106,7 +108,8 @@ def plan_tasks(inputs: WhereInputs, *, samples: int) -> list[WhereTask]:
             climatology=_masks_of_arm(inputs.train, int(arm), samples, rng),
             other=test.case[others[row]] if row in exchanged else None,
             score_samples=row in sampled,
-            keep_maps=row == shown,
+            keep_maps=row in shown,
+            p_active=inputs.factual[case, int(arm)].p_active(opening=False),
         )
         for row, (case, arm) in enumerate(zip(test.case, test.arm, strict=True))
     ]
@@ -125,12 +128,16 @@ def exchange_partners(arm: Ints, active: Bools) -> dict[int, int]:
     return partners
 
 
-def figure_case(lesion_voxels: Ints) -> int | None:
-    """Return the active row with the median number of new-lesion voxels; None without any."""
+def case_at(lesion_voxels: Ints, share: float) -> int | None:
+    """Return the active row at a share of their order by new-lesion voxels; None without any.
+
+    A share of 0.5 is the median.
+    """
     active = np.flatnonzero(lesion_voxels > 0)
     if not len(active):
         return None
-    return int(active[np.argsort(lesion_voxels[active], kind="stable")[len(active) // 2]])
+    place = min(int(share * len(active)), len(active) - 1)
+    return int(active[np.argsort(lesion_voxels[active], kind="stable")[place]])
 
 
 def _masks_of_arm(
