@@ -109,8 +109,8 @@ def patients_picture(store: Store, where: WhereMeasurements) -> Picture | None:
             f"volume, those at {FEW:.0%} and at {MANY:.0%}, in the slice with most of it. Colour: "
             "how many times as likely as at an average voxel of the brain a new lesion is by "
             f"{outcome}, given that there is one. Faint: lesions of the other slices. Green: "
-            "lesions of earlier sessions. A sample is one possible future. It has no lesion as often "
-            "as P(active) says, and seldom meets the observed places."
+            "lesions of earlier sessions. A sample is one possible future. It has no lesion as "
+            "often as P(active) says, and seldom meets the observed places."
         ),
     )
 
