@@ -11,12 +11,11 @@ from lesioncast.config import load_config
 from lesioncast.diffusion.blocks import channels_to_slices, slices_to_channels
 from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
 from lesioncast.diffusion.objective import BASE_LOG_ODDS, log_likelihood_ratio
+from lesioncast.diffusion.spatial.filters import binomial_blur, max_filter_3x3x3
 from lesioncast.diffusion.unet import UNet, UNetConfig
 from lesioncast.diffusion.voxel_mlp import (
     VoxelMLP,
     VoxelRefinementHead,
-    binomial_blur,
-    max_filter_3x3x3,
     with_local_mean,
 )
 from tests.support.known_denoisers import CONFIGS
@@ -139,6 +138,20 @@ def test_blur_and_max_filter_cover_the_3d_neighbourhood() -> None:
     assert binomial_blur(torch.ones(1, 3, 4, 5)).eq(1).all()
     pooled = nn.functional.max_pool3d(volume, 3, stride=1, padding=1)
     assert torch.equal(max_filter_3x3x3(volume), pooled)
+
+
+def test_gradients_of_the_filters_equal_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(binomial_blur, (volume,))
+    assert torch.autograd.gradcheck(max_filter_3x3x3, (volume,))
+
+
+def test_gradient_of_the_max_filter_goes_to_one_of_equal_voxels() -> None:
+    volume = torch.ones(1, 3, 4, 5, requires_grad=True)
+    max_filter_3x3x3(volume).sum().backward()
+    assert volume.grad is not None
+    assert volume.grad.sum() == volume.numel()
 
 
 def test_second_pass_of_the_voxel_head_is_mean_field_inference() -> None:

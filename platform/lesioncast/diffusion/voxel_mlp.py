@@ -5,40 +5,16 @@ that lesions are coherent blobs inside the brain. Without these MLPs, a small ne
 right number of lesion voxels, but scatters them.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lesioncast.diffusion.blocks import zero_module
 from lesioncast.diffusion.objective import BASE_LOG_ODDS, log_likelihood_ratio
+from lesioncast.diffusion.spatial.filters import binomial_blur, max_filter_3x3x3
 
 EVIDENCE_LIMIT = 5.0
 OFFSET_SCALE = 4.0  # about the spread of base log odds over the brain
 CENTRE = 8.0  # one over the binomial's central weight; turns averages into sums of evidence
-
-
-def binomial_blur(volume: Tensor) -> Tensor:
-    """Blur [b, s, h, w] with the binomial kernel (1, 2, 1) / 4 along each spatial axis."""
-    return _along_axes(
-        volume, lambda before, at, after: (before + after).mul_(0.25).add_(at, alpha=0.5)
-    )
-
-
-def max_filter_3x3x3(volume: Tensor) -> Tensor:
-    """Return the maximum of each voxel's 3 x 3 x 3 neighbourhood, [b, s, h, w]."""
-    # One axis after another: max_pool3d took ten times as long on a CPU.
-    return _along_axes(volume, lambda before, at, after: before.maximum(at).maximum(after))
-
-
-def _along_axes(volume: Tensor, combine: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Apply `combine(before, at, after)` along each spatial axis; the border is replicated."""
-    padded = functional.pad(volume.unsqueeze(1), (1,) * 6, mode="replicate").squeeze(1)
-    for axis in (1, 2, 3):
-        size = volume.shape[axis]
-        padded = combine(*(padded.narrow(axis, start, size) for start in (0, 1, 2)))
-    return padded
 
 
 def evidence_features(z: Tensor, logsnr: Tensor) -> Tensor:
