@@ -12,12 +12,9 @@ from lesioncast.evaluation.baselines.baselines import (
     lookup_by_arm,
     monte_carlo,
 )
-from lesioncast.evaluation.features.image_features import (
-    IMAGE_FEATURES,
-    image_features,
-    measure_case,
-)
+from lesioncast.evaluation.features.image_features import measure_case
 from lesioncast.evaluation.metrics.scores import average_precision, roc_auc
+from lesioncast.imaging.features.image_features import IMAGE_FEATURES, image_features
 
 ARMS = ("placebo", "avonex", "ocrelizumab")
 SPACING = (3.0, 1.0, 1.0)

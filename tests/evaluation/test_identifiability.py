@@ -7,11 +7,11 @@ from lesioncast.evaluation.causal.identifiability import identifiability_warning
 from lesioncast.evaluation.causal.leakage_probe import leakage_auc
 from lesioncast.evaluation.causal.positivity import overlap_by_arm, positivity
 from lesioncast.evaluation.causal.schema import ArmPositivity, IdentifiabilityWarnings
-from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, appearance_features
-from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.metrics.estimate import Estimate
+from lesioncast.imaging.features.appearance import APPEARANCE_FEATURES, appearance_features
+from lesioncast.imaging.features.image_features import IMAGE_FEATURES
 from lesioncast.imaging.regions import REGIONS
 from storage import VisitSchedule
 

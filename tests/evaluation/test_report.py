@@ -17,7 +17,6 @@ from lesioncast.evaluation.analysis.scoring import (
     EvaluationInputs,
 )
 from lesioncast.evaluation.evaluate import EvaluationResult, evaluate
-from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.calibration import reliability_curve
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
@@ -31,6 +30,7 @@ from lesioncast.evaluation.reporting.markdown.effects import NO_FLOOR
 from lesioncast.evaluation.reporting.markdown.report import describe_monotonicity, render_markdown
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.ensemble import ExpectedOutcomes, stratified_error
+from lesioncast.imaging.features.image_features import IMAGE_FEATURES
 from lesioncast.markdown import DASH, format_estimate
 from lesioncast.simulation.outcome_law.posterior import CounterfactualMoments, Moments
 

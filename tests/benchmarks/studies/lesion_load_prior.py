@@ -28,8 +28,8 @@ from lesioncast.config import Config, load_config
 from lesioncast.diffusion.controlnet import build_lesion_load_prior
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.evaluation.baselines.baselines import arm_statistics, fit_regression_baseline
-from lesioncast.evaluation.features.image_features import image_features
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
+from lesioncast.imaging.features.image_features import image_features
 from lesioncast.priors.input_patterns import pattern_number
 from lesioncast.simulation.ground_truth import counterfactual_net2
 from lesioncast.training.lesion_load_prior.calibration import features_of_pattern

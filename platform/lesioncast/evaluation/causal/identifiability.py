@@ -18,11 +18,11 @@ from lesioncast.evaluation.causal.schema import (
     LeakageProbe,
     Positivity,
 )
-from lesioncast.evaluation.features.appearance import APPEARANCE_FEATURES, INPUT_SESSIONS
-from lesioncast.evaluation.features.image_features import IMAGE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.imaging.channels import BASELINE
+from lesioncast.imaging.features.appearance import APPEARANCE_FEATURES, INPUT_SESSIONS
+from lesioncast.imaging.features.image_features import IMAGE_FEATURES
 from storage import VisitSchedule
 
 BASELINE_SESSIONS = (BASELINE,)

@@ -15,8 +15,8 @@ from sklearn.model_selection import StratifiedKFold
 
 from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.evaluation.baselines.baselines import fit_regression_baseline
-from lesioncast.evaluation.features.image_features import BASELINE_FEATURES
 from lesioncast.evaluation.features.outcomes import OutcomeTable
+from lesioncast.imaging.features.image_features import BASELINE_FEATURES
 
 OutcomeModel = Callable[[Floats], Floats]
 """Features [n, feature] -> expected activity and expected count, [2, n]."""

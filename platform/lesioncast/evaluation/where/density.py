@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.arrays import Floats, Mask
-from lesioncast.evaluation.features.image_features import CaseImages
 from lesioncast.imaging.channels import CURRENT, SESSIONS
+from lesioncast.imaging.features.image_features import CaseImages
 from storage.layout import head_mask
 
 # Share of the even brain in every map. A map that is 0 at a lesion voxel would score minus

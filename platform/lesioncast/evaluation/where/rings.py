@@ -12,10 +12,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lesioncast.arrays import Bools, Floats, Mask, Spacing
-from lesioncast.evaluation.features.image_features import CaseImages
 from lesioncast.evaluation.where.atlas import Voxels, atlas_of, sum_of_masks
 from lesioncast.evaluation.where.density import brain_of, density_in
 from lesioncast.imaging.channels import BASELINE, CHANNELS, CURRENT, MASKS, SESSIONS
+from lesioncast.imaging.features.image_features import CaseImages
 
 # Outer edges in mm. The first ring is the older lesions themselves, the last has no outer edge.
 RING_EDGES_MM = (0.0, 3.0, 4.0, 5.0, 6.5, 9.0, 12.0, 16.0, 22.0)
