@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lesioncast.bundle.bundle import BundleDescription
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.forecasting.runtime import supported_sessions
 from lesioncast.imaging.channels import Sessions
 from lesioncast.imaging.covariates import Covariate

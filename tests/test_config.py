@@ -12,8 +12,7 @@ import yaml
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.cluster.connection import source_tree
 from lesioncast.config import REMOVED_KEYS, load_config
-from lesioncast.diffusion.controlnet import ControlConfig
-from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
 from lesioncast.errors import ConfigError
 from lesioncast.simulation.bids import subject_name
 from lesioncast.simulation.disease import draw_patient

@@ -13,12 +13,9 @@ from typing import Any, Literal
 
 from lesioncast.arms import PAPER_ARM_NAMES, describe_label_collision
 from lesioncast.cluster.connection import RaySettings
-from lesioncast.diffusion.controlnet import ControlConfig
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.schedule import ScheduleConfig
-from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig, ScheduleConfig
 from lesioncast.errors import ConfigError
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.settings import ForecastSettings

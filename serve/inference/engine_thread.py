@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lesioncast.diffusion.continuous_batching import ContinuousBatcher, SampleRequest
 from lesioncast.diffusion.model import SampleCondition
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from serve.log import logger
 
 

@@ -9,9 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
 from storage.atomic import PARTIAL_SUFFIX
 from storage.backends.backend import Commit, StoreBackend
 from storage.backends.open import open_backend
@@ -47,6 +44,10 @@ def build_on_ray(tasks: Sequence[ShardTask]) -> Iterable[int]:
 
     Ray runs a task again if its worker dies. Raises StorageError if a shard cannot be built.
     """
+    # It takes a second, which the conversion of one patient in this process need not wait for.
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
     remote_build = ray.remote(build_shard)
     running = [remote_build.remote(task) for task in tasks]
     while running:

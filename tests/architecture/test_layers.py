@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lesioncast.arrays",
         "lesioncast.errors",
         "lesioncast.markdown",
+        "lesioncast.seeds",
     ),
     ("lesioncast.parsing", "lesioncast.yaml_text"),
     ("lesioncast.imaging", "lesioncast.cluster", "lesioncast.calibration"),
@@ -79,6 +80,7 @@ ALLOWED_IN_DIFFUSION = (
     "lesioncast.priors.flair_reader",
     "lesioncast.priors.input_patterns",
     "lesioncast.errors",
+    "lesioncast.seeds",
 )
 ALLOWED_IN_PRIORS = (
     "lesioncast.priors",
@@ -227,6 +229,15 @@ def test_diffusion_runs_with_torch_alone() -> None:
         assert not {target.split(".")[0] for target in targets} & FORBIDDEN_IN_DIFFUSION, path
         ours = {target for target in targets if target.startswith("lesioncast")}
         assert all(target.startswith(ALLOWED_IN_DIFFUSION) for target in ours), path
+
+
+def test_settings_of_the_networks_need_no_torch() -> None:
+    for name, path in source_files().items():
+        if name.startswith("lesioncast.diffusion.settings"):
+            targets = imported_names((ROOT / path).read_text())
+            inside = ("lesioncast.diffusion.settings", "lesioncast.imaging.covariates")
+            assert "torch" not in targets, path
+            assert all(t.startswith(inside) for t in targets if t.startswith("lesioncast")), path
 
 
 def test_priors_know_neither_the_networks_nor_storage() -> None:

@@ -15,8 +15,7 @@ from lesioncast.bundle.io import Weights, read_tensors
 from lesioncast.bundle.model_card import model_card
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.model import LesionDiffusion
-from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import BundleError
 from storage import StoreSettings, atomic

@@ -28,8 +28,9 @@ from lesioncast.diffusion.blocks import (
     slices_to_channels,
     zero_module,
 )
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.unet import Encoder, UNet, UNetConfig
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
+from lesioncast.diffusion.unet import Encoder, UNet
 
 CONFIG = UNetConfig(
     slices=3, arms=2, widths=(8, 16, 16, 24), attention_stages=(2, 3), head_dim=8, groups=4

@@ -14,8 +14,7 @@ from lesioncast.diffusion.continuous_batching import (
     run_until_idle,
 )
 from lesioncast.diffusion.objective import NET2, acceptance, redraw_seed
-from lesioncast.diffusion.schedule import ScheduleConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig, ScheduleConfig
 from lesioncast.training.checkpoint import Checkpoint
 from lesioncast.training.data.selection import training_cases
 from lesioncast.training.experiment import Experiment, finetune_stage

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.guidance import BatchCondition
 from lesioncast.diffusion.lesion_load import lesion_load_class, sample_load_class
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig, net2_offset
-from lesioncast.diffusion.objective import NET2, ObjectiveConfig, diffusion_loss
-from lesioncast.diffusion.schedule import ScheduleConfig, logsnr_at
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.model import LesionDiffusion, net2_offset
+from lesioncast.diffusion.objective import NET2, diffusion_loss
+from lesioncast.diffusion.schedule import logsnr_at
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import ControlConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig, ScheduleConfig
 from lesioncast.diffusion.spatial.base_map import (
     LEAST_DENSITY,
     BaseMap,

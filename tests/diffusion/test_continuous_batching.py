@@ -15,9 +15,8 @@ from lesioncast.diffusion.continuous_batching import (
 )
 from lesioncast.diffusion.model import LesionDiffusion, SampleCondition
 from lesioncast.diffusion.objective import NET2, Denoiser
-from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.settings.process import SamplerConfig, ScheduleConfig
 from lesioncast.diffusion.solvers import (
-    SamplerConfig,
     initial_state,
     seeded_generators,
     seeded_noise,

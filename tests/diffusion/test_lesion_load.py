@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
+from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.lesion_load import (
     constrain_to_load,
     ensure_one_lesion,
@@ -14,10 +14,11 @@ from lesioncast.diffusion.lesion_load import (
     rows_with_lesions,
     sample_load_class,
 )
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig, expected_outcomes
-from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.diffusion.model import LesionDiffusion, expected_outcomes
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
+from lesioncast.diffusion.unet import UNet
 from lesioncast.forecasting.sampling import sample_seeds
 from lesioncast.training.data.dataset import Batch
 from lesioncast.training.modules import FinetuneModule

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
-from lesioncast.diffusion.objective import NET2, ObjectiveConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.model import LesionDiffusion
+from lesioncast.diffusion.objective import NET2
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import ControlConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from tests.diffusion.test_networks import TINY, randomise
 from tests.support.known_denoisers import CONFIGS

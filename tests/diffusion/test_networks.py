@@ -9,10 +9,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.blocks import channels_to_slices, slices_to_channels
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.objective import BASE_LOG_ODDS, log_likelihood_ratio
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.objective import log_likelihood_ratio
+from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
+from lesioncast.diffusion.settings.process import BASE_LOG_ODDS
 from lesioncast.diffusion.spatial.filters import binomial_blur, max_filter_3x3x3
-from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.diffusion.unet import UNet
 from lesioncast.diffusion.voxel_mlp import (
     VoxelMLP,
     VoxelRefinementHead,

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lesioncast.diffusion.blocks import SelfAttention
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet, PatientEncoding
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
-from lesioncast.diffusion.objective import Network, ObjectiveConfig, diffusion_loss
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at
-from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.diffusion.unet import ConditionEmbedding, ControlNetOutput, UNet, UNetConfig
+from lesioncast.diffusion.controlnet import ControlNet, PatientEncoding
+from lesioncast.diffusion.model import LesionDiffusion
+from lesioncast.diffusion.objective import Network, diffusion_loss
+from lesioncast.diffusion.schedule import alpha_sigma, logsnr_at
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig, ScheduleConfig
+from lesioncast.diffusion.unet import ConditionEmbedding, ControlNetOutput, UNet
 from tests.diffusion.test_networks import PAPER_CONTROL, TINY, inputs, randomise
 
 PAPER = ScheduleConfig()

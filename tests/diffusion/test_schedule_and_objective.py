@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lesioncast.diffusion.objective import (
-    ObjectiveConfig,
     diffusion_loss,
     predict_x0,
     snr_weight,
@@ -14,7 +13,8 @@ from lesioncast.diffusion.objective import (
     voxel_error,
     voxel_weight,
 )
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr_at, t_from_logsnr
+from lesioncast.diffusion.schedule import alpha_sigma, logsnr_at, t_from_logsnr
+from lesioncast.diffusion.settings.process import ObjectiveConfig, ScheduleConfig
 
 PAPER = ScheduleConfig()
 

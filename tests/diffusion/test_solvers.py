@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.schedule import ScheduleConfig, t_from_logsnr
+from lesioncast.diffusion.schedule import t_from_logsnr
+from lesioncast.diffusion.settings.process import SamplerConfig, ScheduleConfig
 from lesioncast.diffusion.solvers import (
-    SamplerConfig,
     SolverCoefficients,
     SolverState,
     initial_state,

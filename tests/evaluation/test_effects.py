@@ -38,9 +38,9 @@ from lesioncast.evaluation.causal.trial_effects import (
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.reporting.markdown.effects import NO_FLOOR, effect_sections
-from lesioncast.simulation import SimulationSettings
 from lesioncast.simulation.disease import draw_patient
 from lesioncast.simulation.outcome_law.posterior import counterfactual_moments
+from lesioncast.simulation.settings import SimulationSettings
 from storage import VisitSchedule
 
 ARMS = ("placebo", "avonex", "ocrelizumab")

@@ -10,7 +10,7 @@ from lesioncast.diffusion.lesion_load import constrain_to_load
 from lesioncast.diffusion.model import LesionDiffusion
 from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.schedule import logsnr_at
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.forecasting.marginal_map import marginal_map, spatial_shape
 from tests.diffusion.test_base_map import VOXELS, log_density

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from lesioncast.diffusion.lesion_load import load_quantile
 from lesioncast.forecasting.adaptive import is_precise_enough
 from lesioncast.forecasting.ensemble import (
     DrawnCounts,
@@ -19,6 +18,7 @@ from lesioncast.forecasting.monte_carlo import (
     mean_error,
 )
 from lesioncast.forecasting.sampling import sample_seeds
+from lesioncast.seeds import load_quantile
 
 RUNS = 400
 LOADS = np.array([0.35, 0.25, 0.15, 0.12, 0.08, 0.05])  # of the classes with lesions, given any

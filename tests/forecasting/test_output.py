@@ -14,8 +14,8 @@ import pytest
 from matplotlib.text import Text
 
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import UNetConfig
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.reporting.summary_page import (
     forecast_section,

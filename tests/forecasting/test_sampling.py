@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.diffusion.model import ModelConfig
+from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.evaluation.run import summarise_samples
 from lesioncast.forecasting.ensemble import (
     Ensemble,

@@ -10,9 +10,11 @@ import torch
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.config import Config, load_config
-from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.covariates import covariate_features
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
+from lesioncast.diffusion.model import LesionDiffusion
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
 from lesioncast.forecasting.output.summary import CovariateUse, RunProvenance

@@ -17,6 +17,19 @@ HEAVY = {
     "nilearn", "storage", "pydantic",
 }  # fmt: skip
 NAMES = [command.name for command in COMMANDS]
+# Packages that take a second or more to import, and the jobs that cannot do without them.
+SLOW = {"torch", "ray", "sklearn", "matplotlib", "pandas", "scipy.stats"}
+NEEDED = {
+    "simulate": {"scipy.stats"},
+    "convert": set(),
+    "qc": set(),
+    "export": set(),
+    "pretrain": SLOW - {"sklearn", "matplotlib"},
+    "finetune": SLOW - {"sklearn", "matplotlib"},
+    "forecast": {"torch"},
+    "evaluate": SLOW,
+    "demo": SLOW,
+}
 COMMAND_LINE = "from lesioncast.cli import main; main(sys.argv[1:])"
 SCRIPT = "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
 
@@ -48,6 +61,39 @@ def test_help_of_a_script_imports_nothing_heavy_and_is_that_of_the_command(name:
     assert done.returncode == 0, done.stderr
     assert f"usage: lesioncast {name} " in done.stdout
     assert done.stderr.splitlines()[-1] == "HEAVY set()"
+
+
+def slow_imports(code: str) -> set[str]:
+    """Return the packages of SLOW that a new process has imported after `code`."""
+    program = f"import sys\n{code}\nprint(*({SLOW!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_job_with_its_configuration_has_imported_only_what_it_needs(name: str) -> None:
+    code = (
+        f"import lesioncast.jobs.{name}, lesioncast.jobs.arguments as arguments\n"
+        "from lesioncast.config import load_config\n"
+        "load_config(arguments.config_path('demo'))"
+    )
+    assert slow_imports(code) <= NEEDED[name]
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"),
+    [
+        ("lesioncast.config", set()),
+        ("lesioncast.bundle.config", set()),
+        ("lesioncast.api", {"torch"}),
+    ],
+)
+def test_settings_need_no_network_and_forecasts_in_memory_no_figure(
+    module: str, needed: set[str]
+) -> None:
+    assert slow_imports(f"import {module}") <= needed
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ import torch
 from lesioncast.diffusion.continuous_batching import SampleRequest
 from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.model import SampleCondition
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from serve.inference.engine_thread import EngineStoppedError, EngineThread
 
 CONDITION = SampleCondition(PatientEncoding(torch.zeros(1), None, None), 0)

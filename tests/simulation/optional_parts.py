@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lesioncast.simulation import SimulationSettings
+from lesioncast.simulation.settings import SimulationSettings
 
 
 def with_all_parts(settings: SimulationSettings) -> SimulationSettings:

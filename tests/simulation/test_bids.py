@@ -13,9 +13,10 @@ import yaml
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.errors import TrialError
 from lesioncast.jobs import simulate
-from lesioncast.simulation import SimulationSettings, simulate_subject
 from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
 from lesioncast.simulation.ground_truth import counterfactual_net2
+from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.simulation.subject import simulate_subject
 from storage import MASKS, SESSIONS, StoreSettings
 from storage.preprocess.prepare import preprocess_subject
 from storage.trial.dataset import scan_trial

@@ -8,7 +8,6 @@ from scipy.special import ndtri
 from scipy.stats import multivariate_normal
 
 from lesioncast.arms import PAPER_ARM_NAMES as ARMS
-from lesioncast.simulation import SimulationSettings
 from lesioncast.simulation.disease import (
     ARM_MODELS,
     Patient,
@@ -23,6 +22,7 @@ from lesioncast.simulation.outcome_law.posterior import (
     counterfactual_moments,
     frailty_posterior,
 )
+from lesioncast.simulation.settings import SimulationSettings
 
 H = SimulationSettings.predictability
 SIZE = 200

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lesioncast.simulation import SimulationSettings, simulate_subject
 from lesioncast.simulation.outcome_law.redraw import last_period
+from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.simulation.subject import simulate_subject
 
 SETTINGS = SimulationSettings(subjects=9, shape=(21, 64, 64), spacing=(3.0, 3.0, 3.0), seed=5)
 

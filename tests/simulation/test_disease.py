@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.simulation import SimulationSettings
 from lesioncast.simulation.disease import (
     ARM_MODELS,
     ENROLMENT,
@@ -16,6 +15,7 @@ from lesioncast.simulation.disease import (
     count_cdf,
     draw_patient,
 )
+from lesioncast.simulation.settings import SimulationSettings
 
 SIZE = 2131
 SETTINGS = SimulationSettings(subjects=SIZE)

@@ -14,12 +14,13 @@ from lesioncast import simulation
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.imaging.regions import WHITE_MATTER
 from lesioncast.parsing import parse_dataclass
-from lesioncast.simulation import SimulationSettings, simulate_subject
 from lesioncast.simulation.bids_metadata import fingerprint
 from lesioncast.simulation.lesions.enlarging import host_weights
 from lesioncast.simulation.lesions.placement import PeriodStart
 from lesioncast.simulation.lesions.shapes import Lesion
 from lesioncast.simulation.outcome_law.redraw import last_period
+from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.simulation.subject import simulate_subject
 from storage.layout import CONNECTIVITY_26
 from tests.simulation.optional_parts import with_all_parts
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesioncast.simulation import SimulationSettings, simulate_subject
 from lesioncast.simulation.bids import initialise_dataset, subject_index, subject_name
 from lesioncast.simulation.lesions.placement import NEW_LESION_RADIUS, place_new_lesions
 from lesioncast.simulation.outcome_law.patients import simulation_settings
 from lesioncast.simulation.outcome_law.placement import mean_shape, placement_density
 from lesioncast.simulation.outcome_law.redraw import LastPeriod, last_period
+from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.simulation.subject import simulate_subject
 from storage.trial.description import DESCRIPTION_FILE, SIMULATED_WITH
 from tests.simulation.optional_parts import with_all_parts
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lesioncast.simulation import SimulationSettings
 from lesioncast.simulation.bids import initialise_dataset, subject_name
 from lesioncast.simulation.disease import draw_patient
 from lesioncast.simulation.outcome_law.patients import redraw_patients, simulation_settings
+from lesioncast.simulation.settings import SimulationSettings
 from storage.trial.description import DESCRIPTION_FILE, SIMULATED_WITH
 
 SETTINGS = SimulationSettings(subjects=3, seed=8, predictability=0.5)

@@ -10,8 +10,9 @@ from scipy import ndimage
 from lesioncast.arms import PAPER_ARM_NAMES
 from lesioncast.errors import PlacementError, SimulationError
 from lesioncast.imaging.regions import CORTEX, CSF, VENTRICLE, WHITE_MATTER
-from lesioncast.simulation import SimulatedSubject, SimulationSettings, simulate_subject
 from lesioncast.simulation.disease import draw_patient
+from lesioncast.simulation.settings import SimulationSettings
+from lesioncast.simulation.subject import SimulatedSubject, simulate_subject
 from storage.layout import CONNECTIVITY_26
 from tests.simulation.optional_parts import with_all_parts
 

@@ -10,11 +10,11 @@ import torch
 
 from lesioncast.bundle.bundle import CASE_DIGITS, save_bundle
 from lesioncast.bundle.config import BundleConfig
-from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig, UNetConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
+from lesioncast.diffusion.unet import UNet
 from lesioncast.forecasting.sampling import ConditioningArrays
 from lesioncast.imaging.covariates import Covariate
 from storage import Store, StoreSettings, StoreSpec, open_store, pack_masks

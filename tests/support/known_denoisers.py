@@ -19,13 +19,9 @@ from lesioncast.diffusion.continuous_batching import (
     run_until_idle,
 )
 from lesioncast.diffusion.objective import Denoiser
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, expand_to
-from lesioncast.diffusion.solvers import (
-    SamplerConfig,
-    initial_state,
-    solver_coefficients,
-    solver_step,
-)
+from lesioncast.diffusion.schedule import alpha_sigma, expand_to
+from lesioncast.diffusion.settings.process import SamplerConfig, ScheduleConfig
+from lesioncast.diffusion.solvers import initial_state, solver_coefficients, solver_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 DEVIATIONS = (0.1, 0.3, 0.5, 1.0)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lesioncast.diffusion.controlnet import ControlConfig
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
 from lesioncast.training.data.dataset import CaseDataset
 from lesioncast.training.data.node_cache import Reader, fill, open_cases
 from lesioncast.training.data.selection import CaseSelection

@@ -8,9 +8,8 @@ import torch
 from lesioncast.bundle.bundle import save_bundle
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training.experiment import Experiment, experiment_of
 from lesioncast.training.spatial.fit import with_fitted_base

@@ -10,8 +10,9 @@ import torch
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.config import load_config
-from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import ConfigError
 from lesioncast.forecasting.output.bids import forecast_path
 from lesioncast.forecasting.output.summary import RunProvenance

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.diffusion.settings.networks import CONDITION
 from lesioncast.imaging.channels import BASELINE, channels_outside_sessions, parse_channels
 from lesioncast.training import randomness
 from lesioncast.training.data.order import active_first, batch_rows, epoch_rows, worker_positions

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.diffusion.settings.networks import CONDITION
 from lesioncast.errors import TrainingError
 from lesioncast.imaging.channels import TARGET_CHANNELS, parse_channels
 from lesioncast.training.data.dataset import prefetch

@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.diffusion.controlnet import (
-    CONDITION,
-    ControlConfig,
-    build_lesion_load_prior,
-    lesion_burden,
-    prior_features,
-)
+from lesioncast.diffusion.controlnet import build_lesion_load_prior, lesion_burden, prior_features
 from lesioncast.diffusion.lesion_load import LesionLoadPrior, lesion_load_class
-from lesioncast.diffusion.unet import UNetConfig
+from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig, UNetConfig
 from lesioncast.evaluation.input_ablation import draw_donors
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_of
 from lesioncast.evaluation.metrics.estimate import Estimate

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.diffusion.settings.networks import CONDITION
 from lesioncast.imaging.channels import parse_channels
 from lesioncast.training.checkpoint import Checkpoint
 from lesioncast.training.data import cache_location, node_cache

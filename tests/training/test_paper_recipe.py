@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.objective import ObjectiveConfig
-from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.settings.networks import ControlConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, ScheduleConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training import randomness
 from lesioncast.training.checkpoint import Checkpoint

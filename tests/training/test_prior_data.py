@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lesioncast.bundle.bundle import load_bundle, load_bundle_prior
-from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, build_lesion_load_prior
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.controlnet import build_lesion_load_prior
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.forecasting.runtime import make_expectation_predictor, store_reader
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.imaging.channels import encode_case, parse_channels

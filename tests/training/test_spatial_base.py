@@ -9,7 +9,7 @@ import torch
 
 from lesioncast.bundle.bundle import SPATIAL_FILE, load_bundle
 from lesioncast.bundle.spatial_base import SpatialBase, read_spatial_base
-from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.diffusion.settings.networks import CONDITION
 from lesioncast.diffusion.spatial.base_map import LEAST_DENSITY
 from lesioncast.errors import BundleError, ChangedSettingsError, TrainingError
 from lesioncast.forecasting.encoding import PatientEncoder

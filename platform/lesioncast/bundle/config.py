@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.imaging.intervals import IntervalRanges
 from storage import VisitSchedule
 from storage.settings import StoreSettings

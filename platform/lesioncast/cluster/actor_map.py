@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import ray
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -37,6 +35,8 @@ def ordered_actor_map(
     `build` runs once on each actor. A lost actor is started again and repeats its item, so the
     result must depend on the item alone. Ray must be connected.
     """
+    import ray  # it takes a second, which work in this process alone need not wait for
+
     actor: Any = ray.remote(_FunctionActor).options(
         num_cpus=1, num_gpus=gpus_per_worker, max_restarts=2, max_task_retries=2
     )

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lesioncast.diffusion.objective import Denoiser
-from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.settings.process import SamplerConfig, ScheduleConfig
 from lesioncast.diffusion.solvers import (
-    SamplerConfig,
     SolverState,
     initial_state,
     seeded_generators,

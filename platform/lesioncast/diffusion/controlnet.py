@@ -3,7 +3,6 @@
 Zhang et al. 2023, figure 3. It works in voxel space, so that the hint keeps the resolution of z_t.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,71 +13,11 @@ from torch.nn import functional
 from lesioncast.diffusion.blocks import slices_to_channels, zero_module
 from lesioncast.diffusion.covariates import CovariateEmbedding, missing_covariates
 from lesioncast.diffusion.lesion_load import BURDEN_FEATURES, LesionLoadPrior
-from lesioncast.diffusion.unet import ControlNetOutput, Encoder, UNet, UNetConfig
+from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
+from lesioncast.diffusion.unet import ControlNetOutput, Encoder, UNet
 from lesioncast.diffusion.voxel_mlp import VoxelMLP, with_local_mean
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.priors.flair_reader.reader import FlairReader
-
-# Images of a patient that exist before the outcome, as session/channel in the order of the paper.
-CONDITION = (
-    "w000/flair",
-    "w000/t2",
-    "w000/gad",
-    "w048/flair",
-    "w048/t2",
-    "w048/gad",
-    "w048/net2",
-)
-
-
-@dataclass(frozen=True)
-class ControlConfig:
-    """Settings of the condition c_f [b, channels, s, h, w] and of how it enters the networks."""
-
-    #: Channels of c_f, in order. Those of baseline alone make the model of section 4.4.
-    condition: tuple[str, ...] = CONDITION
-    #: Hidden widths of the hint encoder (3x3 convolutions with SiLU between).
-    hint_widths: tuple[int, ...] = ()
-    #: Start the hint encoder's last convolution at zero.
-    zero_hint: bool = True
-    #: Add the lesion burden of each channel (volume and number of lesions) to the embedding.
-    #: Normalised feature maps lose it, and small networks do not recover it in a short training.
-    burden: bool = False
-    #: Hidden width of the `VoxelMLP` that reads the condition voxel by voxel. 0 leaves it out.
-    voxel_mlp_width: int = 0
-    #: Size (s, h, w) in mm of the voxels whose FLAIR the lesion load prior reads; None if it reads
-    #: none. The configuration's `flair_reader` sets it.
-    flair_reader_spacing: tuple[float, float, float] | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.condition:
-            if name not in CONDITION:
-                near = difflib.get_close_matches(name, CONDITION, n=1, cutoff=0)
-                raise ValueError(
-                    f"condition: expected channels among {', '.join(CONDITION)}, which exist "
-                    f"before the outcome, got {name}; nearest: {near[0]}"
-                )
-        if not self.condition or len(set(self.condition)) < len(self.condition):
-            raise ValueError(
-                "condition: expected one or more channels, each once, got "
-                f"[{', '.join(self.condition)}]; name each channel once"
-            )
-        if self.flair_reader_spacing and not any("/flair" in name for name in self.condition):
-            raise ValueError(
-                "condition: expected a channel of FLAIR for the prior to read, got "
-                f"[{', '.join(self.condition)}]; add w000/flair, or set flair_reader to false"
-            )
-
-    @property
-    def channels(self) -> int:
-        """Return the number of channels of c_f."""
-        return len(self.condition)
-
-    @property
-    def masks(self) -> list[int]:
-        """Return the indices of the channels that are masks."""
-        names = enumerate(self.condition)
-        return [channel for channel, name in names if not name.endswith("/flair")]
 
 
 @dataclass(frozen=True)

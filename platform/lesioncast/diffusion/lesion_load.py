@@ -24,6 +24,7 @@ from lesioncast.priors.flair_reader.reader import (
     reading_of_sessions,
 )
 from lesioncast.priors.input_patterns import PATTERNS, patterns_of
+from lesioncast.seeds import load_quantile
 
 HIDDEN = 32
 BURDEN_FEATURES = 3  # numbers per channel
@@ -31,8 +32,6 @@ READING_LIMIT = 2.5  # standard deviations at which the numbers read off FLAIR a
 MIN_PROBABILITY = 1e-7  # the largest float32 below 1 is about 1 - 1e-7
 SHIFT_LIMIT, BISECTIONS = 32.0, 18  # accurate to 0.0001 in log odds
 _FLAIR_CHANNELS = tuple(f"{session}/flair" for session in FLAIR_SESSIONS)
-# Step of the Weyl sequence: 2^64 divided by the golden ratio, rounded to an odd number.
-GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64
 
 
 def lesion_load_class(net2: Tensor, thresholds: Sequence[int]) -> Tensor:
@@ -276,15 +275,6 @@ class LesionLoadPrior(nn.Module):
 
 def _amount_name(channel: str) -> str:
     return f"{'mean intensity' if channel.endswith('/flair') else 'lesion volume'} of {channel}"
-
-
-def load_quantile(seed: int) -> float:
-    """Return the quantile in [0, 1) at which a sample's seed draws its lesion load class.
-
-    Consecutive seeds form a Weyl sequence of the golden ratio, whose quantiles are evenly spread,
-    however many there are.
-    """
-    return seed * GOLDEN % WORD / WORD
 
 
 def sample_load_class(logits: Tensor, seed: int) -> int:

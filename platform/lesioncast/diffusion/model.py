@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,12 +13,7 @@ from lesioncast.diffusion.continuous_batching import (
     ReverseProcess,
     run_until_idle,
 )
-from lesioncast.diffusion.controlnet import (
-    ControlConfig,
-    ControlNet,
-    PatientEncoding,
-    prior_features,
-)
+from lesioncast.diffusion.controlnet import ControlNet, PatientEncoding, prior_features
 from lesioncast.diffusion.guidance import (
     BatchCondition,
     GuidanceConfig,
@@ -31,49 +26,16 @@ from lesioncast.diffusion.lesion_load import (
     ensure_one_lesion,
     sample_load_class,
 )
-from lesioncast.diffusion.objective import (
-    NET2,
-    NUM_TARGETS,
-    Denoiser,
-    ObjectiveConfig,
-    predict_x0,
-    redraw_seed,
-)
+from lesioncast.diffusion.objective import NET2, Denoiser, predict_x0, redraw_seed
 from lesioncast.diffusion.precision import autocast
-from lesioncast.diffusion.schedule import ScheduleConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import NUM_TARGETS
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
 from lesioncast.diffusion.spatial.base_map import BaseMap
-from lesioncast.diffusion.unet import UNet, UNetConfig
-from lesioncast.imaging.covariates import Covariate
+from lesioncast.diffusion.unet import UNet
 
 CPU_BATCH_SIZE = 8  # takes a third less time per sample than single rows; 16 is no faster
 DECIDED_TOLERANCE = 1e-6  # on 1 - |x_hat|; the other class then has half this probability
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that shapes the weights. It is stored as JSON beside them."""
-
-    #: Names of the treatment arms, in the order of the arm table.
-    arms: tuple[str, ...]
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    #: Clinical covariates that stage 2 is conditioned on.
-    covariates: tuple[Covariate, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.arms) != self.unet.arms:
-            raise ValueError(
-                f"unet.arms: expected {len(self.arms)}, the number of named arms "
-                f"({', '.join(self.arms)}), got {self.unet.arms}; set unet.arms to their number"
-            )
-        if self.unet.base_map and self.objective.prediction != "log_odds":
-            raise ValueError(
-                "objective.prediction: expected log_odds for networks that refine a base map, got "
-                f"{self.objective.prediction}; set it to log_odds, or priors to load"
-            )
 
 
 @dataclass(frozen=True)

@@ -1,57 +1,19 @@
 """Convert predictions to x_hat and compute the weighted loss (equations 2 and 3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lesioncast.diffusion.schedule import ScheduleConfig, alpha_sigma, expand_to, logsnr_at
+from lesioncast.diffusion.schedule import alpha_sigma, expand_to, logsnr_at
+from lesioncast.diffusion.settings.process import ObjectiveConfig, ScheduleConfig
+from lesioncast.seeds import WORD, mixed_bits
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 FLAIR, NET2 = 0, 1  # channels of x
-NUM_TARGETS = 2
-WORD = 2**64  # number of values of 64 bits
-BASE_LOG_ODDS = -6.0  # prior log odds of a lesion voxel; about 0.1 % of brain voxels are NET2
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """Settings of the training loss, the same in both stages.
-
-    With prediction `log_odds` the network predicts FLAIR as x, and NET2 as the log odds of a lesion
-    without the voxel's own evidence. Bayes' rule adds that evidence in closed form.
-    """
-
-    #: Quantity that the network predicts.
-    prediction: Literal["v", "eps", "x", "log_odds"] = "v"
-    #: Factor on the squared error of x at each noise level: `min_snr` is min(SNR, gamma) (Hang et
-    #: al. 2023), `v` is SNR + 1 (plain v-prediction), `x` is 1.
-    weighting: Literal["min_snr", "v", "x"] = "min_snr"
-    #: Largest SNR weight under `min_snr`.
-    min_snr_gamma: float = 5.0
-    #: Loss of NET2: squared error of x or, with prediction `log_odds`, cross entropy. Both have the
-    #: same minimiser.
-    mask_loss: Literal["squared", "cross_entropy"] = "squared"
-    #: Log odds that prediction `log_odds` adds to the network's output.
-    base_log_odds: float = BASE_LOG_ODDS
-    #: Factor on the loss of lesion voxels in the NET2 channels (paper, section 3).
-    lesion_weight: float = 10.0
-    #: Factor on the loss of FLAIR.
-    flair_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.lesion_weight < 1:
-            raise ValueError(f"lesion_weight: expected 1 or more, got {self.lesion_weight}")
-        if self.mask_loss == "cross_entropy" and self.prediction != "log_odds":
-            raise ValueError(
-                f"mask_loss: expected prediction log_odds for cross_entropy, got "
-                f"{self.prediction}; set mask_loss to squared"
-            )
 
 
 def log_likelihood_ratio(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
@@ -184,13 +146,5 @@ def redraw_seed(seed: int, x: Tensor, *, odds_ratio: float) -> int | None:
     bits, as the seeds of a forecast have.
     """
     share = acceptance(active=bool((x[NET2] > 0).any()), odds_ratio=odds_ratio)
-    first = _mixed(seed)
-    return None if first / WORD < share else _mixed(first) >> 2
-
-
-def _mixed(number: int) -> int:
-    """Return 64 bits that look independent of `number`: SplitMix64 (Steele, Lea, Flood 2014)."""
-    bits = (number + 0x9E3779B97F4A7C15) % WORD
-    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % WORD
-    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % WORD
-    return bits ^ bits >> 31
+    first = mixed_bits(seed)
+    return None if first / WORD < share else mixed_bits(first) >> 2

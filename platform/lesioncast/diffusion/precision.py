@@ -2,11 +2,10 @@
 
 import logging
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
-Precision = Literal["float32", "bfloat16"]
+from lesioncast.diffusion.settings.process import Precision
 
 logger = logging.getLogger(__name__)
 

@@ -5,25 +5,11 @@ Interpolated shifted cosine: Hoogeboom et al. 2023 (simple diffusion), section 3
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Settings of the noise schedule.
-
-    A shift is 2 ln(d / resolution). The paper's 256-voxel slab takes d = 32 and d = 128.
-    """
-
-    #: Shift of the cosine schedule's logsnr near the data (t = 0).
-    shift_data: float = 2 * math.log(32 / 256)
-    #: Shift of the cosine schedule's logsnr near the noise (t = 1).
-    shift_noise: float = 2 * math.log(128 / 256)
-    #: Largest absolute logsnr before the shifts.
-    logsnr_limit: float = 15.0
+from lesioncast.diffusion.settings.process import ScheduleConfig
 
 
 def logsnr_at(t: Tensor, schedule: ScheduleConfig) -> Tensor:

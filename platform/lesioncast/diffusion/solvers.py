@@ -8,65 +8,13 @@ sampler (Kingma et al. 2021, equation 7). Second order extrapolates x_hat from t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lesioncast.diffusion.objective import Denoiser
-from lesioncast.diffusion.precision import Precision
-from lesioncast.diffusion.schedule import (
-    ScheduleConfig,
-    alpha_sigma,
-    expand_to,
-    logsnr_at,
-    t_from_logsnr,
-)
-
-Solver = Literal["ancestral", "ddim", "dpmsolver++", "sde-dpmsolver++"]
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """Settings of the sampler."""
-
-    #: Solver of the reverse process.
-    solver: Solver = "ancestral"
-    #: Steps, each with one evaluation of the networks.
-    num_steps: int = 256
-    #: Quantity in which the steps are evenly spaced.
-    spacing: Literal["t", "logsnr"] = "logsnr"
-    #: Range of logsnr that the steps cover, cut to the range of the schedule. A range that starts
-    #: above pure noise is preceded by one step from pure noise.
-    logsnr_min: float = -20.0
-    logsnr_max: float = 20.0
-    #: Noise of sde-dpmsolver++, from 0 (the ODE, dpmsolver++) to 1 (the reverse SDE).
-    eta: float = 1.0
-    #: Variance of the ancestral step, from 0 (the lower bound) to 1 (the upper bound) on a
-    #: logarithmic scale (Nichol and Dhariwal 2021, equation 15).
-    variance: float = 0.5
-    #: Classifier-free guidance: 0 is unconditional, 1 conditional, and more exaggerates the
-    #: condition: uncond + guidance * (cond - uncond). The literature's w is guidance - 1.
-    guidance: float = 1.0
-    #: Range of logsnr with guidance. Outside of it x_hat is conditional.
-    guidance_interval: tuple[float, float] = (-20.0, 20.0)
-    #: Precision of the networks. z stays in float32.
-    precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps: expected 1 or more, got {self.num_steps}")
-        for name in ("eta", "variance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
-        for name, (low, high) in (
-            ("logsnr_min, logsnr_max", (self.logsnr_min, self.logsnr_max)),
-            ("guidance_interval", self.guidance_interval),
-        ):
-            if low >= high:
-                raise ValueError(
-                    f"{name}: expected a range that rises from noise to data, got {low} to {high}"
-                )
+from lesioncast.diffusion.schedule import alpha_sigma, expand_to, logsnr_at, t_from_logsnr
+from lesioncast.diffusion.settings.process import SamplerConfig, ScheduleConfig
 
 
 @dataclass(frozen=True)

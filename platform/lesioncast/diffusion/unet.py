@@ -18,98 +18,20 @@ from lesioncast.diffusion.blocks import (
     slices_to_channels,
     zero_module,
 )
-from lesioncast.diffusion.objective import NET2, NUM_TARGETS
+from lesioncast.diffusion.objective import NET2
+from lesioncast.diffusion.settings.networks import UNetConfig
 from lesioncast.diffusion.voxel_mlp import VoxelRefinementHead
 
 
-@dataclass(frozen=True)
-class UNetConfig:
-    """Sizes of the UNet. The defaults are the paper's.
-
-    Section 3 of the paper states the slices, six stages from 256 to 8 voxels, attention at 16 and
-    8, and 589 M parameters with the ControlNet. The widths and blocks are not stated. The defaults
-    are a layout with that number of parameters.
-    """
-
-    #: Slices of a volume.
-    slices: int = 15
-    #: Treatment arms, without the null arm.
-    arms: int = 6
-    #: Side of the square of voxels that is moved into channels before the first convolution.
-    #: 1 is the paper's; more is faster on small machines.
-    patch: int = 1
-    #: Channels of each stage, from full resolution down.
-    widths: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
-    #: Blocks per stage on the way down. The way up has one more.
-    down_blocks: int = 2
-    #: Stages with self-attention, counted from 0.
-    attention_stages: tuple[int, ...] = (4, 5)
-    #: Channels of an attention head.
-    head_dim: int = 64
-    #: Groups of each GroupNorm.
-    groups: int = 32
-    #: Hidden width of the `VoxelRefinementHead` of NET2. 0, as in the paper, leaves it out.
-    voxel_head_width: int = 0
-    #: Smallest number of NET2 voxels of each lesion load class above "no lesion". The
-    #: configuration gives volumes (`lesion_load_mm3`), from which it follows for one voxel size.
-    lesion_load_thresholds: tuple[int, ...] = ()
-    #: Whether NET2's log odds start from a base map of each patient (see `base_map`).
-    base_map: bool = False
-
-    def __post_init__(self) -> None:
-        uneven = [width for width in self.widths if width % self.groups]
-        if uneven:
-            raise ValueError(f"widths: expected multiples of groups={self.groups}, got {uneven}")
-        rising = list(self.lesion_load_thresholds) == sorted(set(self.lesion_load_thresholds))
-        if self.lesion_load_thresholds and not (rising and self.lesion_load_thresholds[0] == 1):
-            raise ValueError(
-                "lesion_load_thresholds: expected voxels that rise from 1, got "
-                f"{list(self.lesion_load_thresholds)}; use for example [1, 10, 30, 100]"
-            )
-        if self.base_map and not self.lesion_load_thresholds:
-            raise ValueError(
-                "base_map: expected lesion_load_thresholds beside it, got none; the base map of a "
-                "patient is scaled by the lesion voxels of a load class"
-            )
-
-    @property
-    def folded_channels(self) -> int:
-        """Return the channels of x after `slices_to_channels`."""
-        return NUM_TARGETS * self.slices * self.patch**2
-
-    @property
-    def embedding(self) -> int:
-        """Return the width of the embedding of noise level and arm."""
-        return 4 * self.widths[0]
-
-    @property
-    def null_arm(self) -> int:
-        """Return the row of the arm table that means "no arm given"."""
-        return self.arms
-
-    @property
-    def lesion_load_classes(self) -> int:
-        """Return the number of lesion load classes, including "no lesion"."""
-        return len(self.lesion_load_thresholds) + 1
-
-    def skip_widths(self) -> list[int]:
-        """Return the widths of the encoder's skip tensors, first to last."""
-        widths = [self.widths[0]]
-        for stage, width in enumerate(self.widths):
-            widths += [width] * self.down_blocks
-            if stage < len(self.widths) - 1:
-                widths.append(width)
-        return widths
-
-    def block(self, stage: int, width_in: int) -> ResAttnBlock:
-        """Return a new block of `stage`, with attention if the stage has it."""
-        return ResAttnBlock(
-            width_in,
-            self.widths[stage],
-            embedding=self.embedding,
-            groups=self.groups,
-            head_dim=self.head_dim if stage in self.attention_stages else None,
-        )
+def stage_block(config: UNetConfig, stage: int, width_in: int) -> ResAttnBlock:
+    """Return a new block of `stage`, with attention if the stage has it."""
+    return ResAttnBlock(
+        width_in,
+        config.widths[stage],
+        embedding=config.embedding,
+        groups=config.groups,
+        head_dim=config.head_dim if stage in config.attention_stages else None,
+    )
 
 
 class ConditionEmbedding(nn.Module):
@@ -152,7 +74,7 @@ class Encoder(nn.Module):
         width = config.widths[0]
         for stage, stage_width in enumerate(config.widths):
             for _ in range(config.down_blocks):
-                self.steps.append(config.block(stage, width))
+                self.steps.append(stage_block(config, stage, width))
                 width = stage_width
             if stage < len(config.widths) - 1:
                 self.steps.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
@@ -203,7 +125,7 @@ class UNet(nn.Module):
         width = config.widths[-1]
         for stage in reversed(range(len(config.widths))):
             for _ in range(config.down_blocks + 1):
-                self.steps.append(config.block(stage, width + skips.pop()))
+                self.steps.append(stage_block(config, stage, width + skips.pop()))
                 width = config.widths[stage]
             if stage > 0:
                 self.steps.append(Upsample(width))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.diffusion.blocks import zero_module
-from lesioncast.diffusion.objective import BASE_LOG_ODDS, log_likelihood_ratio
+from lesioncast.diffusion.objective import log_likelihood_ratio
+from lesioncast.diffusion.settings.process import BASE_LOG_ODDS
 from lesioncast.diffusion.spatial.filters import binomial_blur, max_filter_3x3x3
 
 EVIDENCE_LIMIT = 5.0

@@ -16,7 +16,7 @@ from lesioncast.arrays import Floats
 from lesioncast.bundle.bundle import METRICS_FILE, Bundle, save_bundle
 from lesioncast.bundle.io import read_json
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.features.image_features import observed_outcome
 from lesioncast.evaluation.metrics.scores import crps, log_count_errors

@@ -19,10 +19,11 @@ from lesioncast.bundle.bundle import Bundle
 from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.guidance import BatchCondition
 from lesioncast.diffusion.model import LesionDiffusion
-from lesioncast.diffusion.objective import NET2, NUM_TARGETS
+from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.schedule import logsnr_at
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.networks import NUM_TARGETS
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.sampling import (
     Batch,

@@ -1,7 +1,7 @@
 """Monte Carlo errors of means over the samples of a forecast.
 
 Where a model draws the lesion load first, consecutive seeds give it evenly spread quantiles (see
-`lesioncast.diffusion.lesion_load`). The mean of K samples is then more precise than that of K
+`lesioncast.seeds`). The mean of K samples is then more precise than that of K
 independent ones. With m the mean and s2 the variance of an outcome given the quantile,
 
     variance of the mean = variance of the mean of m over K points + (mean of s2) / K
@@ -17,13 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.diffusion.lesion_load import load_quantile
 from lesioncast.forecasting.ensemble import (
     DrawnCounts,
     active_fraction,
     monte_carlo_error,
     wilson_interval,
 )
+from lesioncast.seeds import load_quantile
 
 Floats = npt.NDArray[np.float64]
 

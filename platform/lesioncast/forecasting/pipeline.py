@@ -33,7 +33,6 @@ from lesioncast.forecasting.output.bids import (
     write_probability,
 )
 from lesioncast.forecasting.output.display import make_view
-from lesioncast.forecasting.output.figure import forecast_figure, save
 from lesioncast.forecasting.output.summary import (
     ForecastSummary,
     RunProvenance,
@@ -237,6 +236,9 @@ def write_forecast(
     store: Store, case: Case, by_arm: Mapping[str, Ensemble], run: ForecastRun
 ) -> ForecastSummary:
     """Write one subject's probability maps, figure, page and summary; return the summary."""
+    # Imports matplotlib, which forecasts in memory do not need.
+    from lesioncast.forecasting.output.figure import forecast_figure, save
+
     forecast = assemble_forecast(
         store, case, by_arm, settings=run.settings, provenance=run.provenance
     )

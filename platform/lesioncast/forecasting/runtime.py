@@ -19,10 +19,10 @@ from lesioncast.bundle.bundle import (
 )
 from lesioncast.diffusion.controlnet import prior_features
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
-from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.precision import warn_if_slow
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.ensemble import ExpectedOutcomes

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from lesioncast.cluster.connection import RaySettings, ray_cluster
-from lesioncast.cluster.metrics import ConversionMetrics
 from lesioncast.config import Config
 from lesioncast.jobs.arguments import CONVERT
 from lesioncast.jobs.runner import run_job
@@ -43,6 +42,8 @@ def convert_or_verify(config: Config, args: argparse.Namespace) -> int:
 
 def _build(settings: RaySettings, builds: Sequence[ShardTask]) -> Iterable[int]:
     """Build shards on a cluster; `convert` calls this only if there are shards to build."""
+    from lesioncast.cluster.metrics import ConversionMetrics  # imports Ray
+
     with ray_cluster(settings, reads=[builds[0].bids], writes=[builds[0].path]):
         metrics = ConversionMetrics()
         for subjects in build_on_ray(builds):

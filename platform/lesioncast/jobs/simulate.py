@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import Config
 from lesioncast.jobs.arguments import SIMULATE
@@ -38,6 +36,8 @@ def simulate(config: Config, args: argparse.Namespace) -> None:
 
 def write_in_parallel(root: Path, settings: SimulationSettings, indices: Sequence[int]) -> None:
     """Write blocks of subjects as Ray tasks, and log the progress."""
+    import ray  # it takes a second, which a trial that is whole need not wait for
+
     write = ray.remote(write_subjects)
     blocks = [
         indices[first : first + SUBJECTS_PER_TASK]

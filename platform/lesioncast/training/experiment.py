@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lesioncast.diffusion.controlnet import ControlNet
-from lesioncast.diffusion.model import ModelConfig
-from lesioncast.diffusion.objective import ObjectiveConfig
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig
 from lesioncast.diffusion.spatial.base_map import BaseMap
 from lesioncast.diffusion.unet import UNet
 from lesioncast.imaging.channels import (

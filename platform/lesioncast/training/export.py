@@ -13,7 +13,7 @@ from lesioncast.bundle.bundle import CASE_DIGITS, save_bundle
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.io import Weights
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import TrainingError
 from lesioncast.imaging.channels import MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.intervals import interval_ranges

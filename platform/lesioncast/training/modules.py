@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.lesion_load import lesion_load_class, rows_with_lesions
 from lesioncast.diffusion.model import net2_offset
-from lesioncast.diffusion.objective import NET2, ObjectiveConfig, diffusion_loss
-from lesioncast.diffusion.schedule import ScheduleConfig
+from lesioncast.diffusion.objective import NET2, diffusion_loss
+from lesioncast.diffusion.settings.process import ObjectiveConfig, ScheduleConfig
 from lesioncast.diffusion.spatial.base_map import BaseMap
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training.data.dataset import Batch

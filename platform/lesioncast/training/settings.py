@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lesioncast.diffusion.precision import Precision
+from lesioncast.diffusion.settings.process import Precision
 
 # Settings of where and how a stage runs. All others shape its weights and may not change midway.
 NON_IDENTITY_FIELDS = (

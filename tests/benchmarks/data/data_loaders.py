@@ -19,7 +19,7 @@ from monai.transforms import Compose, Transform
 from torch.utils.data import SequentialSampler
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.diffusion.controlnet import CONDITION
+from lesioncast.diffusion.settings.networks import CONDITION
 from lesioncast.imaging.channels import TARGET_CHANNELS, Channels, parse_channels
 from lesioncast.training.data.dataset import Batch, CaseDataset, prefetch
 from lesioncast.training.data.node_cache import open_cases, read_in_process

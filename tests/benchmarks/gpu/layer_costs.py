@@ -11,8 +11,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lesioncast.diffusion.blocks import SelfAttention, slices_to_channels
+from lesioncast.diffusion.settings.networks import UNetConfig
 from lesioncast.diffusion.solvers import seeded_generators, seeded_noise
-from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.diffusion.unet import UNet
 from lesioncast.training.state import TrainState, initial_state, update_ema
 from tests.benchmarks.gpu.timing import Call, Timing, measure
 from tests.benchmarks.gpu.workloads import (

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.diffusion.controlnet import CONDITION, ControlConfig, ControlNet
+from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.lesion_load import lesion_load_class
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig, expected_outcomes
-from lesioncast.diffusion.objective import NET2, ObjectiveConfig
-from lesioncast.diffusion.schedule import ScheduleConfig
-from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.diffusion.model import LesionDiffusion, expected_outcomes
+from lesioncast.diffusion.objective import NET2
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig, UNetConfig
+from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig, ScheduleConfig
+from lesioncast.diffusion.unet import UNet
 from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.analysis.scoring import EvaluationContext, EvaluationInputs
 from lesioncast.evaluation.evaluate import evaluate

@@ -15,11 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lesioncast.arms import PAPER_ARM_NAMES
-from lesioncast.diffusion.controlnet import ControlConfig, ControlNet
-from lesioncast.diffusion.model import LesionDiffusion, ModelConfig
-from lesioncast.diffusion.objective import NUM_TARGETS, Network, diffusion_loss
-from lesioncast.diffusion.solvers import SamplerConfig
-from lesioncast.diffusion.unet import UNet, UNetConfig
+from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.model import LesionDiffusion
+from lesioncast.diffusion.objective import Network, diffusion_loss
+from lesioncast.diffusion.settings.model import ModelConfig
+from lesioncast.diffusion.settings.networks import NUM_TARGETS, ControlConfig, UNetConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
+from lesioncast.diffusion.unet import UNet
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.state import initial_state
 from tests.benchmarks.gpu.timing import Call

@@ -8,8 +8,7 @@ from itertools import product
 from typing import get_args
 
 from lesioncast.config import load_config
-from lesioncast.diffusion.schedule import ScheduleConfig
-from lesioncast.diffusion.solvers import SamplerConfig, Solver
+from lesioncast.diffusion.settings.process import SamplerConfig, ScheduleConfig, Solver
 from tests.support.known_denoisers import CONFIGS, DEVIATIONS, share_error, spread_error
 
 HEAD = (

@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.cluster.connection import RaySettings, ray_cluster
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.evaluation.metrics.bootstrap import LEVEL, bootstrap_weights, resampled_mean
 from lesioncast.evaluation.metrics.scores import (
     crps,

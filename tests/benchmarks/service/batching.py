@@ -32,7 +32,7 @@ from torch import Tensor
 from lesioncast.cluster.connection import RaySettings, ray_cluster
 from lesioncast.diffusion.continuous_batching import ContinuousBatcher, run_until_idle
 from lesioncast.diffusion.model import SampleCondition
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.forecasting.sampling import sample_seeds
 from serve.api.schemas import SamplerOverrides

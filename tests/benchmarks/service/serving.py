@@ -19,8 +19,7 @@ from lesioncast.diffusion.continuous_batching import (
     ReverseProcess,
     SampleRequest,
 )
-from lesioncast.diffusion.schedule import ScheduleConfig
-from lesioncast.diffusion.solvers import SamplerConfig
+from lesioncast.diffusion.settings.process import SamplerConfig, ScheduleConfig
 
 ROWS, STEPS = 8, 18  # of a pass on a CPU; of the demo's sampler
 SIZES = (2, 2, 8, 24, 96)  # samples of a request, from one arm of two to six of sixteen

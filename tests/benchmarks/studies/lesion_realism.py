@@ -22,7 +22,6 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lesioncast.imaging.regions import WHITE_MATTER
-from lesioncast.simulation import SimulationSettings
 from lesioncast.simulation.anatomy import build_anatomy
 from lesioncast.simulation.disease import draw_patient
 from lesioncast.simulation.lesions.measured import (
@@ -34,6 +33,7 @@ from lesioncast.simulation.lesions.placement import Brain, place_baseline
 from lesioncast.simulation.lesions.sites import FreeTissue
 from lesioncast.simulation.lesions.susceptibility import regional_propensity
 from lesioncast.simulation.rng import RngStream, subject_rng
+from lesioncast.simulation.settings import SimulationSettings
 from lesioncast.simulation.template import ORIGIN, template
 from storage.layout import CONNECTIVITY_26
 

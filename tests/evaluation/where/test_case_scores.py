@@ -39,9 +39,9 @@ from lesioncast.evaluation.where.measurements import (
 from lesioncast.evaluation.where.rings import NUMBER_OF_RINGS
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ConditioningArrays, ModelInput
-from lesioncast.simulation import SimulationSettings
 from lesioncast.simulation.bids import initialise_dataset, subject_name, write_subjects
 from lesioncast.simulation.outcome_law.redraw import last_period
+from lesioncast.simulation.settings import SimulationSettings
 from storage import Store
 from storage.nifti.io import read_volume
 from storage.preprocess.grid import place_slab, to_slab

@@ -15,8 +15,8 @@ from torch import Tensor
 from lesioncast.diffusion.lesion_load import (
     MIN_PROBABILITY,
     SHIFT_LIMIT,
-    load_quantile,
 )
+from lesioncast.seeds import load_quantile
 
 # Nats below the even density that a voxel's density is raised to. Voxels that the prior excludes
 # then hold less than 0.3 % of the lesions at any resolution, and the networks can still raise them.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lesioncast.diffusion.controlnet import lesion_burden
 from lesioncast.diffusion.lesion_load import LesionLoadPrior, lesion_load_class
-from lesioncast.diffusion.model import ModelConfig
 from lesioncast.diffusion.objective import NET2
+from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.imaging.channels import TARGET_CHANNELS, Channels, encode_case, parse_channels
 from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.imaging.lesions import components

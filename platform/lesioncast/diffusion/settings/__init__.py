@@ -1,0 +1,1 @@
+"""Plain settings of the networks and of sampling, without torch."""
