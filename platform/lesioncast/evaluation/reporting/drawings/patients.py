@@ -163,7 +163,7 @@ def _panel_inches(patient: Patient) -> float:
     """Return the height of a patient's panels."""
     window = crop(patient.view, [patient.index])
     height, width = (
-        (part.stop - part.start) * size
+        float((part.stop - part.start) * size)
         for part, size in zip(window, patient.view.spacing[1:], strict=True)
     )
     return PANEL_INCHES * height / width
