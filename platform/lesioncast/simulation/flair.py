@@ -64,26 +64,28 @@ def scan_sessions(
     anatomy: Anatomy,
     grid: TargetGrid,
     excess: Sequence[Iterable[FlairExcess]],
-    trial: str,
+    contrast: ScannerContrast,
 ) -> list[Float32s]:
-    """Simulate FLAIR [s, h, w] of each session, given by session what exceeds white matter."""
-    contrast = _site_contrast(rng, trial)
-    tissue = _tissue(rng, anatomy, grid, contrast)
+    """Simulate FLAIR [s, h, w] of each session, given by session what exceeds white matter.
+
+    `contrast` is that of the trial's scanners; that of the patient's site lies around it.
+    """
+    site = _site_contrast(rng, contrast)
+    tissue = _tissue(rng, anatomy, grid, site)
     return [
-        _scan(rng, tissue + _excess_signal(patches, anatomy), anatomy, grid, contrast)
+        _scan(rng, tissue + _excess_signal(patches, anatomy), anatomy, grid, site)
         for patches in excess
     ]
 
 
-def _site_contrast(rng: np.random.Generator, trial: str) -> ScannerContrast:
+def _site_contrast(rng: np.random.Generator, contrast: ScannerContrast) -> ScannerContrast:
     """Draw the contrast of one site's scanner around that of its trial."""
-    trial_contrast = CONTRASTS[trial]
     grey, csf, noise, gain = rng.standard_normal(4)
     return ScannerContrast(
-        grey=trial_contrast.grey + 0.015 * grey,
-        csf=trial_contrast.csf * np.exp(0.1 * csf),
-        noise=trial_contrast.noise * np.exp(0.2 * noise),
-        gain=trial_contrast.gain * np.exp(0.2 * gain),
+        grey=contrast.grey + 0.015 * grey,
+        csf=contrast.csf * np.exp(0.1 * csf),
+        noise=contrast.noise * np.exp(0.2 * noise),
+        gain=contrast.gain * np.exp(0.2 * gain),
     )
 
 

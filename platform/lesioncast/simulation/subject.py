@@ -19,7 +19,13 @@ from lesioncast.errors import SimulationError
 from lesioncast.simulation.anatomy import Anatomy, build_anatomy, target_grid
 from lesioncast.simulation.disease import PERIODS, draw_patient
 from lesioncast.simulation.early_signs import early_signs
-from lesioncast.simulation.flair import FlairExcess, lesion_excess, scan_sessions
+from lesioncast.simulation.flair import (
+    CONTRASTS,
+    FlairExcess,
+    ScannerContrast,
+    lesion_excess,
+    scan_sessions,
+)
 from lesioncast.simulation.lesions.placement import SimulatedLesions, place_lesions
 from lesioncast.simulation.lesions.shapes import Lesion
 from lesioncast.simulation.lesions.sites import Window
@@ -58,10 +64,15 @@ class SimulatedSubject:
 
 
 def simulate_subject(
-    settings: SimulationSettings, index: int, *, arm: str | None = None
+    settings: SimulationSettings,
+    index: int,
+    *,
+    arm: str | None = None,
+    contrast: ScannerContrast | None = None,
 ) -> SimulatedSubject:
     """Simulate subject `index` of the trial under its assigned arm, or under `arm` if given.
 
+    With `contrast` the patient is scanned by scanners of that contrast, not by those of the trial.
     Raises SimulationError for an unknown arm and PlacementError, a SimulationError, if the grid is
     too small for the subject's lesions.
     """
@@ -81,7 +92,7 @@ def simulate_subject(
         anatomy,
         grid,
         history.excess,
-        patient.trial,
+        contrast or CONTRASTS[patient.trial],
     )
     on_grid = partial(_place_box, shape=settings.shape, box=grid.box)
     return SimulatedSubject(
