@@ -12,6 +12,7 @@ import numpy as np
 from lesioncast.bundle.bundle import CASE_DIGITS, save_bundle
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.bundle.io import Weights
+from lesioncast.bundle.typicality import write_typicality
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import TrainingError
@@ -24,6 +25,7 @@ from lesioncast.training.lesion_load_prior.dropout import PriorDropout
 from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior
 from lesioncast.training.progress import METRICS, read_metrics
 from lesioncast.training.trainer import final_checkpoint
+from lesioncast.training.typicality import fit_typicality
 from storage import Store
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             "balance": asdict(balance),
         },
     )
+    write_typicality(path, digest, fit_typicality(store, cases))
     logger.info("bundle %s (%s)", path, digest[:12])
     return digest
 
