@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from matplotlib.figure import Figure
 
-from lesioncast.forecasting import pipeline
+from lesioncast.forecasting.output import figure
 from serve.api import status_feed
 
 
@@ -17,12 +17,12 @@ def short_waits() -> Iterator[None]:
     of `tests/forecasting` and the one that takes `real_figures`.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "forecast_figure", blank_figure)
+        patch.setattr(figure, "forecast_figure", blank_figure)
         patch.setattr(status_feed, "POLL_SECONDS", 0.05)
         yield
 
 
-REAL_FIGURE = pipeline.forecast_figure
+REAL_FIGURE = figure.forecast_figure
 
 
 def blank_figure(*_: object, **__: object) -> Figure:
@@ -32,4 +32,4 @@ def blank_figure(*_: object, **__: object) -> Figure:
 @pytest.fixture
 def real_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw the figures of forecasts as the service does."""
-    monkeypatch.setattr(pipeline, "forecast_figure", REAL_FIGURE)
+    monkeypatch.setattr(figure, "forecast_figure", REAL_FIGURE)

@@ -1,5 +1,6 @@
 """Uploaded images give the forecast of the same subject in the store; corrupt ones do no harm."""
 
+import argparse
 import gzip
 import io
 import json
@@ -8,6 +9,7 @@ import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import lesioncast
+from lesioncast.config import load_config
 from lesioncast.errors import ForecastError
+from lesioncast.forecasting.output.bids import forecast_path, summary_path
+from lesioncast.forecasting.output.summary import read_summary
+from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.covariates import Covariate
+from lesioncast.jobs.arguments import config_path
+from lesioncast.jobs.forecast import forecast as run_forecast
 from serve.api import multipart
 from serve.artifacts import ORPHAN_AGE_SECONDS, result_dir, stale_uploads, upload_dir
 from serve.client import Client
@@ -94,6 +103,39 @@ def test_an_uploaded_subject_gets_the_same_forecast_as_in_the_store(
             tmp_path / f"{stored}.nii.gz"
         ).read_bytes()
     assert "upload" in client.status(sent)["request"]
+
+
+def test_service_job_and_python_api_give_the_same_bits(
+    client: Client, root: Path, images: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of uploaded files, of the subject in the store, and of images in memory."""
+    in_memory = {name: nib.load(path) for name, path in images.items()}
+    patient = lesioncast.Patient(subject=SUBJECT)
+    forecast = lesioncast.load_bundle(root / "bundle").forecast(
+        in_memory, patient=patient, samples=4, seed=5, settings=ForecastSettings(batch_size=3)
+    )
+    sent = wait_for_success(
+        client, client.create_forecast(SUBJECT, images=images, samples=4, seed=5)
+    )
+    arguments = argparse.Namespace(
+        store=root / "store.zarr", bundle=root / "bundle", out=tmp_path / "job", bids=None,
+        subjects=SUBJECT, local=True,
+    )  # fmt: skip
+    keys = ["forecast.samples=4", "seed=5", f"arms=[{','.join(ARMS)}]"]
+    run_forecast(load_config(config_path("demo"), [*keys, "forecast.sessions=[]"]), arguments)
+    written = read_summary(summary_path(tmp_path / "job", SUBJECT))
+    record = client.result(sent)
+    for arm in ARMS:
+        client.download_probability_map(sent, arm, tmp_path / f"{arm}.nii.gz")
+        served = nib.load(tmp_path / f"{arm}.nii.gz")
+        of_job = nib.load(forecast_path(tmp_path / "job", SUBJECT, arm))
+        in_process = forecast.arms[arm].probability
+        assert 0 < served.get_fdata().max() <= 1
+        assert np.array_equal(served.get_fdata(), of_job.get_fdata())
+        assert np.array_equal(served.get_fdata(), in_process.get_fdata())
+        numbers = json.loads(json.dumps(asdict(written.arms[arm])))
+        assert record["arms"][arm] == numbers
+        assert forecast.summary.arms[arm] == written.arms[arm]
 
 
 def test_the_files_of_an_upload_name_their_sources_and_no_folder_of_the_service(
