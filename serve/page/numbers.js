@@ -44,6 +44,10 @@ export function summarySentence(view) {
   return `${subject} ${text(least)}, lowest, and ${text(most)}, highest.`;
 }
 
+function regionTitle(view) {
+  return view.header.arms.every((arm) => arm.regions_in_closed_form) ? "Probability of a lesion in:" : "Samples with a lesion in:";
+}
+
 /** Return the columns of the table: a title, and the cell of an arm as text. */
 function columns(view) {
   const regions = [...new Set(view.header.arms.flatMap((arm) => Object.keys(arm.regions)))];
@@ -58,7 +62,7 @@ function columns(view) {
     ["Lesions in 90 % of samples", (arm) =>
       arm.lesions ? `${decimal(arm.lesions.low, 0)} to ${decimal(arm.lesions.high, 0)}` : "–"],
     ["Mean volume, mm³", (arm) => decimal(arm.volume_mm3, 0)],
-    ...regions.map((region) => [`Samples with a lesion in: ${REGION_NAMES[region] ?? region}`, (arm) => percent(arm.regions[region])]),
+    ...regions.map((region) => [`${regionTitle(view)} ${REGION_NAMES[region] ?? region}`, (arm) => percent(arm.regions[region])]),
     [`P(active) minus ${view.header.reference_arm}`, (arm) =>
       arm.name === view.header.reference_arm ? "reference" : differenceText(arm)],
     ["Samples", (arm) => String(arm.samples)],

@@ -240,7 +240,7 @@ def test_a_summary_of_another_schema_or_with_other_keys_is_rejected(
 ) -> None:
     path, content = tmp_path / "sub-01_forecast.json", asdict(forecasts[1][0])
     for changed, problem in (
-        (content | {"schema": 4}, "schema 6, got schema 4; forecast the subject again"),
+        (content | {"schema": 4}, "schema 7, got schema 4; forecast the subject again"),
         (content | {"notices": []}, "got notices: Unexpected keyword"),
         ({"schema": 3}, "got subject: Field required"),
     ):

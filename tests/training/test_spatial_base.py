@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from lesioncast.bundle.bundle import SPATIAL_FILE, load_bundle
-from lesioncast.bundle.spatial_base import SpatialBase, read_spatial_base
+from lesioncast.bundle.spatial_base import (
+    SpatialBase,
+    read_record,
+    read_spatial_base,
+    write_spatial_base,
+)
 from lesioncast.diffusion.settings.networks import CONDITION
 from lesioncast.diffusion.spatial.base_map import LEAST_DENSITY
 from lesioncast.errors import BundleError, ChangedSettingsError, TrainingError
@@ -16,11 +21,19 @@ from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.marginal_map import make_map_predictor
 from lesioncast.forecasting.runtime import bundle_sampler, store_reader
 from lesioncast.forecasting.sampling import EnsembleRequest, ModelInput, Sample
+from lesioncast.priors.spatial.inputs import SpatialCase, SpatialInputs
 from lesioncast.training.experiment import Experiment, Stage, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
 from lesioncast.training.settings import TrainSettings
 from lesioncast.training.spatial.base_maps import BaseMaps, compute_base_maps, discard_base
-from lesioncast.training.spatial.fit import FILE, with_base_of_run, with_fitted_base
+from lesioncast.training.spatial.fit import (
+    FILE,
+    TOUCHING,
+    ratios_of_cases,
+    ratios_of_run,
+    with_base_of_run,
+    with_fitted_base,
+)
 from lesioncast.training.trainer import train
 from storage import Store
 from tests.support.forecast import SLAB, write_store
@@ -217,3 +230,28 @@ def test_the_loss_reads_the_base_maps(store: Store, tmp_path: Path) -> None:
         metrics = (last.folder.parent / "metrics.jsonl").read_text().splitlines()[-1]
         losses.append(float(metrics.split('"loss": ')[1].split(",")[0]))
     assert losses[0] < losses[1]
+
+
+def test_touching_ratios_come_from_training_cases_with_a_parcellation(store: Store) -> None:
+    outcome, labels = np.zeros(SLAB, bool), np.full(SLAB, 2, np.int16)
+    outcome[2, 3:5, 3:6], labels[2, 3, 3] = True, 3  # one voxel of six in the cortex
+    inputs = SpatialInputs({}, store.spec.spacing, labels)
+    without = replace(inputs, parcellation=None)
+    cases = [SpatialCase(inputs, outcome), SpatialCase(without, outcome)]
+    assert ratios_of_cases(cases) == pytest.approx({"white_matter": 6 / 5, "cortex": 6.0})
+    assert ratios_of_cases(cases[1:]) == {}
+
+
+def test_a_run_records_its_touching_ratios(store: Store, tmp_path: Path) -> None:
+    experiment = base_map_experiment(store, tmp_path)
+    assert ratios_of_run(experiment) == {}
+    fitted = with_fitted_base(experiment, store)
+    assert ratios_of_run(fitted) == {}  # this store has no parcellation
+    assert fitted.base is not None
+    record = read_record(fitted.base.path)
+    write_spatial_base(
+        fitted.base.path,
+        read_spatial_base(fitted.base.path),
+        record | {TOUCHING: {"white_matter": 1.1, "cortex": 2.0}},
+    )
+    assert ratios_of_run(fitted) == {"white_matter": 1.1, "cortex": 2.0}

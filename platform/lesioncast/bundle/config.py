@@ -1,6 +1,7 @@
 """Configuration of a bundle: the data and the sampler that its weights were trained for."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.process import SamplerConfig
@@ -33,6 +34,9 @@ class BundleConfig:
     #: n_active of the training cases if it saw equally many of both, else 1. Samples are drawn
     #: without that bias.
     balanced_odds_ratio: float = 1.0
+    #: How many times each region's share of lesions exceeds its share of lesion voxels in the
+    #: training cases; empty where that was not measured.
+    touching_ratios: Mapping[str, float] = field(default_factory=dict)
     #: Version of the layout of the bundle's files.
     schema: int = SCHEMA
 

@@ -18,7 +18,8 @@ class ExpectedOutcomes(NamedTuple):
     They are P(active) and the expectations of the number of lesions n and of log(1 + n), of one
     case under one arm. `log_sd` is the standard deviation of log(1 + n) between the lesion load
     classes; their own spread is not part of it. `load_edges` are the quantiles of a seed at which
-    the lesion load class of its sample changes. `clipped` names the inputs of the case that lie
+    the lesion load class of its sample changes. `class_lesions` are the mean numbers of lesions of
+    the classes, the class without lesions first. `clipped` names the inputs of the case that lie
     beyond the training range.
     """
 
@@ -28,6 +29,7 @@ class ExpectedOutcomes(NamedTuple):
     log_sd: float = 0.0
     load_edges: tuple[float, ...] = ()
     clipped: tuple[str, ...] = ()
+    class_lesions: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

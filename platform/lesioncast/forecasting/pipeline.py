@@ -56,7 +56,7 @@ from lesioncast.forecasting.sampling import (
 )
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.forecasting.training_data import data_notes
-from lesioncast.forecasting.view.build import ViewPatient, finished_view
+from lesioncast.forecasting.view.build import ViewPatient, finished_view, parcellation_of
 from lesioncast.forecasting.view.kept_samples import KeptSamples
 from lesioncast.forecasting.view.numbers import finished_numbers
 from lesioncast.forecasting.view.saved_page import saved_page
@@ -171,6 +171,7 @@ def run_provenance(
         visits=bundle.config.visits,
         brain_mask_share=bundle.config.brain_mask_share,
         intervals=bundle.config.intervals,
+        touching_ratios=bundle.config.touching_ratios,
     )
 
 
@@ -302,6 +303,7 @@ def assemble_forecast(
             # Every arm has the same inputs.
             *training_range_notes(by_arm[settings.reference_arm].clipped),
         ),
+        parcellation=parcellation_of(store, case),
     )
     return SubjectForecast(
         subject=subject,

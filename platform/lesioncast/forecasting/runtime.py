@@ -242,9 +242,12 @@ def make_expectation_predictor(
         with torch.no_grad():
             patient = prior_features(prior, config.control.masks, condition, covariates)
             expectations, clipped = prior.expected_outcomes(patient), prior.beyond_training(patient)
+        class_lesions = tuple(prior.lesions.tolist())
         # The model returns one tensor [arm] for each outcome; callers need the outcomes by arm.
         return tuple(
-            ExpectedOutcomes(p_active, lesions, log_lesions, log_sd, tuple(edges), clipped)
+            ExpectedOutcomes(
+                p_active, lesions, log_lesions, log_sd, tuple(edges), clipped, class_lesions
+            )
             for p_active, lesions, log_lesions, log_sd, edges in zip(
                 *map(Tensor.tolist, expectations), strict=True
             )

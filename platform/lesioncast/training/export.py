@@ -24,6 +24,7 @@ from lesioncast.training.lesion_load_prior.data import fit_reader, load_prior_da
 from lesioncast.training.lesion_load_prior.dropout import PriorDropout
 from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior
 from lesioncast.training.progress import METRICS, read_metrics
+from lesioncast.training.spatial.fit import ratios_of_run
 from lesioncast.training.trainer import final_checkpoint
 from lesioncast.training.typicality import fit_typicality
 from storage import Store
@@ -53,6 +54,7 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             intervals=interval_ranges(cases),
             baseline_only=stage.settings.session_dropout > 0,
             balanced_odds_ratio=balance.odds_ratio,
+            touching_ratios=ratios_of_run(stage.experiment),
         ),
         unet=stage.pretrained.tensors(EMA, UNET),
         control={**last.tensors(EMA, CONTROL), **prior.weights},

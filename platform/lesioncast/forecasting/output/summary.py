@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lesioncast.errors import ForecastError
@@ -19,6 +20,7 @@ from lesioncast.forecasting.ensemble import (
     active_fraction,
 )
 from lesioncast.forecasting.monte_carlo import active_fraction_interval, mean_error
+from lesioncast.forecasting.regional_risk import regional_risks
 from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.imaging.intervals import IntervalRanges
@@ -26,7 +28,7 @@ from lesioncast.imaging.lesions import opening_element
 from storage import VisitSchedule
 from storage.export.bids_derivative import write_json
 
-SCHEMA = 6
+SCHEMA = 7
 MapKind = Literal["closed form", "share of samples"]
 """How the probability at each voxel was computed."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -58,6 +60,8 @@ class RunProvenance:
     brain_mask_share: float | None = None
     #: Days between the sessions of the bundle's training cases.
     intervals: IntervalRanges = IntervalRanges()
+    #: How many times each region's share of lesions exceeds its share of lesion voxels.
+    touching_ratios: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -82,6 +86,8 @@ class SubjectInfo:
     case_digest: str = ""
     #: Sentences about this subject alone.
     notes: tuple[str, ...] = ()
+    #: FreeSurfer ids [s, h, w], in whose regions risks are computed; None without a parcellation.
+    parcellation: npt.NDArray[np.integer] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +175,8 @@ class ArmSummary(_Record):
     """Forecast of one subject under one arm.
 
     `count_mean` and `count_mean_after_opening` are mean lesion counts without and with the 5 mm
-    opening, whichever of them `count` is about.
+    opening, whichever of them `count` is about. `regions` are the probabilities of a lesion in each
+    region in closed form; empty where they are known from samples alone.
     """
 
     received: bool
@@ -179,6 +186,7 @@ class ArmSummary(_Record):
     count_mean: float
     count_mean_after_opening: float
     volume_mm3: VolumeSummary
+    regions: Mapping[str, float]
     minus_reference: ArmDifference
 
 
@@ -293,6 +301,9 @@ def summarise(
                 received=arm == subject.arm,
                 opening=opening,
                 voxel_mm3=math.prod(spacing),
+                regions=regional_risks(
+                    ensemble, subject.parcellation, provenance.touching_ratios, opening=opening
+                ),
             )
             for arm, ensemble in by_arm.items()
         },
@@ -311,8 +322,12 @@ def arm_summary(
     received: bool,
     opening: bool,
     voxel_mm3: float = 1.0,
+    regions: Mapping[str, float] | None = None,
 ) -> ArmSummary:
-    """Summarise one arm, also against the ensemble of the reference arm."""
+    """Summarise one arm, also against the ensemble of the reference arm.
+
+    `regions` are its regional risks in closed form.
+    """
     voxels = ensemble.expected_voxels(opening=opening)
     counts = ensemble.counts(opening=opening)
     expected = ensemble.expected_outcomes(opening=opening)
@@ -346,6 +361,7 @@ def arm_summary(
             mc_error=mean_error(ensemble.volume, seeds, edges),
             expected=None if voxels is None else voxels * voxel_mm3,
         ),
+        regions=dict(regions or {}),
         minus_reference=arm_difference(ensemble, reference, opening=opening),
     )
 

@@ -53,7 +53,8 @@ def _finished(name: str, arm: ArmSummary, *, samples: int, kept: KeptSamples) ->
         volume_mm3=arm.volume_mm3.mean
         if arm.volume_mm3.expected is None
         else arm.volume_mm3.expected,
-        regions=dict(kept.regions.get(name, {})),
+        regions=dict(arm.regions or kept.regions.get(name, {})),
+        regions_in_closed_form=bool(arm.regions),
         minus_reference=_interval(difference.value, difference.mc_error),
         difference_error=None,
     )

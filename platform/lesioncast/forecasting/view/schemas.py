@@ -58,7 +58,13 @@ class ArmNumbers(BaseModel):
         "samples."
     )
     regions: dict[str, float] = Field(
-        description="Share of samples with a lesion in each region; empty without a parcellation."
+        description="Probability of a lesion in each region, or the share of samples with one; "
+        "empty without a parcellation."
+    )
+    regions_in_closed_form: bool = Field(
+        default=False,
+        description="Whether `regions` follow from the map and P(active) in closed form; else they "
+        "are shares of samples.",
     )
     minus_reference: Interval | None = Field(
         description="P(active) minus that under the reference arm, with the 95 % interval of the "

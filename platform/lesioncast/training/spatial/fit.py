@@ -1,6 +1,7 @@
 """Fit the spatial prior to the training cases, before stage 1; both stages read the same file."""
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,6 +18,7 @@ from lesioncast.bundle.spatial_base import (
 from lesioncast.diffusion.spatial.base_map import voxel_quantiles
 from lesioncast.errors import ChangedSettingsError, TrainingError
 from lesioncast.imaging.channels import MASKS, OUTCOME, SESSIONS, encode_case, parse_channels
+from lesioncast.imaging.regions import regional_lesions, touching_ratios
 from lesioncast.priors.spatial.fit import SpatialFitSettings, fit_spatial_prior
 from lesioncast.priors.spatial.inputs import SpatialCase, SpatialInputs
 from lesioncast.training.experiment import Experiment, FittedBase
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 FILE = "spatial_prior.safetensors"
 QUANTILES = 32  # of the lesion voxels of a load class
 ACTIVE = "active"  # key of the record: rows of the training cases with new lesions
+TOUCHING = "touching_ratios"  # key of the record: see BundleConfig
 MADE_FROM = "made_from"  # key of the record: what the fit depends on
 NET2 = SESSIONS.index(OUTCOME), MASKS.index("net2")
 
@@ -115,9 +118,35 @@ def fit_base(experiment: Experiment, store: Store) -> None:
         tuple(channels),
         store.spec.spacing,
     )
-    record = {MADE_FROM: inputs_of_fit(experiment), ACTIVE: rows}
+    record = {
+        MADE_FROM: inputs_of_fit(experiment),
+        ACTIVE: rows,
+        TOUCHING: ratios_of_cases(active),
+    }
     write_spatial_base(experiment.runs / FILE, base, record)
     logger.info("spatial prior: fitted to %d active cases", len(active))
+
+
+def ratios_of_cases(cases: Sequence[SpatialCase]) -> dict[str, float]:
+    """Return the touching ratios of the regions in the cases with a parcellation; see BundleConfig.
+
+    Empty without such cases.
+    """
+    return touching_ratios(
+        [
+            regional_lesions(case.outcome, case.inputs.parcellation)
+            for case in cases
+            if case.inputs.parcellation is not None
+        ]
+    )
+
+
+def ratios_of_run(experiment: Experiment) -> dict[str, float]:
+    """Return the touching ratios that were measured with the spatial prior; empty without one."""
+    if experiment.base is None:
+        return {}
+    ratios: dict[str, float] = read_record(experiment.base.path).get(TOUCHING, {})
+    return ratios
 
 
 def new_lesions(arrays: CaseArrays) -> Mask:

@@ -166,7 +166,7 @@ def _panel_inches(patient: Patient) -> float:
         float((part.stop - part.start) * size)
         for part, size in zip(window, patient.view.spacing[1:], strict=True)
     )
-    return PANEL_INCHES * height / width
+    return float(PANEL_INCHES * height / width)
 
 
 def _draw_row(
