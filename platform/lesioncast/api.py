@@ -26,6 +26,7 @@ import numpy.typing as npt
 from lesioncast.bundle import bundle as bundles
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.errors import ForecastError
+from lesioncast.forecasting.output.calibrated import CalibratedArm
 from lesioncast.forecasting.output.summary import ForecastSummary
 from lesioncast.forecasting.pipeline import (
     assemble_forecast,
@@ -77,6 +78,9 @@ class ArmForecast:
     expected_count: float
     #: Number of lesions in each sample [k].
     lesion_counts: npt.NDArray[np.int64]
+    #: Conformal intervals of the number of lesions and the recalibrated P(active), by the bundle's
+    #: calibration; None without one.
+    calibrated: CalibratedArm | None
     #: Probability of a lesion in each voxel of the patient's own current FLAIR: in closed form if
     #: the networks refine a base map, else the share of samples.
     probability: nib.Nifti1Image
@@ -181,6 +185,7 @@ class ForecastModel:
                 p_active=summary.p_active.value,
                 expected_count=summary.count.mean if expected is None else expected,
                 lesion_counts=ensemble.counts(opening=settings.apply_opening),
+                calibrated=summary.calibrated,
                 probability=assembled.probability[arm],
                 sample_share=to_source_grid(ensemble.sample_share, case.grid, order=1),
             )

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from lesioncast.jobs.arguments import COMMANDS, add_common_arguments
+from lesioncast.jobs.arguments import COMMANDS, add_job_arguments
 
 SERVE_REQUIREMENTS = ("httpx2", "python_multipart", "sqlalchemy")
 SERVE_DESCRIPTION = """Start the forecast service: `serve run` with the settings in a file.
@@ -61,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
             description=command.description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        add_common_arguments(job_parser)
-        command.add_arguments(job_parser)
+        add_job_arguments(job_parser, command)
     serve_parser = subparsers.add_parser(
         "serve",
         help="serve forecasts over HTTP",

@@ -2,7 +2,7 @@
 
 import { OUTLINES } from "./colours.js";
 import { Geometry, ON_PROCESSOR, Painter } from "./draw.js";
-import { activeProbability, expectedLesions, decimal, fillTable, percent, summarySentence } from "./numbers.js";
+import { activeProbability, calibrationText, expectedLesions, decimal, fillTable, percent, summarySentence } from "./numbers.js";
 import { defaultRange, slicesByDifference, toWorld } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -239,6 +239,7 @@ export class Compare {
       Forecast: header.forecast, Bundle: header.bundle, "Samples of each treatment": header.samples, Seed: header.seed,
       "Images that the model saw": header.sessions.join(", "), "Treatment received": header.received_arm ?? "unknown",
       "Lesions observed later": header.observed_lesions ?? "not observed",
+      "Calibrated on": calibrationText(header),
     };
     $("provenance").querySelector("dl").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [element("dt", name), element("dd", String(value))]));
   }

@@ -48,8 +48,25 @@ function regionTitle(view) {
   return view.header.arms.every((arm) => arm.regions_in_closed_form) ? "Probability of a lesion in:" : "Samples with a lesion in:";
 }
 
+/** Return in words which cases taught the calibrated numbers. */
+export function calibrationText({ calibration }) {
+  if (!calibration) return "not calibrated";
+  const simulated = calibration.simulated ? ", simulated" : "";
+  return `${calibration.cohort}${simulated}; ${calibration.cases} had these images (${calibration.images})`;
+}
+
+/** Return the calibrated intervals of the number of lesions, such as "0 to 2 (80 %), 0 to 4 (90 %)". */
+function calibratedLesions(arm) {
+  const intervals = arm.calibrated?.count_intervals ?? [];
+  return intervals.map(({ level, low, high }) => `${low} to ${high} (${Math.round(100 * level)} %)`).join(", ") || "–";
+}
+
 /** Return the columns of the table: a title, and the cell of an arm as text. */
 function columns(view) {
+  const calibrated = view.header.calibration ? [
+    ["P(active), recalibrated", (arm) => percent(arm.calibrated?.p_active)],
+    ["Lesions, calibrated intervals", calibratedLesions],
+  ] : [];
   const regions = [...new Set(view.header.arms.flatMap((arm) => Object.keys(arm.regions)))];
   return [
     ["Treatment", (arm) => arm.name + (arm.received ? " (received)" : "")],
@@ -61,6 +78,7 @@ function columns(view) {
     ["Expected lesions", (arm) => decimal(expectedLesions(arm))],
     ["Lesions in 90 % of samples", (arm) =>
       arm.lesions ? `${decimal(arm.lesions.low, 0)} to ${decimal(arm.lesions.high, 0)}` : "–"],
+    ...calibrated,
     ["Mean volume, mm³", (arm) => decimal(arm.volume_mm3, 0)],
     ...regions.map((region) => [`${regionTitle(view)} ${REGION_NAMES[region] ?? region}`, (arm) => percent(arm.regions[region])]),
     [`P(active) minus ${view.header.reference_arm}`, (arm) =>
@@ -115,7 +133,7 @@ export function toCsv(view) {
   const { header } = view;
   const comments = [
     `Forecast ${header.forecast} of ${header.subject}, bundle ${header.bundle}`,
-    ...header.disclaimers, ...header.warnings, ...header.notes,
+    `Calibrated on: ${calibrationText(header)}`, ...header.disclaimers, ...header.warnings, ...header.notes,
   ];
   const rows = [cells.map(([title]) => title), ...view.arms.map((name) => cells.map(([, text]) => text(view.numbers.get(name))))];
   return [...comments.map((text) => `# ${text}`), ...rows.map((row) => row.map(quote).join(","))].join("\r\n") + "\r\n";

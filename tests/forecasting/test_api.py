@@ -22,6 +22,7 @@ from lesioncast.forecasting.disclaimers import (
     TRAINED_ON_SIMULATED,
 )
 from lesioncast.forecasting.output.bids import forecast_path, summary_path
+from lesioncast.forecasting.output.calibrated import NOT_CALIBRATED
 from lesioncast.forecasting.output.summary import read_summary
 from lesioncast.forecasting.pipeline import (
     ForecastRun,
@@ -252,7 +253,8 @@ def test_images_need_no_configuration(root: Path, model: api.ForecastModel) -> N
     images = {name: str(path_of(root / "bids", SUBJECT, *name.split("/"))) for name in FLAIR}
     patient = lesioncast.Patient(covariates={"days_to_current": 100})
     found = model.forecast(images, patient=patient, settings=SETTINGS, samples=2)
-    assert "month 12 is 100 days after baseline for this patient" in found.summary.notes[-1]
+    assert "month 12 is 100 days after baseline for this patient" in found.summary.notes[-2]
+    assert found.summary.notes[-1] == NOT_CALIBRATED
     assert found.summary.subject == "sub-patient"
     assert found.summary.covariates.missing == ("age",)
     assert tuple(found.arms) == model.arms == ARMS

@@ -17,6 +17,7 @@ from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig
 from lesioncast.diffusion.unet import UNet
 from lesioncast.errors import ConfigError
+from lesioncast.forecasting.output.calibrated import NOT_CALIBRATED
 from lesioncast.forecasting.output.summary import CovariateUse, RunProvenance
 from lesioncast.forecasting.pipeline import (
     ForecastRun,
@@ -337,7 +338,8 @@ def test_a_forecast_says_where_visits_differ_from_those_of_training(
             settings=settings, provenance=provenance, out=tmp_path, background=stored_flair(store)
         )
         (summary,) = write_forecasts(of, [case], drawn, run)
-        return list(summary.notes)
+        assert summary.notes[-1] == NOT_CALIBRATED
+        return list(summary.notes[:-1])
 
     assert notes(store, inside) == []
     current, outcome = notes(store, beyond)

@@ -2,19 +2,26 @@
 
 A bundle holds unet.safetensors and controlnet.safetensors (averaged weights), config.json,
 metrics.json, README.md (the model card) and manifest.json with the SHA-256 of each file. Where the
-networks refine a base map, spatial_prior.safetensors holds the spatial prior. The SHA-256 of the
-manifest names the bundle. Loading a bundle needs no settings.
+networks refine a base map, spatial_prior.safetensors holds the spatial prior. Where a prior states
+outcomes in closed form, calibration.json holds what validation cases taught about them. The SHA-256
+of the manifest names the bundle. Loading a bundle needs no settings.
 """
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from lesioncast.bundle.calibration import (
+    CALIBRATION_FILE,
+    BundleCalibration,
+    read_calibration,
+    write_calibration,
+)
 from lesioncast.bundle.config import SCHEMA, BundleConfig
 from lesioncast.bundle.io import (
     Weights,
@@ -41,8 +48,9 @@ MANIFEST = "manifest.json"
 UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
 SPATIAL_FILE = "spatial_prior.safetensors"  # of a model with a base map alone
 CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"
-DESCRIPTION_FILES = (CONFIG_FILE, METRICS_FILE, CARD_FILE)
-FILES = (UNET_FILE, CONTROL_FILE, *DESCRIPTION_FILES)
+FILES = (UNET_FILE, CONTROL_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
+DESCRIPTION_FILES = (CONFIG_FILE, METRICS_FILE, CARD_FILE, CALIBRATION_FILE)
+OPTIONAL_FILES = (SPATIAL_FILE, CALIBRATION_FILE)
 PRIOR = "lesion_load_prior."  # prefix of the prior's weights among those of the ControlNet
 CASE_DIGITS = 16  # digits of the digest of a training case in metrics.json, which need no more
 RETRAIN = "run jobs/pretrain.py and jobs/finetune.py to make it again"
@@ -59,6 +67,8 @@ class BundleDescription:
     config: BundleConfig
     #: SHA-256 of the manifest.
     digest: str
+    #: What cases with known outcomes taught about its forecasts; None if it has no calibration.
+    calibration: BundleCalibration | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -86,19 +96,17 @@ def save_bundle(
     control: Weights,
     metrics: Mapping[str, Any],
     base: Path | None = None,
+    calibration: BundleCalibration | None = None,
 ) -> str:
     """Write a bundle to `path` and return its digest. An older bundle at `path` is replaced.
 
     `unet` and `control` are the averaged weights, by the names of `UNet` and `ControlNet`.
     `metrics` describes the data and the training of each stage, as JSON. `base` is the file of the
-    spatial prior for networks with a base map. Raise BundleError if `path` exists and is not a
+    spatial prior for networks with a base map, `calibration` what validation cases taught. Raise
+    BundleError if `path` exists and is not a
     bundle, or if a weight is not finite.
     """
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise BundleError(
-            f"{path}: expected a bundle or nothing there, got something else; "
-            "choose another path for the bundle"
-        )
+    _check_replaceable(path)
     for file, weights in ((UNET_FILE, unet), (CONTROL_FILE, control)):
         name = first_non_finite(weights)
         if name is not None:
@@ -109,19 +117,62 @@ def save_bundle(
     with atomic_directory(path) as folder:
         write_tensors(folder / UNET_FILE, unet)
         write_tensors(folder / CONTROL_FILE, control)
-        write_json(folder / CONFIG_FILE, asdict(config))
-        write_json(folder / METRICS_FILE, metrics)
-        (folder / CARD_FILE).write_text(model_card(config, metrics))
         if base is not None:
             shutil.copyfile(base, folder / SPATIAL_FILE)
-        digests = digests_of(folder, files_of(config))
-        write_json(folder / MANIFEST, {"schema": SCHEMA, "sha256": digests})
+        _finish(folder, config, metrics, calibration)
     return bundle_digest(path)
 
 
-def files_of(config: BundleConfig) -> tuple[str, ...]:
+def save_same_weights(
+    path: Path,
+    parent: BundleDescription,
+    *,
+    config: BundleConfig,
+    metrics: Mapping[str, Any],
+    calibration: BundleCalibration | None,
+) -> str:
+    """Write a bundle with the weights of `parent` to `path`, and return its digest.
+
+    `path` may be the parent's own. Raise BundleError if it exists and is not a bundle.
+    """
+    _check_replaceable(path)
+    source = current_directory(parent.path)
+    with atomic_directory(path) as folder:
+        for name in (UNET_FILE, CONTROL_FILE, SPATIAL_FILE):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        _finish(folder, config, metrics, calibration)
+    return bundle_digest(path)
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(
+            f"{path}: expected a bundle or nothing there, got something else; "
+            "choose another path for the bundle"
+        )
+
+
+def _finish(
+    folder: Path,
+    config: BundleConfig,
+    metrics: Mapping[str, Any],
+    calibration: BundleCalibration | None,
+) -> None:
+    """Write all files of a bundle but the weights, which are in `folder`."""
+    write_json(folder / CONFIG_FILE, asdict(config))
+    write_json(folder / METRICS_FILE, metrics)
+    if calibration is not None:
+        write_calibration(folder, calibration)
+    (folder / CARD_FILE).write_text(model_card(config, metrics, calibration))
+    digests = digests_of(folder, files_of(config, calibrated=calibration is not None))
+    write_json(folder / MANIFEST, {"schema": SCHEMA, "sha256": digests})
+
+
+def files_of(config: BundleConfig, *, calibrated: bool) -> tuple[str, ...]:
     """Return the names of the files of a bundle with this configuration, without the manifest."""
-    return (*FILES, SPATIAL_FILE) if config.model.unet.base_map else FILES
+    present = {SPATIAL_FILE: config.model.unet.base_map, CALIBRATION_FILE: calibrated}
+    return (*FILES, *(name for name in OPTIONAL_FILES if present[name]))
 
 
 def bundle_digest(path: Path) -> str:
@@ -136,7 +187,7 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
     """
 
     def load(folder: Path) -> Bundle:
-        description = _describe(path, folder, verified=(*FILES, SPATIAL_FILE))
+        description = _describe(path, folder, verified=(*FILES, *OPTIONAL_FILES))
         model = description.config.model
         unet = UNet(model.unet)
         unet.load_state_dict(read_tensors(folder / UNET_FILE))
@@ -150,7 +201,14 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
             odds_ratio=description.config.balanced_odds_ratio,
             base_map=None if base is None else base.base_map.to(device),
         )
-        return Bundle(path, description.config, description.digest, networks, base)
+        return Bundle(
+            path,
+            description.config,
+            description.digest,
+            networks,
+            base,
+            calibration=description.calibration,
+        )
 
     return _read_unchanged(path, load)
 
@@ -176,7 +234,13 @@ def load_bundle_prior(path: Path) -> BundlePrior:
         if prior is not None:
             prior.load_state_dict(read_tensors(folder / CONTROL_FILE, PRIOR))
             prior.eval()
-        return BundlePrior(path, description.config, description.digest, prior)
+        return BundlePrior(
+            path,
+            description.config,
+            description.digest,
+            prior,
+            calibration=description.calibration,
+        )
 
     return _read_unchanged(path, load)
 
@@ -218,7 +282,7 @@ def _describe(path: Path, folder: Path, *, verified: Iterable[str]) -> BundleDes
         )
     manifest = read_json(folder / MANIFEST)
     # An older schema has other configuration keys and weight names, which nothing converts.
-    listed = set(manifest.get("sha256", ())) - {SPATIAL_FILE}
+    listed = set(manifest.get("sha256", ())) - set(OPTIONAL_FILES)
     if manifest.get("schema") != SCHEMA or listed != set(FILES):
         raise BundleError(
             f"{path / MANIFEST}: expected schema {SCHEMA} and the files {', '.join(FILES)}, "
@@ -235,12 +299,14 @@ def _describe(path: Path, folder: Path, *, verified: Iterable[str]) -> BundleDes
             "one; copy the bundle again or run jobs/finetune.py"
         )
     config = _read_config(folder)
-    if set(files_of(config)) != set(manifest["sha256"]):
+    calibrated = CALIBRATION_FILE in digests
+    if set(files_of(config, calibrated=calibrated)) != set(digests):
         raise BundleError(
             f"{path / MANIFEST}: expected {SPATIAL_FILE} if and only if the networks refine a base "
-            f"map ({config.model.unet.base_map}), got {', '.join(manifest['sha256'])}; {RETRAIN}"
+            f"map ({config.model.unet.base_map}), got {', '.join(digests)}; {RETRAIN}"
         )
-    return BundleDescription(path, config, sha256_file(folder / MANIFEST))
+    calibration = read_calibration(folder) if calibrated else None
+    return BundleDescription(path, config, sha256_file(folder / MANIFEST), calibration=calibration)
 
 
 def _read_config(folder: Path) -> BundleConfig:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lesioncast.bundle.calibration import BundleCalibration
 from lesioncast.bundle.config import BundleConfig
 from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 
@@ -18,7 +19,7 @@ method of arXiv 2508.07006.
 - Data: {data}
 - Arms: {arms}. In the paper the arms come from different trials, so that arm and scanner are
   confounded; a counterfactual answer holds only for patients who could have been given that arm.
-{covariates}{baseline}{lesion_load}- Slab: {slab} voxels (s, h, w) of {spacing} mm.
+{covariates}{baseline}{lesion_load}{calibration}- Slab: {slab} voxels (s, h, w) of {spacing} mm.
 - Sampler: {solver}, {num_steps} steps, guidance {guidance}.
 - Weights: moving averages of the parameters, float32.
 
@@ -31,8 +32,12 @@ and `manifest.json` the SHA-256 of every file. Load with `lesioncast.bundle.bund
 """
 
 
-def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
-    """Return the model card: intended use, training data, arms, inputs, sampler and losses."""
+def model_card(
+    config: BundleConfig,
+    metrics: Mapping[str, Any],
+    calibration: BundleCalibration | None = None,
+) -> str:
+    """Return the model card: use, training data, arms, inputs, calibration, sampler and losses."""
     stages = [
         f"| {name} | {stage['step']} | {stage['loss']:.4g} |"
         for name, stage in metrics["stages"].items()
@@ -46,6 +51,7 @@ def model_card(config: BundleConfig, metrics: Mapping[str, Any]) -> str:
         covariates=_covariates(config),
         baseline=_baseline(config),
         lesion_load=_lesion_load(config) + _base_map(config) + _balance(config),
+        calibration=_calibration(calibration),
         slab=" x ".join(map(str, config.slab)),
         spacing=" x ".join(f"{size:g}" for size in config.spacing),
         solver=config.sampler.solver,
@@ -93,6 +99,23 @@ def _base_map(config: BundleConfig) -> str:
     return (
         "- Base map: a spatial prior, fitted to the new lesions of the training cases, gives each\n"
         "  patient a map of where lesions are likely. The networks start from it.\n"
+    )
+
+
+def _calibration(calibration: BundleCalibration | None) -> str:
+    if calibration is None:
+        return "- Calibration: none. The ranges of forecasts are quantiles of samples.\n"
+    simulated = ", all simulated" if calibration.cohort.simulated else ""
+    parent = (
+        ""
+        if calibration.parent is None
+        else f"  It replaced the calibration of bundle {calibration.parent[:12]}, whose weights\n"
+        "  these are.\n"
+    )
+    return (
+        "- Calibration: intervals of the number of lesions, and a second P(active), hold on\n"
+        f"  average for patients like those that they were learned on: {calibration.description}"
+        f"{simulated}.\n{parent}"
     )
 
 

@@ -4,15 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from lesioncast.arrays import Bools, Floats
 
+MIN_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1 so that log odds are finite
 # Standard deviation of the normal prior of the intercept around 0 and of the slope around 1. Some
 # dozens of cases outweigh it.
 PRIOR_SD = 1.0
 TOLERANCE = 1e-8  # of the gradient
 IDENTITY = np.array([0.0, 1.0])  # intercept and slope that change nothing
+
+
+def finite_log_odds(probability: Floats) -> Floats:
+    """Return the log odds of probabilities, of any shape; those of 0 and 1 are finite, too."""
+    return np.asarray(logit(np.clip(probability, MIN_PROBABILITY, 1 - MIN_PROBABILITY)), np.float64)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from lesioncast.arrays import Floats
-from lesioncast.bundle.bundle import METRICS_FILE, Bundle, save_bundle
+from lesioncast.bundle.bundle import METRICS_FILE, Bundle, save_same_weights
 from lesioncast.bundle.io import read_json
 from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
@@ -177,12 +177,12 @@ def record_guidance(bundle: Bundle, choice: GuidanceChoice) -> str:
     """
     sampler = replace(bundle.config.sampler, guidance=choice.chosen)
     reference = read_typicality(bundle.path, bundle.digest)
-    digest = save_bundle(
+    digest = save_same_weights(
         bundle.path,
-        replace(bundle.config, sampler=sampler),
-        unet=bundle.model.unet.state_dict(),
-        control=bundle.model.control.state_dict(),
+        bundle,
+        config=replace(bundle.config, sampler=sampler),
         metrics=read_json(bundle.path / METRICS_FILE) | {"guidance": asdict(choice)},
+        calibration=bundle.calibration,
     )
     if reference is not None:
         write_typicality(bundle.path, digest, reference)

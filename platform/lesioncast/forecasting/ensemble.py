@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logit
+
+from lesioncast.calibration.recalibration import finite_log_odds
 
 Counts = npt.NDArray[np.int64]
-
-MIN_PROBABILITY = 1e-6  # probabilities are kept this far from 0 and 1 so that log odds are finite
 
 
 class ExpectedOutcomes(NamedTuple):
@@ -20,7 +19,7 @@ class ExpectedOutcomes(NamedTuple):
     classes; their own spread is not part of it. `load_edges` are the quantiles of a seed at which
     the lesion load class of its sample changes. `class_lesions` are the mean numbers of lesions of
     the classes, the class without lesions first. `clipped` names the inputs of the case that lie
-    beyond the training range.
+    beyond the training range, and `pattern` says which images it has, in words.
     """
 
     p_active: float
@@ -30,6 +29,7 @@ class ExpectedOutcomes(NamedTuple):
     load_edges: tuple[float, ...] = ()
     clipped: tuple[str, ...] = ()
     class_lesions: tuple[float, ...] = ()
+    pattern: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class SampledCounts:
         if self.expected_outcomes(opening=opening) is None:
             active = self.counts(opening=opening) > 0
             p_active = (active.sum() + 0.5) / (len(active) + 1)
-        return float(logit(min(max(p_active, MIN_PROBABILITY), 1 - MIN_PROBABILITY)))
+        return float(finite_log_odds(np.array(p_active)))
 
 
 @dataclass(frozen=True, kw_only=True)

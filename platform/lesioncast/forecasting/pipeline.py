@@ -32,6 +32,7 @@ from lesioncast.forecasting.output.bids import (
     summary_path,
     write_probability,
 )
+from lesioncast.forecasting.output.calibrated import calibration_notes
 from lesioncast.forecasting.output.display import make_view
 from lesioncast.forecasting.output.summary import (
     ForecastSummary,
@@ -172,6 +173,7 @@ def run_provenance(
         brain_mask_share=bundle.config.brain_mask_share,
         intervals=bundle.config.intervals,
         touching_ratios=bundle.config.touching_ratios,
+        calibration=bundle.calibration,
     )
 
 
@@ -252,6 +254,7 @@ def write_forecast(
             subject=forecast.subject,
             names=names,
             provenance=run.provenance,
+            calibrated=forecast.summary.arms[arm].calibrated,
         )
         write_probability(paths[arm], image, record)
     remove_other_maps(run.out, case.subject, paths.values())
@@ -302,6 +305,11 @@ def assemble_forecast(
             ),
             # Every arm has the same inputs.
             *training_range_notes(by_arm[settings.reference_arm].clipped),
+            *calibration_notes(
+                provenance.calibration,
+                by_arm[settings.reference_arm].expected_outcomes(opening=opening),
+                tuple(by_arm),
+            ),
         ),
         parcellation=parcellation_of(store, case),
     )

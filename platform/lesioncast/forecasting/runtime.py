@@ -51,6 +51,7 @@ from lesioncast.imaging.channels import (
     sessions_of,
 )
 from lesioncast.imaging.covariates import encode_covariates
+from lesioncast.priors.input_patterns import pattern_name
 from storage import Location, Store, open_store
 from storage.settings import PREPARATION
 
@@ -242,11 +243,19 @@ def make_expectation_predictor(
         with torch.no_grad():
             patient = prior_features(prior, config.control.masks, condition, covariates)
             expectations, clipped = prior.expected_outcomes(patient), prior.beyond_training(patient)
+            pattern = pattern_name(int(prior.pattern(patient)))
         class_lesions = tuple(prior.lesions.tolist())
         # The model returns one tensor [arm] for each outcome; callers need the outcomes by arm.
         return tuple(
             ExpectedOutcomes(
-                p_active, lesions, log_lesions, log_sd, tuple(edges), clipped, class_lesions
+                p_active,
+                lesions,
+                log_lesions,
+                log_sd,
+                tuple(edges),
+                clipped,
+                class_lesions,
+                pattern,
             )
             for p_active, lesions, log_lesions, log_sd, edges in zip(
                 *map(Tensor.tolist, expectations), strict=True

@@ -26,6 +26,8 @@ class JobCommand:
     description: str
     #: Adds the job's own arguments to a parser.
     add_arguments: Callable[[argparse.ArgumentParser], None]
+    #: Whether the job reads a configuration.
+    configured: bool = True
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -66,10 +68,9 @@ def local_path(value: str) -> Path:
     return Path(value)
 
 
-def job_parser(description: str, *, prog: str | None = None) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that every job takes."""
+def job_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that every job with a configuration takes."""
     parser = argparse.ArgumentParser(
-        prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,8 +78,15 @@ def job_parser(description: str, *, prog: str | None = None) -> argparse.Argumen
     return parser
 
 
+def add_job_arguments(parser: argparse.ArgumentParser, command: JobCommand) -> None:
+    """Add all arguments of a job."""
+    if command.configured:
+        add_common_arguments(parser)
+    command.add_arguments(parser)
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that every job takes."""
+    """Add the arguments that every job with a configuration takes."""
     parser.add_argument(
         "--config",
         type=config_path,
@@ -152,6 +160,20 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--choose-guidance",
         action="store_true",
         help="first choose the guidance on validation cases, and record it in the bundle",
+    )
+
+
+def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=local_path, help="the bundle, which stays as it is")
+    parser.add_argument("store", type=store_location, help="the store of the labelled cases")
+    parser.add_argument(
+        "--output", type=local_path, required=True, help="where the new bundle goes"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test", "all"),
+        default="val",
+        help="the cases to learn from (default: val)",
     )
 
 
@@ -271,6 +293,21 @@ With --choose-guidance the validation cases are first sampled with the guidance 
 4.5. The one with the least CRPS of the count, and the table, are recorded in the bundle.""",
     _evaluate_arguments,
 )
+CALIBRATE = JobCommand(
+    "calibrate",
+    "calibrate a bundle on a hospital's own labelled cases",
+    """Calibrate a bundle on labelled cases of another hospital or trial, without training.
+
+    lesioncast calibrate BUNDLE STORE --output FOLDER [--split val]
+
+Writes a new bundle with the same weights. Its intervals of the number of lesions and its
+recalibrated P(active) are learned on the cases of STORE whose arm and new lesions are known, from
+all images and from each smaller set of images. It names the bundle that it was made from and the
+cases. Evaluate and forecast with it as with any bundle; leave the test split for that. Convert the
+cases with the configuration that the bundle was trained with. No GPU and no Ray are needed.""",
+    _calibrate_arguments,
+    configured=False,
+)
 EXPORT = JobCommand(
     "export",
     "export a store or forecasts as NIfTI and DICOM SEG",
@@ -298,4 +335,15 @@ Each step runs as its own command would. A second run keeps what is finished."""
     _no_arguments,
 )
 
-COMMANDS = (SIMULATE, CONVERT, QC, PRETRAIN, FINETUNE, FORECAST, EVALUATE, EXPORT, DEMO)
+COMMANDS = (
+    SIMULATE,
+    CONVERT,
+    QC,
+    PRETRAIN,
+    FINETUNE,
+    FORECAST,
+    EVALUATE,
+    CALIBRATE,
+    EXPORT,
+    DEMO,
+)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError, LesioncastError
-from lesioncast.jobs.arguments import JobCommand, job_parser
+from lesioncast.jobs.arguments import JobCommand, add_job_arguments
 from storage import StorageError
 
 logger = logging.getLogger(__name__)
@@ -22,18 +22,35 @@ def run_job(
     job: Callable[[Config, argparse.Namespace], int | None],
     argv: Sequence[str] | None,
 ) -> int:
+    """Run a job that reads a configuration; see `run_command`."""
+
+    def configured(args: argparse.Namespace) -> int | None:
+        mapping = getattr(args, "mapping", None)
+        return job(load_config(args.config, args.overrides, mapping=mapping), args)
+
+    return run_command(command, configured, argv)
+
+
+def run_command(
+    command: JobCommand,
+    job: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None,
+) -> int:
     """Run a job with the arguments in `argv` and return its exit code.
 
     The code is 2 after a ConfigError, 1 after another error of lesioncast or of storage, and else
     what the job returns, with None for 0. Other exceptions are bugs and pass through.
     """
-    parser = job_parser(command.description, prog=f"lesioncast {command.name}")
-    command.add_arguments(parser)
+    parser = argparse.ArgumentParser(
+        prog=f"lesioncast {command.name}",
+        description=command.description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_job_arguments(parser, command)
     args = parser.parse_args(argv)
     configure_logging()
     try:
-        config = load_config(args.config, args.overrides, mapping=getattr(args, "mapping", None))
-        return job(config, args) or 0
+        return job(args) or 0
     except ConfigError as error:
         parser.print_usage(sys.stderr)
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

@@ -15,6 +15,8 @@ KINDS = ("flair", "net2", "t2", "gad")
 #: Number of patterns: no image, or one of two choices of sessions with one of the kinds at most.
 PATTERNS = 1 + 2 * len(KINDS)
 NO_IMAGE = 0
+#: What a patient has whose last kind is that of `KINDS`.
+_KIND_NAMES = ("FLAIR alone", "no T2 lesions, no gadolinium", "no gadolinium", "all kinds of image")
 
 
 def pattern_number(*, later: bool, kind: str) -> int:
@@ -23,6 +25,14 @@ def pattern_number(*, later: bool, kind: str) -> int:
     `later` says whether images after baseline are there.
     """
     return 1 + len(KINDS) * later + KINDS.index(kind)
+
+
+def pattern_name(pattern: int) -> str:
+    """Return a pattern in words, such as "w000: no gadolinium"."""
+    if pattern == NO_IMAGE:
+        return "no image"
+    later, kind = divmod(pattern - 1, len(KINDS))
+    return f"{'w000 and w048' if later else BASELINE}: {_KIND_NAMES[kind]}"
 
 
 def patterns_of(present: Tensor, channels: Sequence[str]) -> Tensor:

@@ -18,6 +18,7 @@ from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import TrainingError
 from lesioncast.imaging.channels import MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.intervals import interval_ranges
+from lesioncast.training.calibration import CALIBRATION_SPLIT, calibrate_on_split
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.experiment import CONTROL, UNET, Stage
 from lesioncast.training.lesion_load_prior.data import fit_reader, load_prior_data
@@ -38,10 +39,10 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
     """Write the bundle of a finished stage 2 to `path` and return its digest."""
     last = final_checkpoint(stage)
     assert stage.pretrained is not None
-    prior = fit_prior_of_stage(stage, store)
+    fitted = fit_prior_of_stage(stage, store)
     cases = [store.cases[index] for index in stage.experiment.cases.cases]
     # The prior's training data tells the active cases; reading them again takes half a minute.
-    active = count_active(stage, store) if prior.active is None else prior.active
+    active = count_active(stage, store) if fitted.active is None else fitted.active
     balance = training_balance(stage, active=active)
     digest = save_bundle(
         path,
@@ -57,7 +58,7 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             touching_ratios=ratios_of_run(stage.experiment),
         ),
         unet=stage.pretrained.tensors(EMA, UNET),
-        control={**last.tensors(EMA, CONTROL), **prior.weights},
+        control={**last.tensors(EMA, CONTROL), **fitted.weights},
         base=None if stage.experiment.base is None else stage.experiment.base.path,
         metrics={
             "data": describe_data(store, len(cases)),
@@ -67,9 +68,12 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
                 "pretrain": _final_metrics(stage.pretrained),
                 "finetune": _final_metrics(last),
             },
-            "lesion_load_prior": prior.metrics,
+            "lesion_load_prior": fitted.metrics,
             "balance": asdict(balance),
         },
+        calibration=calibrate_on_split(
+            fitted.prior, store, stage.experiment.model, split=CALIBRATION_SPLIT
+        ),
     )
     write_typicality(path, digest, fit_typicality(store, cases))
     logger.info("bundle %s (%s)", path, digest[:12])
@@ -127,6 +131,7 @@ class FittedPrior:
     metrics: Mapping[str, float] | None
     #: Number of active cases it was fitted to; None without a fit.
     active: int | None = None
+    prior: LesionLoadPrior | None = None
 
 
 def fit_prior_of_stage(stage: Stage, store: Store) -> FittedPrior:
@@ -151,7 +156,7 @@ def fit_prior_of_stage(stage: Stage, store: Store) -> FittedPrior:
     logger.info("lesion load prior fitted to %d cases: %.3f nats per case", cases, loss)
     weights = {f"{LESION_LOAD_PRIOR}.{name}": value for name, value in prior.state_dict().items()}
     active = int((training_data.lesion_load > 0).sum())
-    return FittedPrior(weights, {"cases": cases, "nats": loss}, active)
+    return FittedPrior(weights, {"cases": cases, "nats": loss}, active, prior)
 
 
 def describe_data(store: Store, cases: int) -> str:

@@ -15,9 +15,10 @@ from lesioncast.evaluation.reporting.markdown.report import (
     describe_monotonicity,
 )
 from lesioncast.evaluation.where.measurements import MAP_LABELS, SPATIAL_PRIOR
+from lesioncast.forecasting.output.calibrated import CalibratedArm
 from lesioncast.forecasting.output.summary import ActiveProbability, Difference, ForecastSummary
 from lesioncast.imaging.channels import OUTCOME
-from lesioncast.markdown import format_estimate, format_number, markdown_table
+from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
 
 
 def evaluation_section(report: EvaluationReport, *, heading: str, figure: str | None = None) -> str:
@@ -106,11 +107,13 @@ def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | No
     """Return one subject's forecast as a table, with its figure."""
     received, observed = summary.received_arm, summary.observed_lesions
     has_expected = all(arm.count.expected is not None for arm in summary.arms.values())
+    calibration = summary.calibration
     rows = [
         [
             f"**{name}** (received)" if arm.received else name,
             _format_p_active(arm.p_active),
             *([format_number(arm.count.expected, digits=2)] if has_expected else []),
+            *(_calibrated(arm.calibrated) if calibration is not None else []),
             f"{arm.count.mean:.2f} ({arm.count.sd:.2f})",
             _format_difference(arm.minus_reference.p_active),
             _format_difference(arm.minus_reference.count),
@@ -122,6 +125,7 @@ def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | No
         "arm",
         "P(active)",
         *(["lesions expected"] if has_expected else []),
+        *(["P(active) recalibrated", "90 % interval of lesions"] if calibration else []),
         "lesions drawn, mean (sd)",
         f"P(active) minus {reference} (MC error)",
         f"lesions minus {reference} (MC error)",
@@ -136,8 +140,21 @@ def forecast_section(summary: ForecastSummary, *, heading: str, figure: str | No
         f"same seeds; bundle `{summary.bundle[:12]}`.",
         f"![forecast of {summary.subject}]({figure})" if figure else "",
         markdown_table(head, rows),
+        ""
+        if calibration is None
+        else f"Interval and recalibrated P(active) are learned on {calibration.cohort}; "
+        f"{calibration.cases} had the images of this subject ({calibration.images}).",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _calibrated(arm: CalibratedArm | None) -> list[str]:
+    """Format the recalibrated P(active) and the interval that figures show."""
+    interval = None if arm is None else arm.reported_interval
+    return [
+        format_number(None if arm is None else arm.p_active, digits=2),
+        DASH if interval is None else f"{interval.low} to {interval.high}",
+    ]
 
 
 def _format_p_active(p_active: ActiveProbability) -> str:

@@ -12,7 +12,7 @@ their sidecars.
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lesioncast.arms import bids_label
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import Ensemble
+from lesioncast.forecasting.output.calibrated import CalibratedArm
 from lesioncast.forecasting.output.summary import RunProvenance, SubjectInfo
 from lesioncast.imaging.channels import CURRENT, OUTCOME
 from storage.export.bids_derivative import (
@@ -166,6 +167,17 @@ def describe_map(ensemble: Ensemble, arm: str) -> str:
     return f"Probability of a lesion under {arm}, computed without sampling"
 
 
+def describe_interval(calibrated: CalibratedArm | None, provenance: RunProvenance) -> str:
+    """Return a sentence on the calibrated number of lesions; nothing if there is none."""
+    interval = None if calibrated is None else calibrated.reported_interval
+    if interval is None or provenance.calibration is None:
+        return ""
+    return (
+        f"Number of lesions, {interval.level:.0%} interval: {interval.low} to {interval.high}, "
+        f"learned on {provenance.calibration.cohort.name}. "
+    )
+
+
 def sidecar(
     ensemble: Ensemble,
     *,
@@ -173,11 +185,13 @@ def sidecar(
     subject: SubjectInfo,
     names: DerivedNames,
     provenance: RunProvenance,
+    calibrated: CalibratedArm | None,
 ) -> dict[str, Any]:
     """Return the BIDS sidecar of a map: content, sources, provenance and disclaimers."""
     return {
         "Type": "Lesion",
-        "Description": f"{describe_map(ensemble, arm)}, of the {provenance.target}. {PREDICTED}",
+        "Description": f"{describe_map(ensemble, arm)}, of the {provenance.target}. "
+        f"{describe_interval(calibrated, provenance)}{PREDICTED}",
         "Sources": [names.uri(name) for name in provenance.condition if name in names.sources],
         "SpatialReference": names.uri(REFERENCE_FLAIR),
         "PredictedNotObserved": True,
@@ -185,6 +199,7 @@ def sidecar(
         "PositivityWarning": POSITIVITY,
         "IdentifiabilityWarnings": list(provenance.identifiability_warnings),
         "Notes": [*provenance.notes, *subject.notes],
+        "Calibrated": None if calibrated is None else asdict(calibrated),
         "Arm": arm,
         "ReceivedArm": subject.arm or "n/a",
         "ForecastSession": provenance.visits.label(OUTCOME),

@@ -47,7 +47,9 @@ LEAST_SCALE = 0.2
 FINE_SCALES = (0.01, 0.02, 0.05)
 FOOTER_WIDTH = 145  # characters that fit beside the scale bar
 PANEL_INCHES = 1.95
-HEADER_INCHES, STRIP_INCHES, FOOTER_INCHES, LINE_INCHES = 0.95, 0.95, 1.0, 0.17
+HEADER_INCHES, STRIP_INCHES, FOOTER_INCHES, LINE_INCHES = 0.95, 1.15, 1.0, 0.17
+# Heights of the lines above a column, as shares of the strip.
+NAME_ROW, NOTE_ROW, ACTIVE_ROW, CALIBRATED_ROW, COUNT_ROW = 0.87, 0.66, 0.46, 0.27, 0.08
 GREYS = LinearSegmentedColormap.from_list("greys", [BACKGROUND, "#ffffff"])
 WORDS = {"NE": "no proven", "LE": "low", "MiE": "mild", "MoE": "moderate", "HE": "high"}
 EFFICACY = {
@@ -144,25 +146,28 @@ def _head_column(axes: Axes, summary: ForecastSummary) -> None:
     note = "the last scan before the forecast" if seen else "not shown to the model"
     _bare(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.text(0.03, 0.82, title, color=TEXT, fontsize=11, weight="bold", va="center")
-    axes.text(0.03, 0.55, note, color=DIM, fontsize=8, va="center")
-    axes.text(0.97, 0.34, "P(active)", color=DIM, fontsize=8, va="center", ha="right")
-    axes.text(0.97, 0.10, "lesions expected", color=DIM, fontsize=8, va="center", ha="right")
+    axes.text(0.03, NAME_ROW, title, color=TEXT, fontsize=11, weight="bold", va="center")
+    axes.text(0.03, NOTE_ROW, note, color=DIM, fontsize=8, va="center")
+    labels = {ACTIVE_ROW: "P(active)", COUNT_ROW: "lesions expected"}
+    if summary.calibration is not None:
+        labels[CALIBRATED_ROW] = "recalibrated"
+    for row, label in labels.items():
+        axes.text(0.97, row, label, color=DIM, fontsize=8, va="center", ha="right")
 
 
 def _arm_column(axes: Axes, arm: str, summary: ArmSummary) -> None:
     """Write an arm's name, its P(active) as a number and a bar, and its expected lesion count."""
     _bare(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    p_active, count = summary.p_active, summary.count
-    axes.text(0.03, 0.82, arm.capitalize(), color=TEXT, fontsize=11, weight="bold", va="center")
+    p_active, count, calibrated = summary.p_active, summary.count, summary.calibrated
+    axes.text(0.03, NAME_ROW, arm.capitalize(), color=TEXT, fontsize=11, weight="bold", va="center")
     received = ["received"] if summary.received else []
     note = " · ".join([*filter(None, [EFFICACY.get(arm)]), *received])
     color = OBSERVED if summary.received else DIM
-    axes.text(0.03, 0.58, note, color=color, fontsize=8, va="center")
+    axes.text(0.03, NOTE_ROW, note, color=color, fontsize=8, va="center")
     axes.text(
         0.03,
-        0.34,
+        ACTIVE_ROW,
         format_probability(p_active.value, exact=p_active.exact),
         color=TEXT,
         fontsize=10,
@@ -170,21 +175,25 @@ def _arm_column(axes: Axes, arm: str, summary: ArmSummary) -> None:
         va="center",
     )
     _bar(axes, p_active)
+    if calibrated is not None and calibrated.p_active is not None:
+        recalibrated = format_probability(calibrated.p_active, exact=True)
+        axes.text(0.03, CALIBRATED_ROW, recalibrated, color=TEXT, fontsize=10, va="center")
     expected = count.mean if count.expected is None else count.expected
-    axes.text(0.03, 0.10, f"{expected:.1f}", color=TEXT, fontsize=10, va="center")
-    quantiles = count.quantiles
-    axes.text(
-        0.32,
-        0.10,
-        f"{quantiles['0.05']}–{quantiles['0.95']} in 90%",
-        color=DIM,
-        fontsize=8,
-        va="center",
-    )
+    axes.text(0.03, COUNT_ROW, f"{expected:.1f}", color=TEXT, fontsize=10, va="center")
+    axes.text(0.32, COUNT_ROW, count_range(summary), color=DIM, fontsize=8, va="center")
+
+
+def count_range(summary: ArmSummary) -> str:
+    """Return the conformal interval of the number of lesions, or else the quantiles of samples."""
+    interval = None if summary.calibrated is None else summary.calibrated.reported_interval
+    if interval is not None:
+        return f"{interval.low}–{interval.high}, {interval.level:.0%} interval"
+    quantiles = summary.count.sample_quantiles
+    return f"{quantiles['0.05']}–{quantiles['0.95']} in 90% of samples"
 
 
 def _bar(axes: Axes, p_active: ActiveProbability) -> None:
-    left, length, y = 0.32, 0.63, 0.34
+    left, length, y = 0.32, 0.63, ACTIVE_ROW
     axes.plot([left, left + length], [y, y], color=TRACK, lw=5, solid_capstyle="round")
     end = left + length * p_active.value
     if p_active.value > 0:
@@ -307,19 +316,38 @@ def _footer(summary: ForecastSummary, outline: str) -> list[str]:
     )
     return [
         *textwrap.wrap(first, FOOTER_WIDTH),
+        *textwrap.wrap(_calibration(summary), FOOTER_WIDTH),
         "Columns other than the arm received are counterfactual: arm and trial may be confounded. "
         f"Bundle {summary.bundle[:12]}.",
         f"{outline}{CONVENTION} "
         + (
-            f"P(active) and lesions expected are exact; {_of_samples(summary)} of samples."
+            f"P(active) and lesions expected are exact{_of_samples(summary)}."
             if exact
             else "White whisker: 95% Wilson interval."
         ),
     ]
 
 
+def _calibration(summary: ForecastSummary) -> str:
+    """Return what the intervals and the recalibrated P(active) are learned on, if there are any."""
+    calibration = summary.calibration
+    if calibration is None:
+        return ""
+    simulated = ", simulated" if calibration.simulated else ""
+    return (
+        f"Interval of the number of lesions and recalibrated P(active): learned on "
+        f"{calibration.cohort}{simulated}; {calibration.cases} had these images "
+        f"({calibration.images})."
+    )
+
+
 def _of_samples(summary: ForecastSummary) -> str:
-    return "the range is" if summary.map == "closed form" else "the range and the maps are"
+    """Return which parts of the figure are of samples."""
+    parts = ["the maps"] * (summary.map == "share of samples")
+    parts += ["the range"] * (summary.calibration is None)
+    if not parts:
+        return ""
+    return f"; {' and '.join(parts)} {'are' if parts[0] == 'the maps' else 'is'} of samples"
 
 
 def _scale_bar(figure: Figure, scale: Normalize, *, title: str, room: float) -> None:

@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from lesioncast.bundle.calibration import BundleCalibration
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import (
@@ -20,6 +21,13 @@ from lesioncast.forecasting.ensemble import (
     active_fraction,
 )
 from lesioncast.forecasting.monte_carlo import active_fraction_interval, mean_error
+from lesioncast.forecasting.output.calibrated import (
+    CalibratedArm,
+    CalibrationSummary,
+    calibrated_arm,
+    summarise_calibration,
+)
+from lesioncast.forecasting.output.record import Record as _Record
 from lesioncast.forecasting.regional_risk import regional_risks
 from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.imaging.covariates import Covariate
@@ -62,6 +70,8 @@ class RunProvenance:
     intervals: IntervalRanges = IntervalRanges()
     #: How many times each region's share of lesions exceeds its share of lesion voxels.
     touching_ratios: Mapping[str, float] = field(default_factory=dict)
+    #: Calibration of the bundle; None if it has none.
+    calibration: BundleCalibration | None = None
 
     @property
     def target(self) -> str:
@@ -88,13 +98,6 @@ class SubjectInfo:
     notes: tuple[str, ...] = ()
     #: FreeSurfer ids [s, h, w], in whose regions risks are computed; None without a parcellation.
     parcellation: npt.NDArray[np.integer] | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Record:
-    """Part of the summary; a JSON document with other keys than its fields is refused."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +128,15 @@ class LesionCountSummary(_Record):
     """Distribution of the lesion count over the samples.
 
     `expected` is the expectation that the prognostic prior computes before sampling, None for
-    models that only sample. `quantiles` are named by their level, such as 0.05.
+    models that only sample. `sample_quantiles` are plain quantiles of the samples, named by their
+    level, such as 0.05; nothing says how often patients lie between them.
     """
 
     mean: float
     expected: float | None
     mc_error: float
     sd: float
-    quantiles: Mapping[str, int]
+    sample_quantiles: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +180,9 @@ class ArmSummary(_Record):
 
     `count_mean` and `count_mean_after_opening` are mean lesion counts without and with the 5 mm
     opening, whichever of them `count` is about. `regions` are the probabilities of a lesion in each
-    region in closed form; empty where they are known from samples alone.
+    region in closed form; empty where they are known from samples alone. `calibrated` is None for a
+    bundle without calibration, after the opening, and for images that no case of the calibration
+    cohort had.
     """
 
     received: bool
@@ -187,6 +193,7 @@ class ArmSummary(_Record):
     count_mean_after_opening: float
     volume_mm3: VolumeSummary
     regions: Mapping[str, float]
+    calibrated: CalibratedArm | None
     minus_reference: ArmDifference
 
 
@@ -228,6 +235,7 @@ class ForecastSummary(_Record):
     received_arm: str | None
     observed_lesions: int | None
     covariates: CovariateUse
+    calibration: CalibrationSummary | None
     reference_arm: str
     arms: Mapping[str, ArmSummary]
 
@@ -293,6 +301,9 @@ def summarise(
             used=tuple(name for name, known in presence.items() if known),
             missing=tuple(name for name, known in presence.items() if not known),
         ),
+        calibration=summarise_calibration(
+            provenance.calibration, by_arm[reference].expected_outcomes(opening=opening)
+        ),
         reference_arm=reference,
         arms={
             arm: arm_summary(
@@ -303,6 +314,9 @@ def summarise(
                 voxel_mm3=math.prod(spacing),
                 regions=regional_risks(
                     ensemble, subject.parcellation, provenance.touching_ratios, opening=opening
+                ),
+                calibrated=calibrated_arm(
+                    provenance.calibration, ensemble.expected_outcomes(opening=opening), arm
                 ),
             )
             for arm, ensemble in by_arm.items()
@@ -323,6 +337,7 @@ def arm_summary(
     opening: bool,
     voxel_mm3: float = 1.0,
     regions: Mapping[str, float] | None = None,
+    calibrated: CalibratedArm | None = None,
 ) -> ArmSummary:
     """Summarise one arm, also against the ensemble of the reference arm.
 
@@ -349,7 +364,7 @@ def arm_summary(
             expected=None if expected is None else expected.lesions,
             mc_error=mean_error(counts, seeds, edges),
             sd=float(counts.std(ddof=1)),
-            quantiles={
+            sample_quantiles={
                 f"{level:.2f}": int(value)
                 for level, value in zip(QUANTILES, quantiles, strict=True)
             },
@@ -362,6 +377,7 @@ def arm_summary(
             expected=None if voxels is None else voxels * voxel_mm3,
         ),
         regions=dict(regions or {}),
+        calibrated=calibrated,
         minus_reference=arm_difference(ensemble, reference, opening=opening),
     )
 

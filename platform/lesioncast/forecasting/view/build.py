@@ -51,6 +51,7 @@ def finished_view(
         samples=summary.samples,
         seed=summary.seed,
         map=summary.map,
+        calibration=summary.calibration,
         disclaimers=list(summary.disclaimers),
         warnings=list(summary.identifiability_warnings),
         notes=list(summary.notes),

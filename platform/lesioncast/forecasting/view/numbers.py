@@ -48,11 +48,14 @@ def _finished(name: str, arm: ArmSummary, *, samples: int, kept: KeptSamples) ->
         active_fraction=Interval(value=share.value, low=share.low, high=share.high),
         expected_lesions=counts.expected,
         lesions=Interval(
-            value=counts.mean, low=counts.quantiles["0.05"], high=counts.quantiles["0.95"]
+            value=counts.mean,
+            low=counts.sample_quantiles["0.05"],
+            high=counts.sample_quantiles["0.95"],
         ),
         volume_mm3=arm.volume_mm3.mean
         if arm.volume_mm3.expected is None
         else arm.volume_mm3.expected,
+        calibrated=arm.calibrated,
         regions=dict(arm.regions or kept.regions.get(name, {})),
         regions_in_closed_form=bool(arm.regions),
         minus_reference=_interval(difference.value, difference.mc_error),

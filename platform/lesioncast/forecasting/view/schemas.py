@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from lesioncast.forecasting.output.calibrated import CalibratedArm, CalibrationSummary
 from lesioncast.forecasting.output.summary import MapKind
 
 VIEW_SCHEMA = 1
@@ -57,6 +58,11 @@ class ArmNumbers(BaseModel):
         description="Expected lesion volume: that of the map in closed form, else the mean of the "
         "samples."
     )
+    calibrated: CalibratedArm | None = Field(
+        default=None,
+        description="Conformal intervals of the number of lesions, and the recalibrated P(active); "
+        "null while the forecast runs, and without a calibration.",
+    )
     regions: dict[str, float] = Field(
         description="Probability of a lesion in each region, or the share of samples with one; "
         "empty without a parcellation."
@@ -92,6 +98,10 @@ class ViewFacts(BaseModel):
     map: MapKind = Field(
         default="share of samples",
         description="What the probabilities of voxels are; a share while the forecast runs.",
+    )
+    calibration: CalibrationSummary | None = Field(
+        default=None,
+        description="The cohort that the calibrated numbers were learned on; null without one.",
     )
     disclaimers: list[str]
     warnings: list[str] = Field(description="Findings of the bundle's evaluation.")
