@@ -29,6 +29,7 @@ from lesioncast.evaluation.analysis.scoring import (
     score_variant,
 )
 from lesioncast.evaluation.analysis.spatial import SpatialAgreement, spatial_agreement
+from lesioncast.evaluation.analysis.stated_intervals import stated_calibration
 from lesioncast.evaluation.analysis.treatment_effects import (
     ArmForecasts,
     EffectInputs,
@@ -136,6 +137,13 @@ def evaluate(
             headline.calibration,
             headline.cases,
             headline.log_counts,
+            arms=arms,
+            bootstrap=bootstrap,
+        ),
+        stated_calibration=stated_calibration(
+            context.calibration,
+            [one.expected_outcomes(opening=context.opening) for one in summaries],
+            headline.cases,
             arms=arms,
             bootstrap=bootstrap,
         ),

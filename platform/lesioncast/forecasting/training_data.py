@@ -48,6 +48,20 @@ def check_unseen(bundle: BundleDescription, cases: Sequence[Case]) -> None:
         )
 
 
+def check_not_calibrated_on(bundle: BundleDescription, cases: Sequence[Case]) -> None:
+    """Raise ForecastError if the calibration of the bundle was learned on one of the cases."""
+    if bundle.calibration is None:
+        return
+    learned_on = set(bundle.calibration.cohort.case_digests)
+    seen = [case.subject for case in cases if case.digest[:CASE_DIGITS] in learned_on]
+    if seen:
+        raise ForecastError(
+            f"{bundle.path}: expected a bundle that was calibrated on none of the {len(cases)} "
+            f"cases to score, got one that was calibrated on {len(seen)} of them, such as "
+            f"{seen[0]}; calibrate it on another split"
+        )
+
+
 def _training_metrics(bundle: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((bundle / METRICS_FILE).read_text())
     return record

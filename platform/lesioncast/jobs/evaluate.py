@@ -45,7 +45,12 @@ from lesioncast.forecasting.runtime import (
     input_sessions,
     supported_sessions,
 )
-from lesioncast.forecasting.training_data import check_unseen, data_notes, training_data_note
+from lesioncast.forecasting.training_data import (
+    check_not_calibrated_on,
+    check_unseen,
+    data_notes,
+    training_data_note,
+)
 from lesioncast.jobs.arguments import EVALUATE
 from lesioncast.jobs.runner import run_job
 from lesioncast.jobs.trial_folder import trial_folder
@@ -76,6 +81,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     settings = config.evaluation
     cases = select_evaluation_cases(store, settings)
     check_unseen(bundle, cases.forecast)
+    check_not_calibrated_on(bundle, cases.test)
     if args.choose_guidance:
         bundle = with_chosen_guidance(config, store, bundle, cases)
     bids = trial_folder(store, args.bids)
@@ -168,6 +174,7 @@ def evaluation_context(
         comparison_sessions=supported_sessions(bundle)[-1],
         visits=store.spec.visits,
         opening=config.forecast.apply_opening,
+        calibration=bundle.calibration,
         provenance=provenance(
             current_command(),
             EvaluationSources(

@@ -60,8 +60,8 @@ class ValidationCases:
 
 
 @dataclass(frozen=True)
-class ArmCoverage:
-    """The share of an arm's counts that lie in their intervals, with its 95 % Wilson interval.
+class GroupCoverage:
+    """The share of a group's counts that lie in their intervals, with its 95 % Wilson interval.
 
     `mean_width` is in lesions; None where an interval has no upper end.
     """
@@ -88,7 +88,7 @@ class IntervalCoverage:
     coverage: Estimate
     coverage_range: tuple[float, float]
     mean_width: float | None
-    arms: ByGroup[ArmCoverage]
+    arms: ByGroup[GroupCoverage]
 
     @property
     def group(self) -> str:
@@ -181,18 +181,19 @@ def _coverage(
         coverage_range=quantile.coverage_range(len(covered)),
         mean_width=float(np.mean(high - low)) if finite else None,
         arms={
-            name: _arm_coverage(covered[cases.arm == index], (high - low)[cases.arm == index])
+            name: group_coverage(covered[cases.arm == index], (high - low)[cases.arm == index])
             for index, name in enumerate(arms)
             if (cases.arm == index).any()
         },
     )
 
 
-def _arm_coverage(covered: Bools, width: Floats) -> ArmCoverage:
+def group_coverage(covered: Bools, width: Floats) -> GroupCoverage:
+    """Return how often intervals hold for the cases of a group, given for each case, [n]."""
     share = float(covered.mean())
     low, high = wilson_interval(share, len(covered))
     mean_width = float(width.mean())
-    return ArmCoverage(
+    return GroupCoverage(
         cases=len(covered),
         coverage=share,
         low=low,

@@ -14,6 +14,7 @@ from lesioncast.evaluation.analysis.performance import VariantReport
 from lesioncast.evaluation.analysis.regional import RegionalReport
 from lesioncast.evaluation.analysis.scoring import headline_variant
 from lesioncast.evaluation.analysis.spatial import SpatialAgreement
+from lesioncast.evaluation.analysis.stated_intervals import StatedCalibration
 from lesioncast.evaluation.analysis.treatment_effects import TreatmentEffects
 from lesioncast.evaluation.analysis.trial_contrasts import TrialContrasts
 from lesioncast.evaluation.analysis.validity.censoring import CensoringReport
@@ -80,6 +81,7 @@ class EvaluationReport:
     where: WhereReport | None
     probability_calibration: ByMethod[ProbabilityCalibration]
     calibration: CalibrationReport | None
+    stated_calibration: StatedCalibration | None
     visits: VisitSchedule
     comparison_sessions: tuple[str, ...]
     participants: ParticipantFlow | None

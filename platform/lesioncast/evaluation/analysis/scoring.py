@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lesioncast.arrays import Floats
+from lesioncast.bundle.calibration import BundleCalibration
 from lesioncast.calibration.conformal import LogCountForecast
 from lesioncast.calibration.fit import Calibration, calibrate
 from lesioncast.evaluation.analysis.spatial import f1_of_samples
@@ -69,7 +70,7 @@ class EvaluationContext:
     `spacing` (s, h, w) is in mm. `reference` is the index of the arm that effects are taken
     against. Arms are compared from the images of `comparison_sessions`. `visits` gives the trial's
     own labels and nominal days of the sessions. `opening` is true where forecasts count lesions
-    after the opening.
+    after the opening. `calibration` is that of the bundle.
     """
 
     arms: tuple[str, ...]
@@ -83,6 +84,7 @@ class EvaluationContext:
     provenance: Provenance | None = None
     visits: VisitSchedule = VisitSchedule()
     opening: bool = False
+    calibration: BundleCalibration | None = None
 
 
 @dataclass(frozen=True)

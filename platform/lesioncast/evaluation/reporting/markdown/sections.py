@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from lesioncast.evaluation.analysis.baseline_table import BaselineCharacteristics, BaselineTable
 from lesioncast.evaluation.analysis.calibration import (
-    ArmCoverage,
     CalibrationReport,
+    GroupCoverage,
     IntervalCoverage,
 )
 from lesioncast.evaluation.analysis.regional import RegionalReport
 from lesioncast.evaluation.analysis.schema import EvaluationReport
 from lesioncast.evaluation.analysis.spatial import MaskScores, SpatialAgreement, VoxelReliability
+from lesioncast.evaluation.analysis.stated_intervals import StatedCalibration
 from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.paper_results import (
     COHORT,
@@ -217,8 +218,42 @@ def calibration_section(report: EvaluationReport) -> str:
             "too large where cases are few.",
             markdown_table(head, rows),
             *_fitted(report.calibration),
+            *stated_section(report.stated_calibration),
         ]
     )
+
+
+def stated_section(calibration: StatedCalibration | None) -> Sequence[str]:
+    """Return how the intervals that forecasts state hold, by arm and by images."""
+    if calibration is None:
+        return ["Forecasts of this bundle state no calibrated interval."]
+    head = ["cases", "number", *(f"{one.group} hold, mean width" for one in calibration.levels)]
+    rows = [
+        [
+            "all",
+            str(calibration.cases),
+            *(
+                f"{format_estimate(one.coverage)}, {one.mean_width:.2f}"
+                for one in calibration.levels
+            ),
+        ]
+    ]
+    for groups in zip(*(one.arms.items() for one in calibration.levels), strict=True):
+        rows.append(_stated_row(groups))
+    for groups in zip(*(one.images.items() for one in calibration.levels), strict=True):
+        rows.append(_stated_row(groups))
+    return [
+        "### Intervals that forecasts state\n\nThe bundle's own calibration was learned on "
+        f"{calibration.cohort}. For {calibration.cases} test cases forecasts state an interval. "
+        "By arm, then by the images that a case has (Wilson intervals):\n\n"
+        + markdown_table(head, rows)
+    ]
+
+
+def _stated_row(groups: Sequence[tuple[str, GroupCoverage]]) -> list[str]:
+    name, first = groups[0]
+    widths = [f"{_share(one)}, {format_number(one.mean_width, digits=2)}" for _, one in groups]
+    return [name, str(first.cases), *widths]
 
 
 def _fitted(calibration: CalibrationReport | None) -> Sequence[str]:
@@ -258,5 +293,5 @@ def _coverage(interval: IntervalCoverage) -> str:
     )
 
 
-def _share(row: ArmCoverage) -> str:
+def _share(row: GroupCoverage) -> str:
     return f"{row.coverage:.3f} ({row.low:.3f} to {row.high:.3f})"
