@@ -43,7 +43,7 @@ from lesioncast.evaluation.analysis.validity.decision_curve import decision_curv
 from lesioncast.evaluation.analysis.validity.participants import participant_flow
 from lesioncast.evaluation.analysis.validity.reliance import reliance_report
 from lesioncast.evaluation.analysis.validity.subgroups import subgroup_report
-from lesioncast.evaluation.analysis.where import where_report
+from lesioncast.evaluation.analysis.where import closed_form_risks, where_report
 from lesioncast.evaluation.baselines.baselines import arm_statistics
 from lesioncast.evaluation.baselines.methods import MethodPredictions
 from lesioncast.evaluation.features.outcomes import EvaluationCases
@@ -121,6 +121,7 @@ def evaluate(
                 if inputs.validation is None
                 else factual_summaries(inputs.validation, inputs.factual),
                 has_prior=has_prior(summaries),
+                closed_form=closed_form_risks(inputs.where),
             ),
             arms=len(arms),
             monte_carlo_runs=settings.monte_carlo_runs,

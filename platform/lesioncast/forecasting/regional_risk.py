@@ -39,7 +39,17 @@ def regional_risks(
     expected = ensemble.expected_outcomes(opening=opening)
     if ensemble.closed_form_map is None or parcellation is None or expected is None:
         return {}
-    shares = region_shares(ensemble.closed_form_map, parcellation)
+    return risks_of_map(ensemble.closed_form_map, parcellation, ratios, expected)
+
+
+def risks_of_map(
+    probability: Float32s,
+    parcellation: npt.NDArray[np.integer],
+    ratios: Mapping[str, float],
+    expected: ExpectedOutcomes,
+) -> dict[str, float]:
+    """Return the risk of each region that has a ratio, from a map [s, h, w] in closed form."""
+    shares = region_shares(probability, parcellation)
     return {
         region: risk_of_region(ratio * shares[region], expected) for region, ratio in ratios.items()
     }

@@ -112,6 +112,7 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
             factual=summaries.factual,
             simulation=simulation_settings(bids) if store.table.trial.simulated else None,
             seed=config.seed,
+            opening=config.forecast.apply_opening,
         )
         where = measure_where(store, bundle, where_inputs, settings)
         inputs = EvaluationInputs(

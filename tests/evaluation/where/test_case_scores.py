@@ -37,6 +37,8 @@ from lesioncast.evaluation.where.measurements import (
     WhereTask,
 )
 from lesioncast.evaluation.where.rings import NUMBER_OF_RINGS
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
+from lesioncast.forecasting.regional_risk import risk_of_region
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ConditioningArrays, ModelInput
 from lesioncast.simulation.bids import initialise_dataset, subject_name, write_subjects
@@ -206,3 +208,33 @@ def test_the_law_lies_on_the_slab_of_the_case_and_other_files_have_none(
     with caplog.at_level(logging.WARNING):
         assert exact_law(SIMULATION, SimpleNamespace(subject="sub-X", arm=arm), observed) is None
     assert "sub-X: expected the subject of the trial's simulation settings" in caplog.text
+
+
+def test_regional_risks_come_from_the_networks_map_of_every_case() -> None:
+    labels = np.array([[[2, 3, 0, 0]]], np.int16)
+    images = SimpleNamespace(parcellation=labels)
+    arrays = ConditioningArrays(np.zeros((1, 1, 1, 4), np.float32), np.zeros(0))
+    asked: list[int] = []
+
+    def predict(_: ConditioningArrays, arm: int) -> np.ndarray:
+        asked.append(arm)
+        return np.array([[[0.2, 0.1, 0.1, 0.0]]], np.float32)
+
+    networks = NetworkMaps(
+        predict, lambda _: arrays, [0], ratios={"white_matter": 2.0, "cortex": 1.0}
+    )
+    expected = ExpectedOutcomes(0.5, 0.8, 0.3, load_edges=(0.5,), class_lesions=(0.0, 1.6))
+    task = WhereTask(0, (), (), expected=expected)
+    # A quiet case's map is computed for it; an active case has its map already.
+    risks = networks.regions(task, 3, images, None)
+    assert asked == [3]
+    assert risks == {
+        "white_matter": pytest.approx(0.5),
+        "cortex": pytest.approx(risk_of_region(0.25, expected)),
+    }
+    assert networks.regions(task, 3, images, predict(arrays, 3)) == risks
+    assert networks.regions(replace(task, expected=None), 3, images, None) == {}
+    outside = SimpleNamespace(parcellation=np.zeros_like(labels))
+    assert networks.regions(task, 3, outside, None) == {}
+    assert replace(networks, ratios={}).regions(task, 3, images, None) == {}
+    assert len(asked) == 2

@@ -147,3 +147,26 @@ def test_the_rate_of_the_arm_knows_the_arm_alone() -> None:
         monte_carlo = region.methods["monte_carlo"]
         assert monte_carlo.threshold is None
         assert monte_carlo.auc.value == pytest.approx(0.5, abs=0.03)
+
+
+def test_risks_in_closed_form_have_a_row_and_a_threshold_of_their_own() -> None:
+    """A stated risk that knows the truth is perfect, whatever the samples say."""
+    present = draws(TEST, seed=4)
+    stated = 0.1 + 0.5 * TEST.regions
+    given = RegionalInputs(TRAIN, TEST, summaries(TEST, present), closed_form=stated)
+    report = regional_report(
+        given, arms=len(ARMS), monte_carlo_runs=50, bootstrap=Bootstrap(100, 0)
+    )
+    assert report is not None
+    assert "closed_form" not in report_of(present).methods
+    for index, region in enumerate(report.regions.values()):
+        scores = region.methods["closed_form"]
+        assert scores.auc.value == 1
+        expected = matching_threshold(stated[:, index], region.training_share)
+        assert scores.threshold == expected
+    unknown = replace(given, closed_form=np.where(np.arange(240)[:, None] == 3, np.nan, stated))
+    without = regional_report(
+        unknown, arms=len(ARMS), monte_carlo_runs=50, bootstrap=Bootstrap(100, 0)
+    )
+    assert without is not None
+    assert "closed_form" not in without.methods

@@ -5,7 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesioncast.evaluation.analysis.where import WhereReport, where_report
+from lesioncast.evaluation.analysis.where import (
+    WhereReport,
+    closed_form_risks,
+    where_report,
+)
 from lesioncast.evaluation.features.image_features import lesion_voxels
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap
@@ -231,6 +235,17 @@ def test_the_spatial_prior_has_rows_of_its_own_and_paired_differences(
     assert report.differences == ()
     for rendered in (where_section(report), evaluation_section(without, heading="Evaluation")):
         assert "spatial prior" not in rendered
+
+
+def test_regional_risks_of_all_cases_are_collected_in_order() -> None:
+    assert closed_form_risks(None) is None
+    assert closed_form_risks(MEASURED) is None
+    first, *others = MEASURED.cases
+    stated = replace(first, regions={"white_matter": 0.3, "cortex": 0.1})
+    risks = closed_form_risks(replace(MEASURED, cases=(stated, *others)))
+    assert risks is not None
+    assert risks[0].tolist() == [0.3, 0.1]
+    assert np.isnan(risks[1:]).all()
 
 
 def test_without_the_law_its_rows_are_left_out() -> None:

@@ -133,7 +133,8 @@ class RegionalInputs:
     """Training and test cases, and the factual ensembles `summaries` [n] of the test cases.
 
     The same of the validation cases, which give the thresholds; None without any. `has_prior` as in
-    `sampled_label`.
+    `sampled_label`. `closed_form` [n, region] are the risks that forecasts of the test cases state
+    without samples, NaN for a case that has none; None for a bundle that states none.
     """
 
     train: OutcomeTable
@@ -142,6 +143,7 @@ class RegionalInputs:
     validation: OutcomeTable | None = None
     validation_summaries: Sequence[EnsembleSummary] = ()
     has_prior: bool = False
+    closed_form: Floats | None = None
 
 
 def regional_report(
@@ -160,13 +162,17 @@ def regional_report(
         if inputs.validation is None
         else sampled_cases(inputs.validation, inputs.validation_summaries)
     )
+    closed_form = None if inputs.closed_form is None else inputs.closed_form[scored.rows]
+    if closed_form is not None and np.isnan(closed_form).any():
+        closed_form = None
     weights = bootstrap.weights(int(scored.rows.sum()))
     labels: dict[str, str] = {}
     reports = {}
     for index, region in enumerate(REGIONS):
         true = scored.table.regions[scored.rows, index] == 1
-        region_of = RegionMethods(inputs.train, scored, validation or scored, index)
+        region_of = RegionMethods(inputs.train, scored, validation or scored, index, closed_form)
         predictions = [
+            *region_of.stated(),
             *region_of.sampled(sampled_label(has_prior=inputs.has_prior)),
             *region_of.baselines(arms, runs=monte_carlo_runs, seed=bootstrap.seed),
         ]

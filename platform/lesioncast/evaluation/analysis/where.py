@@ -33,6 +33,7 @@ from lesioncast.evaluation.where.measurements import (
     WhereMeasurements,
 )
 from lesioncast.evaluation.where.rings import RING_EDGES_MM
+from lesioncast.imaging.regions import REGIONS
 
 TOP_SHARES = (0.01, 0.05, 0.10)
 
@@ -189,6 +190,17 @@ def where_report(
         reliance=_reliance([case for case in active if OTHER_IMAGES in case.maps], bootstrap),
         samples=_sampled_masks([case for case in measurements.cases if case.samples], bootstrap),
     )
+
+
+def closed_form_risks(measurements: WhereMeasurements | None) -> Floats | None:
+    """Return the regional risks that forecasts state in closed form, [n, region].
+
+    NaN for a case without a parcellation; None where no case has them.
+    """
+    if measurements is None or not any(case.regions for case in measurements.cases):
+        return None
+    rows = [[case.regions.get(name, np.nan) for name in REGIONS] for case in measurements.cases]
+    return np.array(rows, np.float64)
 
 
 def _differences(cases: Sequence[CaseWhere], weights: Floats) -> tuple[PairedDifference, ...]:

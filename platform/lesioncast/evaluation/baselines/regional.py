@@ -16,6 +16,8 @@ from lesioncast.evaluation.baselines.methods import ARM_RATE, REGRESSION, SAMPLE
 from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummary
 
+CLOSED_FORM = "closed_form"
+
 
 @dataclass(frozen=True)
 class RegionalPrediction:
@@ -65,13 +67,15 @@ class RegionMethods:
     """Methods for the region at `index`.
 
     Baselines are fitted to `train`, `scored` cases are predicted, and `reference` cases give the
-    thresholds.
+    thresholds. `closed_form` [m, region] are the risks that forecasts of the scored cases state
+    without samples, None where they state none.
     """
 
     train: OutcomeTable
     scored: SampledCases
     reference: SampledCases
     index: int
+    closed_form: Floats | None = None
 
     @property
     def training_share(self) -> float | None:
@@ -97,6 +101,16 @@ class RegionMethods:
         yield RegionalPrediction(
             "one_sample", f"one sample (mean of {len(present)})", present.astype(np.float64)
         )
+
+    def stated(self) -> Iterator[RegionalPrediction]:
+        """Yield the risk that a forecast states in closed form, if it does.
+
+        Its threshold comes from the scored cases, without their outcomes: a bundle that states it
+        has no samples of validation cases.
+        """
+        if self.closed_form is not None:
+            risk = self.closed_form[:, self.index]
+            yield RegionalPrediction(CLOSED_FORM, "closed form, from the map", risk[None], risk)
 
     def baselines(self, arms: int, *, runs: int, seed: int) -> Iterator[RegionalPrediction]:
         """Yield the baselines, fitted on the training cases; none without such cases."""

@@ -20,6 +20,7 @@ from lesioncast.evaluation.baselines.methods import (
     SAMPLED_LOG_MEAN,
     stated_activity,
 )
+from lesioncast.evaluation.baselines.regional import CLOSED_FORM
 from lesioncast.evaluation.metrics.estimate import Estimate, EstimateWithInterval
 from lesioncast.evaluation.metrics.names import AUC, AUC_WITHIN_ARM, LOG_MSE
 from lesioncast.evaluation.reporting.markdown.effects import describe_sessions
@@ -263,12 +264,14 @@ def _percent(share: Estimate) -> str:
 def _regions(report: RegionalReport | None) -> str:
     if report is None:
         return ""
+    stated = CLOSED_FORM if CLOSED_FORM in report.methods else SAMPLED
     scores = [
-        f"{REGION_NAMES[name]} {format_estimate(region.methods[SAMPLED].auc)}"
+        f"{REGION_NAMES[name]} {format_estimate(region.methods[stated].auc)}"
         for name, region in report.regions.items()
     ]
+    maker = "closed form" if stated == CLOSED_FORM else "share of samples with a lesion in it"
     return (
-        " By the share of samples with a lesion in it, the AUC of whether a region will have one "
+        f" By the {maker}, the AUC of whether a region will have one "
         f"is: {', '.join(scores)}; 0.5 is chance."
     )
 

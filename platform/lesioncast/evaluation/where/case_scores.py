@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lesioncast.arrays import Bools, Floats, Mask, Spacing
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.evaluation.features.image_features import observed_outcome
+from lesioncast.evaluation.features.image_features import CaseImages, observed_outcome
 from lesioncast.evaluation.metrics.mask_comparison import ObservedMask, compare_masks
 from lesioncast.evaluation.where.atlas import Voxels
 from lesioncast.evaluation.where.density import brain_of, density_in
@@ -38,6 +38,7 @@ from lesioncast.evaluation.where.measurements import (
 from lesioncast.evaluation.where.rings import older_lesions, ring_of_voxels
 from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.marginal_map import PredictMap, make_map_predictor
+from lesioncast.forecasting.regional_risk import risks_of_map
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ConditioningArrays, ModelInput, Read
 from lesioncast.imaging.lesions import components
@@ -70,13 +71,15 @@ class Baselines:
 class NetworkMaps:
     """The maps that a bundle makes of an input, and how inputs are read.
 
-    `masks` are the positions of masks among the channels of an input.
+    `masks` are the positions of masks among the channels of an input. `ratios` are the bundle's
+    touching ratios of regions; without any it states no regional risk in closed form.
     """
 
     predict: PredictMap
     read: Read
     masks: list[int]
     prior: PriorDensity = no_prior
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
     def maps(self, task: WhereTask, arm: int) -> dict[str, Volume]:
         """Return the maps from the case's own images and, if asked for, from those of another.
@@ -94,6 +97,22 @@ class NetworkMaps:
             history_of_other = own._replace(condition=history)
             maps |= self._both(history_of_other, arm, (PRIOR_OTHER_HISTORY, OTHER_HISTORY))
         return maps
+
+    def regions(
+        self, task: WhereTask, arm: int, images: CaseImages, probability: Volume | None
+    ) -> dict[str, float]:
+        """Return the regional risks that a forecast of the case states in closed form.
+
+        `probability` is the networks' map, None where it was not computed. Empty where a forecast
+        states none.
+        """
+        if not self.ratios or task.expected is None or not images.parcellation.any():
+            return {}
+        if probability is None:
+            probability = self.predict(self.read(ModelInput(task.case)), arm)
+        return risks_of_map(
+            np.asarray(probability, np.float32), images.parcellation, self.ratios, task.expected
+        )
 
     def _both(
         self, inputs: ConditioningArrays, arm: int, keys: tuple[str, str]
@@ -153,6 +172,7 @@ def build_case_scorer(
         store_reader(opened, loaded.config.model),
         loaded.config.model.control.masks,
         prior_density(encode),
+        loaded.config.touching_ratios,
     )
     return partial(
         score_case, store=opened, baselines=baselines, networks=networks, simulation=simulation
@@ -176,9 +196,11 @@ def score_case(
     needs_law = simulation is not None and (task.score_samples or bool(inside.any()))
     law = exact_law(simulation, case, observed.net2) if simulation and needs_law else None
     maps: dict[str, Floats] = {}
+    probability: Volume | None = None
     if inside.any():
         volumes = _baseline_maps(images, baselines, spacing)
         volumes |= networks.maps(task, case.arm_index)
+        probability = volumes[NETWORKS]
         volumes[SAMPLES] = masks_of(task.sampled, brain.shape).mean(axis=0)
         volumes |= {} if law is None else {EXACT: law.density()}
         maps = {key: density_in(brain, volume) for key, volume in volumes.items()}
@@ -198,6 +220,7 @@ def score_case(
         else {},
         kernel_of_empty=kernel_scores_of_empty(observed.net2, spacing),
         figure=_figure_maps(maps, brain, task) if task.keep_maps else None,
+        regions=networks.regions(task, case.arm_index, images, probability),
     )
 
 

@@ -1,7 +1,7 @@
 """What is kept of each case: scores of every map, and of every method's sampled masks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ from lesioncast.arrays import Float32s, Floats, Ints
 from lesioncast.evaluation.metrics.mask_comparison import MaskComparison
 from lesioncast.evaluation.where.atlas import Voxels
 from lesioncast.evaluation.where.map_scores import MapScore
+from lesioncast.forecasting.ensemble import ExpectedOutcomes
 
 EVEN, ATLAS, RINGS, NETWORKS, SAMPLES, EXACT = (
     "even", "atlas", "atlas_rings", "networks", "samples", "exact",
@@ -58,7 +59,8 @@ class WhereTask:
 
     `sampled` and `climatology` are flat lesion voxels of masks. `other` is the case whose images
     replace its own; None leaves that out. `score_samples` is False for a case whose maps alone are
-    scored. `keep_maps` keeps the maps for a figure, which states `p_active`.
+    scored. `expected` is the case's forecast in closed form, None for models that only sample, and
+    after the opening. `keep_maps` keeps the maps for a figure, which states `p_active`.
     """
 
     case: int
@@ -68,6 +70,7 @@ class WhereTask:
     score_samples: bool = True
     keep_maps: bool = False
     p_active: float = np.nan
+    expected: ExpectedOutcomes | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class CaseWhere:
 
     `maps` holds the score of each map and of the maps from other images; it is empty without new
     lesions. `samples` is empty for a case whose samples are not scored. `kernel_of_empty` is the
-    kernel score of a forecast without lesions.
+    kernel score of a forecast without lesions. `regions` are the forecast's regional risks in
+    closed form; empty where it has none.
     """
 
     case: int
@@ -113,6 +117,7 @@ class CaseWhere:
     samples: Mapping[str, SampleScores]
     kernel_of_empty: Floats
     figure: CaseMaps | None = None
+    regions: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

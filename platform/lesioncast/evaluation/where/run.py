@@ -34,7 +34,8 @@ FEW, MEDIAN, MANY = 0.2, 0.5, 0.9
 class WhereInputs:
     """What where is scored from: outcomes of training and test cases, and sampled masks.
 
-    `simulation` are the settings of a simulated trial; None leaves the exact law out.
+    `simulation` are the settings of a simulated trial; None leaves the exact law out. `opening`
+    says whether forecasts state lesions counted after the opening.
     """
 
     train: OutcomeTable
@@ -42,6 +43,7 @@ class WhereInputs:
     factual: EnsembleSummaries
     simulation: SimulationSettings | None
     seed: int
+    opening: bool = False
 
 
 def measure_where(
@@ -109,7 +111,8 @@ def plan_tasks(inputs: WhereInputs, *, samples: int) -> list[WhereTask]:
             other=test.case[others[row]] if row in exchanged else None,
             score_samples=row in sampled,
             keep_maps=row in shown,
-            p_active=inputs.factual[case, int(arm)].p_active(opening=False),
+            p_active=inputs.factual[case, int(arm)].p_active(opening=inputs.opening),
+            expected=inputs.factual[case, int(arm)].expected_outcomes(opening=inputs.opening),
         )
         for row, (case, arm) in enumerate(zip(test.case, test.arm, strict=True))
     ]
