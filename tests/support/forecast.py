@@ -20,6 +20,7 @@ from lesioncast.imaging.covariates import Covariate
 from storage import Store, StoreSettings, StoreSpec, open_store, pack_masks
 from storage.nifti.io import read_volume
 from storage.preprocess.grid import SlabGrid, to_slab
+from storage.preprocess.lesions import LesionTransfer
 from storage.preprocess.visits import Intervals
 from storage.store.case_table import Case, ShardRow
 from storage.store.shards import allocate_arrays
@@ -97,7 +98,7 @@ def _case(index: int, grid: SlabGrid, split: str) -> Case:
         intervals=Intervals(310.0 + 5 * index, None),
         notes=(),
         fingerprints={},
-        lesions={},
+        lesions={"w096/net2": LesionTransfer(source_count=1, grid_count=1)} if index % 2 else {},
     )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lesioncast.arrays import Bools, Floats, Mask, Spacing
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.evaluation.features.image_features import CaseImages, observed_outcome
+from lesioncast.evaluation.features.image_features import observed_outcome
 from lesioncast.evaluation.metrics.mask_comparison import ObservedMask, compare_masks
 from lesioncast.evaluation.where.atlas import Voxels
 from lesioncast.evaluation.where.density import brain_of, density_in
@@ -41,6 +41,7 @@ from lesioncast.forecasting.marginal_map import PredictMap, make_map_predictor
 from lesioncast.forecasting.regional_risk import risks_of_map
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ConditioningArrays, ModelInput, Read
+from lesioncast.imaging.features.image_features import CaseImages
 from lesioncast.imaging.lesions import components
 from lesioncast.simulation.bids import subject_index
 from lesioncast.simulation.outcome_law.redraw import LastPeriod, last_period

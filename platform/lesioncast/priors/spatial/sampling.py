@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from lesioncast.arrays import Float32s, Floats, Mask, Spacing
+from lesioncast.priors.spatial.distance import distance_to
 from lesioncast.priors.spatial.inputs import Places
 
 # Shares of the controls: even over the brain, by the atlas, and near older lesions.
@@ -35,7 +35,8 @@ def draw_controls(
     The sum over all voxels of g(v) is about the sum over the controls of exp(log_weight) g(v).
     `atlas` [s, h, w] is a density; `older` [s, h, w] are older lesions.
     """
-    near = brain & _within(older, NEAR_MM, spacing)
+    # Just beyond, so that the distance itself is still told from all that is further.
+    near = brain & (distance_to(older, spacing, furthest=NEAR_MM + 1) <= NEAR_MM)
     shares = ((EVEN, _even(brain)), (ATLAS, atlas.ravel()), (NEAR, _even(near)))
     weights = sum(share * density for share, density in shares)
     probability = np.asarray(weights, np.float64)
@@ -48,9 +49,3 @@ def draw_controls(
 def _even(mask: Mask) -> Floats:
     """Return the even density over a mask, [voxel]; zeros if it is empty."""
     return mask.ravel() / max(int(mask.sum()), 1)
-
-
-def _within(mask: Mask, distance: float, spacing: Spacing) -> Mask:
-    if not mask.any():
-        return mask
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance)

@@ -57,14 +57,6 @@ def smooth(volumes: Float32s, spacing: Spacing, sigma: float) -> Float32s:
     return np.asarray(smoothed.reshape(volumes.shape), np.float32)
 
 
-@lru_cache(maxsize=64)
-def _shift_matrix(size: int, offset: float) -> Float32s:
-    """Return the matrix [size, size] that reads an axis at `offset` voxels from each voxel."""
-    place = np.clip(np.arange(size) + offset, 0, size - 1)
-    weights = np.maximum(1 - np.abs(place[:, None] - np.arange(size)), 0)
-    return np.ascontiguousarray(weights, np.float32)
-
-
 def shift(volume: Float32s, spacing: Spacing, offset: tuple[float, float, float]) -> Float32s:
     """Return the value at `offset` (s, h, w) mm from each voxel [s, h, w], linearly interpolated.
 
@@ -73,6 +65,13 @@ def shift(volume: Float32s, spacing: Spacing, offset: tuple[float, float, float]
     shifted = volume
     for axis, (step, distance) in enumerate(zip(spacing, offset, strict=True)):
         if distance:
-            matrix = _shift_matrix(volume.shape[axis], distance / step)
-            shifted = np.moveaxis(np.tensordot(matrix, shifted, (1, axis)), 0, axis)
+            size = volume.shape[axis]
+            place = np.clip(np.arange(size) + distance / step, 0, size - 1)
+            low = place.astype(np.intp)
+            share = (place - low).astype(np.float32)
+            before = shifted.take(low, axis)
+            if share.any():
+                after = shifted.take(np.minimum(low + 1, size - 1), axis)
+                before += (after - before) * np.expand_dims(share, tuple(range(1, 3 - axis)))
+            shifted = before
     return np.asarray(shifted, np.float32)

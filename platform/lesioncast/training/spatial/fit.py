@@ -91,19 +91,16 @@ def fit_base(experiment: Experiment, store: Store) -> None:
     """Fit the spatial prior to the training cases with new lesions, and write it in one step."""
     channels = experiment.model.control.condition
     cases = [store.cases[index] for index in experiment.cases.cases]
-    logger.info("spatial prior: reading %d training cases", len(cases))
+    rows = [row for row, case in enumerate(cases) if has_new_lesions(case)]
+    logger.info("spatial prior: reading %d of %d training cases", len(rows), len(cases))
 
-    def read(case: Case) -> SpatialCase | None:
-        arrays = store.read(case.index)
-        outcome = new_lesions(arrays)
-        if not outcome.any():
-            return None
-        return SpatialCase(inputs_of_case(case, arrays, channels, store), outcome)
+    def read(row: int) -> SpatialCase:
+        arrays = store.read(cases[row].index)
+        inputs = inputs_of_case(cases[row], arrays, channels, store)
+        return SpatialCase(inputs, new_lesions(arrays))
 
     with ThreadPoolExecutor() as threads:
-        found = list(threads.map(read, cases))
-    rows = [row for row, case in enumerate(found) if case is not None]
-    active = [case for case in found if case is not None]
+        active = list(threads.map(read, rows))
     if not active:
         raise TrainingError(
             f"{store.path}: expected training cases with new lesions to fit a spatial prior, got "
@@ -147,6 +144,12 @@ def ratios_of_run(experiment: Experiment) -> dict[str, float]:
         return {}
     ratios: dict[str, float] = read_record(experiment.base.path).get(TOUCHING, {})
     return ratios
+
+
+def has_new_lesions(case: Case) -> bool:
+    """Return whether a case has new lesions at the outcome, without reading its volumes."""
+    transfer = case.lesions.get(f"{OUTCOME}/net2")
+    return transfer is not None and transfer.grid_count > 0
 
 
 def new_lesions(arrays: CaseArrays) -> Mask:

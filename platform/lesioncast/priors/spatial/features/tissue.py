@@ -1,7 +1,6 @@
 """Features of tissue: probabilities of tissue classes, distances to ventricles and cortex."""
 
 import numpy as np
-from scipy import ndimage
 
 from lesioncast.arrays import Float32s, Spacing
 from lesioncast.imaging.regions import (
@@ -12,6 +11,7 @@ from lesioncast.imaging.regions import (
     VENTRICLE,
     WHITE_MATTER,
 )
+from lesioncast.priors.spatial.distance import distance_to
 from lesioncast.priors.spatial.features.curves import hats, join
 from lesioncast.priors.spatial.inputs import Labels, Places
 from lesioncast.priors.spatial.smoothing import smooth
@@ -56,8 +56,10 @@ def tissue_features(tissue: Float32s, spacing: Spacing, at: Places) -> Float32s:
     here = tissue.reshape(CLASSES, -1)[:, at]
     likely = tissue.argmax(axis=0)
     inside = tissue.any(axis=0)
-    ventricles = _distance(inside & (likely == VENTRICLES), spacing, VENTRICLE_KNOTS_MM[-1])
-    cortex = _distance(inside & (likely == GREY), spacing, CORTEX_KNOTS_MM[-1])
+    ventricles = distance_to(
+        inside & (likely == VENTRICLES), spacing, furthest=VENTRICLE_KNOTS_MM[-1]
+    )
+    cortex = distance_to(inside & (likely == GREY), spacing, furthest=CORTEX_KNOTS_MM[-1])
     fine = smooth(tissue[[WHITE, VENTRICLES]], spacing, LESION_MM).reshape(2, -1)[:, at]
     wide = smooth(tissue[[WHITE, GREY, VENTRICLES]], spacing, 8.0).reshape(3, -1)[:, at]
     return join(
@@ -69,10 +71,3 @@ def tissue_features(tissue: Float32s, spacing: Spacing, at: Places) -> Float32s:
         hats(ventricles.ravel()[at], VENTRICLE_KNOTS_MM),
         hats(cortex.ravel()[at], CORTEX_KNOTS_MM),
     )
-
-
-def _distance(mask: Labels, spacing: Spacing, furthest: float) -> Float32s:
-    """Return the distance to a mask in mm, [s, h, w]; `furthest` everywhere if it is empty."""
-    if not mask.any():
-        return np.full(mask.shape, furthest, np.float32)
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing), np.float32)
