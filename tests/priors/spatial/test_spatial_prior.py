@@ -10,6 +10,7 @@ from scipy import ndimage
 from lesioncast.priors.spatial.atlas import LesionAtlas
 from lesioncast.priors.spatial.conditional_logit import Controls, fit_conditional_logit
 from lesioncast.priors.spatial.features.flair import tissue_intensity
+from lesioncast.priors.spatial.features.regions import preferred_sides
 from lesioncast.priors.spatial.features.tissue import classes_of
 from lesioncast.priors.spatial.fit import SpatialFitSettings, fit_spatial_prior
 from lesioncast.priors.spatial.inputs import CHANNELS, SpatialCase, SpatialInputs
@@ -132,6 +133,9 @@ def test_arrays_hold_the_whole_prior(prior: SpatialPrior, unseen: list[SpatialCa
     config["patterns"] = ["unheard"]
     with pytest.raises(ValueError, match="expected patterns of .*unheard"):
         SpatialPrior.from_arrays(config, arrays)
+    del config["features"]
+    with pytest.raises(ValueError, match="expected features of version .*, got 1"):
+        SpatialPrior.from_arrays(config, arrays)
 
 
 def test_volumes_of_another_grid_are_refused(
@@ -160,11 +164,42 @@ def test_tissue_is_told_from_flair_without_a_parcellation(
         labels = classes_of(case.inputs.parcellation)
         inside = labels >= 0
         intensity = tissue_intensity(case.inputs, inside).mean(axis=0)
-        tissue = prior.classifier.tissue(intensity, inside, SPACING)
+        tissue = prior.classifier.classify(intensity, inside, SPACING).classes
         np.testing.assert_allclose(tissue.sum(axis=0)[inside], 1, rtol=1e-4)
         assert not tissue[:, ~inside].any()
         found.append((tissue.argmax(axis=0) == labels)[inside].mean())
     assert np.mean(found) > 0.9
+
+
+def test_lesions_are_seen_in_flair_without_masks(
+    prior: SpatialPrior, unseen: list[SpatialCase]
+) -> None:
+    assert prior.classifier is not None
+    found, wrong = [], []
+    for case in unseen[:10]:
+        older = case.inputs.channels["w048/t2"] > 0
+        brain = case.inputs.parcellation > 0
+        intensity = tissue_intensity(case.inputs, brain).mean(axis=0)
+        seen = prior.classifier.classify(intensity, brain, SPACING).lesions
+        assert not seen[~brain].any()
+        found.append(seen[older].mean())
+        wrong.append(seen[~older].sum() / older.sum())
+    assert np.mean(found) > 0.7
+    assert np.mean(wrong) < 0.3
+
+
+def test_flair_alone_places_lesions_beside_those_it_shows(
+    prior: SpatialPrior, unseen: list[SpatialCase]
+) -> None:
+    flair = [name for name in CHANNELS if name.endswith("flair")]
+    losses = []
+    for case, other in zip(unseen, unseen[1:], strict=False):
+        own, lent = (
+            replace(one.inputs, channels={name: one.inputs.channels[name] for name in flair})
+            for one in (case, other)
+        )
+        losses.append(gain(prior, own, case) - gain(prior, lent, case))
+    assert np.mean(losses) - 2 * np.std(losses) / np.sqrt(len(losses)) > 0
 
 
 def test_cases_without_parcellation_still_give_a_prior(
@@ -189,6 +224,18 @@ def test_the_atlas_of_a_training_case_leaves_out_its_own_lesions(cases: list[Spa
         atlas.without(outcomes[0]).densities, others.densities, rtol=1e-4, atol=1e-9
     )
     assert not np.allclose(atlas.densities, others.densities, rtol=1e-4, atol=1e-9)
+
+
+def test_a_patients_lesions_say_which_side_it_prefers() -> None:
+    atlas = np.ones(SHAPE, np.float32)
+    at = np.arange(atlas.size)
+    weights = np.zeros(SHAPE)
+    weights[:, 2, 9], weights[:, 17, 9] = 1, 0.25
+    sides = preferred_sides(weights, atlas, at).reshape(3, *SHAPE)
+    assert (np.diff(sides[1], axis=1) <= 0).all()
+    assert np.ptp(sides[1]) > 0.5
+    np.testing.assert_allclose(sides[0], 0, atol=1e-6)
+    assert not preferred_sides(np.zeros(SHAPE), atlas, at).any()
 
 
 @pytest.mark.parametrize("sigma", [3.0, 7.0, 16.0])

@@ -34,7 +34,7 @@ class SpatialFitSettings:
     controls: int = 500
     #: Strength of the penalty on squared standardised weights, per lesion voxel.
     penalty: float = 1e-3
-    iterations: int = 60
+    iterations: int = 30
     #: Fewest cases of a pattern of presence that get weights of their own.
     least_cases: int = 20
     #: Cases with FLAIR and parcellation that the tissue classifier is fitted to, and their voxels.
@@ -121,7 +121,7 @@ def sample_case(
         used = reduced(inputs, pattern)
         if used is None:
             continue
-        inside = brain_support(used, case.outcome.shape).ravel()[at]
+        inside = features.support(used).ravel()[at]
         if not inside[: len(lesions)].any():
             continue
         matrix = features.matrix(used)

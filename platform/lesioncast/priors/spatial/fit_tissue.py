@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lesioncast.priors.spatial.features.flair import tissue_intensity
+from lesioncast.priors.spatial.features.history import history_of
 from lesioncast.priors.spatial.features.tissue import classes_of, one_hot
 from lesioncast.priors.spatial.features.tissue_classifier import (
     LabelledVoxels,
@@ -19,6 +20,8 @@ from lesioncast.priors.spatial.support import brain_support
 
 # Fewer cases than this give no classifier.
 LEAST_CASES = 20
+# Voxels of older lesions that are sampled beside those of the whole brain.
+LESION_VOXELS = 60
 
 
 def evenly(cases: Sequence[SpatialCase], number: int) -> list[SpatialCase]:
@@ -51,10 +54,19 @@ def fit_tissue(
         # A patient is classified without the parcellation, so its brain is not used here either.
         s, h, w = classes.shape
         brain = brain_support(replace(inputs, parcellation=None), (s, h, w))
-        at = rng.choice(np.flatnonzero(brain & (classes >= 0)), voxels)
+        inside = brain & (classes >= 0)
+        history = history_of(inputs)
+        older = np.zeros_like(inside) if history is None else history.older & inside
+        at = rng.choice(np.flatnonzero(inside), voxels)
+        if older.any():
+            at = np.concatenate([at, rng.choice(np.flatnonzero(older), LESION_VOXELS)])
         image = tissue_intensity(inputs, brain).mean(axis=0)
         read = classifier_inputs(image, brain, label_atlas, inputs.spacing, at)
-        return LabelledVoxels(read, classes.ravel()[at].astype(np.int64))
+        lesion = older.ravel()[at].astype(np.float32)
+        if history is None:
+            lesion[:] = np.nan
+        share = float(older.sum() / inside.sum())
+        return LabelledVoxels(read, classes.ravel()[at].astype(np.int64), lesion, share)
 
     with ThreadPoolExecutor() as threads:
         sampled = list(threads.map(sample, range(len(labelled))))

@@ -21,6 +21,8 @@ JsonConfig = dict[str, Any]
 
 # Share of the atlas, within the brain, in every density: what no training case showed is possible.
 ATLAS_SHARE = 0.01
+# Number of the features' definition. It changes with them, because weights fit one definition.
+FEATURES = 2
 # Log density where no lesion is possible. It is finite, so that sums and differences are.
 LOG_IMPOSSIBLE = -30.0
 
@@ -99,6 +101,7 @@ class SpatialPrior:
         if self.classifier is not None:
             arrays |= {f"classifier/{name}": array for name, array in vars(self.classifier).items()}
         config = {
+            "features": FEATURES,
             "classifier": self.classifier is not None,
             "spacing": list(self.atlas.spacing),
             "patterns": [pattern.name for pattern in self.models],
@@ -111,8 +114,13 @@ class SpatialPrior:
     ) -> "SpatialPrior":
         """Return the prior that `to_arrays` described.
 
-        Raises ValueError for a pattern that this version does not know.
+        Raises ValueError for features or a pattern that this version does not know.
         """
+        if config.get("features") != FEATURES:
+            raise ValueError(
+                f"spatial prior: expected features of version {FEATURES}, got "
+                f"{config.get('features', 1)}; fit the prior with this version"
+            )
         by_name = {pattern.name: pattern for pattern in PATTERNS}
         if unknown := set(config["patterns"]) - set(by_name):
             raise ValueError(

@@ -3,22 +3,19 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from lesioncast.arrays import Bools, Float32s, Mask, Spacing
 from lesioncast.imaging.lesions import components
 from lesioncast.priors.spatial.features.curves import hats, join
+from lesioncast.priors.spatial.features.regions import preferred_sides, regional_excess
 from lesioncast.priors.spatial.inputs import Places, SpatialInputs
 from lesioncast.priors.spatial.smoothing import smooth
 
 DISTANCE_KNOTS_MM = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0, 12.0, 16.0, 22.0)
 # A new voxel this near to an older lesion may belong to its enlargement.
 NEAR_MM = 6.0
-# Widths at which the density of older lesions is compared with that of the atlas.
-REGION_MM = (12.0, 25.0)
-# Volume of older lesions, in mm3, that the comparison adds on both sides: with little lesion in a
-# region, the ratio stays near 1.
-REGION_SHRINKAGE_MM3 = 500.0
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,48 @@ def history_features(history: History, atlas: Float32s, spacing: Spacing, at: Pl
     distance, nearest = _distance(history.older, spacing)
     distance = distance.ravel()[at]
     near = np.maximum(1 - distance / NEAR_MM, 0)
-    volume, active = _nearest_lesion(history, nearest, spacing, at)
+    lesions = _lesions_of(history, spacing)
+    lesion = lesions.labels.ravel()[nearest[at]]
+    active = lesions.active[lesion]
     return join(
         hats(distance, DISTANCE_KNOTS_MM),
         (distance == 0).astype(np.float32),
-        near * volume,
+        near * lesions.log_volume[lesion],
         near * active,
         np.exp(-distance / 4) * active,
         _densities(history, spacing, at),
-        _regional_excess(history.older, atlas, spacing, at),
+        regional_excess(history.older, atlas, spacing, at),
+        preferred_sides(lesions.share[lesions.labels], atlas, at),
+    )
+
+
+@dataclass(frozen=True)
+class _Lesions:
+    """The older lesions of a patient, one by one; number 0 is no lesion."""
+
+    #: Number of each voxel's lesion, [s, h, w].
+    labels: npt.NDArray[np.int32]
+    #: Log of the volume relative to 100 mm3, and 1 if part of it is new or enhances, [lesion + 1].
+    log_volume: Float32s
+    active: Float32s
+    #: One over the voxels of a lesion, [lesion + 1].
+    share: Float32s
+
+
+def _lesions_of(history: History, spacing: Spacing) -> _Lesions:
+    labels, number = components(history.older)
+    flat = labels.ravel()
+    voxels = np.maximum(np.bincount(flat, minlength=number + 1), 1)
+    shown: Bools = (history.new | history.enhancing).ravel()
+    active = np.bincount(flat[shown], minlength=number + 1) > 0
+    log_volume = np.log(voxels * np.prod(spacing) / 100)
+    is_lesion = np.arange(number + 1) > 0
+    return _Lesions(
+        labels,
+        *(
+            np.asarray(values * is_lesion, np.float32)
+            for values in (log_volume, active, 1 / voxels)
+        ),
     )
 
 
@@ -84,39 +114,9 @@ def _distance(older: Mask, spacing: Spacing) -> tuple[Float32s, Places]:
     return distance.astype(np.float32), nearest
 
 
-def _nearest_lesion(
-    history: History, nearest: Places, spacing: Spacing, at: Places
-) -> tuple[Float32s, Float32s]:
-    """Return log volume (relative to 100 mm3) and activity of the nearest older lesion, [n] each.
-
-    A lesion is active if part of it is new or takes up gadolinium.
-    """
-    if not history.older.any():
-        return np.zeros(len(at), np.float32), np.zeros(len(at), np.float32)
-    labels, number = components(history.older)
-    flat = labels.ravel()
-    volume = np.bincount(flat, minlength=number + 1) * np.prod(spacing)
-    shown: Bools = (history.new | history.enhancing).ravel()
-    active = np.bincount(flat[shown], minlength=number + 1) > 0
-    lesion = flat[nearest[at]]
-    return np.log(volume[lesion] / 100).astype(np.float32), active[lesion].astype(np.float32)
-
-
 def _densities(history: History, spacing: Spacing, at: Places) -> Float32s:
     """Return log densities of older, new and enhancing lesions at two or three widths, [7, n]."""
     masks = np.stack([history.older, history.new, history.enhancing]).astype(np.float32)
     fine, middle = (smooth(masks, spacing, sigma).reshape(3, -1)[:, at] for sigma in (3.0, 7.0))
     wide = smooth(masks[0], spacing, 16.0).ravel()[at]
     return join(*np.log(fine + 0.02), *np.log(middle + 0.005), np.log(wide + 0.002))
-
-
-def _regional_excess(older: Mask, atlas: Float32s, spacing: Spacing, at: Places) -> Float32s:
-    """Return the log ratio of older lesions to what the atlas expects around, [width, n]."""
-    pair = np.stack([older, atlas * older.sum()]).astype(np.float32)
-    ratios = []
-    for sigma in REGION_MM:
-        # The integral of the smoothing kernel's shape: densities become volumes around a voxel.
-        around = (2 * np.pi) ** 1.5 * sigma**3
-        found, usual = smooth(pair, spacing, sigma).reshape(2, -1)[:, at] * around
-        ratios.append(np.log((found + REGION_SHRINKAGE_MM3) / (usual + REGION_SHRINKAGE_MM3)))
-    return join(*ratios)

@@ -17,27 +17,31 @@ BESIDE_SHARES = (0.2, 0.4)
 _LEAST = 1e-9
 
 
+def around_lesions(older: Mask, spacing: Spacing) -> Float32s:
+    """Return older lesions [s, h, w] smoothed by each of BESIDE_MM, [width, s, h, w]."""
+    lesions = older.astype(np.float32)
+    return np.stack([smooth(lesions, spacing, sigma) for sigma in BESIDE_MM])
+
+
 def mixture_features(
-    older: Mask, atlas: Float32s, white: Float32s | None, spacing: Spacing, at: Places
+    around: Float32s, atlas: Float32s, white: Float32s | None, at: Places
 ) -> Float32s:
     """Return the log densities of mixtures at the voxels `at` [n], [width x share, n].
 
-    Each adds the density `atlas` [s, h, w] of other patients and one around the `older` lesions.
-    Both are restricted to white matter where its probability `white` [s, h, w] is known.
+    Each adds the density `atlas` [s, h, w] of other patients and one of `around` older lesions,
+    [width, s, h, w]. Both are restricted to white matter where its probability `white` is known.
     """
-    tissue = np.ones(atlas.shape, np.float32) if white is None else white
-    usual = _normalised(atlas * tissue)
+    tissue = np.float32(1) if white is None else white
+    usual = _normalised(atlas * tissue, at)
     rows = []
-    for sigma in BESIDE_MM:
-        around = smooth(older.astype(np.float32), spacing, sigma) * tissue
-        beside = _normalised(around) if around.any() else usual
-        for share in BESIDE_SHARES:
-            mixture = (1 - share) * usual.ravel()[at] + share * beside.ravel()[at]
-            rows.append(np.log(mixture + _LEAST))
+    for one in around:
+        beside = _normalised(one * tissue, at) if one.any() else usual
+        rows += [np.log((1 - share) * usual + share * beside + _LEAST) for share in BESIDE_SHARES]
     return np.asarray(rows, np.float32)
 
 
-def _normalised(weights: Float32s) -> Floats:
-    """Return weights divided by their sum; zeros stay zeros."""
+def _normalised(weights: Float32s, at: Places) -> Floats:
+    """Return weights [s, h, w] divided by their sum, at voxels [n]; zeros stay zeros."""
     total = float(weights.sum(dtype=np.float64))
-    return np.asarray(weights / total if total > 0 else weights, np.float64)
+    here = weights.ravel()[at].astype(np.float64)
+    return here / total if total > 0 else here
