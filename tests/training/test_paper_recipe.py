@@ -119,9 +119,9 @@ def test_loss_of_a_batch_is_the_mean_over_its_shares_on_workers(
     """Only the third case of the batch has lesions, so that one worker's share has none."""
     settings = replace(SETTINGS, batch_size=4)
     stage = stage_two(tmp_path, settings)
+    both, batch = networks(loads=loads), next(first_batches(stage, steps=1))
     model = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=loads))
     stage = replace(stage, experiment=replace(stage.experiment, model=model))
-    both, batch = networks(loads=loads), next(first_batches(stage, steps=1))
     batch.x[[0, 1, 3], 1] = -1
     batch.x[2, 1, 0, 0, :3] = 1
     whole = batch_loss(both, batch, 5, stage=stage, worker=lone_worker(settings))
@@ -204,6 +204,23 @@ def test_balanced_stage_has_as_many_active_as_inactive_cases(
     for batch in first_batches(stage_two(tmp_path, settings), steps=5):
         active = (batch.x[:, 1] > 0).flatten(1).any(1)
         assert active.float().mean().item() == pytest.approx(share)
+
+
+def test_only_active_cases_are_read_for_a_model_with_lesion_loads(tmp_path: Path) -> None:
+    """The rest of the batch has loss 0. Four of ten cases are active."""
+    settings = replace(SETTINGS, batch_size=5)
+    stage = stage_two(tmp_path, settings)
+    model = replace(MODEL, unet=replace(MODEL.unet, lesion_load_thresholds=(1, 5)))
+    of_loads = replace(stage, experiment=replace(stage.experiment, model=model))
+    for read, whole in zip(
+        first_batches(of_loads, steps=20), first_batches(stage, steps=20), strict=True
+    ):
+        active = (whole.x[:, 1] > 0).flatten(1).any(1)
+        rows = active.nonzero().flatten() if active.any() else torch.tensor([0])
+        assert torch.equal(read.x, whole.x[rows])
+        assert read.condition is not None
+        assert whole.condition is not None
+        assert torch.equal(read.condition, whole.condition[rows])
 
 
 def test_paper_preset_has_the_papers_settings() -> None:

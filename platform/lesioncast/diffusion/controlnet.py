@@ -93,7 +93,7 @@ def euler_number(mask: Tensor) -> Tensor:
         signed = [*shared, *((-sign, cells) for sign, cells in own)]
     total = torch.zeros_like(signed[0][1], dtype=torch.int8)
     for sign, cells in signed:
-        total += sign * cells.to(torch.int8)
+        total.add_(cells.view(torch.int8), alpha=sign)
     return total.flatten(2).sum(2)
 
 

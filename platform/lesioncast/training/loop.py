@@ -126,7 +126,7 @@ def batch_loss(
         inputs,
         schedule=model.schedule,
         objective=stage.objective,
-        cases=len(batch.x),
+        cases=len(worker.positions),
     )
 
 
@@ -135,6 +135,7 @@ def batches(
 ) -> Iterator[tuple[int, Batch]]:
     """Yield (step, this worker's share of the batch) for every step from `first`.
 
+    A model with lesion loads is given active cases alone, or one inactive case if there is none.
     Threads read the next batches ahead.
     """
     settings = stage.settings
@@ -157,7 +158,9 @@ def batches(
             covariates=len(stage.experiment.model.covariates),
         )
         rows = active_first(rows, cases.active)[worker.positions]
-        dropout = dropout.at(worker.positions)
+        if stage.experiment.model.unet.lesion_load_thresholds:
+            rows = rows[: max(1, cases.active[rows].sum())]  # see `rows_to_train_on`
+        dropout = dropout.at(worker.positions[: len(rows)])
         batch = cases.batch(
             rows,
             dropout,
