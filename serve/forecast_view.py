@@ -30,6 +30,7 @@ from lesioncast.forecasting.view.numbers import PartialForecast, finished_number
 from lesioncast.forecasting.view.schemas import ViewFacts
 from lesioncast.imaging.lesions import LesionCounts
 from lesioncast.simulation.ground_truth import counterfactual_net2
+from lesioncast.warning_list import texts
 from serve.api.dependencies import ServiceContext
 from serve.artifacts import kept_samples_path, result_dir
 from serve.db.models import UNFINISHED, DrawnBlock, ForecastJob, masks_by_arm
@@ -118,7 +119,7 @@ class JobView:
             samples=request.samples,
             seed=request.seed,
             disclaimers=[PREDICTED, RESEARCH_USE, POSITIVITY],
-            warnings=list(warnings),
+            warnings=list(texts(warnings)),
             notes=[],
             bundle=model.digest,
         )

@@ -6,7 +6,7 @@ histograms have no exact sum, so that seconds are also counted.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ray.serve import metrics
 
@@ -74,6 +74,11 @@ class ForecastMetrics:
             boundaries=LATENCY_BUCKETS_S,
         )
         self._finished = _finished_counter()
+        self._warnings = metrics.Counter(
+            "lesioncast_forecast_warnings",
+            "Finished forecasts with a warning, by its code, such as untypical_patient.",
+            tag_keys=("code",),
+        )
         self._errors = metrics.Counter(
             "lesioncast_errors",
             "Errors that failed or postponed a forecast, by type.",
@@ -94,6 +99,11 @@ class ForecastMetrics:
         self._finished.inc(tags={"state": state})
         if state == "succeeded":
             self._latency.observe(seconds)
+
+    def count_warnings(self, codes: Iterable[str]) -> None:
+        """Count a finished forecast once for each code among its warnings."""
+        for code in set(codes):
+            self._warnings.inc(tags={"code": code})
 
     def count_error(self, error: str, outcome: str) -> None:
         """Count an error of type `error`; `outcome` is `failed` or `postponed`."""

@@ -205,7 +205,11 @@ export class Compare {
     const { header } = view;
     $("title").textContent = `${header.subject}: ${header.target}`;
     $("sentence").textContent = summarySentence(view);
-    const lines = [...header.disclaimers, ...header.warnings, ...header.notes];
+    $("typicality").textContent = header.typicality;
+    $("severe").replaceChildren(...header.severe.map((text) => element("li", text)));
+    $("severe").hidden = !header.severe.length;
+    // The severe ones stand above.
+    const lines = [...header.disclaimers, ...header.warnings.filter((text) => !header.severe.includes(text)), ...header.notes];
     $("warnings").replaceChildren(...lines.map((text) => element("li", text)));
     for (const name of document.querySelectorAll(".reference-name")) name.textContent = header.reference_arm;
     fillTable($("numbers"), view);
@@ -342,7 +346,8 @@ export class Compare {
     const what = { probability: "probability", difference: `difference to ${view.header.reference_arm}`, outline: "outline at the threshold" }[state.mode];
     const caption = [
       `${view.header.subject}, ${view.header.target}; slice ${state.slice + 1} of ${view.header.shape[0]}; ${what}, threshold ${precise(state.threshold)}, scale to ${precise(state.scale)}; ${state.convention}; bundle ${view.header.bundle.slice(0, 12)}; forecast ${view.header.forecast}.`,
-      summarySentence(view), ...view.header.disclaimers, ...view.header.warnings, ...view.header.notes,
+      summarySentence(view), ...view.header.severe, view.header.typicality, ...view.header.disclaimers,
+      ...view.header.warnings.filter((text) => !view.header.severe.includes(text)), ...view.header.notes,
     ];
     for (const text of caption) lines.push(...wrap(context, text, out.width - 20 * unit));
     const rows = Math.ceil(shown.length / across);

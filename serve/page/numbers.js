@@ -133,7 +133,7 @@ export function toCsv(view) {
   const { header } = view;
   const comments = [
     `Forecast ${header.forecast} of ${header.subject}, bundle ${header.bundle}`,
-    `Calibrated on: ${calibrationText(header)}`, ...header.disclaimers, ...header.warnings, ...header.notes,
+    `Calibrated on: ${calibrationText(header)}`, header.typicality, ...header.warnings, ...header.disclaimers, ...header.notes,
   ];
   const rows = [cells.map(([title]) => title), ...view.arms.map((name) => cells.map(([, text]) => text(view.numbers.get(name))))];
   return [...comments.map((text) => `# ${text}`), ...rows.map((row) => row.map(quote).join(","))].join("\r\n") + "\r\n";

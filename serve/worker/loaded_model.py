@@ -18,6 +18,7 @@ from lesioncast.errors import ForecastError
 from lesioncast.forecasting.adaptive import sampling_notes
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.output.bids import write_forecast_root
+from lesioncast.forecasting.output.summary import ForecastSummary
 from lesioncast.forecasting.pipeline import (
     ForecastRun,
     run_provenance,
@@ -69,8 +70,8 @@ class LoadedModel(MountedModel):
             return {}
         return {arm: expected[store.spec.arms.index(arm)] for arm in job.request.arms}
 
-    def write_result(self, job: ForecastJob, blocks: Sequence[DrawnBlock]) -> Path:
-        """Write the result of a job as jobs/forecast.py does. Returns the folder.
+    def write_result(self, job: ForecastJob, blocks: Sequence[DrawnBlock]) -> ForecastSummary:
+        """Write the result of a job as jobs/forecast.py does, and return its summary.
 
         `blocks` holds equally many blocks of every arm, in the order of `split_into_blocks`. Raises
         OtherBundleError if the bundle was replaced: its notes are not about these samples.
@@ -116,9 +117,8 @@ class LoadedModel(MountedModel):
         write_forecast_root(run.out, source=self._source(patient, run.out))
         kept = keep_samples(masks_by_arm(blocks), parcellation_of(store, case))
         write_kept_samples(kept_samples_path(self.settings.artifacts, job.id), kept)
-        for _ in write_forecasts(store, [case], drawn, run, arms=request.arms):
-            pass  # the one case is written as it is yielded
-        return run.out
+        (summary,) = write_forecasts(store, [case], drawn, run, arms=request.arms)
+        return summary
 
     def _maps(
         self, store: Store, case: Case, arms: Sequence[str], sessions: Sessions | None

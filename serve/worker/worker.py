@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from serve.retention import apply_retention
 from serve.worker.loaded_model import LoadedModel, samples_per_arm
 from serve.worker.retry import Failure, backoff_delays, failure_of, leaf_exceptions
 
+Result = TypeVar("Result")
 DrawBlock = Callable[[ForecastJob, SampleBlock], Awaitable[SampleBatch]]
 POLL_SECONDS = 1.0
 CLEANUP_INTERVAL_S = 600.0
@@ -44,8 +44,20 @@ class WorkerObserver(Protocol):
     def observe_finished(self, state: str, seconds: float) -> None:
         """Record a finished forecast and the time since its acceptance."""
 
+    def count_warnings(self, codes: Iterable[str]) -> None:
+        """Count a finished forecast once for each code among its warnings."""
+
     def count_error(self, error: str, outcome: str) -> None:
         """Count an error of type `error`; `outcome` is `failed` or `postponed`."""
+
+
+class _Written(NamedTuple):
+    """A result that was written."""
+
+    #: Number of samples of each arm.
+    samples: int
+    #: Codes of its warnings.
+    warnings: tuple[str, ...]
 
 
 class ForecastWorker:
@@ -138,7 +150,7 @@ class ForecastWorker:
     async def _run_job(self, job: ForecastJob) -> None:
         """Draw and write a job, and record how it finished. Raises transient errors only."""
         try:
-            samples = await self._draw_and_write(job)
+            written = await self._draw_and_write(job)
         except Exception as error:
             failure = failure_of(error)
             if failure.transient and not self._has_failed_too_long(job):
@@ -148,8 +160,10 @@ class ForecastWorker:
             await _run_to_completion(self._finish_job(job, "failed", error=reason))
             self._count_errors(error, "failed")
         else:
-            total = samples * len(job.request.arms)
-            await _run_to_completion(self._finish_job(job, "succeeded", total=total))
+            total = written.samples * len(job.request.arms)
+            await _run_to_completion(
+                self._finish_job(job, "succeeded", total=total, warnings=written.warnings)
+            )
 
     def _has_failed_too_long(self, job: ForecastJob) -> bool:
         """Return True if a job has met transient errors alone for `give_up_after` seconds."""
@@ -177,6 +191,7 @@ class ForecastWorker:
         *,
         error: str | None = None,
         total: int | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         facts = {"bundle": self._loaded.bundle.digest}
         finished = await asyncio.to_thread(
@@ -188,11 +203,12 @@ class ForecastWorker:
                 "forecast.finished", extra={"forecast": job.id, "state": state, "seconds": seconds}
             )
             self._observer.observe_finished(state, seconds)
+            self._observer.count_warnings(warnings)
         else:  # the client or another worker finished it first
             await asyncio.to_thread(self._clean_up_job, job.id)
 
-    async def _draw_and_write(self, job: ForecastJob) -> int:
-        """Draw the samples and write the result. Returns the number of samples of each arm."""
+    async def _draw_and_write(self, job: ForecastJob) -> _Written:
+        """Draw the samples and write the result."""
         request, requested = job.request.sampling_request, list[SampleBlock]()
         expected: dict[str, ExpectedOutcomes] = {}
         if request.tolerance is not None:
@@ -207,8 +223,11 @@ class ForecastWorker:
                 tolerance=request.tolerance,
             ):
                 break
-        await _run_to_completion(asyncio.to_thread(self._loaded.write_result, job, blocks))
-        return samples_per_arm(blocks, job.request)
+        summary = await _run_to_completion(
+            asyncio.to_thread(self._loaded.write_result, job, blocks)
+        )
+        codes = tuple(warning.code for warning in summary.warnings)
+        return _Written(samples_per_arm(blocks, job.request), codes)
 
     async def _collect_blocks(
         self, job: ForecastJob, requested: Sequence[SampleBlock]
@@ -281,15 +300,15 @@ def _drawn_counts(
     }
 
 
-async def _run_to_completion(coroutine: Coroutine[Any, Any, None | Path]) -> None:
-    """Run the coroutine to completion even if the caller is cancelled.
+async def _run_to_completion(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run the coroutine to completion even if the caller is cancelled, and return its result.
 
     So the caller can clean up its output safely: a thread that writes files cannot be cancelled,
     and would write after the clean-up.
     """
     task = asyncio.create_task(coroutine)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise

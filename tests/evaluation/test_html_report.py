@@ -30,11 +30,13 @@ from lesioncast.evaluation.reporting.findings import findings
 from lesioncast.evaluation.reporting.html import ExampleCase, Picture, markdown_to_html, render_html
 from lesioncast.evaluation.reporting.json_io import report_from_json, report_to_json
 from lesioncast.forecasting.disclaimers import NOT_EVALUATED, bundle_warnings
+from lesioncast.warning_list import texts, warn
 from storage import VisitSchedule
 from tests.evaluation.test_report import TEST, certain, counts_by_arm, evaluated
 from tests.support.corruptions import as_nobody
 
 SENTENCE = "Placebo never shares a trial with avonex."
+WARNING = warn("arms_never_compared", SENTENCE)
 EXAMPLES = [ExampleCase("sub-1000", "why", "words", (Picture(b"\x89PNG", "an <alt>", "caption"),))]
 
 
@@ -91,7 +93,7 @@ WARNINGS = IdentifiabilityWarnings(
         arms={"placebo": ArmPositivity(cases=2, trials=("T",), offered_share=1.0, overlap=None)},
         pairs_without_common_trial=(),
     ),
-    sentences=(SENTENCE,),
+    warnings=(WARNING,),
 )
 
 
@@ -251,12 +253,12 @@ def test_forecasts_take_their_warnings_from_the_evaluation_card(
     result: EvaluationResult, tmp_path: Path
 ) -> None:
     digest = result.report.bundle
-    assert bundle_warnings(tmp_path, digest) == (NOT_EVALUATED,)
+    assert texts(bundle_warnings(tmp_path, digest)) == (NOT_EVALUATED,)
     write_card(tmp_path, result.report)
     card = read_evaluation_card(tmp_path, digest)
     assert card is not None
-    assert card.identifiability_warnings == (SENTENCE,)
-    assert bundle_warnings(tmp_path, digest) == (SENTENCE,)
+    assert card.identifiability_warnings == (WARNING,)
+    assert bundle_warnings(tmp_path, digest) == (WARNING,)
     assert SENTENCE in (tmp_path / "EVALUATION.md").read_text()
     assert card_text(result.report).count("Research use only.") == 1
 
@@ -289,8 +291,8 @@ def test_a_report_of_another_schema_or_with_a_wrong_value_is_refused(
     result: EvaluationResult,
 ) -> None:
     content = json.loads(report_to_json(result.report))
-    with pytest.raises(EvaluationReportError, match="in schema 10, got 9; run jobs/evaluate.py"):
-        report_from_json(json.dumps(content | {"schema": 9}), source="here.json")
+    with pytest.raises(EvaluationReportError, match="in schema 11, got 10; run jobs/evaluate.py"):
+        report_from_json(json.dumps(content | {"schema": 10}), source="here.json")
     with pytest.raises(EvaluationReportError, match=r"samples: Input should be .* got '3'"):
         report_from_json(json.dumps(content | {"samples": "3"}), source="here.json")
     with pytest.raises(EvaluationReportError, match="expected JSON, got the figure NaN"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesioncast.evaluation.causal.identifiability import identifiability_warnings, warning_sentences
+from lesioncast.evaluation.causal.identifiability import coded_warnings, identifiability_warnings
 from lesioncast.evaluation.causal.leakage_probe import leakage_auc
 from lesioncast.evaluation.causal.positivity import overlap_by_arm, positivity
 from lesioncast.evaluation.causal.schema import ArmPositivity, IdentifiabilityWarnings
@@ -13,6 +13,7 @@ from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.imaging.features.appearance import APPEARANCE_FEATURES, appearance_features
 from lesioncast.imaging.features.image_features import IMAGE_FEATURES
 from lesioncast.imaging.regions import REGIONS
+from lesioncast.warning_list import texts
 from storage import VisitSchedule
 
 ARMS = ("placebo", "interferon", "ocrelizumab")
@@ -103,7 +104,7 @@ def test_two_scanners_are_detected(apart: IdentifiabilityWarnings) -> None:
     assert probe(apart, "trial").low > 0.95
     assert probe(apart, "arm").low > 0.6
     opening = "The trial can be told from the images of m00 (AUC 1.00"
-    assert any(sentence.startswith(opening) for sentence in apart.sentences)
+    assert any(sentence.startswith(opening) for sentence in texts(apart.warnings))
 
 
 def test_a_scanner_does_not_predict_arms_randomised_within_its_trial(
@@ -118,8 +119,8 @@ def test_exchangeable_images_are_chance(mixed: IdentifiabilityWarnings) -> None:
         auc = probe(mixed, of)
         assert auc.low < 0.5 < auc.high
         assert auc.high - auc.low < 0.4
-    assert any("does not tell the trial" in sentence for sentence in mixed.sentences)
-    assert not any("can be told" in sentence for sentence in mixed.sentences)
+    assert any("does not tell the trial" in sentence for sentence in texts(mixed.warnings))
+    assert not any("can be told" in sentence for sentence in texts(mixed.warnings))
 
 
 def test_the_interval_covers_chance_at_about_its_nominal_rate() -> None:
@@ -137,7 +138,7 @@ def test_arms_that_share_no_trial_are_named(apart: IdentifiabilityWarnings) -> N
     assert apart.positivity.pairs_without_common_trial == (
         ("placebo", "interferon"), ("placebo", "ocrelizumab"),
     )  # fmt: skip
-    assert apart.sentences[0] == (
+    assert texts(apart.warnings)[0] == (
         "Placebo never shares a trial with interferon and ocrelizumab: no randomised comparison "
         "of them stands behind a forecast."
     )
@@ -149,7 +150,7 @@ def test_arms_that_share_no_trial_are_named(apart: IdentifiabilityWarnings) -> N
 def test_arms_that_share_no_trial_with_the_same_others_are_named_together() -> None:
     trials = {"A": "S", "B": "S", "C": "T", "D": "U", "E": "T"}
     positive = positivity(list(trials), list(trials.values()), arms=tuple(trials))
-    assert [words.split(":")[0] for words in warning_sentences([], positive, baseline="m00")] == [
+    assert [one.text.split(":")[0] for one in coded_warnings([], positive, baseline="m00")] == [
         "A and B never share a trial with C, D and E",
         "C and E never share a trial with D",
     ]
@@ -157,19 +158,19 @@ def test_arms_that_share_no_trial_with_the_same_others_are_named_together() -> N
 
 def test_one_trial_an_arm_identifies_no_contrast() -> None:
     warnings = warnings_of(ARM, np.zeros(CASES, int), [f"T{arm}" for arm in ARM])
-    assert "no contrast between arms is identified" in warnings.sentences[0]
-    assert "placebo in T0, interferon in T1 and ocrelizumab in T2" in warnings.sentences[0]
+    assert "no contrast between arms is identified" in texts(warnings.warnings)[0]
+    assert "placebo in T0, interferon in T1 and ocrelizumab in T2" in texts(warnings.warnings)[0]
     assert [row.within_trial for row in warnings.leakage_probes] == [None] * 4
 
 
 def test_arms_of_one_trial_give_no_warning(mixed: IdentifiabilityWarnings) -> None:
     assert mixed.positivity.pairs_without_common_trial == ()
-    assert not any("share" in sentence for sentence in mixed.sentences)
+    assert not any("share" in sentence for sentence in texts(mixed.warnings))
 
 
 def test_a_store_without_trials_identifies_no_contrast() -> None:
     warnings = warnings_of(ARM, np.zeros(CASES, int), [None] * CASES)
-    assert "The data name no trial" in warnings.sentences[0]
+    assert "The data name no trial" in texts(warnings.warnings)[0]
     assert warnings.positivity.cases_without_trial == CASES
     assert probe(warnings, "trial") is None
 
@@ -178,7 +179,7 @@ def test_overlap_is_high_only_where_patients_look_alike(
     apart: IdentifiabilityWarnings, mixed: IdentifiabilityWarnings
 ) -> None:
     assert apart.positivity.arms["placebo"].overlap < 0.05
-    assert any("look like nobody who received placebo" in words for words in apart.sentences)
+    assert any("look like nobody who received placebo" in words for words in texts(apart.warnings))
     assert mixed.positivity.arms["placebo"].overlap > 0.8
     assert apart.positivity.arms["placebo"].offered_share == pytest.approx(1 / 3)
 

@@ -34,6 +34,7 @@ from lesioncast.forecasting.pipeline import (
 from lesioncast.forecasting.runtime import build_sampler
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.covariates import Covariate
+from lesioncast.warning_list import texts
 from storage import CaseError, StoreError, StoreSettings, TrialLayout, open_store
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
@@ -241,11 +242,12 @@ def test_a_forecast_says_if_its_bundle_knows_simulated_or_masked_images_alone(
     trained_on_simulated = lesioncast.load_bundle(tmp_path / "b")
     settings = replace(SETTINGS, samples=2)
     found = trained_on_simulated.forecast_case(root / "store.zarr", SUBJECT, settings=settings)
-    assert {TRAINED_ON_SIMULATED, BRAIN_MASK_MISSING} < set(found.summary.notes)
+    assert found.summary.warnings[0].text == TRAINED_ON_SIMULATED
+    assert BRAIN_MASK_MISSING in texts(found.summary.warnings)
     store = open_store(root / "store.zarr")
     simulated = replace(store, table=replace(store.table, trial=TrialDescription("X", True)))
     found = trained_on_simulated.forecast_case(simulated, SUBJECT, settings=settings)
-    assert TRAINED_ON_SIMULATED not in found.summary.notes
+    assert TRAINED_ON_SIMULATED not in texts(found.summary.warnings)
     assert SIMULATED_SUBJECTS in found.summary.notes
 
 
@@ -253,7 +255,9 @@ def test_images_need_no_configuration(root: Path, model: api.ForecastModel) -> N
     images = {name: str(path_of(root / "bids", SUBJECT, *name.split("/"))) for name in FLAIR}
     patient = lesioncast.Patient(covariates={"days_to_current": 100})
     found = model.forecast(images, patient=patient, settings=SETTINGS, samples=2)
-    assert "month 12 is 100 days after baseline for this patient" in found.summary.notes[-2]
+    (days,) = (one for one in found.summary.warnings if one.code == "days_outside_training")
+    assert "month 12 is 100 days after baseline for this patient" in days.text
+    assert found.summary.typicality.days_outside_training == (days.text,)
     assert found.summary.notes[-1] == NOT_CALIBRATED
     assert found.summary.subject == "sub-patient"
     assert found.summary.covariates.missing == ("age",)

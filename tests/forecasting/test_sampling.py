@@ -183,7 +183,7 @@ def test_a_summary_holds_exact_expectations() -> None:
 
 
 @pytest.mark.parametrize("clipped", [(), ("lesion volume of w048/t2", "age")])
-def test_notes_name_the_inputs_beyond_the_training_range(
+def test_a_warning_names_the_inputs_beyond_the_training_range(
     tmp_path: Path, clipped: tuple[str, ...]
 ) -> None:
     store = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=2)
@@ -199,9 +199,10 @@ def test_notes_name_the_inputs_beyond_the_training_range(
         settings=ForecastSettings(samples=4, reference_arm="placebo"),
         provenance=RunProvenance("b" * 64, 0),
     )  # fmt: skip
-    notes = [note for note in assembled.summary.notes if "range of the training cases" in note]
-    assert len(notes) == len(clipped[:1])
-    assert all("expected count: lesion volume of w048/t2, age." in note for note in notes)
+    found = [one for one in assembled.summary.warnings if one.code == "beyond_training_range"]
+    assert len(found) == len(clipped[:1])
+    assert all("expected count: lesion volume of w048/t2, age." in one.text for one in found)
+    assert assembled.summary.typicality.beyond_training_range == clipped
 
 
 def test_expectations_name_the_inputs_that_the_prior_clips(tmp_path: Path) -> None:

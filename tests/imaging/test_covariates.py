@@ -327,7 +327,7 @@ def test_a_forecast_says_where_visits_differ_from_those_of_training(
     visits = VisitSchedule(days=(0, 365, 730))
     other = replace(store, table=replace(store.table, spec=replace(store.spec, visits=visits)))
 
-    def notes(of: Store, case: Case) -> list[str]:
+    def days(of: Store, case: Case) -> list[str]:
         settings = ForecastSettings(samples=2)
         batches = plan_forecast(of, [case], settings=settings, seed=0).batches(6)
         drawn = map(build_sampler(bundle.path, store.path, device="cpu"), batches)
@@ -339,17 +339,19 @@ def test_a_forecast_says_where_visits_differ_from_those_of_training(
         )
         (summary,) = write_forecasts(of, [case], drawn, run)
         assert summary.notes[-1] == NOT_CALIBRATED
-        return list(summary.notes[:-1])
+        found = [one.text for one in summary.warnings if one.code == "days_outside_training"]
+        assert found == list(summary.typicality.days_outside_training)
+        return found
 
-    assert notes(store, inside) == []
-    current, outcome = notes(store, beyond)
+    assert days(store, inside) == []
+    current, outcome = days(store, beyond)
     assert (
         "w048 is 329 days after w000 for this patient; the model was trained on 330 to" in current
     )
     assert (
         "w096 is 200 days after w048 for this patient; the model was trained on 336 pl" in outcome
     )
-    (planned,) = notes(other, inside)
+    (planned,) = days(other, inside)
     assert "trained on sessions planned for days 0, 336, 672; those of this patient are" in planned
 
 

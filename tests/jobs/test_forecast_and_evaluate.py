@@ -115,7 +115,8 @@ def test_the_forecast_job_writes_every_named_subject(ray_cluster: None, root: Pa
     assert record["bundle"] == load_bundle(root / "bundle").digest
     assert "Trained on 8 training cases of a made-up trial." in record["notes"]
     assert "The subjects are simulated." in record["notes"]
-    assert record["identifiability_warnings"] == [NOT_EVALUATED]
+    assert [one["code"] for one in record["warnings"]] == ["typicality_unknown", "not_evaluated"]
+    assert record["warnings"][-1]["text"] == NOT_EVALUATED
     assert len(list(out.rglob("*_probseg.nii.gz"))) == 6
 
 
@@ -250,10 +251,12 @@ def test_a_forecast_after_the_evaluation_carries_its_warnings(evaluated: Path, r
     flags = ["--bundle", str(bundle), "--out", str(out), "--subjects", "sub-03"]
     assert forecast.main(given(root, *flags)) == 0
     record = json.loads((out / "sub-03/sub-03_forecast.json").read_text())
-    (sentence,) = record["identifiability_warnings"]
+    unknown, warning = record["warnings"]
+    assert (unknown["code"], warning["code"]) == ("typicality_unknown", "trials_not_named")
+    sentence = warning["text"]
     assert sentence.startswith("The data name no trial")
     sidecars = [json.loads(path.read_text()) for path in out.rglob("*_probseg.json")]
-    assert [sidecar["IdentifiabilityWarnings"] for sidecar in sidecars] == [[sentence]] * 3
+    assert [sidecar["Warnings"] for sidecar in sidecars] == [[unknown, warning]] * 3
     assert sentence in (bundle / "EVALUATION.md").read_text()
 
 

@@ -138,6 +138,7 @@ def test_the_result_equals_the_summary_of_the_job(
             0,
             (training_data_note(bundle.path), sessions_note(("w000", "w048"), VisitSchedule())),
             input_sessions(bundle),
+            condition=bundle.config.model.control.condition,
             identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
         ),
         out=tmp_path,
@@ -145,6 +146,13 @@ def test_the_result_equals_the_summary_of_the_job(
     )
     (written,) = write_forecasts(store, [case], map(draw, batches), run)
     assert record == json.loads(json.dumps(asdict(written)))
+
+
+def test_a_finished_forecast_counts_its_warnings_by_code(client: Client, service: Service) -> None:
+    record = client.result(wait_for_success(client, client.create_forecast("sub-03", samples=2)))
+    codes = {warning["code"] for warning in record["warnings"]}
+    assert "typicality_unknown" in codes  # the bundle of these tests has no reference
+    wait_until(lambda: codes <= set(service.warnings))
 
 
 def test_the_status_of_a_running_forecast_has_partial_results(

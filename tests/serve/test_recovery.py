@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.forecasting.output.summary import ForecastSummary
 from lesioncast.forecasting.sampling import SampleBatch
 from serve import app
 from serve.artifacts import jobs_with_artifacts, result_dir, stale_uploads
@@ -210,7 +211,7 @@ def test_a_forecast_cancelled_while_it_is_written_leaves_no_file(
 ) -> None:
     write, written = LoadedModel.write_result, []
 
-    def cancelled(self: LoadedModel, job: Any, parts: Any) -> Path:
+    def cancelled(self: LoadedModel, job: Any, parts: Any) -> ForecastSummary:
         written.append(write(self, job, parts))
         end(service, job.id)
         return written[0]

@@ -5,7 +5,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -66,6 +66,8 @@ class Service:
     first_samples_s: list[float] = field(default_factory=list)
     #: Type and outcome of errors of forecasts.
     errors: list[tuple[str, str]] = field(default_factory=list)
+    #: Codes of the warnings of finished forecasts.
+    warnings: list[str] = field(default_factory=list)
     #: Status codes of problem documents.
     problems: list[int] = field(default_factory=list)
     #: Blocks that were drawn.
@@ -95,6 +97,9 @@ class RecordingObserver:
 
     def observe_finished(self, state: str, seconds: float) -> None:
         self.service.finished.append(state)
+
+    def count_warnings(self, codes: Iterable[str]) -> None:
+        self.service.warnings.extend(sorted(set(codes)))
 
     def count_error(self, error: str, outcome: str) -> None:
         self.service.errors.append((error, outcome))

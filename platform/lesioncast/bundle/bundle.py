@@ -35,6 +35,7 @@ from lesioncast.bundle.io import (
 )
 from lesioncast.bundle.model_card import model_card
 from lesioncast.bundle.spatial_base import SpatialBase, read_spatial_base
+from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.diffusion.controlnet import ControlNet, build_lesion_load_prior
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.model import LesionDiffusion
@@ -133,15 +134,19 @@ def save_same_weights(
 ) -> str:
     """Write a bundle with the weights of `parent` to `path`, and return its digest.
 
-    `path` may be the parent's own. Raise BundleError if it exists and is not a bundle.
+    `path` may be the parent's own. The new bundle judges typicality as `parent` does. Raise
+    BundleError if `path` exists and is not a bundle.
     """
     _check_replaceable(path)
+    reference = read_typicality(parent.path, parent.digest)
     source = current_directory(parent.path)
     with atomic_directory(path) as folder:
         for name in (UNET_FILE, CONTROL_FILE, SPATIAL_FILE):
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         _finish(folder, config, metrics, calibration)
+        if reference is not None:
+            write_typicality(folder, sha256_file(folder / MANIFEST), reference)
     return bundle_digest(path)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from lesioncast.errors import ConfigError, EvaluationCardError
 from lesioncast.parsing import parse_dataclass
+from lesioncast.warning_list import CodedWarning
 from storage.atomic import atomic_write
 from storage.text_files import read_text
 
-SCHEMA = 3
+SCHEMA = 4
 CARD, EVALUATION = "EVALUATION.md", "evaluation.json"
 
 
@@ -33,7 +34,7 @@ class EvaluationCard:
     code: str | None
     store: str | None
     findings: Mapping[str, str]
-    identifiability_warnings: tuple[str, ...]
+    identifiability_warnings: tuple[CodedWarning, ...]
     p_active_errors: Mapping[str, float]
     schema: int = SCHEMA
 

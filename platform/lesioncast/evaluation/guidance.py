@@ -15,7 +15,6 @@ import numpy as np
 from lesioncast.arrays import Floats
 from lesioncast.bundle.bundle import METRICS_FILE, Bundle, save_same_weights
 from lesioncast.bundle.io import read_json
-from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import ForecastError
@@ -176,17 +175,13 @@ def record_guidance(bundle: Bundle, choice: GuidanceChoice) -> str:
     of the old bundle no longer counts.
     """
     sampler = replace(bundle.config.sampler, guidance=choice.chosen)
-    reference = read_typicality(bundle.path, bundle.digest)
-    digest = save_same_weights(
+    return save_same_weights(
         bundle.path,
         bundle,
         config=replace(bundle.config, sampler=sampler),
         metrics=read_json(bundle.path / METRICS_FILE) | {"guidance": asdict(choice)},
         calibration=bundle.calibration,
     )
-    if reference is not None:
-        write_typicality(bundle.path, digest, reference)
-    return digest
 
 
 def guidance_lines(choice: GuidanceChoice) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from lesioncast.bundle.evaluation_card import EvaluationCard, read_evaluation_card
 from lesioncast.errors import EvaluationCardError, ForecastError
 from lesioncast.imaging.channels import BASELINE
+from lesioncast.warning_list import CodedWarning, warn
 from storage import VisitSchedule
 
 RESEARCH_USE = "Research use only; not a medical device."
@@ -50,8 +51,8 @@ def sessions_note(sessions: Sequence[str], visits: VisitSchedule) -> str:
     )
 
 
-def brain_mask_notes(share: float | None, *, cleared: bool) -> tuple[str, ...]:
-    """Return a note if a subject's images differ from those of the training by the brain mask.
+def brain_mask_warnings(share: float | None, *, cleared: bool) -> tuple[CodedWarning, ...]:
+    """Return a warning if a subject's images differ from those of the training by the brain mask.
 
     `share` is that of the training cases whose images were cleared outside a brain mask, None if it
     is not known. `cleared` says whether those of the subject were.
@@ -59,27 +60,21 @@ def brain_mask_notes(share: float | None, *, cleared: bool) -> tuple[str, ...]:
     if share is None:
         return ()
     if share > _ALMOST_ALL and not cleared:
-        return (BRAIN_MASK_MISSING,)
-    return (BRAIN_MASK_UNSEEN,) if share < 1 - _ALMOST_ALL and cleared else ()
+        return (warn("brain_mask_missing", BRAIN_MASK_MISSING),)
+    if share < 1 - _ALMOST_ALL and cleared:
+        return (warn("brain_mask_unseen", BRAIN_MASK_UNSEEN),)
+    return ()
 
 
-def training_range_notes(clipped: Sequence[str]) -> tuple[str, ...]:
-    """Return a note if inputs of a subject lie beyond the training range; `clipped` names them."""
-    if not clipped:
-        return ()
-    return (
-        "Beyond the range of the training cases, and set to its limit to compute P(active) and the "
-        f"expected count: {', '.join(clipped)}. Nothing shows that both hold for such a patient.",
-    )
-
-
-def bundle_warnings(bundle: Path, digest: str) -> tuple[str, ...]:
+def bundle_warnings(bundle: Path, digest: str) -> tuple[CodedWarning, ...]:
     """Return the warnings of the bundle's evaluation on what its data cannot identify.
 
     Raise ForecastError if the evaluation beside the bundle is of another bundle.
     """
     card = _evaluation_card(bundle, digest)
-    return (NOT_EVALUATED,) if card is None else card.identifiability_warnings
+    if card is None:
+        return (warn("not_evaluated", NOT_EVALUATED),)
+    return card.identifiability_warnings
 
 
 def bundle_p_active_errors(bundle: Path, digest: str) -> Mapping[str, float]:

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.bundle.bundle import BundleDescription
+from lesioncast.bundle.typicality import read_typicality
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import (
-    brain_mask_notes,
+    brain_mask_warnings,
     bundle_p_active_errors,
     bundle_warnings,
     sessions_note,
-    training_range_notes,
 )
 from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.bids import (
@@ -41,6 +41,12 @@ from lesioncast.forecasting.output.summary import (
     summarise,
     write_summary,
 )
+from lesioncast.forecasting.output.typicality import (
+    KnownLimits,
+    missing_covariate_warnings,
+    summarise_typicality,
+    typicality_warnings,
+)
 from lesioncast.forecasting.runtime import (
     build_forecast_sampler,
     device_of,
@@ -56,7 +62,7 @@ from lesioncast.forecasting.sampling import (
     seeds_of,
 )
 from lesioncast.forecasting.settings import ForecastSettings
-from lesioncast.forecasting.training_data import data_notes
+from lesioncast.forecasting.training_data import data_notes, simulated_bundle_warnings
 from lesioncast.forecasting.view.build import ViewPatient, finished_view, parcellation_of
 from lesioncast.forecasting.view.kept_samples import KeptSamples
 from lesioncast.forecasting.view.numbers import finished_numbers
@@ -168,6 +174,8 @@ def run_provenance(
         ),
         covariates=bundle.config.model.covariates,
         identifiability_warnings=bundle_warnings(bundle.path, bundle.digest),
+        first_warnings=simulated_bundle_warnings(bundle, store),
+        typicality=read_typicality(bundle.path, bundle.digest),
         p_active_errors=bundle_p_active_errors(bundle.path, bundle.digest),
         visits=bundle.config.visits,
         brain_mask_share=bundle.config.brain_mask_share,
@@ -285,31 +293,43 @@ def assemble_forecast(
     """Return one subject's forecast: its summary, and its probability maps on the source grid."""
     observed = _observed_mask(store, case)
     spacing, opening = store.spec.spacing, settings.apply_opening
+    covariates = covariate_presence(provenance.covariates, case)
+    limits = KnownLimits(
+        # Every arm has the same inputs.
+        clipped=by_arm[settings.reference_arm].clipped,
+        condition=provenance.condition,
+        days=tuple(
+            interval_notes(
+                case.intervals,
+                store.spec.visits,
+                trained=provenance.intervals,
+                visits=provenance.visits,
+            )
+        ),
+    )
+    typicality = summarise_typicality(provenance.typicality, store, case, limits)
     subject = SubjectInfo(
         case.subject,
         case.arm,
         observed_lesions=None
         if observed is None
         else lesion_count(observed.astype(bool), spacing, opening=opening),
-        covariates=covariate_presence(provenance.covariates, case),
+        covariates=covariates,
         case_digest=case.digest,
-        notes=(
-            *brain_mask_notes(
+        typicality=typicality,
+        warnings=(
+            *typicality_warnings(
+                typicality, has_reference=provenance.typicality is not None, arms=tuple(by_arm)
+            ),
+            *brain_mask_warnings(
                 provenance.brain_mask_share, cleared=store.cleared_by_brain_mask(case)
             ),
-            *interval_notes(
-                case.intervals,
-                store.spec.visits,
-                trained=provenance.intervals,
-                visits=provenance.visits,
-            ),
-            # Every arm has the same inputs.
-            *training_range_notes(by_arm[settings.reference_arm].clipped),
-            *calibration_notes(
-                provenance.calibration,
-                by_arm[settings.reference_arm].expected_outcomes(opening=opening),
-                tuple(by_arm),
-            ),
+            *missing_covariate_warnings(covariates),
+        ),
+        notes=calibration_notes(
+            provenance.calibration,
+            by_arm[settings.reference_arm].expected_outcomes(opening=opening),
+            tuple(by_arm),
         ),
         parcellation=parcellation_of(store, case),
     )

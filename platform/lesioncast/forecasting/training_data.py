@@ -8,6 +8,7 @@ from typing import Any
 from lesioncast.bundle.bundle import CASE_DIGITS, METRICS_FILE, BundleDescription
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import SIMULATED_SUBJECTS, TRAINED_ON_SIMULATED
+from lesioncast.warning_list import CodedWarning, warn
 from storage import Case, Store
 
 
@@ -20,9 +21,14 @@ def training_data_note(bundle: Path) -> str:
 def data_notes(bundle: BundleDescription, store: Store) -> tuple[str, ...]:
     """Return the notes on the data that the bundle was trained on and on the store's subjects."""
     trained_on = training_data_note(bundle.path)
-    if store.table.trial.simulated:
-        return trained_on, SIMULATED_SUBJECTS
-    return (trained_on, TRAINED_ON_SIMULATED) if bundle.config.simulated else (trained_on,)
+    return (trained_on, SIMULATED_SUBJECTS) if store.table.trial.simulated else (trained_on,)
+
+
+def simulated_bundle_warnings(bundle: BundleDescription, store: Store) -> tuple[CodedWarning, ...]:
+    """Return a warning if a bundle of simulated patients is shown real ones."""
+    if not bundle.config.simulated or store.table.trial.simulated:
+        return ()
+    return (warn("real_patient_simulated_bundle", TRAINED_ON_SIMULATED),)
 
 
 def bundle_steps(bundle: Path) -> str:

@@ -22,6 +22,7 @@ from lesioncast.forecasting.training_data import bundle_steps
 from lesioncast.jobs import convert, evaluate, finetune, forecast, pretrain, simulate
 from lesioncast.jobs.arguments import DEMO
 from lesioncast.jobs.runner import run_job
+from lesioncast.warning_list import severe
 from storage.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,12 @@ def write_summary_page(config: Config) -> list[tuple[str, Path]]:
             figure=relative_path(figure, page_folder=paths.root),
         ),
     ]
-    disclaimers = [*evaluation.disclaimers, *subject.disclaimers, *subject.notes]
+    disclaimers = [
+        *severe(subject.warnings),
+        *evaluation.disclaimers,
+        *subject.disclaimers,
+        *subject.notes,
+    ]
     summary = paths.root / "summary.md"
     atomic_write(
         summary,

@@ -49,6 +49,7 @@ from lesioncast.forecasting.training_data import (
     check_not_calibrated_on,
     check_unseen,
     data_notes,
+    simulated_bundle_warnings,
     training_data_note,
 )
 from lesioncast.jobs.arguments import EVALUATE
@@ -56,6 +57,7 @@ from lesioncast.jobs.runner import run_job
 from lesioncast.jobs.trial_folder import trial_folder
 from lesioncast.simulation.ground_truth import has_ground_truth
 from lesioncast.simulation.outcome_law.patients import simulation_settings
+from lesioncast.warning_list import texts
 from storage import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -162,7 +164,11 @@ def evaluation_context(
     config: Config, store: Store, bundle: Bundle, bids: Path
 ) -> EvaluationContext:
     """Return the names, digests and sentences that the report carries."""
-    disclaimers = (RESEARCH_USE, *data_notes(bundle, store))
+    disclaimers = (
+        RESEARCH_USE,
+        *texts(simulated_bundle_warnings(bundle, store)),
+        *data_notes(bundle, store),
+    )
     if store.table.trial.simulated and not has_ground_truth(bids):
         disclaimers += (NO_GROUND_TRUTH,)
     return EvaluationContext(

@@ -25,6 +25,7 @@ from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.jobs.arguments import FORECAST
 from lesioncast.jobs.runner import run_job
 from lesioncast.jobs.trial_folder import trial_folder
+from lesioncast.warning_list import severe
 from storage import Case, Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def draw_in_process(
 
 
 def log_figures(written: Iterable[ForecastSummary], out: Path) -> None:
-    """Log the figure of each forecast as soon as the forecast is written."""
+    """Log the figure and the severe warnings of each forecast as soon as it is written."""
     for summary in written:
+        for text in severe(summary.warnings):
+            logger.warning("%s: %s", summary.subject, text)
         logger.info("%s", figure_path(out, summary.subject))

@@ -123,6 +123,9 @@ def test_a_patient_is_picked_and_compared_in_three_clicks(opened: OpenPage) -> N
     warnings = page.inner_text("#warnings")
     for sentence in ("Predicted, not observed.", "Research use only", "counterfactual"):
         assert sentence in warnings
+    # The bundle of these tests has no reference, and its patients are no real ones.
+    assert page.inner_text("#typicality") == "Typicality: not known."
+    assert page.locator("#severe").is_hidden()
 
 
 def test_progress_is_shown_and_pictures_come_before_the_end(

@@ -142,7 +142,8 @@ def test_numbers_and_warnings_of_the_view_are_those_of_the_result(
         assert arm.kept_samples == 4
     assert header.disclaimers == result["disclaimers"]
     assert header.notes == result["notes"]
-    assert header.warnings == result["identifiability_warnings"]
+    assert header.warnings == [warning["text"] for warning in result["warnings"]]
+    assert header.typicality == "Typicality: not known."
 
 
 def test_differences_state_the_error_that_the_evaluation_found(

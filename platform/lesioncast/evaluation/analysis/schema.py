@@ -27,9 +27,10 @@ from lesioncast.evaluation.causal.schema import IdentifiabilityWarnings
 from lesioncast.evaluation.metrics.estimate import ByMethod
 from lesioncast.evaluation.paper_results import PaperResults
 from lesioncast.evaluation.provenance import Provenance
+from lesioncast.warning_list import texts
 from storage import VisitSchedule
 
-SCHEMA = 10
+SCHEMA = 11
 
 
 @dataclass(frozen=True)
@@ -103,4 +104,4 @@ class EvaluationReport:
     def warning_sentences(self) -> tuple[str, ...]:
         """Return the warnings about treatments in plain words; none where they were not sought."""
         warnings = self.identifiability_warnings
-        return () if warnings is None else warnings.sentences
+        return () if warnings is None else texts(warnings.warnings)

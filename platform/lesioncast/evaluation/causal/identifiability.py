@@ -23,6 +23,7 @@ from lesioncast.evaluation.metrics.bootstrap import Bootstrap
 from lesioncast.imaging.channels import BASELINE
 from lesioncast.imaging.features.appearance import APPEARANCE_FEATURES, INPUT_SESSIONS
 from lesioncast.imaging.features.image_features import IMAGE_FEATURES
+from lesioncast.warning_list import CodedWarning, warn
 from storage import VisitSchedule
 
 BASELINE_SESSIONS = (BASELINE,)
@@ -60,8 +61,8 @@ def identifiability_warnings(
     )
     support = positivity(arm, trial, arms=arms, overlap=overlap)
     probes = [replace(probe, sessions=tuple(map(visits.label, probe.sessions))) for probe in probes]
-    sentences = warning_sentences(probes, support, baseline=visits.label(BASELINE))
-    return IdentifiabilityWarnings(tuple(probes), support, tuple(sentences))
+    warnings = coded_warnings(probes, support, baseline=visits.label(BASELINE))
+    return IdentifiabilityWarnings(tuple(probes), support, tuple(warnings))
 
 
 def _features(outcomes: OutcomeTable) -> Floats:
@@ -117,9 +118,9 @@ def _probes_within_trials(
     return probes
 
 
-def warning_sentences(
+def coded_warnings(
     probes: Sequence[LeakageProbe], support: Positivity, *, baseline: str
-) -> list[str]:
+) -> list[CodedWarning]:
     """Return the warnings for readers of any forecast; those about contrasts come first.
 
     `baseline` is the trial's label of that session.
@@ -131,32 +132,37 @@ def warning_sentences(
     ]
 
 
-def _contrast_warnings(support: Positivity) -> list[str]:
+def _contrast_warnings(support: Positivity) -> list[CodedWarning]:
     """Warn of arms that no patient received and of arms that no trial compares."""
     if not support.cases_by_trial:
         return [
-            "The data name no trial, so it is not known which arms patients were randomised "
-            "between: no contrast between arms is known to be identified."
+            warn(
+                "trials_not_named",
+                "The data name no trial, so it is not known which arms patients were randomised "
+                "between: no contrast between arms is known to be identified.",
+            )
         ]
     separate = support.pairs_without_common_trial
     given = [name for name, row in support.arms.items() if row.trials]
     missing = [name for name, row in support.arms.items() if not row.cases]
     warnings = []
     if missing:
-        warnings.append(f"No patient received {join_words(missing)}: nothing is known of it here.")
+        sentence = f"No patient received {join_words(missing)}: nothing is known of it here."
+        warnings.append(warn("arm_never_received", sentence))
     if len(given) > 1 and len(separate) == len(given) * (len(given) - 1) // 2:
-        return [
-            *warnings,
+        sentence = (
             f"No two arms share a trial ({join_words(_arms_with_trials(support, given))}), so no "
             "contrast between arms is identified: a difference between them may be one "
-            "between trials.",
-        ]
+            "between trials."
+        )
+        return [*warnings, warn("arms_never_compared", sentence)]
     for names, others in _group_separate_arms(given, {frozenset(pair) for pair in separate}):
         share = "shares" if len(names) == 1 else "share"
-        warnings.append(
+        sentence = (
             f"{_capitalise(join_words(names))} never {share} a trial with {join_words(others)}: no "
             "randomised comparison of them stands behind a forecast."
         )
+        warnings.append(warn("arms_never_compared", sentence))
     return warnings
 
 
@@ -184,7 +190,7 @@ def _arms_with_trials(support: Positivity, names: Sequence[str]) -> list[str]:
     return [f"{name} in {join_words(support.arms[name].trials)}" for name in names]
 
 
-def _leakage_warnings(probe: LeakageProbe, baseline: str) -> list[str]:
+def _leakage_warnings(probe: LeakageProbe, baseline: str) -> list[CodedWarning]:
     """Say whether the probe predicts its target; nothing if it has no interval."""
     auc = None if probe.leakage.auc is None else probe.leakage.auc.with_interval
     if auc is None:
@@ -193,14 +199,16 @@ def _leakage_warnings(probe: LeakageProbe, baseline: str) -> list[str]:
     figure = f"AUC {auc.value:.2f}, {auc.low:.2f} to {auc.high:.2f}; 0.5 is chance"
     where = f" within {probe.within_trial}" if probe.within_trial else ""
     if auc.low <= 0.5:
-        return [
+        sentence = (
             f"A simple classifier does not tell the {probe.target}{where} from {source} "
             f"({figure}); finer traces than it reads may exist."
-        ]
-    return [
+        )
+        return [warn("leakage_not_found", sentence)]
+    sentence = (
         f"The {probe.target}{where} can be told from {source} ({figure})"
         f"{_consequence(probe, baseline)}."
-    ]
+    )
+    return [warn("leakage", sentence)]
 
 
 def _consequence(probe: LeakageProbe, baseline: str) -> str:
@@ -212,7 +220,7 @@ def _consequence(probe: LeakageProbe, baseline: str) -> str:
     return ", so a model may take a scanner or a trial's patients for a treatment"
 
 
-def _overlap_warnings(support: Positivity) -> list[str]:
+def _overlap_warnings(support: Positivity) -> list[CodedWarning]:
     """Warn of arms whose support contains few patients of other arms."""
     few = [
         f"{name} ({row.overlap:.0%} of the others)"
@@ -221,10 +229,11 @@ def _overlap_warnings(support: Positivity) -> list[str]:
     ]
     if not few:
         return []
-    return [
+    sentence = (
         f"Most patients look like nobody who received {join_words(few)}: their forecasts under it "
         "reach beyond the data."
-    ]
+    )
+    return [warn("low_overlap", sentence)]
 
 
 def _capitalise(words: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lesioncast.evaluation.metrics.estimate import ByGroup, CaseCount, Estimate
+from lesioncast.warning_list import CodedWarning
 
 
 @dataclass(frozen=True)
@@ -69,4 +70,4 @@ class IdentifiabilityWarnings:
 
     leakage_probes: tuple[LeakageProbe, ...]
     positivity: Positivity
-    sentences: tuple[str, ...]
+    warnings: tuple[CodedWarning, ...]

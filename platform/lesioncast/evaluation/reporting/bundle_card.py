@@ -27,7 +27,9 @@ def write_card(bundle: Path, report: EvaluationReport) -> None:
         code=None if provenance is None else provenance.code,
         store=None if provenance is None else provenance.store,
         findings={finding.title: finding.text for finding in findings(report)},
-        identifiability_warnings=report.warning_sentences,
+        identifiability_warnings=()
+        if report.identifiability_warnings is None
+        else report.identifiability_warnings.warnings,
         p_active_errors=_p_active_errors(report),
     )
     try:

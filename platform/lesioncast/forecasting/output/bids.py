@@ -24,7 +24,8 @@ from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import POSITIVITY, PREDICTED, RESEARCH_USE
 from lesioncast.forecasting.ensemble import Ensemble
 from lesioncast.forecasting.output.calibrated import CalibratedArm
-from lesioncast.forecasting.output.summary import RunProvenance, SubjectInfo
+from lesioncast.forecasting.output.summary import RunProvenance, SubjectInfo, all_warnings
+from lesioncast.forecasting.output.typicality import typicality_line
 from lesioncast.imaging.channels import CURRENT, OUTCOME
 from storage.export.bids_derivative import (
     sidecar_path,
@@ -197,7 +198,8 @@ def sidecar(
         "PredictedNotObserved": True,
         "ResearchUseOnly": RESEARCH_USE,
         "PositivityWarning": POSITIVITY,
-        "IdentifiabilityWarnings": list(provenance.identifiability_warnings),
+        "Warnings": [asdict(warning) for warning in all_warnings(subject, provenance)],
+        "Typicality": typicality_line(subject.typicality),
         "Notes": [*provenance.notes, *subject.notes],
         "Calibrated": None if calibrated is None else asdict(calibrated),
         "Arm": arm,

@@ -23,7 +23,7 @@ def forecast_segmentation(
         Segment(
             probability_map.image,
             _segment_label(probability_map.sidecar),
-            str(probability_map.sidecar["Description"]),
+            f"{probability_map.sidecar['Description']} {probability_map.sidecar['Typicality']}",
         )
         for probability_map in maps
     )

@@ -30,8 +30,10 @@ from lesioncast.forecasting.output.summary import (
     ForecastSummary,
     MapKind,
 )
+from lesioncast.forecasting.output.typicality import typicality_line
 from lesioncast.imaging.channels import CURRENT, OUTCOME
 from lesioncast.markdown import format_probability
+from lesioncast.warning_list import severe
 from storage.atomic import atomic_write
 from storage.radiological import AXIAL, CONVENTION
 
@@ -40,6 +42,7 @@ TEXT = "#f2f3f5"
 DIM = "#9aa1ab"
 TRACK = "#23272f"
 OBSERVED = "#3fd0ff"
+ALARM = "#ffb020"
 HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#5c0a12", "#b3190f", "#ee5a1c", "#fca42d", "#ffe36b", "#fffbe0"]
 )
@@ -65,7 +68,8 @@ def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Fig
     """
     shown = choose_slices(view, slices)
     window_hw = crop(view, shown)
-    footer = _footer(summary, _outline_legend(view, shown, summary))
+    alarms = _alarm_lines(summary)
+    footer = [*alarms, *_footer(summary, _outline_legend(view, shown, summary))]
     room = max(FOOTER_INCHES, 0.35 + LINE_INCHES * len(footer))
     columns = 1 + len(view.probability)
     figure, grid = _canvas(view, window_hw, rows=len(shown), columns=columns, room=room)
@@ -84,7 +88,7 @@ def forecast_figure(view: View, summary: ForecastSummary, *, slices: int) -> Fig
             draw_heat(axes, view.probability[arm][index][window_hw], view, scale)
             if summary.arms[arm].received:
                 draw_outline(axes, view, index, window_hw)
-    _draw_text(figure, summary, footer, room=room)
+    _draw_text(figure, summary, footer, room=room, alarms=len(alarms))
     share = "share of samples with" if summary.map == "share of samples" else "probability of"
     _scale_bar(figure, scale, title=f"{share} a lesion here", room=room)
     return figure
@@ -280,8 +284,9 @@ def _outline_legend(view: View, shown: list[int], summary: ForecastSummary) -> s
 
 
 def _draw_text(
-    figure: Figure, summary: ForecastSummary, footer: Sequence[str], *, room: float
+    figure: Figure, summary: ForecastSummary, footer: Sequence[str], *, room: float, alarms: int
 ) -> None:
+    """Write title, subtitle and footer, whose first `alarms` lines are severe warnings."""
     tall, wide = figure.get_figheight(), figure.get_figwidth()
     left = 0.3 / wide
     figure.text(
@@ -297,7 +302,8 @@ def _draw_text(
     figure.text(left, 1 - 0.68 / tall, _subtitle(summary), color=DIM, fontsize=9.5, va="center")
     for row, line in enumerate(footer):
         height = (room - 0.26 - LINE_INCHES * row) / tall
-        figure.text(left, height, line, color=DIM, fontsize=8, va="center")
+        color = ALARM if row < alarms else DIM
+        figure.text(left, height, line, color=color, fontsize=8, va="center")
 
 
 def _subtitle(summary: ForecastSummary) -> str:
@@ -309,10 +315,15 @@ def _subtitle(summary: ForecastSummary) -> str:
     )
 
 
+def _alarm_lines(summary: ForecastSummary) -> list[str]:
+    """Return the severe warnings, wrapped."""
+    return [line for text in severe(summary.warnings) for line in textwrap.wrap(text, FOOTER_WIDTH)]
+
+
 def _footer(summary: ForecastSummary, outline: str) -> list[str]:
     exact = all(arm.p_active.exact for arm in summary.arms.values())
     first = "PREDICTED, NOT OBSERVED. Research use only; not a medical device. " + " ".join(
-        summary.notes
+        (typicality_line(summary.typicality), *summary.notes)
     )
     return [
         *textwrap.wrap(first, FOOTER_WIDTH),

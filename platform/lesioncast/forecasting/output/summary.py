@@ -28,11 +28,14 @@ from lesioncast.forecasting.output.calibrated import (
     summarise_calibration,
 )
 from lesioncast.forecasting.output.record import Record as _Record
+from lesioncast.forecasting.output.typicality import UNKNOWN_TYPICALITY, TypicalitySummary
 from lesioncast.forecasting.regional_risk import regional_risks
 from lesioncast.imaging.channels import BASELINE, CURRENT, OUTCOME
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.imaging.intervals import IntervalRanges
 from lesioncast.imaging.lesions import opening_element
+from lesioncast.imaging.typicality import TypicalityReference
+from lesioncast.warning_list import CodedWarning
 from storage import VisitSchedule
 from storage.export.bids_derivative import write_json
 
@@ -59,7 +62,11 @@ class RunProvenance:
     #: Covariates that the model sees.
     covariates: tuple[Covariate, ...] = ()
     #: Sentences of the bundle's evaluation on what its data cannot identify.
-    identifiability_warnings: tuple[str, ...] = ()
+    identifiability_warnings: tuple[CodedWarning, ...] = ()
+    #: What stands before all other warnings: that the bundle never saw a real patient.
+    first_warnings: tuple[CodedWarning, ...] = ()
+    #: What patients are compared with; None if the bundle has no reference.
+    typicality: TypicalityReference | None = None
     #: By how much mean P(active) missed the truth in the bundle's evaluation, by arm, if known.
     p_active_errors: Mapping[str, float] = field(default_factory=dict)
     #: Labels and nominal days of the sessions that the bundle was trained on.
@@ -96,6 +103,10 @@ class SubjectInfo:
     case_digest: str = ""
     #: Sentences about this subject alone.
     notes: tuple[str, ...] = ()
+    #: How typical the subject is of the training.
+    typicality: TypicalitySummary = UNKNOWN_TYPICALITY
+    #: Warnings about this subject alone, the gravest first.
+    warnings: tuple[CodedWarning, ...] = ()
     #: FreeSurfer ids [s, h, w], in whose regions risks are computed; None without a parcellation.
     parcellation: npt.NDArray[np.integer] | None = field(default=None, compare=False, repr=False)
 
@@ -222,8 +233,9 @@ class ForecastSummary(_Record):
     target: str
     visits: VisitSchedule
     disclaimers: tuple[str, ...]
-    identifiability_warnings: tuple[str, ...]
+    warnings: tuple[CodedWarning, ...]
     notes: tuple[str, ...]
+    typicality: TypicalitySummary
     bundle: str
     case: str
     sessions: tuple[str, ...]
@@ -284,8 +296,9 @@ def summarise(
         subject=subject.name,
         target=provenance.target,
         disclaimers=(PREDICTED, RESEARCH_USE, POSITIVITY),
-        identifiability_warnings=provenance.identifiability_warnings,
+        warnings=all_warnings(subject, provenance),
         notes=(*provenance.notes, *subject.notes),
+        typicality=subject.typicality,
         bundle=provenance.bundle,
         case=subject.case_digest,
         visits=provenance.visits,
@@ -321,6 +334,15 @@ def summarise(
             )
             for arm, ensemble in by_arm.items()
         },
+    )
+
+
+def all_warnings(subject: SubjectInfo, provenance: RunProvenance) -> tuple[CodedWarning, ...]:
+    """Return the warnings of a subject's forecast, first those that concern everything else."""
+    return (
+        *provenance.first_warnings,
+        *subject.warnings,
+        *provenance.identifiability_warnings,
     )
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lesioncast.forecasting.output.summary import ForecastSummary
+from lesioncast.forecasting.output.typicality import typicality_line
 from lesioncast.forecasting.view.encode import LayerWriter, encode_view
 from lesioncast.forecasting.view.kept_samples import Masks
 from lesioncast.forecasting.view.schemas import VIEW_SCHEMA, ArmNumbers, ViewFacts, ViewHeader
 from lesioncast.forecasting.view.volumes import ViewGrid
+from lesioncast.warning_list import severe, texts
 from storage import Case, Store
 
 
@@ -53,7 +55,9 @@ def finished_view(
         map=summary.map,
         calibration=summary.calibration,
         disclaimers=list(summary.disclaimers),
-        warnings=list(summary.identifiability_warnings),
+        warnings=list(texts(summary.warnings)),
+        severe=list(severe(summary.warnings)),
+        typicality=typicality_line(summary.typicality),
         notes=list(summary.notes),
         bundle=summary.bundle,
     )

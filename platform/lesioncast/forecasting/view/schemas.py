@@ -104,7 +104,13 @@ class ViewFacts(BaseModel):
         description="The cohort that the calibrated numbers were learned on; null without one.",
     )
     disclaimers: list[str]
-    warnings: list[str] = Field(description="Findings of the bundle's evaluation.")
+    warnings: list[str] = Field(
+        description="Warnings about this patient, then findings of the bundle's evaluation."
+    )
+    severe: list[str] = Field(default=[], description="Those of the warnings that are severe.")
+    typicality: str = Field(
+        default="", description="How typical the patient is; empty while the forecast runs."
+    )
     notes: list[str]
     bundle: str = Field(description="Digest of the bundle.")
 

@@ -8,6 +8,7 @@ from lesioncast.evaluation.causal.schema import (
     Positivity,
 )
 from lesioncast.markdown import DASH, format_estimate, format_number, markdown_table
+from lesioncast.warning_list import texts
 
 TITLE = "## What the data cannot show of treatments"
 
@@ -19,7 +20,7 @@ def warnings_section(warnings: IdentifiabilityWarnings | None) -> str:
     return "\n\n".join(
         [
             TITLE,
-            "\n".join(f"- {sentence}" for sentence in warnings.sentences),
+            "\n".join(f"- {sentence}" for sentence in texts(warnings.warnings)),
             _positivity(warnings.positivity),
             _probes(warnings.leakage_probes),
         ]
