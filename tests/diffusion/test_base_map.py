@@ -217,7 +217,7 @@ def test_samples_hold_about_the_voxels_that_their_seeds_drew() -> None:
     untrained = model(random=False)
     prior = untrained.control.lesion_load_prior
     assert prior is not None
-    torch.nn.init.constant_(prior.layers[-1].bias[:1], -1e3)
+    torch.nn.init.constant_(prior.steps.bias[:1], 1e3)
     patient = untrained.encode_patient(condition_of(1)[0], None, SAMPLER, log_density(8))
     conditions = untrained.sample_conditions(patient, 0, range(48))
     wanted = [condition.voxels for condition in conditions]

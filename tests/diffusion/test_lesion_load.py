@@ -150,7 +150,7 @@ def test_expected_outcomes_are_the_means_over_sampled_classes() -> None:
 
 def test_sample_without_lesions_needs_no_evaluation() -> None:
     model, condition = lesion_load_model(), condition_of(1)
-    torch.nn.init.constant_(model.control.lesion_load_prior.layers[-1].bias[:1], 1e3)
+    torch.nn.init.constant_(model.control.lesion_load_prior.steps.bias[:1], -1e3)
     calls = 0
 
     def count(*_: object) -> None:

@@ -7,7 +7,12 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from lesioncast.priors.flair_reader.candidates import candidate_count, find_candidates, masks_at
+from lesioncast.priors.flair_reader.candidates import (
+    candidate_count,
+    count_pieces,
+    find_candidates,
+    masks_at,
+)
 from lesioncast.priors.flair_reader.fit import ReaderCases, fit_flair_reader, readings
 from lesioncast.priors.flair_reader.reader import (
     NUMBER_NAMES,
@@ -21,7 +26,7 @@ from lesioncast.priors.flair_reader.volumes import WorkingGrid, normalise, smoot
 SHAPE, SPACING = (9, 44, 44), (3.0, 3.0, 3.0)
 MIDDLE = 21.5
 BASELINE, BOTH = SESSION_CHOICES.index((True, False)), SESSION_CHOICES.index((True, True))
-T2_OF_W000, NET2 = 0, 8  # numbers: expected voxels of T2 lesion, and of new lesion
+T2_OF_W000, NET2 = 0, 6  # numbers: squared probabilities of T2 lesion, and of new lesion
 STEPS = 120
 
 
@@ -84,6 +89,18 @@ def test_numbers_follow_the_lesions_of_other_patients() -> None:
     assert roc_auc_score(new, read[:, BOTH, NET2]) > 0.9
 
 
+def test_pieces_are_counted_and_not_their_voxels() -> None:
+    volume = torch.zeros(1, 6, 9, 9)
+    volume[0, 0, 0, 0] = volume[0, 3, 4, 4] = 1  # two pieces of one voxel
+    volume[0, 2:4, 7:9, 0:2] = 1  # and one of eight
+    volume[0, 5, 7:9, 7] = 1  # and one of two, at the border
+    index = torch.randperm(volume.numel(), generator=torch.Generator().manual_seed(0))[None]
+    chosen = volume.flatten(1).gather(1, index)
+    shape = torch.tensor([volume.shape[1:]])
+    assert count_pieces(chosen, index, shape).item() == pytest.approx(4, abs=1e-5)
+    assert count_pieces(0 * chosen, index, shape).item() == 0
+
+
 def test_every_lesion_more_raises_what_is_read_of_t2() -> None:
     flair, masks = patients(8, 3)
     quietest = int((masks[:, 2] > 0).flatten(1).sum(1).argmin())
@@ -104,8 +121,8 @@ def test_a_choice_of_sessions_reads_as_if_the_other_session_were_missing() -> No
         alone = trained()(flair * shown[:, None, None, None])
         assert torch.equal(alone[:, choice], read[:, choice])
         assert torch.equal(reading_of_sessions(read, shown.expand(3, 2)), read[:, choice])
-    assert not torch.equal(read[:, BOTH, :8], read[:, BASELINE, :8])
-    assert (read[:, BASELINE, 4:] == 0).all()
+    assert not torch.equal(read[:, BOTH, :6], read[:, BASELINE, :6])
+    assert (read[:, BASELINE, 3:] == 0).all()
 
 
 def test_reading_is_one_row_at_a_time_or_all_at_once() -> None:
@@ -175,8 +192,8 @@ def test_missing_session_teaches_nothing_and_numbers_are_finite() -> None:
     fit_flair_reader(reader, cases, seed=0, steps=5)
     read = readings(reader, cases)
     assert read[:, BASELINE].isfinite().all()
-    assert read[:, BASELINE, :4].std(0) == pytest.approx([1.0] * 4, abs=1e-3)
-    assert (reader.mean[4:] == 0).all()
+    assert read[:, BASELINE, 0].std() == pytest.approx(1.0, abs=1e-3)
+    assert (reader.mean[3:] == 0).all()
 
 
 def test_no_image_gives_zeros_and_an_even_image_no_infinity() -> None:

@@ -176,59 +176,71 @@ def test_mean_p_active_is_near_the_observed_share_whatever_is_missing(
     assert abs(error.mean()) < 3 * standard_error
 
 
-def with_new_lesions(flair: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return FLAIR [session, s, h, w] with a lesion at each of `places` [n, 3], at w048 alone.
+NEW, OLD = (1,), (0, 1)  # sessions that show a lesion
+
+
+def with_lesions(flair: np.ndarray, places: np.ndarray, sessions: tuple[int, ...]) -> np.ndarray:
+    """Return FLAIR [session, s, h, w] with a lesion at each of `places` [n, 3] at `sessions`.
 
     A lesion has a radius of 5 mm, a soft edge, and an excess of 0.4 over white matter, as in the
     simulated trial.
     """
     changed = flair.copy()
-    head = flair[1] > -0.9
-    white = np.median(flair[1][head]) + 1
-    for place in places:
-        distance = np.linalg.norm(3.0 * (np.indices(flair.shape[1:]).T - place), axis=-1).T
-        excess = 0.4 * white / (1 + np.exp(distance - 5))
-        brighter = np.maximum(changed[1], np.minimum(flair[1] + excess, 1))
-        changed[1] = np.where(head, brighter, changed[1])
+    for session in sessions:
+        image = flair[session]
+        head = image > -0.9
+        white = np.median(image[head]) + 1
+        for place in places:
+            distance = np.linalg.norm(3.0 * (np.indices(image.shape).T - place), axis=-1).T
+            excess = 0.4 * white / (1 + np.exp(distance - 5))
+            brighter = np.maximum(changed[session], np.minimum(image + excess, 1))
+            changed[session] = np.where(head, brighter, changed[session])
     return changed
 
 
 def p_active_by_lesions(
-    prior: LesionLoadPrior, flair: np.ndarray, inside: np.ndarray
+    prior: LesionLoadPrior, flair: np.ndarray, inside: np.ndarray, sessions: tuple[int, ...]
 ) -> np.ndarray:
-    """Return P(active) [step, arm] as new lesions are added one by one at places of `inside`."""
+    """Return P(active) [step, arm] as lesions are added one by one at places of `inside`."""
     places = np.argwhere(inside)
     places = places[np.random.default_rng(0).choice(len(places), 8, replace=False)]
     steps = []
     for number in range(9):
         condition = np.zeros((1, len(CONDITION), *flair.shape[1:]), np.float32)
-        condition[0, [0, 3]] = with_new_lesions(flair, places[:number])
+        condition[0, [0, 3]] = with_lesions(flair, places[:number], sessions)
         with torch.no_grad():
             patient = prior_features(prior, CONTROL.masks, torch.from_numpy(condition), None)
             steps.append(prior.expected_outcomes(patient).p_active.numpy())
     return np.array(steps)
 
 
-def test_new_lesions_in_a_simulated_patient_raise_p_active_step_by_step(trial: Trial) -> None:
-    quiet = int(np.argmin(with_readings(trial.reading, trial.test).readings[:, 3, 8].numpy()))
+@pytest.mark.parametrize(("sessions", "rise", "arms"), [(NEW, 0.1, 4), (OLD, 0.0, 6)])
+def test_lesions_in_a_simulated_patient_raise_p_active_step_by_step(
+    trial: Trial, sessions: tuple[int, ...], rise: float, arms: int
+) -> None:
+    quiet = int(np.argmin(with_readings(trial.reading, trial.test).readings[:, 3, 6].numpy()))
     subject = simulate_subject(SETTINGS, TEST[quiet])
     images = images_of(subject)
     flair = np.stack([images["w000/flair"], images["w048/flair"]])
     steps = p_active_by_lesions(
-        trial.reading, flair, np.isin(subject.parcellation[SLAB], WHITE_MATTER)
+        trial.reading, flair, np.isin(subject.parcellation[SLAB], WHITE_MATTER), sessions
     )
     # Less than half a percentage point is what a lesion changes of the image's own scale.
     assert (np.diff(steps, axis=0) > -0.005).all()
-    assert (steps[-1] > steps[0] + 0.1).sum() >= 4
+    assert (steps[-1] > steps[0] + rise).sum() >= arms
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the images of real patients are not at {REAL}")
-def test_new_lesions_in_a_real_patient_raise_p_active_step_by_step(trial: Trial) -> None:
+@pytest.mark.parametrize("sessions", [NEW, OLD])
+def test_lesions_in_a_real_patient_raise_p_active_step_by_step(
+    trial: Trial, sessions: tuple[int, ...]
+) -> None:
     settings = StoreSettings((15, 64, 64), SPACING, resample=True)
     (patient,) = (one for one in scan_trial(REAL, settings.layout) if one.name == "sub-lj01")
     arrays = preprocess_subject(patient, REAL, settings=settings, arms=("placebo",))[1]
     flair = arrays.flair[:2].astype(np.float32)
     low, high = np.percentile(flair[0][flair[0] > -0.9], [30, 70])
-    steps = p_active_by_lesions(trial.reading, flair, (flair[0] > low) & (flair[0] < high))
+    inside = (flair[0] > low) & (flair[0] < high)
+    steps = p_active_by_lesions(trial.reading, flair, inside, sessions)
     assert (np.diff(steps, axis=0) > -0.005).all()
     assert (steps[-1] > steps[0]).all()

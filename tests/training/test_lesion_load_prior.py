@@ -10,7 +10,9 @@ from skimage.measure import euler_number as skimage_euler_number
 from lesioncast.diffusion.controlnet import euler_number, lesion_burden
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.imaging.covariates import Covariate
+from lesioncast.priors.flair_reader.reader import NUMBERS, FlairReader
 from lesioncast.priors.input_patterns import PATTERNS, channels_of_pattern
+from lesioncast.training.lesion_load_prior.calibration import calibrate_arms, shrunken_mean
 from lesioncast.training.lesion_load_prior.data import PriorTrainingData
 from lesioncast.training.lesion_load_prior.dropout import PriorDropout, drop_inputs, lost_types
 from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior
@@ -128,6 +130,88 @@ def test_offset_of_an_arm_whose_cases_are_all_active_is_finite_and_of_one_withou
     prior = fitted(data)
     assert mean_by_arm(prior, data)[0] == pytest.approx(39.5 / 40, abs=1e-4)
     assert (prior.arm_offset[:, 1] == 0).all()
+
+
+def counted_patients(number: int, *, seed: int) -> PriorTrainingData:
+    """Return cases of loads 0, 1 and 2 with 0, 1 and 9 lesions; arm 1 has more of load 2."""
+    data = patients(number, seed=seed)
+    large = torch.rand(number, generator=torch.Generator().manual_seed(9)) < 0.2 + 0.5 * data.arm
+    load = data.lesion_load * (1 + large.long())
+    return replace(data, lesion_load=load, lesions=torch.tensor([0.0, 1.0, 9.0])[load])
+
+
+@torch.no_grad()
+def means_by_arm(prior: LesionLoadPrior, data: PriorTrainingData) -> np.ndarray:
+    """Return mean P(active) and mean expected count of the cases of each arm, [2, arm]."""
+    expected = prior.expectations(data.patient_features(prior), data.arm)
+    outcomes = torch.stack([expected.p_active, expected.lesions])
+    return np.array([outcomes[:, data.arm == arm].mean(1).numpy() for arm in (0, 1)]).T
+
+
+def test_mean_count_of_each_arm_is_its_observed_mean_for_each_pattern_of_images() -> None:
+    data = counted_patients(2000, seed=1)
+    prior = fitted(data, DropoutRates(session=0.25), classes=3)
+    observed = [data.lesions[data.arm == arm].mean().item() for arm in (0, 1)]
+    for shown in (data, at_baseline(data), replace(data, burden=torch.zeros_like(data.burden))):
+        # What the shrunken mean of 1000 cases leaves is less than their standard error of 4 %.
+        assert means_by_arm(prior, shown)[1] == pytest.approx(observed, rel=0.03)
+
+
+def test_slope_of_an_arm_corrects_a_wrong_mean_count_and_no_probability() -> None:
+    data = counted_patients(2000, seed=1)
+    prior = fitted(data, classes=3)
+    other = replace(data, lesions=data.lesions * torch.tensor([1.0, 0.75])[data.arm])
+    p_active, count = means_by_arm(prior, data)
+    calibrate_arms(prior, other)
+    after = means_by_arm(prior, data)
+    assert after[0] == pytest.approx(p_active, abs=1e-4)
+    assert after[1] == pytest.approx(count * np.array([1.0, 0.75]), rel=0.04)
+
+
+def test_mean_count_of_few_cases_stays_near_that_of_the_prior() -> None:
+    random = torch.Generator().manual_seed(0)
+    observed = 4 * torch.rand(4000, generator=random, dtype=torch.float64)  # mean 2
+    expected = torch.full_like(observed, 1.5)
+    few, many = (shrunken_mean(observed[:n], expected[:n]) for n in (3, 4000))
+    assert many == pytest.approx(observed.mean().item(), rel=0.01)
+    assert abs(few - 1.5) < 0.3 * abs(observed[:3].mean().item() - 1.5)
+
+
+def test_more_lesion_never_lowers_p_active_or_the_expected_count() -> None:
+    """Not even where the training cases say so."""
+    data = counted_patients(1000, seed=1)
+    data = replace(data, burden=data.burden * torch.tensor([1.0, -1.0, -1.0]))
+    prior = fitted(data, DropoutRates(channel=0.1), classes=3)
+    torch.nn.init.normal_(prior.hidden.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(prior.steps.weight, generator=torch.Generator().manual_seed(1))
+    for constrained in (False, True):
+        if constrained:
+            prior.constrain()
+        falls = []
+        for channel, feature in ((0, 1), (0, 2), (1, 1), (1, 2)):
+            more = data.burden.clone()
+            more[:, channel, feature] += 0.3
+            with torch.no_grad():
+                less, larger = (
+                    prior.expectations(prior.patient_features(burden, None), data.arm)
+                    for burden in (data.burden, more)
+                )
+            falls.append((larger.p_active < less.p_active - 1e-6).any())
+            falls.append((larger.lesions < less.lesions - 1e-5).any())
+        assert any(falls) != constrained
+
+
+def test_numbers_read_off_flair_are_left_out_where_the_patient_has_the_mask() -> None:
+    channels = ("w000/flair", "w000/t2", "w048/flair", "w048/t2", "w048/net2")
+    prior = LesionLoadPrior(
+        channels, arms=2, classes=2, covariates=(), reader=FlairReader((3.0, 3.0, 3.0))
+    )
+    readings = torch.ones(1, 4, NUMBERS)
+    for masks, kept in (((), 9), ((1,), 6), ((1, 3), 3), ((4,), 6), ((1, 3, 4), 0)):
+        burden = torch.zeros(1, 5, 3)
+        burden[:, [0, 2, *masks]] = 1
+        numbers = prior.patient_features(burden, None, readings)[0, -NUMBERS:]
+        assert numbers.sum() == kept
 
 
 def test_class_without_cases_takes_the_lesion_count_of_the_class_below() -> None:

@@ -18,6 +18,7 @@ from lesioncast.diffusion.covariates import covariate_features, covariate_width,
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.priors.flair_reader.reader import (
     FLAIR_SESSIONS,
+    NUMBER_MASKS,
     NUMBER_NAMES,
     NUMBERS,
     FlairReader,
@@ -124,16 +125,24 @@ class LoadExpectations(NamedTuple):
 
 
 class LesionLoadPrior(nn.Module):
-    """Prior p(lesion load | arm, patient), an MLP on a few numbers of each patient.
+    """Prior p(lesion load | arm, patient), a perceptron on a few numbers of each patient.
 
     It needs no other network but the `reader` of FLAIR, if it has one, so that it can be fitted to
     all training cases at once. It starts with equal probabilities for all classes. `channels` are
     those of the condition. `lesions` and `log_lesions` [class] are the means of the number of
     lesions n and of log(1 + n) over the training cases of each class.
 
+    More lesion in an image never makes fewer new lesions likelier. `steps` gives the log odds of
+    each class to the class below (adjacent-category logits, Agresti 2010, section 4.1). They rise
+    with the amounts and numbers of lesions, because `constrain` keeps the weights on these, and all
+    those of `steps`, from being negative (Sill 1998). P(active) and the expected count then rise
+    too. Weights on arm, presence, intensity and covariates have any sign.
+
     `arm_offset` [pattern, arm] is added to the log odds of a lesion. It makes mean P(active) of an
     arm's training cases their observed share (calibration in the large), which the shrunk weights
-    miss. There is one for each pattern of images that a patient may have.
+    miss. `count_slope` [pattern, arm] times `log_lesions` is added to the log odds of the classes
+    with lesions among one another, so that the arm's mean count is right too; P(active) stays.
+    There is one of each for each pattern of images that a patient may have.
 
     `lowest` and `highest` [feature] are the ranges in the training cases. A feature outside them is
     clipped, because nothing shows that the prior holds beyond.
@@ -142,6 +151,7 @@ class LesionLoadPrior(nn.Module):
     lesions: Tensor
     log_lesions: Tensor
     arm_offset: Tensor
+    count_slope: Tensor
     lowest: Tensor
     highest: Tensor
 
@@ -158,16 +168,33 @@ class LesionLoadPrior(nn.Module):
         self.channels, self.arms, self.covariates = tuple(channels), arms, tuple(covariates)
         patient = BURDEN_FEATURES * len(self.channels) + covariate_width(covariates)
         patient += NUMBERS if reader else 0
-        self.layers = nn.Sequential(
-            nn.Linear(patient + arms, HIDDEN), nn.SiLU(), zero_module(nn.Linear(HIDDEN, classes))
-        )
+        self.hidden = nn.Linear(patient + arms, HIDDEN)
+        self.steps = zero_module(nn.Linear(HIDDEN, classes - 1))
         self.reader = reader
         self.register_buffer("lesions", torch.zeros(classes))
         self.register_buffer("log_lesions", torch.zeros(classes))
         self.register_buffer("arm_offset", torch.zeros(PATTERNS, arms))
+        self.register_buffer("count_slope", torch.zeros(PATTERNS, arms))
         largest = torch.finfo(torch.float32).max
         self.register_buffer("lowest", torch.full((patient,), -largest))
         self.register_buffer("highest", torch.full((patient,), largest))
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Set each weight that would let more lesion lower the load to 0."""
+        of_lesions = torch.tensor([*self._measures_lesions, *[False] * self.arms])
+        self.hidden.weight[:, of_lesions] = self.hidden.weight[:, of_lesions].clamp(min=0)
+        self.steps.weight.clamp_(min=0)
+
+    @property
+    def _measures_lesions(self) -> list[bool]:
+        """Return which features [feature] are an amount or a number of lesions."""
+        burden = [
+            [False, not name.endswith("/flair"), not name.endswith("/flair")]
+            for name in self.channels
+        ]
+        covariates = [False] * covariate_width(self.covariates)
+        return [*sum(burden, []), *covariates, *([True] * NUMBERS if self.reader else [])]
 
     def read(self, condition: Tensor) -> Tensor:
         """Return the reader's numbers of c_f [b, channels, s, h, w], [b, choice, number].
@@ -201,15 +228,16 @@ class LesionLoadPrior(nn.Module):
             parts.append(covariate_features(covariates, self.covariates))
         if self.reader is not None:
             assert readings is not None
-            parts.append(reading_of_sessions(readings, self._flair_present(burden)))
+            numbers = reading_of_sessions(readings, self._present(burden, _FLAIR_CHANNELS))
+            parts.append(numbers.masked_fill(self._present(burden, NUMBER_MASKS), 0))
         return torch.cat(parts, dim=1)
 
-    def _flair_present(self, burden: Tensor) -> Tensor:
-        """Return whether FLAIR of each session is there, bool [b, session]."""
+    def _present(self, burden: Tensor, names: Sequence[str]) -> Tensor:
+        """Return whether each of the channels `names` is there, bool [b, name]."""
         absent = torch.zeros(len(burden), dtype=torch.bool, device=burden.device)
         present = [
             burden[:, self.channels.index(name)].any(1) if name in self.channels else absent
-            for name in _FLAIR_CHANNELS
+            for name in names
         ]
         return torch.stack(present, dim=1)
 
@@ -219,9 +247,12 @@ class LesionLoadPrior(nn.Module):
         The last arm is the null arm.
         """
         one_hot_arm = functional.one_hot(arm, self.arms).to(patient)
-        logits: Tensor = self.layers(torch.cat([self.clip(patient), one_hot_arm], dim=1))
-        offset = self.arm_offset[self.pattern(patient), arm]
-        return torch.cat([logits[:, :1], logits[:, 1:] + offset[:, None]], dim=1)
+        rising = torch.tanh(self.hidden(torch.cat([self.clip(patient), one_hot_arm], dim=1)))
+        active = self.steps(rising).cumsum(1)
+        pattern = self.pattern(patient)
+        offset, slope = self.arm_offset[pattern, arm], self.count_slope[pattern, arm]
+        tilted = tilt(active, slope[:, None], self.log_lesions[1:]) + offset[:, None]
+        return functional.pad(tilted, (1, 0))
 
     def clip(self, patient: Tensor) -> Tensor:
         """Return features [b, feature] within the training range; a missing one stays 0."""
@@ -271,6 +302,16 @@ class LesionLoadPrior(nn.Module):
             log_sd=(probability * deviation**2).sum(1).sqrt(),
             edges=probability.cumsum(1)[:, :-1],
         )
+
+
+def tilt(logits: Tensor, slope: Tensor, scale: Tensor) -> Tensor:
+    """Return logits [b, class] plus `slope` [b, 1] times `scale` [class], with the sum unchanged.
+
+    The sum is that of the exponentials, so that only shares among the classes change.
+    """
+    tilted = logits + slope * scale
+    change = logits.logsumexp(1) - tilted.logsumexp(1)
+    return tilted + change[:, None]
 
 
 def _amount_name(channel: str) -> str:

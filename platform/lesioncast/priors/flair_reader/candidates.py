@@ -14,9 +14,11 @@ from lesioncast.priors.flair_reader.volumes import (
     Spacing,
     WorkingGrid,
     above_mean,
+    apply_along,
     contrast_to_neighbours,
     normalise,
     smooth,
+    touching_matrix,
 )
 
 CANDIDATE_SHARE = 1 / 105  # of the voxels of a volume; 512 of 15 x 64 x 56
@@ -44,6 +46,8 @@ class Candidates:
     static_index: Tensor
     #: Index of each voxel that brightened, [b, k].
     change_index: Tensor
+    #: Voxels of the working grid along s, h and w, [b, 3].
+    shape: Tensor
 
 
 def candidate_count(voxels: int) -> int:
@@ -92,7 +96,22 @@ def find_candidates(flair: Tensor, spacing: Spacing) -> Candidates:
         _at(change, brightened),
         brightest,
         brightened,
+        torch.tensor(z.shape[2:], device=z.device).expand(len(z), 3),
     )
+
+
+def count_pieces(chosen: Tensor, index: Tensor, shape: Tensor) -> Tensor:
+    """Return in how many pieces the `chosen` [b, k] of the voxels `index` [b, k] lie, [b].
+
+    `shape` [b, 3] is that of the grid, the same in each row. A voxel counts as one over the chosen
+    voxels among itself and its 26 neighbours. So a piece of at most two voxels along each axis
+    counts 1, and one of three voxels along each axis 2.4.
+    """
+    s, h, w = shape[0].tolist()
+    volume = chosen.new_zeros(len(chosen), s * h * w).scatter_(1, index, chosen).view(-1, s, h, w)
+    for axis, length in zip((-3, -2, -1), (s, h, w), strict=True):
+        volume = apply_along(touching_matrix(length, like=volume), volume, axis)
+    return (chosen / volume.flatten(1).gather(1, index).clamp(min=1)).sum(1)
 
 
 def masks_at(masks: Tensor, index: Tensor, spacing: Spacing) -> Tensor:

@@ -172,5 +172,5 @@ def standardise(reader: FlairReader, cases: ReaderCases) -> None:
 
 @torch.no_grad()
 def readings(reader: FlairReader, cases: ReaderCases) -> Tensor:
-    """Return the reader's numbers of all cases from each choice of sessions, [n, choice, 12]."""
+    """Return the reader's numbers of all cases from each choice of sessions, [n, choice, 9]."""
     return torch.cat([reader.read(part.candidates) for part in cases.batches()])

@@ -95,6 +95,12 @@ def neighbour_matrix(length: int, *, like: Tensor) -> Tensor:
     return beside / beside.sum(1, keepdim=True)
 
 
+def touching_matrix(length: int, *, like: Tensor) -> Tensor:
+    """Return the matrix [length, length] that adds up a voxel and its neighbours along an axis."""
+    index = torch.arange(length, device=like.device)
+    return ((index[:, None] - index).abs() <= 1).to(like)
+
+
 def apply_along(matrix: Tensor, volume: Tensor, axis: int) -> Tensor:
     """Multiply `matrix` [n, n] with a volume [..., s, h, w] along one of its last three axes.
 

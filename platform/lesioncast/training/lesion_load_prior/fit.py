@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
-from lesioncast.priors.input_patterns import KINDS, pattern_number
+from lesioncast.priors.input_patterns import PATTERNS
 from lesioncast.training.lesion_load_prior.calibration import calibrate_arms, features_of_pattern
 from lesioncast.training.lesion_load_prior.data import PriorTrainingData
 from lesioncast.training.lesion_load_prior.dropout import PriorDropout, drop_inputs
@@ -33,8 +33,10 @@ def fit_lesion_load_prior(
     Each step takes `rows` cases, which lose parts of their input by `dropout`. The reader of FLAIR
     is fitted before and stays as it is.
     """
-    weights = [parameter.requires_grad_() for parameter in prior.layers.parameters()]
+    layers = (prior.hidden, prior.steps)
+    weights = [weight.requires_grad_() for layer in layers for weight in layer.parameters()]
     optimizer = torch.optim.AdamW(weights, weight_decay=WEIGHT_DECAY / len(data.arm))
+    prior.constrain()
     set_ranges(prior, data)
     losses = []
     for step in range(STEPS):
@@ -53,6 +55,7 @@ def fit_lesion_load_prior(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        prior.constrain()
         losses.append(loss.detach())
     for buffer, values in (
         (prior.lesions, data.lesions),
@@ -67,11 +70,11 @@ def fit_lesion_load_prior(
 def set_ranges(prior: LesionLoadPrior, data: PriorTrainingData) -> None:
     """Set the range of each feature to that of the cases that have it.
 
-    The features are those from all images and from baseline alone, which FLAIR is read differently
-    from. A feature that no case has gets the range 0 to 0.
+    The features are those from each pattern of images, since the reader reads a session otherwise
+    beside another one, and not where there is a mask. A feature that no case has gets the range 0
+    to 0.
     """
-    baseline = pattern_number(later=False, kind=KINDS[-1])
-    patient = torch.cat([data.patient_features(prior), features_of_pattern(prior, data, baseline)])
+    patient = torch.cat([features_of_pattern(prior, data, pattern) for pattern in range(PATTERNS)])
     missing, largest = patient == 0, torch.finfo(patient.dtype).max
     lowest = patient.masked_fill(missing, largest).amin(0)
     highest = patient.masked_fill(missing, -largest).amax(0)
