@@ -190,9 +190,16 @@ def _lesions(
     stats = {}
     for k, m in np.argwhere(case.present[:, 1:]):
         mask = arrays.masks[k, m]
-        _, count = ndimage.label(mask, CONNECTIVITY_26)
-        stats[SESSIONS[k], MASKS[m]] = LesionStats(int(mask.sum()) * ml, int(count))
+        stats[SESSIONS[k], MASKS[m]] = LesionStats(int(mask.sum()) * ml, _lesion_count(mask))
     return stats
+
+
+def _lesion_count(mask: npt.NDArray[np.uint8]) -> int:
+    """Return the number of connected lesions of a mask in 0 and 1."""
+    # Looked for in their bounding box alone, because most of a slab is free of lesions.
+    return sum(
+        int(ndimage.label(mask[box], CONNECTIVITY_26)[1]) for box in ndimage.find_objects(mask)
+    )
 
 
 def _flag_slab(*, in_field: float, in_head: float, asymmetry: float) -> Iterator[str]:
