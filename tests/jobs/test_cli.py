@@ -28,6 +28,7 @@ NEEDED = {
     "finetune": SLOW - {"sklearn", "matplotlib"},
     "forecast": {"torch"},
     "evaluate": SLOW,
+    "calibrate": {"torch"},
     "demo": SLOW,
 }
 COMMAND_LINE = "from lesioncast.cli import main; main(sys.argv[1:])"

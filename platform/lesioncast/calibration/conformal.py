@@ -11,7 +11,6 @@ from math import ceil
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import betabinom
 
 from lesioncast.arrays import Floats
 
@@ -38,6 +37,9 @@ class ConformalQuantile:
         Coverage depends on the calibration set: it is Beta(rank, cases + 1 - rank) distributed
         (Vovk 2012). The finite number of test cases adds binomial noise.
         """
+        # scipy.stats takes a second to import, and forecasts have no use for it.
+        from scipy.stats import betabinom
+
         if self.rank > self.cases:
             return 1.0, 1.0
         low, high = betabinom.ppf([0.025, 0.975], tested, self.rank, self.cases + 1 - self.rank)
