@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,9 @@ from lesioncast.bundle.evaluation_card import (
     read_evaluation_card,
     write_evaluation_card,
 )
+from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.jobs.calibrate import main
+from lesioncast.training.typicality import fit_typicality
 from storage import Store
 from tests.support.forecast import SETTINGS, write_bundle, write_store
 
@@ -67,6 +70,28 @@ def test_the_evaluation_of_the_weights_stays_with_them(tmp_path: Path, store: St
     text = (tmp_path / "new" / CARD).read_text()
     assert f"the weights of bundle `{digest[:12]}`" in text
     assert text.endswith("# Evaluation\n")
+
+
+def test_too_few_cases_leave_the_reference_of_typical_patients(
+    tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_bundle(tmp_path / "bundle", lesion_loads=(1, 4))
+    reference = fit_typicality(store, store.cases)
+    write_typicality(tmp_path / "bundle", bundle_digest(tmp_path / "bundle"), reference)
+    assert run(tmp_path) == 0
+    assert "10 cases are too few to judge how typical a patient is" in caplog.text
+    carried = read_typicality(tmp_path / "new", bundle_digest(tmp_path / "new"))
+    assert np.array_equal(carried.ranked, reference.ranked, equal_nan=True)
+
+
+def test_many_cases_make_a_reference_of_their_own(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesioncast.jobs.calibrate.MIN_RANKED", 5)
+    write_bundle(tmp_path / "bundle", lesion_loads=(1, 4))
+    assert run(tmp_path) == 0
+    own = read_typicality(tmp_path / "new", bundle_digest(tmp_path / "new"))
+    assert np.array_equal(own.ranked, fit_typicality(store, store.cases).ranked, equal_nan=True)
 
 
 def test_what_cannot_be_calibrated_is_refused_with_a_reason(

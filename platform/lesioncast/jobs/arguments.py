@@ -302,9 +302,10 @@ CALIBRATE = JobCommand(
 
 Writes a new bundle with the same weights. Its intervals of the number of lesions and its
 recalibrated P(active) are learned on the cases of STORE whose arm and new lesions are known, from
-all images and from each smaller set of images. It names the bundle that it was made from and the
-cases. Evaluate and forecast with it as with any bundle; leave the test split for that. Convert the
-cases with the configuration that the bundle was trained with. No GPU and no Ray are needed.""",
+all images and from each smaller set of images. From about 134 cases on, they also tell how typical
+a patient is. The bundle names the one that it was made from, and the cases. Evaluate and forecast
+with it as with any bundle; leave the test split for that. Convert the cases with the configuration
+that the bundle was trained with. No GPU and no Ray are needed.""",
     _calibrate_arguments,
     configured=False,
 )

@@ -18,13 +18,16 @@ from lesioncast.bundle.evaluation_card import (
     write_evaluation_card,
 )
 from lesioncast.bundle.io import read_json
+from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.errors import BundleError, ConfigError, ForecastError
 from lesioncast.forecasting.runtime import check_compatible, one_thread
 from lesioncast.forecasting.training_data import check_unseen
+from lesioncast.imaging.typicality import MIN_RANKED, TypicalityReference
 from lesioncast.jobs.arguments import CALIBRATE
 from lesioncast.jobs.runner import run_command
 from lesioncast.training.calibration import calibrate_on_split, calibration_cases
-from storage import Store, open_store
+from lesioncast.training.typicality import fit_typicality
+from storage import Case, Store, open_store
 from storage.atomic import atomic_write_text
 from storage.text_files import read_text
 
@@ -48,7 +51,7 @@ def calibrate(args: argparse.Namespace) -> None:
         )
     store, parent = open_store(args.store), load_bundle_prior(path)
     split = None if args.split == ALL else args.split
-    check_cases(parent, store, split)
+    cases = check_cases(parent, store, split)
     with one_thread():
         calibration = calibrate_on_split(
             parent.prior, store, parent.config.model, split=split, parent=parent.digest
@@ -60,12 +63,15 @@ def calibrate(args: argparse.Namespace) -> None:
         metrics=read_json(path / METRICS_FILE),
         calibration=calibration,
     )
+    reference = typicality_of(parent, store, cases)
+    if reference is not None:
+        write_typicality(output, digest, reference)
     carry_evaluation(parent, output, digest)
     logger.info("bundle %s (%s), calibrated from %s", output, digest[:12], parent.digest[:12])
 
 
-def check_cases(parent: BundlePrior, store: Store, split: str | None) -> None:
-    """Raise an error if the cases cannot calibrate the bundle."""
+def check_cases(parent: BundlePrior, store: Store, split: str | None) -> list[Case]:
+    """Return the cases of a split. Raise an error if they cannot calibrate the bundle."""
     if parent.prior is None:
         raise BundleError(
             f"{parent.path}: expected a bundle with a prognostic prior, got one that only samples; "
@@ -79,6 +85,25 @@ def check_cases(parent: BundlePrior, store: Store, split: str | None) -> None:
             f"{split or ALL}, got none; choose another --split"
         )
     check_unseen(parent, cases)
+    return cases
+
+
+def typicality_of(
+    parent: BundlePrior, store: Store, cases: Sequence[Case]
+) -> TypicalityReference | None:
+    """Return the reference by which the new bundle judges patients; None if it has none.
+
+    It is that of the cases where they are enough for a p-value below 0.01, else the parent's.
+    """
+    reference = fit_typicality(store, cases)
+    if len(reference.ranked) >= MIN_RANKED:
+        return reference
+    logger.warning(
+        "%d cases are too few to judge how typical a patient is: the reference of %s stays",
+        len(cases),
+        parent.path,
+    )
+    return read_typicality(parent.path, parent.digest)
 
 
 def carry_evaluation(parent: BundlePrior, output: Path, digest: str) -> None:
