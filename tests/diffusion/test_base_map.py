@@ -20,6 +20,7 @@ from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
 from lesioncast.diffusion.spatial.base_map import (
     LEAST_DENSITY,
     BaseMap,
+    base_log_odds,
     hold_voxels,
     shift_to_total,
     voxel_quantiles,
@@ -65,18 +66,18 @@ def condition_of(rows: int) -> Tensor:
     return torch.randn(rows, 7, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-def test_base_log_odds_expect_the_mean_number_of_lesion_voxels_of_the_class() -> None:
-    load = torch.tensor([1, 2, 3])
+def test_base_log_odds_expect_the_given_number_of_lesion_voxels() -> None:
     density = log_density(1).expand(3, *SHAPE)
     density = (density / 4).log_softmax(-1) - math.log(24)  # no rate near 1, which is cut
-    expected = torch.sigmoid(BASE.log_odds(density, load)).flatten(1).sum(1)
-    assert torch.allclose(expected, VOXELS.mean(1), rtol=1e-3)
+    voxels = torch.tensor([1.0, 7.0, 31.0])
+    expected = torch.sigmoid(base_log_odds(density, voxels)).flatten(1).sum(1)
+    assert torch.allclose(expected, voxels, rtol=1e-3)
 
 
 def test_base_log_odds_leave_no_voxel_impossible() -> None:
     density = torch.full(SHAPE, -30.0)
     density[0] = -math.log(64)
-    base = BASE.log_odds(density[None], torch.tensor([1]))
+    base = base_log_odds(density[None], torch.tensor([2.0]))
     outside = torch.sigmoid(base[0, 1:]).sum() / torch.sigmoid(base).sum()
     assert 0 < outside < math.exp(-LEAST_DENSITY) < 0.005
 
@@ -91,7 +92,7 @@ def test_an_offset_of_zero_changes_no_bit_and_models_without_a_base_map_have_non
     load = torch.tensor([1, 2])
     expected = unet(z, logsnr, arm, None, load)
     assert torch.equal(unet(z, logsnr, arm, None, load, torch.zeros(2, *SHAPE)), expected)
-    assert net2_offset(None, None, load, OBJECTIVE) is None
+    assert net2_offset(None, torch.ones(2), OBJECTIVE) is None
 
 
 @torch.no_grad()
@@ -102,8 +103,13 @@ def test_untrained_networks_give_the_base_map_at_pure_noise() -> None:
     load = torch.tensor([2])
     logsnr = logsnr_at(torch.ones(1), untrained.config.schedule)
     x_hat = untrained.predict(torch.zeros(1, 2, *SHAPE), logsnr, load, patient, load)
-    base = torch.sigmoid(BASE.log_odds(own[None], load))
+    base = torch.sigmoid(base_log_odds(own[None], BASE.mean_voxels(load)))
     assert torch.allclose((x_hat[:, NET2] + 1) / 2, base, atol=1e-6)
+    few = untrained.predict(
+        torch.zeros(1, 2, *SHAPE), logsnr, load, patient, load, torch.tensor([1.0])
+    )
+    rate = torch.sigmoid(base_log_odds(own[None], torch.tensor([1.0])))
+    assert torch.allclose((few[:, NET2] + 1) / 2, rate, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighting", ["cross_entropy", "squared"])

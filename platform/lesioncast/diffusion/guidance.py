@@ -22,6 +22,7 @@ class Predictor(Protocol):
         arm: Tensor,
         patient: PatientEncoding,
         lesion_load: Tensor | None,
+        voxels: Tensor | None,
     ) -> Tensor:
         """Return x_hat [b, 2, s, h, w]."""
 
@@ -116,6 +117,7 @@ class GuidedDenoiser:
             arms = torch.cat([arms, torch.full_like(guided, unconditional.arm)])
         sources = torch.cat([rows, guided])
         loads = None if condition.lesion_load is None else condition.lesion_load[sources]
+        voxels = None if condition.voxels is None else condition.voxels[sources]
         predictions = []
         for batch in padded_batches(len(sources), self.batch_size):
             index = torch.tensor(batch, device=z_t.device)
@@ -126,6 +128,7 @@ class GuidedDenoiser:
                     arms[index],
                     patients.index_select(patient_rows[index]),
                     None if loads is None else loads[index],
+                    None if voxels is None else voxels[index],
                 )
             )
         return torch.cat(predictions)[: len(sources)]

@@ -31,7 +31,7 @@ from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.networks import NUM_TARGETS
 from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
-from lesioncast.diffusion.spatial.base_map import BaseMap
+from lesioncast.diffusion.spatial.base_map import BaseMap, base_log_odds
 from lesioncast.diffusion.unet import UNet
 
 CPU_BATCH_SIZE = 8  # takes a third less time per sample than single rows; 16 is no faster
@@ -87,10 +87,17 @@ class LesionDiffusion:
         arm: Tensor,
         patient: PatientEncoding,
         lesion_load: Tensor | None = None,
+        voxels: Tensor | None = None,
     ) -> Tensor:
-        """Return x_hat [b, 2, s, h, w] for z of that shape, under a condition without guidance."""
+        """Return x_hat [b, 2, s, h, w] for z of that shape, under a condition without guidance.
+
+        `voxels` [b] are the lesion voxels that a base map is scaled to; None stands for the mean of
+        each lesion load class.
+        """
         residuals = self.control(z, logsnr, arm, patient, lesion_load)
-        offset = net2_offset(self.base_map, patient.log_density, lesion_load, self.config.objective)
+        if voxels is None and self.base_map is not None and lesion_load is not None:
+            voxels = self.base_map.mean_voxels(lesion_load)
+        offset = net2_offset(patient.log_density, voxels, self.config.objective)
         prediction = self.unet(z, logsnr, arm, residuals, lesion_load, offset).float()
         return predict_x0(prediction, z, logsnr, self.config.objective)
 
@@ -347,19 +354,16 @@ class LesionDiffusion:
 
 
 def net2_offset(
-    base_map: BaseMap | None,
-    log_density: Tensor | None,
-    lesion_load: Tensor | None,
-    objective: ObjectiveConfig,
+    log_density: Tensor | None, voxels: Tensor | None, objective: ObjectiveConfig
 ) -> Tensor | None:
     """Return what networks that refine a base map add to NET2's log odds, [b, s, h, w].
 
-    It puts the base log odds in the place of the objective's constant. Return None without a base
-    map.
+    It puts the base log odds of a log density [b, s, h, w] and lesion voxels [b] in the place of
+    the objective's constant. Return None for a model without a base map, which has no densities.
     """
-    if base_map is None or log_density is None or lesion_load is None:
+    if log_density is None or voxels is None:
         return None
-    return base_map.log_odds(log_density, lesion_load) - objective.base_log_odds
+    return base_log_odds(log_density, voxels) - objective.base_log_odds
 
 
 @torch.no_grad()

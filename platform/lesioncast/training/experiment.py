@@ -13,7 +13,6 @@ from torch import nn
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.process import ObjectiveConfig
-from lesioncast.diffusion.spatial.base_map import BaseMap
 from lesioncast.diffusion.unet import UNet
 from lesioncast.imaging.channels import (
     BASELINE,
@@ -45,8 +44,6 @@ class FittedBase:
     digest: str
     #: Training cases with new lesions, bool [case].
     active: npt.NDArray[np.bool_]
-    #: What scales log densities to base log odds.
-    base_map: BaseMap
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,6 @@ def batch_loss(
         lesion_load,
         torch.from_numpy(t[positions]).to(worker.device),
         noise,
-        None if stage.experiment.base is None else stage.experiment.base.base_map,
     )
     return stage_loss(
         networks,

@@ -11,7 +11,6 @@ from lesioncast.diffusion.lesion_load import lesion_load_class, rows_with_lesion
 from lesioncast.diffusion.model import net2_offset
 from lesioncast.diffusion.objective import NET2, diffusion_loss
 from lesioncast.diffusion.settings.process import ObjectiveConfig, ScheduleConfig
-from lesioncast.diffusion.spatial.base_map import BaseMap
 from lesioncast.diffusion.unet import UNet
 from lesioncast.training.data.dataset import Batch
 
@@ -85,8 +84,6 @@ class LossInputs:
     t: Tensor
     #: Standard normal noise, [r, 2, s, h, w].
     noise: Tensor
-    #: What scales the batch's log densities; None for a model without a base map.
-    base_map: BaseMap | None = None
 
 
 def rows_to_train_on(x: Tensor, thresholds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -116,7 +113,9 @@ def stage_loss(
     there is no other.
     """
     batch, lesion_load = inputs.batch, inputs.lesion_load
-    offset = net2_offset(inputs.base_map, batch.log_density, lesion_load, objective)
+    # A batch without any lesion keeps one case, whose loss counts nothing: it has no rate of 0.
+    voxels = (batch.x[:, NET2] > 0).flatten(1).sum(1).clamp(min=1)
+    offset = net2_offset(batch.log_density, voxels, objective)
 
     def predict(z: Tensor, logsnr: Tensor) -> Tensor:
         prediction: Tensor = networks(z, logsnr, batch, lesion_load, offset)

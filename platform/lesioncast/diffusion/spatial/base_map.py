@@ -27,7 +27,7 @@ MAX_STEPS, TOLERANCE = 40, 1e-4  # of Newton's method on the log of a sum
 
 @dataclass(frozen=True)
 class BaseMap:
-    """What turns a patient's log density and a lesion load class into base log odds."""
+    """The density that stands in for a patient without images, and lesion voxels by class."""
 
     #: Log density of a new-lesion voxel for a patient without images, [s, h, w]; its exp sums to 1.
     atlas: Tensor
@@ -47,13 +47,6 @@ class BaseMap:
         means: Tensor = self.voxels.to(lesion_load.device).mean(1)
         return means[lesion_load.clamp(min=1) - 1]
 
-    def log_odds(self, log_density: Tensor, lesion_load: Tensor) -> Tensor:
-        """Return the base log odds [b, s, h, w] of a log density of that shape and classes [b]."""
-        least = -math.log(log_density[0].numel()) - LEAST_DENSITY
-        voxels = self.mean_voxels(lesion_load)[:, None, None, None]
-        rate = (log_density.clamp(min=least) + voxels.log()).clamp(max=math.log(MAX_RATE))
-        return rate - torch.log1p(-rate.exp())
-
     def sample_voxels(self, logits: Tensor, seed: int, lesion_load: int) -> float:
         """Return the number of lesion voxels that a sample's seed draws within its class.
 
@@ -66,6 +59,17 @@ class BaseMap:
         of_class = self.voxels[max(lesion_load, 1) - 1]
         place = min(max(int(within * len(of_class)), 0), len(of_class) - 1)
         return float(of_class[place])
+
+
+def base_log_odds(log_density: Tensor, voxels: Tensor) -> Tensor:
+    """Return the base log odds [b, s, h, w] of a log density of that shape and lesion voxels [b].
+
+    They are the log odds of the rate of lesions: the density times the number of lesion voxels.
+    """
+    least = -math.log(log_density[0].numel()) - LEAST_DENSITY
+    number = voxels[:, None, None, None]
+    rate = (log_density.clamp(min=least) + number.log()).clamp(max=math.log(MAX_RATE))
+    return rate - torch.log1p(-rate.exp())
 
 
 def hold_voxels(x_hat: Tensor, voxels: Tensor) -> Tensor:

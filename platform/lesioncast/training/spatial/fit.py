@@ -12,7 +12,6 @@ from lesioncast.arrays import Bools, LabelMap, Mask
 from lesioncast.bundle.spatial_base import (
     SpatialBase,
     read_record,
-    read_spatial_base,
     write_spatial_base,
 )
 from lesioncast.diffusion.spatial.base_map import voxel_quantiles
@@ -72,8 +71,7 @@ def with_base_of_run(experiment: Experiment) -> Experiment:
         )
     active = np.zeros(len(experiment.cases.cases), bool)
     active[record[ACTIVE]] = True
-    base_map = read_spatial_base(path).base_map
-    return replace(experiment, base=FittedBase(path, sha256_file(path), active, base_map))
+    return replace(experiment, base=FittedBase(path, sha256_file(path), active))
 
 
 def inputs_of_fit(experiment: Experiment) -> dict[str, Any]:
