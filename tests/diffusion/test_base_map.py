@@ -12,7 +12,7 @@ from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.guidance import BatchCondition
 from lesioncast.diffusion.lesion_load import lesion_load_class, sample_load_class
 from lesioncast.diffusion.model import LesionDiffusion, net2_offset
-from lesioncast.diffusion.objective import NET2, diffusion_loss
+from lesioncast.diffusion.objective import NET2, diffusion_loss, log_likelihood_ratio
 from lesioncast.diffusion.schedule import logsnr_at
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.networks import ControlConfig
@@ -102,12 +102,11 @@ def test_untrained_networks_give_the_base_map_at_pure_noise() -> None:
     patient = untrained.encode_patient(condition_of(1)[0], None, SAMPLER, own)
     load = torch.tensor([2])
     logsnr = logsnr_at(torch.ones(1), untrained.config.schedule)
-    x_hat = untrained.predict(torch.zeros(1, 2, *SHAPE), logsnr, load, patient, load)
+    z, condition = torch.zeros(1, 2, *SHAPE), BatchCondition(patient, load, load)
+    x_hat = untrained.predict(z, logsnr, condition)
     base = torch.sigmoid(base_log_odds(own[None], BASE.mean_voxels(load)))
     assert torch.allclose((x_hat[:, NET2] + 1) / 2, base, atol=1e-6)
-    few = untrained.predict(
-        torch.zeros(1, 2, *SHAPE), logsnr, load, patient, load, torch.tensor([1.0])
-    )
+    few = untrained.predict(z, logsnr, replace(condition, voxels=torch.tensor([1.0])))
     rate = torch.sigmoid(base_log_odds(own[None], torch.tensor([1.0])))
     assert torch.allclose((few[:, NET2] + 1) / 2, rate, atol=1e-6)
 
@@ -156,6 +155,46 @@ def test_the_voxel_head_reads_the_base_map() -> None:
         for value in (offset, -offset)
     )
     assert not torch.allclose(low, high)
+
+
+@torch.no_grad()
+def test_autoguidance_multiplies_the_distance_from_the_base_map() -> None:
+    networks, load = model(random=True), torch.tensor([1, 2])
+    z, logsnr = inputs()[0], torch.full((2,), -3.0)
+    density = log_density(2).expand(2, *SHAPE)
+    patient = replace(networks.control.encode(condition_of(2)), log_density=density)
+    condition = BatchCondition(patient, torch.tensor([0, 1]), load, torch.tensor([2.0, 9.0]))
+    evidence = log_likelihood_ratio(z[:, NET2], logsnr)
+
+    def log_odds(*factors: float) -> Tensor:
+        x_hat = networks.predict(z, logsnr, condition, autoguidance=factors)
+        return 2 * torch.atanh(x_hat[:, NET2].double()) - evidence
+
+    trained, guided = log_odds(), log_odds(1.0, 1.5, 1.0)
+    base = base_log_odds(density, torch.tensor([2.0, 9.0]))
+    assert torch.equal(guided[0], trained[0])
+    expected = base[1] + 1.5 * (trained[1] - base[1])
+    # x_hat is rounded near -1 and 1.
+    sure = ((trained[1] + evidence[1]).abs() < 8) & ((expected + evidence[1]).abs() < 8)
+    assert sure.sum() > 20
+    assert torch.allclose(guided[1][sure], expected[sure], atol=1e-2)
+    assert torch.equal(log_odds(1.5)[1], guided[1])
+
+
+def test_factors_of_autoguidance_are_one_for_each_class_or_one() -> None:
+    networks = model(random=False)
+    for factors in ((1.5,), (1.5, 1.2, 1.0)):
+        networks.batcher(
+            replace(SAMPLER, autoguidance=factors), spatial_shape=SHAPE, device=torch.device("cpu")
+        )
+    with pytest.raises(ValueError, match=r"expected one factor, or 3, .*, got \[1.5, 1.2\]"):
+        networks.batcher(
+            replace(SAMPLER, autoguidance=(1.5, 1.2)),
+            spatial_shape=SHAPE,
+            device=torch.device("cpu"),
+        )
+    with pytest.raises(ValueError, match="autoguidance: expected factors of 1 or more"):
+        replace(SAMPLER, autoguidance=(0.9,))
 
 
 @torch.no_grad()

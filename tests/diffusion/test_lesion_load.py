@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.guidance import BatchCondition
 from lesioncast.diffusion.lesion_load import (
     constrain_to_load,
     ensure_one_lesion,
@@ -204,7 +205,10 @@ def test_prediction_depends_on_the_lesion_load() -> None:
     model, condition = lesion_load_model(), condition_of(1)
     z, logsnr, arm = torch.randn(1, 2, 3, 8, 8), torch.zeros(1), torch.tensor([0])
     patient = model.control.encode(condition)
-    few, many = (model.predict(z, logsnr, arm, patient, torch.tensor([load])) for load in (1, 3))
+    few, many = (
+        model.predict(z, logsnr, BatchCondition(patient, arm, torch.tensor([load])))
+        for load in (1, 3)
+    )
     assert not torch.equal(few, many)
 
 

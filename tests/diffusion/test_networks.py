@@ -163,7 +163,7 @@ def test_second_pass_of_the_voxel_head_is_mean_field_inference() -> None:
     nn.init.zeros_(head.second.read.bias)
     nn.init.zeros_(head.second.embed.weight)
     nn.init.zeros_(head.second.embed.bias)
-    nn.init.ones_(head.second.read.weight[:, 6:7])  # net2, four of the evidence, own, near, ...
+    nn.init.ones_(head.second.read.weight[:, 7:8])  # net2, five of the evidence, own, near, ...
     nn.init.constant_(head.second.write.weight, coupling)
     generator = torch.Generator().manual_seed(0)
     net2, z = (torch.randn(2, 3, 6, 5, generator=generator) for _ in range(2))

@@ -15,15 +15,7 @@ from lesioncast.diffusion.spatial.base_map import hold_voxels
 class Predictor(Protocol):
     """Networks that return x_hat [b, 2, s, h, w] of z_t under a condition."""
 
-    def __call__(
-        self,
-        z: Tensor,
-        logsnr: Tensor,
-        arm: Tensor,
-        patient: PatientEncoding,
-        lesion_load: Tensor | None,
-        voxels: Tensor | None,
-    ) -> Tensor:
+    def __call__(self, z: Tensor, logsnr: Tensor, condition: "BatchCondition") -> Tensor:
         """Return x_hat [b, 2, s, h, w]."""
 
 
@@ -125,10 +117,12 @@ class GuidedDenoiser:
                 self.predict(
                     z_t[sources[index]],
                     logsnr_t[sources[index]],
-                    arms[index],
-                    patients.index_select(patient_rows[index]),
-                    None if loads is None else loads[index],
-                    None if voxels is None else voxels[index],
+                    BatchCondition(
+                        patients.index_select(patient_rows[index]),
+                        arms[index],
+                        None if loads is None else loads[index],
+                        None if voxels is None else voxels[index],
+                    ),
                 )
             )
         return torch.cat(predictions)[: len(sources)]

@@ -26,7 +26,7 @@ from lesioncast.diffusion.lesion_load import (
     ensure_one_lesion,
     sample_load_class,
 )
-from lesioncast.diffusion.objective import NET2, Denoiser, predict_x0, redraw_seed
+from lesioncast.diffusion.objective import FLAIR, NET2, Denoiser, predict_x0, redraw_seed
 from lesioncast.diffusion.precision import autocast
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.networks import NUM_TARGETS
@@ -84,21 +84,27 @@ class LesionDiffusion:
         self,
         z: Tensor,
         logsnr: Tensor,
-        arm: Tensor,
-        patient: PatientEncoding,
-        lesion_load: Tensor | None = None,
-        voxels: Tensor | None = None,
+        condition: BatchCondition,
+        *,
+        autoguidance: Sequence[float] = (),
     ) -> Tensor:
-        """Return x_hat [b, 2, s, h, w] for z of that shape, under a condition without guidance.
+        """Return x_hat [b, 2, s, h, w] for z of that shape, logsnr [b] and b rows of a condition.
 
-        `voxels` [b] are the lesion voxels that a base map is scaled to; None stands for the mean of
-        each lesion load class.
+        `autoguidance` is that of the sampler. Without a number of lesion voxels in the condition, a
+        base map is scaled to the mean of the lesion load class.
         """
+        arm, patient, lesion_load = condition.arm, condition.patient, condition.lesion_load
         residuals = self.control(z, logsnr, arm, patient, lesion_load)
+        voxels = condition.voxels
         if voxels is None and self.base_map is not None and lesion_load is not None:
             voxels = self.base_map.mean_voxels(lesion_load)
         offset = net2_offset(patient.log_density, voxels, self.config.objective)
         prediction = self.unet(z, logsnr, arm, residuals, lesion_load, offset).float()
+        if autoguidance and offset is not None and lesion_load is not None:
+            factors = prediction.new_tensor(autoguidance)
+            # Class 0 passes through no network, but may fill up a batch.
+            factor = factors[(lesion_load.clamp(min=1) - 1) % len(factors)]
+            prediction = guide_by_base(prediction, offset, factor)
         return predict_x0(prediction, z, logsnr, self.config.objective)
 
     def denoiser(
@@ -144,6 +150,21 @@ class LesionDiffusion:
         patient = self._with_log_density(self.control.encode(torch.zeros_like(like)), None)
         return UnconditionalInput(self.config.unet.null_arm, patient)
 
+    def _autoguidance(self, sampler: SamplerConfig) -> tuple[float, ...]:
+        """Return the factors of the sampler, none for networks without a base map.
+
+        Raise ValueError if there are not as many as lesion load classes with lesions, or one.
+        """
+        if self.base_map is None:
+            return ()
+        factors, classes = sampler.autoguidance, len(self.config.unet.lesion_load_thresholds)
+        if len(factors) not in {0, 1, classes}:
+            raise ValueError(
+                f"sampler.autoguidance: expected one factor, or {classes}, one for each lesion "
+                f"load class with lesions, got {list(factors)}"
+            )
+        return factors
+
     def _guidance_config(self, guidance: float, interval: tuple[float, float]) -> GuidanceConfig:
         return GuidanceConfig(
             guidance=guidance,
@@ -171,6 +192,7 @@ class LesionDiffusion:
         lesion_loads = bool(self.config.unet.lesion_load_thresholds)
         shape = (NUM_TARGETS, *spatial_shape)
         config = self._guidance_config(sampler.guidance, sampler.guidance_interval)
+        predict = partial(self.predict, autoguidance=self._autoguidance(sampler))
         unconditional = None
         if sampler.guidance != 1:
             with torch.no_grad(), autocast(sampler.precision, device):
@@ -186,7 +208,7 @@ class LesionDiffusion:
                 torch.tensor(loads, device=device) if lesion_loads else None,
                 torch.tensor(voxels, device=device) if self.base_map else None,
             )
-            guided = GuidedDenoiser(self.predict, batch, unconditional, config, slots)
+            guided = GuidedDenoiser(predict, batch, unconditional, config, slots)
 
             def denoise(z_t: Tensor, logsnr_t: Tensor) -> Tensor:
                 with autocast(sampler.precision, device):
@@ -364,6 +386,18 @@ def net2_offset(
     if log_density is None or voxels is None:
         return None
     return base_log_odds(log_density, voxels) - objective.base_log_odds
+
+
+def guide_by_base(prediction: Tensor, offset: Tensor, factor: Tensor) -> Tensor:
+    """Return predictions [b, 2, s, h, w] with NET2's distance from the base map multiplied.
+
+    The base map, whose log odds are `offset` [b, s, h, w], is the prediction of a weaker model: it
+    knows where lesions are likely, and not that they are coherent. The networks' log odds are moved
+    away from it by `factor` [b] (Karras et al. 2024, "Guiding a diffusion model with a bad version
+    of itself", equation 3).
+    """
+    net2 = offset + factor[:, None, None, None] * (prediction[:, NET2] - offset)
+    return torch.stack([prediction[:, FLAIR], net2], dim=1)
 
 
 @torch.no_grad()

@@ -14,33 +14,47 @@ from lesioncast.diffusion.settings.process import BASE_LOG_ODDS
 from lesioncast.diffusion.spatial.filters import binomial_blur, max_filter_3x3x3
 
 EVIDENCE_LIMIT = 5.0
+ODDS_LIMIT = 10.0
 OFFSET_SCALE = 4.0  # about the spread of base log odds over the brain
 CENTRE = 8.0  # one over the binomial's central weight; turns averages into sums of evidence
 
 
 def evidence_features(z: Tensor, logsnr: Tensor) -> Tensor:
-    """Return features of the evidence in NET2's z_t [b, s, h, w], [b, 4, s, h, w].
+    """Return features of the evidence in NET2's z_t [b, s, h, w], [b, 5, s, h, w].
 
-    The four features of a voxel are half its log likelihood ratio (`objective`), the sum of the
-    ratio over its near and over its wider neighbourhood, and the maximum of the near sum over the
-    voxels that touch it.
+    The features of a voxel are half its log likelihood ratio (`objective`), the sum of the ratio
+    over its near and over its wider neighbourhood, the maximum of the near sum over the voxels that
+    touch it, and the sum over a still wider neighbourhood.
     """
     own = (log_likelihood_ratio(z, logsnr) / 2).clamp(-EVIDENCE_LIMIT, EVIDENCE_LIMIT)
     near = CENTRE * binomial_blur(own)
-    return torch.stack([own, near, binomial_blur(near), max_filter_3x3x3(near)], dim=1)
+    wider = binomial_blur(near)
+    widest = binomial_blur(binomial_blur(wider))
+    return torch.stack([own, near, wider, max_filter_3x3x3(near), widest], dim=1)
 
 
 def belief_features(net2: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
     """Return features of the lesion probability under log odds `net2` [b, s, h, w].
 
-    The four features [b, 4, s, h, w] of a voxel are P(lesion) with the voxel's own evidence, the
-    sum of P(lesion) over its near and over its wider neighbourhood, and its maximum over the voxels
-    that touch it.
+    The features [b, 6, s, h, w] of a voxel are P(lesion) with the voxel's own evidence, the sum of
+    P(lesion) over its near and over its wider neighbourhood, its maximum over the voxels that touch
+    it, and the mean of its log odds over the near neighbourhood, with the maximum of that mean over
+    the voxels that touch it. Log odds tell voxels apart that are all unlikely.
     """
-    own = torch.sigmoid(BASE_LOG_ODDS + net2 + log_likelihood_ratio(z, logsnr))
+    odds = BASE_LOG_ODDS + net2 + log_likelihood_ratio(z, logsnr)
+    own = torch.sigmoid(odds)
     near = CENTRE * binomial_blur(own)
+    mean = binomial_blur(odds.clamp(-ODDS_LIMIT, ODDS_LIMIT) / EVIDENCE_LIMIT)
     return torch.stack(
-        [own, near, binomial_blur(binomial_blur(near)), max_filter_3x3x3(own)], dim=1
+        [
+            own,
+            near,
+            binomial_blur(near),
+            max_filter_3x3x3(own),
+            mean,
+            max_filter_3x3x3(mean),
+        ],
+        dim=1,
     )
 
 
@@ -90,8 +104,8 @@ class VoxelRefinementHead(nn.Module):
 
     def __init__(self, width: int, *, embedding: int, base_map: bool = False) -> None:
         super().__init__()
-        self.first = VoxelMLP(5 + base_map, width, embedding=embedding)
-        self.second = VoxelMLP(9 + base_map, width, embedding=embedding)
+        self.first = VoxelMLP(6 + base_map, width, embedding=embedding)
+        self.second = VoxelMLP(12 + base_map, width, embedding=embedding)
 
     def forward(
         self,

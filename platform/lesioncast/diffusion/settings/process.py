@@ -85,6 +85,10 @@ class SamplerConfig:
     guidance: float = 1.0
     #: Range of logsnr with guidance. Outside of it x_hat is conditional.
     guidance_interval: tuple[float, float] = (-20.0, 20.0)
+    #: Factors by which samples move NET2's log odds away from the base map: one for all lesion load
+    #: classes with lesions, or one for each. 1 is as trained, and more makes lesions more coherent.
+    #: Models without a base map ignore them. Maps are computed without them.
+    autoguidance: tuple[float, ...] = ()
     #: Precision of the networks. z stays in float32.
     precision: Precision = "float32"
 
@@ -94,6 +98,10 @@ class SamplerConfig:
         for name in ("eta", "variance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if any(factor < 1 for factor in self.autoguidance):
+            raise ValueError(
+                f"autoguidance: expected factors of 1 or more, got {list(self.autoguidance)}"
+            )
         for name, (low, high) in (
             ("logsnr_min, logsnr_max", (self.logsnr_min, self.logsnr_max)),
             ("guidance_interval", self.guidance_interval),
