@@ -145,9 +145,9 @@ def test_priors_switch_the_lesion_load_and_the_base_map() -> None:
         unet = load_config(path, overrides).model.unet
         return unet.lesion_load_classes, unet.base_map
 
-    assert shape(DEMO) == shape(DEMO, "priors=load") == (7, False)
+    assert shape(DEMO) == shape(DEMO, "priors=both") == (7, True)
+    assert shape(DEMO, "priors=load") == (7, False)
     assert shape(DEMO, "priors=none") == (1, False)
-    assert shape(DEMO, "priors=both") == (7, True)
     paper, log_odds = DEMO.with_name("paper.yaml"), "objective.prediction=log_odds"
     assert shape(paper) == (1, False)
     assert shape(paper, "priors=load") == (7, False)
@@ -249,7 +249,7 @@ def test_the_reader_of_flair_works_on_the_voxels_of_the_store_and_needs_lesion_l
     without = load_config(DEMO, ["flair_reader=true", "priors=none"])
     assert without.model.control.flair_reader_spacing is None
     with pytest.raises(ConfigError, match="flair_reader: expected lesion loads beside it"):
-        load_config(DEMO, ["flair_reader=true", "lesion_load_mm3=[]"])
+        load_config(DEMO, ["flair_reader=true", "priors=null", "lesion_load_mm3=[]"])
     with pytest.raises(ConfigError, match="flair_reader_spacing is an old key; write flair_reader"):
         load_config(DEMO, ["control.flair_reader_spacing=[3, 3, 3]"])
     with pytest.raises(ConfigError, match="expected a channel of FLAIR for the prior to read"):
