@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -155,3 +156,32 @@ def test_loading_is_measured_in_every_way_and_conversion_on_one_and_two_workers(
     assert len(names) == 6
     assert all(name in output for name in names)
     assert all(min(reading["rounds"]) > 0 for reading in record["readings"])
+
+
+@pytest.mark.slow
+def test_reduced_networks_train_are_killed_resume_and_sample(tmp_path: Path) -> None:
+    keys = [
+        "simulation.shape=[21,64,64]", "simulation.spacing=[3.0,4.0,4.0]",
+        "store.slab=[15,64,64]", "store.spacing=[3.0,4.0,4.0]",
+        "unet.widths=[16,16,16,16,32,32]", "unet.head_dim=16", "unet.groups=8",
+        "control.hint_widths=[8]",
+    ]  # fmt: skip
+    path = os.pathsep.join((str(ROOT), str(ROOT / "platform")))
+    process = subprocess.run(
+        [
+            sys.executable,
+            str(BENCHMARKS / "system" / "full_width.py"),
+            *("--out", str(tmp_path), "--subjects", "16"),
+            *(f"--set={key}" for key in keys),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert process.returncode == 0, process.stderr
+    rows = [line for line in process.stdout.splitlines() if line.startswith("|")][2:]
+    ends = [row.split("|")[-2].strip() for row in rows]
+    assert ends == ["ended", "killed", "ended", "killed", "ended", "ended"]
+    assert "placebo: [" in process.stderr
+    runs = tmp_path / "paper" / "runs"
+    assert all((runs / stage / "step_000002").is_dir() for stage in ("pretrain", "finetune"))

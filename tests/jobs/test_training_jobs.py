@@ -1,6 +1,7 @@
 """Both training jobs, from a converted store through Ray Data to a bundle."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.cluster.connection import RaySettings
 from lesioncast.errors import ForecastError, TrainingError
 from lesioncast.forecasting.training_data import check_unseen, training_data_note
 from lesioncast.jobs import convert, finetune, pretrain
@@ -103,6 +105,20 @@ def test_a_store_of_other_arms_is_rejected(store: Store) -> None:
 def test_only_the_training_split_is_used_for_training(store: Store) -> None:
     splits = {store.cases[index].split for index in training_cases(store, ARMS).cases}
     assert splits == {"train"}
+
+
+def test_without_workers_both_jobs_train_without_a_cluster(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(settings: RaySettings | None, **_: object) -> AbstractContextManager[None]:
+        assert settings is None
+        return nullcontext()
+
+    where = ["--store", str(store.path), "--out", str(tmp_path / "runs")]
+    for job in (pretrain, finetune):
+        monkeypatch.setattr(job, "ray_cluster", start)
+    assert pretrain.main([*given(tmp_path), *where]) == 0
+    assert finetune.main([*given(tmp_path), *where, "--bundle", str(tmp_path / "bundle")]) == 0
 
 
 def test_both_jobs_write_a_bundle_and_resume(

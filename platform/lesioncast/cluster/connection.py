@@ -74,18 +74,25 @@ def _root_of(package: str) -> Path:
 
 @contextmanager
 def ray_cluster(
-    settings: RaySettings, *, reads: Iterable[Location] = (), writes: Iterable[Location] = ()
+    settings: RaySettings | None,
+    *,
+    reads: Iterable[Location] = (),
+    writes: Iterable[Location] = (),
 ) -> Iterator[None]:
     """Connect to the running cluster, or start a local one for the length of the block.
 
     The running cluster is used under `ray job submit` and where RAY_ADDRESS names one. A block
     inside another one uses the outer block's cluster. Local workers get this process's import path,
-    so that driver and workers run the same tree. A local cluster asks for a token.
+    so that driver and workers run the same tree. A local cluster asks for a token. Without
+    `settings` the block has no cluster of its own, for work in this process alone.
 
     Raise StorageError if a node of the running cluster does not share the folders that the job
     `reads` or `writes`.
     """
     set_ray_defaults()
+    if settings is None:
+        yield
+        return
     import ray
 
     from lesioncast.cluster.nodes import check_shared_paths

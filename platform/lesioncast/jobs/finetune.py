@@ -32,7 +32,9 @@ def finetune(config: Config, args: argparse.Namespace) -> None:
     stage = finetune_stage(config.finetune, experiment, pretrained)
     if args.fresh:
         discard(stage)
-    with ray_cluster(config.ray, reads=[store.path], writes=[runs]):
+    # Without workers this process trains, and a cluster would only take seconds and memory.
+    cluster = config.ray if config.finetune.workers else None
+    with ray_cluster(cluster, reads=[store.path], writes=[runs]):
         compute_base_maps(experiment, store, workers=config.finetune.workers)
         train(stage)
     bundle = (args.bundle or config.paths.bundle).absolute()

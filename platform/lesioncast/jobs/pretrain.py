@@ -31,6 +31,8 @@ def pretrain(config: Config, args: argparse.Namespace) -> None:
         discard_base(experiment)
     experiment = with_fitted_base(experiment, store)
     stage = pretrain_stage(config.pretrain, experiment)
-    with ray_cluster(config.ray, reads=[store.path], writes=[runs]):
+    # Without workers this process trains, and a cluster would only take seconds and memory.
+    cluster = config.ray if config.pretrain.workers else None
+    with ray_cluster(cluster, reads=[store.path], writes=[runs]):
         compute_base_maps(experiment, store, workers=config.pretrain.workers)
         train(stage)
