@@ -16,7 +16,7 @@ from lesioncast.forecasting.output.summary import ForecastSummary
 from lesioncast.forecasting.pipeline import stored_flair
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.typicality import TypicalityReference, fit_gaussian
-from lesioncast.training.typicality import case_features
+from lesioncast.training.data.typicality import case_features
 from lesioncast.warning_list import SEVERITIES
 from storage import Store, open_store
 from tests.architecture.tree import ROOT

@@ -16,7 +16,7 @@ from lesioncast.bundle.evaluation_card import (
 )
 from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.jobs.calibrate import main
-from lesioncast.training.typicality import fit_typicality
+from lesioncast.training.data.typicality import fit_typicality
 from storage import Store
 from tests.support.forecast import SETTINGS, write_bundle, write_store
 

@@ -26,7 +26,7 @@ from lesioncast.imaging.typicality import MIN_RANKED, TypicalityReference
 from lesioncast.jobs.arguments import CALIBRATE
 from lesioncast.jobs.runner import run_command
 from lesioncast.training.calibration import calibrate_on_split, calibration_cases
-from lesioncast.training.typicality import fit_typicality
+from lesioncast.training.data.typicality import fit_typicality
 from storage import Case, Store, open_store
 from storage.atomic import atomic_write_text
 from storage.text_files import read_text

@@ -20,6 +20,7 @@ from lesioncast.imaging.channels import MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.intervals import interval_ranges
 from lesioncast.training.calibration import CALIBRATION_SPLIT, calibrate_on_split
 from lesioncast.training.checkpoint import EMA, Checkpoint
+from lesioncast.training.data.typicality import fit_typicality
 from lesioncast.training.experiment import CONTROL, UNET, Stage
 from lesioncast.training.lesion_load_prior.data import fit_reader, load_prior_data
 from lesioncast.training.lesion_load_prior.dropout import PriorDropout
@@ -27,7 +28,6 @@ from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior
 from lesioncast.training.progress import METRICS, read_metrics
 from lesioncast.training.spatial.fit import ratios_of_run
 from lesioncast.training.trainer import final_checkpoint
-from lesioncast.training.typicality import fit_typicality
 from storage import Store
 
 logger = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from lesioncast.imaging.typicality import Typicality, TypicalityReference, judge
 from lesioncast.simulation.bids import grid_affine, nifti_bytes
 from lesioncast.simulation.flair import ScannerContrast
 from lesioncast.simulation.subject import SimulatedSubject, simulate_subject
-from lesioncast.training.typicality import case_features, fit_typicality
+from lesioncast.training.data.typicality import case_features, fit_typicality
 from storage import Store, open_store, parse_location
 from storage.convert.patient import convert_patient, patient_image_path, write_patient_table
 from storage.layout import BASELINE, CURRENT
