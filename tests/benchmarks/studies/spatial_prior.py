@@ -48,6 +48,7 @@ from lesioncast.priors.spatial.inputs import (
     SpatialInputs,
 )
 from lesioncast.priors.spatial.prior import SpatialPrior
+from lesioncast.training.spatial.fit import has_new_lesions
 from storage import Case, CaseArrays, Store, open_store, parse_location
 
 Volume = npt.NDArray[np.floating]
@@ -113,7 +114,7 @@ def active_cases(store: Store, split: str, number: int) -> list[StudyCase]:
     channels = parse_channels(CHANNELS)
     cases = cases_with_outcome(store.select(split=split))
     found = []
-    for case in evenly_spaced(cases, number or len(cases)):
+    for case in filter(has_new_lesions, evenly_spaced(cases, number or len(cases))):
         arrays = store.read(case.index)
         outcome = encode_case(arrays, channels=parse_channels(["w096/net2"]))[0] > 0
         if outcome.any():
