@@ -6,9 +6,10 @@
 Fit the prior to the first store's training cases in several ways with every seed. Score P(active)
 at w096 on its validation cases and on all cases of the other stores, such as that of the trial
 `validation` (`trials.py`): means over the seeds with their range. No test case is used. Last, fit
-it to fewer training cases. A second table compares P(active) under every arm, from the images of
-w000, with the truth of the other stores' simulated trials, without offsets of the arms and with
-them; `--arms` makes this table alone. No images are sampled and no other network is needed.
+it to fewer training cases. Two more tables compare P(active) and the expected count under every
+arm, from the images of w000, with the truth of the other stores' simulated trials, without offsets
+and slopes of the arms and with them; `--arms` makes these alone, and `--skip` leaves out the first
+cases of the other stores. No images are sampled and no other network is needed.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.evaluation.baselines.baselines import arm_statistics, fit_regression_baseline
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.imaging.features.image_features import image_features
+from lesioncast.imaging.lesions import components
 from lesioncast.priors.input_patterns import pattern_number
 from lesioncast.simulation.ground_truth import counterfactual_net2
 from lesioncast.training.lesion_load_prior.calibration import features_of_pattern
@@ -40,18 +42,17 @@ from storage import Case, Store, open_store, parse_location
 
 NUMBER = 2  # place among the numbers of a channel
 BASELINE_ALONE = pattern_number(later=False, kind="gad")
-ALL_IMAGES = pattern_number(later=True, kind="gad")
 
 
 class StudyCases(NamedTuple):
     """Cases of a store as input of the prior and of a regression [n, feature].
 
-    `truly_active` [n, arm] says who would have had a lesion under each arm of a simulated trial.
+    `true_lesions` [n, arm] are those that each would have had under each arm of a simulated trial.
     """
 
     patients: PriorTrainingData
     scalars: Floats
-    truly_active: Floats
+    true_lesions: Floats
 
     @property
     def arm(self) -> npt.NDArray[np.int64]:
@@ -67,7 +68,7 @@ class StudyCases(NamedTuple):
         """Return the first `number` cases."""
         parts = (getattr(self.patients, each.name)[:number] for each in fields(PriorTrainingData))
         return StudyCases(
-            PriorTrainingData(*parts), self.scalars[:number], self.truly_active[:number]
+            PriorTrainingData(*parts), self.scalars[:number], self.true_lesions[:number]
         )
 
     def limited(self, *, numbers: bool) -> "StudyCases":
@@ -86,13 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo.yaml"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--cases", default="400,150", help="of the training split, at last")
+    parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--arms", action="store_true", help="compare the arms alone")
     args = parser.parse_args(argv)
     config = load_config(args.config, [])
     first, *others = map(open_store, args.stores)
     train = load_cases(cases_with_outcome(first.select(split="train")), first, config)
     evaluated = [load_cases(cases_with_outcome(first.select(split="val")), first, config)]
-    evaluated += [load_cases(cases_with_outcome(each.cases), each, config) for each in others]
+    evaluated += [
+        load_cases(cases_with_outcome(each.cases)[args.skip :], each, config) for each in others
+    ]
     if not args.arms:
         compare_scores(train, evaluated, config, args)
     if others:
@@ -141,52 +145,74 @@ def compare_scores(
 def compare_arms(
     train: StudyCases, evaluated: Sequence[StudyCases], config: Config, *, seeds: int
 ) -> None:
-    """Print by how much P(active) from w000 misses the truth, mean of the arms, and AUCs."""
-    names = (
-        "prior without offsets",
-        "one offset an arm, of the cases with all images",
-        "one offset an arm and pattern of images",
-    )
-    errors: dict[str, list[list[float]]] = {name: [] for name in names}
-    aucs: dict[str, list[list[float]]] = {name: [] for name in names}
+    """Print by how much P(active) and the expected count from w000 miss the truth."""
+    names = ("no offset, no slope", "offsets", "offsets and slopes")
+    errors: dict[str, list[Floats]] = {name: [] for name in names}
     for seed in range(seeds):
         prior = fit_prior(train, config, seed, rows=ROWS)
-        fitted = prior.arm_offset.clone()
-        same = fitted[ALL_IMAGES].expand(len(fitted), -1)
-        for name, offset in zip(names, (torch.zeros_like(fitted), same, fitted), strict=True):
-            prior.arm_offset.copy_(offset)
-            errors[name].append([arm_error(arm_probabilities(prior, of), of) for of in evaluated])
-            aucs[name].append(
-                [roc_auc_score(of.lesions > 0, activity_probability(prior, of)) for of in evaluated]
+        offset, slope = prior.arm_offset.clone(), prior.count_slope.clone()
+        for name, shift, tilt in zip(names, (0, 1, 1), (0, 0, 1), strict=True):
+            prior.arm_offset.copy_(shift * offset)
+            prior.count_slope.copy_(tilt * slope)
+            means = [arm_means(prior, of) for of in evaluated]
+            errors[name].append(
+                np.array([mean_errors(*each) for each in zip(means, evaluated, strict=True)])
             )
-        print(f"offsets of seed {seed}, from w000: {fitted[BASELINE_ALONE].numpy().round(2)}")
-    sizes = [len(each.scalars) for each in evaluated]
-    head = [f"mean error of the arms, {n} | AUC with all images, {n}" for n in sizes]
-    print("\n| P(active) under every arm by | " + " | ".join(head) + " |")
-    print("|" + "---|" * (1 + 2 * len(sizes)))
+        if seed == 0:
+            print_arms(means[-1][1], train, evaluated[-1], config)
+    rates = arm_statistics(train.arm, train.lesions, arms=len(config.arms))
+    of_training = np.stack([rates.activity, rates.mean_count])
+    head = [f"P(active), {len(each.scalars)} | count" for each in evaluated]
+    print("\n| mean absolute error over arms of | " + " | ".join(head) + " |")
+    print("|" + "---|" * (1 + 2 * len(evaluated)))
     for name in names:
-        cells = []
-        for index in range(len(evaluated)):
-            for table in (errors, aucs):
-                values = np.array([run[index] for run in table[name]])
-                cells.append(f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})")
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    rates = arm_statistics(train.arm, train.lesions, arms=len(config.arms)).activity
-    cells = [f"{arm_error(rates[None], of):.3f} | " for of in evaluated]
-    print("| training rate of the arm | " + " | ".join(cells) + " |", flush=True)
+        values = np.array(errors[name])
+        stack = np.stack([values.mean(0), values.min(0), values.max(0)], axis=-1).reshape(-1, 3)
+        cells = (f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in stack)
+        print(f"| prior, {name} | " + " | ".join(cells) + " |")
+    cells = (f"{error:.3f}" for of in evaluated for error in mean_errors(of_training, of))
+    print("| training means of the arms | " + " | ".join(cells) + " |", flush=True)
 
 
-def arm_error(probability: Floats, of: StudyCases) -> float:
-    """Return the mean over arms of the absolute error of mean P(active) [n, arm]."""
-    gaps = probability.mean(axis=0) - of.truly_active.mean(axis=0)
-    return float(np.abs(gaps).mean())
+def print_arms(expected: Floats, train: StudyCases, of: StudyCases, config: Config) -> None:
+    """Print true and `expected` [arm] mean counts, with standard errors of what they rest on."""
+    true = of.true_lesions.mean(0)
+    print(
+        "\n| mean count | true | standard error | expected | off by "
+        "| training mean | standard error |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for arm, name in enumerate(config.arms):
+        own = train.lesions[train.arm == arm]
+        print(
+            f"| {name} | {true[arm]:.2f} | {standard_error(of.true_lesions[:, arm]):.2f} "
+            f"| {expected[arm]:.2f} | {expected[arm] / true[arm] - 1:+.0%} "
+            f"| {own.mean():.2f} | {standard_error(own):.2f} |"
+        )
+
+
+def standard_error(values: Floats) -> float:
+    """Return the standard error of the mean of `values` [n]."""
+    return float(values.std() / np.sqrt(len(values)))
+
+
+def mean_errors(means: Floats, of: StudyCases) -> Floats:
+    """Return the mean over arms of the absolute errors of the `means` [outcome, arm], [outcome]."""
+    true = np.stack([(of.true_lesions > 0).mean(0), of.true_lesions.mean(0)])
+    return np.asarray(np.abs(means - true).mean(1))
 
 
 @torch.no_grad()
-def arm_probabilities(prior: LesionLoadPrior, of: StudyCases) -> Floats:
-    """Return P(active) under every arm from the images of w000, [n, arm]."""
+def arm_means(prior: LesionLoadPrior, of: StudyCases) -> Floats:
+    """Return mean P(active) and mean count under every arm from the images of w000, [2, arm]."""
     patient = features_of_pattern(prior, of.patients, BASELINE_ALONE)
-    return np.array([prior.expected_outcomes(row[None]).p_active.numpy() for row in patient])
+    cases = len(patient)
+    expected = [
+        prior.expectations(patient, torch.full((cases,), arm)) for arm in range(prior.arms - 1)
+    ]
+    return np.array(
+        [[float(each.p_active.mean()), float(each.lesions.mean())] for each in expected]
+    ).T
 
 
 def load_cases(cases: Sequence[Case], store: Store, config: Config) -> StudyCases:
@@ -197,7 +223,7 @@ def load_cases(cases: Sequence[Case], store: Store, config: Config) -> StudyCase
     return StudyCases(
         load_prior_data(cases, store, config.model).data,
         np.array(scalars),
-        np.array([mask.any(axis=(1, 2, 3)) for mask in masks], np.float64),
+        np.array([[components(one)[1] for one in mask] for mask in masks], np.float64),
     )
 
 

@@ -78,12 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo.yaml"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help="of the scored cases, the first so many")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many of them")
     args = parser.parse_args(argv)
     config = load_config(args.config, ["flair_reader=true"])
     first, *others = map(open_store, args.stores)
     scored_store = others[0] if others else first
     scored_cases = others[0].cases if others else first.select(split="val")
-    scored_cases = cases_with_outcome(scored_cases)[: args.cases]
+    scored_cases = cases_with_outcome(scored_cases)[: args.cases][args.skip :]
     train = load_prior_data(cases_with_outcome(first.select(split="train")), first, config.model)
     scored = load_prior_data(scored_cases, scored_store, config.model)
     priors = list(fit_priors(train, scored, config, seed=args.seed))
