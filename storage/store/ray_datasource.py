@@ -29,6 +29,11 @@ class ZarrDatasource(Datasource):
     `cases` are the indices to read, by default all. `inputs` is the `CaseTable.inputs` of the store
     for which these indices are valid. A block holds cases of as few shards as their order allows.
 
+    With `batch_size` a task reads one batch of cases as one block, and batches of `iter_batches`
+    with that size are views of blocks in Ray's object store instead of copies. By default Ray Data
+    divides the blocks of so few tasks; `read_datasource(source,
+    override_num_blocks=source.batches)` prevents that.
+
     Raises StoreError if the store cannot be read, and ValueError for unknown columns or sessions.
     """
 
@@ -40,6 +45,7 @@ class ZarrDatasource(Datasource):
         sessions: Sequence[str] = SESSIONS,
         cases: Sequence[int] | None = None,
         inputs: str | None = None,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._store = open_store(path, inputs=inputs)
@@ -55,6 +61,12 @@ class ZarrDatasource(Datasource):
             )
         sizes = _SCALARS | {name: array.bytes_per_case for name, array in arrays.items()}
         self._row_bytes = sum(sizes[name] for name in self._columns)
+        self._batch_size = batch_size
+
+    @property
+    def batches(self) -> int:
+        """Return the number of batches of `batch_size` cases, the last of which may be smaller."""
+        return -(-len(self._cases) // (self._batch_size or len(self._cases)))
 
     def estimate_inmemory_data_size(self) -> int:
         """Return the number of bytes of all rows."""
@@ -66,7 +78,11 @@ class ZarrDatasource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        """Return tasks for runs of cases, in blocks of at most Ray Data's target size."""
+        """Return tasks for batches, or for runs of cases in blocks of Ray Data's target size."""
+        if self._batch_size is not None:
+            starts = range(0, len(self._cases), self._batch_size)
+            batches = [list(self._cases[first : first + self._batch_size]) for first in starts]
+            return [self._task(batch, len(batch), per_task_row_limit) for batch in batches]
         context = data_context or DataContext.get_current()
         target = context.target_max_block_size or self.estimate_inmemory_data_size()
         rows_per_block = max(1, target // max(1, self._row_bytes))

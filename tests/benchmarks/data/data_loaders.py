@@ -75,8 +75,9 @@ def through_ray_data(cache: CaseSelection, order: Order, *, batch: int) -> Itera
         cache.store,
         columns=("case", "flair", "masks", "present", "arm"),
         cases=np.array(cache.cases)[order].tolist(),
+        batch_size=batch,
     )
-    dataset = ray.data.read_datasource(source)
+    dataset = ray.data.read_datasource(source, override_num_blocks=source.batches)
     for rows in dataset.iter_batches(batch_size=batch, batch_format="numpy"):
         active = np.zeros(len(rows["arm"]), bool)
         cases = CaseDataset(rows["flair"], rows["masks"], rows["present"], rows["arm"], active)

@@ -117,6 +117,16 @@ def test_estimated_size_equals_the_size_of_the_blocks(
         assert "Tensor" in type(field.type).__name__ or pa.types.is_integer(field.type)
 
 
+def test_each_task_reads_one_batch_as_one_block(store: Store) -> None:
+    cases = [9, 2, 9, 0, 5]
+    source = ZarrDatasource(store.path, columns=("case", "flair"), cases=cases, batch_size=2)
+    assert len(source.get_read_tasks(1)) == source.batches == 3
+    # A block may exceed Ray Data's target, so that a batch is never put together from two.
+    blocks = [BlockAccessor.for_block(block) for block in blocks_of(source, target=1)]
+    read = [block.to_batch_format("numpy")["case"].tolist() for block in blocks]
+    assert read == [[9, 2], [9, 0], [5]]
+
+
 def test_rows_are_returned_in_the_requested_order_with_repeats(store: Store) -> None:
     flair = open_arrays(store.path)["flair"]
     for indices in ([3, 4, 5], [5, 0, 5, 13]):
