@@ -153,7 +153,7 @@ def fit_tissue_classifier(
 
 
 def _initial_layers(rng: np.random.Generator, inputs: int) -> list[Float32s]:
-    """Return the first layers, those of `TissueClassifier`; no voxel is a lesion or not yet."""
+    """Return random layers, as in `TissueClassifier`; the log odds of a lesion start at 0."""
     hidden = rng.standard_normal((inputs, HIDDEN)) * (2 / inputs) ** 0.5
     output = rng.standard_normal((HIDDEN, CLASSES + 1)) * (2 / HIDDEN) ** 0.5
     output[:, CLASSES] = 0
