@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from lesioncast.config import load_config
+from lesioncast.diffusion.unet import UNet, UNetConfig
 from storage.store.shard_file import ShardFile
 from storage.store.zarr_shard import ZarrShard
 from tests.benchmarks.data import store_reads
+from tests.benchmarks.training import training_step
 from tests.support.store import SHARD, write_small_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,3 +187,17 @@ def test_reduced_networks_train_are_killed_resume_and_sample(tmp_path: Path) -> 
     assert "placebo: [" in process.stderr
     runs = tmp_path / "paper" / "runs"
     assert all((runs / stage / "step_000002").is_dir() for stage in ("pretrain", "finetune"))
+
+
+def test_training_steps_are_compared_at_equal_layers() -> None:
+    config = UNetConfig(
+        slices=3, arms=2, widths=(8, 16), attention_stages=(1,), head_dim=8, groups=4
+    )
+    own, other = (
+        sorted(weight.numel() for weight in network.parameters())
+        for network in (UNet(config), training_step.of_diffusers(config))
+    )
+    # Query, key and value are one layer of ours and three of diffusers.
+    assert sum(own) == sum(other)
+    compared = training_step.compare(config, (2, 2, 3, 8, 8), rounds=2)
+    assert [len(network.milliseconds) for network in compared] == [2, 2]
