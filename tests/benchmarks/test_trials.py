@@ -18,7 +18,9 @@ from tests.benchmarks.studies.trials import CONFIG, FINAL_TEST, ROLES, VALIDATIO
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = [
-    path for name in ("studies", "sampling") for path in (Path(__file__).parent / name).glob("*.py")
+    path
+    for name in ("studies", "sampling", "calibration")
+    for path in (Path(__file__).parent / name).glob("*.py")
 ]
 
 
