@@ -13,7 +13,7 @@ from lesioncast.forecasting.runtime import expected_outcomes_of
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.imaging.channels import BASELINE
 from lesioncast.priors.input_patterns import PATTERNS, pattern_name
-from lesioncast.training.calibration import calibrate_on_split
+from lesioncast.training.lesion_load_prior.bundle_calibration import calibrate_on_split
 from storage import Store
 from tests.support.forecast import write_bundle, write_store
 

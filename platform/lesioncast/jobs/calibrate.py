@@ -25,8 +25,11 @@ from lesioncast.forecasting.training_data import check_unseen
 from lesioncast.imaging.typicality import MIN_RANKED, TypicalityReference
 from lesioncast.jobs.arguments import CALIBRATE
 from lesioncast.jobs.runner import run_command
-from lesioncast.training.calibration import calibrate_on_split, calibration_cases
 from lesioncast.training.data.typicality import fit_typicality
+from lesioncast.training.lesion_load_prior.bundle_calibration import (
+    calibrate_on_split,
+    calibration_cases,
+)
 from storage import Case, Store, open_store
 from storage.atomic import atomic_write_text
 from storage.text_files import read_text

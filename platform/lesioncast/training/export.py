@@ -18,10 +18,13 @@ from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import TrainingError
 from lesioncast.imaging.channels import MASKS, OUTCOME, SESSIONS
 from lesioncast.imaging.intervals import interval_ranges
-from lesioncast.training.calibration import CALIBRATION_SPLIT, calibrate_on_split
 from lesioncast.training.checkpoint import EMA, Checkpoint
 from lesioncast.training.data.typicality import fit_typicality
 from lesioncast.training.experiment import CONTROL, UNET, Stage
+from lesioncast.training.lesion_load_prior.bundle_calibration import (
+    CALIBRATION_SPLIT,
+    calibrate_on_split,
+)
 from lesioncast.training.lesion_load_prior.data import fit_reader, load_prior_data
 from lesioncast.training.lesion_load_prior.dropout import PriorDropout
 from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior

@@ -34,7 +34,7 @@ from lesioncast.jobs.runner import configure_logging
 from lesioncast.markdown import format_estimate
 from lesioncast.simulation import disease, flair
 from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
-from lesioncast.training.calibration import (
+from lesioncast.training.lesion_load_prior.bundle_calibration import (
     PatternForecasts,
     calibration_cases,
     forecasts_by_pattern,
