@@ -59,7 +59,7 @@ class TrialRole:
 
 
 VALIDATION = TrialRole("validation", seed=2101, train=1720, calibration=1000, scored=1000)
-FINAL_TEST = TrialRole("final-test", seed=2102, train=1720, calibration=1000, scored=4000)
+FINAL_TEST = TrialRole("final-test", seed=2103, train=1720, calibration=1000, scored=4000)
 ROLES = {role.name: role for role in (VALIDATION, FINAL_TEST)}
 
 
