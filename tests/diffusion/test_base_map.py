@@ -181,6 +181,28 @@ def test_autoguidance_multiplies_the_distance_from_the_base_map() -> None:
     assert torch.equal(log_odds(1.5)[1], guided[1])
 
 
+@torch.no_grad()
+def test_a_map_keeps_a_share_of_the_networks_distance_from_the_base_map() -> None:
+    networks, load = model(random=True), torch.tensor([2])
+    patient = networks.encode_patient(condition_of(1)[0], None, SAMPLER, log_density(2))
+    batch = BatchCondition(patient, torch.tensor([0]), load)
+    z, logsnr = torch.zeros(1, 2, *SHAPE), logsnr_at(torch.ones(1), networks.config.schedule)
+
+    def log_odds(weight: float) -> Tensor:
+        sampler = replace(SAMPLER, map_weight=weight, autoguidance=(3.0,))
+        denoise = networks.encoded_denoiser(batch, sampler, spatial_shape=SHAPE)
+        return 2 * torch.atanh(denoise(z, logsnr)[0, NET2].double().clamp(-0.9999, 0.9999))
+
+    base, half, trained = map(log_odds, (0.0, 0.5, 1.0))
+    # The load class shifts all log odds of a map by one amount, which differences between voxels
+    # do not have.
+    base, half, trained = (odds - odds[0, 0, 0] for odds in (base, half, trained))
+    sure = (base.abs() < 5) & (trained.abs() < 5) & (half.abs() < 5)
+    assert sure.sum() > 20
+    assert torch.allclose(half[sure], ((base + trained) / 2)[sure], atol=5e-3)
+    assert not torch.allclose(base[sure], trained[sure], atol=5e-2)
+
+
 def test_factors_of_autoguidance_are_one_for_each_class_or_one() -> None:
     networks = model(random=False)
     for factors in ((1.5,), (1.5, 1.2, 1.0)):

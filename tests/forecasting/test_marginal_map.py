@@ -26,7 +26,7 @@ SHAPE = (15, 64, 56)
 
 def demo_model() -> LesionDiffusion:
     """Return the demo's networks, with lesion loads, and random weights."""
-    config = load_config(CONFIGS / "demo.yaml")
+    config = load_config(CONFIGS / "demo.yaml", ["priors=load"])  # without a base map
     torch.manual_seed(0)
     unet = UNet(config.model.unet)
     randomise(unet)
@@ -49,7 +49,7 @@ def test_the_map_weights_the_classes_by_the_prior() -> None:
     thresholds = model.config.unet.lesion_load_thresholds
     log_odds = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2)) - 5
 
-    def predict(z: torch.Tensor, *_: object) -> torch.Tensor:
+    def predict(z: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         x_hat = torch.zeros_like(z)
         x_hat[:, NET2] = torch.tanh(log_odds / 2)
         return x_hat

@@ -100,7 +100,7 @@ class LesionDiffusion:
             voxels = self.base_map.mean_voxels(lesion_load)
         offset = net2_offset(patient.log_density, voxels, self.config.objective)
         prediction = self.unet(z, logsnr, arm, residuals, lesion_load, offset).float()
-        if autoguidance and offset is not None and lesion_load is not None:
+        if set(autoguidance) - {1.0} and offset is not None and lesion_load is not None:
             factors = prediction.new_tensor(autoguidance)
             # Class 0 passes through no network, but may fill up a batch.
             factor = factors[(lesion_load.clamp(min=1) - 1) % len(factors)]
@@ -130,13 +130,14 @@ class LesionDiffusion:
     def encoded_denoiser(
         self, batch: BatchCondition, sampler: SamplerConfig, *, spatial_shape: Sequence[int]
     ) -> Denoiser:
-        """Return the guided denoiser of encoded patients, with the sampler's guidance.
+        """Return the denoiser of encoded patients that maps are computed with.
 
-        `spatial_shape` is (s, h, w).
+        It has the sampler's guidance and map weight. `spatial_shape` is (s, h, w).
         """
         like = batch.patient.features.new_zeros(1, self.config.control.channels, *spatial_shape)
         config = self._guidance_config(sampler.guidance, sampler.guidance_interval)
-        return self._guided(batch, config, like=like)
+        predict = partial(self.predict, autoguidance=(sampler.map_weight,))
+        return replace(self._guided(batch, config, like=like), predict=predict)
 
     def _guided(
         self, batch: BatchCondition, config: GuidanceConfig, *, like: Tensor

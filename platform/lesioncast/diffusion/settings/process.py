@@ -89,13 +89,16 @@ class SamplerConfig:
     #: classes with lesions, or one for each. 1 is as trained, and more makes lesions more coherent.
     #: Models without a base map ignore them. Maps are computed without them.
     autoguidance: tuple[float, ...] = ()
+    #: Share that maps in closed form keep of the networks' distance from the base map, in log odds:
+    #: 0 is the base map, 1 the networks as trained. Models without a base map ignore it.
+    map_weight: float = 1.0
     #: Precision of the networks. z stays in float32.
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps: expected 1 or more, got {self.num_steps}")
-        for name in ("eta", "variance"):
+        for name in ("eta", "variance", "map_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
         if any(factor < 1 for factor in self.autoguidance):
