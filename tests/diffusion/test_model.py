@@ -16,6 +16,7 @@ from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.networks import ControlConfig
 from lesioncast.diffusion.settings.process import ObjectiveConfig, SamplerConfig
+from lesioncast.diffusion.spatial.base_map import BaseMap
 from lesioncast.diffusion.unet import UNet
 from tests.diffusion.test_networks import TINY, randomise
 from tests.support.known_denoisers import CONFIGS
@@ -136,7 +137,10 @@ def demo_model() -> LesionDiffusion:
     randomise(unet)
     control = ControlNet.from_unet(config.control, unet)
     randomise(control)
-    return LesionDiffusion(unet, control, config.model)
+    atlas = torch.randn(config.store.slab, generator=torch.Generator().manual_seed(2))
+    voxels = torch.tensor(config.model.unet.lesion_load_thresholds)[:, None] + torch.arange(4.0)
+    base_map = BaseMap(atlas - atlas.flatten().logsumexp(0), voxels)
+    return LesionDiffusion(unet, control, config.model, base_map=base_map)
 
 
 def sample_rows(rows: list[int], *, device: str = "cpu") -> torch.Tensor:
