@@ -12,7 +12,6 @@ from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.imaging.covariates import Covariate
 from lesioncast.priors.flair_reader.reader import NUMBERS, FlairReader
 from lesioncast.priors.input_patterns import PATTERNS, channels_of_pattern
-from lesioncast.training.lesion_load_prior.calibration import calibrate_arms, shrunken_mean
 from lesioncast.training.lesion_load_prior.data import PriorTrainingData
 from lesioncast.training.lesion_load_prior.dropout import PriorDropout, drop_inputs, lost_types
 from lesioncast.training.lesion_load_prior.fit import fit_lesion_load_prior
@@ -146,35 +145,6 @@ def means_by_arm(prior: LesionLoadPrior, data: PriorTrainingData) -> np.ndarray:
     expected = prior.expectations(data.patient_features(prior), data.arm)
     outcomes = torch.stack([expected.p_active, expected.lesions])
     return np.array([outcomes[:, data.arm == arm].mean(1).numpy() for arm in (0, 1)]).T
-
-
-def test_mean_count_of_each_arm_is_its_observed_mean_for_each_pattern_of_images() -> None:
-    data = counted_patients(2000, seed=1)
-    prior = fitted(data, DropoutRates(session=0.25), classes=3)
-    observed = [data.lesions[data.arm == arm].mean().item() for arm in (0, 1)]
-    for shown in (data, at_baseline(data), replace(data, burden=torch.zeros_like(data.burden))):
-        # What the shrunken mean of 1000 cases leaves is less than their standard error of 4 %.
-        assert means_by_arm(prior, shown)[1] == pytest.approx(observed, rel=0.03)
-
-
-def test_slope_of_an_arm_corrects_a_wrong_mean_count_and_no_probability() -> None:
-    data = counted_patients(2000, seed=1)
-    prior = fitted(data, classes=3)
-    other = replace(data, lesions=data.lesions * torch.tensor([1.0, 0.75])[data.arm])
-    p_active, count = means_by_arm(prior, data)
-    calibrate_arms(prior, other)
-    after = means_by_arm(prior, data)
-    assert after[0] == pytest.approx(p_active, abs=1e-4)
-    assert after[1] == pytest.approx(count * np.array([1.0, 0.75]), rel=0.04)
-
-
-def test_mean_count_of_few_cases_stays_near_that_of_the_prior() -> None:
-    random = torch.Generator().manual_seed(0)
-    observed = 4 * torch.rand(4000, generator=random, dtype=torch.float64)  # mean 2
-    expected = torch.full_like(observed, 1.5)
-    few, many = (shrunken_mean(observed[:n], expected[:n]) for n in (3, 4000))
-    assert many == pytest.approx(observed.mean().item(), rel=0.01)
-    assert abs(few - 1.5) < 0.3 * abs(observed[:3].mean().item() - 1.5)
 
 
 def test_more_lesion_never_lowers_p_active_or_the_expected_count() -> None:

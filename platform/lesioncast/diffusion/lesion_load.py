@@ -140,9 +140,7 @@ class LesionLoadPrior(nn.Module):
 
     `arm_offset` [pattern, arm] is added to the log odds of a lesion. It makes mean P(active) of an
     arm's training cases their observed share (calibration in the large), which the shrunk weights
-    miss. `count_slope` [pattern, arm] times `log_lesions` is added to the log odds of the classes
-    with lesions among one another, so that the arm's mean count is right too; P(active) stays.
-    There is one of each for each pattern of images that a patient may have.
+    miss. There is one for each pattern of images that a patient may have.
 
     `lowest` and `highest` [feature] are the ranges in the training cases. A feature outside them is
     clipped, because nothing shows that the prior holds beyond.
@@ -151,7 +149,6 @@ class LesionLoadPrior(nn.Module):
     lesions: Tensor
     log_lesions: Tensor
     arm_offset: Tensor
-    count_slope: Tensor
     lowest: Tensor
     highest: Tensor
 
@@ -174,7 +171,6 @@ class LesionLoadPrior(nn.Module):
         self.register_buffer("lesions", torch.zeros(classes))
         self.register_buffer("log_lesions", torch.zeros(classes))
         self.register_buffer("arm_offset", torch.zeros(PATTERNS, arms))
-        self.register_buffer("count_slope", torch.zeros(PATTERNS, arms))
         largest = torch.finfo(torch.float32).max
         self.register_buffer("lowest", torch.full((patient,), -largest))
         self.register_buffer("highest", torch.full((patient,), largest))
@@ -249,10 +245,8 @@ class LesionLoadPrior(nn.Module):
         one_hot_arm = functional.one_hot(arm, self.arms).to(patient)
         rising = torch.tanh(self.hidden(torch.cat([self.clip(patient), one_hot_arm], dim=1)))
         active = self.steps(rising).cumsum(1)
-        pattern = self.pattern(patient)
-        offset, slope = self.arm_offset[pattern, arm], self.count_slope[pattern, arm]
-        tilted = tilt(active, slope[:, None], self.log_lesions[1:]) + offset[:, None]
-        return functional.pad(tilted, (1, 0))
+        offset = self.arm_offset[self.pattern(patient), arm]
+        return functional.pad(active + offset[:, None], (1, 0))
 
     def clip(self, patient: Tensor) -> Tensor:
         """Return features [b, feature] within the training range; a missing one stays 0."""
@@ -302,16 +296,6 @@ class LesionLoadPrior(nn.Module):
             log_sd=(probability * deviation**2).sum(1).sqrt(),
             edges=probability.cumsum(1)[:, :-1],
         )
-
-
-def tilt(logits: Tensor, slope: Tensor, scale: Tensor) -> Tensor:
-    """Return logits [b, class] plus `slope` [b, 1] times `scale` [class], with the sum unchanged.
-
-    The sum is that of the exponentials, so that only shares among the classes change.
-    """
-    tilted = logits + slope * scale
-    change = logits.logsumexp(1) - tilted.logsumexp(1)
-    return tilted + change[:, None]
 
 
 def _amount_name(channel: str) -> str:

@@ -146,14 +146,13 @@ def compare_arms(
     train: StudyCases, evaluated: Sequence[StudyCases], config: Config, *, seeds: int
 ) -> None:
     """Print by how much P(active) and the expected count from w000 miss the truth."""
-    names = ("no offset, no slope", "offsets", "offsets and slopes")
+    names = ("no offset", "offsets")
     errors: dict[str, list[Floats]] = {name: [] for name in names}
     for seed in range(seeds):
         prior = fit_prior(train, config, seed, rows=ROWS)
-        offset, slope = prior.arm_offset.clone(), prior.count_slope.clone()
-        for name, shift, tilt in zip(names, (0, 1, 1), (0, 0, 1), strict=True):
+        offset = prior.arm_offset.clone()
+        for shift, name in enumerate(names):
             prior.arm_offset.copy_(shift * offset)
-            prior.count_slope.copy_(tilt * slope)
             means = [arm_means(prior, of) for of in evaluated]
             errors[name].append(
                 np.array([mean_errors(*each) for each in zip(means, evaluated, strict=True)])
