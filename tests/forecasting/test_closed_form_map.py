@@ -31,6 +31,7 @@ from lesioncast.forecasting.view.encode import decode_view
 from lesioncast.forecasting.view.kept_samples import KeptSamples
 from lesioncast.forecasting.view.numbers import finished_numbers
 from lesioncast.imaging.regions import lesions_in_regions
+from lesioncast.jobs.forecast import draw_in_process
 from storage import Store
 from tests.forecasting.test_output import ramp_view
 from tests.support.bids import ARMS
@@ -122,6 +123,16 @@ def test_no_regional_risk_exceeds_p_active_or_the_expected_voxels_of_the_map(
     for risk, region in zip(risks, (2, 3), strict=True):
         assert 0 < risk <= active
         assert risk <= drawn.probability[labels == region].sum() + 3 * np.sqrt(0.25 / SAMPLES)
+
+
+def test_a_local_job_has_the_same_map(model: ForecastModel, store: Store) -> None:
+    settings = ForecastSettings(samples=2, reference_arm=ARMS[0])
+    drawn = draw_in_process([store.cases[1]], store, model.bundle.path, settings=settings, seed=0)
+    maps = {request: found for batch in drawn for request, found in batch.maps.items()}
+    expected = maps_of_requests(model.bundle, store, list(maps))
+    assert len(maps) == len(ARMS)
+    for request, found in maps.items():
+        assert np.array_equal(found, expected[request])
 
 
 def test_the_map_has_no_monte_carlo_error_and_is_the_same_for_job_api_and_service(

@@ -19,7 +19,7 @@ from lesioncast.forecasting.pipeline import (
     subjects_to_forecast,
     write_forecasts,
 )
-from lesioncast.forecasting.runtime import build_sampler, check_compatible, device_of
+from lesioncast.forecasting.runtime import build_forecast_sampler, check_compatible, device_of
 from lesioncast.forecasting.sampling import SampleBatch
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.jobs.arguments import FORECAST
@@ -73,7 +73,8 @@ def draw_in_process(
     """Draw the batches of `plan_forecast` in order, in this process and without Ray."""
     batches = plan_forecast(store, cases, settings=settings, seed=seed).batches(settings.batch_size)
     device = device_of(settings.gpus_per_worker)
-    return map(build_sampler(bundle, store.path, device=device, inputs=store.table.inputs), batches)
+    draw = build_forecast_sampler(bundle, store.path, device=device, inputs=store.table.inputs)
+    return map(draw, batches)
 
 
 def log_figures(written: Iterable[ForecastSummary], out: Path) -> None:
