@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesioncast.bundle.bundle import METRICS_FILE, load_bundle
-from lesioncast.bundle.io import read_json
+from lesioncast.bundle.json_files import read_json
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.guidance import (
     GuidanceTrial,

@@ -17,6 +17,7 @@ from lesioncast.bundle.evaluation_card import (
 from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.jobs.calibrate import main
 from lesioncast.training.data.typicality import fit_typicality
+from lesioncast.warning_list import warn
 from storage import Store
 from tests.support.forecast import SETTINGS, write_bundle, write_store
 
@@ -61,7 +62,9 @@ def test_the_same_cases_give_the_same_bundle(tmp_path: Path, store: Store) -> No
 def test_the_evaluation_of_the_weights_stays_with_them(tmp_path: Path, store: Store) -> None:
     write_bundle(tmp_path / "bundle", lesion_loads=(1, 4))
     digest = bundle_digest(tmp_path / "bundle")
-    card = EvaluationCard(digest, 7, None, None, None, {}, ("Arms and trials agree.",), {})
+    card = EvaluationCard(
+        digest, 7, None, None, None, {}, (warn("leakage_not_found", "Arms and trials agree."),), {}
+    )
     write_evaluation_card(tmp_path / "bundle", card)
     (tmp_path / "bundle" / CARD).write_text("# Evaluation\n")
     assert run(tmp_path) == 0

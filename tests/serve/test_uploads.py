@@ -463,7 +463,7 @@ def test_covariates_of_an_upload_count_as_those_of_the_store(
     assert older["covariates"] == {"used": ["age"], "missing": ["sex"]}
     assert unknown["covariates"] == {"used": [], "missing": ["age", "sex"]}
     assert same["arms"] != another["arms"]
-    assert " is 90 days after " in another["notes"][-1]
+    assert any(" is 90 days after " in warning["text"] for warning in another["warnings"])
     model = httpx2.get(f"{covariate_service.url}/v2/models/lesioncast").json()
     assert {"name": "age", "datatype": "FP32", "shape": [1]} in model["inputs"]
 

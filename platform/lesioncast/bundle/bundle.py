@@ -28,11 +28,10 @@ from lesioncast.bundle.io import (
     digests_of,
     first_corrupt_file,
     first_non_finite,
-    read_json,
     read_tensors,
-    write_json,
     write_tensors,
 )
+from lesioncast.bundle.json_files import read_json, write_json
 from lesioncast.bundle.model_card import model_card
 from lesioncast.bundle.spatial_base import SpatialBase, read_spatial_base
 from lesioncast.bundle.typicality import read_typicality, write_typicality

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lesioncast.bundle.io import read_json, write_json
+from lesioncast.bundle.json_files import read_json, write_json
 from lesioncast.calibration.fit import Calibration
 from lesioncast.errors import BundleError, ConfigError
 from lesioncast.parsing import parse_dataclass

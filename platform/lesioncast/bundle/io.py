@@ -1,9 +1,7 @@
 """Read and write folders of safetensors and JSON files, with the SHA-256 of each file."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -59,13 +57,3 @@ def read_tensors(path: Path, prefix: str = "") -> Weights:
             for name in file.keys()  # noqa: SIM118, the file is no mapping
             if name.startswith(prefix)
         }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text())

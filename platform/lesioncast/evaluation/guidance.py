@@ -14,7 +14,7 @@ import numpy as np
 
 from lesioncast.arrays import Floats
 from lesioncast.bundle.bundle import METRICS_FILE, Bundle, save_same_weights
-from lesioncast.bundle.io import read_json
+from lesioncast.bundle.json_files import read_json
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.errors import ForecastError

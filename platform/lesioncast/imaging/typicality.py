@@ -104,7 +104,12 @@ def fit_gaussian(features: Floats, arm: Ints, *, arms: int) -> FeatureGaussian:
     centred = np.where(known, features - mean, 0)
     scale = np.maximum(np.sqrt((centred**2).sum(axis=0) / number), MIN_SD)
     standardised = centred / scale
-    covariance, _ = ledoit_wolf(standardised, assume_centered=True)
+    # One patient has no covariance.
+    covariance = (
+        ledoit_wolf(standardised, assume_centered=True)[0]
+        if len(standardised) > 1
+        else np.eye(standardised.shape[1])
+    )
     arm_means = np.stack(
         [
             standardised[arm == index].mean(axis=0)

@@ -17,7 +17,7 @@ from lesioncast.bundle.evaluation_card import (
     read_evaluation_card,
     write_evaluation_card,
 )
-from lesioncast.bundle.io import read_json
+from lesioncast.bundle.json_files import read_json
 from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.errors import BundleError, ConfigError, ForecastError
 from lesioncast.forecasting.runtime import check_compatible, one_thread

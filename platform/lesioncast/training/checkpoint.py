@@ -24,11 +24,10 @@ from lesioncast.bundle.io import (
     digests_of,
     first_corrupt_file,
     first_non_finite,
-    read_json,
     read_tensors,
-    write_json,
     write_tensors,
 )
+from lesioncast.bundle.json_files import read_json, write_json
 from lesioncast.errors import ChangedSettingsError, NonFiniteStateError, TrainingError
 from lesioncast.training.state import TrainState
 from storage.atomic import atomic_directory

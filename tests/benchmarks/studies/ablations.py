@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
-from lesioncast.bundle.io import read_json
+from lesioncast.bundle.json_files import read_json
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import load_config
 from lesioncast.evaluation.features.outcomes import cases_with_outcome, evenly_spaced

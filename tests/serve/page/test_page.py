@@ -124,6 +124,7 @@ def test_a_patient_is_picked_and_compared_in_three_clicks(opened: OpenPage) -> N
     for sentence in ("Predicted, not observed.", "Research use only", "counterfactual"):
         assert sentence in warnings
     # The bundle of these tests has no reference, and its patients are no real ones.
+    page.wait_for_selector("#typicality:not(:empty)")  # empty while the forecast runs
     assert page.inner_text("#typicality") == "Typicality: not known."
     assert page.locator("#severe").is_hidden()
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lesioncast.arrays import Floats
-from lesioncast.bundle.calibration import BundleCalibration
 from lesioncast.calibration.conformal import LogCountForecast
 from lesioncast.calibration.fit import Calibration, calibrate
 from lesioncast.evaluation.analysis.spatial import f1_of_samples
@@ -32,6 +32,9 @@ from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.imaging.regions import REGIONS
 from lesioncast.simulation.outcome_law.posterior import CounterfactualMoments
 from storage import VisitSchedule
+
+if TYPE_CHECKING:  # which needs pydantic: GPU benchmarks evaluate without it
+    from lesioncast.bundle.calibration import BundleCalibration
 
 CounterfactualCounts = Mapping[tuple[int, int], int]
 """(case, arm) -> the lesions that a simulated patient would have had under the arm."""
@@ -84,7 +87,7 @@ class EvaluationContext:
     provenance: Provenance | None = None
     visits: VisitSchedule = VisitSchedule()
     opening: bool = False
-    calibration: BundleCalibration | None = None
+    calibration: "BundleCalibration | None" = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,11 @@ from lesioncast.forecasting.output.bids import ProbabilityMap
 from storage.export.dicom_seg import Segment, Segmentation, binarise
 
 
+def _described(sidecar: Mapping[str, Any]) -> str:
+    """Return what a map is and how typical the patient is; older sidecars say the first alone."""
+    return " ".join(sidecar[key] for key in ("Description", "Typicality") if key in sidecar)
+
+
 def _segment_label(sidecar: Mapping[str, Any]) -> str:
     """Return a label of at most 64 characters, which DICOM allows."""
     return f"NET2 {sidecar['ForecastSession']} forecast, {sidecar['Arm']}"[:64]
@@ -23,7 +28,7 @@ def forecast_segmentation(
         Segment(
             probability_map.image,
             _segment_label(probability_map.sidecar),
-            f"{probability_map.sidecar['Description']} {probability_map.sidecar['Typicality']}",
+            _described(probability_map.sidecar),
         )
         for probability_map in maps
     )

@@ -1,6 +1,6 @@
 """Score the map of a forecast by the share that it keeps of the networks.
 
-    PYTHONPATH=.:platform python tests/benchmarks/studies/map_weight.py \
+    PYTHONPATH=.:platform python tests/benchmarks/sampling/map_weight.py \
         --bundle out/demo/bundle --store STORE
 
 For active validation cases, print the gain in nats of the networks' map over the base map alone, at
