@@ -6,10 +6,10 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
-
 from lesioncast.errors import ConfigError
+
+if typing.TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Parsed = typing.TypeVar("Parsed")
 
@@ -20,6 +20,9 @@ def parse_dataclass(kind: type[Parsed], raw: Mapping[str, Any], *, source: str) 
     Raises ConfigError for an unknown key or an invalid value. The message names `source` (a file,
     for example) and the key.
     """
+    # GPU benchmarks import modules that parse files, and do without pydantic.
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+
     _reject_unknown_keys(kind, raw, source=source, prefix="")
     try:
         return TypeAdapter(kind).validate_python(raw)
@@ -62,7 +65,7 @@ def _dotted(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _format_error(problem: ErrorDetails) -> str:
+def _format_error(problem: "ErrorDetails") -> str:
     """Return the key of an invalid value, the reason and the value as one sentence.
 
     A ValueError of a dataclass's own checks says already which value it got.

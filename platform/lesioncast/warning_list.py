@@ -4,11 +4,9 @@ The codes are for programs, the sentences for people. platform/EVALUATION.md doc
 warning never refuses a forecast.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
-
-from pydantic import ConfigDict
 
 Severity = Literal["severe", "caution", "information"]
 """severe: do not rely on the numbers; caution: something may not hold; information: what is not
@@ -41,7 +39,8 @@ SEVERITIES: dict[str, Severity] = {
 class CodedWarning:
     """A warning: `code` is a key of `SEVERITIES`, `text` one or more sentences."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    # ConfigDict of pydantic, which GPU benchmarks do without.
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
     code: str
     severity: Severity
