@@ -122,7 +122,7 @@ def maps_figure(view: View, index: int, *, title: str) -> Figure:
         else:
             draw_density(axes, view.probability[key][index][window], view, scale)
         draw_outline(axes, view, index, window)
-    _scale_bar(figure, scale)
+    draw_scale_bar(figure, scale, left=0.3, bottom=0.36, width=0.4)
     return figure
 
 
@@ -145,9 +145,15 @@ def draw_ruler(axes: Axes, pixels_per_mm: float) -> None:
     )
 
 
-def _scale_bar(figure: Figure, scale: LogNorm) -> None:
+def draw_scale_bar(
+    figure: Figure, scale: LogNorm, *, left: float, bottom: float, width: float
+) -> None:
+    """Draw the colour bar of maps that are relative to an average voxel of the brain.
+
+    `left` and `width` are shares of the figure's width, `bottom` is in inches.
+    """
     tall = figure.get_figheight()
-    axes = figure.add_axes((0.3, 0.36 / tall, 0.4, 0.1 / tall))
+    axes = figure.add_axes((left, bottom / tall, width, 0.1 / tall))
     bar = figure.colorbar(ScalarMappable(scale, HEAT), cax=axes, orientation="horizontal")
     ticks = [1, 2, 4, 8, 16, 32, 64]
     bar.set_ticks(ticks, labels=[f"{tick}x" for tick in ticks])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
@@ -22,6 +21,7 @@ from lesioncast.evaluation.reporting.where_figure import (
     MOST,
     draw_density,
     draw_ruler,
+    draw_scale_bar,
     map_view,
 )
 from lesioncast.evaluation.where.case_scores import masks_of
@@ -37,8 +37,6 @@ from lesioncast.evaluation.where.run import FEW, MANY, case_at
 from lesioncast.forecasting.output.display import View, crop, intensity_window, to_display
 from lesioncast.forecasting.output.figure import (
     BACKGROUND,
-    DIM,
-    HEAT,
     OBSERVED,
     TEXT,
     draw_height,
@@ -225,16 +223,8 @@ def _outline(axes: Axes, plane: Mask, view: View, *, color: str, **style: object
 
 def _legend(figure: Figure, scale: LogNorm, outcome: str) -> None:
     """Draw the colour bar, and say what lines and fillings are."""
+    draw_scale_bar(figure, scale, left=0.03, bottom=0.4, width=0.3)
     tall = figure.get_figheight()
-    axes = figure.add_axes((0.03, 0.4 / tall, 0.3, 0.1 / tall))
-    bar = figure.colorbar(ScalarMappable(scale, HEAT), cax=axes, orientation="horizontal")
-    ticks = [1, 2, 4, 8, 16, 32, 64]
-    bar.set_ticks(ticks, labels=[f"{tick}x" for tick in ticks])
-    bar.minorticks_off()
-    axes.tick_params(colors=DIM, labelsize=8, length=0)
-    axes.set_title(
-        "new lesion, relative to an average voxel of the brain", color=DIM, fontsize=8, pad=4
-    )
     figure.legend(
         handles=[
             Line2D([], [], color=BRAIN, label="brain"),
