@@ -11,15 +11,15 @@ from lesioncast.calibration.conformal import LogCountForecast
 from lesioncast.calibration.fit import calibrate
 from lesioncast.config import load_config
 from lesioncast.evaluation.features.outcomes import EvaluationCases
+from tests.benchmarks.prognostic_prior.closed_form_scores import calibration_lines, score_tables
 from tests.benchmarks.studies.bayes_optimal import Forecast
-from tests.benchmarks.studies.closed_form_scores import calibration_lines, score_tables
 from tests.benchmarks.studies.covariates import parse_study
 from tests.benchmarks.studies.trials import CONFIG, FINAL_TEST, ROLES, VALIDATION, study_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = [
     path
-    for name in ("studies", "sampling", "calibration")
+    for name in ("studies", "prognostic_prior", "sampling", "calibration")
     for path in (Path(__file__).parent / name).glob("*.py")
 ]
 

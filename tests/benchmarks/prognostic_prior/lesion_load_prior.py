@@ -1,6 +1,6 @@
 """Compare lesion-load priors fitted to different features and batch sizes with regressions.
 
-    PYTHONPATH=.:platform python tests/benchmarks/studies/lesion_load_prior.py \
+    PYTHONPATH=.:platform python tests/benchmarks/prognostic_prior/lesion_load_prior.py \
         out/demo/store.zarr out/validation/store.zarr
 
 Fit the prior to the first store's training cases in several ways with every seed. Score P(active)

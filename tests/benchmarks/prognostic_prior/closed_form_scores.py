@@ -1,6 +1,6 @@
 """Score a bundle's closed-form forecasts on every test case of a trial, without sampling.
 
-    PYTHONPATH=.:platform python tests/benchmarks/studies/closed_form_scores.py \
+    PYTHONPATH=.:platform python tests/benchmarks/prognostic_prior/closed_form_scores.py \
         --bundle out/demo/bundle --store out/final-test/store.zarr
 
 The forecast is that of the lesion load prior, from all images, under the arm received: P(active)

@@ -1,6 +1,6 @@
 """Score P(active) from every pattern of missing input, with and without the reader of FLAIR.
 
-    PYTHONPATH=.:platform python tests/benchmarks/studies/missing_inputs.py \
+    PYTHONPATH=.:platform python tests/benchmarks/prognostic_prior/missing_inputs.py \
         out/demo/store.zarr out/validation/store.zarr
 
 Fit the prior to the first store's training cases: to masks with single channels lost at random, to
@@ -130,11 +130,19 @@ def p_active(fitted: FittedPrior, shows: Shows, *, donors: torch.Tensor | None =
 
     `donors` [n] are the rows of the patients whose images and masks are taken.
     """
-    prior, arm = fitted.prior, fitted.scored.data.arm
+    features = features_of_pattern(fitted, shows, donors=donors)
+    return fitted.prior.expectations(features, fitted.scored.data.arm).p_active.numpy()
+
+
+def features_of_pattern(
+    fitted: FittedPrior, shows: Shows, *, donors: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the features of the scored cases, or of their donors, that a pattern shows, [n, k]."""
+    prior = fitted.prior
     data = fitted.scored.data if donors is None else fitted.scored.data.rows(donors)
     shown = torch.tensor([shows(*name.split("/")) for name in prior.channels])
     data = replace(data, burden=data.burden.masked_fill(~shown[:, None], 0))
-    return prior.expectations(data.patient_features(prior), arm).p_active.numpy()
+    return data.patient_features(prior)
 
 
 def score_cells(fitted: FittedPrior, shows: Shows, active: Bools) -> str:
