@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from lesioncast.bundle.pretrained import PRETRAINED, pretrained_bundle
+from lesioncast.errors import BundleError
 from lesioncast.parsing import RemovedKeys, refuse_removed
 from storage import Location, parse_location
 from storage.backends.backend import is_url
@@ -38,6 +40,14 @@ def _absolute_location(value: Any) -> Any:
     return parse_location(value) if isinstance(value, str) else value
 
 
+def _bundle_folder(value: Any) -> Any:
+    """Return the folder of a bundle; pydantic reports a ValueError beside the setting's name."""
+    try:
+        return pretrained_bundle() if value == PRETRAINED else _refuse_url(value)
+    except BundleError as error:
+        raise ValueError(str(error)) from error
+
+
 LocalPath = Annotated[Path, BeforeValidator(_refuse_url)]
 
 
@@ -51,7 +61,10 @@ class ServiceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundle: LocalPath = Field(description="Folder of the bundle with the networks.")
+    bundle: Annotated[Path, BeforeValidator(_bundle_folder)] = Field(
+        description="Folder of the bundle with the networks, or `pretrained` for the bundle that "
+        "comes with lesioncast."
+    )
     store: Annotated[Location, BeforeValidator(_absolute_location)] = Field(
         description="Store of the subjects that can be forecast by name, a folder or a URL. "
         "Uploaded images are prepared with the settings that it records."

@@ -2,7 +2,7 @@
 
     import lesioncast
 
-    model = lesioncast.load_bundle("out/demo/bundle")
+    model = lesioncast.load_bundle("pretrained")    # or the folder of a bundle
     images = {"w000/flair": "week0.nii.gz", "w048/flair": nibabel.load("week48.nii.gz")}
     forecast = model.forecast(images, samples=16, seed=0)
     forecast.arms["placebo"].p_active
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from lesioncast.bundle import bundle as bundles
 from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.pretrained import PRETRAINED, pretrained_bundle
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.output.calibrated import CalibratedArm
 from lesioncast.forecasting.output.summary import ForecastSummary
@@ -219,12 +220,14 @@ class ForecastModel:
                 raise ForecastError(f"covariates.{name}: expected {kind}, got {value}")
 
 
-def load_bundle(path: str | Path, *, device: str = "cpu") -> ForecastModel:
+def load_bundle(bundle: str | Path, *, device: str = "cpu") -> ForecastModel:
     """Load a bundle's networks onto a device, such as cuda.
 
+    `bundle` is a folder, or the string `pretrained` for the bundle that comes with lesioncast.
     Raise BundleError, naming the file, if one is missing, altered or not of a bundle.
     """
-    return ForecastModel(bundles.load_bundle(Path(path), device=device), device=device)
+    path = pretrained_bundle() if bundle == PRETRAINED else Path(bundle)
+    return ForecastModel(bundles.load_bundle(path, device=device), device=device)
 
 
 def _write_image(name: str, source: PatientImage, target: Path) -> None:

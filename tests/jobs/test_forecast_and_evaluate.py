@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from lesioncast.bundle import pretrained
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.config import load_config
 from lesioncast.errors import ForecastError
@@ -83,6 +84,15 @@ def evaluated(ray_cluster: None, root: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def shipped(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a bundle in the place of the one that comes with lesioncast."""
+    folder = tmp_path / "shipped"
+    shutil.copytree(root / "bundle", folder)
+    monkeypatch.setattr(pretrained, "FOLDER", folder)
+    return folder
+
+
 def write_truth(bids: Path, subject: str) -> None:
     """Write ground truth with two lesions, of which the arms let two, one and none appear."""
     ranks = np.zeros(GEOMETRY.shape, np.uint8)
@@ -139,6 +149,25 @@ def test_a_local_forecast_has_the_bytes_of_the_job_on_ray(ray_cluster: None, roo
     on_ray, in_process = tree(root / "on_ray"), tree(root / "in_process")
     assert sum(name.endswith("_probseg.nii.gz") for name in on_ray) == 6
     assert on_ray == in_process
+
+
+@pytest.mark.ray
+def test_an_evaluation_of_the_shipped_bundle_leaves_its_folder_as_it_is(
+    ray_cluster: None, root: Path, tmp_path: Path, shipped: Path
+) -> None:
+    before, out = tree(shipped), tmp_path / "evaluation"
+    assert evaluate.main(given(root, "--bundle", "pretrained", "--out", str(out))) == 0
+    assert read_report(out / "metrics.json").bundle == load_bundle(shipped).digest
+    assert tree(shipped) == before
+
+
+def test_the_guidance_of_the_shipped_bundle_is_not_chosen_anew(
+    root: Path, shipped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(shipped)
+    assert evaluate.main(given(root, "--bundle", "pretrained", "--choose-guidance")) == 2
+    assert f"got pretrained; copy {shipped} and name the copy" in capsys.readouterr().err
+    assert tree(shipped) == before
 
 
 @pytest.mark.ray

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lesioncast.bundle.pretrained import PRETRAINED, pretrained_bundle
+from lesioncast.errors import BundleError
+
 if TYPE_CHECKING:
     from storage import Location
 
@@ -66,6 +69,24 @@ def local_path(value: str) -> Path:
             f"expected a local path, got the URL {value}; mount it, or copy it from or to there"
         )
     return Path(value)
+
+
+def bundle_path(value: str) -> Path:
+    """Return the folder of a bundle to read: a path, or the name of the one that is shipped."""
+    try:
+        return pretrained_bundle() if value == PRETRAINED else local_path(value)
+    except BundleError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def new_bundle_path(value: str) -> Path:
+    """Return the folder of a bundle to write, which cannot be the one that is shipped."""
+    if value == PRETRAINED:
+        raise argparse.ArgumentTypeError(
+            f"expected a folder to write to, got {PRETRAINED}, which names the bundle that comes "
+            f"with lesioncast; write ./{PRETRAINED} for a folder of that name"
+        )
+    return local_path(value)
 
 
 def job_parser(description: str) -> argparse.ArgumentParser:
@@ -133,7 +154,9 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
     _pretrain_arguments(parser)
-    _bundle_argument(parser)
+    parser.add_argument(
+        "--bundle", type=new_bundle_path, help="where the bundle goes (default: <root>/bundle)"
+    )
 
 
 def _forecast_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,10 +187,12 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=local_path, help="the bundle, which stays as it is")
+    parser.add_argument(
+        "bundle", type=bundle_path, help="the bundle, which stays as it is, or pretrained"
+    )
     parser.add_argument("store", type=store_location, help="the store of the labelled cases")
     parser.add_argument(
-        "--output", type=local_path, required=True, help="where the new bundle goes"
+        "--output", type=new_bundle_path, required=True, help="where the new bundle goes"
     )
     parser.add_argument(
         "--split",
@@ -203,7 +228,12 @@ def _moved_trial_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _bundle_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=local_path, help="the bundle (default: <root>/bundle)")
+    parser.add_argument(
+        "--bundle",
+        type=bundle_path,
+        help="the bundle, or pretrained for the one that comes with lesioncast "
+        "(default: <root>/bundle)",
+    )
 
 
 SIMULATE = JobCommand(
@@ -288,7 +318,8 @@ EVALUATE = JobCommand(
     lesioncast evaluate --config demo
 
 Writes report.html to read, tables.md, metrics.json, estimates.csv, cases.csv and evaluation.png,
-and beside the bundle EVALUATION.md and evaluation.json, whose warnings later forecasts carry.
+and beside the bundle EVALUATION.md and evaluation.json, whose warnings later forecasts carry. The
+bundle that comes with lesioncast (--bundle pretrained) keeps its own.
 With --choose-guidance the validation cases are first sampled with the guidance 1, 1.5, 2, 3 and
 4.5. The one with the least CRPS of the count, and the table, are recorded in the bundle.""",
     _evaluate_arguments,

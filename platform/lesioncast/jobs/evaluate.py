@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
+from lesioncast.bundle.pretrained import PRETRAINED, is_pretrained
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import Config
+from lesioncast.errors import ConfigError
 from lesioncast.evaluation.analysis.scoring import EvaluationContext, EvaluationInputs
 from lesioncast.evaluation.causal.identifiability import identifiability_warnings
 from lesioncast.evaluation.evaluate import evaluate
@@ -78,6 +80,11 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     store = open_store(args.store or config.paths.store)
     path = (args.bundle or config.paths.bundle).absolute()
     out = (args.out or config.paths.evaluation).absolute()
+    if args.choose_guidance and is_pretrained(path):
+        raise ConfigError(
+            f"--choose-guidance: expected a bundle that may be written to, got {PRETRAINED}; copy "
+            f"{path} and name the copy"
+        )
     bundle = load_bundle(path)
     check_compatible(bundle, store)
     settings = config.evaluation
@@ -142,7 +149,10 @@ def run_evaluation(config: Config, args: argparse.Namespace) -> None:
     shown = {name: picture for name, picture in pictures.items() if picture is not None}
     write_evaluation(result, out, examples, shown)
     logger.info("%s", out / REPORT)
-    write_card(path, result.report)
+    if is_pretrained(path):
+        logger.info("%s keeps the evaluation that it came with", path)
+    else:
+        write_card(path, result.report)
 
 
 def with_chosen_guidance(
