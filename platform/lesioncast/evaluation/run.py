@@ -6,6 +6,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from lesioncast.arrays import evenly_spaced
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
@@ -18,7 +19,6 @@ from lesioncast.evaluation.features.outcomes import (
     build_measurer,
     cases_with_outcome,
     chunk_cases,
-    evenly_spaced,
     outcome_table,
 )
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from lesioncast.arrays import evenly_spaced
 from lesioncast.bundle.bundle import Bundle, load_bundle
-from lesioncast.evaluation.features.outcomes import cases_with_outcome, evenly_spaced
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from storage import Case, Store, open_store, parse_location
 
 

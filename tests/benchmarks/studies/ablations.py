@@ -19,11 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lesioncast.arrays import evenly_spaced
 from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
 from lesioncast.bundle.json_files import read_json
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import load_config
-from lesioncast.evaluation.features.outcomes import cases_with_outcome, evenly_spaced
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
 from lesioncast.jobs.runner import configure_logging
 from storage import open_store

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lesioncast.arrays import Bools, Floats
+from lesioncast.arrays import Bools, Floats, evenly_spaced
 from lesioncast.bundle.bundle import Bundle, load_bundle
 from lesioncast.evaluation.features.image_features import observed_outcome
-from lesioncast.evaluation.features.outcomes import cases_with_outcome, evenly_spaced
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_mean
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.regional_risk import region_shares, risk_of_region

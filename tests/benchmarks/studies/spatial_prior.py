@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.arrays import Mask
+from lesioncast.arrays import Mask, evenly_spaced
 from lesioncast.config import load_config
 from lesioncast.evaluation.features.image_features import lesion_voxels
-from lesioncast.evaluation.features.outcomes import cases_with_outcome, evenly_spaced
+from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_mean, estimate_ratio
 from lesioncast.evaluation.metrics.estimate import Estimate
 from lesioncast.evaluation.where.atlas import atlas_of, sum_of_masks

@@ -5,7 +5,6 @@ Each case is measured once. Its lesions can then be counted with or without the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,6 @@ from lesioncast.imaging.regions import REGIONS
 from storage import Case, Location, open_store
 from storage.layout import OUTCOME
 
-Item = TypeVar("Item")
 Chunk = tuple[int, ...]
 """Indices of the cases that one task measures."""
 CASES_PER_CHUNK = 64
@@ -116,12 +114,6 @@ def chunk_cases(cases: Sequence[Case]) -> list[Chunk]:
         tuple(case.index for case in cases[start : start + CASES_PER_CHUNK])
         for start in range(0, len(cases), CASES_PER_CHUNK)
     ]
-
-
-def evenly_spaced(items: Sequence[Item], number: int) -> list[Item]:
-    """Return `number` of the items, evenly over their order; all where there are fewer."""
-    number = min(number, len(items))
-    return [items[position * len(items) // number] for position in range(number)]
 
 
 def build_measurer(store: Location) -> Callable[[Chunk], list[CaseMeasurements]]:

@@ -5,10 +5,10 @@ from functools import partial
 
 import numpy as np
 
-from lesioncast.arrays import Bools, Floats, Ints
+from lesioncast.arrays import Bools, Floats, Ints, evenly_spaced
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
-from lesioncast.evaluation.features.outcomes import OutcomeTable, evenly_spaced
+from lesioncast.evaluation.features.outcomes import OutcomeTable
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries
 from lesioncast.evaluation.metrics.rng import RngStream
 from lesioncast.evaluation.settings import EvaluationSettings

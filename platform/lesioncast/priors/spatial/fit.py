@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lesioncast.arrays import Float32s, Floats
+from lesioncast.arrays import Float32s, Floats, evenly_spaced
 from lesioncast.priors.spatial.atlas import LesionAtlas
 from lesioncast.priors.spatial.conditional_logit import (
     Controls,
@@ -16,7 +16,7 @@ from lesioncast.priors.spatial.conditional_logit import (
 from lesioncast.priors.spatial.features.history import history_of
 from lesioncast.priors.spatial.features.tissue_classifier import TissueClassifier
 from lesioncast.priors.spatial.features.voxels import VoxelFeatures
-from lesioncast.priors.spatial.fit_tissue import evenly, fit_tissue
+from lesioncast.priors.spatial.fit_tissue import fit_tissue
 from lesioncast.priors.spatial.inputs import SpatialCase
 from lesioncast.priors.spatial.patterns import PATTERNS, Pattern, reduced
 from lesioncast.priors.spatial.prior import SpatialPrior
@@ -69,7 +69,7 @@ def fit_spatial_prior(
         )
     total = np.asarray(np.sum([case.outcome for case in active], axis=0), np.float32)
     atlas = LesionAtlas(total, active[0].inputs.spacing)
-    chosen = evenly(active, settings.cases)
+    chosen = evenly_spaced(active, settings.cases)
     classifier = fit_tissue(
         active,
         cases_used=settings.classifier_cases,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lesioncast.arrays import evenly_spaced
 from lesioncast.priors.spatial.features.flair import tissue_intensity
 from lesioncast.priors.spatial.features.history import history_of
 from lesioncast.priors.spatial.features.tissue import classes_of, one_hot
@@ -24,12 +25,6 @@ LEAST_CASES = 20
 LESION_VOXELS = 60
 
 
-def evenly(cases: Sequence[SpatialCase], number: int) -> list[SpatialCase]:
-    """Return at most `number` of the cases, evenly over all."""
-    step = max(len(cases) / number, 1.0)
-    return [cases[int(row)] for row in np.arange(0, len(cases), step)]
-
-
 def fit_tissue(
     cases: Sequence[SpatialCase], *, cases_used: int, voxels: int, seed: int
 ) -> TissueClassifier | None:
@@ -40,7 +35,7 @@ def fit_tissue(
     with_flair = [case for case in cases if case.inputs.flairs()]
     labelled: list[tuple[SpatialInputs, Labels]] = [
         (case.inputs, classes_of(case.inputs.parcellation))
-        for case in evenly(with_flair, cases_used)
+        for case in evenly_spaced(with_flair, cases_used)
         if case.inputs.parcellation is not None
     ]
     if len(labelled) < LEAST_CASES:
