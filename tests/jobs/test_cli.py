@@ -29,6 +29,7 @@ NEEDED = {
     "forecast": {"torch"},
     "evaluate": SLOW,
     "calibrate": {"torch"},
+    "publish": SLOW,
     "demo": SLOW,
 }
 COMMAND_LINE = "from lesioncast.cli import main; main(sys.argv[1:])"
@@ -103,12 +104,13 @@ def test_a_script_passes_its_command_line_to_its_job(
 ) -> None:
     given: list[list[str]] = []
     monkeypatch.setattr(f"lesioncast.jobs.{name}.main", lambda argv: given.append(argv) or 3)
-    configured = {command.name: command.configured for command in COMMANDS}[name]
-    arguments = (
-        ["--config", "demo", "--set", "seed=1"]
-        if configured
-        else ["bundle", "store.zarr", "--output", "new"]
-    )
+    arguments = {
+        "calibrate": ["bundle", "store.zarr", "--output", "new"],
+        "publish": [
+            *("bundle", "--evaluation", "evaluation", "--log", "training.log"),
+            *("--release", "1.0.0", "--change", "First version.", "--output", "new"),
+        ],
+    }.get(name, ["--config", "demo", "--set", "seed=1"])
     monkeypatch.setattr("sys.argv", [f"jobs/{name}.py", *arguments])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
@@ -128,7 +130,7 @@ def test_help_lists_every_job_and_the_service() -> None:
 
 def test_every_job_module_has_a_command_and_a_script() -> None:
     modules = {path.stem for path in (ROOT / "platform/lesioncast/jobs").glob("*.py")}
-    assert modules - {"__init__", "arguments", "runner", "trial_folder"} == set(NAMES)
+    assert modules - {"__init__", "arguments", "runner"} == set(NAMES)
     assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(NAMES)
 
 

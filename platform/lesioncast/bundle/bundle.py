@@ -106,7 +106,7 @@ def save_bundle(
     BundleError if `path` exists and is not a
     bundle, or if a weight is not finite.
     """
-    _check_replaceable(path)
+    check_replaceable(path)
     for file, weights in ((UNET_FILE, unet), (CONTROL_FILE, control)):
         name = first_non_finite(weights)
         if name is not None:
@@ -136,7 +136,7 @@ def save_same_weights(
     `path` may be the parent's own. The new bundle judges typicality as `parent` does. Raise
     BundleError if `path` exists and is not a bundle.
     """
-    _check_replaceable(path)
+    check_replaceable(path)
     reference = read_typicality(parent.path, parent.digest)
     source = current_directory(parent.path)
     with atomic_directory(path) as folder:
@@ -149,7 +149,8 @@ def save_same_weights(
     return bundle_digest(path)
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
+    """Raise BundleError if `path` exists and is not a bundle."""
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(
             f"{path}: expected a bundle or nothing there, got something else; "

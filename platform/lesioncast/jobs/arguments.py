@@ -202,6 +202,24 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _publish_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=local_path, help="the bundle, which stays as it is")
+    parser.add_argument(
+        "--evaluation", type=local_path, required=True, help="its evaluation on another trial"
+    )
+    parser.add_argument(
+        "--log",
+        type=local_path,
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="output of the jobs that made it, in their order",
+    )
+    parser.add_argument("--release", required=True, help="version of the bundle, such as 1.0.0")
+    parser.add_argument("--change", required=True, help="what this version changes, in a sentence")
+    parser.add_argument("--output", type=new_bundle_path, required=True, help="where the copy goes")
+
+
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
     _moved_trial_argument(parser)
@@ -340,6 +358,23 @@ that the bundle was trained with. No GPU and no Ray are needed.""",
     _calibrate_arguments,
     configured=False,
 )
+PUBLISH = JobCommand(
+    "publish",
+    "write a bundle with its evaluation and model card, to be shipped",
+    """Write a copy of a bundle that can be shipped: checked, evaluated and described.
+
+    lesioncast publish BUNDLE --evaluation FOLDER --log FILE... --release 1.0.0 --change TEXT
+        --output FOLDER
+
+Beside the bundle's own files, which keep their digest, the copy holds its EVALUATION.md,
+metadata.json (the model card in the form of MONAI's bundles: data, use, figures, versions,
+commands) and training.log. The evaluation must be of this very bundle, on a trial that it was
+neither trained nor calibrated on. The logs must show the commands of both training stages. The
+copy may be 10 MB large. Publishing to platform/lesioncast/pretrained makes it the bundle that comes
+with lesioncast.""",
+    _publish_arguments,
+    configured=False,
+)
 EXPORT = JobCommand(
     "export",
     "export a store or forecasts as NIfTI and DICOM SEG",
@@ -376,6 +411,7 @@ COMMANDS = (
     FORECAST,
     EVALUATE,
     CALIBRATE,
+    PUBLISH,
     EXPORT,
     DEMO,
 )

@@ -56,11 +56,11 @@ from lesioncast.forecasting.training_data import (
 )
 from lesioncast.jobs.arguments import EVALUATE
 from lesioncast.jobs.runner import run_job
-from lesioncast.jobs.trial_folder import trial_folder
 from lesioncast.simulation.ground_truth import has_ground_truth
 from lesioncast.simulation.outcome_law.patients import simulation_settings
 from lesioncast.warning_list import texts
 from storage import Store, open_store
+from storage.store.trial_folder import trial_folder
 
 logger = logging.getLogger(__name__)
 

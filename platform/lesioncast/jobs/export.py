@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 from lesioncast.jobs.arguments import EXPORT
 from lesioncast.jobs.runner import run_job
-from lesioncast.jobs.trial_folder import trial_folder
+from storage.store.trial_folder import trial_folder
 
 logger = logging.getLogger(__name__)
 

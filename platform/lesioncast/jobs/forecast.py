@@ -24,9 +24,9 @@ from lesioncast.forecasting.sampling import SampleBatch
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.jobs.arguments import FORECAST
 from lesioncast.jobs.runner import run_job
-from lesioncast.jobs.trial_folder import trial_folder
 from lesioncast.warning_list import severe
 from storage import Case, Store, open_store
+from storage.store.trial_folder import trial_folder
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 import argparse
 import io
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 FAILED = 1
 USAGE_ERROR = 2
+COMMAND = "command: "  # begins the line of a log that says how its job was started
 
 
 def run_job(
@@ -49,6 +51,8 @@ def run_command(
     add_job_arguments(parser, command)
     args = parser.parse_args(argv)
     configure_logging()
+    given = sys.argv[1:] if argv is None else argv
+    logger.info("%s%s", COMMAND, shlex.join(["lesioncast", command.name, *given]))
     try:
         return job(args) or 0
     except ConfigError as error:

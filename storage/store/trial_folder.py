@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from storage import Store
+from storage.store.store import Store
 
 logger = logging.getLogger(__name__)
 
