@@ -4,7 +4,7 @@ Zhang et al. 2023, figure 3. It works in voxel space, so that the hint keeps the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class PatientEncoding:
     lesion_load: Tensor | None = None
     #: Log density of a new-lesion voxel, for a model with a base map, [b, s, h, w].
     log_density: Tensor | None = None
+    #: What the voxel MLP reads of `voxels`, in their place; see `ControlNet.read_voxels`.
+    voxel_reading: Tensor | None = None
 
     def index_select(self, index: Tensor) -> "PatientEncoding":
         """Return the encodings of the rows `index` [n], in that order."""
@@ -49,6 +51,7 @@ class PatientEncoding:
             self.covariates,
             self.lesion_load,
             self.log_density,
+            self.voxel_reading,
         )
 
     @staticmethod
@@ -199,6 +202,16 @@ class ControlNet(nn.Module):
             else None,
         )
 
+    def read_voxels(self, patient: PatientEncoding) -> PatientEncoding:
+        """Return an encoding for sampling, with what the voxel MLP reads of the condition.
+
+        Every step of every sample would read the same again.
+        """
+        if self.voxels is None or patient.voxels is None:
+            return patient
+        reading = self.voxels.read_features(patient.voxels)
+        return replace(patient, voxels=None, voxel_reading=reading)
+
     def encode_burden(self, condition: Tensor) -> Tensor:
         """Return the lesion burden [b, channels, 3] of c_f [b, channels, s, h, w]."""
         return lesion_burden(condition, self.masks)
@@ -229,5 +242,14 @@ class ControlNet(nn.Module):
         return ControlNetOutput(
             skips=[zero(skip) for zero, skip in zip(self.zero_skips, skips, strict=True)],
             middle=self.zero_middle(middle),
-            net2=self.voxels(patient.voxels, embedding).float() if self.voxels else None,
+            net2=self._voxel_log_odds(patient, embedding),
         )
+
+    def _voxel_log_odds(self, patient: PatientEncoding, embedding: Tensor) -> Tensor | None:
+        """Return the log odds of the voxel MLP [b, s, h, w], or None for a model without it."""
+        if self.voxels is None:
+            return None
+        if patient.voxel_reading is not None:
+            return self.voxels.from_reading(patient.voxel_reading, embedding).float()
+        log_odds: Tensor = self.voxels(patient.voxels, embedding)
+        return log_odds.float()

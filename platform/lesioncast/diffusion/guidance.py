@@ -1,7 +1,8 @@
 """Classifier-free guidance: combine the conditional and the unconditional prediction."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.lesion_load import constrain_to_load
 from lesioncast.diffusion.objective import NET2, undo_lesion_weight
-from lesioncast.diffusion.spatial.base_map import hold_voxels
+from lesioncast.diffusion.spatial.base_map import base_log_odds, hold_voxels
 
 
 class Predictor(Protocol):
@@ -31,6 +32,20 @@ class BatchCondition:
     lesion_load: Tensor | None = None
     #: Numbers of lesion voxels that the samples hold [b]; None for a model without a base map.
     voxels: Tensor | None = None
+
+    @cached_property
+    def base_log_odds(self) -> Tensor | None:
+        """Base log odds [b, s, h, w], the same at every step; None without voxels or density."""
+        if self.patient.log_density is None or self.voxels is None:
+            return None
+        return base_log_odds(self.patient.log_density, self.voxels)
+
+
+class ForwardPass(NamedTuple):
+    """Rows of z_t [rows] that share a forward pass, and their conditions."""
+
+    rows: Tensor
+    condition: BatchCondition
 
 
 @dataclass(frozen=True)
@@ -75,12 +90,12 @@ class GuidedDenoiser:
     def __call__(self, z_t: Tensor, logsnr_t: Tensor) -> Tensor:
         """Return x_hat in [-1, 1], [b, 2, s, h, w], for z_t of that shape and logsnr [b]."""
         samples = len(self.condition.arm)
-        rows = torch.arange(samples, device=self.condition.arm.device)
-        low, high = self.config.interval
-        inside = (low <= logsnr_t) & (logsnr_t <= high)
-        guided = rows[inside] if self.unconditional is not None else rows[:0]
-        x_hat = self._predict_both(z_t, logsnr_t, rows, guided)
-        x_hat, unconditional = x_hat[:samples], x_hat[samples:]
+        guided = self._guided(logsnr_t)
+        passes = self._passes(guided) if len(guided) else self._conditional_passes
+        x_hat = torch.cat(
+            [self.predict(z_t[rows], logsnr_t[rows], condition) for rows, condition in passes]
+        )
+        x_hat, unconditional = x_hat[:samples], x_hat[samples : samples + len(guided)]
         if len(guided):
             difference = x_hat[guided] - unconditional
             x_hat[guided] = unconditional + self.config.guidance * difference
@@ -94,14 +109,29 @@ class GuidedDenoiser:
             )
         return x_hat
 
-    def _predict_both(self, z_t: Tensor, logsnr_t: Tensor, rows: Tensor, guided: Tensor) -> Tensor:
-        """Return x_hat of all samples under their condition, then of `guided` without condition.
+    def _guided(self, logsnr_t: Tensor) -> Tensor:
+        """Return the rows that guidance applies to at logsnr [b]."""
+        if self.unconditional is None:
+            return self._rows[:0]
+        low, high = self.config.interval
+        return self._rows[(low <= logsnr_t) & (logsnr_t <= high)]
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return torch.arange(len(self.condition.arm), device=self.condition.arm.device)
+
+    @cached_property
+    def _conditional_passes(self) -> list[ForwardPass]:
+        # Kept, because every step would copy the patients' volumes again.
+        return self._passes(self._rows[:0])
+
+    def _passes(self, guided: Tensor) -> list[ForwardPass]:
+        """Return the passes of all samples under their condition, then of `guided` without.
 
         Both kinds share forward passes of `batch_size` rows.
         """
-        condition, unconditional = self.condition, self.unconditional
-        patients, arms = condition.patient, condition.arm
-        patient_rows = rows
+        condition, unconditional, rows = self.condition, self.unconditional, self._rows
+        patients, arms, patient_rows = condition.patient, condition.arm, rows
         if unconditional is not None:
             # The unconditional input is one more patient, after those of the samples.
             patients = PatientEncoding.cat([patients, unconditional.patient])
@@ -110,13 +140,12 @@ class GuidedDenoiser:
         sources = torch.cat([rows, guided])
         loads = None if condition.lesion_load is None else condition.lesion_load[sources]
         voxels = None if condition.voxels is None else condition.voxels[sources]
-        predictions = []
+        passes = []
         for batch in padded_batches(len(sources), self.batch_size):
-            index = torch.tensor(batch, device=z_t.device)
-            predictions.append(
-                self.predict(
-                    z_t[sources[index]],
-                    logsnr_t[sources[index]],
+            index = torch.tensor(batch, device=rows.device)
+            passes.append(
+                ForwardPass(
+                    sources[index],
                     BatchCondition(
                         patients.index_select(patient_rows[index]),
                         arms[index],
@@ -125,7 +154,7 @@ class GuidedDenoiser:
                     ),
                 )
             )
-        return torch.cat(predictions)[: len(sources)]
+        return passes
 
 
 def padded_batches(number: int, size: int) -> list[list[int]]:

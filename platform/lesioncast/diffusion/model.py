@@ -93,12 +93,12 @@ class LesionDiffusion:
         `autoguidance` is that of the sampler. Without a number of lesion voxels in the condition, a
         base map is scaled to the mean of the lesion load class.
         """
-        arm, patient, lesion_load = condition.arm, condition.patient, condition.lesion_load
-        residuals = self.control(z, logsnr, arm, patient, lesion_load)
-        voxels = condition.voxels
-        if voxels is None and self.base_map is not None and lesion_load is not None:
-            voxels = self.base_map.mean_voxels(lesion_load)
-        offset = net2_offset(patient.log_density, voxels, self.config.objective)
+        arm, lesion_load = condition.arm, condition.lesion_load
+        residuals = self.control(z, logsnr, arm, condition.patient, lesion_load)
+        if condition.voxels is None and self.base_map is not None and lesion_load is not None:
+            condition = replace(condition, voxels=self.base_map.mean_voxels(lesion_load))
+        base = condition.base_log_odds
+        offset = None if base is None else base - self.config.objective.base_log_odds
         prediction = self.unet(z, logsnr, arm, residuals, lesion_load, offset).float()
         if set(autoguidance) - {1.0} and offset is not None and lesion_load is not None:
             factors = prediction.new_tensor(autoguidance)
@@ -122,7 +122,7 @@ class LesionDiffusion:
         condition [b, channels, s, h, w], arm [b], covariates [b, covariate], lesion_load [b]. A
         base map is that of the atlas.
         """
-        patient = self._with_log_density(self.control.encode(condition, covariates), None)
+        patient = self._encode(condition, covariates)
         batch = BatchCondition(patient, arm, lesion_load)
         config = self._guidance_config(guidance, interval)
         return self._guided(batch, config, like=condition[:1])
@@ -148,7 +148,7 @@ class LesionDiffusion:
 
     def _unconditional(self, like: Tensor) -> UnconditionalInput:
         """Return the null condition, with images in the shape of `like` [1, channels, s, h, w]."""
-        patient = self._with_log_density(self.control.encode(torch.zeros_like(like)), None)
+        patient = self._encode(torch.zeros_like(like), None)
         return UnconditionalInput(self.config.unet.null_arm, patient)
 
     def _autoguidance(self, sampler: SamplerConfig) -> tuple[float, ...]:
@@ -184,8 +184,24 @@ class LesionDiffusion:
     ) -> ContinuousBatcher[SampleCondition]:
         """Return a batcher for samples of spatial shape (s, h, w), with `slots` rows per pass.
 
-        A sample with lesion load class 0 needs no network: its NET2 is empty, and its FLAIR is -1.
         The caller fixes the number of CPU threads, since a mask may not depend on it.
+        """
+        process = self.reverse_process(
+            sampler, spatial_shape=spatial_shape, device=device, slots=slots
+        )
+        return ContinuousBatcher(process, slots=slots)
+
+    def reverse_process(
+        self,
+        sampler: SamplerConfig,
+        *,
+        spatial_shape: Sequence[int],
+        device: torch.device,
+        slots: int,
+    ) -> ReverseProcess[SampleCondition]:
+        """Return the reverse process of samples of spatial shape (s, h, w), `slots` rows per pass.
+
+        A sample with lesion load class 0 needs no network: its NET2 is empty, and its FLAIR is -1.
         """
         # Kernels sum in an order that depends on the batch size. Every pass therefore has `slots`
         # rows, the last of which is repeated if there are fewer samples.
@@ -223,7 +239,7 @@ class LesionDiffusion:
         # Only prediction log_odds gives a probability. Other predictions overshoot, and an x_hat
         # that was clamped to 1 says nothing of its certainty.
         certain = self.config.objective.prediction == "log_odds"
-        process = ReverseProcess(
+        return ReverseProcess(
             make_denoiser,
             shape=shape,
             schedule=self.config.schedule,
@@ -234,7 +250,6 @@ class LesionDiffusion:
             finalise=finalise_sample,
             redraw_seed=partial(redraw_seed, odds_ratio=self.odds_ratio),
         )
-        return ContinuousBatcher(process, slots=slots)
 
     @torch.no_grad()
     def encode_patient(
@@ -249,21 +264,22 @@ class LesionDiffusion:
         condition [channels, s, h, w], covariates [covariate], NaN if missing. `log_density`
         [s, h, w] is the patient's for a model with a base map; None stands for the atlas.
         """
+        values = None if covariates is None else covariates[None]
         with autocast(sampler.precision, condition.device):
-            encoding = self.control.encode(
-                condition[None], None if covariates is None else covariates[None]
-            )
-        return self._with_log_density(encoding, log_density)
+            return self._encode(condition[None], values, log_density)
 
-    def _with_log_density(
-        self, patient: PatientEncoding, log_density: Tensor | None
+    def _encode(
+        self, condition: Tensor, covariates: Tensor | None, log_density: Tensor | None = None
     ) -> PatientEncoding:
-        """Add a log density [s, h, w], or the atlas, to patients of a model with a base map."""
+        """Encode patients [b, channels, s, h, w], with covariates [b, covariate].
+
+        A model with a base map takes a log density [s, h, w], or the atlas.
+        """
+        patient = self.control.read_voxels(self.control.encode(condition, covariates))
         if self.base_map is None:
             return patient
         density = self.base_map.atlas if log_density is None else log_density
-        rows = len(patient.features)
-        return replace(patient, log_density=density.expand(rows, *density.shape))
+        return replace(patient, log_density=density.expand(len(condition), *density.shape))
 
     def _encode_rows(
         self, condition: Tensor, covariates: Tensor | None, sampler: SamplerConfig
