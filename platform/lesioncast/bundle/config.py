@@ -9,7 +9,7 @@ from lesioncast.imaging.intervals import IntervalRanges
 from storage import VisitSchedule
 from storage.settings import StoreSettings
 
-SCHEMA = 8
+SCHEMA = 9
 
 
 @dataclass(frozen=True)
