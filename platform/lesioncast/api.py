@@ -28,6 +28,7 @@ from lesioncast.bundle.bundle import Bundle
 from lesioncast.bundle.pretrained import PRETRAINED, pretrained_bundle
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.output.calibrated import CalibratedArm
+from lesioncast.forecasting.output.members import MembersSummary
 from lesioncast.forecasting.output.summary import ForecastSummary
 from lesioncast.forecasting.pipeline import (
     assemble_forecast,
@@ -82,6 +83,8 @@ class ArmForecast:
     #: Conformal intervals of the number of lesions and the recalibrated P(active), by the bundle's
     #: calibration; None without one.
     calibrated: CalibratedArm | None
+    #: What each member of the bundle states, and the spread between them; None for one member.
+    members: MembersSummary | None
     #: Probability of a lesion in each voxel of the patient's own current FLAIR: in closed form if
     #: the networks refine a base map, else the share of samples.
     probability: nib.Nifti1Image
@@ -187,6 +190,7 @@ class ForecastModel:
                 expected_count=summary.count.mean if expected is None else expected,
                 lesion_counts=ensemble.counts(opening=settings.apply_opening),
                 calibrated=summary.calibrated,
+                members=summary.members,
                 probability=assembled.probability[arm],
                 sample_share=to_source_grid(ensemble.sample_share, case.grid, order=1),
             )

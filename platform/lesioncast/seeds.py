@@ -3,6 +3,7 @@
 WORD = 2**64  # number of values of 64 bits
 # Step of a Weyl sequence: 2^64 divided by the golden ratio, rounded to an odd number.
 GOLDEN = 0x9E3779B97F4A7C15
+MEMBERS = 0x6D656D626572  # makes the numbers that draw a member others than those of a redraw
 
 
 def load_quantile(seed: int) -> float:
@@ -12,6 +13,14 @@ def load_quantile(seed: int) -> float:
     however many there are.
     """
     return seed * GOLDEN % WORD / WORD
+
+
+def member_quantile(seed: int) -> float:
+    """Return the quantile in [0, 1) at which a sample's seed draws a member of the bundle.
+
+    It looks independent of the seed's other numbers.
+    """
+    return mixed_bits(seed ^ MEMBERS) / WORD
 
 
 def mixed_bits(number: int) -> int:

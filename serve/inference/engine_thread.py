@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeAlias, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from lesioncast.diffusion.continuous_batching import ContinuousBatcher, SampleRequest
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.settings.process import SamplerConfig
+from lesioncast.forecasting.members import MemberDraw
 from serve.log import logger
 
 
@@ -31,8 +32,15 @@ class StepStats(NamedTuple):
     finished: tuple[int, ...]
 
 
+class EngineKey(NamedTuple):
+    """What the samples of one engine share: the member of the bundle and the sampler settings."""
+
+    member: int
+    sampler: SamplerConfig
+
+
 OnStep = Callable[[StepStats], None]
-EngineFactory = Callable[[SamplerConfig], ContinuousBatcher[SampleCondition]]
+EngineFactory = Callable[[EngineKey], ContinuousBatcher[SampleCondition]]
 SampleFuture: TypeAlias = "asyncio.Future[Tensor]"
 
 
@@ -43,14 +51,14 @@ class EngineStoppedError(RuntimeError):
 class EngineThread:
     """Run engines in a thread, and give each sample to the coroutine that asked for it.
 
-    Samples with the same sampler settings share an engine, which exists while it is busy. Engines
-    take their steps in turn. All access to engines happens in the thread, between two steps:
-    coroutines put callables into an inbox.
+    Samples of one member with the same sampler settings share an engine, which exists while it is
+    busy. Engines take their steps in turn. All access to engines happens in the thread, between two
+    steps: coroutines put callables into an inbox.
     """
 
     def __init__(self, make_engine: EngineFactory, on_step: OnStep) -> None:
         self._make_engine, self._on_step = make_engine, on_step
-        self._engines: dict[SamplerConfig, ContinuousBatcher[SampleCondition]] = {}
+        self._engines: dict[EngineKey, ContinuousBatcher[SampleCondition]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._pending: set[SampleFuture] = set()
         self._alive = True
@@ -64,22 +72,22 @@ class EngineThread:
     async def draw(
         self,
         job_id: Hashable,
-        conditions: Sequence[SampleCondition],
+        draws: Sequence[MemberDraw],
         seeds: Sequence[int],
         sampler: SamplerConfig,
     ) -> list[Tensor]:
-        """Draw one sample x for each condition and seed. Raises EngineStoppedError.
+        """Draw one sample x for each of `draws` and its seed. Raises EngineStoppedError.
 
         If the coroutine is cancelled, the slots of its samples are freed. `job_id` is what slots
         are shared fairly by.
         """
         loop = asyncio.get_running_loop()
-        futures: list[SampleFuture] = [loop.create_future() for _ in conditions]
-        requests = [
-            SampleRequest(job_id, future, condition, seed)
-            for future, condition, seed in zip(futures, conditions, seeds, strict=True)
-        ]
-        self._inbox.put(lambda: self._submit(sampler, requests, futures))
+        futures: list[SampleFuture] = [loop.create_future() for _ in draws]
+        requests: dict[EngineKey, list[SampleRequest[SampleCondition]]] = {}
+        for future, draw, seed in zip(futures, draws, seeds, strict=True):
+            request = SampleRequest(job_id, future, draw.condition, seed)
+            requests.setdefault(EngineKey(draw.member, sampler), []).append(request)
+        self._inbox.put(lambda: self._submit(requests, futures))
         try:
             return list(await asyncio.gather(*futures))
         except asyncio.CancelledError:
@@ -88,16 +96,16 @@ class EngineThread:
 
     def _submit(
         self,
-        sampler: SamplerConfig,
-        requests: Sequence[SampleRequest[SampleCondition]],
+        requests: Mapping[EngineKey, Sequence[SampleRequest[SampleCondition]]],
         futures: Sequence[SampleFuture],
     ) -> None:
         self._pending |= set(futures)
         if not self._alive:
             return  # `_fail_forever` fails the futures
-        if sampler not in self._engines:
-            self._engines[sampler] = self._make_engine(sampler)
-        self._engines[sampler].add(requests)
+        for key, of_engine in requests.items():
+            if key not in self._engines:
+                self._engines[key] = self._make_engine(key)
+            self._engines[key].add(of_engine)
 
     def _cancel(self, futures: set[SampleFuture]) -> None:
         for engine in self._engines.values():
@@ -112,7 +120,7 @@ class EngineThread:
                 for engine in self._engines.values():
                     self._step(engine)
                 self._engines = {
-                    sampler: engine for sampler, engine in self._engines.items() if engine.busy
+                    key: engine for key, engine in self._engines.items() if engine.busy
                 }
         except Exception as error:
             logger.exception("engine.stopped")

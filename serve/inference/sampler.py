@@ -4,20 +4,21 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lesioncast.bundle.bundle import load_bundle
-from lesioncast.diffusion.controlnet import PatientEncoding
+from lesioncast.diffusion.continuous_batching import ContinuousBatcher
+from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.objective import NET2
-from lesioncast.forecasting.encoding import PatientEncoder
+from lesioncast.forecasting.encoding import MemberEncodings, PatientEncoder
+from lesioncast.forecasting.members import draw_members
 from lesioncast.forecasting.runtime import check_compatible, device_of, store_reader
 from lesioncast.forecasting.sampling import ModelInput, SampleBatch
 from serve.api.schemas import SamplerOverrides
-from serve.inference.engine_thread import EngineThread, OnStep
+from serve.inference.engine_thread import EngineFactory, EngineKey, EngineThread, OnStep
 from serve.patients import PatientRef, store_for_patient
 from serve.settings import ServiceSettings
 from storage import open_store
@@ -39,18 +40,22 @@ class SamplerWorker:
         bundle, store = load_bundle(settings.bundle, device=device), open_store(settings.store)
         check_compatible(bundle, store)
         self.bundle = bundle.digest
-        self._sampler, self._model = bundle.config.sampler, bundle.model
+        self._config, self._models = bundle.config, [one.model for one in bundle.members]
         self._encode_arrays = PatientEncoder(bundle, device=device)
         self._store, self._artifacts = store, settings.artifacts
-        self._encodings: OrderedDict[PatientRef, PatientEncoding] = OrderedDict()
+        self._encodings: OrderedDict[PatientRef, MemberEncodings] = OrderedDict()
         self._encoding_lock = asyncio.Lock()
-        make_engine = partial(
-            bundle.model.batcher,
-            spatial_shape=bundle.config.slab,
-            device=torch.device(device),
-            slots=settings.slots,
-        )
-        self._thread = EngineThread(make_engine, on_step)
+        self._thread = EngineThread(self._engine_factory(device, settings.slots), on_step)
+
+    def _engine_factory(self, device: str, slots: int) -> EngineFactory:
+        models, spatial_shape = self._models, self._config.slab
+
+        def make_engine(key: EngineKey) -> ContinuousBatcher[SampleCondition]:
+            return models[key.member].batcher(
+                key.sampler, spatial_shape=spatial_shape, device=torch.device(device), slots=slots
+            )
+
+        return make_engine
 
     @property
     def alive(self) -> bool:
@@ -66,14 +71,14 @@ class SamplerWorker:
         overrides: SamplerOverrides,
     ) -> SampleBatch:
         """Draw a patient's samples under an arm. Jobs share the slots fairly."""
-        encoding = await self._patient_encoding(patient)
-        sampler = replace(self._sampler, **overrides.model_dump(exclude_none=True))
-        conditions = self._model.sample_conditions(encoding, arm, seeds)
-        x = await self._thread.draw(job_id, conditions, seeds, sampler)
+        encodings = await self._patient_encodings(patient)
+        sampler = replace(self._config.sampler, **overrides.model_dump(exclude_none=True))
+        draws = draw_members(self._models, encodings, arm, seeds)
+        x = await self._thread.draw(job_id, draws, seeds, sampler)
         return await asyncio.to_thread(self._to_drawn_samples, x)
 
-    async def _patient_encoding(self, patient: PatientRef) -> PatientEncoding:
-        """Return the encoding of a patient, computed once for all arms and seeds.
+    async def _patient_encodings(self, patient: PatientRef) -> MemberEncodings:
+        """Return the encodings of a patient, computed once for all arms and seeds.
 
         The lock makes calls that arrive together wait for the first one rather than repeat it.
         """
@@ -85,10 +90,10 @@ class SamplerWorker:
                 self._encodings.popitem(last=False)
             return self._encodings[patient]
 
-    def _encode(self, patient: PatientRef) -> PatientEncoding:
+    def _encode(self, patient: PatientRef) -> MemberEncodings:
         store = store_for_patient(patient, self._store, self._artifacts)
         model_input = ModelInput(store.case(patient.subject).index, patient.sessions)
-        arrays = store_reader(store, self._model.config)(model_input)
+        arrays = store_reader(store, self._config.model)(model_input)
         return self._encode_arrays(arrays)
 
     def _to_drawn_samples(self, x: Sequence[Tensor]) -> SampleBatch:

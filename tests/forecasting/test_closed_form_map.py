@@ -90,7 +90,8 @@ def test_expected_volume_and_p_active_are_those_of_the_map(
 def _encode(model: ForecastModel, inputs: object):  # type: ignore[no-untyped-def]
     from lesioncast.forecasting.encoding import PatientEncoder
 
-    return PatientEncoder(model.bundle, device="cpu")(inputs)  # type: ignore[arg-type]
+    (encoding,) = PatientEncoder(model.bundle, device="cpu")(inputs)  # type: ignore[arg-type]
+    return encoding
 
 
 def test_samples_agree_with_the_map_in_volume_and_in_regions(drawn: Ensemble) -> None:

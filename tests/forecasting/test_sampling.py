@@ -210,7 +210,7 @@ def test_expectations_name_the_inputs_that_the_prior_clips(tmp_path: Path) -> No
     write_bundle(tmp_path / "bundle", lesion_loads=(1, 4), flair_reader=True)
     bundle = load_bundle(tmp_path / "bundle")
     prior, model = bundle.model.control.lesion_load_prior, bundle.config.model
-    predict = make_expectation_predictor(prior, model, device="cpu")
+    predict = make_expectation_predictor([prior], model, device="cpu")
     inputs = store_reader(store, model)(ModelInput(1))
     # The reader gives way to the masks that a patient has.
     condition = inputs.condition.copy()

@@ -10,9 +10,10 @@ from lesioncast.diffusion.continuous_batching import SampleRequest
 from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.settings.process import SamplerConfig
+from lesioncast.forecasting.members import MemberDraw
 from serve.inference.engine_thread import EngineStoppedError, EngineThread
 
-CONDITION = SampleCondition(PatientEncoding(torch.zeros(1), None, None), 0)
+DRAW = MemberDraw(0, SampleCondition(PatientEncoding(torch.zeros(1), None, None), 0))
 
 
 def test_the_engine_survives_a_caller_whose_loop_is_closed() -> None:
@@ -33,11 +34,11 @@ def test_the_engine_survives_a_caller_whose_loop_is_closed() -> None:
 
     thread = EngineThread(lambda _: Slow(), lambda _: None)  # type: ignore[arg-type,return-value]
     loop = asyncio.new_event_loop()
-    loop.create_task(thread.draw("job", [CONDITION], [0], SamplerConfig()))
+    loop.create_task(thread.draw("job", [DRAW], [0], SamplerConfig()))
     loop.run_until_complete(asyncio.sleep(0.05))
     loop.close()  # without an end to the task, as a server does that is stopped at once
     release.set()
-    assert asyncio.run(thread.draw("next", [CONDITION], [0], SamplerConfig()))[0].tolist() == [0.0]
+    assert asyncio.run(thread.draw("next", [DRAW], [0], SamplerConfig()))[0].tolist() == [0.0]
     assert thread.alive
 
 
@@ -62,7 +63,7 @@ def test_after_a_failed_step_every_draw_raises() -> None:
 
     async def draws() -> None:
         def draw() -> asyncio.Task[list[torch.Tensor]]:
-            return asyncio.create_task(thread.draw("job", [CONDITION] * 2, [0, 1], SamplerConfig()))
+            return asyncio.create_task(thread.draw("job", [DRAW] * 2, [0, 1], SamplerConfig()))
 
         first = draw()
         assert await asyncio.to_thread(entered.wait, 10)

@@ -8,8 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lesioncast.bundle.bundle import CASE_DIGITS, save_bundle
+from lesioncast.bundle.bundle import (
+    CASE_DIGITS,
+    METRICS_FILE,
+    describe_bundle,
+    save_bundle,
+    save_same_weights,
+)
 from lesioncast.bundle.config import BundleConfig
+from lesioncast.bundle.json_files import read_json
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig, UNetConfig
@@ -41,21 +48,27 @@ RATE = np.array([0.8, 0.5, 0.1])  # P(active) by arm, of a patient who was activ
 
 
 def write_store(
-    path: Path, bids: Path, *, test: int = 6, train: int = 0, simulated: bool = False
+    path: Path,
+    bids: Path,
+    *,
+    test: int = 6,
+    train: int = 0,
+    val: int = 0,
+    simulated: bool = False,
 ) -> Store:
-    """Write a store of test cases, then training cases, on a skewed LPS grid.
+    """Write a store of test, then training, then validation cases, on a skewed LPS grid.
 
     Arms alternate; cases of odd index are active at w048 and w096.
     """
-    cases = test + train
-    arrays = allocate_arrays(cases, SPEC)
+    splits = ["test"] * test + ["train"] * train + ["val"] * val
+    arrays = allocate_arrays(len(splits), SPEC)
     table = []
-    for index in range(cases):
+    for index, split in enumerate(splits):
         flair = head(GEOMETRY.shape, seed=index)
         source = bids / _path(index)
         write_volume(source, flair, GEOMETRY)
         write_volume(bids / _path(index, "w000"), head(GEOMETRY.shape, seed=99), GEOMETRY)
-        case = _case(index, _grid(source), "test" if index < test else "train")
+        case = _case(index, _grid(source), split)
         slab = to_slab(flair.astype(np.float32), case.grid, order=1)
         arrays["flair"][index] = np.stack([slab / 450 - 1] * 3).astype(np.float16)
         arrays["masks"][index] = pack_masks(_masks(active=index % 2 == 1))
@@ -138,9 +151,10 @@ def write_bundle(
     lesion_loads: tuple[int, ...] = (),
     flair_reader: bool = False,
     trained_on: Sequence[Case] = (),
+    seed: int = 0,
 ) -> None:
     """Write a bundle of random weights whose samples depend on the condition."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     shape = replace(UNET, lesion_load_thresholds=lesion_loads)
     condition = ControlConfig(flair_reader_spacing=settings.spacing if flair_reader else None)
     unet, control = UNet(shape), ControlNet(condition, shape, covariates)
@@ -164,6 +178,21 @@ def write_bundle(
     metrics = {
         "data": "8 training cases of a made-up trial.",
         "cases": [case.digest[:CASE_DIGITS] for case in trained_on],
+        "seed": seed,
         "stages": {},
     }
     save_bundle(path, config, unet=unet.state_dict(), control=control.state_dict(), metrics=metrics)
+
+
+def write_combined_bundle(path: Path, *bundles: Path) -> None:
+    """Write a bundle with the members of all `bundles`, without a calibration."""
+    parents = [describe_bundle(bundle) for bundle in bundles]
+    metrics = [read_json(bundle / METRICS_FILE) for bundle in bundles]
+    members = [member for record in metrics for member in record.get("members", [record])]
+    save_same_weights(
+        path,
+        *parents,
+        config=parents[0].config,
+        metrics={**metrics[0], "members": members},
+        calibration=None,
+    )

@@ -35,13 +35,17 @@ def base_map_experiment(store: Store, runs: Path, *, seed: int = 0) -> Experimen
     return replace(own, cases=replace(own.cases, roots=(runs / "cache",)))
 
 
-def write_base_map_bundle(path: Path, store: Store) -> None:
-    """Write a bundle whose networks add nothing to the base map that is fitted to the store."""
-    base = with_fitted_base(base_map_experiment(store, path.parent / "runs"), store).base
+def write_base_map_bundle(path: Path, store: Store, *, seed: int = 0, noise: float = 0.0) -> None:
+    """Write a bundle whose networks add nothing but `noise` to the base map fitted to the store."""
+    experiment = base_map_experiment(store, path.parent / "runs", seed=seed)
+    base = with_fitted_base(experiment, store).base
     assert base is not None
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     unet = UNet(MODEL.unet)
     control = ControlNet.from_unet(MODEL.control, unet)
+    with torch.no_grad():
+        for parameter in (*unet.parameters(), *control.parameters()) if noise else ():
+            parameter.add_(noise * torch.randn_like(parameter))
     config = BundleConfig(MODEL, SETTINGS, SAMPLER, simulated=False, brain_mask_share=0.0)
     save_bundle(
         path,

@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> BundlePrior:
 def test_it_is_learned_on_what_a_forecast_states(
     store: Store, bundle: BundlePrior, sessions: tuple[str, ...] | None, pattern: str
 ) -> None:
-    learned = calibrate_on_split(bundle.prior, store, bundle.config.model, split="test")
+    learned = calibrate_on_split(bundle.priors, store, bundle.config.model, split="test")
     stated = []
     for case in store.cases:
         request = ModelInput(case.index, sessions)
@@ -65,7 +65,7 @@ def test_it_names_its_cohort_and_has_one_entry_for_each_set_of_images(
     store: Store, bundle: BundlePrior
 ) -> None:
     learned = calibrate_on_split(
-        bundle.prior, store, bundle.config.model, split="test", parent="d" * 64
+        bundle.priors, store, bundle.config.model, split="test", parent="d" * 64
     )
     assert learned.cohort.name == f"{CASES} test cases of A made-up trial"
     assert set(learned.cohort.arms.values()) == {CASES // 3}
@@ -79,15 +79,15 @@ def test_it_names_its_cohort_and_has_one_entry_for_each_set_of_images(
 
 def test_levels_that_need_more_cases_are_left_out(bundle: BundlePrior, tmp_path: Path) -> None:
     small = write_store(tmp_path / "store.zarr", tmp_path / "bids", test=5)
-    learned = calibrate_on_split(bundle.prior, small, bundle.config.model, split=None)
+    learned = calibrate_on_split(bundle.priors, small, bundle.config.model, split=None)
     assert {one.calibration.cases for one in learned.patterns} == {5}
     assert {one.level for p in learned.patterns for one in p.calibration.quantiles} == {0.8}
 
 
 def test_without_a_prior_or_cases_there_is_none(store: Store, bundle: BundlePrior) -> None:
     model = bundle.config.model
-    assert calibrate_on_split(None, store, model, split="test") is None
-    assert calibrate_on_split(bundle.prior, store, model, split="val") is None
+    assert calibrate_on_split((), store, model, split="test") is None
+    assert calibrate_on_split(bundle.priors, store, model, split="val") is None
 
 
 def test_patterns_have_names_of_their_own() -> None:

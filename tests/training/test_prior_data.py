@@ -79,11 +79,11 @@ def test_a_bundle_carries_the_fitted_reader_and_prior(store: Store, tmp_path: Pa
     path = tmp_path / "bundle"
     export_bundle(stage, store, path, sampler=SamplerConfig(num_steps=2))
     prior = load_bundle(path).model.control.lesion_load_prior
-    weights = load_bundle_prior(path).prior.state_dict()
+    weights = load_bundle_prior(path).priors[0].state_dict()
     assert all(torch.equal(weights[name], value) for name, value in prior.state_dict().items())
     assert prior.reader.spacing == SPEC.spacing
     assert (prior.reader.scale != 1).any()
-    predict = make_expectation_predictor(prior, model_of(), device="cpu")
+    predict = make_expectation_predictor([prior], model_of(), device="cpu")
     read = store_reader(store, model_of())
     # Cases 0 and 3 received arm 0. One of them is active, and half a case is taken from no share.
     of_arm = [predict(read(ModelInput(case)))[0].p_active for case in (0, 3)]

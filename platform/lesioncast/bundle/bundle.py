@@ -3,8 +3,9 @@
 A bundle holds unet.safetensors and controlnet.safetensors (averaged weights), config.json,
 metrics.json, README.md (the model card) and manifest.json with the SHA-256 of each file. Where the
 networks refine a base map, spatial_prior.safetensors holds the spatial prior. Where a prior states
-outcomes in closed form, calibration.json holds what validation cases taught about them. The SHA-256
-of the manifest names the bundle. Loading a bundle needs no settings.
+outcomes in closed form, calibration.json holds what validation cases taught about them. Networks of
+further training seeds lie in subfolders (see `lesioncast.bundle.members`). The SHA-256 of the
+manifest names the bundle. Loading a bundle needs no settings.
 """
 
 import shutil
@@ -32,6 +33,16 @@ from lesioncast.bundle.io import (
     write_tensors,
 )
 from lesioncast.bundle.json_files import read_json, write_json
+from lesioncast.bundle.members import (
+    CONTROL_FILE,
+    SPATIAL_FILE,
+    UNET_FILE,
+    copy_members,
+    count_members,
+    further_weight_files,
+    is_of_further_member,
+    member_folders,
+)
 from lesioncast.bundle.model_card import model_card
 from lesioncast.bundle.spatial_base import SpatialBase, read_spatial_base
 from lesioncast.bundle.typicality import read_typicality, write_typicality
@@ -45,8 +56,6 @@ from storage.atomic import atomic_directory, current_directory
 from storage.digest import sha256_file
 
 MANIFEST = "manifest.json"
-UNET_FILE, CONTROL_FILE = "unet.safetensors", "controlnet.safetensors"
-SPATIAL_FILE = "spatial_prior.safetensors"  # of a model with a base map alone
 CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"
 FILES = (UNET_FILE, CONTROL_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
 DESCRIPTION_FILES = (CONFIG_FILE, METRICS_FILE, CARD_FILE, CALIBRATION_FILE)
@@ -69,23 +78,58 @@ class BundleDescription:
     digest: str
     #: What cases with known outcomes taught about its forecasts; None if it has no calibration.
     calibration: BundleCalibration | None = field(default=None, kw_only=True)
+    #: Number of its members: networks of different training seeds, whose forecasts are mixed.
+    member_count: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
 class BundlePrior(BundleDescription):
-    """Description and lesion load prior of a bundle, which give exact outcomes without networks."""
+    """Description and lesion load priors of a bundle: exact outcomes without networks."""
 
-    #: None for a model without lesion loads.
-    prior: LesionLoadPrior | None
+    #: One for each member; empty for a model without lesion loads.
+    priors: tuple[LesionLoadPrior, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Networks of one training seed."""
+
+    model: LesionDiffusion
+    #: Gives each patient a base map; None for networks without one.
+    base: SpatialBase | None
 
 
 @dataclass(frozen=True)
 class Bundle(BundleDescription):
     """Loaded bundle: its description and its networks."""
 
-    model: LesionDiffusion
-    #: Gives each patient a base map; None for networks without one.
-    base: SpatialBase | None = None
+    members: tuple[Member, ...]
+
+    @property
+    def priors(self) -> tuple[LesionLoadPrior, ...]:
+        """Return the lesion load prior of each member; none for a model without lesion loads."""
+        priors = (member.model.control.lesion_load_prior for member in self.members)
+        return tuple(prior for prior in priors if prior is not None)
+
+    @property
+    def model(self) -> LesionDiffusion:
+        """Return the networks of a bundle with one member; see `sole_member`."""
+        return self.sole_member.model
+
+    @property
+    def base(self) -> SpatialBase | None:
+        """Return what gives base maps in a bundle with one member; see `sole_member`."""
+        return self.sole_member.base
+
+    @property
+    def sole_member(self) -> Member:
+        """Return the only member. Raise BundleError if there are several, whose mean counts."""
+        if len(self.members) > 1:
+            raise BundleError(
+                f"{self.path}: expected a bundle with one member, got {len(self.members)}; give "
+                "one of those that `lesioncast combine` made it from"
+            )
+        return self.members[0]
 
 
 def save_bundle(
@@ -125,25 +169,26 @@ def save_bundle(
 
 def save_same_weights(
     path: Path,
-    parent: BundleDescription,
-    *,
+    *parents: BundleDescription,
     config: BundleConfig,
     metrics: Mapping[str, Any],
     calibration: BundleCalibration | None,
 ) -> str:
-    """Write a bundle with the weights of `parent` to `path`, and return its digest.
+    """Write a bundle with the members of all `parents` to `path`, and return its digest.
 
-    `path` may be the parent's own. The new bundle judges typicality as `parent` does. Raise
+    `path` may be that of a parent. The new bundle judges typicality as the first parent does. Raise
     BundleError if `path` exists and is not a bundle.
     """
     check_replaceable(path)
-    reference = read_typicality(parent.path, parent.digest)
-    source = current_directory(parent.path)
+    reference = read_typicality(parents[0].path, parents[0].digest)
+    sources = [
+        current_directory(parent.path) / member
+        for parent in parents
+        for member in member_folders(parent.member_count)
+    ]
     with atomic_directory(path) as folder:
-        for name in (UNET_FILE, CONTROL_FILE, SPATIAL_FILE):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-        _finish(folder, config, metrics, calibration)
+        members = copy_members(folder, sources)
+        _finish(folder, config, metrics, calibration, members=members)
         if reference is not None:
             write_typicality(folder, sha256_file(folder / MANIFEST), reference)
     return bundle_digest(path)
@@ -163,6 +208,8 @@ def _finish(
     config: BundleConfig,
     metrics: Mapping[str, Any],
     calibration: BundleCalibration | None,
+    *,
+    members: int = 1,
 ) -> None:
     """Write all files of a bundle but the weights, which are in `folder`."""
     write_json(folder / CONFIG_FILE, asdict(config))
@@ -170,14 +217,17 @@ def _finish(
     if calibration is not None:
         write_calibration(folder, calibration)
     (folder / CARD_FILE).write_text(model_card(config, metrics, calibration))
-    digests = digests_of(folder, files_of(config, calibrated=calibration is not None))
+    names = files_of(config, calibrated=calibration is not None, members=members)
+    digests = digests_of(folder, names)
     write_json(folder / MANIFEST, {"schema": SCHEMA, "sha256": digests})
 
 
-def files_of(config: BundleConfig, *, calibrated: bool) -> tuple[str, ...]:
+def files_of(config: BundleConfig, *, calibrated: bool, members: int) -> tuple[str, ...]:
     """Return the names of the files of a bundle with this configuration, without the manifest."""
-    present = {SPATIAL_FILE: config.model.unet.base_map, CALIBRATION_FILE: calibrated}
-    return (*FILES, *(name for name in OPTIONAL_FILES if present[name]))
+    base_map = config.model.unet.base_map
+    present = {SPATIAL_FILE: base_map, CALIBRATION_FILE: calibrated}
+    optional = (name for name in OPTIONAL_FILES if present[name])
+    return (*FILES, *optional, *further_weight_files(members, base_map=base_map))
 
 
 def bundle_digest(path: Path) -> str:
@@ -193,29 +243,33 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
 
     def load(folder: Path) -> Bundle:
         description = _describe(path, folder, verified=(*FILES, *OPTIONAL_FILES))
-        model = description.config.model
-        unet = UNet(model.unet)
-        unet.load_state_dict(read_tensors(folder / UNET_FILE))
-        control = ControlNet(model.control, model.unet, model.covariates)
-        control.load_state_dict(read_tensors(folder / CONTROL_FILE))
-        base = read_spatial_base(folder / SPATIAL_FILE) if model.unet.base_map else None
-        networks = LesionDiffusion(
-            unet.to(device),
-            control.to(device),
-            model,
-            odds_ratio=description.config.balanced_odds_ratio,
-            base_map=None if base is None else base.base_map.to(device),
-        )
         return Bundle(
-            path,
-            description.config,
-            description.digest,
-            networks,
-            base,
-            calibration=description.calibration,
+            **vars(description),
+            members=tuple(
+                _load_member(folder / member, description.config, device)
+                for member in member_folders(description.member_count)
+            ),
         )
 
     return _read_unchanged(path, load)
+
+
+def _load_member(folder: Path, config: BundleConfig, device: torch.device | str) -> Member:
+    """Load the networks in `folder` onto `device`."""
+    model = config.model
+    unet = UNet(model.unet)
+    unet.load_state_dict(read_tensors(folder / UNET_FILE))
+    control = ControlNet(model.control, model.unet, model.covariates)
+    control.load_state_dict(read_tensors(folder / CONTROL_FILE))
+    base = read_spatial_base(folder / SPATIAL_FILE) if model.unet.base_map else None
+    networks = LesionDiffusion(
+        unet.to(device),
+        control.to(device),
+        model,
+        odds_ratio=config.balanced_odds_ratio,
+        base_map=None if base is None else base.base_map.to(device),
+    )
+    return Member(networks, base)
 
 
 def describe_bundle(path: Path) -> BundleDescription:
@@ -227,27 +281,32 @@ def describe_bundle(path: Path) -> BundleDescription:
 
 
 def load_bundle_prior(path: Path) -> BundlePrior:
-    """Load the lesion load prior of the bundle at `path`; no other weight is kept in memory.
+    """Load the lesion load priors of the bundle at `path`; no other weight is kept in memory.
 
     Raise BundleError as `load_bundle` does, but for an altered UNet.
     """
 
     def load(folder: Path) -> BundlePrior:
         description = _describe(path, folder, verified=(CONTROL_FILE, *DESCRIPTION_FILES))
-        model = description.config.model
-        prior = build_lesion_load_prior(model.control, model.unet, model.covariates)
-        if prior is not None:
-            prior.load_state_dict(read_tensors(folder / CONTROL_FILE, PRIOR))
-            prior.eval()
+        priors = (
+            _load_prior(folder / member, description.config)
+            for member in member_folders(description.member_count)
+        )
         return BundlePrior(
-            path,
-            description.config,
-            description.digest,
-            prior,
-            calibration=description.calibration,
+            **vars(description), priors=tuple(prior for prior in priors if prior is not None)
         )
 
     return _read_unchanged(path, load)
+
+
+def _load_prior(folder: Path, config: BundleConfig) -> LesionLoadPrior | None:
+    """Load the lesion load prior in `folder`; None for a model without lesion loads."""
+    model = config.model
+    prior = build_lesion_load_prior(model.control, model.unet, model.covariates)
+    if prior is not None:
+        prior.load_state_dict(read_tensors(folder / CONTROL_FILE, PRIOR))
+        prior.eval()
+    return prior
 
 
 def _read_unchanged(path: Path, read: Callable[[Path], Content]) -> Content:
@@ -280,23 +339,26 @@ def _digest_or_none(folder: Path) -> str | None:
 
 
 def _describe(path: Path, folder: Path, *, verified: Iterable[str]) -> BundleDescription:
-    """Return the description of the bundle in `folder`, after verifying the files `verified`."""
+    """Return the description of the bundle in `folder`, after verifying the files `verified`.
+
+    A name stands for the files of that name of all members.
+    """
     if not (folder / MANIFEST).is_file():
         raise BundleError(
             f"{path}: expected a bundle with {MANIFEST}, got none; run jobs/finetune.py first"
         )
     manifest = read_json(folder / MANIFEST)
     # An older schema has other configuration keys and weight names, which nothing converts.
-    listed = set(manifest.get("sha256", ())) - set(OPTIONAL_FILES)
-    if manifest.get("schema") != SCHEMA or listed != set(FILES):
+    listed = {name for name in manifest.get("sha256", ()) if not is_of_further_member(name)}
+    if manifest.get("schema") != SCHEMA or listed - set(OPTIONAL_FILES) != set(FILES):
         raise BundleError(
             f"{path / MANIFEST}: expected schema {SCHEMA} and the files {', '.join(FILES)}, "
             f"got schema {manifest.get('schema')} and {', '.join(manifest.get('sha256', ()))}; "
             f"{RETRAIN}"
         )
-    digests = manifest["sha256"]
+    digests, chosen = manifest["sha256"], set(verified)
     corrupt = first_corrupt_file(
-        folder, {name: digests[name] for name in verified if name in digests}
+        folder, {name: digests[name] for name in digests if name.rsplit("/", 1)[-1] in chosen}
     )
     if corrupt is not None:
         raise BundleError(
@@ -304,14 +366,20 @@ def _describe(path: Path, folder: Path, *, verified: Iterable[str]) -> BundleDes
             "one; copy the bundle again or run jobs/finetune.py"
         )
     config = _read_config(folder)
-    calibrated = CALIBRATION_FILE in digests
-    if set(files_of(config, calibrated=calibrated)) != set(digests):
+    calibrated, members = CALIBRATION_FILE in digests, count_members(digests)
+    if set(files_of(config, calibrated=calibrated, members=members)) != set(digests):
         raise BundleError(
-            f"{path / MANIFEST}: expected {SPATIAL_FILE} if and only if the networks refine a base "
-            f"map ({config.model.unet.base_map}), got {', '.join(digests)}; {RETRAIN}"
+            f"{path / MANIFEST}: expected the same weights of each member, and {SPATIAL_FILE} if "
+            f"and only if the networks refine a base map ({config.model.unet.base_map}), got "
+            f"{', '.join(digests)}; {RETRAIN}"
         )
-    calibration = read_calibration(folder) if calibrated else None
-    return BundleDescription(path, config, sha256_file(folder / MANIFEST), calibration=calibration)
+    return BundleDescription(
+        path,
+        config,
+        sha256_file(folder / MANIFEST),
+        calibration=read_calibration(folder) if calibrated else None,
+        member_count=members,
+    )
 
 
 def _read_config(folder: Path) -> BundleConfig:

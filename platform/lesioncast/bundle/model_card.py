@@ -39,8 +39,9 @@ def model_card(
 ) -> str:
     """Return the model card: use, training data, arms, inputs, calibration, sampler and losses."""
     stages = [
-        f"| {name} | {stage['step']} | {stage['loss']:.4g} |"
-        for name, stage in metrics["stages"].items()
+        f"| {name}{of_member} | {stage['step']} | {stage['loss']:.4g} |"
+        for of_member, record in _by_member(metrics)
+        for name, stage in record["stages"].items()
     ]
     return CARD.format(
         outcome=config.visits.describe(OUTCOME),
@@ -51,13 +52,30 @@ def model_card(
         covariates=_covariates(config),
         baseline=_baseline(config),
         lesion_load=_lesion_load(config) + _base_map(config) + _balance(config),
-        calibration=_calibration(calibration),
+        calibration=_members(len(metrics.get("members", ()))) + _calibration(calibration),
         slab=" x ".join(map(str, config.slab)),
         spacing=" x ".join(f"{size:g}" for size in config.spacing),
         solver=config.sampler.solver,
         num_steps=config.sampler.num_steps,
         guidance=config.sampler.guidance,
         stages="\n".join(stages),
+    )
+
+
+def _by_member(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what follows the name of a stage, and the metrics, of each member."""
+    members = metrics.get("members")
+    if not members:
+        return [("", metrics)]
+    return [(f", member {number}", record) for number, record in enumerate(members, 1)]
+
+
+def _members(number: int) -> str:
+    if not number:
+        return ""
+    return (
+        f"- Members: {number}, trained with different seeds. Forecasts are those of their\n"
+        "  mixture, and tell how far the members differ.\n"
     )
 
 

@@ -281,12 +281,27 @@ class LesionLoadPrior(nn.Module):
 
     def expected_outcomes(self, patient: Tensor) -> LoadExpectations:
         """Return the expected outcomes of one patient [1, feature] under every arm but the null."""
-        arms = torch.arange(self.arms - 1, device=patient.device)
-        return self.expectations(patient.expand(len(arms), -1), arms)
+        return self.expectations_of(self.probabilities_by_arm(patient))
 
     def expectations(self, patient: Tensor, arm: Tensor) -> LoadExpectations:
         """Return the expected outcomes of patients [b, feature] under arm [b], [b] each."""
-        probability = self(patient, arm).double().softmax(1)
+        return self.expectations_of(self.probabilities(patient, arm))
+
+    def probabilities(self, patient: Tensor, arm: Tensor) -> Tensor:
+        """Return the probabilities of the classes of patients [b, feature], [b, class], float64."""
+        logits: Tensor = self(patient, arm)
+        return logits.double().softmax(1)
+
+    def probabilities_by_arm(self, patient: Tensor) -> Tensor:
+        """Return the probabilities of one patient [1, feature] under each arm but the null."""
+        arms = torch.arange(self.arms - 1, device=patient.device)
+        return self.probabilities(patient.expand(len(arms), -1), arms)
+
+    def expectations_of(self, probability: Tensor) -> LoadExpectations:
+        """Return the expected outcomes, [b] each, from probabilities of the classes [b, class].
+
+        They may be a mean over priors that were fitted to the same cases.
+        """
         log_lesions = probability @ self.log_lesions.double()
         deviation = self.log_lesions.double() - log_lesions[:, None]
         return LoadExpectations(

@@ -301,16 +301,19 @@ class LesionDiffusion:
     ) -> list[SampleCondition]:
         """Return the condition of one sample per seed; each seed draws its lesion load class."""
         logits = self.lesion_load_logits(patient, arm)
-        if logits is None:
-            return [SampleCondition(patient, arm)] * len(seeds)
-        return [
-            self._sample_condition(SampleCondition(patient, arm), logits, seed) for seed in seeds
-        ]
+        return [self.sample_condition(patient, arm, logits, seed) for seed in seeds]
 
-    def _sample_condition(
-        self, condition: SampleCondition, logits: Tensor, seed: int
+    def sample_condition(
+        self, patient: PatientEncoding, arm: int, logits: Tensor | None, seed: int
     ) -> SampleCondition:
-        """Add the lesion load class, and the number of lesion voxels in it, that a seed draws."""
+        """Return the condition of a seed's sample, whose lesion load has `logits` [class].
+
+        They are None for a model without lesion loads. The seed draws the class and, within it, the
+        number of lesion voxels.
+        """
+        condition = SampleCondition(patient, arm)
+        if logits is None:
+            return condition
         load = sample_load_class(logits, seed)
         if self.base_map is None:
             return replace(condition, lesion_load=load)
@@ -366,13 +369,25 @@ class LesionDiffusion:
         spatial_shape: Sequence[int],
     ) -> Tensor:
         """Sample one x for each encoded patient, arm and seed, n of each -> [n, 2, s, h, w]."""
-        device = patients[0].features.device
-        slots = CPU_BATCH_SIZE if device.type == "cpu" else len(patients)
         conditions = [
-            sample_condition
+            condition
             for row, patient in enumerate(patients)
-            for sample_condition in self.sample_conditions(patient, arms[row], seeds[row : row + 1])
+            for condition in self.sample_conditions(patient, arms[row], seeds[row : row + 1])
         ]
+        return self.sample_under(conditions, seeds, sampler, spatial_shape=spatial_shape)
+
+    @torch.no_grad()
+    def sample_under(
+        self,
+        conditions: Sequence[SampleCondition],
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        *,
+        spatial_shape: Sequence[int],
+    ) -> Tensor:
+        """Sample one x for each condition and seed, n of each -> [n, 2, s, h, w]."""
+        device = conditions[0].patient.features.device
+        slots = CPU_BATCH_SIZE if device.type == "cpu" else len(conditions)
         batcher = self.batcher(sampler, spatial_shape=spatial_shape, device=device, slots=slots)
         return run_until_idle(batcher, conditions, seeds)
 

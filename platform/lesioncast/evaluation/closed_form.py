@@ -28,23 +28,23 @@ def has_closed_form(bundle: Bundle, *, opening: bool) -> bool:
 
     After the opening nothing is known in closed form.
     """
-    return bundle.model.control.lesion_load_prior is not None and not opening
+    return bool(bundle.priors) and not opening
 
 
 def build_closed_form(
     bundle: Path, store: Location, *, inputs: str
 ) -> Callable[[Chunk], list[ExpectedOutcomes]]:
-    """Load the bundle's prior, open a store, and return the forecast of its cases.
+    """Load the bundle's priors, open a store, and return the forecast of its cases.
 
     Each case is forecast under the arm that it received, from all its images. A Ray actor keeps the
     function. `inputs` as in `build_sampler`.
     """
-    prior, opened = load_bundle_prior(bundle), open_store(store, inputs=inputs)
+    priors, opened = load_bundle_prior(bundle), open_store(store, inputs=inputs)
 
     def forecast(chunk: Chunk) -> list[ExpectedOutcomes]:
         requests = [ModelInput(index) for index in chunk]
         return [
-            expected_outcomes_of(prior, opened, request)[request][
+            expected_outcomes_of(priors, opened, request)[request][
                 opened.cases[request.case].arm_index
             ]
             for request in requests

@@ -45,7 +45,8 @@ class PriorInputs:
     covariates: npt.NDArray[np.float32]
     #: Index of the arm received, [n].
     arm: Ints
-    #: Numbers read off FLAIR for each choice of sessions, [n, choice, number].
+    #: Numbers that each member's prior reads off FLAIR, for each choice of sessions,
+    #: [n, member, choice, number].
     readings: npt.NDArray[np.float32]
 
 
@@ -60,12 +61,11 @@ def predict_from_parts(
 
     Sampling each case once for each choice would cost more than the whole evaluation.
     """
-    prior = bundle.model.control.lesion_load_prior
-    if prior is None:
+    if not bundle.priors:
         return ()
     return tuple(
         predictions_by_inputs(
-            partial(predict_with_prior, prior),
+            partial(predict_with_priors, bundle.priors),
             read_prior_inputs(store, cases, bundle),
             parse_channels(bundle.config.model.control.condition),
             seed=seed,
@@ -73,29 +73,37 @@ def predict_from_parts(
     )
 
 
-def predict_with_prior(prior: LesionLoadPrior, inputs: PriorInputs) -> tuple[Floats, Floats]:
-    """Return what `prior` expects of each patient under the arm received (see `Predict`)."""
+def predict_with_priors(
+    priors: Sequence[LesionLoadPrior], inputs: PriorInputs
+) -> tuple[Floats, Floats]:
+    """Return what the mixture of `priors` expects under the arm received (see `Predict`)."""
+    burden, covariates = torch.from_numpy(inputs.burden), torch.from_numpy(inputs.covariates)
+    arm = torch.from_numpy(inputs.arm)
     with torch.no_grad():
-        patient = prior.patient_features(
-            torch.from_numpy(inputs.burden),
-            torch.from_numpy(inputs.covariates),
-            torch.from_numpy(inputs.readings),
-        )
-        expected = prior.expectations(patient, torch.from_numpy(inputs.arm))
+        by_member = [
+            prior.probabilities(
+                prior.patient_features(
+                    burden, covariates, torch.from_numpy(inputs.readings[:, member])
+                ),
+                arm,
+            )
+            for member, prior in enumerate(priors)
+        ]
+        expected = priors[0].expectations_of(torch.stack(by_member).mean(0))
     return expected.p_active.numpy(), expected.log_lesions.numpy()
 
 
 def read_prior_inputs(store: Store, cases: Sequence[Case], bundle: Bundle) -> PriorInputs:
-    """Read what the prior of `bundle` reads of each case."""
-    model, prior = bundle.config.model, bundle.model.control.lesion_load_prior
-    assert prior is not None
+    """Read what the priors of `bundle` read of each case."""
+    model = bundle.config.model
     read = store_reader(store, model)
 
     def read_case(case: Case) -> tuple[npt.NDArray[np.float32], ...]:
         images, covariates, _ = read(ModelInput(case.index))
         condition = torch.from_numpy(images)[None]
         burden = lesion_burden(condition, model.control.masks)
-        return burden[0].numpy(), covariates, prior.read(condition)[0].numpy()
+        readings = torch.cat([prior.read(condition) for prior in bundle.priors])
+        return burden[0].numpy(), covariates, readings.numpy()
 
     with ThreadPoolExecutor() as threads:
         burden, covariates, readings = zip(*threads.map(read_case, cases), strict=True)

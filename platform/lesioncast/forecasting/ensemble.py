@@ -11,6 +11,13 @@ from lesioncast.calibration.recalibration import finite_log_odds
 Counts = npt.NDArray[np.int64]
 
 
+class MemberOutcomes(NamedTuple):
+    """What one member of a bundle expects of one case under one arm."""
+
+    p_active: float
+    lesions: float
+
+
 class ExpectedOutcomes(NamedTuple):
     """Expectations that the prognostic prior states before sampling, so without Monte Carlo error.
 
@@ -19,7 +26,8 @@ class ExpectedOutcomes(NamedTuple):
     classes; their own spread is not part of it. `load_edges` are the quantiles of a seed at which
     the lesion load class of its sample changes. `class_lesions` are the mean numbers of lesions of
     the classes, the class without lesions first. `clipped` names the inputs of the case that lie
-    beyond the training range, and `pattern` says which images it has, in words.
+    beyond the training range, and `pattern` says which images it has, in words. `members` holds
+    what each member of the bundle expects, whose means these are; empty where there is one.
     """
 
     p_active: float
@@ -30,6 +38,7 @@ class ExpectedOutcomes(NamedTuple):
     clipped: tuple[str, ...] = ()
     class_lesions: tuple[float, ...] = ()
     pattern: str = ""
+    members: tuple[MemberOutcomes, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

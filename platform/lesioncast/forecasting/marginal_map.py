@@ -42,15 +42,18 @@ LEAST_SHARE = 0.01
 
 
 def make_map_predictor(bundle: Bundle, encode: PatientEncoder) -> PredictMap:
-    """Return a function that computes marginal maps with the bundle's networks.
+    """Return a function that computes marginal maps: the mean over the bundle's members.
 
     `encode` has the same bundle, whose networks are on its device.
     """
     sampler = bundle.config.sampler
 
     def predict(inputs: ConditioningArrays, arm: int) -> Float32s:
-        patient = encode(inputs)
-        probability: Float32s = marginal_map(bundle.model, patient, arm, sampler).cpu().numpy()
+        maps = [
+            marginal_map(member.model, patient, arm, sampler)
+            for member, patient in zip(bundle.members, encode(inputs), strict=True)
+        ]
+        probability: Float32s = torch.stack(maps).mean(0).cpu().numpy()
         return probability
 
     return predict

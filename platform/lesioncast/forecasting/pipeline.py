@@ -34,6 +34,7 @@ from lesioncast.forecasting.output.bids import (
 )
 from lesioncast.forecasting.output.calibrated import calibration_notes
 from lesioncast.forecasting.output.display import make_view
+from lesioncast.forecasting.output.members import member_notes
 from lesioncast.forecasting.output.summary import (
     ForecastSummary,
     RunProvenance,
@@ -326,10 +327,15 @@ def assemble_forecast(
             ),
             *missing_covariate_warnings(covariates),
         ),
-        notes=calibration_notes(
-            provenance.calibration,
-            by_arm[settings.reference_arm].expected_outcomes(opening=opening),
-            tuple(by_arm),
+        notes=(
+            *calibration_notes(
+                provenance.calibration,
+                by_arm[settings.reference_arm].expected_outcomes(opening=opening),
+                tuple(by_arm),
+            ),
+            *member_notes(
+                {arm: each.expected_outcomes(opening=opening) for arm, each in by_arm.items()}
+            ),
         ),
         parcellation=parcellation_of(store, case),
     )

@@ -27,6 +27,12 @@ from lesioncast.errors import ForecastError
 from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.marginal_map import MappingSampler, make_map_predictor
+from lesioncast.forecasting.members import (
+    beyond_training,
+    draw_members,
+    mix_expectations,
+    sample_members,
+)
 from lesioncast.forecasting.sampling import (
     ArmExpectations,
     Batch,
@@ -99,9 +105,7 @@ def bundle_sampler(
         make_mask_sampler(bundle, device=device),
         store_reader(store, bundle.config.model),
         spacing=store.spec.spacing,
-        predict=make_expectation_predictor(
-            bundle.model.control.lesion_load_prior, bundle.config.model, device=device
-        ),
+        predict=make_expectation_predictor(bundle.priors, bundle.config.model, device=device),
         comparison_sessions=comparison_sessions,
         hide=session_hider(bundle.config.model),
     )
@@ -123,7 +127,7 @@ def forecast_sampler(bundle: Bundle, store: Store, *, device: str) -> DrawBatch:
     The map of networks without one is not better than the share of samples.
     """
     sampler = bundle_sampler(bundle, store, device=device)
-    if bundle.base is None:
+    if not bundle.config.model.unet.base_map:
         return sampler
     read = store_reader(store, bundle.config.model)
     return MappingSampler(
@@ -205,7 +209,7 @@ def session_hider(config: ModelConfig) -> Hide:
 
 def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
     """Return a function that samples masks with the bundle's networks and sampler settings."""
-    encode = PatientEncoder(bundle, device=device)
+    encode, models = PatientEncoder(bundle, device=device), [one.model for one in bundle.members]
 
     def draw(
         inputs: Sequence[ConditioningArrays], arm: npt.NDArray[np.int64], seeds: Sequence[int]
@@ -213,9 +217,16 @@ def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
         # Samples of one patient share the object of their input, and its encoding.
         patients = {id(patient): patient for patient in inputs}
         encodings = {key: encode(patient) for key, patient in patients.items()}
-        x = bundle.model.sample_encoded(
-            [encodings[id(patient)] for patient in inputs],
-            arm.tolist(),
+        draws = [
+            draw
+            for row, patient in enumerate(inputs)
+            for draw in draw_members(
+                models, encodings[id(patient)], int(arm[row]), seeds[row : row + 1]
+            )
+        ]
+        x = sample_members(
+            models,
+            draws,
             seeds,
             bundle.config.sampler,
             spatial_shape=inputs[0].condition.shape[1:],
@@ -226,25 +237,29 @@ def make_mask_sampler(bundle: Bundle, *, device: str) -> Draw:
 
 
 def make_expectation_predictor(
-    prior: LesionLoadPrior | None, config: ModelConfig, *, device: str
+    priors: Sequence[LesionLoadPrior], config: ModelConfig, *, device: str
 ) -> PredictExpectations:
     """Return a function that computes exact expectations, or None for models that only sample.
 
-    `prior` lies on `device`.
+    `priors` are those of the members, which are mixed. They lie on `device`.
     """
 
     def predict(inputs: ConditioningArrays) -> ArmExpectations | None:
-        if prior is None:
+        if not priors:
             return None
         condition, covariates = (
             torch.from_numpy(array).to(device)[None]
             for array in (inputs.condition, inputs.covariates)
         )
         with torch.no_grad():
-            patient = prior_features(prior, config.control.masks, condition, covariates)
-            expectations, clipped = prior.expected_outcomes(patient), prior.beyond_training(patient)
-            pattern = pattern_name(int(prior.pattern(patient)))
-        class_lesions = tuple(prior.lesions.tolist())
+            patients = [
+                prior_features(prior, config.control.masks, condition, covariates)
+                for prior in priors
+            ]
+            expectations, of_members = mix_expectations(priors, patients)
+            clipped = beyond_training(priors, patients)
+            pattern = pattern_name(int(priors[0].pattern(patients[0])))
+        class_lesions = tuple(priors[0].lesions.tolist())
         # The model returns one tensor [arm] for each outcome; callers need the outcomes by arm.
         return tuple(
             ExpectedOutcomes(
@@ -256,9 +271,10 @@ def make_expectation_predictor(
                 clipped,
                 class_lesions,
                 pattern,
+                of_members[arm],
             )
-            for p_active, lesions, log_lesions, log_sd, edges in zip(
-                *map(Tensor.tolist, expectations), strict=True
+            for arm, (p_active, lesions, log_lesions, log_sd, edges) in enumerate(
+                zip(*map(Tensor.tolist, expectations), strict=True)
             )
         )
 
@@ -270,9 +286,9 @@ def expected_outcomes_of(
 ) -> ExpectationsByInput:
     """Return the exact expectations of one case; empty for a model that only samples.
 
-    The bundle's prior is on the CPU.
+    The bundle's priors are on the CPU.
     """
-    predict = make_expectation_predictor(bundle.prior, bundle.config.model, device="cpu")
+    predict = make_expectation_predictor(bundle.priors, bundle.config.model, device="cpu")
     expectations = predict(store_reader(store, bundle.config.model)(inputs))
     return {} if expectations is None else {inputs: expectations}
 

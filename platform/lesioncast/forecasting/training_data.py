@@ -35,7 +35,8 @@ def bundle_steps(bundle: Path) -> str:
     """Return the length of the bundle's training, such as "450 + 600 steps, seed 0"."""
     metrics = _training_metrics(bundle)
     counts = " + ".join(str(stage["step"]) for stage in metrics["stages"].values())
-    return f"{counts} steps, seed {metrics['seed']}"
+    seeds = [str(member["seed"]) for member in metrics.get("members", (metrics,))]
+    return f"{counts} steps, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(seeds)}"
 
 
 def check_unseen(bundle: BundleDescription, cases: Sequence[Case]) -> None:

@@ -57,7 +57,7 @@ def calibrate(args: argparse.Namespace) -> None:
     cases = check_cases(parent, store, split)
     with one_thread():
         calibration = calibrate_on_split(
-            parent.prior, store, parent.config.model, split=split, parent=parent.digest
+            parent.priors, store, parent.config.model, split=split, parent=parent.digest
         )
     digest = save_same_weights(
         output,
@@ -75,7 +75,7 @@ def calibrate(args: argparse.Namespace) -> None:
 
 def check_cases(parent: BundlePrior, store: Store, split: str | None) -> list[Case]:
     """Return the cases of a split. Raise an error if they cannot calibrate the bundle."""
-    if parent.prior is None:
+    if not parent.priors:
         raise BundleError(
             f"{parent.path}: expected a bundle with a prognostic prior, got one that only samples; "
             "train with lesion_load_thresholds, which `priors: load` or `both` sets"

@@ -75,7 +75,10 @@ def export_bundle(stage: Stage, store: Store, path: Path, *, sampler: SamplerCon
             "balance": asdict(balance),
         },
         calibration=calibrate_on_split(
-            fitted.prior, store, stage.experiment.model, split=CALIBRATION_SPLIT
+            [] if fitted.prior is None else [fitted.prior],
+            store,
+            stage.experiment.model,
+            split=CALIBRATION_SPLIT,
         ),
     )
     write_typicality(path, digest, fit_typicality(store, cases))

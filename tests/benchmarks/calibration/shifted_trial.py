@@ -39,7 +39,7 @@ from lesioncast.training.lesion_load_prior.bundle_calibration import (
     calibration_cases,
     forecasts_by_pattern,
 )
-from lesioncast.training.lesion_load_prior.data import load_prior_data, with_readings
+from lesioncast.training.lesion_load_prior.data import load_prior_data
 from storage import open_store
 from storage.convert.build_shard import build_shard
 from storage.convert.convert import convert
@@ -132,11 +132,10 @@ class ScoredCases(NamedTuple):
 
 def scored_cases(name: str, store_path: Path, bundle: BundlePrior) -> ScoredCases:
     """Forecast the scored cases of a store in closed form."""
-    assert bundle.prior is not None
     store, model = open_store(store_path), bundle.config.model
     cases = calibration_cases(store, "test")
-    data = with_readings(bundle.prior, load_prior_data(cases, store, model))
-    return ScoredCases(name, tuple(forecasts_by_pattern(bundle.prior, data)), store.spec.arms)
+    loaded = load_prior_data(cases, store, model)
+    return ScoredCases(name, tuple(forecasts_by_pattern(bundle.priors, loaded)), store.spec.arms)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

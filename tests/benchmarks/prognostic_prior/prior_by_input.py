@@ -77,13 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fitted_prior(bundle: BundlePrior, loaded: LoadedCases) -> FittedPrior:
-    """Return a bundle's prior with what it reads of the cases. Raise SystemExit without a prior."""
-    if bundle.prior is None:
-        raise SystemExit(f"{bundle.path}: expected a bundle with lesion loads, got one without")
+    """Return a bundle's prior with what it reads of the cases. Raise SystemExit without one."""
+    if len(bundle.priors) != 1:
+        raise SystemExit(
+            f"{bundle.path}: expected a bundle with one prior of the lesion load, got "
+            f"{len(bundle.priors)}"
+        )
+    (prior,) = bundle.priors
     name = f"{bundle.path.parent.name} {bundle.digest[:8]}"
     with torch.no_grad():
-        data = with_readings(bundle.prior, loaded)
-    return FittedPrior(name, bundle.prior, loaded._replace(data=data))
+        data = with_readings(prior, loaded)
+    return FittedPrior(name, prior, loaded._replace(data=data))
 
 
 def input_lines(fitted: Sequence[FittedPrior], active: Bools) -> Iterator[str]:

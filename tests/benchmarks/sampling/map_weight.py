@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def gains_of(bundle: Bundle, store: Store, case: Case, weights: Sequence[float]) -> Floats:
     """Return the gain of a case's map over its base map at each weight, in nats, [weight]."""
     encode = PatientEncoder(bundle, device="cpu")
-    patient = encode(store_reader(store, bundle.config.model)(ModelInput(case.index)))
+    (patient,) = encode(store_reader(store, bundle.config.model)(ModelInput(case.index)))
     images, lesions = store.read(case.index), observed_mask(store, case).astype(bool)
     brain = brain_of(images)
     assert patient.log_density is not None

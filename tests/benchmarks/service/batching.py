@@ -34,9 +34,10 @@ from lesioncast.diffusion.continuous_batching import ContinuousBatcher, run_unti
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
+from lesioncast.forecasting.members import MemberDraw
 from lesioncast.forecasting.sampling import sample_seeds
 from serve.api.schemas import SamplerOverrides
-from serve.inference.engine_thread import EngineThread
+from serve.inference.engine_thread import EngineKey, EngineThread
 from serve.inference.sampler import SamplerWorker
 from serve.patients import PatientRef
 from serve.settings import ServiceSettings
@@ -48,7 +49,7 @@ HEAD = (
     "| arrivals | batching | samples/s | p50 | p95 | passes | rows without a sample |\n"
     "|---|---|---|---|---|---|---|"
 )
-Make = Callable[[SamplerConfig], ContinuousBatcher[SampleCondition]]
+Make = Callable[[EngineKey], ContinuousBatcher[SampleCondition]]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Passes:
     def counting(self, make: Make) -> Make:
         """Return engines whose steps are counted."""
 
-        def made(sampler: SamplerConfig) -> ContinuousBatcher[SampleCondition]:
-            engine = make(sampler)
+        def made(key: EngineKey) -> ContinuousBatcher[SampleCondition]:
+            engine = make(key)
             step = engine.step
 
             def counted() -> list[Any]:
@@ -103,7 +104,7 @@ class ByRequest:
     async def draw(
         self,
         _: Hashable,
-        told: Sequence[SampleCondition],
+        told: Sequence[MemberDraw],
         seeds: Sequence[int],
         sampler: SamplerConfig,
     ) -> list[Tensor]:
@@ -111,18 +112,20 @@ class ByRequest:
         each = zip(told, seeds, strict=True)
         return list(await asyncio.gather(*(self._any((of, seed, sampler)) for of, seed in each)))
 
-    async def _any(self, sample: tuple[SampleCondition, int, SamplerConfig]) -> Tensor:
+    async def _any(self, sample: tuple[MemberDraw, int, SamplerConfig]) -> Tensor:
         """Return x of a sample. One without lesions needs no network and no place in a batch."""
-        if sample[0].lesion_load == 0:
-            return run_until_idle(self._make(sample[2]), sample[:1], sample[1:2])[0]
+        (member, condition), seed, sampler = sample
+        if condition.lesion_load == 0:
+            return run_until_idle(self._make(EngineKey(member, sampler)), [condition], [seed])[0]
         found: Tensor = await self._one(sample)
         return found
 
     @ray_serve.batch(max_batch_size=ROWS, batch_wait_timeout_s=0.01)
-    async def _one(self, batch: list[tuple[SampleCondition, int, SamplerConfig]]) -> list[Tensor]:
+    async def _one(self, batch: list[tuple[MemberDraw, int, SamplerConfig]]) -> list[Tensor]:
         told, seeds, samplers = zip(*batch, strict=True)
-        engine = self._make(samplers[0])
-        return list(await asyncio.to_thread(run_until_idle, engine, told, seeds))
+        engine = self._make(EngineKey(0, samplers[0]))  # this study's bundle has one member
+        conditions = [draw.condition for draw in told]
+        return list(await asyncio.to_thread(run_until_idle, engine, conditions, seeds))
 
 
 @ray_serve.deployment(max_ongoing_requests=4096, ray_actor_options={"num_cpus": 1})

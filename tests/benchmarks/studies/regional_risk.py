@@ -109,9 +109,7 @@ def forecast_case(
     (probability,) = maps_of_requests(bundle, store, [request]).values()
     shares = region_shares(probability, images.parcellation)
     config = bundle.config.model
-    predict = make_expectation_predictor(
-        bundle.model.control.lesion_load_prior, config, device="cpu"
-    )
+    predict = make_expectation_predictor(bundle.priors, config, device="cpu")
     expected = predict(store_reader(store, config)(ModelInput(case.index)))
     assert expected is not None
     outcomes = expected[case.arm_index]

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def sample_in_class(bundle: Bundle, store: Store, case: Case, load: int, *, samples: int) -> Bools:
     """Sample masks of a case in a lesion load class, [k, s, h, w]."""
     model = bundle.model
-    patient = PatientEncoder(bundle, device="cpu")(
+    (patient,) = PatientEncoder(bundle, device="cpu")(
         store_reader(store, bundle.config.model)(ModelInput(case.index))
     )
     seeds = independent_seeds(0, case.subject, samples)

@@ -63,7 +63,7 @@ def patients() -> PriorInputs:
 
 def no_readings(cases: int) -> np.ndarray:
     """Return what a prior without a reader reads off FLAIR."""
-    return np.zeros((cases, 1, 0), np.float32)
+    return np.zeros((cases, 1, 1, 0), np.float32)
 
 
 def ignore_images(inputs: PriorInputs) -> tuple[np.ndarray, np.ndarray]:
@@ -224,9 +224,7 @@ def test_hidden_inputs_give_what_the_prior_says_of_images_without_them(
         ARM_ALONE: np.ones(len(channels), bool),
     }
     read = store_reader(store, model)
-    predict = make_expectation_predictor(
-        bundle.model.control.lesion_load_prior, model, device="cpu"
-    )
+    predict = make_expectation_predictor(bundle.priors, model, device="cpu")
     for key, channel_is_hidden in hidden.items():
         for row, case in enumerate(store.cases):
             condition, covariates, _ = read(ModelInput(case.index))

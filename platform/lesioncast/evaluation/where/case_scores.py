@@ -125,19 +125,6 @@ class NetworkMaps:
         return {**maps, of_networks: self.predict(inputs, arm)}
 
 
-def prior_density(encode: PatientEncoder) -> PriorDensity:
-    """Return a function that computes the density of the spatial prior that `encode` has, if any.
-
-    The networks' maps of the same inputs use it too; `encode` computes it once.
-    """
-
-    def density(inputs: ConditioningArrays) -> Volume | None:
-        log_density = encode.log_density(inputs)
-        return None if log_density is None else np.exp(log_density.cpu().numpy())
-
-    return density
-
-
 @dataclass(frozen=True)
 class ExactLaw:
     """The law of a simulated case, which no forecast can beat on average, on its slab."""
@@ -172,7 +159,8 @@ def build_case_scorer(
         make_map_predictor(loaded, encode),
         store_reader(opened, loaded.config.model),
         loaded.config.model.control.masks,
-        prior_density(encode),
+        # The networks' maps of the same inputs use it too; `encode` computes it once.
+        encode.density,
         loaded.config.touching_ratios,
     )
     return partial(

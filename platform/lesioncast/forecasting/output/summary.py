@@ -27,6 +27,7 @@ from lesioncast.forecasting.output.calibrated import (
     calibrated_arm,
     summarise_calibration,
 )
+from lesioncast.forecasting.output.members import MembersSummary, summarise_members
 from lesioncast.forecasting.output.record import Record as _Record
 from lesioncast.forecasting.output.typicality import UNKNOWN_TYPICALITY, TypicalitySummary
 from lesioncast.forecasting.regional_risk import regional_risks
@@ -193,7 +194,7 @@ class ArmSummary(_Record):
     opening, whichever of them `count` is about. `regions` are the probabilities of a lesion in each
     region in closed form; empty where they are known from samples alone. `calibrated` is None for a
     bundle without calibration, after the opening, and for images that no case of the calibration
-    cohort had.
+    cohort had. `members` is None for a bundle with one member and after the opening.
     """
 
     received: bool
@@ -206,6 +207,7 @@ class ArmSummary(_Record):
     regions: Mapping[str, float]
     calibrated: CalibratedArm | None
     minus_reference: ArmDifference
+    members: MembersSummary | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,6 +403,7 @@ def arm_summary(
         regions=dict(regions or {}),
         calibrated=calibrated,
         minus_reference=arm_difference(ensemble, reference, opening=opening),
+        members=summarise_members(expected),
     )
 
 

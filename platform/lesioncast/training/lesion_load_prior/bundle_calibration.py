@@ -6,7 +6,7 @@ that a patient without gadolinium gets the interval that held for cases without 
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.priors.input_patterns import PATTERNS, pattern_name
 from lesioncast.training.lesion_load_prior.calibration import features_of_pattern
 from lesioncast.training.lesion_load_prior.data import (
-    PriorTrainingData,
+    LoadedCases,
     load_prior_data,
     with_readings,
 )
@@ -45,23 +45,24 @@ def calibration_cases(store: Store, split: str | None) -> list[Case]:
 
 
 def calibrate_on_split(
-    prior: LesionLoadPrior | None,
+    priors: Sequence[LesionLoadPrior],
     store: Store,
     model: ModelConfig,
     *,
     split: str | None,
     parent: str | None = None,
 ) -> BundleCalibration | None:
-    """Return the calibration of a prior's forecasts on the cases of a split; None stands for all.
+    """Return the calibration of the priors' forecasts on the cases of a split; None stands for all.
 
-    The result is None for a model without a prior, whose forecasts are samples, and where no case
-    of the split has an outcome. `parent` is the digest of the bundle that is calibrated again.
+    `priors` are those of a bundle's members, which are mixed. The result is None without any, where
+    forecasts are samples, and where no case of the split has an outcome. `parent` is the digest of
+    the bundle that is calibrated again.
     """
     cases = calibration_cases(store, split)
-    if prior is None or not cases:
+    if not priors or not cases:
         return None
-    data = with_readings(prior, load_prior_data(cases, store, model))
-    patterns = tuple(one.calibrate() for one in forecasts_by_pattern(prior, data))
+    loaded = load_prior_data(cases, store, model)
+    patterns = tuple(one.calibrate() for one in forecasts_by_pattern(priors, loaded))
     calibration = BundleCalibration(cohort_of(store, cases, split), patterns, parent)
     logger.info("calibrated on %s", calibration.description)
     return calibration
@@ -83,7 +84,7 @@ def cohort_of(store: Store, cases: list[Case], split: str | None) -> Calibration
 
 @dataclass(frozen=True)
 class PatternForecasts:
-    """What the prior states of n cases from one pattern of images, and what happened."""
+    """What the priors state of n cases from one pattern of images, and what happened."""
 
     pattern: str
     #: Index of the arm received, [n].
@@ -103,14 +104,26 @@ class PatternForecasts:
 
 @torch.no_grad()
 def forecasts_by_pattern(
-    prior: LesionLoadPrior, data: PriorTrainingData
+    priors: Sequence[LesionLoadPrior], loaded: LoadedCases
 ) -> Iterator[PatternForecasts]:
-    """Yield the forecasts of the cases from each pattern of images that some can be shown in."""
+    """Yield the forecasts of the cases from each pattern of images that some can be shown in.
+
+    They are those of the mixture of `priors`, each of which reads FLAIR for itself.
+    """
+    first, data = priors[0], loaded.data
+    read_by = [with_readings(prior, loaded) for prior in priors]
     for pattern in range(PATTERNS):
-        patient = features_of_pattern(prior, data, pattern)
-        rows = prior.pattern(patient) == pattern
+        patients = [
+            features_of_pattern(prior, of_prior, pattern)
+            for prior, of_prior in zip(priors, read_by, strict=True)
+        ]
+        rows = first.pattern(patients[0]) == pattern
         if rows.any():
-            expected = prior.expectations(patient[rows], data.arm[rows])
+            by_member = [
+                prior.probabilities(patient[rows], data.arm[rows])
+                for prior, patient in zip(priors, patients, strict=True)
+            ]
+            expected = first.expectations_of(torch.stack(by_member).mean(0))
             yield PatternForecasts(
                 pattern_name(pattern),
                 data.arm[rows].numpy(),
