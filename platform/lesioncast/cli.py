@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from lesioncast.jobs.arguments import COMMANDS, add_job_arguments
+from lesioncast.jobs.command.arguments import COMMANDS, add_job_arguments
 
 SERVE_REQUIREMENTS = ("httpx2", "python_multipart", "sqlalchemy")
 SERVE_DESCRIPTION = """Start the forecast service: `serve run` with the settings in a file.

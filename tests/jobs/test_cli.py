@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lesioncast import cli
-from lesioncast.jobs.arguments import COMMANDS, config_path, shipped_configs
+from lesioncast.jobs.command.arguments import COMMANDS, config_path, shipped_configs
 from storage.version import installed_version
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def slow_imports(code: str) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_job_with_its_configuration_has_imported_only_what_it_needs(name: str) -> None:
     code = (
-        f"import lesioncast.jobs.{name}, lesioncast.jobs.arguments as arguments\n"
+        f"import lesioncast.jobs.{name}, lesioncast.jobs.command.arguments as arguments\n"
         "from lesioncast.config import load_config\n"
         "load_config(arguments.config_path('demo'))"
     )

@@ -25,7 +25,7 @@ from lesioncast.forecasting.output.bids import forecast_path, summary_path
 from lesioncast.forecasting.output.summary import read_summary
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.covariates import Covariate
-from lesioncast.jobs.arguments import config_path
+from lesioncast.jobs.command.arguments import config_path
 from lesioncast.jobs.forecast import forecast as run_forecast
 from serve.api import multipart
 from serve.artifacts import ORPHAN_AGE_SECONDS, result_dir, stale_uploads, upload_dir

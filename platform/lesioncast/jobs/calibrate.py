@@ -23,8 +23,8 @@ from lesioncast.errors import BundleError, ConfigError, ForecastError
 from lesioncast.forecasting.runtime import check_compatible, one_thread
 from lesioncast.forecasting.training_data import check_unseen
 from lesioncast.imaging.typicality import MIN_RANKED, TypicalityReference
-from lesioncast.jobs.arguments import CALIBRATE
-from lesioncast.jobs.runner import run_command
+from lesioncast.jobs.command.arguments import CALIBRATE
+from lesioncast.jobs.command.runner import run_command
 from lesioncast.training.data.typicality import fit_typicality
 from lesioncast.training.lesion_load_prior.bundle_calibration import (
     calibrate_on_split,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lesioncast.cluster.connection import RaySettings, ray_cluster
 from lesioncast.config import Config
-from lesioncast.jobs.arguments import CONVERT
-from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.command.arguments import CONVERT
+from lesioncast.jobs.command.runner import run_job
 from storage import Location, open_store
 from storage.convert.build_shard import ShardTask
 from storage.convert.convert import build_on_ray, convert

@@ -20,8 +20,8 @@ from lesioncast.forecasting.output.bids import figure_path, summary_path
 from lesioncast.forecasting.output.summary import ForecastSummary, read_summary
 from lesioncast.forecasting.training_data import bundle_steps
 from lesioncast.jobs import convert, evaluate, finetune, forecast, pretrain, simulate
-from lesioncast.jobs.arguments import DEMO
-from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.command.arguments import DEMO
+from lesioncast.jobs.command.runner import run_job
 from lesioncast.warning_list import severe
 from storage.atomic import atomic_write
 

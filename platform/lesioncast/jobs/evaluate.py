@@ -54,8 +54,8 @@ from lesioncast.forecasting.training_data import (
     simulated_bundle_warnings,
     training_data_note,
 )
-from lesioncast.jobs.arguments import EVALUATE
-from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.command.arguments import EVALUATE
+from lesioncast.jobs.command.runner import run_job
 from lesioncast.simulation.ground_truth import has_ground_truth
 from lesioncast.simulation.outcome_law.patients import simulation_settings
 from lesioncast.warning_list import texts

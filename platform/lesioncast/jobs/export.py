@@ -15,8 +15,8 @@ from storage.export.export import CHANNEL_NAMES, export_case, write_export_root
 if TYPE_CHECKING:
     from storage.export.dicom_seg import Segmentation
 
-from lesioncast.jobs.arguments import EXPORT
-from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.command.arguments import EXPORT
+from lesioncast.jobs.command.runner import run_job
 from storage.store.trial_folder import trial_folder
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import Config
-from lesioncast.jobs.arguments import FINETUNE
-from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.command.arguments import FINETUNE
+from lesioncast.jobs.command.runner import run_job
 from lesioncast.training.experiment import experiment_of, finetune_stage, pretrain_stage
 from lesioncast.training.export import export_bundle
 from lesioncast.training.spatial.base_maps import compute_base_maps

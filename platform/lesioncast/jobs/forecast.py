@@ -22,8 +22,8 @@ from lesioncast.forecasting.pipeline import (
 from lesioncast.forecasting.runtime import build_forecast_sampler, check_compatible, device_of
 from lesioncast.forecasting.sampling import SampleBatch
 from lesioncast.forecasting.settings import ForecastSettings
-from lesioncast.jobs.arguments import FORECAST
-from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.command.arguments import FORECAST
+from lesioncast.jobs.command.runner import run_job
 from lesioncast.warning_list import severe
 from storage import Case, Store, open_store
 from storage.store.trial_folder import trial_folder

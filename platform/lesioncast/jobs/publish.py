@@ -30,8 +30,8 @@ from lesioncast.evaluation.reporting.monai_metadata import (
     shorten_paths,
     write_metadata,
 )
-from lesioncast.jobs.arguments import PUBLISH
-from lesioncast.jobs.runner import COMMAND, run_command
+from lesioncast.jobs.command.arguments import PUBLISH
+from lesioncast.jobs.command.runner import COMMAND, run_command
 from storage.atomic import atomic_directory
 from storage.text_files import read_text
 
@@ -145,14 +145,18 @@ def commands_of(log: str, files: Sequence[Path]) -> tuple[str, ...]:
 
 def copy_bundle(bundle: Bundle, folder: Path) -> None:
     """Copy the files that the manifest lists, the manifest, and the features of typicality."""
-    listed = files_of(bundle.config, calibrated=bundle.calibration is not None)
+    listed = files_of(
+        bundle.config, calibrated=bundle.calibration is not None, members=bundle.member_count
+    )
     for name in (*listed, MANIFEST, TYPICALITY_FILE):
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(bundle.path / name, folder / name)
 
 
 def check_size(folder: Path) -> None:
     """Raise BundleError if the files in the folder are larger than a package should hold."""
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     if sum(sizes.values()) > MAX_MB * 10**6:
         largest = max(sizes, key=lambda name: sizes[name])
         raise BundleError(

@@ -8,8 +8,8 @@ from functools import partial
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import Config
-from lesioncast.jobs.arguments import QC
-from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.command.arguments import QC
+from lesioncast.jobs.command.runner import run_job
 from storage import Location, open_store
 from storage.qc.inspection import Inspection, inspect_case
 from storage.qc.report import write_qc_report

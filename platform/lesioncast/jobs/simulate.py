@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import Config
-from lesioncast.jobs.arguments import SIMULATE
-from lesioncast.jobs.runner import run_job
+from lesioncast.jobs.command.arguments import SIMULATE
+from lesioncast.jobs.command.runner import run_job
 from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
 from lesioncast.simulation.settings import SimulationSettings
 

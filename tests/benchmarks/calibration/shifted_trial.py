@@ -30,7 +30,7 @@ from lesioncast.calibration.conformal import prediction_intervals
 from lesioncast.config import Config, load_config
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_mean
 from lesioncast.jobs import calibrate
-from lesioncast.jobs.runner import configure_logging
+from lesioncast.jobs.command.runner import configure_logging
 from lesioncast.markdown import format_estimate
 from lesioncast.simulation import disease, flair
 from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects

@@ -26,7 +26,7 @@ import numpy as np
 from lesioncast.cluster.connection import MALLOC_ENV, RaySettings, ray_cluster
 from lesioncast.config import load_config
 from lesioncast.jobs import convert, simulate
-from lesioncast.jobs.arguments import job_parser
+from lesioncast.jobs.command.arguments import job_parser
 from storage import open_store
 from tests.benchmarks.data import data_loaders
 from tests.benchmarks.data.tables import table

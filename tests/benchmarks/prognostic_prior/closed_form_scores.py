@@ -41,7 +41,7 @@ from lesioncast.evaluation.run import measure_outcomes, select_evaluation_cases
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.forecasting.runtime import check_compatible
 from lesioncast.forecasting.training_data import check_unseen
-from lesioncast.jobs.runner import configure_logging
+from lesioncast.jobs.command.runner import configure_logging
 from lesioncast.markdown import format_estimate
 from storage import open_store, parse_location
 from tests.benchmarks.studies.bayes_optimal import SCORES, Forecast, resampled

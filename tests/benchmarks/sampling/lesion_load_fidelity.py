@@ -21,7 +21,7 @@ from lesioncast.cluster.connection import RaySettings, ray_cluster
 from lesioncast.diffusion.lesion_load import lesion_load_class
 from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput, seeds_of
-from lesioncast.jobs.runner import configure_logging
+from lesioncast.jobs.command.runner import configure_logging
 from storage import Case, Store
 from tests.benchmarks.sampling.solvers import Masks, draw, lesion_count, observed_mask
 from tests.benchmarks.sampling.study_cli import load_study, study_parser

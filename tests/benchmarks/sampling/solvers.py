@@ -40,7 +40,7 @@ from lesioncast.forecasting.sampling import (
 )
 from lesioncast.imaging.channels import MASKS, SESSIONS
 from lesioncast.imaging.lesions import count_lesions
-from lesioncast.jobs.runner import configure_logging
+from lesioncast.jobs.command.runner import configure_logging
 from storage import Case, Store
 from tests.benchmarks.sampling.study_cli import load_study, study_parser
 

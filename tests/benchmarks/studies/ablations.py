@@ -26,7 +26,7 @@ from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import load_config
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.jobs import convert, evaluate, finetune, pretrain, simulate
-from lesioncast.jobs.runner import configure_logging
+from lesioncast.jobs.command.runner import configure_logging
 from storage import open_store
 from tests.benchmarks.studies.ablation_tables import NATS_FILE, curves, table
 from tests.benchmarks.studies.image_information import nats

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lesioncast.config import load_config
 from lesioncast.jobs import convert, simulate
-from lesioncast.jobs.runner import configure_logging
+from lesioncast.jobs.command.runner import configure_logging
 
 CONFIG = Path("jobs/configs/demo.yaml")
 

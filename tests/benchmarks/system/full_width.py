@@ -23,7 +23,7 @@ from lesioncast import load_bundle
 from lesioncast.config import Config, load_config
 from lesioncast.errors import LesioncastError
 from lesioncast.forecasting.settings import ForecastSettings
-from lesioncast.jobs.arguments import config_path
+from lesioncast.jobs.command.arguments import config_path
 from lesioncast.simulation.bids import finalise_dataset, initialise_dataset, write_subjects
 from storage import open_store
 from storage.convert.build_shard import build_shard

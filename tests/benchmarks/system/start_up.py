@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[3]
 POLL = 0.2  # seconds
 CONFIGURATION = (
     "import lesioncast.jobs.{0}; from lesioncast.config import load_config; "
-    "from lesioncast.jobs.arguments import config_path; load_config(config_path('demo'))"
+    "from lesioncast.jobs.command.arguments import config_path; load_config(config_path('demo'))"
 )
 IN_MEMORY = (
     "import lesioncast; from lesioncast.forecasting.settings import ForecastSettings; "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from lesioncast.config import Config, load_config
 from lesioncast.errors import ConfigError, LesioncastError
-from lesioncast.jobs.arguments import JobCommand, add_job_arguments
+from lesioncast.jobs.command.arguments import JobCommand, add_job_arguments
 from storage import StorageError
 
 logger = logging.getLogger(__name__)

@@ -220,6 +220,18 @@ def _publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=new_bundle_path, required=True, help="where the copy goes")
 
 
+def _combine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundles", type=local_path, nargs="+", help="the bundles, which stay as they are"
+    )
+    parser.add_argument(
+        "--store", type=store_location, required=True, help="the store that all were trained on"
+    )
+    parser.add_argument(
+        "--output", type=new_bundle_path, required=True, help="where the new bundle goes"
+    )
+
+
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     _store_argument(parser)
     _moved_trial_argument(parser)
@@ -375,6 +387,20 @@ with lesioncast.""",
     _publish_arguments,
     configured=False,
 )
+COMBINE = JobCommand(
+    "combine",
+    "combine bundles of different training seeds into one",
+    """Combine bundles that differ by their training seed into one of several members.
+
+    lesioncast combine BUNDLE BUNDLE ... --store STORE --output FOLDER
+
+The new bundle holds the networks and priors of all. Its forecasts are those of their mixture, and
+also tell how far the members differ. Its calibration is learned for the mixture, on the validation
+cases of STORE, on whose training cases all bundles must have been trained. Evaluate and forecast
+with it as with any bundle. No GPU and no Ray are needed.""",
+    _combine_arguments,
+    configured=False,
+)
 EXPORT = JobCommand(
     "export",
     "export a store or forecasts as NIfTI and DICOM SEG",
@@ -412,6 +438,7 @@ COMMANDS = (
     EVALUATE,
     CALIBRATE,
     PUBLISH,
+    COMBINE,
     EXPORT,
     DEMO,
 )
