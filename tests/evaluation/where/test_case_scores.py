@@ -21,10 +21,12 @@ from lesioncast.evaluation.where.case_scores import (
     exact_law,
 )
 from lesioncast.evaluation.where.density import brain_of, density_in
+from lesioncast.evaluation.where.mask_draws import StoredLesions
 from lesioncast.evaluation.where.measurements import (
     ATLAS,
     CLIMATOLOGY,
     EVEN,
+    INDEPENDENT_VOXELS,
     NETWORKS,
     OTHER_HISTORY,
     OTHER_IMAGES,
@@ -33,6 +35,7 @@ from lesioncast.evaluation.where.measurements import (
     RINGS,
     SAMPLES,
     SPATIAL_PRIOR,
+    STORED_LESIONS,
     WhereMeasurements,
     WhereTask,
 )
@@ -144,7 +147,11 @@ def test_a_bundle_with_a_spatial_prior_scores_it_alone(tmp_path: Path) -> None:
     score = build_case_scorer(
         tmp_path / "bundle",
         store.path,
-        Baselines(np.ones(SLAB), np.ones(NUMBER_OF_RINGS)),
+        Baselines(
+            np.ones(SLAB),
+            np.ones(NUMBER_OF_RINGS),
+            StoredLesions.of_masks([store.read(1).masks[2, 2] > 0]),
+        ),
         None,
         device="cpu",
     )
@@ -162,6 +169,9 @@ def test_a_bundle_with_a_spatial_prior_scores_it_alone(tmp_path: Path) -> None:
     assert gain > 1
     assert found.maps[NETWORKS].nats_case > 1
     assert PRIOR_OTHER_IMAGES in found.maps
+    # The second sample has no lesion, and the stored lesion is as large as the first.
+    assert found.samples[STORED_LESIONS].voxels == len(mask) / 2
+    assert 0 < found.samples[INDEPENDENT_VOXELS].voxels < 2 * len(mask)
     where = WhereMeasurements((found,), np.ones(3), np.ones(NUMBER_OF_RINGS))
     picture = patients_picture(store, where)  # the same patient has few and many
     assert picture is not None

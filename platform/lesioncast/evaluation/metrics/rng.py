@@ -12,3 +12,4 @@ class RngStream(IntEnum):
     PERMUTED_INPUTS = 107
     ATTRITION_TEST = 108
     CLIMATOLOGY = 120
+    MASK_DRAWS = 121

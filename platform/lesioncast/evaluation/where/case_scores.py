@@ -13,10 +13,12 @@ from lesioncast.arrays import Bools, Floats, Mask, Spacing
 from lesioncast.bundle.bundle import load_bundle
 from lesioncast.evaluation.features.image_features import observed_outcome
 from lesioncast.evaluation.metrics.mask_comparison import ObservedMask, compare_masks
+from lesioncast.evaluation.metrics.rng import RngStream
 from lesioncast.evaluation.where.atlas import Voxels
 from lesioncast.evaluation.where.density import brain_of, density_in
 from lesioncast.evaluation.where.kernel_score import kernel_scores, kernel_scores_of_empty
 from lesioncast.evaluation.where.map_scores import score_map
+from lesioncast.evaluation.where.mask_draws import StoredLesions, masks_without_networks
 from lesioncast.evaluation.where.measurements import (
     ATLAS,
     CLIMATOLOGY,
@@ -62,10 +64,15 @@ def no_prior(_: ConditioningArrays) -> None:
 
 @dataclass(frozen=True)
 class Baselines:
-    """What training cases give: the smoothed atlas [s, h, w] and the rates of the rings [ring]."""
+    """What training cases give: the smoothed atlas [s, h, w] and the rates of the rings [ring].
+
+    `stored` are their new lesions, which the map of a spatial prior places; none leaves masks
+    without networks out.
+    """
 
     atlas: Floats
     ring_rates: Floats
+    stored: StoredLesions = field(default_factory=StoredLesions)
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,14 @@ class NetworkMaps:
             np.asarray(probability, np.float32), images.parcellation, self.ratios, task.expected
         )
 
+    def density(self, task: WhereTask, brain: Mask) -> Floats | None:
+        """Return the spatial prior's density in the brain [s, h, w]; None without such a prior."""
+        density = self.prior(self.read(ModelInput(task.case)))
+        if density is None:
+            return None
+        inside = density.astype(np.float64) * brain
+        return np.asarray(inside / inside.sum())
+
     def _both(
         self, inputs: ConditioningArrays, arm: int, keys: tuple[str, str]
     ) -> dict[str, Volume]:
@@ -136,9 +151,9 @@ class ExactLaw:
         """Return the density of new-lesion voxels, [s, h, w]."""
         return to_slab(self.period.density(), self.grid, order=0)
 
-    def redraw(self, seed: int) -> Mask:
-        """Draw the last period once more."""
-        return to_slab(self.period.redraw(seed), self.grid, order=0)
+    def redraw(self, seed: int, *, number: int | None = None) -> Mask:
+        """Draw the last period once more; with a `number` of lesions only their places."""
+        return to_slab(self.period.redraw(seed, number=number), self.grid, order=0)
 
 
 def build_case_scorer(
@@ -193,6 +208,10 @@ def score_case(
         volumes[SAMPLES] = masks_of(task.sampled, brain.shape).mean(axis=0)
         volumes |= {} if law is None else {EXACT: law.density()}
         maps = {key: density_in(brain, volume) for key, volume in volumes.items()}
+    sampled = {}
+    if task.score_samples:
+        sampled = _sampled_masks(task, law, brain.shape)
+        sampled |= _masks_without_networks(task, networks.density(task, brain), baselines.stored)
     labels = components(observed.net2)[0][brain]
     return CaseWhere(
         case=task.case,
@@ -201,12 +220,7 @@ def score_case(
         lesion_voxels=int(inside.sum()),
         lesion_voxels_outside=int((observed.net2 & ~brain).sum()),
         maps={key: score_map(density, maps[ATLAS], labels) for key, density in maps.items()},
-        samples={
-            key: score_samples(masks, observed, spacing)
-            for key, masks in _sampled_masks(task, law, brain.shape).items()
-        }
-        if task.score_samples
-        else {},
+        samples={key: score_samples(masks, observed, spacing) for key, masks in sampled.items()},
         kernel_of_empty=kernel_scores_of_empty(observed.net2, spacing),
         figure=_figure_maps(maps, brain, task) if task.keep_maps else None,
         regions=networks.regions(task, case.arm_index, images, probability),
@@ -260,7 +274,7 @@ def masks_of(voxels: tuple[Voxels, ...], shape: tuple[int, ...]) -> Bools:
 
 def _sampled_masks(
     task: WhereTask, law: ExactLaw | None, shape: tuple[int, ...]
-) -> Mapping[str, Bools]:
+) -> dict[str, Bools]:
     """Return masks of the networks, of the arm's training cases and of the law, k of each."""
     sampled = {
         NETWORKS: masks_of(task.sampled, shape),
@@ -269,6 +283,23 @@ def _sampled_masks(
     if law is not None:
         sampled[EXACT] = np.stack([law.redraw(seed) for seed in range(len(task.sampled))])
     return sampled
+
+
+def _masks_without_networks(
+    task: WhereTask, density: Floats | None, stored: StoredLesions
+) -> dict[str, Bools]:
+    """Return masks by the spatial prior alone, each as large as a sample of the networks.
+
+    There are none without a spatial prior, whose `density` is then None, or stored lesions.
+    """
+    if density is None or not stored.lesions:
+        return {}
+    voxels = [len(sample) for sample in task.sampled]
+    rngs = [
+        np.random.default_rng([RngStream.MASK_DRAWS, task.case, sample])
+        for sample in range(len(voxels))
+    ]
+    return masks_without_networks(density, stored, voxels, rngs)
 
 
 def score_samples(masks: Bools, observed: ObservedMask, spacing: Spacing) -> SampleScores:

@@ -20,6 +20,7 @@ SPATIAL_PRIOR = "spatial_prior"
 PRIOR_OTHER_IMAGES = "spatial_prior_other_images"
 PRIOR_OTHER_HISTORY = "spatial_prior_other_history"
 CLIMATOLOGY = "climatology"
+INDEPENDENT_VOXELS, STORED_LESIONS = "independent_voxels", "stored_lesions"
 MAP_LABELS = {
     EVEN: "even brain",
     ATLAS: "atlas of training lesions",
@@ -48,6 +49,8 @@ OWN_IMAGES = {
 COMPARED_MAPS = ((NETWORKS, SPATIAL_PRIOR), (SPATIAL_PRIOR, RINGS), (EXACT, SPATIAL_PRIOR))
 SAMPLE_LABELS = {
     NETWORKS: "networks",
+    INDEPENDENT_VOXELS: "independent voxels by the prior's map",
+    STORED_LESIONS: "lesions of training patients, placed by the prior's map",
     CLIMATOLOGY: "training patients of the arm",
     EXACT: "exact law of the simulation",
 }

@@ -13,7 +13,8 @@ from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries
 from lesioncast.evaluation.metrics.rng import RngStream
 from lesioncast.evaluation.settings import EvaluationSettings
 from lesioncast.evaluation.where.atlas import Voxels, atlas_of, sum_of_masks
-from lesioncast.evaluation.where.case_scores import Baselines, build_case_scorer
+from lesioncast.evaluation.where.case_scores import Baselines, build_case_scorer, masks_of
+from lesioncast.evaluation.where.mask_draws import StoredLesions
 from lesioncast.evaluation.where.measurements import WhereMeasurements, WhereTask
 from lesioncast.evaluation.where.rings import fit_ring_rates, ring_counts
 from lesioncast.forecasting.runtime import device_of
@@ -71,7 +72,7 @@ def measure_where(
 
 
 def fit_baselines(store: Store, train: OutcomeTable) -> Baselines:
-    """Return the atlas of the training cases' new lesions, and the rates of rings fitted to it."""
+    """Return the atlas of the training cases' new lesions, rates of rings, and the lesions."""
     spacing = store.spec.spacing
     atlas = atlas_of(sum_of_masks(train.net2_voxels, store.spec.slab), spacing)
     active = [row for row, voxels in enumerate(train.net2_voxels) if len(voxels)]
@@ -79,7 +80,8 @@ def fit_baselines(store: Store, train: OutcomeTable) -> Baselines:
         ring_counts(store.read(train.case[row]), train.net2_voxels[row], atlas, spacing)
         for row in evenly_spaced(active, RING_CASES)
     ]
-    return Baselines(atlas, fit_ring_rates(counts))
+    masks = (masks_of((train.net2_voxels[row],), store.spec.slab)[0] for row in active)
+    return Baselines(atlas, fit_ring_rates(counts), StoredLesions.of_masks(masks))
 
 
 def mean_voxels_by_arm(train: OutcomeTable, *, arms: int) -> Floats:

@@ -55,10 +55,14 @@ class LastPeriod:
         number = max(self.number, 1)
         return self._on_grid(placement_density(self.start, number=number))
 
-    def redraw(self, seed: int) -> Mask:
-        """Draw the period once more: number and places of the lesions, given all before it."""
+    def redraw(self, seed: int, *, number: int | None = None) -> Mask:
+        """Draw the period once more: number and places of the lesions, given all before it.
+
+        With a `number` of lesions only their places are drawn.
+        """
         rng = np.random.default_rng([self.settings.seed, self.patient.index, seed])
-        number = redraw_count(self.settings, self.patient.index, self.patient.arm, rng)
+        if number is None:
+            number = redraw_count(self.settings, self.patient.index, self.patient.arm, rng)
         return self._mask(place_new_lesions(rng, self.start, number=number))
 
     def _mask(self, lesions: tuple[Lesion, ...]) -> Mask:
