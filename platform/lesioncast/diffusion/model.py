@@ -35,7 +35,6 @@ from lesioncast.diffusion.spatial.base_map import BaseMap, base_log_odds
 from lesioncast.diffusion.unet import UNet
 
 CPU_BATCH_SIZE = 8  # takes a third less time per sample than single rows; 16 is no faster
-DECIDED_TOLERANCE = 1e-6  # on 1 - |x_hat|; the other class then has half this probability
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,9 @@ class LesionDiffusion:
             schedule=self.config.schedule,
             sampler=sampler,
             device=device,
-            is_decided=is_decided if certain else None,
+            is_decided=partial(is_decided, undecided_voxels=sampler.undecided_voxels)
+            if certain
+            else None,
             known_sample=known_sample,
             finalise=finalise_sample,
             redraw_seed=partial(redraw_seed, odds_ratio=self.odds_ratio),
@@ -460,9 +461,11 @@ def finalise_sample(condition: SampleCondition, x: Tensor) -> Tensor:
     return x
 
 
-def is_decided(x_hat: Tensor) -> Tensor:
-    """Return, per sample of x_hat [n, 2, s, h, w], True if every NET2 voxel is certain, bool [n].
+def is_decided(x_hat: Tensor, *, undecided_voxels: float) -> Tensor:
+    """Return, per sample of x_hat [n, 2, s, h, w], True if its mask will hardly change, bool [n].
 
-    Later evaluations see more evidence for the same class, so that they cannot change the mask.
+    A voxel whose lesion has the probability p given z_t ends in the less likely class with the
+    probability min(p, 1 - p). Their sum is the expected number of voxels that change.
     """
-    return (x_hat[:, NET2].abs() > 1 - DECIDED_TOLERANCE).flatten(1).all(1)
+    minority = (1 - x_hat[:, NET2].abs()) / 2
+    return minority.flatten(1).sum(1) < undecided_voxels

@@ -92,6 +92,9 @@ class SamplerConfig:
     #: Share that maps in closed form keep of the networks' distance from the base map, in log odds:
     #: 0 is the base map, 1 the networks as trained. Models without a base map ignore it.
     map_weight: float = 1.0
+    #: A sample of prediction `log_odds` ends once fewer lesion voxels than this are expected to
+    #: differ between its mask so far and its mask after all steps; 0 takes all steps.
+    undecided_voxels: float = 0.3
     #: Precision of the networks. z stays in float32.
     precision: Precision = "float32"
 
@@ -101,6 +104,8 @@ class SamplerConfig:
         for name in ("eta", "variance", "map_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if self.undecided_voxels < 0:
+            raise ValueError(f"undecided_voxels: expected 0 or more, got {self.undecided_voxels}")
         if any(factor < 1 for factor in self.autoguidance):
             raise ValueError(
                 f"autoguidance: expected factors of 1 or more, got {list(self.autoguidance)}"
