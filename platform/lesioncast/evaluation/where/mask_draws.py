@@ -136,11 +136,9 @@ def placement_weights(log_density: Floats, shape: Shape) -> Floats:
     reach = np.abs(shape).max(axis=0)
     padded = np.pad(log_density, [(size, size) for size in reach], constant_values=-np.inf)
     total = np.zeros(log_density.shape)
-    lengths = total.shape
-    for offset in (shape + reach).tolist():
-        total += padded[
-            tuple(slice(at, at + length) for at, length in zip(offset, lengths, strict=True))
-        ]
+    slices, rows, columns = log_density.shape
+    for s, h, w in (shape + reach).tolist():
+        total += padded[s : s + slices, h : h + rows, w : w + columns]
     total *= SHARPNESS / len(shape)
     highest = total.max()
     return np.exp(total - highest) if np.isfinite(highest) else np.zeros(total.shape)
