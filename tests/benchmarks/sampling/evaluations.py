@@ -131,7 +131,7 @@ class Study:
             condition
             for case, of_case in zip(cases, seeds, strict=True)
             for condition in self.bundle.model.sample_conditions(
-                encode(read(ModelInput(case.index))), case.arm_index, of_case
+                encode(read(ModelInput(case.index)))[0], case.arm_index, of_case
             )
         ]
         begun = time.process_time()

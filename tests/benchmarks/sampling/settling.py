@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         condition
         for case, of_case in zip(cases, seeds, strict=True)
         for condition in bundle.model.sample_conditions(
-            encode(read(ModelInput(case.index))), case.arm_index, of_case
+            encode(read(ModelInput(case.index)))[0], case.arm_index, of_case
         )
     ]
     flat = [seed for of_case in seeds for seed in of_case]
