@@ -110,7 +110,7 @@ def test_load_refuses_another_schema_and_says_how_to_make_the_bundle_again(tmp_p
     write_random_bundle(tmp_path / "bundle")
     manifest = tmp_path / "bundle" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
-    with pytest.raises(BundleError, match="expected schema 9 .* got schema 99 .* to make it again"):
+    with pytest.raises(BundleError, match="expected schema 8 .* got schema 99 .* to make it again"):
         load_bundle(tmp_path / "bundle")
 
 

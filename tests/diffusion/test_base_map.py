@@ -30,7 +30,7 @@ from tests.diffusion.test_networks import TINY, inputs, randomise
 
 SHAPE = (3, 8, 8)
 THRESHOLDS = (1, 4, 20)
-UNET = replace(TINY, lesion_load_thresholds=THRESHOLDS, base_map=True, volume_head_width=4)
+UNET = replace(TINY, lesion_load_thresholds=THRESHOLDS, base_map=True, voxel_head_width=4)
 OBJECTIVE = ObjectiveConfig(
     prediction="log_odds", mask_loss="cross_entropy", weighting="x", lesion_weight=1.0
 )
@@ -84,7 +84,7 @@ def test_base_log_odds_leave_no_voxel_impossible() -> None:
 
 @torch.no_grad()
 def test_an_offset_of_zero_changes_no_bit_and_models_without_a_base_map_have_none() -> None:
-    config = replace(UNET, base_map=False, volume_head_width=0)
+    config = replace(UNET, base_map=False, voxel_head_width=0)
     torch.manual_seed(0)
     unet = UNet(config)
     randomise(unet)

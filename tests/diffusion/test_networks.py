@@ -4,16 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lesioncast.config import load_config
 from lesioncast.diffusion.blocks import channels_to_slices, slices_to_channels
 from lesioncast.diffusion.controlnet import ControlNet
+from lesioncast.diffusion.objective import log_likelihood_ratio
 from lesioncast.diffusion.settings.networks import ControlConfig, UNetConfig
-from lesioncast.diffusion.spatial.volume_head import VolumeHead
+from lesioncast.diffusion.settings.process import BASE_LOG_ODDS
+from lesioncast.diffusion.spatial.filters import binomial_blur, max_filter_3x3x3
 from lesioncast.diffusion.unet import UNet
-from lesioncast.diffusion.voxel_mlp import VoxelMLP, binomial_blur, with_local_mean
+from lesioncast.diffusion.voxel_mlp import (
+    VoxelMLP,
+    VoxelRefinementHead,
+    with_local_mean,
+)
 from tests.support.known_denoisers import CONFIGS
 
 TINY = UNetConfig(
@@ -127,48 +133,49 @@ def test_widths_that_are_no_multiple_of_groups_are_rejected() -> None:
         UNetConfig(widths=(32, 48))
 
 
-def test_blur_covers_the_3d_neighbourhood() -> None:
+def test_blur_and_max_filter_cover_the_3d_neighbourhood() -> None:
     volume = torch.zeros(1, 5, 5, 5)
     volume[0, 2, 2, 2] = 64.0
     assert binomial_blur(volume)[0, 2, 2, 1:4].tolist() == [4.0, 8.0, 4.0]
     assert binomial_blur(torch.ones(1, 3, 4, 5)).eq(1).all()
+    pooled = nn.functional.max_pool3d(volume, 3, stride=1, padding=1)
+    assert torch.equal(max_filter_3x3x3(volume), pooled)
 
 
-def test_volume_head_starts_at_the_log_odds_of_the_unet() -> None:
-    head = VolumeHead(4, embedding=8)
-    net2, z = torch.randn(2, 2, 3, 6, 5)
-    logsnr, embedding = torch.tensor([-3.0, 1.0]), torch.randn(2, 8)
-    assert torch.equal(head(net2, z, logsnr, embedding, offset=z), net2)
+def test_gradients_of_the_filters_equal_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(binomial_blur, (volume,))
+    assert torch.autograd.gradcheck(max_filter_3x3x3, (volume,))
 
 
-def test_volume_head_treats_all_voxels_and_axes_alike() -> None:
-    """The refinement of a lesion moves with the lesion, whatever the slice or the row."""
-    head = VolumeHead(4, embedding=8)
-    randomise(head)
-    volume = torch.full((1, 25, 26, 27), -1.0)  # a voxel sees 5 voxels to each side
-    logsnr, embedding = torch.zeros(1), torch.randn(1, 8)
-
-    def refinement(places: tuple[slice, slice, slice]) -> Tensor:
-        z = volume.clone()
-        z[(0, *places)] = 1.0
-        with torch.no_grad():
-            return head(torch.zeros_like(z), z, logsnr, embedding)[0]
-
-    first = refinement((slice(11, 13), slice(11, 13), slice(13, 14)))
-    moved = refinement((slice(12, 14), slice(13, 15), slice(12, 13)))
-    inside = first[8:17, 8:17, 9:18]
-    assert inside.std() > 0
-    assert torch.allclose(moved[9:18, 10:19, 8:17], inside, atol=1e-5)
+def test_gradient_of_the_max_filter_goes_to_one_of_equal_voxels() -> None:
+    volume = torch.ones(1, 3, 4, 5, requires_grad=True)
+    max_filter_3x3x3(volume).sum().backward()
+    assert volume.grad is not None
+    assert volume.grad.sum() == volume.numel()
 
 
-def test_volume_head_reads_the_embedding_and_the_base_map() -> None:
-    head = VolumeHead(4, embedding=8)
-    randomise(head)
-    net2, z, offset = torch.randn(3, 1, 3, 6, 5)
-    logsnr, embedding = torch.zeros(1), torch.randn(1, 8)
-    refined = head(net2, z, logsnr, embedding, offset)
-    assert not torch.allclose(refined, head(net2, z, logsnr, embedding + 1, offset))
-    assert not torch.allclose(refined, head(net2, z, logsnr, embedding, offset + 1))
+def test_second_pass_of_the_voxel_head_is_mean_field_inference() -> None:
+    """With weights set by hand, log odds rise with the blurred P(lesion) of the neighbours."""
+    head, coupling = VoxelRefinementHead(1, embedding=4), 3.0
+    nn.init.zeros_(head.second.read.weight)
+    nn.init.zeros_(head.second.read.bias)
+    nn.init.zeros_(head.second.embed.weight)
+    nn.init.zeros_(head.second.embed.bias)
+    nn.init.ones_(head.second.read.weight[:, 7:8])  # net2, five of the evidence, own, near, ...
+    nn.init.constant_(head.second.write.weight, coupling)
+    generator = torch.Generator().manual_seed(0)
+    net2, z = (torch.randn(2, 3, 6, 5, generator=generator) for _ in range(2))
+    net2, logsnr = 4 * net2 + 6, torch.tensor([-3.0, 1.0])
+    with torch.no_grad():
+        refined = head(net2, z, logsnr, torch.randn(2, 4, generator=generator))
+    probability = torch.sigmoid(net2 + BASE_LOG_ODDS + log_likelihood_ratio(z, logsnr))
+    padded = nn.functional.pad(probability[:, None], (1,) * 6, mode="replicate")
+    binomial = torch.tensor([1.0, 2.0, 1.0])
+    kernel = torch.einsum("i,j,k->ijk", binomial, binomial, binomial)[None, None] / 8
+    around = nn.functional.conv3d(padded, kernel)[:, 0]
+    assert torch.allclose(refined, net2 + coupling * around, atol=1e-4)
 
 
 def test_voxel_mlp_starts_at_zero() -> None:

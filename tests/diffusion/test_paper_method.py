@@ -177,6 +177,9 @@ class ConditionAlone(nn.Module):
         assert covariates is None
         return PatientEncoding(condition.mean((1, 2, 3, 4), keepdim=True), None, None)
 
+    def read_voxels(self, patient: PatientEncoding) -> PatientEncoding:
+        return patient
+
     def forward(
         self, z: Tensor, logsnr: Tensor, arm: Tensor, patient: PatientEncoding, *_: None
     ) -> ControlNetOutput:

@@ -19,7 +19,7 @@ from tests.support.forecast import SETTINGS, UNET
 
 MODEL = ModelConfig(
     ARMS,
-    replace(UNET, lesion_load_thresholds=(1, 4, 9), base_map=True, volume_head_width=4),
+    replace(UNET, lesion_load_thresholds=(1, 4, 9), base_map=True, voxel_head_width=4),
     objective=ObjectiveConfig(
         prediction="log_odds", mask_loss="cross_entropy", weighting="x", lesion_weight=1.0
     ),

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from lesioncast.diffusion.voxel_mlp import VoxelMLP
 from lesioncast.errors import NonFiniteLossError
 from lesioncast.training.progress import (
     MetricsWindow,
@@ -15,7 +17,7 @@ from lesioncast.training.progress import (
     truncate_metrics,
 )
 from lesioncast.training.settings import NON_IDENTITY_FIELDS, TrainSettings
-from lesioncast.training.state import ema_decay, learning_rate, update_ema
+from lesioncast.training.state import ema_decay, initial_state, learning_rate, update_ema
 from tests.support.training import SETTINGS
 
 
@@ -39,6 +41,27 @@ def test_learning_rate_rises_linearly_and_decays_as_a_cosine() -> None:
     assert rates[55] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.0)
     assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_voxel_perceptrons_may_learn_at_another_rate() -> None:
+    class Networks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.voxels = nn.Linear(2, 2), VoxelMLP(3, 2, embedding=4)
+
+    networks, settings = Networks(), TrainSettings(steps=10, warmup=0, voxel_rate=2.5)
+    state = initial_state(networks, settings)
+    for parameter in networks.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.update(settings)
+    rates = {
+        id(weight): group["lr"]
+        for group in state.optimizer.param_groups
+        for weight in group["params"]
+    }
+    assert {rates[id(weight)] for weight in networks.layer.parameters()} == {1e-4}
+    assert {rates[id(weight)] for weight in networks.voxels.parameters()} == {2.5e-4}
+    assert len(rates) == len(list(networks.parameters()))
 
 
 def test_non_finite_loss_stops_with_its_step() -> None:

@@ -9,7 +9,7 @@ from lesioncast.imaging.intervals import IntervalRanges
 from storage import VisitSchedule
 from storage.settings import StoreSettings
 
-SCHEMA = 9
+SCHEMA = 8
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lesioncast.diffusion.blocks import (
 )
 from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.settings.networks import UNetConfig
-from lesioncast.diffusion.spatial.volume_head import VolumeHead
+from lesioncast.diffusion.voxel_mlp import VoxelRefinementHead
 
 
 def stage_block(config: UNetConfig, stage: int, width_in: int) -> ResAttnBlock:
@@ -135,8 +135,10 @@ class UNet(nn.Module):
             zero_module(nn.Conv2d(width, config.folded_channels, 3, padding=1)),
         )
         self.head = (
-            VolumeHead(config.volume_head_width, embedding=config.embedding)
-            if config.volume_head_width
+            VoxelRefinementHead(
+                config.voxel_head_width, embedding=config.embedding, base_map=config.base_map
+            )
+            if config.voxel_head_width
             else None
         )
 

@@ -47,6 +47,8 @@ class TrainSettings:
     batch_size: int = 16
     #: Largest learning rate. It is reached after the warm-up and decays to 0 as a cosine.
     learning_rate: float = 1e-4
+    #: Factor on the learning rate of the voxel perceptrons, whose few weights all voxels share.
+    voxel_rate: float = 1.0
     #: Steps of linear warm-up.
     warmup: int = 1000
     #: Decay of the moving average of the weights, once the average has warmed up.
@@ -109,7 +111,7 @@ class TrainSettings:
             _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
         for name in ("warmup", "workers", "max_failures", "cache_gib"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("learning_rate", "gradient_clip"):
+        for name in ("learning_rate", "voxel_rate", "gradient_clip"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for name in ("ema", *DROPOUT_FIELDS):
             _require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))

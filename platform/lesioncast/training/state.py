@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lesioncast.diffusion.voxel_mlp import VoxelMLP
 from lesioncast.training.settings import TrainSettings
 
 if TYPE_CHECKING:  # which needs safetensors: GPU benchmarks train without it
     from lesioncast.bundle.io import Weights
 
+RATE = "rate"  # key of a group of weights: factor on the learning rate
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Parameters = dict[str, nn.Parameter]
@@ -33,7 +35,7 @@ class TrainState:
     def update(self, settings: TrainSettings) -> None:
         """Take one step of Adam, clear the gradients, and update the moving average."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, settings)
+            group["lr"] = group[RATE] * learning_rate(self.step, settings)
         self.optimizer.step()
         self.optimizer.zero_grad()
         update_ema(self.ema, self.parameters, ema_decay(self.step, settings.ema))
@@ -64,8 +66,21 @@ def initial_state(networks: nn.Module, settings: TrainSettings) -> TrainState:
     """Return the state before the first step. The moving average starts at the weights."""
     parameters = {name: p for name, p in networks.named_parameters() if p.requires_grad}
     ema = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate, fused=True)
+    voxels = voxel_weights(networks)
+    groups = [
+        {"params": [p for p in parameters.values() if (p in voxels) == of_voxels], RATE: rate}
+        for of_voxels, rate in ((False, 1.0), (True, settings.voxel_rate))
+    ]
+    optimizer = torch.optim.Adam(
+        [group for group in groups if group["params"]], lr=settings.learning_rate, fused=True
+    )
     return TrainState(networks, parameters, ema, optimizer)
+
+
+def voxel_weights(networks: nn.Module) -> set[nn.Parameter]:
+    """Return the weights of the voxel perceptrons of networks."""
+    perceptrons = (part for part in networks.modules() if isinstance(part, VoxelMLP))
+    return {weight for perceptron in perceptrons for weight in perceptron.parameters()}
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     WEIGHTED: ("objective.lesion_weight=10.0",),
     UNCORRECTED: (),
     "stage 2 three times as long": ("finetune.steps=1440",),
-    "no volume head": ("unet.volume_head_width=0",),
+    "no voxel perceptrons": ("unet.voxel_head_width=0", "control.voxel_mlp_width=0"),
     "squared error": ("objective.mask_loss=squared",),
     "v-prediction": ("objective.prediction=v", "objective.mask_loss=squared"),
     "no lesion load": ("lesion_load_mm3=[]",),

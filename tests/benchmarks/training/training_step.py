@@ -72,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def row(preset: str, *, rounds: int) -> list[str]:
     """Return the cells of one preset."""
     config = load_config(CONFIGS / f"{preset}.yaml")
-    unet = replace(
-        config.model.unet, volume_head_width=0, lesion_load_thresholds=(), base_map=False
-    )
+    unet = replace(config.model.unet, voxel_head_width=0, lesion_load_thresholds=(), base_map=False)
     batch, slab = BATCHES[preset], config.store.slab
     ours, theirs = compare(unet, (batch, 2, *slab), rounds=rounds)
     ratios = [b / a for a, b in zip(ours.milliseconds, theirs.milliseconds, strict=True)]

@@ -43,8 +43,8 @@ class UNetConfig:
     head_dim: int = 64
     #: Groups of each GroupNorm.
     groups: int = 32
-    #: Channels of the `VolumeHead` that refines NET2. 0, as in the paper, leaves it out.
-    volume_head_width: int = 0
+    #: Hidden width of the `VoxelRefinementHead` of NET2. 0, as in the paper, leaves it out.
+    voxel_head_width: int = 0
     #: Smallest number of NET2 voxels of each lesion load class above "no lesion". The
     #: configuration gives volumes (`lesion_load_mm3`), from which it follows for one voxel size.
     lesion_load_thresholds: tuple[int, ...] = ()
