@@ -12,7 +12,7 @@ from lesioncast.errors import BundleError
 if TYPE_CHECKING:
     from storage import Location
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 # In a wheel the configurations lie in the package; in the source tree they lie beside the jobs.
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parents[1] / "jobs" / "configs")
 
