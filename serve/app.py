@@ -5,6 +5,9 @@
 
 HTTP replicas (`Ingress`) store requests in the database, one forecast worker runs the jobs, and
 sampler replicas draw. Ray Serve restarts whichever dies, and it continues from the database.
+
+Every process of the service imports this module. Only the worker and the samplers need torch, which
+takes seconds to import, so that they import their parts themselves.
 """
 
 import asyncio
@@ -28,15 +31,13 @@ from serve.api.dependencies import create_context
 from serve.api.schemas import SamplerOverrides
 from serve.db.models import ForecastJob
 from serve.db.open import open_repository
-from serve.inference.engine_thread import EngineStoppedError
-from serve.inference.sampler import SamplerWorker
+from serve.inference.reports import EngineStoppedError
 from serve.log import JSON_LOGGING_CONFIG
 from serve.metrics import EngineMetrics, ForecastMetrics, RequestMetrics
-from serve.patients import PatientRef
+from serve.model_info import mount_model
+from serve.patients import PatientRef, patient_for_job
 from serve.settings import ServiceSettings
-from serve.worker.loaded_model import load_model, mount_model, patient_for_job
 from serve.worker.retry import OtherBundleError, SamplersUnavailableError
-from serve.worker.worker import ForecastWorker
 from storage import open_store
 from storage.private_files import private_folder
 
@@ -70,6 +71,8 @@ class SamplerDeployment:
     """Ray Serve deployment of `serve.inference.sampler.SamplerWorker`."""
 
     def __init__(self, settings: ServiceSettings) -> None:
+        from serve.inference.sampler import SamplerWorker  # imports torch
+
         metrics = EngineMetrics(open_store(settings.store).spec.arms)
         self._sampler = SamplerWorker(settings, metrics.on_step)
 
@@ -103,6 +106,10 @@ class ForecastWorkerDeployment:
     """
 
     def __init__(self, settings: ServiceSettings, sampler: DeploymentHandle[Any]) -> None:
+        # They import torch.
+        from serve.worker.loaded_model import load_model
+        from serve.worker.worker import ForecastWorker
+
         loaded = load_model(settings)
         arms = loaded.store.spec.arms
 

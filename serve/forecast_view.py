@@ -34,8 +34,7 @@ from lesioncast.warning_list import texts
 from serve.api.dependencies import ServiceContext
 from serve.artifacts import kept_samples_path, result_dir
 from serve.db.models import UNFINISHED, DrawnBlock, ForecastJob, masks_by_arm
-from serve.patients import store_for_patient
-from serve.worker.loaded_model import patient_for_job
+from serve.patients import patient_for_job, store_for_patient
 
 
 @dataclass(frozen=True)

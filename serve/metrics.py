@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from ray.serve import metrics
 
-from serve.inference.engine_thread import StepStats
+from serve.inference.reports import StepStats
 
 LATENCY_BUCKETS_S = [0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800]
 STEP_BUCKETS_S = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]

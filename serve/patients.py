@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from lesioncast.imaging.channels import Sessions
 from serve.artifacts import upload_dir
+from serve.db.models import ForecastJob
 from storage import Store, open_store
 
 
@@ -26,3 +27,10 @@ def store_for_patient(patient: PatientRef, mounted: Store, artifacts: Path) -> S
     if patient.upload is None:
         return mounted
     return open_store(upload_dir(artifacts, patient.upload) / "store.zarr")
+
+
+def patient_for_job(job: ForecastJob) -> PatientRef:
+    """Return the patient of a job, and the sessions whose images the model sees."""
+    request = job.request
+    upload = None if request.upload is None else job.id
+    return PatientRef(request.subject, upload, request.sessions)

@@ -17,9 +17,8 @@ from serve.db.open import open_repository
 from serve.db.repository import JobRepository
 from serve.keys import ApiKeyFile
 from serve.log import logger
-from serve.model_info import ModelInfo, model_info
+from serve.model_info import ModelInfo, MountedModel, model_info
 from serve.settings import ServiceSettings
-from serve.worker.loaded_model import MountedModel
 from storage import Store, StoreSettings
 from storage.store.case_table import Case
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from lesioncast.forecasting.runtime import format_choices
+from lesioncast.bundle.compatibility import format_choices
 from serve.api.problems import ApiProblemError
 from serve.api.schemas import ForecastParameters, ResolvedRequest
 from serve.model_info import ModelInfo

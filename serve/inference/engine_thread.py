@@ -14,22 +14,8 @@ from lesioncast.diffusion.continuous_batching import ContinuousBatcher, SampleRe
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.forecasting.members import MemberDraw
+from serve.inference.reports import EngineStoppedError, StepStats
 from serve.log import logger
-
-
-class StepStats(NamedTuple):
-    """Statistics of one step of an engine.
-
-    `running` samples have a slot after the step and `waiting` samples have none, over all engines.
-    `rows` is the batch size of the step's forward pass. `finished` holds the arm index of each
-    sample that the step finished.
-    """
-
-    running: int
-    waiting: int
-    seconds: float
-    rows: int
-    finished: tuple[int, ...]
 
 
 class EngineKey(NamedTuple):
@@ -42,10 +28,6 @@ class EngineKey(NamedTuple):
 OnStep = Callable[[StepStats], None]
 EngineFactory = Callable[[EngineKey], ContinuousBatcher[SampleCondition]]
 SampleFuture: TypeAlias = "asyncio.Future[Tensor]"
-
-
-class EngineStoppedError(RuntimeError):
-    """A step failed: this replica cannot draw any more, and another one is needed."""
 
 
 class EngineThread:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.diffusion.continuous_batching import ContinuousBatcher
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.objective import NET2
 from lesioncast.forecasting.encoding import MemberEncodings, PatientEncoder
 from lesioncast.forecasting.members import draw_members
-from lesioncast.forecasting.runtime import check_compatible, device_of, store_reader
+from lesioncast.forecasting.runtime import device_of, store_reader
 from lesioncast.forecasting.sampling import ModelInput, SampleBatch
 from serve.api.schemas import SamplerOverrides
 from serve.inference.engine_thread import EngineFactory, EngineKey, EngineThread, OnStep

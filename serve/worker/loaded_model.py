@@ -6,15 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesioncast.arrays import Float32s
-from lesioncast.bundle.bundle import (
-    BundleDescription,
-    BundlePrior,
-    bundle_digest,
-    describe_bundle,
-    load_bundle,
-    load_bundle_prior,
-)
-from lesioncast.errors import ForecastError
+from lesioncast.bundle.bundle import BundlePrior, load_bundle, load_bundle_prior
+from lesioncast.bundle.description import bundle_digest
 from lesioncast.forecasting.adaptive import sampling_notes
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.output.bids import write_forecast_root
@@ -25,12 +18,7 @@ from lesioncast.forecasting.pipeline import (
     stored_flair,
     write_forecasts,
 )
-from lesioncast.forecasting.runtime import (
-    check_compatible,
-    expected_outcomes_of,
-    maps_of_requests,
-    one_thread,
-)
+from lesioncast.forecasting.runtime import expected_outcomes_of, maps_of_requests, one_thread
 from lesioncast.forecasting.sampling import EnsembleRequest, ModelInput
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.forecasting.view.build import parcellation_of
@@ -39,19 +27,11 @@ from lesioncast.imaging.channels import Sessions
 from serve.api.schemas import ResolvedRequest
 from serve.artifacts import kept_samples_path, result_dir, upload_dir
 from serve.db.models import DrawnBlock, ForecastJob, masks_by_arm
-from serve.patients import PatientRef, store_for_patient
+from serve.model_info import MountedModel, open_store_for
+from serve.patients import PatientRef, patient_for_job, store_for_patient
 from serve.settings import ServiceSettings
 from serve.worker.retry import OtherBundleError
-from storage import Case, Store, open_store
-
-
-@dataclass(frozen=True)
-class MountedModel:
-    """The description of a bundle, a store that fits it, and the settings of the service."""
-
-    bundle: BundleDescription
-    store: Store
-    settings: ServiceSettings
+from storage import Case, Store
 
 
 @dataclass(frozen=True)
@@ -148,37 +128,12 @@ class LoadedModel(MountedModel):
         return os.path.relpath(uploaded, result)
 
 
-def mount_model(settings: ServiceSettings) -> MountedModel:
-    """Open bundle and store without reading weights. Raises ForecastError if they do not fit."""
-    bundle = describe_bundle(settings.bundle)
-    return MountedModel(bundle, _open_store_for(bundle, settings), settings)
-
-
 def load_model(settings: ServiceSettings) -> LoadedModel:
     """Open bundle and store, and load the prior. Raises ForecastError if they do not fit."""
     bundle = load_bundle_prior(settings.bundle)
-    return LoadedModel(bundle, _open_store_for(bundle, settings), settings)
-
-
-def _open_store_for(bundle: BundleDescription, settings: ServiceSettings) -> Store:
-    """Open the store. Raises ForecastError if it does not fit the bundle or the setting `truth`."""
-    store = open_store(settings.store)
-    check_compatible(bundle, store)
-    if settings.truth is not None and not store.table.trial.simulated:
-        raise ForecastError(
-            f"truth: expected the trial of a store of simulated subjects, got {settings.truth} "
-            f"for {store.path}, whose subjects are not; leave it out"
-        )
-    return store
+    return LoadedModel(bundle, open_store_for(bundle, settings), settings)
 
 
 def samples_per_arm(blocks: Sequence[DrawnBlock], request: ResolvedRequest) -> int:
     """Return the number of samples of each arm, which is the same for all arms."""
     return sum(len(block.lesions) for block in blocks if block.arm == request.arms[0])
-
-
-def patient_for_job(job: ForecastJob) -> PatientRef:
-    """Return the patient of a job, and the sessions whose images the model sees."""
-    request = job.request
-    upload = None if request.upload is None else job.id
-    return PatientRef(request.subject, upload, request.sessions)

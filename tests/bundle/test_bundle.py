@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lesioncast.bundle import bundle as bundle_module
-from lesioncast.bundle.bundle import bundle_digest, load_bundle, save_bundle
+from lesioncast.bundle.bundle import load_bundle, save_bundle
 from lesioncast.bundle.config import BundleConfig
+from lesioncast.bundle.description import bundle_digest
 from lesioncast.bundle.io import Weights, read_tensors
 from lesioncast.bundle.model_card import model_card
 from lesioncast.diffusion.controlnet import ControlNet

@@ -6,12 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lesioncast.bundle.bundle import (
-    MANIFEST,
-    describe_bundle,
-    load_bundle,
-    load_bundle_prior,
-)
+from lesioncast.bundle.bundle import load_bundle, load_bundle_prior
+from lesioncast.bundle.description import MANIFEST, describe_bundle
 from lesioncast.errors import BundleError
 from tests.support.forecast import write_bundle, write_combined_bundle
 

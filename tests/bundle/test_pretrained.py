@@ -10,7 +10,7 @@ import pytest
 
 from lesioncast import api
 from lesioncast.bundle import pretrained
-from lesioncast.bundle.bundle import bundle_digest
+from lesioncast.bundle.description import bundle_digest
 from lesioncast.cli import build_parser
 from lesioncast.errors import BundleError
 from serve.settings import ServiceSettings

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesioncast.bundle.bundle import METRICS_FILE, load_bundle
+from lesioncast.bundle.bundle import load_bundle
+from lesioncast.bundle.description import METRICS_FILE
 from lesioncast.bundle.json_files import read_json
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.guidance import (

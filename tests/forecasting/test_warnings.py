@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lesioncast
-from lesioncast.bundle.bundle import bundle_digest
+from lesioncast.bundle.description import bundle_digest
 from lesioncast.bundle.typicality import write_typicality
 from lesioncast.forecasting.output.display import make_view
 from lesioncast.forecasting.output.figure import ALARM, forecast_figure

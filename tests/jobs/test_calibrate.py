@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lesioncast.bundle.bundle import bundle_digest, load_bundle
+from lesioncast.bundle.bundle import load_bundle
+from lesioncast.bundle.description import bundle_digest
 from lesioncast.bundle.evaluation_card import (
     CARD,
     EvaluationCard,

@@ -90,9 +90,11 @@ def test_a_job_with_its_configuration_has_imported_only_what_it_needs(name: str)
         ("lesioncast.config", set()),
         ("lesioncast.bundle.config", set()),
         ("lesioncast.api", {"torch"}),
+        # Every process of the service imports it, and most need no network. Ray Serve has pandas.
+        ("serve.app", {"ray", "pandas"}),
     ],
 )
-def test_settings_need_no_network_and_forecasts_in_memory_no_figure(
+def test_settings_and_the_service_need_no_network_and_forecasts_in_memory_no_figure(
     module: str, needed: set[str]
 ) -> None:
     assert slow_imports(f"import {module}") <= needed

@@ -17,6 +17,7 @@ import yaml
 
 from lesioncast.bundle import pretrained
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.config import load_config
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.reporting.json_io import read_report
@@ -29,7 +30,7 @@ from lesioncast.forecasting.disclaimers import (
     SIMULATED_SUBJECTS,
     sessions_note,
 )
-from lesioncast.forecasting.runtime import build_sampler, check_compatible
+from lesioncast.forecasting.runtime import build_sampler
 from lesioncast.forecasting.sampling import EnsembleRequest, Sample
 from lesioncast.jobs import evaluate, forecast
 from lesioncast.simulation.ground_truth import RANKS, TRUTH

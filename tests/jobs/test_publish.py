@@ -9,12 +9,8 @@ from pathlib import Path
 import pytest
 from monai.bundle.properties import MetaProperties
 
-from lesioncast.bundle.bundle import (
-    bundle_digest,
-    describe_bundle,
-    load_bundle_prior,
-    save_same_weights,
-)
+from lesioncast.bundle.bundle import load_bundle_prior, save_same_weights
+from lesioncast.bundle.description import bundle_digest, describe_bundle
 from lesioncast.bundle.evaluation_card import CARD, EVALUATION, read_evaluation_card
 from lesioncast.bundle.typicality import TYPICALITY_FILE, read_typicality, write_typicality
 from lesioncast.evaluation.analysis.schema import EvaluationReport

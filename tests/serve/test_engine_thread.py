@@ -11,7 +11,8 @@ from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.forecasting.members import MemberDraw
-from serve.inference.engine_thread import EngineStoppedError, EngineThread
+from serve.inference.engine_thread import EngineThread
+from serve.inference.reports import EngineStoppedError
 
 DRAW = MemberDraw(0, SampleCondition(PatientEncoding(torch.zeros(1), None, None), 0))
 

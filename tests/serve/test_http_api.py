@@ -18,6 +18,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.bundle.compatibility import input_sessions
 from lesioncast.diffusion.controlnet import PatientEncoding
 from lesioncast.forecasting.disclaimers import bundle_warnings, sessions_note
 from lesioncast.forecasting.ensemble import active_fraction, wilson_interval
@@ -29,7 +30,7 @@ from lesioncast.forecasting.pipeline import (
     stored_flair,
     write_forecasts,
 )
-from lesioncast.forecasting.runtime import build_sampler, input_sessions
+from lesioncast.forecasting.runtime import build_sampler
 from lesioncast.forecasting.sampling import (
     EnsembleRequest,
     ensembles,

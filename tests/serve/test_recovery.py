@@ -22,7 +22,7 @@ from serve.client import ApiError, Client
 from serve.db.models import DrawnBlock
 from serve.db.open import open_repository
 from serve.db.repository import JobRepository
-from serve.inference.engine_thread import EngineStoppedError
+from serve.inference.reports import EngineStoppedError
 from serve.settings import ServiceSettings
 from serve.worker.loaded_model import LoadedModel
 from serve.worker.retry import (

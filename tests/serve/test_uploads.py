@@ -30,9 +30,9 @@ from lesioncast.jobs.forecast import forecast as run_forecast
 from serve.api import multipart
 from serve.artifacts import ORPHAN_AGE_SECONDS, result_dir, stale_uploads, upload_dir
 from serve.client import Client
+from serve.model_info import mount_model
 from serve.settings import ServiceSettings
 from serve.uploads import UPLOAD_FIELDS
-from serve.worker.loaded_model import mount_model
 from tests.support.bids import ARMS, path_of, write_subject
 from tests.support.bids_validator import bids_uris, dead_links, validator_reports
 from tests.support.corrupt_trials import FILES, GRIDS, HEADERS, Corruption

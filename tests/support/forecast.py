@@ -8,14 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lesioncast.bundle.bundle import (
-    CASE_DIGITS,
-    METRICS_FILE,
-    describe_bundle,
-    save_bundle,
-    save_same_weights,
-)
+from lesioncast.bundle.bundle import save_bundle, save_same_weights
 from lesioncast.bundle.config import BundleConfig
+from lesioncast.bundle.description import CASE_DIGITS, METRICS_FILE, describe_bundle
 from lesioncast.bundle.json_files import read_json
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.settings.model import ModelConfig

@@ -27,11 +27,13 @@ from serve.db.audit_key import AuditKeys
 from serve.db.models import ForecastJob
 from serve.db.open import open_repository
 from serve.db.repository import JobRepository, NewJob
-from serve.inference.engine_thread import StepStats
+from serve.inference.reports import StepStats
 from serve.inference.sampler import SamplerWorker
 from serve.keys import SCOPES, ApiKey, hash_key
+from serve.model_info import mount_model
+from serve.patients import patient_for_job
 from serve.settings import ServiceSettings
-from serve.worker.loaded_model import load_model, mount_model, patient_for_job
+from serve.worker.loaded_model import load_model
 from serve.worker.worker import ForecastWorker
 from storage import StoreSettings
 from storage.convert.build_shard import build_shard

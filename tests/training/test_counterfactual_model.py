@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
+from lesioncast.bundle.compatibility import comparison_sessions, input_sessions, supported_sessions
 from lesioncast.config import load_config
 from lesioncast.diffusion.controlnet import ControlNet
 from lesioncast.diffusion.settings.networks import CONDITION, ControlConfig
@@ -23,13 +24,7 @@ from lesioncast.forecasting.pipeline import (
     subjects_to_forecast,
     write_forecasts,
 )
-from lesioncast.forecasting.runtime import (
-    build_sampler,
-    comparison_sessions,
-    input_sessions,
-    store_reader,
-    supported_sessions,
-)
+from lesioncast.forecasting.runtime import build_sampler, store_reader
 from lesioncast.forecasting.sampling import ModelInput
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.imaging.channels import CHANNELS, SESSIONS, parse_channels

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lesioncast.bundle.bundle import SPATIAL_FILE, load_bundle
+from lesioncast.bundle.bundle import load_bundle
+from lesioncast.bundle.members import SPATIAL_FILE
 from lesioncast.bundle.spatial_base import (
     SpatialBase,
     read_record,

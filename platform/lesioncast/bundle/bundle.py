@@ -9,38 +9,37 @@ manifest names the bundle. Loading a bundle needs no settings.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from lesioncast.bundle.calibration import (
-    CALIBRATION_FILE,
-    BundleCalibration,
-    read_calibration,
-    write_calibration,
-)
+from lesioncast.bundle.calibration import BundleCalibration, write_calibration
 from lesioncast.bundle.config import SCHEMA, BundleConfig
-from lesioncast.bundle.io import (
-    Weights,
-    digests_of,
-    first_corrupt_file,
-    first_non_finite,
-    read_tensors,
-    write_tensors,
+from lesioncast.bundle.description import (
+    CARD_FILE,
+    CONFIG_FILE,
+    DESCRIPTION_FILES,
+    FILES,
+    MANIFEST,
+    METRICS_FILE,
+    OPTIONAL_FILES,
+    RETRAIN,
+    BundleDescription,
+    bundle_digest,
+    files_of,
+    read_description,
+    read_unchanged,
 )
-from lesioncast.bundle.json_files import read_json, write_json
+from lesioncast.bundle.io import Weights, digests_of, first_non_finite, read_tensors, write_tensors
+from lesioncast.bundle.json_files import write_json
 from lesioncast.bundle.members import (
     CONTROL_FILE,
     SPATIAL_FILE,
     UNET_FILE,
     copy_members,
-    count_members,
-    further_weight_files,
-    is_of_further_member,
     member_folders,
 )
 from lesioncast.bundle.model_card import model_card
@@ -50,36 +49,11 @@ from lesioncast.diffusion.controlnet import ControlNet, build_lesion_load_prior
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.model import LesionDiffusion
 from lesioncast.diffusion.unet import UNet
-from lesioncast.errors import BundleError, ConfigError
-from lesioncast.parsing import parse_dataclass
+from lesioncast.errors import BundleError
 from storage.atomic import atomic_directory, current_directory
 from storage.digest import sha256_file
 
-MANIFEST = "manifest.json"
-CONFIG_FILE, METRICS_FILE, CARD_FILE = "config.json", "metrics.json", "README.md"
-FILES = (UNET_FILE, CONTROL_FILE, CONFIG_FILE, METRICS_FILE, CARD_FILE)
-DESCRIPTION_FILES = (CONFIG_FILE, METRICS_FILE, CARD_FILE, CALIBRATION_FILE)
-OPTIONAL_FILES = (SPATIAL_FILE, CALIBRATION_FILE)
 PRIOR = "lesion_load_prior."  # prefix of the prior's weights among those of the ControlNet
-CASE_DIGITS = 16  # digits of the digest of a training case in metrics.json, which need no more
-RETRAIN = "run jobs/pretrain.py and jobs/finetune.py to make it again"
-MAX_ATTEMPTS = 3  # to read a bundle that is replaced meanwhile
-
-Content = TypeVar("Content")
-
-
-@dataclass(frozen=True)
-class BundleDescription:
-    """What a bundle is, without its weights."""
-
-    path: Path
-    config: BundleConfig
-    #: SHA-256 of the manifest.
-    digest: str
-    #: What cases with known outcomes taught about its forecasts; None if it has no calibration.
-    calibration: BundleCalibration | None = field(default=None, kw_only=True)
-    #: Number of its members: networks of different training seeds, whose forecasts are mixed.
-    member_count: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -222,19 +196,6 @@ def _finish(
     write_json(folder / MANIFEST, {"schema": SCHEMA, "sha256": digests})
 
 
-def files_of(config: BundleConfig, *, calibrated: bool, members: int) -> tuple[str, ...]:
-    """Return the names of the files of a bundle with this configuration, without the manifest."""
-    base_map = config.model.unet.base_map
-    present = {SPATIAL_FILE: base_map, CALIBRATION_FILE: calibrated}
-    optional = (name for name in OPTIONAL_FILES if present[name])
-    return (*FILES, *optional, *further_weight_files(members, base_map=base_map))
-
-
-def bundle_digest(path: Path) -> str:
-    """Return the digest that names the bundle at `path`."""
-    return sha256_file(current_directory(path) / MANIFEST)
-
-
 def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
     """Load the bundle at `path`, with its networks on `device` in evaluation mode.
 
@@ -242,7 +203,7 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
     """
 
     def load(folder: Path) -> Bundle:
-        description = _describe(path, folder, verified=(*FILES, *OPTIONAL_FILES))
+        description = read_description(path, folder, verified=(*FILES, *OPTIONAL_FILES))
         return Bundle(
             **vars(description),
             members=tuple(
@@ -251,7 +212,7 @@ def load_bundle(path: Path, *, device: torch.device | str = "cpu") -> Bundle:
             ),
         )
 
-    return _read_unchanged(path, load)
+    return read_unchanged(path, load)
 
 
 def _load_member(folder: Path, config: BundleConfig, device: torch.device | str) -> Member:
@@ -272,14 +233,6 @@ def _load_member(folder: Path, config: BundleConfig, device: torch.device | str)
     return Member(networks, base)
 
 
-def describe_bundle(path: Path) -> BundleDescription:
-    """Return the description of the bundle at `path`; no weight is read.
-
-    Raise BundleError as `load_bundle` does, but for altered weights.
-    """
-    return _read_unchanged(path, partial(_describe, path, verified=DESCRIPTION_FILES))
-
-
 def load_bundle_prior(path: Path) -> BundlePrior:
     """Load the lesion load priors of the bundle at `path`; no other weight is kept in memory.
 
@@ -287,7 +240,7 @@ def load_bundle_prior(path: Path) -> BundlePrior:
     """
 
     def load(folder: Path) -> BundlePrior:
-        description = _describe(path, folder, verified=(CONTROL_FILE, *DESCRIPTION_FILES))
+        description = read_description(path, folder, verified=(CONTROL_FILE, *DESCRIPTION_FILES))
         priors = (
             _load_prior(folder / member, description.config)
             for member in member_folders(description.member_count)
@@ -296,7 +249,7 @@ def load_bundle_prior(path: Path) -> BundlePrior:
             **vars(description), priors=tuple(prior for prior in priors if prior is not None)
         )
 
-    return _read_unchanged(path, load)
+    return read_unchanged(path, load)
 
 
 def _load_prior(folder: Path, config: BundleConfig) -> LesionLoadPrior | None:
@@ -307,84 +260,3 @@ def _load_prior(folder: Path, config: BundleConfig) -> LesionLoadPrior | None:
         prior.load_state_dict(read_tensors(folder / CONTROL_FILE, PRIOR))
         prior.eval()
     return prior
-
-
-def _read_unchanged(path: Path, read: Callable[[Path], Content]) -> Content:
-    """Return what `read` makes of the bundle's folder, all of it of one version of the bundle.
-
-    `read` is called again if the bundle was replaced meanwhile.
-    """
-    for _ in range(MAX_ATTEMPTS):
-        folder = current_directory(path)
-        before = _digest_or_none(folder)
-        try:
-            content = read(folder)
-        except (BundleError, OSError):
-            if _digest_or_none(current_directory(path)) == before:
-                raise
-        else:
-            if _digest_or_none(current_directory(path)) == before:
-                return content
-    raise BundleError(
-        f"{path}: expected one bundle, got another one at each of {MAX_ATTEMPTS} attempts to read "
-        "it; run again when no job replaces it"
-    )
-
-
-def _digest_or_none(folder: Path) -> str | None:
-    try:
-        return sha256_file(folder / MANIFEST)
-    except OSError:
-        return None
-
-
-def _describe(path: Path, folder: Path, *, verified: Iterable[str]) -> BundleDescription:
-    """Return the description of the bundle in `folder`, after verifying the files `verified`.
-
-    A name stands for the files of that name of all members.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise BundleError(
-            f"{path}: expected a bundle with {MANIFEST}, got none; run jobs/finetune.py first"
-        )
-    manifest = read_json(folder / MANIFEST)
-    # An older schema has other configuration keys and weight names, which nothing converts.
-    listed = {name for name in manifest.get("sha256", ()) if not is_of_further_member(name)}
-    if manifest.get("schema") != SCHEMA or listed - set(OPTIONAL_FILES) != set(FILES):
-        raise BundleError(
-            f"{path / MANIFEST}: expected schema {SCHEMA} and the files {', '.join(FILES)}, "
-            f"got schema {manifest.get('schema')} and {', '.join(manifest.get('sha256', ()))}; "
-            f"{RETRAIN}"
-        )
-    digests, chosen = manifest["sha256"], set(verified)
-    corrupt = first_corrupt_file(
-        folder, {name: digests[name] for name in digests if name.rsplit("/", 1)[-1] in chosen}
-    )
-    if corrupt is not None:
-        raise BundleError(
-            f"{path / corrupt}: expected the file that {MANIFEST} lists, got none or an altered "
-            "one; copy the bundle again or run jobs/finetune.py"
-        )
-    config = _read_config(folder)
-    calibrated, members = CALIBRATION_FILE in digests, count_members(digests)
-    if set(files_of(config, calibrated=calibrated, members=members)) != set(digests):
-        raise BundleError(
-            f"{path / MANIFEST}: expected the same weights of each member, and {SPATIAL_FILE} if "
-            f"and only if the networks refine a base map ({config.model.unet.base_map}), got "
-            f"{', '.join(digests)}; {RETRAIN}"
-        )
-    return BundleDescription(
-        path,
-        config,
-        sha256_file(folder / MANIFEST),
-        calibration=read_calibration(folder) if calibrated else None,
-        member_count=members,
-    )
-
-
-def _read_config(folder: Path) -> BundleConfig:
-    source = folder / CONFIG_FILE
-    try:
-        return parse_dataclass(BundleConfig, read_json(source), source=str(source))
-    except ConfigError as error:
-        raise BundleError(f"{error}; {RETRAIN}") from error

@@ -18,18 +18,6 @@ def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_file(folder / name) for name in names}
 
 
-def first_corrupt_file(folder: Path, digests: Mapping[str, str]) -> str | None:
-    """Return the name of the first file that is missing or differs from its recorded SHA-256.
-
-    Return None if all files are intact.
-    """
-    for name, digest in digests.items():
-        path = folder / name
-        if not path.is_file() or sha256_file(path) != digest:
-            return name
-    return None
-
-
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that holds an infinity or NaN, or None."""
     if not tensors:

@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 
 from lesioncast.arrays import Floats
-from lesioncast.bundle.bundle import METRICS_FILE, Bundle, save_same_weights
+from lesioncast.bundle.bundle import Bundle, save_same_weights
+from lesioncast.bundle.description import METRICS_FILE
 from lesioncast.bundle.json_files import read_json
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.diffusion.settings.process import SamplerConfig

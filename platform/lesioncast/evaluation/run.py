@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lesioncast.arrays import evenly_spaced
 from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.compatibility import comparison_sessions
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
 from lesioncast.evaluation.analysis.scoring import CounterfactualCounts
@@ -24,7 +25,7 @@ from lesioncast.evaluation.features.outcomes import (
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries, EnsembleSummary
 from lesioncast.evaluation.metrics.mask_comparison import compare_masks
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.runtime import build_sampler, comparison_sessions, device_of
+from lesioncast.forecasting.runtime import build_sampler, device_of
 from lesioncast.forecasting.sampling import (
     ArmExpectations,
     EnsembleRequest,

@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from lesioncast.bundle.bundle import BundleDescription
+from lesioncast.bundle.compatibility import resolve_sessions
+from lesioncast.bundle.description import BundleDescription
 from lesioncast.bundle.typicality import read_typicality
 from lesioncast.cluster.actor_map import ordered_actor_map, with_progress
 from lesioncast.errors import ForecastError
@@ -48,11 +49,7 @@ from lesioncast.forecasting.output.typicality import (
     summarise_typicality,
     typicality_warnings,
 )
-from lesioncast.forecasting.runtime import (
-    build_forecast_sampler,
-    device_of,
-    resolve_sessions,
-)
+from lesioncast.forecasting.runtime import build_forecast_sampler, device_of
 from lesioncast.forecasting.sampling import (
     Batch,
     EnsembleRequest,

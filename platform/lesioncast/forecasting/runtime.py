@@ -11,19 +11,14 @@ import torch
 from torch import Tensor
 
 from lesioncast.arrays import Float32s
-from lesioncast.bundle.bundle import (
-    Bundle,
-    BundleDescription,
-    BundlePrior,
-    load_bundle,
-)
+from lesioncast.bundle.bundle import Bundle, BundlePrior, load_bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.diffusion.controlnet import prior_features
 from lesioncast.diffusion.lesion_load import LesionLoadPrior
 from lesioncast.diffusion.objective import NET2
 from lesioncast.diffusion.precision import warn_if_slow
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.diffusion.settings.process import SamplerConfig
-from lesioncast.errors import ForecastError
 from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.ensemble import ExpectedOutcomes
 from lesioncast.forecasting.marginal_map import MappingSampler, make_map_predictor
@@ -48,18 +43,15 @@ from lesioncast.forecasting.sampling import (
     SampleBatch,
 )
 from lesioncast.imaging.channels import (
-    BASELINE,
     CURRENT,
     Sessions,
     channels_outside_sessions,
     encode_case,
     parse_channels,
-    sessions_of,
 )
 from lesioncast.imaging.covariates import encode_covariates
 from lesioncast.priors.input_patterns import pattern_name
 from storage import Location, Store, open_store
-from storage.settings import PREPARATION
 
 DrawBatch = Callable[[Batch], SampleBatch]
 """Samples a batch, and counts the lesions of each mask."""
@@ -161,20 +153,6 @@ def one_thread(device: str = "cpu") -> Iterator[None]:
 def device_of(gpus_per_worker: float) -> str:
     """Return the device of an actor's networks: cuda if it has a GPU."""
     return "cuda" if gpus_per_worker > 0 else "cpu"
-
-
-def check_compatible(bundle: BundleDescription, store: Store) -> None:
-    """Raise ForecastError if the bundle's training images had other arms or another preparation."""
-    compared = [
-        (name, getattr(bundle.config.store, name), getattr(store.table.settings, name))
-        for name in PREPARATION
-    ]
-    for name, expected, got in (*compared, ("arms", bundle.config.model.arms, store.spec.arms)):
-        if expected != got:
-            raise ForecastError(
-                f"{store.path}: expected the bundle's {name} {expected}, got {got}; convert the "
-                f"data with the configuration that {bundle.path} was trained with"
-            )
 
 
 def store_reader(store: Store, config: ModelConfig) -> Read:
@@ -291,48 +269,3 @@ def expected_outcomes_of(
     predict = make_expectation_predictor(bundle.priors, bundle.config.model, device="cpu")
     expectations = predict(store_reader(store, bundle.config.model)(inputs))
     return {} if expectations is None else {inputs: expectations}
-
-
-def input_sessions(bundle: BundleDescription) -> Sessions:
-    """Return the sessions whose images the bundle's model takes."""
-    return sessions_of(parse_channels(bundle.config.model.control.condition))
-
-
-def supported_sessions(bundle: BundleDescription) -> tuple[Sessions, ...]:
-    """Return the choices of sessions that the bundle was trained for.
-
-    The first is all sessions that the model takes. The second, if training covered it, is baseline.
-    """
-    sessions = input_sessions(bundle)
-    if bundle.config.baseline_only and sessions != (BASELINE,):
-        return sessions, (BASELINE,)
-    return (sessions,)
-
-
-def resolve_sessions(bundle: BundleDescription, requested: Sequence[str]) -> Sessions:
-    """Return the requested sessions, or by default all that the model takes.
-
-    Raise ForecastError if the bundle was not trained for them.
-    """
-    choices = supported_sessions(bundle)
-    if requested and tuple(requested) not in choices:
-        raise ForecastError(
-            f"forecast.sessions: expected {format_choices(choices)}, got {', '.join(requested)}; "
-            f"to show {BASELINE} alone, train stage 2 with finetune.session_dropout above 0"
-        )
-    return tuple(requested) or choices[0]
-
-
-def format_choices(choices: Sequence[Sessions]) -> str:
-    """Return the choices in words, such as "w000, w048 or else w000"."""
-    return " or else ".join(", ".join(sessions) for sessions in choices)
-
-
-def comparison_sessions(bundle: BundleDescription) -> Sessions | None:
-    """Return the sessions to show when the arms of a patient are compared; None means all.
-
-    Baseline alone is best where the bundle was trained for it: later images already show the effect
-    of the arm received.
-    """
-    sessions = supported_sessions(bundle)[-1]
-    return None if sessions == input_sessions(bundle) else sessions

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lesioncast.bundle.bundle import CASE_DIGITS, METRICS_FILE, BundleDescription
+from lesioncast.bundle.description import CASE_DIGITS, METRICS_FILE, BundleDescription
 from lesioncast.errors import ForecastError
 from lesioncast.forecasting.disclaimers import SIMULATED_SUBJECTS, TRAINED_ON_SIMULATED
 from lesioncast.warning_list import CodedWarning, warn

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lesioncast.bundle.bundle import (
-    METRICS_FILE,
-    BundlePrior,
-    load_bundle_prior,
-    save_same_weights,
-)
+from lesioncast.bundle.bundle import BundlePrior, load_bundle_prior, save_same_weights
+from lesioncast.bundle.compatibility import check_compatible
+from lesioncast.bundle.description import METRICS_FILE
 from lesioncast.bundle.evaluation_card import (
     CARD,
     read_evaluation_card,
@@ -20,7 +17,7 @@ from lesioncast.bundle.evaluation_card import (
 from lesioncast.bundle.json_files import read_json
 from lesioncast.bundle.typicality import read_typicality, write_typicality
 from lesioncast.errors import BundleError, ConfigError, ForecastError
-from lesioncast.forecasting.runtime import check_compatible, one_thread
+from lesioncast.forecasting.runtime import one_thread
 from lesioncast.forecasting.training_data import check_unseen
 from lesioncast.imaging.typicality import MIN_RANKED, TypicalityReference
 from lesioncast.jobs.command.arguments import CALIBRATE

@@ -6,18 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lesioncast.bundle.bundle import (
-    CASE_DIGITS,
-    MANIFEST,
-    METRICS_FILE,
-    BundlePrior,
-    load_bundle_prior,
-    save_same_weights,
-)
+from lesioncast.bundle.bundle import BundlePrior, load_bundle_prior, save_same_weights
+from lesioncast.bundle.compatibility import check_compatible
+from lesioncast.bundle.description import CASE_DIGITS, MANIFEST, METRICS_FILE
 from lesioncast.bundle.json_files import read_json
 from lesioncast.bundle.members import CONTROL_FILE
 from lesioncast.errors import BundleError, ConfigError
-from lesioncast.forecasting.runtime import check_compatible, one_thread
+from lesioncast.forecasting.runtime import one_thread
 from lesioncast.forecasting.training_data import check_unseen
 from lesioncast.jobs.command.arguments import COMBINE
 from lesioncast.jobs.command.runner import run_command

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lesioncast.bundle.bundle import Bundle, load_bundle
+from lesioncast.bundle.compatibility import check_compatible, input_sessions, supported_sessions
 from lesioncast.bundle.pretrained import PRETRAINED, is_pretrained
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import Config
@@ -42,11 +43,6 @@ from lesioncast.evaluation.run import (
 from lesioncast.evaluation.trial_participants import trial_participants
 from lesioncast.evaluation.where.run import WhereInputs, measure_where
 from lesioncast.forecasting.disclaimers import RESEARCH_USE
-from lesioncast.forecasting.runtime import (
-    check_compatible,
-    input_sessions,
-    supported_sessions,
-)
 from lesioncast.forecasting.training_data import (
     check_not_calibrated_on,
     check_unseen,

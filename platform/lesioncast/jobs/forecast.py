@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import Config
 from lesioncast.forecasting.output.bids import figure_path, write_forecast_root
@@ -19,7 +20,7 @@ from lesioncast.forecasting.pipeline import (
     subjects_to_forecast,
     write_forecasts,
 )
-from lesioncast.forecasting.runtime import build_forecast_sampler, check_compatible, device_of
+from lesioncast.forecasting.runtime import build_forecast_sampler, device_of
 from lesioncast.forecasting.sampling import SampleBatch
 from lesioncast.forecasting.settings import ForecastSettings
 from lesioncast.jobs.command.arguments import FORECAST

@@ -7,14 +7,8 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lesioncast.bundle.bundle import (
-    MANIFEST,
-    METRICS_FILE,
-    Bundle,
-    check_replaceable,
-    files_of,
-    load_bundle,
-)
+from lesioncast.bundle.bundle import Bundle, check_replaceable, load_bundle
+from lesioncast.bundle.description import MANIFEST, METRICS_FILE, files_of
 from lesioncast.bundle.json_files import read_json
 from lesioncast.bundle.typicality import TYPICALITY_FILE, read_typicality
 from lesioncast.errors import BundleError, ConfigError

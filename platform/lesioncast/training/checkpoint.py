@@ -19,14 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lesioncast.bundle.io import (
-    Weights,
-    digests_of,
-    first_corrupt_file,
-    first_non_finite,
-    read_tensors,
-    write_tensors,
-)
+from lesioncast.bundle.description import first_corrupt_file
+from lesioncast.bundle.io import Weights, digests_of, first_non_finite, read_tensors, write_tensors
 from lesioncast.bundle.json_files import read_json, write_json
 from lesioncast.errors import ChangedSettingsError, NonFiniteStateError, TrainingError
 from lesioncast.training.state import TrainState

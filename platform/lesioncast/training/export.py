@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lesioncast.bundle.bundle import CASE_DIGITS, save_bundle
+from lesioncast.bundle.bundle import save_bundle
 from lesioncast.bundle.config import BundleConfig
+from lesioncast.bundle.description import CASE_DIGITS
 from lesioncast.bundle.io import Weights
 from lesioncast.bundle.typicality import write_typicality
 from lesioncast.diffusion.lesion_load import LesionLoadPrior

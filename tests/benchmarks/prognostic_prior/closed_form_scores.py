@@ -19,6 +19,7 @@ import numpy as np
 
 from lesioncast.arrays import Floats
 from lesioncast.bundle.bundle import load_bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.calibration.conformal import LogCountForecast, prediction_intervals
 from lesioncast.calibration.fit import Calibration, calibrate
 from lesioncast.cluster.connection import RaySettings, ray_cluster
@@ -39,7 +40,6 @@ from lesioncast.evaluation.metrics.bootstrap import (
 from lesioncast.evaluation.metrics.ensemble_summary import EnsembleSummaries
 from lesioncast.evaluation.run import measure_outcomes, select_evaluation_cases
 from lesioncast.evaluation.settings import EvaluationSettings
-from lesioncast.forecasting.runtime import check_compatible
 from lesioncast.forecasting.training_data import check_unseen
 from lesioncast.jobs.command.runner import configure_logging
 from lesioncast.markdown import format_estimate

@@ -22,6 +22,7 @@ import torch
 
 from lesioncast.arrays import Bools, Floats
 from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.diffusion.continuous_batching import SampleRequest
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.objective import NET2
@@ -30,7 +31,7 @@ from lesioncast.evaluation.metrics.bootstrap import bootstrap_weights, resampled
 from lesioncast.evaluation.metrics.scores import crps
 from lesioncast.evaluation.where.kernel_score import kernel_scores
 from lesioncast.forecasting.encoding import PatientEncoder
-from lesioncast.forecasting.runtime import check_compatible, store_reader
+from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput, independent_seeds
 from lesioncast.imaging.lesions import components
 from lesioncast.parsing import parse_dataclass

@@ -16,11 +16,12 @@ import torch
 
 from lesioncast.arrays import Floats
 from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.evaluation.metrics.bootstrap import bootstrap_weights, resampled_mean
 from lesioncast.evaluation.where.density import brain_of, density_in
 from lesioncast.forecasting.encoding import PatientEncoder
 from lesioncast.forecasting.marginal_map import marginal_map
-from lesioncast.forecasting.runtime import check_compatible, store_reader
+from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput
 from storage import Case, Store
 from tests.benchmarks.sampling.solvers import ENDS, observed_mask

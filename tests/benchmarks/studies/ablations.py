@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lesioncast.arrays import evenly_spaced
-from lesioncast.bundle.bundle import METRICS_FILE, load_bundle, save_bundle
+from lesioncast.bundle.bundle import load_bundle, save_bundle
+from lesioncast.bundle.description import METRICS_FILE
 from lesioncast.bundle.json_files import read_json
 from lesioncast.cluster.connection import ray_cluster
 from lesioncast.config import load_config

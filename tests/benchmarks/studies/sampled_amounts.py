@@ -18,12 +18,13 @@ import torch
 
 from lesioncast.arrays import Bools, Floats
 from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.diffusion.continuous_batching import run_until_idle
 from lesioncast.diffusion.lesion_load import lesion_load_class
 from lesioncast.diffusion.model import SampleCondition
 from lesioncast.diffusion.objective import NET2
 from lesioncast.forecasting.encoding import PatientEncoder
-from lesioncast.forecasting.runtime import check_compatible, store_reader
+from lesioncast.forecasting.runtime import store_reader
 from lesioncast.forecasting.sampling import ModelInput, independent_seeds
 from lesioncast.imaging.lesions import components
 from storage import Case, Store

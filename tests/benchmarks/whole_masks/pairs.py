@@ -19,11 +19,11 @@ import torch
 
 from lesioncast.arrays import Bools, Floats
 from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.evaluation.metrics.bootstrap import Bootstrap, estimate_mean
 from lesioncast.evaluation.where.case_scores import masks_of
 from lesioncast.evaluation.where.mask_draws import StoredLesions
-from lesioncast.forecasting.runtime import check_compatible
 from lesioncast.imaging.channels import BASELINE
 from lesioncast.markdown import format_estimate, markdown_table
 from storage import Case, Store

@@ -21,13 +21,13 @@ import torch
 
 from lesioncast.arrays import Floats, Mask, evenly_spaced
 from lesioncast.bundle.bundle import Bundle
+from lesioncast.bundle.compatibility import check_compatible
 from lesioncast.config import load_config
 from lesioncast.diffusion.settings.process import SamplerConfig
 from lesioncast.evaluation.features.outcomes import cases_with_outcome
 from lesioncast.evaluation.where.case_scores import exact_law, masks_of
 from lesioncast.evaluation.where.kernel_score import kernel_scores_of_empty
 from lesioncast.evaluation.where.mask_draws import StoredLesions
-from lesioncast.forecasting.runtime import check_compatible
 from lesioncast.simulation.settings import SimulationSettings
 from storage import Case, Store
 from tests.benchmarks.sampling.solvers import observed_mask

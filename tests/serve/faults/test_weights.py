@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 
 from lesioncast.bundle import bundle as bundle_module
-from lesioncast.bundle.bundle import CONTROL_FILE, PRIOR, UNET_FILE, describe_bundle, load_bundle
+from lesioncast.bundle.bundle import PRIOR, load_bundle
+from lesioncast.bundle.description import describe_bundle
 from lesioncast.bundle.io import Weights, read_tensors
+from lesioncast.bundle.members import CONTROL_FILE, UNET_FILE
 from lesioncast.errors import BundleError
 from lesioncast.forecasting.runtime import build_sampler
 from lesioncast.forecasting.sampling import EnsembleRequest, plan_batches
 from serve.client import Client
+from serve.model_info import mount_model
 from serve.settings import ServiceSettings
-from serve.worker.loaded_model import load_model, mount_model
+from serve.worker.loaded_model import load_model
 from storage import open_store
 from tests.support.forecast import SPEC, write_bundle, write_store
 from tests.support.service import run_service, wait_for_success

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from lesioncast.bundle.bundle import BundleDescription
+from lesioncast.bundle.description import BundleDescription
 from lesioncast.bundle.json_files import read_json, write_json
 from lesioncast.errors import BundleError
 from lesioncast.evaluation.analysis.performance import POOLED

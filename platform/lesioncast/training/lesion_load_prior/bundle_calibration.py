@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from lesioncast.arrays import Floats, Ints
-from lesioncast.bundle.bundle import CASE_DIGITS
 from lesioncast.bundle.calibration import (
     BundleCalibration,
     CalibrationCohort,
     PatternCalibration,
 )
+from lesioncast.bundle.description import CASE_DIGITS
 from lesioncast.calibration.conformal import LogCountForecast
 from lesioncast.calibration.fit import calibrate
 from lesioncast.calibration.recalibration import finite_log_odds
