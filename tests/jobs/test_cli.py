@@ -29,6 +29,7 @@ NEEDED = {
     "forecast": {"torch"},
     "evaluate": SLOW,
     "calibrate": {"torch"},
+    "combine": {"torch"},
     "publish": SLOW,
     "demo": SLOW,
 }
@@ -108,6 +109,7 @@ def test_a_script_passes_its_command_line_to_its_job(
     monkeypatch.setattr(f"lesioncast.jobs.{name}.main", lambda argv: given.append(argv) or 3)
     arguments = {
         "calibrate": ["bundle", "store.zarr", "--output", "new"],
+        "combine": ["one", "two", "--store", "store.zarr", "--output", "new"],
         "publish": [
             *("bundle", "--evaluation", "evaluation", "--log", "training.log"),
             *("--release", "1.0.0", "--change", "First version.", "--output", "new"),
@@ -132,7 +134,7 @@ def test_help_lists_every_job_and_the_service() -> None:
 
 def test_every_job_module_has_a_command_and_a_script() -> None:
     modules = {path.stem for path in (ROOT / "platform/lesioncast/jobs").glob("*.py")}
-    assert modules - {"__init__", "arguments", "runner"} == set(NAMES)
+    assert modules - {"__init__"} == set(NAMES)
     assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(NAMES)
 
 
