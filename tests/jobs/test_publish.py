@@ -76,7 +76,7 @@ def folder(tmp_path: Path, report: EvaluationReport) -> Path:
         parent,
         config=parent.config,
         metrics=METRICS,
-        calibration=calibrate_on_split(parent.prior, store, parent.config.model, split="test"),
+        calibration=calibrate_on_split(parent.priors, store, parent.config.model, split="test"),
     )
     write_typicality(tmp_path / "bundle", digest, fit_typicality(store, store.cases))
     write_report(tmp_path, replace(report, bundle=digest))

@@ -77,11 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fitted_prior(bundle: BundlePrior, loaded: LoadedCases) -> FittedPrior:
-    """Return a bundle's prior with what it reads of the cases. Raise SystemExit without one."""
+    """Return a bundle's only prior with what it reads of the cases; else raise SystemExit."""
     if len(bundle.priors) != 1:
         raise SystemExit(
-            f"{bundle.path}: expected a bundle with one prior of the lesion load, got "
-            f"{len(bundle.priors)}"
+            f"{bundle.path}: expected a bundle with one lesion load prior, got {len(bundle.priors)}"
         )
     (prior,) = bundle.priors
     name = f"{bundle.path.parent.name} {bundle.digest[:8]}"
