@@ -313,6 +313,17 @@ class LesionLoadPrior(nn.Module):
         )
 
 
+def mix_expectations(
+    priors: Sequence[LesionLoadPrior], probabilities: Sequence[Tensor]
+) -> LoadExpectations:
+    """Return the expected outcomes of the mixture in which each prior has the same share.
+
+    `probabilities` [b, class] are those that each prior gives the classes. All priors have the
+    class means of the same training cases.
+    """
+    return priors[0].expectations_of(torch.stack(list(probabilities)).mean(0))
+
+
 def _amount_name(channel: str) -> str:
     return f"{'mean intensity' if channel.endswith('/flair') else 'lesion volume'} of {channel}"
 

@@ -17,7 +17,7 @@ import torch
 from lesioncast.arrays import Bools, Floats, Ints
 from lesioncast.bundle.bundle import Bundle
 from lesioncast.diffusion.controlnet import lesion_burden
-from lesioncast.diffusion.lesion_load import LesionLoadPrior
+from lesioncast.diffusion.lesion_load import LesionLoadPrior, mix_expectations
 from lesioncast.evaluation.analysis.validity.reliance import (
     ALL_INPUTS,
     ARM_ALONE,
@@ -89,7 +89,7 @@ def predict_with_priors(
             )
             for member, prior in enumerate(priors)
         ]
-        expected = priors[0].expectations_of(torch.stack(by_member).mean(0))
+        expected = mix_expectations(priors, by_member)
     return expected.p_active.numpy(), expected.log_lesions.numpy()
 
 

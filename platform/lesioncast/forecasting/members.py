@@ -23,6 +23,7 @@ from torch import Tensor
 from lesioncast.diffusion.lesion_load import (
     LesionLoadPrior,
     LoadExpectations,
+    mix_expectations,
     sample_load_class,
 )
 from lesioncast.diffusion.model import LesionDiffusion, SampleCondition
@@ -32,7 +33,7 @@ from lesioncast.forecasting.ensemble import MemberOutcomes
 from lesioncast.seeds import member_quantile
 
 
-def mix_expectations(
+def expectations_by_arm(
     priors: Sequence[LesionLoadPrior], patients: Sequence[Tensor]
 ) -> tuple[LoadExpectations, list[tuple[MemberOutcomes, ...]]]:
     """Return the expected outcomes of one patient by arm, and those of each member by arm.
@@ -43,12 +44,10 @@ def mix_expectations(
     by_member = [
         prior.probabilities_by_arm(patient) for prior, patient in zip(priors, patients, strict=True)
     ]
-    # All members have the class means of the same training cases.
-    first = priors[0]
-    mixed = first.expectations_of(torch.stack(by_member).mean(0))
+    mixed = mix_expectations(priors, by_member)
     if len(priors) == 1:
         return mixed, [()] * len(mixed.p_active)
-    stated = [first.expectations_of(probability) for probability in by_member]
+    stated = [priors[0].expectations_of(probability) for probability in by_member]
     members = [map(MemberOutcomes, one.p_active.tolist(), one.lesions.tolist()) for one in stated]
     return mixed, list(zip(*members, strict=True))
 

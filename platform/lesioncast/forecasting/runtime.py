@@ -25,7 +25,7 @@ from lesioncast.forecasting.marginal_map import MappingSampler, make_map_predict
 from lesioncast.forecasting.members import (
     beyond_training,
     draw_members,
-    mix_expectations,
+    expectations_by_arm,
     sample_members,
 )
 from lesioncast.forecasting.sampling import (
@@ -234,7 +234,7 @@ def make_expectation_predictor(
                 prior_features(prior, config.control.masks, condition, covariates)
                 for prior in priors
             ]
-            expectations, of_members = mix_expectations(priors, patients)
+            expectations, of_members = expectations_by_arm(priors, patients)
             clipped = beyond_training(priors, patients)
             pattern = pattern_name(int(priors[0].pattern(patients[0])))
         class_lesions = tuple(priors[0].lesions.tolist())

@@ -22,7 +22,7 @@ from lesioncast.bundle.description import CASE_DIGITS
 from lesioncast.calibration.conformal import LogCountForecast
 from lesioncast.calibration.fit import calibrate
 from lesioncast.calibration.recalibration import finite_log_odds
-from lesioncast.diffusion.lesion_load import LesionLoadPrior
+from lesioncast.diffusion.lesion_load import LesionLoadPrior, mix_expectations
 from lesioncast.diffusion.settings.model import ModelConfig
 from lesioncast.priors.input_patterns import PATTERNS, pattern_name
 from lesioncast.training.lesion_load_prior.calibration import features_of_pattern
@@ -110,20 +110,20 @@ def forecasts_by_pattern(
 
     They are those of the mixture of `priors`, each of which reads FLAIR for itself.
     """
-    first, data = priors[0], loaded.data
+    data = loaded.data
     read_by = [with_readings(prior, loaded) for prior in priors]
     for pattern in range(PATTERNS):
         patients = [
             features_of_pattern(prior, of_prior, pattern)
             for prior, of_prior in zip(priors, read_by, strict=True)
         ]
-        rows = first.pattern(patients[0]) == pattern
+        rows = priors[0].pattern(patients[0]) == pattern
         if rows.any():
             by_member = [
                 prior.probabilities(patient[rows], data.arm[rows])
                 for prior, patient in zip(priors, patients, strict=True)
             ]
-            expected = first.expectations_of(torch.stack(by_member).mean(0))
+            expected = mix_expectations(priors, by_member)
             yield PatternForecasts(
                 pattern_name(pattern),
                 data.arm[rows].numpy(),
