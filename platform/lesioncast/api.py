@@ -2,7 +2,7 @@
 
     import lesioncast
 
-    model = lesioncast.load_bundle("pretrained")    # or the folder of a bundle
+    model = lesioncast.load_bundle("out/demo/bundle")
     images = {"w000/flair": "week0.nii.gz", "w048/flair": nibabel.load("week48.nii.gz")}
     forecast = model.forecast(images, samples=16, seed=0)
     forecast.arms["placebo"].p_active
